@@ -1,0 +1,3 @@
+module github.com/storaged/storaged
+
+go 1.26
