@@ -1,0 +1,51 @@
+package api
+
+import (
+	"context"
+
+	storage "github.com/storaged/storaged"
+)
+
+// Cluster is what a node knows of and does to its cluster. server implements it over the catalog; package apitest has
+// one in memory.
+//
+// Methods are called concurrently, with arguments that were checked for form (names by storage.CheckVolumeName, sizes by
+// storage.CheckVolumeSize) and with a context that has a deadline. Errors are storage.Error; one of KindNotLeader may
+// carry a LeaderHint. Implementations return fresh structs that the caller may keep.
+type Cluster interface {
+	// CreateVolume makes a volume and returns it once it can be opened on every node. It is idempotent by
+	// NewVolume.RequestID. KindExists: the name is taken by a volume of another request. KindUnavailable: the outcome is
+	// not known, the same request may be repeated.
+	CreateVolume(ctx context.Context, v NewVolume) (Volume, error)
+
+	// Volume returns the volume of that name, with sessions and connections. KindNotFound.
+	Volume(ctx context.Context, name string) (Volume, error)
+
+	// Volumes returns at most limit volumes whose names are greater than after (bytewise), in ascending order of names.
+	// It may leave out sessions, connections and AllocatedBytes.
+	Volumes(ctx context.Context, after string, limit int) ([]Volume, error)
+
+	// ResizeVolume sets the size and returns the volume as it is then. KindNotFound; KindInvalid for a smaller size than
+	// the volume has.
+	ResizeVolume(ctx context.Context, name string, sizeBytes int64) (Volume, error)
+
+	// DeleteVolume removes the volume; what it held is freed in the background. When id is not 0 and the volume of that
+	// name has another, it is KindNotFound. KindConflict: the volume has sessions.
+	DeleteVolume(ctx context.Context, name string, id storage.VolumeID) error
+
+	// Nodes returns every node that was not removed, by id.
+	Nodes(ctx context.Context) ([]Node, error)
+
+	// Groups returns every data group, by id.
+	Groups(ctx context.Context) ([]Group, error)
+
+	// Status sums the cluster up. It answers from what the node knows as long as the node runs, and says how old that is.
+	Status(ctx context.Context) (Status, error)
+}
+
+// LeaderHint is implemented by an error in the chain of a storage.Error of KindNotLeader that knows who leads.
+type LeaderHint interface {
+	error
+	// LeaderEndpoint is the host:port of the leader's API, or empty.
+	LeaderEndpoint() string
+}

@@ -1,0 +1,84 @@
+package api
+
+import (
+	"time"
+
+	storage "github.com/storaged/storaged"
+)
+
+// Node describes a node.
+type Node struct {
+	ID        storage.NodeID
+	Name      string
+	Zone      string
+	State     NodeState
+	Addresses Addresses
+	Stores    []Store
+	// Version is what the node runs; empty when it was never heard of.
+	Version string
+	// Replicas counts the replicas of data groups on the node, Leaders those of them that lead.
+	Replicas int
+	Leaders  int
+	// SeenAt is when the node was last heard of; zero: never.
+	SeenAt time.Time
+}
+
+// CapacityBytes sums the stores of the node.
+func (n Node) CapacityBytes() int64 { return n.sum(func(s Store) int64 { return s.CapacityBytes }) }
+
+// UsedBytes sums the stores of the node.
+func (n Node) UsedBytes() int64 { return n.sum(func(s Store) int64 { return s.UsedBytes }) }
+
+// FreeBytes sums the stores of the node.
+func (n Node) FreeBytes() int64 { return n.sum(func(s Store) int64 { return s.FreeBytes }) }
+
+func (n Node) sum(of func(Store) int64) (total int64) {
+	for _, s := range n.Stores {
+		total += of(s)
+	}
+	return total
+}
+
+// Addresses are what others dial, as host:port; empty where the node does not listen.
+type Addresses struct {
+	Peer string
+	API  string
+	NBD  string
+	HTTP string
+}
+
+// NodeState says whether a node takes part.
+type NodeState string
+
+// The states of a node.
+const (
+	NodeUp NodeState = "up"
+	// NodeSuspect was not heard of for a moment.
+	NodeSuspect NodeState = "suspect"
+	NodeDown    NodeState = "down"
+	// NodeDraining has its replicas moved elsewhere.
+	NodeDraining NodeState = "draining"
+	NodeRemoved  NodeState = "removed"
+)
+
+// Store describes one data directory of a node.
+type Store struct {
+	ID            storage.StoreID
+	State         StoreState
+	CapacityBytes int64
+	UsedBytes     int64
+	// FreeBytes is what may still be written; the reserve is not part of it.
+	FreeBytes int64
+}
+
+// StoreState says whether a store takes writes.
+type StoreState string
+
+// The states of a store.
+const (
+	StoreOK StoreState = "ok"
+	// StoreFull is below its reserve: writes that need room are refused.
+	StoreFull StoreState = "full"
+	// StoreFailed: the disk refused a read, a write or a sync; the store is out of use until the node starts again.
+	StoreFailed StoreState = "failed"
+)

@@ -1,0 +1,98 @@
+package api
+
+import (
+	"time"
+
+	storage "github.com/storaged/storaged"
+)
+
+// Status sums a cluster up.
+type Status struct {
+	ClusterID storage.ClusterID
+	Health    Health
+	// Reasons say why Health is not HealthOK, the worst first.
+	Reasons []Reason
+	// ReplicasWanted is the number of replicas that every group is meant to have.
+	ReplicasWanted int
+	NodesTotal     int
+	NodesUp        int
+	GroupsTotal    int
+	// GroupsFull counts the groups that have all the voters they are meant to have, all up.
+	GroupsFull          int
+	GroupsWithoutLeader int
+	Volumes             int
+	// ProvisionedBytes is the sum of the volumes' sizes; the other sizes are sums over all stores.
+	ProvisionedBytes int64
+	CapacityBytes    int64
+	UsedBytes        int64
+	FreeBytes        int64
+	// Tasks are the replicas on their way into their groups.
+	Tasks []Task
+	// CatalogLeader is the node that leads the catalog; 0 when nobody does.
+	CatalogLeader     storage.NodeID
+	CatalogLeaderName string
+	CatalogTerm       uint64
+	CatalogIndex      uint64
+	// AnsweredBy is the node that answers, from what it knew Age ago.
+	AnsweredBy     storage.NodeID
+	AnsweredByName string
+	Age            time.Duration
+}
+
+// Health is one word for a cluster.
+type Health string
+
+// The degrees of health.
+const (
+	HealthOK Health = "ok"
+	// HealthDegraded: everything is served, with less redundancy or room than wanted.
+	HealthDegraded Health = "degraded"
+	// HealthCritical: something is not served, or the next failure may lose data.
+	HealthCritical Health = "critical"
+)
+
+// Reason is one thing that is not as it should be, in words for people.
+type Reason struct {
+	Severity Health
+	// Subject is the object: "node b", "group 3".
+	Subject string
+	// Text says what is the matter: "down for 3m20s".
+	Text string
+	// NextStep says what to do about it; empty when there is nothing to do but wait.
+	NextStep string
+}
+
+// Task is one replica on its way into its group.
+type Task struct {
+	Kind  TaskKind
+	Group storage.GroupID
+	// Node is where the replica goes.
+	Node     storage.NodeID
+	NodeName string
+	// Step says what is being done now: "pulling", "catching up".
+	Step     string
+	Progress *Progress
+}
+
+// TaskKind says why a replica is made.
+type TaskKind string
+
+// The kinds of tasks.
+const (
+	// TaskGrow: a group gets the replicas it is meant to have because nodes joined.
+	TaskGrow TaskKind = "grow"
+	// TaskRepair: a group gets a replica in the place of a lost one.
+	TaskRepair TaskKind = "repair"
+	// TaskBalance: a replica moves to spread the use.
+	TaskBalance TaskKind = "balance"
+)
+
+// Version says what a node runs.
+type Version struct {
+	Version string
+	// Commit is what it was built from; empty when the build did not say.
+	Commit    string
+	GoVersion string
+	// Platform is operating system and architecture: "linux/amd64".
+	Platform string
+}

@@ -1,0 +1,67 @@
+package api
+
+import (
+	"time"
+
+	storage "github.com/storaged/storaged"
+)
+
+// NewVolume asks for a volume.
+type NewVolume struct {
+	// RequestID makes a repeated request the same request; at most MaxRequestIDBytes of printable ASCII. Empty: a repeat
+	// is KindExists.
+	RequestID string
+	Name      string
+	SizeBytes int64
+	// Groups is the number of groups to stripe over, a power of two; 0 lets the cluster choose.
+	Groups int
+}
+
+// Volume describes a volume.
+type Volume struct {
+	ID        storage.VolumeID
+	Name      string
+	SizeBytes int64
+	// AllocatedBytes is how much of one copy holds data; negative when it is not known.
+	AllocatedBytes int64
+	// Groups is the stripe: extent i lives in Groups[i mod len(Groups)].
+	Groups      []storage.GroupID
+	Epoch       storage.Epoch
+	Generation  storage.Generation
+	State       VolumeState
+	CreatedAt   time.Time
+	Sessions    []Session
+	Connections []Connection
+}
+
+// VolumeState says where a volume is in its life.
+type VolumeState string
+
+// The states of a volume.
+const (
+	// VolumeReady can be opened.
+	VolumeReady VolumeState = "ready"
+	// VolumeDeleting is gone for hosts; its data is being removed.
+	VolumeDeleting VolumeState = "deleting"
+)
+
+// Session is a gateway's right to write to a volume.
+type Session struct {
+	ID storage.SessionID
+	// Node is the one whose gateway holds the session.
+	Node       storage.NodeID
+	NodeName   string
+	Generation storage.Generation
+	ReadOnly   bool
+	OpenedAt   time.Time
+}
+
+// Connection is one NBD client of a volume.
+type Connection struct {
+	Node     storage.NodeID
+	NodeName string
+	// Client is the client's address, or the path of the unix socket.
+	Client   string
+	ReadOnly bool
+	OpenedAt time.Time
+}
