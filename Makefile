@@ -1,0 +1,95 @@
+# `make` alone says what there is. Nothing here needs root, except where it says so.
+GO       ?= go
+GOFLAGS  ?=
+BIN      := bin
+VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS  := -X main.version=$(VERSION)
+TAGS     := interop,e2e,chaos
+FUZZTIME ?= 1m
+CHAOS_FOR ?= 10m
+BENCH    ?=
+DEMO     ?=
+
+.PHONY: help build demo test unit race interop e2e chaos-short chaos fuzz bench bench-quick fmt fmt-check vet lint \
+        generate generate-check deps deps-install ci clean
+
+help: ## say what there is
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## build storaged and storagectl into bin/
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/...
+
+demo: ## three nodes on loopback, a file tree streamed in, the leader killed meanwhile (DEMO=--keep keeps them)
+	@$(GO) run ./test/demo $(DEMO)
+
+test: unit ## everything that is tested: unit tests, then interop, end-to-end and a short chaos run with the tools at hand
+	@test/deps.sh --run $(MAKE) interop -- nbdinfo nbdcopy nbdsh qemu-img qemu-io nbd-client fio
+	@$(MAKE) --no-print-directory e2e
+	@$(MAKE) --no-print-directory chaos-short
+
+unit: ## go vet and go test, without root and without tools; power cuts and simulation in their short forms
+	$(GO) vet -tags $(TAGS) ./...
+	$(GO) test -timeout 15m ./...
+
+race: ## the unit tests under the race detector
+	$(GO) test -race -timeout 20m ./...
+
+interop: ## the NBD server against Debian's NBD clients
+	$(GO) test -tags interop -timeout 10m -count 1 ./test/interop/...
+
+e2e: build ## three real processes: growth, failover, restart
+	$(GO) test -tags e2e -timeout 10m -count 1 ./test/e2e/... -storaged $(abspath $(BIN))/storaged
+
+chaos-short: build ## half a minute of kill -9, pauses and partitions; histories checked for linearizability
+	$(GO) test -tags chaos -timeout 5m -count 1 ./test/chaos/... -storaged $(abspath $(BIN))/storaged -for 30s
+
+chaos: build ## the same, long (CHAOS_FOR=10m)
+	$(GO) test -tags chaos -timeout 0 -count 1 -v ./test/chaos/... -storaged $(abspath $(BIN))/storaged -for $(CHAOS_FOR)
+
+fuzz: ## every fuzz target for FUZZTIME (1m) each
+	@set -e; for pkg in $$($(GO) list ./...); do \
+	  for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+	    echo "$$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$pkg; done; done
+
+bench: build ## storaged against nbdkit on this disk, the same fio jobs; writes bench/out.json (BENCH="flags", see -help)
+	@test/deps.sh fio nbdkit
+	@$(GO) run ./bench -storaged $(BIN)/storaged -storagectl $(BIN)/storagectl $(BENCH)
+
+bench-quick: build ## the same in about two minutes: fewer seconds, a smaller volume; not for docs/performance.md
+	@test/deps.sh fio nbdkit
+	@$(GO) run ./bench -quick -storaged $(BIN)/storaged -storagectl $(BIN)/storagectl $(BENCH)
+
+fmt: ## gofmt everything
+	gofmt -w $$(git ls-files '*.go')
+
+fmt-check:
+	@bad=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$bad" ]; then echo "gofmt wants these (make fmt):"; echo "$$bad"; exit 1; fi
+
+vet: ## go vet, with every build tag
+	$(GO) vet -tags $(TAGS) ./...
+
+lint: $(BIN)/golangci-lint ## golangci-lint in the pinned version, built from source
+	$(BIN)/golangci-lint run --build-tags $(TAGS) ./...
+
+$(BIN)/golangci-lint: tools/lint/go.mod tools/lint/go.sum
+	@echo "building golangci-lint; the first time takes some minutes"
+	$(GO) build -C tools/lint -o ../../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+generate: ## regenerate what is generated (proto/)
+	tools/generate.sh
+
+generate-check: ## generated code is up to date: regenerating changes nothing
+	@before=$$(git status --porcelain); $(MAKE) --no-print-directory generate && after=$$(git status --porcelain) && \
+	  if [ "$$before" != "$$after" ]; then echo "generated code is not up to date (make generate):"; git status --short; git diff --stat; exit 1; fi
+
+deps: ## say which Debian packages the tests, the demo and the bench would like
+	@test/deps.sh
+
+deps-install: ## install them (root)
+	@test/deps.sh --install
+
+ci: ## what the forge runs
+	bash .ci/run
+
+clean: ## remove what was built
+	rm -rf $(BIN) bench/out.json

@@ -1,0 +1,215 @@
+package lint
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/storaged/storaged"
+
+// buildTags are the tags under which tests of this module hide; with them, every file is seen.
+const buildTags = "interop,e2e,chaos"
+
+// listed is what `go list` says about one package.
+type listed struct {
+	ImportPath   string
+	Imports      []string // of the package itself
+	TestImports  []string // of its _test files, in the package
+	XTestImports []string // of its _test files, outside the package
+	Deps         []string // everything that the package itself needs, transitively
+}
+
+// rule forbids packages to know others. Paths are relative to the module when they begin with "./" ("./" alone
+// is the root package), and match a package and everything below it, unless they end in "$", which means that
+// package alone.
+type rule struct {
+	why     string
+	of      []string // packages the rule speaks of
+	except  []string // packages below `of` that it does not speak of
+	forbid  []string // what they must not import
+	allow   []string // what they may import although it lies below `forbid`
+	deep    bool     // also not through others
+	inTests bool     // also not in their tests
+}
+
+var rules = []rule{{
+	why: "the vocabulary imports nothing of ours", of: []string{"./$"}, forbid: []string{"./"}, deep: true, inTests: true,
+}, {
+	why: "hashicorp/raft is known to replication and to the catalog's driver only",
+	of:  []string{"./"}, except: []string{"./replication$", "./server/control"},
+	forbid: []string{"github.com/hashicorp/raft", "github.com/hashicorp/raft-boltdb/v2"}, inTests: true,
+}, {
+	why: "go-nbd is known to nbd only (its client is one more peer in the interop tests)",
+	of:  []string{"./"}, except: []string{"./nbd", "./test/interop"}, forbid: []string{"github.com/pojntfx/go-nbd"}, inTests: true,
+}, {
+	why: "segment knows nothing of extents, ops, peers and Raft",
+	of:  []string{"./replication/segment"}, forbid: []string{"./", "github.com/hashicorp/raft"},
+	allow: []string{"./$", "./replication/segment", "./internal"}, deep: true, inTests: true,
+}, {
+	why: "op is pure encoding",
+	of:  []string{"./replication/op"}, forbid: []string{"./", "os", "net", "github.com/hashicorp/raft"},
+	allow: []string{"./$", "./replication/op"},
+}, {
+	why: "op is pure encoding", of: []string{"./replication/op"}, forbid: []string{"./"},
+	allow: []string{"./$", "./replication/op"}, deep: true,
+}, {
+	why: "extent knows segments and ops, nothing of Raft, peers, NBD and the server",
+	of:  []string{"./replication/extent"}, forbid: []string{"./", "github.com/hashicorp/raft"},
+	allow: []string{"./$", "./replication/extent", "./replication/segment", "./replication/op", "./internal"}, deep: true,
+}, {
+	why: "peer carries frames, whatever is in them",
+	of:  []string{"./replication/peer"}, forbid: []string{"./", "github.com/hashicorp/raft"},
+	allow: []string{"./$", "./replication/peer", "./internal"}, deep: true,
+}, {
+	why: "replication knows nothing of NBD, of the server and of the APIs",
+	of:  []string{"./replication"}, forbid: []string{"./nbd", "./server", "./api", "./proto", "./cmd"}, deep: true,
+}, {
+	why: "nbd knows the vocabulary only",
+	of:  []string{"./nbd"}, forbid: []string{"./", "github.com/hashicorp/raft"}, allow: []string{"./$", "./nbd", "./internal"}, deep: true,
+}, {
+	why: "the gateway knows requests (replication/op), not how they are replicated",
+	of:  []string{"./server/volume"}, forbid: []string{"./", "github.com/hashicorp/raft"},
+	allow: []string{"./$", "./server/volume", "./replication/op", "./internal"}, deep: true,
+}, {
+	why: "the catalog is pure: state and command to state and effects",
+	of:  []string{"./server/catalog"},
+	forbid: []string{"./", "os", "net", "io/fs", "syscall", "log", "log/slog", "math/rand", "math/rand/v2", "crypto/rand",
+		"sync", "sync/atomic", "context", "github.com/cockroachdb", "github.com/hashicorp", "github.com/prometheus"},
+	allow: []string{"./$", "./server/catalog"},
+}, {
+	why: "the typed client needs no server",
+	of:  []string{"./api/client", "./cmd/storagectl"}, forbid: []string{"./server", "./replication"}, allow: []string{"./replication/op"}, deep: true,
+}, {
+	why: "what serves the tests stays out of what is shipped",
+	of:  []string{"./"}, except: []string{"./test", "./bench", "./internal/testcluster", "./internal/simnet", "./internal/history"},
+	forbid: []string{"./test", "./bench", "./internal/testcluster", "./internal/simnet", "./internal/history",
+		"github.com/anishathalye/porcupine", "pgregory.net/rapid", "testing"},
+}, {
+	why: "errors are the standard library's and storage.Error", of: []string{"./"}, forbid: []string{"github.com/pkg/errors", "github.com/cockroachdb/errors"}, inTests: true,
+}}
+
+// TestImports holds the direction of the imports (docs/architecture.md, "Layout").
+func TestImports(t *testing.T) {
+	pkgs := list(t)
+	for _, r := range rules {
+		for _, v := range r.violations(pkgs) {
+			t.Errorf("%s\n\trule: %s", v, r.why)
+		}
+	}
+}
+
+// list returns every package of the module.
+func list(t *testing.T) []listed {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "go", "list", "-e", "-tags", buildTags,
+		"-json=ImportPath,Imports,TestImports,XTestImports,Deps", module+"/...")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v\n%s", err, stderr.String())
+	}
+	var pkgs []listed
+	for dec := json.NewDecoder(bytes.NewReader(out)); ; {
+		var p listed
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatalf("go list printed something else than JSON: %v", err)
+		}
+		pkgs = append(pkgs, p)
+	}
+	if len(pkgs) == 0 {
+		t.Fatal("go list found no package")
+	}
+	return pkgs
+}
+
+// violations returns one line for each forbidden import.
+func (r rule) violations(pkgs []listed) []string {
+	var found []string
+	for _, p := range pkgs {
+		if !matchAny(p.ImportPath, r.of) || matchAny(p.ImportPath, r.except) {
+			continue
+		}
+		report := func(how string, paths []string) {
+			for _, path := range paths {
+				if path != p.ImportPath && matchAny(path, r.forbid) && !matchAny(path, r.allow) {
+					found = append(found, fmt.Sprintf("%s %s %s", p.ImportPath, how, path))
+				}
+			}
+		}
+		report("imports", p.Imports)
+		if r.deep {
+			report("reaches", indirect(p))
+		}
+		if r.inTests {
+			report("imports in its tests", slices.Concat(p.TestImports, p.XTestImports))
+		}
+	}
+	return found
+}
+
+// indirect returns what a package needs but does not import itself.
+func indirect(p listed) []string {
+	return slices.DeleteFunc(slices.Clone(p.Deps), func(d string) bool { return slices.Contains(p.Imports, d) })
+}
+
+func matchAny(path string, patterns []string) bool {
+	return slices.ContainsFunc(patterns, func(pat string) bool { return match(path, pat) })
+}
+
+// match says whether a pattern of a rule means the package.
+func match(path, pattern string) bool {
+	pattern, alone := strings.CutSuffix(pattern, "$")
+	if rest, ours := strings.CutPrefix(pattern, "./"); ours {
+		pattern = strings.TrimSuffix(module+"/"+rest, "/")
+	}
+	return path == pattern || !alone && strings.HasPrefix(path, pattern+"/")
+}
+
+// TestRulesBite shows the rules one violation each, so that a rule that matches nothing is noticed.
+func TestRulesBite(t *testing.T) {
+	own := func(rel string) string { return strings.TrimSuffix(module+"/"+rel, "/") }
+	for _, tc := range []struct {
+		name string
+		pkg  listed
+		want int // violations over all rules
+	}{
+		{"root imports ours", listed{ImportPath: own(""), Imports: []string{own("nbd")}}, 1},
+		{"root's test imports ours", listed{ImportPath: own(""), TestImports: []string{own("nbd")}}, 1},
+		{"raft in replication", listed{ImportPath: own("replication"), Imports: []string{"github.com/hashicorp/raft"}}, 0},
+		{"raft in control", listed{ImportPath: own("server/control"), Imports: []string{"github.com/hashicorp/raft"}}, 0},
+		{"raft in cmd", listed{ImportPath: own("cmd/storaged"), Imports: []string{"github.com/hashicorp/raft"}}, 1},
+		{"raft through others in cmd", listed{ImportPath: own("cmd/storaged"), Deps: []string{"github.com/hashicorp/raft"}}, 0},
+		{"raft in a test of server", listed{ImportPath: own("server"), XTestImports: []string{"github.com/hashicorp/raft"}}, 1},
+		{"raft through others in the gateway", listed{ImportPath: own("server/volume"), Deps: []string{"github.com/hashicorp/raft"}}, 1},
+		{"go-nbd in the server", listed{ImportPath: own("server"), Imports: []string{"github.com/pojntfx/go-nbd/pkg/protocol"}}, 1},
+		{"go-nbd in nbd", listed{ImportPath: own("nbd"), Imports: []string{"github.com/pojntfx/go-nbd/pkg/protocol"}}, 0},
+		{"extent in segment", listed{ImportPath: own("replication/segment"), Imports: []string{own("replication/extent")}}, 1},
+		{"op in nbd", listed{ImportPath: own("nbd"), Imports: []string{own("replication/op")}}, 1},
+		{"op in the gateway", listed{ImportPath: own("server/volume"), Imports: []string{own("replication/op")}}, 0},
+		{"net in the catalog", listed{ImportPath: own("server/catalog"), Imports: []string{"net"}}, 1},
+		{"server in replication", listed{ImportPath: own("replication"), Deps: []string{own("server/catalog")}}, 1},
+		{"replication in storagectl", listed{ImportPath: own("cmd/storagectl"), Deps: []string{own("replication")}}, 1},
+		{"test helpers in what is shipped", listed{ImportPath: own("server"), Imports: []string{own("internal/simnet")}}, 1},
+		{"test helpers in tests", listed{ImportPath: own("server"), TestImports: []string{own("internal/simnet")}}, 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var got []string
+			for _, r := range rules {
+				got = append(got, r.violations([]listed{tc.pkg})...)
+			}
+			if len(got) != tc.want {
+				t.Errorf("found %d violations, want %d: %q", len(got), tc.want, got)
+			}
+		})
+	}
+}
