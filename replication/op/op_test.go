@@ -1,0 +1,293 @@
+package op_test
+
+import (
+	"bytes"
+	"encoding/hex"
+	"errors"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/op"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files in testdata")
+
+func write(offset uint32, payload []byte) op.Op {
+	return op.Op{Kind: op.Write, Volume: 7, Extent: 3, Offset: offset, Length: uint32(len(payload)), Session: 9, Seq: 11,
+		Epoch: 2, Generation: 5, ReadTerm: 4, Sums: op.AppendSums(nil, offset, payload)}
+}
+
+func pattern(n int) []byte {
+	p := make([]byte, n)
+	for i := range p {
+		p[i] = byte(i*7 + i>>8)
+	}
+	return p
+}
+
+// golden compares got with the file as a hex dump: layouts on disk do not change by accident.
+func golden(t *testing.T, name string, got []byte) {
+	t.Helper()
+	path := filepath.Join("testdata", name+".hex")
+	dump := []byte(hex.Dump(got))
+	if *update {
+		if err := os.WriteFile(path, dump, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), string(dump)); diff != "" {
+		t.Errorf("%s changed (-want +got):\n%s", name, diff)
+	}
+}
+
+func TestGoldenBytes(t *testing.T) {
+	w := write(4096, pattern(8192))
+	golden(t, "write", w.AppendHeader(nil))
+	c := op.Op{Kind: op.Clear, Flags: op.FlagNoHole, Volume: 1, Extent: 2, Offset: 8192, Length: 4096, Session: 3, Seq: 4, Epoch: 5, Generation: 6}
+	golden(t, "clear", c.AppendHeader(nil))
+	win := op.Window{Low: 40}
+	win.Mark(42)
+	r := op.Result{Kind: storage.KindFenced, Detail: 8, Text: "generation 7 is over", Window: &win}
+	golden(t, "result", r.Append(nil))
+	rr := op.ReadRequest{Volume: 1, Extent: 2, Offset: 512, Length: 4096, Session: 3, Generation: 4, Epoch: op.HeadEpoch, Mode: op.ReadQuorum}
+	golden(t, "read-request", rr.Append(nil))
+	ra := op.ReadResponse{Sums: []uint32{1, 0, 3}, Holes: []bool{false, true, false}}
+	golden(t, "read-response", ra.Append(nil))
+	sr := op.StatusRequest{Volume: 1, Extent: 2, Offset: 512, Length: 4096, Session: 3, Generation: 4, Epoch: 9, Dirty: true, Since: 5}
+	golden(t, "status-request", sr.Append(nil))
+	sa := op.StatusResponse{Runs: []op.Run{{Length: 4096, Flags: op.RunAllocated | op.RunDirty}, {Length: 512, Flags: op.RunHole | op.RunZero}}}
+	golden(t, "status-response", sa.Append(nil))
+}
+
+func TestOpRoundTrip(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		offset  uint32
+		length  int
+		pieces  int
+		aligned bool
+	}{
+		{"one block", 0, 4096, 1, true},
+		{"last block", storage.ExtentSize - 4096, 4096, 1, true},
+		{"one byte", 4095, 1, 1, false},
+		{"across an edge", 4095, 2, 2, false},
+		{"largest", 4096, storage.MaxEntryPayloadBytes, 256, true},
+		{"largest, shifted", 1, storage.MaxEntryPayloadBytes, 257, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			payload := pattern(tc.length)
+			o := write(tc.offset, payload)
+			if err := o.Validate(); err != nil {
+				t.Fatal(err)
+			}
+			header := o.AppendHeader(nil)
+			if len(header) != op.HeaderLen(op.Write, tc.pieces) || len(header) > op.MaxHeaderLen {
+				t.Errorf("header of %d bytes", len(header))
+			}
+			got, gotPayload, err := op.Decode(append(header[:len(header):len(header)], payload...))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(gotPayload, payload) || !bytes.Equal(got.AppendHeader(nil), header) {
+				t.Error("the decoded operation encodes differently")
+			}
+			if got.Aligned() != tc.aligned || got.NumSums() != tc.pieces {
+				t.Errorf("aligned %v with %d sums", got.Aligned(), got.NumSums())
+			}
+			if err := got.Verify(gotPayload); err != nil {
+				t.Error(err)
+			}
+			gotPayload[tc.length-1] ^= 1
+			if err := got.Verify(gotPayload); !errors.Is(err, storage.ErrCorrupt) {
+				t.Errorf("a flipped bit in the payload: %v", err)
+			}
+		})
+	}
+}
+
+func TestOpRefused(t *testing.T) {
+	base := write(0, pattern(4096))
+	for _, tc := range []struct {
+		name string
+		edit func(*op.Op)
+		kind storage.Kind
+	}{
+		{"kind zero", func(o *op.Op) { o.Kind = 0 }, storage.KindInvalid},
+		{"kind unknown", func(o *op.Op) { o.Kind = 200 }, storage.KindUnsupported},
+		{"flag unknown", func(o *op.Op) { o.Flags = 1 << 15 }, storage.KindUnsupported},
+		{"no volume", func(o *op.Op) { o.Volume = 0 }, storage.KindInvalid},
+		{"no session", func(o *op.Op) { o.Session = 0 }, storage.KindInvalid},
+		{"no number", func(o *op.Op) { o.Seq = 0 }, storage.KindInvalid},
+		{"empty", func(o *op.Op) { o.Length, o.Sums = 0, nil }, storage.KindInvalid},
+		{"past the extent", func(o *op.Op) { o.Offset = storage.ExtentSize }, storage.KindInvalid},
+		{"offset wraps", func(o *op.Op) { o.Offset = 1<<32 - 4096 }, storage.KindInvalid},
+		{"a sum missing", func(o *op.Op) { o.Sums = nil }, storage.KindInvalid},
+		{"too long", func(o *op.Op) { o.Length = storage.MaxEntryPayloadBytes + 4096; o.Sums = make([]uint32, 257) }, storage.KindInvalid},
+		{"clear unaligned", func(o *op.Op) { o.Kind, o.Sums, o.Length = op.Clear, nil, 100 }, storage.KindInvalid},
+		{"clear with sums", func(o *op.Op) { o.Kind = op.Clear }, storage.KindInvalid},
+		{"close with a range", func(o *op.Op) { o.Kind, o.Sums = op.CloseSession, nil }, storage.KindInvalid},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			o := base
+			tc.edit(&o)
+			if err := o.Validate(); storage.KindOf(err) != tc.kind {
+				t.Errorf("Validate: %v", err)
+			}
+			if _, _, err := op.Decode(append(o.AppendHeader(nil), make([]byte, o.Length%(1<<21))...)); storage.KindOf(err) != tc.kind {
+				t.Errorf("Decode: %v", err)
+			}
+		})
+	}
+}
+
+// Guards I5 at the header: a flipped bit anywhere in an operation's header is noticed (headerCRC in DecodeHeader).
+func TestOpEveryFlippedHeaderBit(t *testing.T) {
+	o := write(4096, pattern(8192))
+	header := o.AppendHeader(nil)
+	data := append(header, pattern(8192)...)
+	for bit := range 8 * len(header) {
+		data[bit/8] ^= 1 << (bit % 8)
+		if _, _, err := op.Decode(data); err == nil {
+			t.Errorf("bit %d flipped and not noticed", bit)
+		}
+		data[bit/8] ^= 1 << (bit % 8)
+	}
+	for n := range len(data) {
+		if _, _, err := op.Decode(data[:n]); err == nil {
+			t.Errorf("cut to %d bytes and not noticed", n)
+		}
+	}
+}
+
+func TestDecodeDoesNotAllocate(t *testing.T) {
+	o := write(0, pattern(4096))
+	data := append(o.AppendHeader(nil), pattern(4096)...)
+	var sum uint32
+	if n := testing.AllocsPerRun(100, func() {
+		d, _, err := op.Decode(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum += d.SumAt(0)
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+func TestWindow(t *testing.T) {
+	var w op.Window
+	model := map[uint64]bool{}
+	mark := func(s uint64) {
+		t.Helper()
+		if !w.InWindow(s) || w.Applied(s) {
+			t.Fatalf("%d: in window %v, applied %v, low %d", s, w.InWindow(s), w.Applied(s), w.Low)
+		}
+		w.Mark(s)
+		model[s] = true
+	}
+	check := func(low uint64) {
+		t.Helper()
+		if w.Low != low {
+			t.Fatalf("low %d, want %d", w.Low, low)
+		}
+		for s := uint64(1); s < low+storage.SessionWindow+10; s++ {
+			if w.Applied(s) != model[s] {
+				t.Fatalf("%d applied: %v", s, w.Applied(s))
+			}
+		}
+		d, err := op.DecodeWindow(w.Append(nil))
+		if err != nil || d != w {
+			t.Fatalf("round trip: %v", err)
+		}
+	}
+	for s := uint64(storage.SessionWindow); s > 1; s-- { // all but the first, backwards
+		mark(s)
+	}
+	check(0)
+	if w.InWindow(storage.SessionWindow + 1) {
+		t.Error("a number beyond the window is accepted")
+	}
+	if w.Count() != storage.SessionWindow-1 {
+		t.Errorf("count %d", w.Count())
+	}
+	mark(1)
+	check(storage.SessionWindow)
+	for s := uint64(1025); s < 5000; s += 2 { // in pairs, swapped
+		mark(s + 1)
+		mark(s)
+	}
+	check(5000)
+	mark(6000)
+	check(5000)
+}
+
+func TestResultRoundTrip(t *testing.T) {
+	for _, r := range []op.Result{
+		{}, {Duplicate: true}, {Kind: storage.KindFenced, Detail: 1 << 60, Text: "epoch 4 is over"},
+		{Window: &op.Window{Low: 3}}, {Kind: storage.KindInternal, Text: strings.Repeat("x", op.MaxTextBytes)},
+	} {
+		got, err := op.DecodeResult(r.Append(nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(r, got); diff != "" {
+			t.Error(diff)
+		}
+		if storage.KindOf(got.Err("write", "volume 3")) != r.Kind {
+			t.Errorf("error %v", got.Err("write", "volume 3"))
+		}
+	}
+	long := op.Result{Kind: storage.KindInvalid, Text: strings.Repeat("y", 10_000)}
+	if got, err := op.DecodeResult(long.Append(nil)); err != nil || len(got.Text) != op.MaxTextBytes {
+		t.Errorf("%d bytes of text: %v", len(got.Text), err)
+	}
+}
+
+func TestReadResponse(t *testing.T) {
+	payload := pattern(3 * 4096)
+	clear(payload[4096:8192])
+	r := op.ReadResponse{Sums: op.AppendSums(nil, 0, payload), Holes: []bool{false, true, false}}
+	r.Sums[1] = 0
+	var got op.ReadResponse
+	if err := got.Decode(r.Append(nil)); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(r, got); diff != "" {
+		t.Error(diff)
+	}
+	if err := got.Verify(payload); err != nil {
+		t.Error(err)
+	}
+	payload[0] ^= 1
+	if err := got.Verify(payload); !errors.Is(err, storage.ErrCorrupt) {
+		t.Errorf("a flipped bit: %v", err)
+	}
+	if err := got.Verify(payload[:4096]); !errors.Is(err, storage.ErrInvalid) {
+		t.Errorf("a short payload: %v", err)
+	}
+	holes := op.ReadResponse{Sums: make([]uint32, 2), Holes: []bool{true, true}}
+	if err := holes.Verify(nil); err != nil || holes.PayloadLen() != 0 {
+		t.Errorf("all holes: %v", err)
+	}
+}
+
+func TestReadDataReleasesOnce(t *testing.T) {
+	n := 0
+	d := op.NewReadData(op.ReadResponse{}, nil, func() { n++ })
+	d.Release()
+	d.Release()
+	if n != 1 {
+		t.Errorf("released %d times", n)
+	}
+	op.NewReadData(op.ReadResponse{}, nil, nil).Release()
+}

@@ -1,0 +1,164 @@
+package op
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	storage "github.com/storaged/storaged"
+)
+
+// StatusRequest asks which blocks of a range of one extent are mapped, and which changed since a snapshot.
+type StatusRequest struct {
+	Volume     storage.VolumeID
+	Extent     storage.ExtentIndex
+	Offset     uint32 // bytes from the extent's beginning; any alignment
+	Length     uint32 // bytes, at least 1
+	Session    storage.SessionID
+	Generation storage.Generation
+	Epoch      storage.Epoch // the version: newest with an epoch not above; HeadEpoch for the newest
+	Dirty      bool          // compare with the version at Since and set RunDirty
+	Since      storage.Epoch
+	Mode       ReadMode
+}
+
+// StatusRequestLen is the length in bytes of an encoded StatusRequest.
+const StatusRequestLen = 56
+
+const statusDirty = 1
+
+// Validate returns an error of KindInvalid unless the request may be encoded.
+func (r *StatusRequest) Validate() error {
+	switch {
+	case r.Volume == 0:
+		return invalid("status", "the volume is zero")
+	case r.Mode >= readModeEnd:
+		return invalid("status", "unknown mode %d", r.Mode)
+	}
+	return checkRange("status", r.Offset, r.Length)
+}
+
+// Append appends the encoding, of StatusRequestLen bytes.
+func (r *StatusRequest) Append(dst []byte) []byte {
+	le := binary.LittleEndian
+	var flags byte
+	if r.Dirty {
+		flags = statusDirty
+	}
+	dst = append(dst, Version, byte(r.Mode), flags, 0)
+	dst = le.AppendUint32(dst, uint32(r.Extent))
+	dst = le.AppendUint32(dst, r.Offset)
+	dst = le.AppendUint32(dst, r.Length)
+	dst = le.AppendUint64(dst, uint64(r.Volume))
+	dst = le.AppendUint64(dst, uint64(r.Session))
+	dst = le.AppendUint64(dst, uint64(r.Generation))
+	dst = le.AppendUint64(dst, uint64(r.Epoch))
+	return le.AppendUint64(dst, uint64(r.Since))
+}
+
+// DecodeStatusRequest decodes a request that fills data.
+func DecodeStatusRequest(data []byte) (r StatusRequest, err error) {
+	if len(data) != StatusRequestLen {
+		return StatusRequest{}, invalid("decode status", "%d bytes, want %d", len(data), StatusRequestLen)
+	}
+	if err := checkVersion("decode status", data[0]); err != nil {
+		return StatusRequest{}, err
+	}
+	if data[2]&^statusDirty != 0 || data[3] != 0 {
+		return StatusRequest{}, invalid("decode status", "unknown flags")
+	}
+	le := binary.LittleEndian
+	r = StatusRequest{
+		Mode:       ReadMode(data[1]),
+		Dirty:      data[2]&statusDirty != 0,
+		Extent:     storage.ExtentIndex(le.Uint32(data[4:])),
+		Offset:     le.Uint32(data[8:]),
+		Length:     le.Uint32(data[12:]),
+		Volume:     storage.VolumeID(le.Uint64(data[16:])),
+		Session:    storage.SessionID(le.Uint64(data[24:])),
+		Generation: storage.Generation(le.Uint64(data[32:])),
+		Epoch:      storage.Epoch(le.Uint64(data[40:])),
+		Since:      storage.Epoch(le.Uint64(data[48:])),
+	}
+	if err := r.Validate(); err != nil {
+		return StatusRequest{}, err
+	}
+	return r, nil
+}
+
+// RunFlags describe the blocks of a Run.
+type RunFlags uint32
+
+// The flags of a run. Exactly one of RunAllocated and RunHole is set.
+const (
+	RunAllocated RunFlags = 1 << iota // the blocks are mapped
+	RunHole                           // the blocks are not mapped
+	RunZero                           // the blocks read as zeroes
+	RunDirty                          // the blocks differ from the version asked for
+
+	runFlagsKnown = RunAllocated | RunHole | RunZero | RunDirty
+)
+
+// Run is a part of the range asked for with the same flags throughout. The runs of an answer cover exactly the range.
+type Run struct {
+	Length uint32 // bytes, at least 1
+	Flags  RunFlags
+}
+
+const (
+	statusResponseFixedLen = 4
+	runLen                 = 8
+)
+
+// StatusResponse is the answer to a StatusRequest.
+type StatusResponse struct {
+	Runs []Run // at most BlocksPerExtent
+}
+
+// Append appends the encoding.
+func (r *StatusResponse) Append(dst []byte) []byte {
+	le := binary.LittleEndian
+	dst = append(dst, Version, 0)
+	dst = le.AppendUint16(dst, uint16(len(r.Runs)))
+	for _, run := range r.Runs {
+		dst = le.AppendUint32(dst, run.Length)
+		dst = le.AppendUint32(dst, uint32(run.Flags))
+	}
+	return dst
+}
+
+// DecodeStatusResponse decodes an answer that fills data. It does not keep data.
+func DecodeStatusResponse(data []byte) (r StatusResponse, err error) {
+	if len(data) < statusResponseFixedLen {
+		return StatusResponse{}, invalid("decode status answer", "%d bytes are too short", len(data))
+	}
+	if err := checkVersion("decode status answer", data[0]); err != nil {
+		return StatusResponse{}, err
+	}
+	le := binary.LittleEndian
+	n := int(le.Uint16(data[2:]))
+	if data[1] != 0 || n > storage.BlocksPerExtent || len(data) != statusResponseFixedLen+runLen*n {
+		return StatusResponse{}, invalid("decode status answer", "%d bytes do not hold %d runs", len(data), n)
+	}
+	if n == 0 {
+		return StatusResponse{}, nil
+	}
+	r.Runs = make([]Run, n)
+	total := uint64(0)
+	for i := range r.Runs {
+		p := data[statusResponseFixedLen+runLen*i:]
+		run := Run{Length: le.Uint32(p), Flags: RunFlags(le.Uint32(p[4:]))}
+		if run.Length == 0 || run.Flags&^runFlagsKnown != 0 {
+			return StatusResponse{}, invalid("decode status answer", "run %d has %d bytes and flags %#x", i, run.Length, run.Flags)
+		}
+		total += uint64(run.Length)
+		r.Runs[i] = run
+	}
+	if total > storage.ExtentSize {
+		return StatusResponse{}, invalid("decode status answer", "the runs cover %d bytes", total)
+	}
+	return r, nil
+}
+
+func errMismatch(block int) error {
+	return fmt.Errorf("checksum mismatch in block %d of the answer", block)
+}
