@@ -1,0 +1,272 @@
+// Package testcluster runs a cluster of real storaged processes on this machine, for the end-to-end and chaos
+// tests, the bench and the demo: it starts them on free loopback addresses or in network namespaces, waits until
+// they are ready, kills, pauses and stops them, keeps their logs and reads what they use from /proc.
+//
+// It knows storaged by its command line only. It starts nothing that Stop does not end, unless Config.Detach says
+// so. A Cluster and its nodes may be used concurrently.
+package testcluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	storagev1 "github.com/storaged/storaged/proto/storage/v1"
+)
+
+// Config says what to run. The zero value of a field is its default.
+type Config struct {
+	// Command starts storaged, without arguments: {"/path/to/storaged"}. Default: storaged from PATH.
+	Command []string
+	// Args are appended to the arguments of every node's `serve`.
+	Args []string
+	// Dir keeps a data directory and a log per node. It must exist. Required.
+	Dir string
+	// Nodes is how many nodes New prepares. Default 3.
+	Nodes int
+	// Host is the address of node i, from 0. Default: 127.0.0.1 for every node.
+	Host func(i int) string
+	// Prefix is put before node i's command: {"ip", "netns", "exec", "st1"}. Default: nothing.
+	Prefix func(i int) []string
+	// Ports of a node, the same on every node; used with Host when every node has an address of its own.
+	// Default: free ports.
+	Ports *Ports
+	// Detach lets the nodes outlive this process.
+	Detach bool
+	// ReadyTimeout bounds how long Start waits for one node. Default 30 s.
+	ReadyTimeout time.Duration
+}
+
+// Ports are the listening ports of one node.
+type Ports struct{ Peer, API, NBD, HTTP int }
+
+// Cluster is a set of nodes. Methods of it start and stop all of them; see Node for one.
+type Cluster struct {
+	cfg   Config
+	nodes []*Node
+
+	mu    sync.Mutex // guards conns
+	conns map[*Node]*grpc.ClientConn
+}
+
+// New prepares a cluster and picks its addresses. It starts nothing.
+func New(cfg Config) (*Cluster, error) {
+	if cfg.Nodes == 0 {
+		cfg.Nodes = 3
+	}
+	if len(cfg.Command) == 0 {
+		cfg.Command = []string{"storaged"}
+	}
+	if cfg.Host == nil {
+		cfg.Host = func(int) string { return "127.0.0.1" }
+	}
+	if cfg.ReadyTimeout == 0 {
+		cfg.ReadyTimeout = 30 * time.Second
+	}
+	if st, err := os.Stat(cfg.Dir); err != nil {
+		return nil, fmt.Errorf("testcluster: %w", err)
+	} else if !st.IsDir() {
+		return nil, fmt.Errorf("testcluster: %s is not a directory", cfg.Dir)
+	}
+	c := &Cluster{cfg: cfg, conns: map[*Node]*grpc.ClientConn{}}
+	for i := range cfg.Nodes {
+		n, err := newNode(cfg, i)
+		if err != nil {
+			return nil, err
+		}
+		c.nodes = append(c.nodes, n)
+	}
+	return c, nil
+}
+
+// Start starts every node, the first alone and the others joining it, and returns when all are ready.
+func (c *Cluster) Start(ctx context.Context) error {
+	for i := range c.nodes {
+		if err := c.StartNode(ctx, i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// StartNode starts node i and returns when it is ready. On its first start, a node other than 0 joins node 0.
+func (c *Cluster) StartNode(ctx context.Context, i int) error {
+	n := c.nodes[i]
+	join := ""
+	if i > 0 && !n.joined() {
+		join = c.nodes[0].Peer
+	}
+	if err := n.start(join); err != nil {
+		return err
+	}
+	return n.WaitReady(ctx)
+}
+
+// Nodes returns all nodes, running or not, in order.
+func (c *Cluster) Nodes() []*Node { return c.nodes }
+
+// Node returns node i, from 0.
+func (c *Cluster) Node(i int) *Node { return c.nodes[i] }
+
+// Stop ends every node by SIGTERM, all at once, and those that are still there when ctx is done by SIGKILL. It
+// returns the first node's error. A paused node is resumed first.
+func (c *Cluster) Stop(ctx context.Context) error {
+	stopped := make([]error, len(c.nodes))
+	var wg sync.WaitGroup
+	for i, n := range c.nodes {
+		wg.Go(func() { stopped[i] = n.Stop(ctx) })
+	}
+	wg.Wait()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	err := errors.Join(stopped...)
+	for n, conn := range c.conns {
+		err = errors.Join(err, conn.Close())
+		delete(c.conns, n)
+	}
+	return err
+}
+
+// Usage sums what the running nodes have used since each was started.
+func (c *Cluster) Usage() (sum Usage, err error) {
+	for _, n := range c.nodes {
+		if pid := n.PID(); pid != 0 {
+			u, err := ReadUsage(pid)
+			if err != nil {
+				return sum, err
+			}
+			sum = sum.Add(u)
+		}
+	}
+	return sum, nil
+}
+
+// Conn returns a connection to the API of a node, made at the first call and closed by Stop.
+func (c *Cluster) Conn(n *Node) (*grpc.ClientConn, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if conn := c.conns[n]; conn != nil {
+		return conn, nil
+	}
+	conn, err := grpc.NewClient("passthrough:///"+n.API, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err == nil {
+		c.conns[n] = conn
+	}
+	return conn, err
+}
+
+// Status asks the running nodes in turn how the cluster is, and returns the first answer.
+func (c *Cluster) Status(ctx context.Context) (*storagev1.ClusterStatus, error) {
+	return ask(ctx, c, func(ctx context.Context, conn *grpc.ClientConn) (*storagev1.ClusterStatus, error) {
+		r, err := storagev1.NewClusterClient(conn).Status(ctx, &storagev1.GetStatusRequest{})
+		return r.GetStatus(), err
+	})
+}
+
+// Groups asks the running nodes in turn for the groups, and returns the first answer.
+func (c *Cluster) Groups(ctx context.Context) ([]*storagev1.Group, error) {
+	return ask(ctx, c, func(ctx context.Context, conn *grpc.ClientConn) ([]*storagev1.Group, error) {
+		r, err := storagev1.NewGroupsClient(conn).List(ctx, &storagev1.ListGroupsRequest{})
+		return r.GetGroups(), err
+	})
+}
+
+// CreateVolume creates a volume through the first running node that answers.
+func (c *Cluster) CreateVolume(ctx context.Context, name string, sizeBytes int64) error {
+	req := &storagev1.CreateVolumeRequest{Name: name, SizeBytes: sizeBytes,
+		RequestId: fmt.Sprintf("testcluster-%s-%d", name, time.Now().UnixNano())}
+	_, err := ask(ctx, c, func(ctx context.Context, conn *grpc.ClientConn) (*storagev1.Volume, error) {
+		r, err := storagev1.NewVolumesClient(conn).Create(ctx, req)
+		return r.GetVolume(), err
+	})
+	return err
+}
+
+// ask tries the running nodes in turn, a few seconds each.
+func ask[T any](ctx context.Context, c *Cluster, f func(context.Context, *grpc.ClientConn) (T, error)) (answer T, err error) {
+	err = errors.New("testcluster: no node runs")
+	for _, n := range c.nodes {
+		if n.PID() == 0 || n.Paused() {
+			continue
+		}
+		conn, connErr := c.Conn(n)
+		if connErr != nil {
+			err = connErr
+			continue
+		}
+		attempt, cancel := context.WithTimeout(ctx, 5*time.Second)
+		answer, err = f(attempt, conn)
+		cancel()
+		if err == nil || ctx.Err() != nil {
+			break
+		}
+	}
+	return answer, err
+}
+
+// WaitFull returns when every group has all the replicas it is meant to have, one per node up to the wanted
+// number, and a leader.
+func (c *Cluster) WaitFull(ctx context.Context) error {
+	var last string
+	err := Poll(ctx, 100*time.Millisecond, func() bool {
+		s, err := c.Status(ctx)
+		if err != nil {
+			last = err.Error()
+			return false
+		}
+		last = fmt.Sprintf("%d of %d nodes up, %d of %d groups full, %d without leader, %d replicas wanted",
+			s.NodesUp, len(c.nodes), s.GroupsFull, s.GroupsTotal, s.GroupsWithoutLeader, s.ReplicasWanted)
+		return int(s.NodesUp) >= len(c.nodes) && s.GroupsTotal > 0 && s.GroupsFull == s.GroupsTotal && s.GroupsWithoutLeader == 0
+	})
+	if err != nil {
+		return fmt.Errorf("testcluster: groups are not full: %s: %w", last, err)
+	}
+	return nil
+}
+
+// Leaders returns how many groups each node leads, by node name.
+func (c *Cluster) Leaders(ctx context.Context) (map[string]int, error) {
+	groups, err := c.Groups(ctx)
+	if err != nil {
+		return nil, err
+	}
+	leads := map[string]int{}
+	for _, g := range groups {
+		if g.LeaderName != "" {
+			leads[g.LeaderName]++
+		}
+	}
+	return leads, nil
+}
+
+// TempDir makes a directory for a cluster below base (the system's temporary directory when empty).
+func TempDir(base string) (string, error) {
+	dir, err := os.MkdirTemp(base, "storaged-")
+	if err != nil {
+		return "", err
+	}
+	return filepath.Abs(dir)
+}
+
+// Poll calls done every interval until it returns true, or ctx is done.
+func Poll(ctx context.Context, interval time.Duration, done func() bool) error {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		if done() {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
