@@ -1,0 +1,213 @@
+package catalog
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	storage "github.com/storaged/storaged"
+)
+
+// Apply applies the encoded command that the log holds at index, which must be above Applied: it panics
+// otherwise, since applying a log twice means that the caller lost track of its state.
+//
+// Bad commands are answered, not skipped: Result.Err says why, the state is as before but for Applied.
+func (s *State) Apply(index uint64, command []byte) (Result, []Effect) {
+	if index <= s.applied {
+		panic(fmt.Sprintf("catalog: command %d applied after %d", index, s.applied))
+	}
+	s.applied = index
+	tx := change{result: Result{Index: index}}
+	c, err := Decode(command)
+	if err == nil {
+		_, first := c.(InitCluster)
+		if !first && !s.Initialised() {
+			err = storage.E(c.name(), storage.KindUnavailable, "cluster", errors.New("the cluster is not initialised yet"))
+		} else {
+			err = c.apply(s, &tx)
+		}
+	}
+	if err == nil {
+		return tx.result, tx.effects
+	}
+	return Result{Index: index, Err: asError(err)}, nil
+}
+
+// SkipTo records that the log's entries up to index held no commands.
+func (s *State) SkipTo(index uint64) { s.applied = max(s.applied, index) }
+
+func asError(err error) *storage.Error {
+	var e *storage.Error
+	if errors.As(err, &e) {
+		return e
+	}
+	return storage.E("apply command", storage.KindInternal, "", err)
+}
+
+// refuse is the error of a command that this state does not accept.
+func refuse(op string, kind storage.Kind, subject, format string, args ...any) error {
+	return storage.E(op, kind, subject, fmt.Errorf(format, args...))
+}
+
+func (c InitCluster) apply(s *State, tx *change) error {
+	if s.cluster.ID == c.Cluster.ID {
+		return nil
+	}
+	if s.Initialised() {
+		return refuse("create cluster", storage.KindExists, "cluster "+s.cluster.ID.String(),
+			"this catalog belongs to it already; use an empty data directory for another cluster")
+	}
+	s.cluster = c.Cluster.withDefaults()
+	tx.cluster()
+	return nil
+}
+
+// group finds a group for a command.
+func (s *State) group(op string, id storage.GroupID) (Group, error) {
+	g, ok := s.Group(id)
+	if !ok {
+		return g, refuse(op, storage.KindNotFound, "group "+id.String(), "there is no such group")
+	}
+	return g, nil
+}
+
+// usableStore checks that a new replica may be placed on the store.
+func (s *State) usableStore(op, subject string, node storage.NodeID, store storage.StoreID) error {
+	n, ok := s.nodes[node]
+	switch {
+	case !ok:
+		return refuse(op, storage.KindNotFound, subject, "there is no node %s", node)
+	case s.nodeByStore[store] != node:
+		return refuse(op, storage.KindNotFound, subject, "node %s has no store %s", n.Name, store)
+	case n.State != NodeUp:
+		return refuse(op, storage.KindConflict, subject, "node %s is %s; only a node that is up takes new replicas", n.Name,
+			n.State)
+	}
+	return nil
+}
+
+func (c AddGroup) apply(s *State, tx *change) error {
+	const op = "add group"
+	subject, store := "group "+c.Group.String(), storage.StoreID(c.Store)
+	tx.result.Group, tx.result.Replica = c.Group, ReplicaKey{Store: store, Incarnation: 1}
+	if g, ok := s.groups[c.Group]; ok {
+		if _, same := g.Replica(tx.result.Replica); same {
+			return nil
+		}
+		return refuse(op, storage.KindExists, subject, "it exists already")
+	}
+	if c.Group != s.NextGroup() {
+		return refuse(op, storage.KindConflict, subject, "the next group is %s; read the catalog again", s.NextGroup())
+	}
+	if len(s.groups) >= MaxGroups {
+		return refuse(op, storage.KindNoSpace, subject, "the cluster has %d groups, the limit", MaxGroups)
+	}
+	if err := s.usableStore(op, subject, c.Node, store); err != nil {
+		return err
+	}
+	s.lastGroup = c.Group
+	s.putGroup(Group{ID: c.Group, State: GroupCreating, LastIncarnation: 1,
+		Replicas: []Replica{{Node: c.Node, Key: tx.result.Replica, Role: RoleVoter}}})
+	tx.group(c.Group)
+	return nil
+}
+
+func (c SetGroupReady) apply(s *State, tx *change) error {
+	g, err := s.group("set group ready", c.Group)
+	if err != nil {
+		return err
+	}
+	tx.result.Group = g.ID
+	if g.State == GroupReady {
+		return nil
+	}
+	g.State = GroupReady
+	s.putGroup(g)
+	tx.group(g.ID)
+	return nil
+}
+
+func (c PlanReplica) apply(s *State, tx *change) error {
+	const op = "plan replica"
+	g, err := s.group(op, c.Group)
+	if err != nil {
+		return err
+	}
+	subject, store := "group "+g.ID.String(), storage.StoreID(c.Store)
+	tx.result.Group = g.ID
+	if r, ok := g.OnNode(c.Node); ok {
+		if r.Key.Store == store && r.Role != RoleLeaving {
+			tx.result.Replica = r.Key
+			return nil
+		}
+		return refuse(op, storage.KindConflict, subject,
+			"node %s holds replica %s (%s) of it; replicas of a group lie on different nodes", c.Node, r.Key, r.Role)
+	}
+	if g.State != GroupReady {
+		return refuse(op, storage.KindConflict, subject, "its first replica is still being created")
+	}
+	if len(g.Replicas) >= MaxReplicasPerGroup {
+		return refuse(op, storage.KindConflict, subject, "it has %d replicas, the limit; remove one first", len(g.Replicas))
+	}
+	if err := s.usableStore(op, subject, c.Node, store); err != nil {
+		return err
+	}
+	g.LastIncarnation++
+	tx.result.Replica = ReplicaKey{Store: store, Incarnation: g.LastIncarnation}
+	g.Replicas = append(g.Replicas, Replica{Node: c.Node, Key: tx.result.Replica, Role: RolePulling})
+	s.putGroup(g)
+	tx.group(g.ID)
+	return nil
+}
+
+func (c SetReplica) apply(s *State, tx *change) error {
+	const op = "set replica"
+	g, err := s.group(op, c.Group)
+	if err != nil {
+		return err
+	}
+	tx.result.Group, tx.result.Replica = g.ID, c.Key
+	at := slices.IndexFunc(g.Replicas, func(r Replica) bool { return r.Key == c.Key })
+	if at < 0 {
+		return refuse(op, storage.KindNotFound, "group "+g.ID.String(), "it has no replica %s", c.Key)
+	}
+	old := g.Replicas[at].Role
+	switch {
+	case old == c.Role:
+		return nil
+	case old == RoleVoter && c.Role == RoleLearner:
+		return refuse(op, storage.KindConflict, "group "+g.ID.String(), "replica %s votes; voters leave, they are not demoted",
+			c.Key)
+	case old == RoleVoter && g.Count(RoleVoter) == 1:
+		return refuse(op, storage.KindConflict, "group "+g.ID.String(),
+			"replica %s is its last voter; add another replica first", c.Key)
+	}
+	g.Replicas[at].Role = c.Role
+	s.putGroup(g)
+	tx.group(g.ID)
+	return nil
+}
+
+func (c RemoveReplica) apply(s *State, tx *change) error {
+	const op = "remove replica"
+	g, err := s.group(op, c.Group)
+	if err != nil {
+		return err
+	}
+	tx.result.Group, tx.result.Replica = g.ID, c.Key
+	r, ok := g.Replica(c.Key)
+	if !ok {
+		if c.Key.Incarnation > g.LastIncarnation {
+			return refuse(op, storage.KindNotFound, "group "+g.ID.String(), "it never had replica %s", c.Key)
+		}
+		return nil
+	}
+	if r.Role != RolePulling && r.Role != RoleLeaving {
+		return refuse(op, storage.KindConflict, "group "+g.ID.String(),
+			"replica %s is a %s; take it out of the group's configuration first", c.Key, r.Role)
+	}
+	g.Replicas = slices.DeleteFunc(g.Replicas, func(r Replica) bool { return r.Key == c.Key })
+	s.putGroup(g)
+	tx.group(g.ID)
+	return nil
+}

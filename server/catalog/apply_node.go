@@ -1,0 +1,205 @@
+package catalog
+
+import (
+	"slices"
+	"strings"
+
+	storage "github.com/storaged/storaged"
+)
+
+func (c AddNode) apply(s *State, tx *change) error {
+	const op = "add node"
+	subject := "node " + c.Name
+	known, err := s.ownerOf(op, subject, c.Stores)
+	if err != nil {
+		return err
+	}
+	if known != 0 {
+		tx.result.Node = known
+		return nil
+	}
+	if len(s.nodes) >= MaxNodes {
+		return refuse(op, storage.KindNoSpace, subject, "the cluster has had %d nodes, the limit", MaxNodes)
+	}
+	id := s.lastNode + 1
+	n := Node{ID: id, Name: c.Name, Zone: c.Zone, Addrs: c.Addrs, Stores: slices.Clone(c.Stores), State: NodeUp,
+		AddedAt: c.At.UTC()}
+	if n.Name == "" {
+		n.Name = "node-" + id.String()
+	}
+	if err := s.nameFree(op, n.Name, id); err != nil {
+		return err
+	}
+	s.lastNode = id
+	s.putNode(n)
+	tx.result.Node = id
+	tx.node(id)
+	return nil
+}
+
+// ownerOf returns the node that has the stores already, 0 if none has any.
+func (s *State) ownerOf(op, subject string, stores []Store) (storage.NodeID, error) {
+	var owner storage.NodeID
+	for _, st := range stores {
+		id, ok := s.nodeByStore[st.ID]
+		if !ok {
+			continue
+		}
+		if n := s.nodes[id]; n.State == NodeRemoved {
+			return 0, refuse(op, storage.KindConflict, subject,
+				"store %s belonged to node %s, which was removed; start with an empty data directory", st.ID, n.Name)
+		}
+		if owner != 0 && owner != id {
+			return 0, refuse(op, storage.KindConflict, subject,
+				"its stores belong to the nodes %s and %s; start each node with its own data directories",
+				s.nodes[owner].Name, s.nodes[id].Name)
+		}
+		owner = id
+	}
+	return owner, nil
+}
+
+func (s *State) nameFree(op, name string, self storage.NodeID) error {
+	if id, ok := s.nodeByName[name]; ok && id != self {
+		return refuse(op, storage.KindExists, "node "+name,
+			"node %s has this name already; give another one with --name, or remove that node", id)
+	}
+	return nil
+}
+
+func (c UpdateNode) apply(s *State, tx *change) error {
+	const op = "update node"
+	old, ok := s.nodes[c.Node]
+	if !ok || old.State == NodeRemoved {
+		return refuse(op, storage.KindNotFound, "node "+c.Node.String(), "there is no such node, or it was removed")
+	}
+	subject := "node " + old.Name
+	if err := s.nameFree(op, c.Name, c.Node); err != nil {
+		return err
+	}
+	if owner, err := s.ownerOf(op, subject, c.Stores); err != nil {
+		return err
+	} else if owner != 0 && owner != c.Node {
+		return refuse(op, storage.KindConflict, subject, "a store of it belongs to node %s", s.nodes[owner].Name)
+	}
+	for _, st := range old.Stores {
+		kept := slices.ContainsFunc(c.Stores, func(x Store) bool { return x.ID == st.ID })
+		if groups := s.groupsOn(st.ID); !kept && len(groups) > 0 {
+			return refuse(op, storage.KindConflict, subject,
+				"store %s is missing and holds replicas of groups %s; start the node with all its data directories, "+
+					"or drain the node first", st.ID, listGroups(groups))
+		}
+	}
+	tx.result.Node = c.Node
+	n := Node{ID: c.Node, Name: c.Name, Zone: c.Zone, Addrs: c.Addrs, Stores: slices.Clone(c.Stores), State: old.State,
+		AddedAt: old.AddedAt}
+	if n.Name == old.Name && n.Zone == old.Zone && n.Addrs == old.Addrs && slices.Equal(n.Stores, old.Stores) {
+		return nil
+	}
+	s.putNode(n)
+	tx.node(c.Node)
+	return nil
+}
+
+// groupsOn returns the groups with a replica on the store, ascending.
+func (s *State) groupsOn(store storage.StoreID) []storage.GroupID {
+	var ids []storage.GroupID
+	for id, g := range s.groups {
+		if slices.ContainsFunc(g.Replicas, func(r Replica) bool { return r.Key.Store == store }) {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+func listGroups(ids []storage.GroupID) string {
+	names := make([]string, len(ids))
+	for i, id := range ids {
+		names[i] = id.String()
+	}
+	return listed(names)
+}
+
+// listed joins the first few names, so that an error message stays readable.
+func listed(names []string) string {
+	const most = 8
+	if len(names) > most {
+		return strings.Join(names[:most], ", ") + " and others"
+	}
+	return strings.Join(names, ", ")
+}
+
+func (c SetNodeState) apply(s *State, tx *change) error {
+	const op = "set node state"
+	old, ok := s.nodes[c.Node]
+	if !ok {
+		return refuse(op, storage.KindNotFound, "node "+c.Node.String(), "there is no such node")
+	}
+	tx.result.Node = c.Node
+	if old.State == c.State {
+		return nil
+	}
+	subject := "node " + old.Name
+	if c.From != "" && c.From != old.State {
+		return refuse(op, storage.KindConflict, subject, "it is %s, not %s", old.State, c.From)
+	}
+	if err := s.stateAllowed(op, subject, old, c.State); err != nil {
+		return err
+	}
+	n := old.clone()
+	n.State = c.State
+	s.putNode(n)
+	tx.node(c.Node)
+	return nil
+}
+
+func (s *State) stateAllowed(op, subject string, n *Node, to NodeState) error {
+	switch {
+	case n.State == NodeRemoved:
+		return refuse(op, storage.KindConflict, subject, "it was removed for ever; join it anew with an empty data directory")
+	case n.State == NodeDraining && to != NodeUp && to != NodeRemoved:
+		return refuse(op, storage.KindConflict, subject, "it is draining; end that first by setting it up")
+	case to == NodeDraining:
+		return s.mayDrain(op, subject, n)
+	case to == NodeRemoved:
+		return s.mayRemove(op, subject, n)
+	}
+	return nil
+}
+
+func (s *State) mayDrain(op, subject string, n *Node) error {
+	remaining := 0
+	for _, x := range s.nodes {
+		if x.ID != n.ID && x.Usable() {
+			remaining++
+		}
+	}
+	need := 1
+	for _, g := range s.groups {
+		if _, ok := g.OnNode(n.ID); ok {
+			need = max(need, g.Count(RoleVoter))
+		}
+	}
+	if remaining < need {
+		return refuse(op, storage.KindConflict, subject,
+			"%d other nodes would remain for groups of %d replicas; join another node first", remaining, need)
+	}
+	return nil
+}
+
+func (s *State) mayRemove(op, subject string, n *Node) error {
+	if n.State != NodeDraining && n.State != NodeDown {
+		return refuse(op, storage.KindConflict, subject, "it is %s; drain it first", n.State)
+	}
+	var groups []storage.GroupID
+	for _, st := range n.Stores {
+		groups = append(groups, s.groupsOn(st.ID)...)
+	}
+	slices.Sort(groups)
+	if len(groups) > 0 {
+		return refuse(op, storage.KindConflict, subject, "it holds replicas of groups %s; wait until they have moved",
+			listGroups(groups))
+	}
+	return nil
+}

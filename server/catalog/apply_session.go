@@ -1,0 +1,108 @@
+package catalog
+
+import (
+	storage "github.com/storaged/storaged"
+)
+
+func (c OpenSession) apply(s *State, tx *change) error {
+	const op = "open session"
+	v, err := s.volume(op, c.Volume)
+	if err != nil {
+		return err
+	}
+	subject := "volume " + v.Name
+	if v.State != VolumeReady {
+		return refuse(op, storage.KindNotFound, subject, "it is being deleted")
+	}
+	if err := s.mayOpen(op, subject, c.Gateway); err != nil {
+		return err
+	}
+	others := s.sessionsAt(v.ID, c.Gateway)
+	x, again := c.reuse(others)
+	if !again {
+		if err := s.roomForSession(op, subject, v.ID); err != nil {
+			return err
+		}
+		s.lastSession++
+		x = Session{ID: s.lastSession, Volume: v.ID, Gateway: c.Gateway, Instance: c.Instance, Generation: v.Generation,
+			ReadOnly: c.ReadOnly, State: SessionLive, OpenedAt: c.At.UTC()}
+		s.putSession(x)
+		tx.session(SessionOpened, x.ID)
+	}
+	for _, o := range others {
+		if o.ID != x.ID {
+			tx.result.Predecessors = append(tx.result.Predecessors, o)
+		}
+	}
+	tx.result.Volume, tx.result.Session = &v, &x
+	return nil
+}
+
+// reuse finds the session that the command opened when it was applied before.
+func (c OpenSession) reuse(sessions []Session) (Session, bool) {
+	for _, x := range sessions {
+		if x.Instance == c.Instance && x.State == SessionLive && x.ID > c.After && x.ReadOnly == c.ReadOnly {
+			return x, true
+		}
+	}
+	return Session{}, false
+}
+
+// sessionsAt returns the gateway's sessions on the volume by ascending id, whatever their instance and state.
+func (s *State) sessionsAt(id storage.VolumeID, at Gateway) []Session {
+	var out []Session
+	for _, x := range s.SessionsOf(id) {
+		if x.Gateway == at {
+			out = append(out, x)
+		}
+	}
+	return out
+}
+
+func (s *State) mayOpen(op, subject string, at Gateway) error {
+	if at.Node == 0 {
+		return nil
+	}
+	n, ok := s.nodes[at.Node]
+	if !ok || n.State == NodeRemoved {
+		return refuse(op, storage.KindPermission, subject, "its gateway, node %s, is not a node of this cluster", at.Node)
+	}
+	return nil
+}
+
+func (s *State) roomForSession(op, subject string, id storage.VolumeID) error {
+	if n := len(s.sessionsByVolume[id]); n >= MaxSessionsPerVolume {
+		return refuse(op, storage.KindConflict, subject, "it is open %d times, the limit, at %s; disconnect it somewhere",
+			n, listed(s.openAt(id)))
+	}
+	if len(s.sessions) >= MaxSessions {
+		return refuse(op, storage.KindNoSpace, subject, "the cluster has %d sessions, the limit; disconnect volumes first",
+			MaxSessions)
+	}
+	return nil
+}
+
+func (c CloseSession) apply(s *State, tx *change) error {
+	if _, ok := s.sessions[c.Session]; !ok {
+		if c.Session == 0 || c.Session > s.lastSession {
+			return refuse("close session", storage.KindNotFound, "session "+c.Session.String(), "there never was such a session")
+		}
+		return nil
+	}
+	s.dropSession(c.Session)
+	tx.session(SessionGone, c.Session)
+	return nil
+}
+
+func (c ExpireSessions) apply(s *State, tx *change) error {
+	for _, id := range c.Sessions {
+		x, ok := s.Session(id)
+		if !ok || x.State != SessionLive {
+			continue
+		}
+		x.State = SessionClosing
+		s.putSession(x)
+		tx.session(SessionExpired, id)
+	}
+	return nil
+}

@@ -1,0 +1,413 @@
+package catalog
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	storage "github.com/storaged/storaged"
+)
+
+var testTime = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+
+func storeID(n byte) storage.StoreID { return storage.StoreID{0: 0xd1, 15: n} }
+
+// fixture drives a State as the log would.
+type fixture struct {
+	t     *testing.T
+	s     *State
+	index uint64
+}
+
+func newFixture(t *testing.T) *fixture {
+	f := &fixture{t: t, s: New()}
+	f.ok(InitCluster{Cluster{ID: storage.ClusterID{1}, CreatedAt: testTime}})
+	return f
+}
+
+// do applies a command; Encode's refusal counts as the command's.
+func (f *fixture) do(c Command) (Result, []Effect) {
+	f.t.Helper()
+	b, err := Encode(c)
+	if err != nil {
+		return Result{Err: asError(err)}, nil
+	}
+	f.index++
+	r, fx := f.s.Apply(f.index, b)
+	if err := f.s.Check(); err != nil {
+		f.t.Fatalf("after %#v: %v", c, err)
+	}
+	return r, fx
+}
+
+func (f *fixture) ok(c Command) Result {
+	f.t.Helper()
+	r, _ := f.do(c)
+	if r.Err != nil {
+		f.t.Fatalf("%#v: %v", c, r.Err)
+	}
+	return r
+}
+
+// refused applies a command that must fail with the kind and whose message must hold all the words.
+func (f *fixture) refused(c Command, kind storage.Kind, words ...string) {
+	f.t.Helper()
+	r, fx := f.do(c)
+	if r.Err == nil || r.Err.Kind != kind || len(fx) != 0 {
+		f.t.Fatalf("%#v: got %v (effects %v), want %v", c, r.Err, fx, kind)
+	}
+	for _, w := range words {
+		if !strings.Contains(r.Err.Error(), w) {
+			f.t.Errorf("%#v: %q does not say %q", c, r.Err, w)
+		}
+	}
+}
+
+// node adds node n with store n; group adds a ready group on it.
+func (f *fixture) node(n byte) storage.NodeID {
+	f.t.Helper()
+	return f.ok(AddNode{Name: "n" + string('0'+n), Addrs: Addrs{Peer: "h:1"}, Stores: []Store{{storeID(n), 1 << 40}},
+		At: testTime}).Node
+}
+
+func (f *fixture) group(n byte) storage.GroupID {
+	f.t.Helper()
+	g := f.ok(AddGroup{f.s.NextGroup(), storage.NodeID(n), StoreText(storeID(n))}).Group
+	f.ok(SetGroupReady{g})
+	return g
+}
+
+func (f *fixture) volume(name string) Volume {
+	f.t.Helper()
+	return *f.ok(CreateVolume{Name: name, SizeBytes: 1 << 30, At: testTime}).Volume
+}
+
+func TestCommandsNeedACluster(t *testing.T) {
+	f := &fixture{t: t, s: New()}
+	f.refused(CreateVolume{Name: "v", SizeBytes: 4096}, storage.KindUnavailable, "not initialised")
+	init := InitCluster{Cluster{ID: storage.ClusterID{7}, CreatedAt: testTime}}
+	f.ok(init)
+	f.ok(init)
+	f.refused(InitCluster{Cluster{ID: storage.ClusterID{8}}}, storage.KindExists, "empty data directory")
+	f.refused(InitCluster{Cluster{ID: storage.ClusterID{8}, Replicas: 2}}, storage.KindInvalid, "odd")
+	want := Cluster{ID: storage.ClusterID{7}, Version: 1, HeartbeatTimeout: 500 * time.Millisecond, Replicas: 3, Groups: 8,
+		CreatedAt: testTime}
+	if f.s.Cluster() != want {
+		t.Fatalf("got %+v, want %+v", f.s.Cluster(), want)
+	}
+}
+
+func TestNodes(t *testing.T) {
+	f := newFixture(t)
+	n1 := f.node(1)
+	if again := f.node(1); again != n1 {
+		t.Fatalf("the same stores made node %v after node %v", again, n1)
+	}
+	add := AddNode{Name: "n1", Addrs: Addrs{Peer: "h:1"}, Stores: []Store{{storeID(2), 0}}}
+	f.refused(add, storage.KindExists, "--name")
+	add.Name = ""
+	n2 := f.ok(add).Node
+	if n, _ := f.s.Node(n2); n.Name != "node-2" || n.State != NodeUp {
+		t.Fatalf("got %+v", n)
+	}
+	f.refused(AddNode{Addrs: Addrs{Peer: "h:1"}, Stores: []Store{{storeID(1), 0}, {storeID(2), 0}}}, storage.KindConflict,
+		"own data directories")
+	f.refused(AddNode{Addrs: Addrs{Peer: "h"}, Stores: []Store{{storeID(3), 0}}}, storage.KindInvalid, "host:port")
+	f.refused(AddNode{Addrs: Addrs{Peer: ":7"}, Stores: []Store{{storeID(3), 0}}}, storage.KindInvalid, "host is missing")
+	f.refused(AddNode{Stores: []Store{{storeID(3), 0}}}, storage.KindInvalid, "peer address")
+	f.refused(AddNode{Name: "no/slash", Addrs: Addrs{Peer: "h:1"}, Stores: []Store{{storeID(3), 0}}}, storage.KindInvalid)
+	f.refused(AddNode{Addrs: Addrs{Peer: "h:1"}}, storage.KindInvalid, "0 stores")
+	f.refused(AddNode{Addrs: Addrs{Peer: "h:1"}, Stores: []Store{{storeID(3), 0}, {storeID(3), 0}}}, storage.KindInvalid, "twice")
+
+	f.group(1)
+	up := UpdateNode{Node: n1, Name: "renamed", Zone: "z1", Addrs: Addrs{Peer: "h:2"}, Stores: []Store{{storeID(9), 1}}}
+	f.refused(up, storage.KindConflict, "holds replicas of groups 1", "all its data directories")
+	up.Stores = append(up.Stores, Store{storeID(1), 5})
+	f.ok(up)
+	if r, fx := f.do(up); r.Err != nil || len(fx) != 0 {
+		t.Fatalf("again: %v, effects %v", r.Err, fx)
+	}
+	if n, ok := f.s.NodeByName("renamed"); !ok || n.Zone != "z1" || len(n.Stores) != 2 {
+		t.Fatalf("got %+v", n)
+	}
+	if _, ok := f.s.NodeByName("n1"); ok {
+		t.Fatal("the old name still finds the node")
+	}
+	up.Name = "node-2"
+	f.refused(up, storage.KindExists)
+}
+
+func TestNodeStates(t *testing.T) {
+	f := newFixture(t)
+	n1, n2 := f.node(1), f.node(2)
+	f.group(1)
+	f.ok(SetNodeState{n1, NodeUp, NodeSuspect})
+	f.refused(SetNodeState{n1, NodeUp, NodeDown}, storage.KindConflict, "it is suspect")
+	f.ok(SetNodeState{n1, "", NodeDown})
+	f.refused(SetNodeState{n1, "", NodeRemoved}, storage.KindConflict, "groups 1")
+	f.ok(SetNodeState{n1, "", NodeUp})
+	f.refused(SetNodeState{n1, "", NodeRemoved}, storage.KindConflict, "drain")
+	f.ok(SetNodeState{n1, "", NodeDraining})
+	f.refused(SetNodeState{n1, "", NodeDown}, storage.KindConflict, "draining")
+	f.refused(SetNodeState{n2, "", NodeDraining}, storage.KindConflict, "join another node")
+	f.refused(SetNodeState{9, "", NodeUp}, storage.KindNotFound)
+	f.refused(SetNodeState{n1, "", "asleep"}, storage.KindInvalid)
+
+	g, _ := f.s.Group(1)
+	key := f.ok(PlanReplica{1, n2, StoreText(storeID(2))}).Replica
+	f.ok(SetReplica{1, key, RoleVoter})
+	f.ok(SetReplica{1, g.Replicas[0].Key, RoleLeaving})
+	f.ok(RemoveReplica{1, g.Replicas[0].Key})
+	f.ok(SetNodeState{n1, "", NodeRemoved})
+	f.refused(SetNodeState{n1, "", NodeUp}, storage.KindConflict, "for ever")
+	f.refused(AddNode{Addrs: Addrs{Peer: "h:1"}, Stores: []Store{{storeID(1), 0}}}, storage.KindConflict,
+		"empty data directory")
+	f.ok(AddNode{Name: "n1", Addrs: Addrs{Peer: "h:1"}, Stores: []Store{{storeID(3), 0}}}) // the name is free
+}
+
+func TestGroupsAndReplicas(t *testing.T) {
+	f := newFixture(t)
+	n1, n2, n3 := f.node(1), f.node(2), f.node(3)
+	add := AddGroup{1, n1, StoreText(storeID(1))}
+	f.refused(AddGroup{2, n1, StoreText(storeID(1))}, storage.KindConflict, "next group is 1")
+	f.refused(AddGroup{1, n1, StoreText(storeID(2))}, storage.KindNotFound, "no store")
+	f.ok(add)
+	f.ok(add)
+	f.refused(AddGroup{1, n2, StoreText(storeID(2))}, storage.KindExists)
+	f.refused(AddGroup{0, n2, StoreText(storeID(2))}, storage.KindInvalid, "catalog")
+	f.refused(PlanReplica{1, n2, StoreText(storeID(2))}, storage.KindConflict, "being created")
+	f.ok(SetGroupReady{1})
+	plan := PlanReplica{1, n2, StoreText(storeID(2))}
+	key := f.ok(plan).Replica
+	if again := f.ok(plan).Replica; again != key || key.Incarnation != 2 {
+		t.Fatalf("planned %v, then %v", key, again)
+	}
+	f.refused(PlanReplica{1, n1, StoreText(storeID(2))}, storage.KindConflict, "different nodes")
+	f.ok(SetNodeState{n3, "", NodeSuspect})
+	f.refused(PlanReplica{1, n3, StoreText(storeID(3))}, storage.KindConflict, "suspect")
+
+	g, _ := f.s.Group(1)
+	first := g.Replicas[0].Key
+	f.refused(SetReplica{1, first, RoleLeaving}, storage.KindConflict, "last voter")
+	f.refused(RemoveReplica{1, first}, storage.KindConflict, "configuration first")
+	f.ok(SetReplica{1, key, RoleLearner})
+	f.refused(RemoveReplica{1, key}, storage.KindConflict)
+	f.ok(SetReplica{1, key, RoleVoter})
+	f.refused(SetReplica{1, key, RoleLearner}, storage.KindConflict, "not demoted")
+	f.refused(SetReplica{1, key, RolePulling}, storage.KindInvalid)
+	f.ok(SetReplica{1, first, RoleLeaving})
+	f.refused(PlanReplica{1, n1, StoreText(storeID(1))}, storage.KindConflict, "leaving")
+	f.ok(RemoveReplica{1, first})
+	f.ok(RemoveReplica{1, first})
+	if back := f.ok(PlanReplica{1, n1, StoreText(storeID(1))}).Replica; back.Incarnation != 3 {
+		t.Fatalf("the store came back as %v, want incarnation 3", back)
+	}
+	f.refused(RemoveReplica{1, ReplicaKey{storeID(1), 9}}, storage.KindNotFound)
+}
+
+func TestVolumes(t *testing.T) {
+	f := newFixture(t)
+	f.node(1)
+	create := CreateVolume{Name: "web-data", SizeBytes: 1 << 30, RequestID: "r1", At: testTime}
+	f.refused(create, storage.KindUnavailable, "storagectl status")
+	f.group(1)
+	v := *f.ok(create).Volume
+	if again := *f.ok(create).Volume; again.ID != v.ID {
+		t.Fatalf("the request id made volume %v and then %v", v.ID, again.ID)
+	}
+	other := create
+	other.SizeBytes *= 2
+	f.refused(other, storage.KindConflict, "new request id")
+	other.RequestID = "r2"
+	f.refused(other, storage.KindExists, "another name")
+	f.refused(CreateVolume{Name: "Upper", SizeBytes: 4096}, storage.KindInvalid, "lower-case")
+	f.refused(CreateVolume{Name: "odd", SizeBytes: 4097}, storage.KindInvalid, "8192")
+	f.refused(CreateVolume{Name: "huge", SizeBytes: storage.MaxVolumeBytes + 4096}, storage.KindInvalid, "256 TiB")
+
+	f.refused(ResizeVolume{ByName("web-data"), 4096}, storage.KindInvalid, "cannot shrink")
+	f.refused(ResizeVolume{ByName("nope"), 4096}, storage.KindNotFound, "volume list")
+	f.refused(ResizeVolume{VolumeRef{}, 4096}, storage.KindInvalid)
+	f.ok(ResizeVolume{ByName("web-data"), 2 << 30})
+	if r, fx := f.do(ResizeVolume{ByID(v.ID), 2 << 30}); r.Err != nil || len(fx) != 0 || r.Volume.SizeBytes != 2<<30 {
+		t.Fatalf("again: %+v, effects %v", r, fx)
+	}
+
+	f.refused(FinishDelete{v.ID}, storage.KindConflict)
+	f.ok(DeleteVolume{ByName("web-data")})
+	f.ok(DeleteVolume{ByID(v.ID)})
+	f.refused(DeleteVolume{ByName("web-data")}, storage.KindNotFound)
+	f.refused(ResizeVolume{ByID(v.ID), 4 << 30}, storage.KindConflict, "being deleted")
+	f.refused(create, storage.KindConflict) // its volume is being deleted
+	v2 := f.volume("web-data")              // the name is free at once
+	f.ok(FinishDelete{v.ID})
+	f.ok(FinishDelete{v.ID})
+	f.refused(FinishDelete{99}, storage.KindNotFound)
+	if got, ok := f.s.VolumeByName("web-data"); !ok || got.ID != v2.ID || v2.ID == v.ID {
+		t.Fatalf("the name finds %+v, want volume %v", got, v2.ID)
+	}
+}
+
+func TestStripesSpread(t *testing.T) {
+	f := newFixture(t)
+	f.node(1)
+	for range 6 {
+		f.group(1)
+	}
+	firsts := map[storage.GroupID]int{}
+	for i := range 6 {
+		v := f.volume("v" + string(rune('0'+i)))
+		if len(v.Groups) != 4 {
+			t.Fatalf("striped over %d of 6 groups, want 4", len(v.Groups))
+		}
+		seen := map[storage.GroupID]bool{}
+		for _, g := range v.Groups {
+			seen[g] = true
+		}
+		if len(seen) != 4 {
+			t.Fatalf("groups %v are not distinct", v.Groups)
+		}
+		firsts[v.Groups[0]]++
+	}
+	if len(firsts) != 6 {
+		t.Fatalf("six volumes begin in %v", firsts)
+	}
+}
+
+func TestSessions(t *testing.T) {
+	f := newFixture(t)
+	n1, n2 := f.node(1), f.node(2)
+	f.group(1)
+	v := f.volume("v")
+	open := OpenSession{Volume: ByName("v"), Gateway: Gateway{Node: n1}, Instance: "a", At: testTime}
+	r := f.ok(open)
+	if r.Session.ID != 1 || r.Volume.Generation != 1 || r.Volume.Epoch != 1 || len(r.Predecessors) != 0 {
+		t.Fatalf("got %+v", r)
+	}
+	if again := f.ok(open); again.Session.ID != 1 {
+		t.Fatalf("a retry opened session %v", again.Session.ID)
+	}
+
+	after := open
+	after.After = 1
+	if r := f.ok(after); r.Session.ID != 2 || len(r.Predecessors) != 1 || r.Predecessors[0].ID != 1 {
+		t.Fatalf("after session 1: %+v", r)
+	}
+	f.ok(CloseSession{1})
+	f.ok(CloseSession{1})
+	f.refused(CloseSession{77}, storage.KindNotFound)
+
+	restarted := open
+	restarted.Instance = "b"
+	if r := f.ok(restarted); r.Session.ID != 3 || len(r.Predecessors) != 1 || r.Predecessors[0].ID != 2 {
+		t.Fatalf("new instance: %+v", r)
+	}
+	other := OpenSession{Volume: ByID(v.ID), Gateway: Gateway{Node: n2}, Instance: "c", ReadOnly: true, At: testTime}
+	if r := f.ok(other); r.Session.ID != 4 || len(r.Predecessors) != 0 || !r.Session.ReadOnly {
+		t.Fatalf("other node: %+v", r)
+	}
+	f.refused(DeleteVolume{ByName("v")}, storage.KindConflict, "node n1, node n2", "disconnect")
+
+	f.ok(ExpireSessions{[]storage.SessionID{2, 3, 4, 99}})
+	if r := f.ok(restarted); r.Session.ID != 5 || len(r.Predecessors) != 2 {
+		t.Fatalf("after expiry: %+v", r)
+	}
+	f.ok(CloseSession{5})
+	f.ok(DeleteVolume{ByName("v")}) // closing sessions do not hold it
+	f.refused(open, storage.KindNotFound)
+	byID := open
+	byID.Volume = ByID(v.ID)
+	f.refused(byID, storage.KindNotFound, "being deleted")
+	f.ok(FinishDelete{v.ID})
+	if n := len(f.s.Sessions()); n != 0 {
+		t.Fatalf("%d sessions outlived their volume", n)
+	}
+
+	f.volume("w")
+	f.refused(OpenSession{Volume: ByName("w"), Gateway: Gateway{Node: 9}, Instance: "x"}, storage.KindPermission)
+	f.refused(OpenSession{Volume: ByName("w"), Instance: "x"}, storage.KindInvalid)
+	f.refused(OpenSession{Volume: ByName("w"), Gateway: Gateway{Node: n1}}, storage.KindInvalid, "instance")
+	if r := f.ok(OpenSession{Volume: ByName("w"), Gateway: Gateway{Host: "web-1"}, Instance: "x"}); r.Session.ID != 6 {
+		t.Fatalf("got session %v, want 6: ids ascend", r.Session.ID)
+	}
+	f.refused(DeleteVolume{ByName("w")}, storage.KindConflict, "host web-1")
+}
+
+func TestSessionsOfAVolumeAreBounded(t *testing.T) {
+	f := newFixture(t)
+	f.node(1)
+	f.group(1)
+	f.volume("v")
+	for i := range MaxSessionsPerVolume {
+		f.ok(OpenSession{Volume: ByName("v"), Gateway: Gateway{Host: "h" + string(rune('a'+i%26)) + string(rune('a'+i/26))},
+			Instance: "i"})
+	}
+	f.refused(OpenSession{Volume: ByName("v"), Gateway: Gateway{Host: "one-more"}, Instance: "i"}, storage.KindConflict,
+		"and others", "disconnect")
+}
+
+func TestDecodeRefuses(t *testing.T) {
+	big := `{"v":1,"cmd":"create_volume","body":{"name":"` + strings.Repeat("a", MaxCommandBytes) + `"}}`
+	for _, c := range []struct {
+		in   string
+		kind storage.Kind
+	}{
+		{``, storage.KindInvalid},
+		{`{}`, storage.KindUnsupported},
+		{`{"v":2,"cmd":"close_session","body":{"session":1}}`, storage.KindUnsupported},
+		{`{"v":1,"cmd":"close_session","body":{"session":1},"x":1}`, storage.KindInvalid},
+		{`{"v":1,"cmd":"close_session","body":{"session":1,"x":1}}`, storage.KindInvalid},
+		{`{"v":1,"cmd":"close_session","body":{"session":-1}}`, storage.KindInvalid},
+		{`{"v":1,"cmd":"close_session","body":{"session":1}} {}`, storage.KindInvalid},
+		{`{"v":1,"cmd":"take_over","body":{}}`, storage.KindUnsupported},
+		{`{"v":1,"cmd":"format_disk","body":{}}`, storage.KindUnsupported},
+		{`{"v":1,"cmd":"add_node","body":{"addrs":{"peer":"h:1"},"stores":[{"id":"zz","capacity_bytes":1}],"name":"","at":"2026-01-02T03:04:05Z"}}`, storage.KindInvalid},
+		{`{"v":1,"cmd":"add_node","body":{"stores":[{"id":"d1000000-0000-0000-0000-000000000001","capacity_bytes":1,"x":1}]}}`, storage.KindInvalid},
+		{`{"v":1,"cmd":"create_volume"}`, storage.KindInvalid},
+		{`{"v":1,"cmd":"set_replica","body":{"group":1,"key":"nonsense","role":"voter"}}`, storage.KindInvalid},
+		{big, storage.KindInvalid},
+	} {
+		if _, err := Decode([]byte(c.in)); storage.KindOf(err) != c.kind {
+			t.Errorf("%.80s: got %v, want %v", c.in, err, c.kind)
+		}
+	}
+}
+
+func TestApplyPanicsOnAnOldIndex(t *testing.T) {
+	f := newFixture(t)
+	defer func() {
+		if recover() == nil {
+			t.Fatal("command 1 was applied twice")
+		}
+	}()
+	f.s.Apply(1, nil)
+}
+
+func TestResultTravels(t *testing.T) {
+	f := newFixture(t)
+	f.node(1)
+	f.group(1)
+	f.volume("v")
+	for _, c := range []Command{
+		OpenSession{Volume: ByName("v"), Gateway: Gateway{Node: 1}, Instance: "a", At: testTime},
+		CreateVolume{Name: "v", SizeBytes: 4096},
+		PlanReplica{1, 1, StoreText(storeID(1))},
+	} {
+		r, _ := f.do(c)
+		b, err := r.MarshalJSON()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got Result
+		if err := got.UnmarshalJSON(b); err != nil {
+			t.Fatal(err)
+		}
+		b2, _ := got.MarshalJSON()
+		if string(b) != string(b2) {
+			t.Errorf("%s came back as %s", b, b2)
+		}
+		if (r.Err == nil) != (got.Err == nil) || r.Err != nil && !errors.Is(got.Err, &storage.Error{Kind: r.Err.Kind}) {
+			t.Errorf("error %v came back as %v", r.Err, got.Err)
+		}
+	}
+}

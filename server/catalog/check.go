@@ -1,0 +1,219 @@
+package catalog
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+
+	storage "github.com/storaged/storaged"
+)
+
+// invalid is the error of a command that no state would accept.
+func invalid(op, subject, format string, args ...any) error {
+	return storage.E(op, storage.KindInvalid, subject, fmt.Errorf(format, args...))
+}
+
+func (c InitCluster) check() error {
+	const op = "create cluster"
+	k := c.Cluster.withDefaults()
+	switch {
+	case k.ID.IsZero():
+		return invalid(op, "", "the cluster id is zero")
+	case k.Replicas < 1 || k.Replicas > MaxReplicasWanted || k.Replicas%2 == 0:
+		return invalid(op, "", "%d replicas: use an odd number from 1 to %d, so that a majority is well defined",
+			k.Replicas, MaxReplicasWanted)
+	case k.Groups < 1 || k.Groups > MaxGroups:
+		return invalid(op, "", "%d groups: use 1 to %d", k.Groups, MaxGroups)
+	case k.HeartbeatTimeout < MinHeartbeatTimeout || k.HeartbeatTimeout > MaxHeartbeatTimeout:
+		return invalid(op, "", "heartbeat timeout %v: use %v to %v", k.HeartbeatTimeout, MinHeartbeatTimeout,
+			MaxHeartbeatTimeout)
+	case k.Version != Version:
+		return storage.E(op, storage.KindUnsupported, "", fmt.Errorf("catalog version %d, this node knows %d", k.Version,
+			Version))
+	}
+	return nil
+}
+
+func (c Cluster) withDefaults() Cluster {
+	if c.Version == 0 {
+		c.Version = Version
+	}
+	if c.Replicas == 0 {
+		c.Replicas = DefaultReplicas
+	}
+	if c.Groups == 0 {
+		c.Groups = DefaultGroups
+	}
+	if c.HeartbeatTimeout == 0 {
+		c.HeartbeatTimeout = DefaultHeartbeatTimeout
+	}
+	c.CreatedAt = c.CreatedAt.UTC()
+	return c
+}
+
+func (c AddNode) check() error {
+	return checkNode("add node", c.Name, c.Zone, c.Addrs, c.Stores)
+}
+
+func (c UpdateNode) check() error {
+	if c.Name == "" {
+		return invalid("update node", "node "+c.Node.String(), "the name is empty")
+	}
+	return checkNode("update node", c.Name, c.Zone, c.Addrs, c.Stores)
+}
+
+func checkNode(op, name, zone string, addrs Addrs, stores []Store) error {
+	subject := "node " + name
+	if err := checkLabel(op, "name", name); err != nil {
+		return err
+	}
+	if err := checkLabel(op, "zone", zone); err != nil {
+		return err
+	}
+	if addrs.Peer == "" {
+		return invalid(op, subject, "it has no peer address; other nodes could not reach it")
+	}
+	for _, a := range []string{addrs.Peer, addrs.API, addrs.NBD, addrs.HTTP} {
+		if err := checkAddr(a); err != nil {
+			return invalid(op, subject, "address %q: %w", a, err)
+		}
+	}
+	if len(stores) == 0 || len(stores) > MaxStoresPerNode {
+		return invalid(op, subject, "it has %d stores; a node has 1 to %d", len(stores), MaxStoresPerNode)
+	}
+	seen := make(map[storage.StoreID]bool, len(stores))
+	for _, s := range stores {
+		switch {
+		case s.ID.IsZero():
+			return invalid(op, subject, "a store's id is zero")
+		case seen[s.ID]:
+			return invalid(op, subject, "store %s is named twice", s.ID)
+		case s.CapacityBytes < 0:
+			return invalid(op, subject, "store %s has a negative capacity", s.ID)
+		}
+		seen[s.ID] = true
+	}
+	return nil
+}
+
+// checkLabel accepts the names that hosts and racks have; empty is accepted.
+func checkLabel(op, what, s string) error {
+	if len(s) > MaxNameBytes {
+		return invalid(op, what, "it has %d characters; use at most %d", len(s), MaxNameBytes)
+	}
+	for i := range len(s) {
+		c := s[i]
+		letter := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
+		if !letter && (i == 0 || c != '-' && c != '.' && c != '_') {
+			return invalid(op, what+" "+strconv.Quote(s),
+				"character %q is not allowed there; use letters and digits, and within the name also - . _", c)
+		}
+	}
+	return nil
+}
+
+func checkAddr(a string) error {
+	if a == "" {
+		return nil
+	}
+	if len(a) > MaxAddrBytes {
+		return fmt.Errorf("it has %d characters; use at most %d", len(a), MaxAddrBytes)
+	}
+	host, port, err := net.SplitHostPort(a)
+	if err != nil {
+		return errors.New("write it as host:port")
+	}
+	if host == "" {
+		return errors.New("the host is missing; name the address that other machines can reach")
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return errors.New("the port must be 1 to 65535")
+	}
+	return nil
+}
+
+func (c SetNodeState) check() error {
+	switch c.State {
+	case NodeUp, NodeSuspect, NodeDown, NodeDraining, NodeRemoved:
+		return nil
+	}
+	return invalid("set node state", "node "+c.Node.String(), "there is no state %q", string(c.State))
+}
+
+func (c AddGroup) check() error {
+	if c.Group == storage.CatalogGroup {
+		return invalid("add group", "group 0", "group 0 is the catalog; data groups ascend from 1")
+	}
+	return nil
+}
+
+func (c SetGroupReady) check() error { return nil }
+func (c PlanReplica) check() error   { return nil }
+func (c RemoveReplica) check() error { return nil }
+
+func (c SetReplica) check() error {
+	switch c.Role {
+	case RoleLearner, RoleVoter, RoleLeaving:
+		return nil
+	}
+	return invalid("set replica", "replica "+c.Key.String(), "role %q cannot be set", string(c.Role))
+}
+
+func (c CreateVolume) check() error {
+	if err := storage.CheckVolumeName(c.Name); err != nil {
+		return err
+	}
+	if len(c.RequestID) > MaxRequestIDBytes {
+		return invalid("create volume", c.Name, "the request id has %d bytes; use at most %d", len(c.RequestID),
+			MaxRequestIDBytes)
+	}
+	return storage.CheckVolumeSize(c.SizeBytes)
+}
+
+func (r VolumeRef) check(op string) error {
+	if (r.ID == 0) == (r.Name == "") {
+		return invalid(op, "", "name the volume by its id or by its name")
+	}
+	if r.Name != "" {
+		return storage.CheckVolumeName(r.Name)
+	}
+	return nil
+}
+
+func (c ResizeVolume) check() error {
+	if err := c.Volume.check("resize volume"); err != nil {
+		return err
+	}
+	return storage.CheckVolumeSize(c.SizeBytes)
+}
+
+func (c DeleteVolume) check() error { return c.Volume.check("delete volume") }
+func (c FinishDelete) check() error { return nil }
+func (c CloseSession) check() error { return nil }
+
+func (c OpenSession) check() error {
+	const op = "open session"
+	if err := c.Volume.check(op); err != nil {
+		return err
+	}
+	if (c.Gateway.Node == 0) == (c.Gateway.Host == "") {
+		return invalid(op, c.Volume.String(), "a gateway has either a node or a host's name")
+	}
+	if err := checkLabel(op, "host", c.Gateway.Host); err != nil {
+		return err
+	}
+	if c.Instance == "" || len(c.Instance) > MaxInstanceBytes {
+		return invalid(op, c.Volume.String(), "the gateway's instance id has %d bytes; use 1 to %d", len(c.Instance),
+			MaxInstanceBytes)
+	}
+	return nil
+}
+
+func (c ExpireSessions) check() error {
+	if len(c.Sessions) > MaxSessionsPerCommand {
+		return invalid("expire sessions", "", "%d sessions in one command; use at most %d", len(c.Sessions),
+			MaxSessionsPerCommand)
+	}
+	return nil
+}

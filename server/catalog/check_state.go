@@ -1,0 +1,94 @@
+package catalog
+
+import (
+	"errors"
+	"fmt"
+
+	storage "github.com/storaged/storaged"
+)
+
+// Check verifies what the package comment promises of a state and returns every breach. Restore uses it on what it
+// read; tests use it after every command.
+func (s *State) Check() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	for id, n := range s.nodes {
+		if id == 0 || id > s.lastNode {
+			bad("node %s above the last id %s", id, s.lastNode)
+		}
+		for _, st := range n.Stores {
+			if s.nodeByStore[st.ID] != id {
+				bad("store %s of node %s is another node's too", st.ID, id)
+			}
+		}
+		if n.State != NodeRemoved && s.nodeByName[n.Name] != id {
+			bad("name %s of node %s is another node's too", n.Name, id)
+		}
+	}
+	for id, g := range s.groups {
+		s.checkGroup(bad, id, g)
+	}
+	for id, v := range s.volumes {
+		s.checkVolume(bad, id, v)
+	}
+	for id, x := range s.sessions {
+		v, ok := s.volumes[x.Volume]
+		switch {
+		case id == 0 || id > s.lastSession:
+			bad("session %s above the last id %s", id, s.lastSession)
+		case !ok:
+			bad("session %s of no volume", id)
+		case x.Generation > v.Generation:
+			bad("session %s has generation %s above its volume's %s", id, x.Generation, v.Generation)
+		case v.State == VolumeDeleting && x.State == SessionLive:
+			bad("volume %s is being deleted under live session %s", v.ID, id)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (s *State) checkGroup(bad func(string, ...any), id storage.GroupID, g *Group) {
+	if id == 0 || id > s.lastGroup {
+		bad("group %s above the last id %s", id, s.lastGroup)
+	}
+	if g.Count(RoleVoter) == 0 {
+		bad("group %s has no voter", id)
+	}
+	if g.State == GroupCreating && len(g.Replicas) != 1 {
+		bad("group %s has %d replicas before it is ready", id, len(g.Replicas))
+	}
+	nodes := map[storage.NodeID]bool{}
+	var last storage.Incarnation
+	for _, r := range g.Replicas {
+		if r.Key.Incarnation <= last || r.Key.Incarnation > g.LastIncarnation {
+			bad("group %s: incarnation %d after %d, last %d", id, r.Key.Incarnation, last, g.LastIncarnation)
+		}
+		if nodes[r.Node] {
+			bad("group %s has two replicas on node %s", id, r.Node)
+		}
+		if s.nodeByStore[r.Key.Store] != r.Node {
+			bad("group %s: store %s is not node %s's", id, r.Key.Store, r.Node)
+		}
+		nodes[r.Node], last = true, r.Key.Incarnation
+	}
+}
+
+func (s *State) checkVolume(bad func(string, ...any), id storage.VolumeID, v *Volume) {
+	if id == 0 || id > s.lastVolume {
+		bad("volume %s above the last id %s", id, s.lastVolume)
+	}
+	if n := len(v.Groups); n == 0 || n&(n-1) != 0 || n > MaxVolumeGroups {
+		bad("volume %s has %d groups, not a power of two", id, n)
+	}
+	for _, g := range v.Groups {
+		if grp, ok := s.groups[g]; !ok || grp.State != GroupReady {
+			bad("volume %s uses group %s, which is not ready", id, g)
+		}
+	}
+	if err := storage.CheckVolumeSize(v.SizeBytes); err != nil {
+		bad("volume %s: %w", id, err)
+	}
+	if v.State == VolumeReady && s.volumeByName[v.Name] != id {
+		bad("name %s of volume %s is another volume's too", v.Name, id)
+	}
+}

@@ -1,0 +1,308 @@
+package catalog
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	storage "github.com/storaged/storaged"
+)
+
+// Command is a change of the catalog. Its implementations are the structs of this file.
+//
+// Each command may be applied twice: the comments say what the second time answers.
+type Command interface {
+	// name is the command's name in its encoding; it never changes.
+	name() string
+	// check finds what is wrong with the command whatever the state.
+	check() error
+	// apply changes the state, or returns an error and changes nothing.
+	apply(s *State, tx *change) error
+}
+
+// VolumeRef points at a volume by id or by name; exactly one is set. A name finds only volumes that are not being
+// deleted. Commands that are retried should use the id, since a name can come to mean another volume.
+type VolumeRef struct {
+	ID   storage.VolumeID `json:"id,omitempty"`
+	Name string           `json:"name,omitempty"`
+}
+
+// ByID refers to a volume by its id.
+func ByID(id storage.VolumeID) VolumeRef { return VolumeRef{ID: id} }
+
+// ByName refers to a volume by its name.
+func ByName(name string) VolumeRef { return VolumeRef{Name: name} }
+
+// String returns what an error message calls the volume.
+func (r VolumeRef) String() string {
+	if r.ID != 0 {
+		return "volume " + r.ID.String()
+	}
+	return "volume " + r.Name
+}
+
+// InitCluster makes the cluster; it is the first command of every catalog. Again with the same id: no change.
+type InitCluster struct {
+	Cluster Cluster `json:"cluster"` // zero fields but ID and CreatedAt take the defaults
+}
+
+// AddNode makes a node known, up, and answers with its id. Again with the same stores: the id given the first time.
+type AddNode struct {
+	Name   string    `json:"name"` // empty: "node-<id>"
+	Zone   string    `json:"zone,omitempty"`
+	Addrs  Addrs     `json:"addrs"`
+	Stores []Store   `json:"stores"`
+	At     time.Time `json:"at"`
+}
+
+// UpdateNode replaces what a node says about itself. A store that holds replicas cannot be left out.
+type UpdateNode struct {
+	Node   storage.NodeID `json:"node"`
+	Name   string         `json:"name"`
+	Zone   string         `json:"zone,omitempty"`
+	Addrs  Addrs          `json:"addrs"`
+	Stores []Store        `json:"stores"`
+}
+
+// SetNodeState records a node's state. With From it is refused unless the node is in that state, so that a
+// reconciler does not overrule what people decided meanwhile. Again: no change.
+type SetNodeState struct {
+	Node  storage.NodeID `json:"node"`
+	From  NodeState      `json:"from,omitempty"`
+	State NodeState      `json:"state"`
+}
+
+// AddGroup makes group Group with one replica, a voter, on the store. Group is the id after the last one given
+// out (State.NextGroup), so that applying the command again is seen as such.
+type AddGroup struct {
+	Group storage.GroupID `json:"group"`
+	Node  storage.NodeID  `json:"node"`
+	Store StoreText       `json:"store"`
+}
+
+// SetGroupReady records that the group's first replica runs: it is never bootstrapped again.
+type SetGroupReady struct {
+	Group storage.GroupID `json:"group"`
+}
+
+// PlanReplica adds a replica in role pulling and answers with its key: the store and a new incarnation. Again while
+// the store has a replica of the group: the key given the first time.
+type PlanReplica struct {
+	Group storage.GroupID `json:"group"`
+	Node  storage.NodeID  `json:"node"`
+	Store StoreText       `json:"store"`
+}
+
+// SetReplica records a replica's role.
+type SetReplica struct {
+	Group storage.GroupID `json:"group"`
+	Key   ReplicaKey      `json:"key"`
+	Role  Role            `json:"role"`
+}
+
+// RemoveReplica forgets a replica that has left the group's configuration. Only pulling and leaving replicas can be
+// removed. Again: no change.
+type RemoveReplica struct {
+	Group storage.GroupID `json:"group"`
+	Key   ReplicaKey      `json:"key"`
+}
+
+// CreateVolume makes a volume and answers with it. Again with the same request id, name and size: the same volume,
+// for as long as it exists. Without a request id a second time is refused as a duplicate.
+type CreateVolume struct {
+	Name      string    `json:"name"`
+	SizeBytes int64     `json:"size_bytes"`
+	RequestID string    `json:"request_id,omitempty"`
+	At        time.Time `json:"at"`
+}
+
+// ResizeVolume grows a volume and answers with it. Again: no change.
+type ResizeVolume struct {
+	Volume    VolumeRef `json:"volume"`
+	SizeBytes int64     `json:"size_bytes"`
+}
+
+// DeleteVolume frees the name and begins the deletion. It is refused while sessions live. Again, by id: no change.
+type DeleteVolume struct {
+	Volume VolumeRef `json:"volume"`
+}
+
+// FinishDelete forgets a volume that every group has deleted. Again: no change.
+type FinishDelete struct {
+	Volume storage.VolumeID `json:"volume"`
+}
+
+// OpenSession opens a volume at a gateway. It answers with the volume (size, generation, epoch, groups), the
+// session and its predecessors: the other sessions of the same gateway on the volume, which the caller must close
+// in every group of the volume before it serves, and then in the catalog.
+//
+// Again by the same instance: the session it has already, unless its id is at or below After, or it has expired.
+type OpenSession struct {
+	Volume   VolumeRef `json:"volume"`
+	Gateway  Gateway   `json:"gateway"`
+	Instance string    `json:"instance"`
+	// After is the newest session that the gateway knows to be over, zero if none: a session that could not be
+	// opened in some group, because a later one had been, is not answered again.
+	After    storage.SessionID `json:"after,omitempty"`
+	ReadOnly bool              `json:"read_only,omitempty"`
+	At       time.Time         `json:"at"`
+}
+
+// CloseSession forgets a session that was closed in every group of its volume. Again: no change.
+type CloseSession struct {
+	Session storage.SessionID `json:"session"`
+}
+
+// ExpireSessions begins to close sessions whose gateways fell silent. Sessions that are gone are passed over.
+type ExpireSessions struct {
+	Sessions []storage.SessionID `json:"sessions"`
+}
+
+// Names of commands. The reserved ones come with later versions; a State of this version refuses them.
+const (
+	nameInitCluster    = "init_cluster"
+	nameAddNode        = "add_node"
+	nameUpdateNode     = "update_node"
+	nameSetNodeState   = "set_node_state"
+	nameAddGroup       = "add_group"
+	nameSetGroupReady  = "set_group_ready"
+	namePlanReplica    = "plan_replica"
+	nameSetReplica     = "set_replica"
+	nameRemoveReplica  = "remove_replica"
+	nameCreateVolume   = "create_volume"
+	nameResizeVolume   = "resize_volume"
+	nameDeleteVolume   = "delete_volume"
+	nameFinishDelete   = "finish_delete"
+	nameOpenSession    = "open_session"
+	nameCloseSession   = "close_session"
+	nameExpireSessions = "expire_sessions"
+
+	nameTakeOver       = "take_over"       // reserved: generation g -> g+1
+	nameBeginSnapshot  = "begin_snapshot"  // reserved: pause the gateways
+	nameCommitSnapshot = "commit_snapshot" // reserved: epoch e -> e+1
+	nameAbortSnapshot  = "abort_snapshot"  // reserved
+	nameRaiseVersion   = "raise_version"   // reserved: Cluster.Version
+)
+
+func (InitCluster) name() string    { return nameInitCluster }
+func (AddNode) name() string        { return nameAddNode }
+func (UpdateNode) name() string     { return nameUpdateNode }
+func (SetNodeState) name() string   { return nameSetNodeState }
+func (AddGroup) name() string       { return nameAddGroup }
+func (SetGroupReady) name() string  { return nameSetGroupReady }
+func (PlanReplica) name() string    { return namePlanReplica }
+func (SetReplica) name() string     { return nameSetReplica }
+func (RemoveReplica) name() string  { return nameRemoveReplica }
+func (CreateVolume) name() string   { return nameCreateVolume }
+func (ResizeVolume) name() string   { return nameResizeVolume }
+func (DeleteVolume) name() string   { return nameDeleteVolume }
+func (FinishDelete) name() string   { return nameFinishDelete }
+func (OpenSession) name() string    { return nameOpenSession }
+func (CloseSession) name() string   { return nameCloseSession }
+func (ExpireSessions) name() string { return nameExpireSessions }
+
+// envelope is the encoded form of a command.
+type envelope struct {
+	Version int             `json:"v"`
+	Name    string          `json:"cmd"`
+	Body    json.RawMessage `json:"body"`
+}
+
+// Encode checks a command as far as that is possible without a state, and returns the bytes to replicate.
+func Encode(c Command) ([]byte, error) {
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	body, err := json.Marshal(c)
+	if err != nil {
+		return nil, storage.E("encode command", storage.KindInternal, c.name(), err)
+	}
+	b, err := json.Marshal(envelope{Version: Version, Name: c.name(), Body: body})
+	if err != nil {
+		return nil, storage.E("encode command", storage.KindInternal, c.name(), err)
+	}
+	if len(b) > MaxCommandBytes {
+		return nil, storage.E("encode command", storage.KindInvalid, c.name(),
+			fmt.Errorf("it has %d bytes, at most %d are allowed", len(b), MaxCommandBytes))
+	}
+	return b, nil
+}
+
+// Decode is the inverse of Encode. It checks what Encode checks: its input may come from anyone.
+func Decode(b []byte) (Command, error) {
+	fail := func(kind storage.Kind, subject string, err error) (Command, error) {
+		return nil, storage.E("decode command", kind, subject, err)
+	}
+	if len(b) > MaxCommandBytes {
+		return fail(storage.KindInvalid, "", fmt.Errorf("it has %d bytes, at most %d are allowed", len(b), MaxCommandBytes))
+	}
+	var e envelope
+	if err := decodeStrict(b, &e); err != nil {
+		return fail(storage.KindInvalid, "", err)
+	}
+	if e.Version < 1 || e.Version > Version {
+		return fail(storage.KindUnsupported, e.Name, fmt.Errorf("version %d, this node knows 1 to %d; upgrade it",
+			e.Version, Version))
+	}
+	c, err := decodeBody(e.Name, e.Body)
+	if err != nil {
+		var se *storage.Error
+		if errors.As(err, &se) {
+			return nil, err
+		}
+		return fail(storage.KindInvalid, e.Name, err)
+	}
+	return c, c.check()
+}
+
+func decodeBody(name string, body []byte) (Command, error) {
+	switch name {
+	case nameInitCluster:
+		return decodeAs[InitCluster](body)
+	case nameAddNode:
+		return decodeAs[AddNode](body)
+	case nameUpdateNode:
+		return decodeAs[UpdateNode](body)
+	case nameSetNodeState:
+		return decodeAs[SetNodeState](body)
+	case nameAddGroup:
+		return decodeAs[AddGroup](body)
+	case nameSetGroupReady:
+		return decodeAs[SetGroupReady](body)
+	case namePlanReplica:
+		return decodeAs[PlanReplica](body)
+	case nameSetReplica:
+		return decodeAs[SetReplica](body)
+	case nameRemoveReplica:
+		return decodeAs[RemoveReplica](body)
+	case nameCreateVolume:
+		return decodeAs[CreateVolume](body)
+	case nameResizeVolume:
+		return decodeAs[ResizeVolume](body)
+	case nameDeleteVolume:
+		return decodeAs[DeleteVolume](body)
+	case nameFinishDelete:
+		return decodeAs[FinishDelete](body)
+	case nameOpenSession:
+		return decodeAs[OpenSession](body)
+	case nameCloseSession:
+		return decodeAs[CloseSession](body)
+	case nameExpireSessions:
+		return decodeAs[ExpireSessions](body)
+	case nameTakeOver, nameBeginSnapshot, nameCommitSnapshot, nameAbortSnapshot, nameRaiseVersion:
+		return nil, storage.E("decode command", storage.KindUnsupported, name,
+			errors.New("this version has no such command yet; upgrade the node"))
+	default:
+		return nil, storage.E("decode command", storage.KindUnsupported, name,
+			errors.New("this node does not know the command; upgrade it"))
+	}
+}
+
+func decodeAs[C Command](body []byte) (Command, error) {
+	var c C
+	if err := decodeStrict(body, &c); err != nil {
+		return nil, err
+	}
+	return c, nil
+}

@@ -1,0 +1,57 @@
+package catalog
+
+import "time"
+
+// Version is the newest version of commands and snapshots that this binary knows.
+const Version = 1
+
+// Limits of the catalog. Commands beyond them are refused with KindInvalid, or KindNoSpace when a table is full.
+const (
+	// MaxCommandBytes bounds one encoded command.
+	MaxCommandBytes = 64 << 10
+	// MaxSnapshotBytes bounds one encoded snapshot; the tables below keep it far away.
+	MaxSnapshotBytes = 1 << 30
+
+	// MaxNodes counts nodes, removed ones included: their ids are kept.
+	MaxNodes = 4096
+	// MaxStoresPerNode bounds the data directories of one node.
+	MaxStoresPerNode = 64
+	// MaxGroups bounds the data groups of a cluster.
+	MaxGroups = 4096
+	// MaxReplicasPerGroup bounds the replicas of a group in all roles.
+	MaxReplicasPerGroup = 9
+	// MaxReplicasWanted bounds Cluster.Replicas.
+	MaxReplicasWanted = 7
+	// MaxVolumes bounds the volumes of a cluster, those being deleted included.
+	MaxVolumes = 100_000
+	// MaxVolumeGroups bounds the stripes of one volume; a power of two.
+	MaxVolumeGroups = 64
+	// MaxSessions bounds the sessions of a cluster.
+	MaxSessions = 200_000
+	// MaxSessionsPerVolume bounds the sessions of one volume, and with it the windows a group keeps.
+	MaxSessionsPerVolume = 256
+	// MaxSessionsPerCommand bounds the list of ExpireSessions.
+	MaxSessionsPerCommand = 1024
+
+	// MaxNameBytes bounds the name of a node, and a zone, and a gateway's host.
+	MaxNameBytes = 63
+	// MaxAddrBytes bounds one address.
+	MaxAddrBytes = 263
+	// MaxRequestIDBytes bounds the request id of CreateVolume.
+	MaxRequestIDBytes = 128
+	// MaxInstanceBytes bounds the instance id of a gateway.
+	MaxInstanceBytes = 64
+)
+
+// Defaults of InitCluster.
+const (
+	// DefaultReplicas is the number of replicas of a group once there are nodes enough.
+	DefaultReplicas = 3
+	// DefaultGroups is the number of groups of a new cluster.
+	DefaultGroups = 8
+	// DefaultHeartbeatTimeout is the cluster's one heartbeat timeout; leases build on it.
+	DefaultHeartbeatTimeout = 500 * time.Millisecond
+	// MinHeartbeatTimeout and MaxHeartbeatTimeout bound the heartbeat timeout.
+	MinHeartbeatTimeout = 50 * time.Millisecond
+	MaxHeartbeatTimeout = 30 * time.Second
+)

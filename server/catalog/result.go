@@ -1,0 +1,117 @@
+package catalog
+
+import (
+	"encoding/json"
+	"errors"
+
+	storage "github.com/storaged/storaged"
+)
+
+// Result is the answer to one command.
+type Result struct {
+	// Index is the log index the command was applied at; a copy of the catalog that has reached it shows the effect.
+	Index uint64 `json:"index"`
+	// Err is why the command was refused, nil if it was applied; a refused command changed nothing.
+	Err *storage.Error `json:"-"`
+
+	Node    storage.NodeID  `json:"node,omitempty"`    // AddNode, UpdateNode, SetNodeState
+	Group   storage.GroupID `json:"group,omitempty"`   // the commands on groups and replicas
+	Replica ReplicaKey      `json:"replica,omitzero"`  // AddGroup, PlanReplica
+	Volume  *Volume         `json:"volume,omitempty"`  // the commands on volumes, and OpenSession
+	Session *Session        `json:"session,omitempty"` // OpenSession
+	// Predecessors are what OpenSession wants closed in every group first, by ascending id.
+	Predecessors []Session `json:"predecessors,omitempty"`
+}
+
+// resultJSON adds the error to the encoded Result. Causes travel as text.
+type resultJSON struct {
+	resultFields
+	Err *errorJSON `json:"err,omitempty"`
+}
+
+type resultFields Result
+
+type errorJSON struct {
+	Op      string       `json:"op"`
+	Kind    storage.Kind `json:"kind"`
+	Subject string       `json:"subject,omitempty"`
+	Text    string       `json:"text,omitempty"`
+}
+
+// MarshalJSON implements json.Marshaler; the error's cause becomes text.
+func (r Result) MarshalJSON() ([]byte, error) {
+	w := resultJSON{resultFields: resultFields(r)}
+	if r.Err != nil {
+		w.Err = &errorJSON{Op: r.Err.Op, Kind: r.Err.Kind, Subject: r.Err.Subject}
+		if r.Err.Err != nil {
+			w.Err.Text = r.Err.Err.Error()
+		}
+	}
+	return json.Marshal(w)
+}
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (r *Result) UnmarshalJSON(b []byte) error {
+	var w resultJSON
+	if err := json.Unmarshal(b, &w); err != nil {
+		return err
+	}
+	*r = Result(w.resultFields)
+	if w.Err == nil {
+		return nil
+	}
+	r.Err = storage.E(w.Err.Op, w.Err.Kind, w.Err.Subject, nil)
+	if w.Err.Text != "" {
+		r.Err.Err = errors.New(w.Err.Text)
+	}
+	return nil
+}
+
+// EffectKind says what an Effect is about.
+type EffectKind uint8
+
+// The kinds of effects.
+const (
+	ClusterChanged EffectKind = iota + 1
+	NodeChanged
+	GroupChanged
+	VolumeChanged // also: created, began to be deleted
+	VolumeGone    // deleted in every group and forgotten
+	SessionOpened
+	SessionExpired // began to be closed
+	SessionGone
+)
+
+// Effect says that a command changed an object, for those who watch the catalog. Only the field that Kind names is
+// set. A command that changed nothing has no effects.
+type Effect struct {
+	Kind    EffectKind
+	Node    storage.NodeID
+	Group   storage.GroupID
+	Volume  storage.VolumeID
+	Session storage.SessionID
+}
+
+// change collects what one command does.
+type change struct {
+	result  Result
+	effects []Effect
+}
+
+func (c *change) cluster() { c.effects = append(c.effects, Effect{Kind: ClusterChanged}) }
+
+func (c *change) node(id storage.NodeID) {
+	c.effects = append(c.effects, Effect{Kind: NodeChanged, Node: id})
+}
+
+func (c *change) group(id storage.GroupID) {
+	c.effects = append(c.effects, Effect{Kind: GroupChanged, Group: id})
+}
+
+func (c *change) volume(kind EffectKind, id storage.VolumeID) {
+	c.effects = append(c.effects, Effect{Kind: kind, Volume: id})
+}
+
+func (c *change) session(kind EffectKind, id storage.SessionID) {
+	c.effects = append(c.effects, Effect{Kind: kind, Session: id})
+}

@@ -1,0 +1,244 @@
+package catalog
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+
+	storage "github.com/storaged/storaged"
+)
+
+// State is the whole catalog. The zero value is not usable; use New or Restore.
+//
+// It is not safe for concurrent use. Objects are replaced, never changed in place.
+type State struct {
+	applied uint64 // index of the last command applied, refused ones included
+	cluster Cluster
+
+	nodes    map[storage.NodeID]*Node
+	groups   map[storage.GroupID]*Group
+	volumes  map[storage.VolumeID]*Volume
+	sessions map[storage.SessionID]*Session
+
+	// The last ids given out: every id in use is at or below its counter.
+	lastNode    storage.NodeID
+	lastGroup   storage.GroupID
+	lastVolume  storage.VolumeID
+	lastSession storage.SessionID
+
+	// Indexes, derived from the maps above and not part of a snapshot.
+	nodeByName       map[string]storage.NodeID // without removed nodes
+	nodeByStore      map[storage.StoreID]storage.NodeID
+	volumeByName     map[string]storage.VolumeID // ready volumes only
+	volumeByRequest  map[string]storage.VolumeID
+	sessionsByVolume map[storage.VolumeID][]storage.SessionID // ascending; slices are replaced, not changed
+}
+
+// New returns the empty state; the first command it accepts is InitCluster.
+func New() *State {
+	return &State{
+		nodes:            map[storage.NodeID]*Node{},
+		groups:           map[storage.GroupID]*Group{},
+		volumes:          map[storage.VolumeID]*Volume{},
+		sessions:         map[storage.SessionID]*Session{},
+		nodeByName:       map[string]storage.NodeID{},
+		nodeByStore:      map[storage.StoreID]storage.NodeID{},
+		volumeByName:     map[string]storage.VolumeID{},
+		volumeByRequest:  map[string]storage.VolumeID{},
+		sessionsByVolume: map[storage.VolumeID][]storage.SessionID{},
+	}
+}
+
+// Clone returns an independent copy. It copies maps, not objects.
+func (s *State) Clone() *State {
+	c := *s
+	c.nodes, c.groups = maps.Clone(s.nodes), maps.Clone(s.groups)
+	c.volumes, c.sessions = maps.Clone(s.volumes), maps.Clone(s.sessions)
+	c.nodeByName, c.nodeByStore = maps.Clone(s.nodeByName), maps.Clone(s.nodeByStore)
+	c.volumeByName, c.volumeByRequest = maps.Clone(s.volumeByName), maps.Clone(s.volumeByRequest)
+	c.sessionsByVolume = maps.Clone(s.sessionsByVolume)
+	return &c
+}
+
+// Applied returns the index of the last command applied.
+func (s *State) Applied() uint64 { return s.applied }
+
+// Initialised reports whether InitCluster was applied.
+func (s *State) Initialised() bool { return !s.cluster.ID.IsZero() }
+
+// Cluster returns the cluster's settings; zero before InitCluster.
+func (s *State) Cluster() Cluster { return s.cluster }
+
+// NextGroup returns the id that the next AddGroup must name.
+func (s *State) NextGroup() storage.GroupID { return s.lastGroup + 1 }
+
+// Node returns a node, also a removed one.
+func (s *State) Node(id storage.NodeID) (Node, bool) {
+	n, ok := s.nodes[id]
+	if !ok {
+		return Node{}, false
+	}
+	return n.clone(), true
+}
+
+// NodeByName returns the node of that name that is not removed.
+func (s *State) NodeByName(name string) (Node, bool) { return s.Node(s.nodeByName[name]) }
+
+// NodeByStore returns the node that the store belongs, or belonged, to.
+func (s *State) NodeByStore(id storage.StoreID) (Node, bool) { return s.Node(s.nodeByStore[id]) }
+
+// Nodes returns all nodes, removed ones included, by ascending id.
+func (s *State) Nodes() []Node { return collect(s.nodes, (*Node).clone) }
+
+// Group returns a group.
+func (s *State) Group(id storage.GroupID) (Group, bool) {
+	g, ok := s.groups[id]
+	if !ok {
+		return Group{}, false
+	}
+	return g.clone(), true
+}
+
+// Groups returns all groups by ascending id.
+func (s *State) Groups() []Group { return collect(s.groups, (*Group).clone) }
+
+// Volume returns a volume, also one that is being deleted.
+func (s *State) Volume(id storage.VolumeID) (Volume, bool) {
+	v, ok := s.volumes[id]
+	if !ok {
+		return Volume{}, false
+	}
+	return v.clone(), true
+}
+
+// VolumeByName returns the ready volume of that name.
+func (s *State) VolumeByName(name string) (Volume, bool) { return s.Volume(s.volumeByName[name]) }
+
+// Volumes returns all volumes, those being deleted included, by ascending id.
+func (s *State) Volumes() []Volume { return collect(s.volumes, (*Volume).clone) }
+
+// Session returns a session.
+func (s *State) Session(id storage.SessionID) (Session, bool) {
+	x, ok := s.sessions[id]
+	if !ok {
+		return Session{}, false
+	}
+	return *x, true
+}
+
+// Sessions returns all sessions by ascending id.
+func (s *State) Sessions() []Session { return collect(s.sessions, (*Session).clone) }
+
+// SessionsOf returns the sessions of a volume by ascending id.
+func (s *State) SessionsOf(id storage.VolumeID) []Session {
+	ids := s.sessionsByVolume[id]
+	out := make([]Session, 0, len(ids))
+	for _, sid := range ids {
+		out = append(out, *s.sessions[sid])
+	}
+	return out
+}
+
+func (n *Node) clone() Node {
+	c := *n
+	c.Stores = slices.Clone(n.Stores)
+	return c
+}
+
+func (g *Group) clone() Group {
+	c := *g
+	c.Replicas = slices.Clone(g.Replicas)
+	return c
+}
+
+func (v *Volume) clone() Volume {
+	c := *v
+	c.Groups = slices.Clone(v.Groups)
+	return c
+}
+
+func (x *Session) clone() Session { return *x }
+
+// collect returns copies of a map's objects by ascending key.
+func collect[K cmp.Ordered, V any](m map[K]*V, clone func(*V) V) []V {
+	out := make([]V, 0, len(m))
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		out = append(out, clone(m[k]))
+	}
+	return out
+}
+
+// The put and drop functions are the only ones that write the maps: they keep the indexes in step.
+
+func (s *State) putNode(n Node) {
+	if old, ok := s.nodes[n.ID]; ok {
+		if s.nodeByName[old.Name] == n.ID {
+			delete(s.nodeByName, old.Name)
+		}
+		for _, st := range old.Stores {
+			delete(s.nodeByStore, st.ID)
+		}
+	}
+	s.nodes[n.ID] = &n
+	if n.State != NodeRemoved {
+		s.nodeByName[n.Name] = n.ID
+	}
+	for _, st := range n.Stores {
+		s.nodeByStore[st.ID] = n.ID
+	}
+}
+
+func (s *State) putGroup(g Group) { s.groups[g.ID] = &g }
+
+func (s *State) putVolume(v Volume) {
+	if old, ok := s.volumes[v.ID]; ok {
+		s.unindexVolume(old)
+	}
+	s.volumes[v.ID] = &v
+	if v.State == VolumeReady {
+		s.volumeByName[v.Name] = v.ID
+	}
+	if v.RequestID != "" {
+		s.volumeByRequest[v.RequestID] = v.ID
+	}
+}
+
+func (s *State) dropVolume(id storage.VolumeID) {
+	if old, ok := s.volumes[id]; ok {
+		s.unindexVolume(old)
+		delete(s.volumes, id)
+	}
+}
+
+func (s *State) unindexVolume(v *Volume) {
+	if s.volumeByName[v.Name] == v.ID {
+		delete(s.volumeByName, v.Name)
+	}
+	if s.volumeByRequest[v.RequestID] == v.ID {
+		delete(s.volumeByRequest, v.RequestID)
+	}
+}
+
+func (s *State) putSession(x Session) {
+	if _, ok := s.sessions[x.ID]; !ok {
+		ids := s.sessionsByVolume[x.Volume]
+		at, _ := slices.BinarySearch(ids, x.ID)
+		s.sessionsByVolume[x.Volume] = slices.Insert(slices.Clone(ids), at, x.ID)
+	}
+	s.sessions[x.ID] = &x
+}
+
+func (s *State) dropSession(id storage.SessionID) {
+	x, ok := s.sessions[id]
+	if !ok {
+		return
+	}
+	delete(s.sessions, id)
+	ids := s.sessionsByVolume[x.Volume]
+	if len(ids) == 1 {
+		delete(s.sessionsByVolume, x.Volume)
+		return
+	}
+	at, _ := slices.BinarySearch(ids, id)
+	s.sessionsByVolume[x.Volume] = slices.Delete(slices.Clone(ids), at, at+1)
+}
