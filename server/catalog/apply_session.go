@@ -30,7 +30,7 @@ func (c OpenSession) apply(s *State, tx *change) error {
 		tx.session(SessionOpened, x.ID)
 	}
 	for _, o := range others {
-		if o.ID != x.ID {
+		if x.succeeds(o) {
 			tx.result.Predecessors = append(tx.result.Predecessors, o)
 		}
 	}
@@ -46,6 +46,12 @@ func (c OpenSession) reuse(sessions []Session) (Session, bool) {
 		}
 	}
 	return Session{}, false
+}
+
+// succeeds reports whether o, of the same gateway and volume, is a predecessor of x.
+func (x Session) succeeds(o Session) bool {
+	sibling := o.Instance == x.Instance && o.State == SessionLive && o.ReadOnly != x.ReadOnly
+	return o.ID != x.ID && !sibling
 }
 
 // sessionsAt returns the gateway's sessions on the volume by ascending id, whatever their instance and state.

@@ -34,8 +34,7 @@ func (c CreateVolume) apply(s *State, tx *change) error {
 	s.lastVolume++
 	v := Volume{ID: s.lastVolume, Name: c.Name, SizeBytes: c.SizeBytes, Groups: groups, Epoch: 1, Generation: 1,
 		State: VolumeReady, CreatedAt: c.At.UTC(), RequestID: c.RequestID}
-	s.putVolume(v)
-	v = v.clone()
+	v = s.changeVolume(v)
 	tx.result.Volume = &v
 	tx.volume(VolumeChanged, v.ID)
 	return nil
@@ -101,10 +100,9 @@ func (c ResizeVolume) apply(s *State, tx *change) error {
 	}
 	if c.SizeBytes != v.SizeBytes {
 		v.SizeBytes = c.SizeBytes
-		s.putVolume(v)
+		v = s.changeVolume(v)
 		tx.volume(VolumeChanged, v.ID)
 	}
-	v = v.clone()
 	tx.result.Volume = &v
 	return nil
 }
@@ -121,10 +119,9 @@ func (c DeleteVolume) apply(s *State, tx *change) error {
 				"it is open at %s; unmount and disconnect it there, then try again", listed(at))
 		}
 		v.State = VolumeDeleting
-		s.putVolume(v)
+		v = s.changeVolume(v)
 		tx.volume(VolumeChanged, v.ID)
 	}
-	v = v.clone()
 	tx.result.Volume = &v
 	return nil
 }

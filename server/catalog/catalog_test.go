@@ -302,17 +302,23 @@ func TestSessions(t *testing.T) {
 	if r := f.ok(restarted); r.Session.ID != 3 || len(r.Predecessors) != 1 || r.Predecessors[0].ID != 2 {
 		t.Fatalf("new instance: %+v", r)
 	}
+	reader := restarted
+	reader.ReadOnly = true
+	if r := f.ok(reader); len(r.Predecessors) != 1 || r.Predecessors[0].ID != 2 {
+		t.Fatalf("a reader beside a writer: %+v", r)
+	}
+	f.ok(CloseSession{4})
 	other := OpenSession{Volume: ByID(v.ID), Gateway: Gateway{Node: n2}, Instance: "c", ReadOnly: true, At: testTime}
-	if r := f.ok(other); r.Session.ID != 4 || len(r.Predecessors) != 0 || !r.Session.ReadOnly {
+	if r := f.ok(other); r.Session.ID != 5 || len(r.Predecessors) != 0 || !r.Session.ReadOnly {
 		t.Fatalf("other node: %+v", r)
 	}
 	f.refused(DeleteVolume{ByName("v")}, storage.KindConflict, "node n1, node n2", "disconnect")
 
-	f.ok(ExpireSessions{[]storage.SessionID{2, 3, 4, 99}})
-	if r := f.ok(restarted); r.Session.ID != 5 || len(r.Predecessors) != 2 {
+	f.ok(ExpireSessions{[]storage.SessionID{2, 3, 5, 99}})
+	if r := f.ok(restarted); r.Session.ID != 6 || len(r.Predecessors) != 2 {
 		t.Fatalf("after expiry: %+v", r)
 	}
-	f.ok(CloseSession{5})
+	f.ok(CloseSession{6})
 	f.ok(DeleteVolume{ByName("v")}) // closing sessions do not hold it
 	f.refused(open, storage.KindNotFound)
 	byID := open
@@ -327,8 +333,8 @@ func TestSessions(t *testing.T) {
 	f.refused(OpenSession{Volume: ByName("w"), Gateway: Gateway{Node: 9}, Instance: "x"}, storage.KindPermission)
 	f.refused(OpenSession{Volume: ByName("w"), Instance: "x"}, storage.KindInvalid)
 	f.refused(OpenSession{Volume: ByName("w"), Gateway: Gateway{Node: n1}}, storage.KindInvalid, "instance")
-	if r := f.ok(OpenSession{Volume: ByName("w"), Gateway: Gateway{Host: "web-1"}, Instance: "x"}); r.Session.ID != 6 {
-		t.Fatalf("got session %v, want 6: ids ascend", r.Session.ID)
+	if r := f.ok(OpenSession{Volume: ByName("w"), Gateway: Gateway{Host: "web-1"}, Instance: "x"}); r.Session.ID != 7 {
+		t.Fatalf("got session %v, want 7: ids ascend", r.Session.ID)
 	}
 	f.refused(DeleteVolume{ByName("w")}, storage.KindConflict, "host web-1")
 }

@@ -3,8 +3,8 @@ package catalog
 import (
 	"errors"
 	"fmt"
-	"net"
 	"strconv"
+	"strings"
 
 	storage "github.com/storaged/storaged"
 )
@@ -120,9 +120,9 @@ func checkAddr(a string) error {
 	if len(a) > MaxAddrBytes {
 		return fmt.Errorf("it has %d characters; use at most %d", len(a), MaxAddrBytes)
 	}
-	host, port, err := net.SplitHostPort(a)
-	if err != nil {
-		return errors.New("write it as host:port")
+	host, port, ok := splitHostPort(a)
+	if !ok {
+		return errors.New("write it as host:port, and an IPv6 address in brackets")
 	}
 	if host == "" {
 		return errors.New("the host is missing; name the address that other machines can reach")
@@ -131,6 +131,20 @@ func checkAddr(a string) error {
 		return errors.New("the port must be 1 to 65535")
 	}
 	return nil
+}
+
+// splitHostPort is net.SplitHostPort without package net, which a pure package has no use for.
+func splitHostPort(a string) (host, port string, ok bool) {
+	at := strings.LastIndexByte(a, ':')
+	if at < 0 {
+		return "", "", false
+	}
+	host, port = a[:at], a[at+1:]
+	if inner, bracketed := strings.CutPrefix(host, "["); bracketed {
+		host, ok = strings.CutSuffix(inner, "]")
+		return host, port, ok && strings.Contains(host, ":")
+	}
+	return host, port, !strings.ContainsAny(host, ":[] ")
 }
 
 func (c SetNodeState) check() error {

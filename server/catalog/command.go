@@ -134,16 +134,18 @@ type FinishDelete struct {
 }
 
 // OpenSession opens a volume at a gateway. It answers with the volume (size, generation, epoch, groups), the
-// session and its predecessors: the other sessions of the same gateway on the volume, which the caller must close
-// in every group of the volume before it serves, and then in the catalog.
+// session and its predecessors, which the caller must close in every group of the volume before it serves, and then
+// in the catalog: the gateway's sessions on the volume that belong to another instance, that have expired, or that
+// this one follows. An instance's read-only session and its writing one live beside each other.
 //
-// Again by the same instance: the session it has already, unless its id is at or below After, or it has expired.
+// Again by the same instance with the same After and ReadOnly: the session it was given the first time, unless that
+// has expired. A gateway that wants a new session, because the old one is over, names the old one in After.
 type OpenSession struct {
 	Volume   VolumeRef `json:"volume"`
 	Gateway  Gateway   `json:"gateway"`
 	Instance string    `json:"instance"`
-	// After is the newest session that the gateway knows to be over, zero if none: a session that could not be
-	// opened in some group, because a later one had been, is not answered again.
+	// After is the newest session that this gateway was given for the volume and wants no longer, zero if none: no
+	// session at or below it is answered.
 	After    storage.SessionID `json:"after,omitempty"`
 	ReadOnly bool              `json:"read_only,omitempty"`
 	At       time.Time         `json:"at"`

@@ -192,6 +192,8 @@ type Volume struct {
 	Generation storage.Generation `json:"generation"`
 	State      VolumeState        `json:"state"`
 	CreatedAt  time.Time          `json:"created_at"`
+	// Revision is the log index of the last change; it ascends with every change.
+	Revision  uint64 `json:"revision"`
 	RequestID  string             `json:"request_id,omitempty"` // of the CreateVolume that made it
 }
 

@@ -170,6 +170,13 @@ func collect[K cmp.Ordered, V any](m map[K]*V, clone func(*V) V) []V {
 
 // The put and drop functions are the only ones that write the maps: they keep the indexes in step.
 
+// changeVolume puts a volume that the command being applied has changed.
+func (s *State) changeVolume(v Volume) Volume {
+	v.Revision = s.applied
+	s.putVolume(v)
+	return v.clone()
+}
+
 func (s *State) putNode(n Node) {
 	if old, ok := s.nodes[n.ID]; ok {
 		if s.nodeByName[old.Name] == n.ID {
