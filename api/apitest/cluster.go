@@ -1,0 +1,281 @@
+// Package apitest is a cluster in memory for tests of what speaks to package api, and the conformance suite that every
+// api.Cluster passes.
+//
+// It keeps volumes by the rules of api.Cluster and shows the nodes, groups and status it was given. It stores no data.
+// A Cluster may be used concurrently.
+package apitest
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/api"
+)
+
+// Cluster is an api.Cluster in memory.
+type Cluster struct {
+	mu       sync.Mutex
+	now      func() time.Time
+	lastID   storage.VolumeID
+	volumes  map[string]api.Volume // by name
+	requests map[string]storage.VolumeID
+	nodes    []api.Node
+	groups   []api.Group
+	status   api.Status
+	calls    int
+	fault    func(call int) error
+}
+
+var _ api.Cluster = (*Cluster)(nil)
+
+// New returns a healthy cluster without volumes: three nodes a, b and c and two groups. The time of what is made comes
+// from now.
+func New(now func() time.Time) *Cluster {
+	c := &Cluster{now: now, volumes: map[string]api.Volume{}, requests: map[string]storage.VolumeID{}}
+	for i := range 3 {
+		c.nodes = append(c.nodes, sampleNode(i, now()))
+	}
+	for i := range 2 {
+		c.groups = append(c.groups, sampleGroup(i, c.nodes))
+	}
+	c.status = api.Status{
+		ClusterID: storage.ClusterID{0xc1, 15: 1}, Health: api.HealthOK, ReplicasWanted: 3, NodesTotal: 3, NodesUp: 3,
+		GroupsTotal: 2, GroupsFull: 2, CatalogLeader: 1, CatalogLeaderName: "a", CatalogTerm: 4, CatalogIndex: 118,
+		AnsweredBy: 2, AnsweredByName: "b", Age: 120 * time.Millisecond,
+		CapacityBytes: 300 << 30, UsedBytes: 30 << 30, FreeBytes: 255 << 30,
+	}
+	return c
+}
+
+func sampleNode(i int, now time.Time) api.Node {
+	host := fmt.Sprintf("10.0.0.%d", i+1)
+	return api.Node{
+		ID: storage.NodeID(i + 1), Name: string(rune('a' + i)), Zone: fmt.Sprintf("z%d", i+1), State: api.NodeUp,
+		Addresses: api.Addresses{Peer: host + ":7001", API: host + ":7000", NBD: host + ":10809", HTTP: host + ":7002"},
+		Stores: []api.Store{{ID: storage.StoreID{0: 0x50, 15: byte(i + 1)}, State: api.StoreOK, CapacityBytes: 100 << 30,
+			UsedBytes: 10 << 30, FreeBytes: 85 << 30}},
+		Version: "v0.1.0", Replicas: 2, Leaders: []int{1, 1, 0}[i], SeenAt: now,
+	}
+}
+
+func sampleGroup(i int, nodes []api.Node) api.Group {
+	g := api.Group{ID: storage.GroupID(i + 1), Leader: nodes[i].ID, LeaderName: nodes[i].Name, Term: uint64(7 + i),
+		CommitIndex: 5200, AppliedIndex: 5200}
+	for _, n := range nodes {
+		g.Replicas = append(g.Replicas, api.Replica{Node: n.ID, NodeName: n.Name, Store: n.Stores[0].ID, Incarnation: 1,
+			Role: api.RoleVoter, Online: true})
+	}
+	return g
+}
+
+// Fail makes fault decide the outcome of every later call, counted from 1; nil ends it. A call that fails has no effect.
+func (c *Cluster) Fail(fault func(call int) error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.calls, c.fault = 0, fault
+}
+
+// Edit lets change alter what the cluster shows; it runs under the cluster's lock and must not call its methods.
+func (c *Cluster) Edit(change func(nodes *[]api.Node, groups *[]api.Group, status *api.Status)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	change(&c.nodes, &c.groups, &c.status)
+}
+
+// Open gives the volume a session at the node, and a connection. It panics when there is no such volume.
+func (c *Cluster) Open(volume string, node api.Node, client string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	v, ok := c.volumes[volume]
+	if !ok {
+		panic("apitest: no volume " + volume)
+	}
+	v.Generation++
+	v.Sessions = append(v.Sessions, api.Session{ID: storage.SessionID(len(v.Sessions) + 1), Node: node.ID, NodeName: node.Name,
+		Generation: v.Generation, OpenedAt: c.now()})
+	v.Connections = append(v.Connections, api.Connection{Node: node.ID, NodeName: node.Name, Client: client, OpenedAt: c.now()})
+	c.volumes[volume] = v
+}
+
+// Close ends all sessions and connections of the volume.
+func (c *Cluster) Close(volume string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	v := c.volumes[volume]
+	v.Sessions, v.Connections = nil, nil
+	c.volumes[volume] = v
+}
+
+// beginLocked counts a call and returns its outcome if it is not to be carried out.
+func (c *Cluster) beginLocked(ctx context.Context, op string) error {
+	if err := ctx.Err(); err != nil {
+		return storage.E(op, storage.KindCanceled, "", err)
+	}
+	c.calls++
+	if c.fault != nil {
+		return c.fault(c.calls)
+	}
+	return nil
+}
+
+// CreateVolume implements api.Cluster.
+func (c *Cluster) CreateVolume(ctx context.Context, v api.NewVolume) (api.Volume, error) {
+	const op = "create"
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.beginLocked(ctx, op); err != nil {
+		return api.Volume{}, err
+	}
+	if have, ok := c.volumes[v.Name]; ok {
+		if v.RequestID != "" && c.requests[v.RequestID] == have.ID && have.SizeBytes == v.SizeBytes {
+			return copyVolume(have), nil
+		}
+		return api.Volume{}, storage.E(op, storage.KindExists, "volume "+v.Name, errors.New("a volume of that name exists"))
+	}
+	stripe := v.Groups
+	if stripe == 0 || stripe > len(c.groups) {
+		stripe = len(c.groups)
+	}
+	c.lastID++
+	made := api.Volume{ID: c.lastID, Name: v.Name, SizeBytes: v.SizeBytes, State: api.VolumeReady, Epoch: 1, CreatedAt: c.now()}
+	for _, g := range c.groups[:stripe] {
+		made.Groups = append(made.Groups, g.ID)
+	}
+	c.volumes[v.Name] = made
+	if v.RequestID != "" {
+		c.requests[v.RequestID] = made.ID
+	}
+	return copyVolume(made), nil
+}
+
+// Volume implements api.Cluster.
+func (c *Cluster) Volume(ctx context.Context, name string) (api.Volume, error) {
+	const op = "show"
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.beginLocked(ctx, op); err != nil {
+		return api.Volume{}, err
+	}
+	v, ok := c.volumes[name]
+	if !ok {
+		return api.Volume{}, notFound(op, name)
+	}
+	return copyVolume(v), nil
+}
+
+// Volumes implements api.Cluster.
+func (c *Cluster) Volumes(ctx context.Context, after string, limit int) ([]api.Volume, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.beginLocked(ctx, "list volumes"); err != nil {
+		return nil, err
+	}
+	var list []api.Volume
+	for _, name := range slices.Sorted(maps.Keys(c.volumes)) {
+		if name > after && len(list) < limit {
+			list = append(list, copyVolume(c.volumes[name]))
+		}
+	}
+	return list, nil
+}
+
+// ResizeVolume implements api.Cluster.
+func (c *Cluster) ResizeVolume(ctx context.Context, name string, sizeBytes int64) (api.Volume, error) {
+	const op = "resize"
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.beginLocked(ctx, op); err != nil {
+		return api.Volume{}, err
+	}
+	v, ok := c.volumes[name]
+	switch {
+	case !ok:
+		return api.Volume{}, notFound(op, name)
+	case sizeBytes < v.SizeBytes:
+		return api.Volume{}, storage.E(op, storage.KindInvalid, "volume "+name,
+			fmt.Errorf("it has %d bytes and cannot shrink to %d", v.SizeBytes, sizeBytes))
+	}
+	v.SizeBytes = sizeBytes
+	c.volumes[name] = v
+	return copyVolume(v), nil
+}
+
+// DeleteVolume implements api.Cluster.
+func (c *Cluster) DeleteVolume(ctx context.Context, name string, id storage.VolumeID) error {
+	const op = "delete"
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.beginLocked(ctx, op); err != nil {
+		return err
+	}
+	v, ok := c.volumes[name]
+	switch {
+	case !ok || id != 0 && v.ID != id:
+		return notFound(op, name)
+	case len(v.Sessions) > 0:
+		return storage.E(op, storage.KindConflict, "volume "+name,
+			fmt.Errorf("it is open through node %s", v.Sessions[0].NodeName))
+	}
+	delete(c.volumes, name)
+	return nil
+}
+
+// Nodes implements api.Cluster.
+func (c *Cluster) Nodes(ctx context.Context) ([]api.Node, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.beginLocked(ctx, "list nodes"); err != nil {
+		return nil, err
+	}
+	list := slices.Clone(c.nodes)
+	for i := range list {
+		list[i].Stores = slices.Clone(list[i].Stores)
+	}
+	return slices.SortedFunc(slices.Values(list), func(a, b api.Node) int { return cmp.Compare(a.ID, b.ID) }), nil
+}
+
+// Groups implements api.Cluster.
+func (c *Cluster) Groups(ctx context.Context) ([]api.Group, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.beginLocked(ctx, "list groups"); err != nil {
+		return nil, err
+	}
+	list := slices.Clone(c.groups)
+	for i := range list {
+		list[i].Replicas = slices.Clone(list[i].Replicas)
+	}
+	return list, nil
+}
+
+// Status implements api.Cluster.
+func (c *Cluster) Status(ctx context.Context) (api.Status, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.beginLocked(ctx, "show"); err != nil {
+		return api.Status{}, err
+	}
+	s := c.status
+	s.Reasons, s.Tasks = slices.Clone(s.Reasons), slices.Clone(s.Tasks)
+	s.Volumes = len(c.volumes)
+	for _, v := range c.volumes {
+		s.ProvisionedBytes += v.SizeBytes
+	}
+	return s, nil
+}
+
+func notFound(op, name string) error {
+	return storage.E(op, storage.KindNotFound, "volume "+name, errors.New("no volume has that name"))
+}
+
+func copyVolume(v api.Volume) api.Volume {
+	v.Groups, v.Sessions, v.Connections = slices.Clone(v.Groups), slices.Clone(v.Sessions), slices.Clone(v.Connections)
+	return v
+}

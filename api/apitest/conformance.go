@@ -1,0 +1,167 @@
+package apitest
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/api"
+)
+
+// Conformance checks what every api.Cluster promises about volumes, nodes, groups and status. open returns a cluster
+// that has at least one node and one group and no volumes; it is called once a subtest.
+func Conformance(t *testing.T, open func(t *testing.T) api.Cluster) {
+	for _, c := range []struct {
+		name string
+		run  func(*testing.T, context.Context, api.Cluster)
+	}{
+		{"create", conformCreate},
+		{"create again", conformCreateAgain},
+		{"list", conformList},
+		{"resize", conformResize},
+		{"delete", conformDelete},
+		{"shows the cluster", conformShows},
+		{"canceled", conformCanceled},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			defer cancel()
+			c.run(t, ctx, open(t))
+		})
+	}
+}
+
+func mustCreate(t *testing.T, ctx context.Context, c api.Cluster, name string, sizeBytes int64) api.Volume {
+	t.Helper()
+	v, err := c.CreateVolume(ctx, api.NewVolume{RequestID: "make-" + name, Name: name, SizeBytes: sizeBytes})
+	if err != nil {
+		t.Fatalf("create %s: %v", name, err)
+	}
+	return v
+}
+
+func wantKind(t *testing.T, what string, err error, kind storage.Kind) {
+	t.Helper()
+	if storage.KindOf(err) != kind {
+		t.Errorf("%s: %v (%v), want %v", what, err, storage.KindOf(err), kind)
+	}
+}
+
+func conformCreate(t *testing.T, ctx context.Context, c api.Cluster) {
+	made := mustCreate(t, ctx, c, "web", 8<<20)
+	if made.ID == 0 || made.Name != "web" || made.SizeBytes != 8<<20 || made.State != api.VolumeReady {
+		t.Errorf("made %+v", made)
+	}
+	if n := len(made.Groups); n == 0 || n&(n-1) != 0 {
+		t.Errorf("striped over %d groups, want a power of two", n)
+	}
+	got, err := c.Volume(ctx, "web")
+	if err != nil || got.ID != made.ID || got.SizeBytes != made.SizeBytes || !slices.Equal(got.Groups, made.Groups) {
+		t.Errorf("got %+v, %v; made %+v", got, err, made)
+	}
+	_, err = c.Volume(ctx, "nobody")
+	wantKind(t, "a volume that was never made", err, storage.KindNotFound)
+	if other := mustCreate(t, ctx, c, "db", 4096); other.ID <= made.ID {
+		t.Errorf("id %d follows %d, want ascending ones", other.ID, made.ID)
+	}
+}
+
+func conformCreateAgain(t *testing.T, ctx context.Context, c api.Cluster) {
+	made := mustCreate(t, ctx, c, "web", 8<<20)
+	if again := mustCreate(t, ctx, c, "web", 8<<20); again.ID != made.ID {
+		t.Errorf("the same request made volume %d, then %d", made.ID, again.ID)
+	}
+	_, err := c.CreateVolume(ctx, api.NewVolume{RequestID: "another", Name: "web", SizeBytes: 8 << 20})
+	wantKind(t, "another request for the name", err, storage.KindExists)
+	_, err = c.CreateVolume(ctx, api.NewVolume{RequestID: "make-web", Name: "web", SizeBytes: 16 << 20})
+	if err == nil {
+		t.Error("the request id with another size was accepted")
+	}
+}
+
+func conformList(t *testing.T, ctx context.Context, c api.Cluster) {
+	if list, err := c.Volumes(ctx, "", 10); err != nil || len(list) != 0 {
+		t.Fatalf("a new cluster lists %v, %v", list, err)
+	}
+	var want []string
+	for i := range 5 {
+		name := fmt.Sprintf("v%d", 4-i)
+		mustCreate(t, ctx, c, name, 4096)
+		want = append(want, name)
+	}
+	slices.Sort(want)
+	var got []string
+	for after := ""; ; after = got[len(got)-1] {
+		page, err := c.Volumes(ctx, after, 2)
+		if err != nil || len(page) > 2 {
+			t.Fatalf("page after %q: %d volumes, %v; want at most 2", after, len(page), err)
+		}
+		for _, v := range page {
+			got = append(got, v.Name)
+		}
+		if len(page) < 2 {
+			break
+		}
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("listed %v, want %v", got, want)
+	}
+}
+
+func conformResize(t *testing.T, ctx context.Context, c api.Cluster) {
+	mustCreate(t, ctx, c, "web", 8<<20)
+	for _, size := range []int64{8 << 20, 16 << 20, 16 << 20} { // the present size is not an error
+		if v, err := c.ResizeVolume(ctx, "web", size); err != nil || v.SizeBytes != size {
+			t.Errorf("resize to %d: %d, %v", size, v.SizeBytes, err)
+		}
+	}
+	_, err := c.ResizeVolume(ctx, "web", 8<<20)
+	wantKind(t, "shrinking", err, storage.KindInvalid)
+	_, err = c.ResizeVolume(ctx, "nobody", 8<<20)
+	wantKind(t, "resizing what is not there", err, storage.KindNotFound)
+	if v, err := c.Volume(ctx, "web"); err != nil || v.SizeBytes != 16<<20 {
+		t.Errorf("after all: %d bytes, %v", v.SizeBytes, err)
+	}
+}
+
+func conformDelete(t *testing.T, ctx context.Context, c api.Cluster) {
+	made := mustCreate(t, ctx, c, "web", 8<<20)
+	wantKind(t, "deleting under another id", c.DeleteVolume(ctx, "web", made.ID+1), storage.KindNotFound)
+	if err := c.DeleteVolume(ctx, "web", made.ID); err != nil {
+		t.Fatalf("delete: %v", err)
+	}
+	wantKind(t, "deleting what is not there", c.DeleteVolume(ctx, "nobody", 0), storage.KindNotFound)
+	again, err := c.CreateVolume(ctx, api.NewVolume{RequestID: "second", Name: "web", SizeBytes: 4096})
+	if err != nil || again.ID <= made.ID {
+		t.Errorf("the name is taken again by volume %d (%v); the deleted one was %d", again.ID, err, made.ID)
+	}
+}
+
+func conformShows(t *testing.T, ctx context.Context, c api.Cluster) {
+	nodes, err := c.Nodes(ctx)
+	if err != nil || len(nodes) == 0 || nodes[0].ID == 0 || nodes[0].Name == "" {
+		t.Errorf("nodes %+v, %v", nodes, err)
+	}
+	groups, err := c.Groups(ctx)
+	if err != nil || len(groups) == 0 || groups[0].ID == storage.CatalogGroup || len(groups[0].Replicas) == 0 {
+		t.Errorf("groups %+v, %v", groups, err)
+	}
+	mustCreate(t, ctx, c, "web", 8<<20)
+	s, err := c.Status(ctx)
+	if err != nil || s.ClusterID.IsZero() || s.NodesTotal != len(nodes) || s.GroupsTotal != len(groups) || s.Health == "" {
+		t.Errorf("status %+v, %v; there are %d nodes and %d groups", s, err, len(nodes), len(groups))
+	}
+	if s.Volumes != 1 || s.ProvisionedBytes != 8<<20 {
+		t.Errorf("status counts %d volumes of %d bytes, want 1 of %d", s.Volumes, s.ProvisionedBytes, 8<<20)
+	}
+}
+
+func conformCanceled(t *testing.T, ctx context.Context, c api.Cluster) {
+	ctx, cancel := context.WithCancel(ctx)
+	cancel()
+	_, err := c.CreateVolume(ctx, api.NewVolume{Name: "web", SizeBytes: 4096})
+	wantKind(t, "creating after cancel", err, storage.KindCanceled)
+}

@@ -1,0 +1,198 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/api"
+)
+
+// call carries one operation out: rounds over all endpoints until one gives a final answer. Between rounds it waits a
+// moment, and it only begins another round when a node answered in the last one (an election under way, say) or one
+// hung; where nobody listens at all, waiting would only delay the bad news.
+func call[A any](ctx context.Context, c *Client, op, subject string,
+	do func(context.Context, grpc.ClientConnInterface) (*A, error)) (*A, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, c.config.Patience, errPatience)
+	defer cancel()
+	for pause := 100 * time.Millisecond; ; pause = min(2*pause, time.Second) {
+		r := &round{client: c, op: op, subject: subject, tried: map[int]bool{}}
+		for at, ok := r.next(); ok; at, ok = r.next() {
+			n, err := c.node(at)
+			if err != nil {
+				return nil, storage.E(op, storage.KindCanceled, subject, err)
+			}
+			answer, err := attempt(ctx, c.config.AttemptTimeout, n, do)
+			if r.final(ctx, at, n, err) {
+				return answer, r.err
+			}
+		}
+		if !r.hopeful {
+			return nil, r.failure()
+		}
+		select {
+		case <-ctx.Done():
+			if !errors.Is(context.Cause(ctx), errPatience) {
+				return nil, storage.E(op, storage.KindCanceled, subject, ctx.Err())
+			}
+			return nil, r.failure()
+		case <-time.After(pause/2 + rand.N(pause/2)):
+		}
+	}
+}
+
+// errPatience is why an operation's context ended when the caller's did not.
+var errPatience = errors.New("the client's patience ended")
+
+func attempt[A any](ctx context.Context, limit time.Duration, n *node,
+	do func(context.Context, grpc.ClientConnInterface) (*A, error)) (*A, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return do(ctx, n.conn)
+}
+
+// node returns the endpoint at that index.
+func (c *Client) node(at int) (*node, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil, errors.New("the client was closed")
+	}
+	return c.nodes[at], nil
+}
+
+// round is one pass over the endpoints. It is used by one goroutine.
+type round struct {
+	client      *Client
+	op, subject string
+	tried       map[int]bool
+	hint        int // index + 1 of the endpoint that a node named; 0: none
+	hopeful     bool
+	problems    []error // one an endpoint
+	err         error   // the outcome, set by final
+}
+
+// next returns the endpoint to try: the one that was hinted at, then the one that answered last, then all in order.
+func (r *round) next() (int, bool) {
+	r.client.mu.Lock()
+	defer r.client.mu.Unlock()
+	if at := r.hint - 1; at >= 0 && !r.tried[at] {
+		r.tried[at] = true
+		return at, true
+	}
+	for i := range r.client.nodes {
+		at := (r.client.first + i) % len(r.client.nodes)
+		if !r.tried[at] {
+			r.tried[at] = true
+			return at, true
+		}
+	}
+	return 0, false
+}
+
+// final looks at an attempt's error and reports whether the operation is over, with r.err as its outcome.
+func (r *round) final(ctx context.Context, at int, n *node, err error) bool {
+	if err == nil {
+		r.client.prefer(at)
+		return true
+	}
+	answered := api.Answered(err)
+	failure := api.ErrorFromStatus(err, r.op, r.subject)
+	problem := cause(failure)
+	switch kind := storage.KindOf(failure); {
+	case kind == storage.KindNotLeader, kind == storage.KindUnavailable && answered:
+		r.hopeful = true
+	case kind == storage.KindUnavailable: // no connection
+	case kind == storage.KindCanceled && ctx.Err() == nil: // this attempt's time, not the operation's
+		r.hopeful = true
+		problem = errors.New("no answer in time")
+	case kind == storage.KindCanceled && errors.Is(context.Cause(ctx), errPatience):
+		r.problems = append(r.problems, fmt.Errorf("%s: no answer in time", n.endpoint))
+		r.err = r.failure()
+		return true
+	default:
+		if answered {
+			r.client.prefer(at)
+		}
+		r.err = failure
+		return true
+	}
+	r.problems = append(r.problems, fmt.Errorf("%s: %s", n.endpoint, readable(problem)))
+	var hint api.LeaderHint
+	if errors.As(failure, &hint) {
+		r.hint = r.client.follow(hint.LeaderEndpoint()) + 1
+	}
+	return false
+}
+
+// failure is the outcome when nobody gave a final answer: it says what became of every endpoint.
+func (r *round) failure() error {
+	texts := make([]string, 0, len(r.problems))
+	for _, p := range r.problems {
+		texts = append(texts, p.Error())
+	}
+	if len(texts) == 0 {
+		texts = append(texts, "no endpoint answered in time")
+	}
+	return storage.E(r.op, storage.KindUnavailable, r.subject, errors.New(strings.Join(texts, "; ")))
+}
+
+// cause is what is below err's outermost storage.Error, or err.
+func cause(err error) error {
+	var e *storage.Error
+	if errors.As(err, &e) && e.Err != nil {
+		return e.Err
+	}
+	return err
+}
+
+// readable takes gRPC's wrapping off a connection's error: it may appear several times in one.
+func readable(err error) string {
+	text := err.Error()
+	for _, marker := range []string{"Error while dialing: ", "authentication handshake failed: "} {
+		if at := strings.LastIndex(text, marker); at >= 0 {
+			text = strings.TrimSuffix(text[at+len(marker):], "\"")
+		}
+	}
+	return text
+}
+
+// prefer makes the endpoint the first to be asked.
+func (c *Client) prefer(at int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.first = at
+}
+
+// follow returns the index of an endpoint that a node named, or -1 when it is malformed or too many were named.
+func (c *Client) follow(endpoint string) int {
+	endpoint, err := ParseEndpoint(endpoint)
+	if err != nil {
+		return -1
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return -1
+	}
+	full := len(c.nodes) >= len(c.config.Endpoints)+maxHints
+	for i, n := range c.nodes {
+		if n.endpoint == endpoint {
+			return i
+		}
+	}
+	if full {
+		return -1
+	}
+	at, err := c.addLocked(endpoint)
+	if err != nil {
+		return -1
+	}
+	return at
+}

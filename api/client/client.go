@@ -1,0 +1,330 @@
+// Package client speaks to a storaged cluster as package api serves it, and returns the structs of that package.
+//
+// A Client knows several endpoints and is content with any: it asks the one that answered last, goes on to the next when
+// one is down, hangs or refuses because it cannot answer, follows a leader's address when a node names it, and gives up
+// when the context ends, when its patience does, or at once when nobody listens anywhere.
+//
+// What it keeps true: an operation whose first attempt may have taken effect is repeated only in a form that takes
+// effect once. Creation carries a request id (made here when the caller gave none); resizing to a size is idempotent; a
+// repeated deletion that finds nothing has succeeded.
+//
+// It caches nothing and starts no goroutine of its own beyond those of its connections, which Close ends. A Client may
+// be used concurrently.
+package client
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/api"
+	pb "github.com/storaged/storaged/proto/storage/v1"
+)
+
+// Bounds of a Client.
+const (
+	// MaxEndpoints is the most endpoints that a Config may name.
+	MaxEndpoints = 64
+	// maxHints bounds how many addresses that nodes named are followed beyond the configured ones.
+	maxHints = 8
+	// maxAnswerBytes bounds one message from a node.
+	maxAnswerBytes = 16 << 20
+)
+
+// Config of a Client.
+type Config struct {
+	// Endpoints are tried in this order: host:port, or host for port 7000. At least one.
+	Endpoints []string
+	// TLS is used for every connection; nil: plain text.
+	TLS *tls.Config
+	// Patience bounds one operation over all its attempts. Default 10 s.
+	Patience time.Duration
+	// AttemptTimeout bounds one attempt, so that a node that hangs does not use up the patience. Default 3 s.
+	AttemptTimeout time.Duration
+	// Dial opens a connection to host:port. Default: TCP.
+	Dial func(ctx context.Context, address string) (net.Conn, error)
+}
+
+func (c *Config) fill() error {
+	const op = "make api client"
+	if len(c.Endpoints) == 0 || len(c.Endpoints) > MaxEndpoints {
+		return storage.E(op, storage.KindInvalid, "", fmt.Errorf("%d endpoints were given; want 1 to %d", len(c.Endpoints), MaxEndpoints))
+	}
+	var problems []error
+	endpoints := make([]string, len(c.Endpoints))
+	for i, e := range c.Endpoints {
+		var err error
+		if endpoints[i], err = ParseEndpoint(e); err != nil {
+			problems = append(problems, err)
+		}
+	}
+	if err := errors.Join(problems...); err != nil {
+		return storage.E(op, storage.KindInvalid, "", err)
+	}
+	c.Endpoints = endpoints
+	if c.Patience <= 0 {
+		c.Patience = 10 * time.Second
+	}
+	if c.AttemptTimeout <= 0 {
+		c.AttemptTimeout = 3 * time.Second
+	}
+	if c.Dial == nil {
+		c.Dial = func(ctx context.Context, address string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "tcp", address)
+		}
+	}
+	return nil
+}
+
+// Client asks a cluster. It implements api.Cluster.
+type Client struct {
+	config Config
+
+	mu     sync.Mutex // guards what follows
+	nodes  []*node    // the configured endpoints in their order, then those that hints named
+	first  int        // index in nodes of the one that answered last
+	closed bool
+}
+
+var _ api.Cluster = (*Client)(nil)
+
+// node is one endpoint with its connection, which gRPC makes when it is needed and keeps.
+type node struct {
+	endpoint string
+	conn     *grpc.ClientConn
+}
+
+// New returns a client that has not connected to anything yet.
+func New(config Config) (*Client, error) {
+	if err := config.fill(); err != nil {
+		return nil, err
+	}
+	c := &Client{config: config}
+	for _, e := range config.Endpoints {
+		if _, err := c.addLocked(e); err != nil { // not shared yet
+			return nil, errors.Join(err, c.Close())
+		}
+	}
+	return c, nil
+}
+
+// Close ends all connections; running operations fail. It is idempotent.
+func (c *Client) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil
+	}
+	c.closed = true
+	var problems []error
+	for _, n := range c.nodes {
+		problems = append(problems, n.conn.Close())
+	}
+	return errors.Join(problems...)
+}
+
+// addLocked returns the index of the endpoint's node, which it makes if need be.
+func (c *Client) addLocked(endpoint string) (int, error) {
+	for i, n := range c.nodes {
+		if n.endpoint == endpoint {
+			return i, nil
+		}
+	}
+	creds := insecure.NewCredentials()
+	if c.config.TLS != nil {
+		creds = credentials.NewTLS(c.config.TLS)
+	}
+	conn, err := grpc.NewClient("passthrough:///"+endpoint, // no proxies, no name service but the dialer's
+		grpc.WithTransportCredentials(creds),
+		grpc.WithContextDialer(c.config.Dial),
+		grpc.WithDisableRetry(), // attempts are made here, where it is known what may be repeated
+		grpc.WithDisableServiceConfig(),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswerBytes)),
+		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: c.config.AttemptTimeout,
+			Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second}}),
+	)
+	if err != nil {
+		return 0, storage.E("connect", storage.KindInvalid, "endpoint "+endpoint, err)
+	}
+	c.nodes = append(c.nodes, &node{endpoint: endpoint, conn: conn})
+	return len(c.nodes) - 1, nil
+}
+
+// ParseEndpoint turns what people write into host:port: the port is 7000 when it is left out.
+func ParseEndpoint(s string) (string, error) {
+	fail := func(why string) (string, error) {
+		return "", storage.E("read endpoint", storage.KindInvalid, fmt.Sprintf("%q", s),
+			fmt.Errorf("%s; write host, host:port or [address]:port", why))
+	}
+	s = strings.TrimSpace(s)
+	if s == "" {
+		return fail("it is empty")
+	}
+	if strings.ContainsAny(s, "/ ") {
+		return fail("it is no host and port")
+	}
+	if ip := net.ParseIP(strings.Trim(s, "[]")); ip != nil {
+		return net.JoinHostPort(ip.String(), DefaultPort), nil
+	}
+	if !strings.Contains(s, ":") {
+		return net.JoinHostPort(s, DefaultPort), nil
+	}
+	host, port, err := net.SplitHostPort(s)
+	if err != nil || host == "" {
+		return fail("it is no host and port")
+	}
+	if n, err := net.LookupPort("tcp", port); err != nil || n == 0 || strings.Trim(port, "0123456789") != "" {
+		return fail("the port is not a number from 1 to 65535")
+	}
+	return net.JoinHostPort(host, port), nil
+}
+
+// DefaultPort is that of a node's API.
+const DefaultPort = "7000"
+
+// newRequestID is unique for all practical purposes: 26 characters of base32, 130 bits.
+func newRequestID() string { return rand.Text() }
+
+// CreateVolume implements api.Cluster; without a request id it makes one.
+func (c *Client) CreateVolume(ctx context.Context, v api.NewVolume) (api.Volume, error) {
+	if v.RequestID == "" {
+		v.RequestID = newRequestID()
+	}
+	if v.Groups < 0 || v.Groups > api.MaxVolumeGroups {
+		return api.Volume{}, storage.E("create", storage.KindInvalid, "volume "+v.Name,
+			fmt.Errorf("it cannot be striped over %d groups; use a power of two up to %d", v.Groups, api.MaxVolumeGroups))
+	}
+	request := &pb.CreateVolumeRequest{RequestId: v.RequestID, Name: v.Name, SizeBytes: v.SizeBytes, GroupCount: uint32(v.Groups)}
+	answer, err := call(ctx, c, "create", "volume "+v.Name,
+		func(ctx context.Context, conn grpc.ClientConnInterface) (*pb.CreateVolumeResponse, error) {
+			return pb.NewVolumesClient(conn).Create(ctx, request)
+		})
+	return api.VolumeFromProto(answer.GetVolume()), err
+}
+
+// Volume implements api.Cluster.
+func (c *Client) Volume(ctx context.Context, name string) (api.Volume, error) {
+	answer, err := call(ctx, c, "show", "volume "+name,
+		func(ctx context.Context, conn grpc.ClientConnInterface) (*pb.GetVolumeResponse, error) {
+			return pb.NewVolumesClient(conn).Get(ctx, &pb.GetVolumeRequest{Name: name})
+		})
+	return api.VolumeFromProto(answer.GetVolume()), err
+}
+
+// Volumes implements api.Cluster; it asks as often as limit needs. A limit of 0 or less means all.
+func (c *Client) Volumes(ctx context.Context, after string, limit int) ([]api.Volume, error) {
+	var list []api.Volume
+	for {
+		size := api.MaxPageSize
+		if limit > 0 {
+			size = min(size, limit-len(list))
+		}
+		answer, err := call(ctx, c, "list volumes", "",
+			func(ctx context.Context, conn grpc.ClientConnInterface) (*pb.ListVolumesResponse, error) {
+				return pb.NewVolumesClient(conn).List(ctx, &pb.ListVolumesRequest{PageSize: uint32(size), PageToken: after})
+			})
+		if err != nil {
+			return nil, err
+		}
+		for _, v := range answer.GetVolumes() {
+			list = append(list, api.VolumeFromProto(v))
+		}
+		next := answer.GetNextPageToken()
+		if next == "" || limit > 0 && len(list) >= limit {
+			return list, nil
+		}
+		if next <= after { // pages ascend, or a defect of the node would keep this loop going for ever
+			return nil, storage.E("list volumes", storage.KindInternal, "", fmt.Errorf("page %q follows page %q", next, after))
+		}
+		after = next
+	}
+}
+
+// ResizeVolume implements api.Cluster.
+func (c *Client) ResizeVolume(ctx context.Context, name string, sizeBytes int64) (api.Volume, error) {
+	answer, err := call(ctx, c, "resize", "volume "+name,
+		func(ctx context.Context, conn grpc.ClientConnInterface) (*pb.ResizeVolumeResponse, error) {
+			return pb.NewVolumesClient(conn).Resize(ctx, &pb.ResizeVolumeRequest{Name: name, SizeBytes: sizeBytes})
+		})
+	return api.VolumeFromProto(answer.GetVolume()), err
+}
+
+// DeleteVolume implements api.Cluster.
+func (c *Client) DeleteVolume(ctx context.Context, name string, id storage.VolumeID) error {
+	unknown := false // an attempt before may have deleted it
+	_, err := call(ctx, c, "delete", "volume "+name,
+		func(ctx context.Context, conn grpc.ClientConnInterface) (*pb.DeleteVolumeResponse, error) {
+			answer, err := pb.NewVolumesClient(conn).Delete(ctx, &pb.DeleteVolumeRequest{Name: name, Id: uint64(id)})
+			if unknown && storage.KindOf(api.ErrorFromStatus(err, "", "")) == storage.KindNotFound {
+				return &pb.DeleteVolumeResponse{}, nil
+			}
+			unknown = unknown || err != nil
+			return answer, err
+		})
+	return err
+}
+
+// Nodes implements api.Cluster.
+func (c *Client) Nodes(ctx context.Context) ([]api.Node, error) {
+	answer, err := call(ctx, c, "list nodes", "",
+		func(ctx context.Context, conn grpc.ClientConnInterface) (*pb.ListNodesResponse, error) {
+			return pb.NewNodesClient(conn).List(ctx, &pb.ListNodesRequest{})
+		})
+	var list []api.Node
+	for _, n := range answer.GetNodes() {
+		list = append(list, api.NodeFromProto(n))
+	}
+	return list, err
+}
+
+// Node returns the node of that name or, in decimal, that id. KindNotFound.
+func (c *Client) Node(ctx context.Context, nameOrID string) (api.Node, error) {
+	answer, err := call(ctx, c, "show", "node "+nameOrID,
+		func(ctx context.Context, conn grpc.ClientConnInterface) (*pb.GetNodeResponse, error) {
+			return pb.NewNodesClient(conn).Get(ctx, &pb.GetNodeRequest{Node: nameOrID})
+		})
+	return api.NodeFromProto(answer.GetNode()), err
+}
+
+// Groups implements api.Cluster.
+func (c *Client) Groups(ctx context.Context) ([]api.Group, error) {
+	answer, err := call(ctx, c, "list groups", "",
+		func(ctx context.Context, conn grpc.ClientConnInterface) (*pb.ListGroupsResponse, error) {
+			return pb.NewGroupsClient(conn).List(ctx, &pb.ListGroupsRequest{})
+		})
+	var list []api.Group
+	for _, g := range answer.GetGroups() {
+		list = append(list, api.GroupFromProto(g))
+	}
+	return list, err
+}
+
+// Status implements api.Cluster.
+func (c *Client) Status(ctx context.Context) (api.Status, error) {
+	answer, err := call(ctx, c, "show", "status",
+		func(ctx context.Context, conn grpc.ClientConnInterface) (*pb.GetStatusResponse, error) {
+			return pb.NewClusterClient(conn).Status(ctx, &pb.GetStatusRequest{})
+		})
+	return api.StatusFromProto(answer.GetStatus()), err
+}
+
+// Version returns what the node that answers runs.
+func (c *Client) Version(ctx context.Context) (api.Version, error) {
+	answer, err := call(ctx, c, "show", "version",
+		func(ctx context.Context, conn grpc.ClientConnInterface) (*pb.GetVersionResponse, error) {
+			return pb.NewClusterClient(conn).Version(ctx, &pb.GetVersionRequest{})
+		})
+	return api.VersionFromProto(answer), err
+}

@@ -1,0 +1,296 @@
+package api
+
+import (
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	storage "github.com/storaged/storaged"
+	pb "github.com/storaged/storaged/proto/storage/v1"
+)
+
+// This file turns the structs of this package into messages and back; package client uses the way back. A message from
+// a newer node may hold states that are not known here: they read as "unknown".
+
+// stateUnknown is how a value that this version does not know reads, whatever its type.
+const stateUnknown = "unknown"
+
+// pair is one row of an enumeration's translation.
+type pair[D ~string, W comparable] struct {
+	domain D
+	wire   W
+}
+
+func toWire[D ~string, W comparable](table []pair[D, W], d D) (w W) {
+	for _, p := range table {
+		if p.domain == d {
+			return p.wire
+		}
+	}
+	return w
+}
+
+func fromWire[D ~string, W comparable](table []pair[D, W], w W) D {
+	for _, p := range table {
+		if p.wire == w {
+			return p.domain
+		}
+	}
+	return stateUnknown
+}
+
+var (
+	volumeStates = []pair[VolumeState, pb.VolumeState]{
+		{VolumeReady, pb.VolumeState_VOLUME_STATE_READY},
+		{VolumeDeleting, pb.VolumeState_VOLUME_STATE_DELETING},
+	}
+	nodeStates = []pair[NodeState, pb.NodeState]{
+		{NodeUp, pb.NodeState_NODE_STATE_UP},
+		{NodeSuspect, pb.NodeState_NODE_STATE_SUSPECT},
+		{NodeDown, pb.NodeState_NODE_STATE_DOWN},
+		{NodeDraining, pb.NodeState_NODE_STATE_DRAINING},
+		{NodeRemoved, pb.NodeState_NODE_STATE_REMOVED},
+	}
+	storeStates = []pair[StoreState, pb.StoreState]{
+		{StoreOK, pb.StoreState_STORE_STATE_OK},
+		{StoreFull, pb.StoreState_STORE_STATE_FULL},
+		{StoreFailed, pb.StoreState_STORE_STATE_FAILED},
+	}
+	replicaRoles = []pair[ReplicaRole, pb.ReplicaRole]{
+		{RoleVoter, pb.ReplicaRole_REPLICA_ROLE_VOTER},
+		{RoleLearner, pb.ReplicaRole_REPLICA_ROLE_LEARNER},
+		{RolePulling, pb.ReplicaRole_REPLICA_ROLE_PULLING},
+		{RoleLeaving, pb.ReplicaRole_REPLICA_ROLE_LEAVING},
+	}
+	healths = []pair[Health, pb.Health]{
+		{HealthOK, pb.Health_HEALTH_OK},
+		{HealthDegraded, pb.Health_HEALTH_DEGRADED},
+		{HealthCritical, pb.Health_HEALTH_CRITICAL},
+	}
+	taskKinds = []pair[TaskKind, pb.TaskKind]{
+		{TaskGrow, pb.TaskKind_TASK_KIND_GROW},
+		{TaskRepair, pb.TaskKind_TASK_KIND_REPAIR},
+		{TaskBalance, pb.TaskKind_TASK_KIND_BALANCE},
+	}
+)
+
+func timeToProto(t time.Time) *timestamppb.Timestamp {
+	if t.IsZero() {
+		return nil
+	}
+	return timestamppb.New(t)
+}
+
+func timeFromProto(t *timestamppb.Timestamp) time.Time {
+	if t == nil || !t.IsValid() {
+		return time.Time{}
+	}
+	return t.AsTime()
+}
+
+// each converts a list; nil stays nil.
+func each[A, B any](in []A, convert func(A) B) []B {
+	if len(in) == 0 {
+		return nil
+	}
+	out := make([]B, len(in))
+	for i, a := range in {
+		out[i] = convert(a)
+	}
+	return out
+}
+
+func toValidUTF8(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
+
+// VolumeToProto is the inverse of VolumeFromProto.
+func VolumeToProto(v Volume) *pb.Volume {
+	out := &pb.Volume{
+		Id: uint64(v.ID), Name: v.Name, SizeBytes: v.SizeBytes, Epoch: uint64(v.Epoch), Generation: uint64(v.Generation),
+		State: toWire(volumeStates, v.State), CreatedAt: timeToProto(v.CreatedAt),
+		Groups:      each(v.Groups, func(g storage.GroupID) uint32 { return uint32(g) }),
+		Sessions:    each(v.Sessions, sessionToProto),
+		Connections: each(v.Connections, connectionToProto),
+	}
+	if v.AllocatedBytes >= 0 {
+		out.AllocatedBytes = &v.AllocatedBytes
+	}
+	return out
+}
+
+// VolumeFromProto reads a message; absent fields are zero values, an absent AllocatedBytes is -1.
+func VolumeFromProto(v *pb.Volume) Volume {
+	out := Volume{
+		ID: storage.VolumeID(v.GetId()), Name: v.GetName(), SizeBytes: v.GetSizeBytes(), AllocatedBytes: -1,
+		Epoch: storage.Epoch(v.GetEpoch()), Generation: storage.Generation(v.GetGeneration()),
+		State: fromWire(volumeStates, v.GetState()), CreatedAt: timeFromProto(v.GetCreatedAt()),
+		Groups:      each(v.GetGroups(), func(g uint32) storage.GroupID { return storage.GroupID(g) }),
+		Sessions:    each(v.GetSessions(), sessionFromProto),
+		Connections: each(v.GetConnections(), connectionFromProto),
+	}
+	if v != nil && v.AllocatedBytes != nil {
+		out.AllocatedBytes = *v.AllocatedBytes
+	}
+	return out
+}
+
+func sessionToProto(s Session) *pb.Session {
+	return &pb.Session{Id: uint64(s.ID), Node: uint32(s.Node), NodeName: s.NodeName, Generation: uint64(s.Generation),
+		ReadOnly: s.ReadOnly, OpenedAt: timeToProto(s.OpenedAt)}
+}
+
+func sessionFromProto(s *pb.Session) Session {
+	return Session{ID: storage.SessionID(s.GetId()), Node: storage.NodeID(s.GetNode()), NodeName: s.GetNodeName(),
+		Generation: storage.Generation(s.GetGeneration()), ReadOnly: s.GetReadOnly(), OpenedAt: timeFromProto(s.GetOpenedAt())}
+}
+
+func connectionToProto(c Connection) *pb.Connection {
+	return &pb.Connection{Node: uint32(c.Node), NodeName: c.NodeName, Client: toValidUTF8(c.Client), ReadOnly: c.ReadOnly,
+		OpenedAt: timeToProto(c.OpenedAt)}
+}
+
+func connectionFromProto(c *pb.Connection) Connection {
+	return Connection{Node: storage.NodeID(c.GetNode()), NodeName: c.GetNodeName(), Client: c.GetClient(),
+		ReadOnly: c.GetReadOnly(), OpenedAt: timeFromProto(c.GetOpenedAt())}
+}
+
+// NodeToProto is the inverse of NodeFromProto.
+func NodeToProto(n Node) *pb.Node {
+	return &pb.Node{
+		Id: uint32(n.ID), Name: n.Name, Zone: n.Zone, State: toWire(nodeStates, n.State), Version: n.Version,
+		Addresses: &pb.NodeAddresses{Peer: n.Addresses.Peer, Api: n.Addresses.API, Nbd: n.Addresses.NBD, Http: n.Addresses.HTTP},
+		Stores:    each(n.Stores, storeToProto), Replicas: uint32(n.Replicas), Leaders: uint32(n.Leaders),
+		SeenAt: timeToProto(n.SeenAt),
+	}
+}
+
+// NodeFromProto reads a message; absent fields are zero values.
+func NodeFromProto(n *pb.Node) Node {
+	a := n.GetAddresses()
+	return Node{
+		ID: storage.NodeID(n.GetId()), Name: n.GetName(), Zone: n.GetZone(), State: fromWire(nodeStates, n.GetState()),
+		Version:   n.GetVersion(),
+		Addresses: Addresses{Peer: a.GetPeer(), API: a.GetApi(), NBD: a.GetNbd(), HTTP: a.GetHttp()},
+		Stores:    each(n.GetStores(), storeFromProto), Replicas: int(n.GetReplicas()), Leaders: int(n.GetLeaders()),
+		SeenAt: timeFromProto(n.GetSeenAt()),
+	}
+}
+
+func storeToProto(s Store) *pb.Store {
+	return &pb.Store{Id: s.ID.String(), State: toWire(storeStates, s.State), CapacityBytes: s.CapacityBytes,
+		UsedBytes: s.UsedBytes, FreeBytes: s.FreeBytes}
+}
+
+func storeFromProto(s *pb.Store) Store {
+	return Store{ID: storeID(s.GetId()), State: fromWire(storeStates, s.GetState()), CapacityBytes: s.GetCapacityBytes(),
+		UsedBytes: s.GetUsedBytes(), FreeBytes: s.GetFreeBytes()}
+}
+
+// storeID reads an identifier that the other end formatted; a malformed one is only shown to people and reads as zero.
+func storeID(s string) storage.StoreID {
+	id, err := storage.ParseStoreID(s)
+	if err != nil {
+		return storage.StoreID{}
+	}
+	return id
+}
+
+// GroupToProto is the inverse of GroupFromProto.
+func GroupToProto(g Group) *pb.Group {
+	return &pb.Group{Id: uint32(g.ID), Leader: uint32(g.Leader), LeaderName: g.LeaderName, Term: g.Term,
+		CommitIndex: g.CommitIndex, AppliedIndex: g.AppliedIndex, Replicas: each(g.Replicas, replicaToProto)}
+}
+
+// GroupFromProto reads a message; absent fields are zero values.
+func GroupFromProto(g *pb.Group) Group {
+	return Group{ID: storage.GroupID(g.GetId()), Leader: storage.NodeID(g.GetLeader()), LeaderName: g.GetLeaderName(),
+		Term: g.GetTerm(), CommitIndex: g.GetCommitIndex(), AppliedIndex: g.GetAppliedIndex(),
+		Replicas: each(g.GetReplicas(), replicaFromProto)}
+}
+
+func replicaToProto(r Replica) *pb.Replica {
+	return &pb.Replica{Node: uint32(r.Node), NodeName: r.NodeName, Store: r.Store.String(), Incarnation: uint32(r.Incarnation),
+		Role: toWire(replicaRoles, r.Role), Online: r.Online, LagEntries: r.LagEntries, Progress: progressToProto(r.Progress)}
+}
+
+func replicaFromProto(r *pb.Replica) Replica {
+	return Replica{Node: storage.NodeID(r.GetNode()), NodeName: r.GetNodeName(), Store: storeID(r.GetStore()),
+		Incarnation: storage.Incarnation(r.GetIncarnation()), Role: fromWire(replicaRoles, r.GetRole()),
+		Online: r.GetOnline(), LagEntries: r.GetLagEntries(), Progress: progressFromProto(r.GetProgress())}
+}
+
+func progressToProto(p *Progress) *pb.Progress {
+	if p == nil {
+		return nil
+	}
+	return &pb.Progress{DoneBytes: p.DoneBytes, TotalBytes: p.TotalBytes, StartedAt: timeToProto(p.StartedAt)}
+}
+
+func progressFromProto(p *pb.Progress) *Progress {
+	if p == nil {
+		return nil
+	}
+	return &Progress{DoneBytes: p.GetDoneBytes(), TotalBytes: p.GetTotalBytes(), StartedAt: timeFromProto(p.GetStartedAt())}
+}
+
+// StatusToProto is the inverse of StatusFromProto.
+func StatusToProto(s Status) *pb.ClusterStatus {
+	return &pb.ClusterStatus{
+		ClusterId: s.ClusterID.String(), Health: toWire(healths, s.Health), Reasons: each(s.Reasons, reasonToProto),
+		ReplicasWanted: uint32(s.ReplicasWanted), NodesTotal: uint32(s.NodesTotal), NodesUp: uint32(s.NodesUp),
+		GroupsTotal: uint32(s.GroupsTotal), GroupsFull: uint32(s.GroupsFull), GroupsWithoutLeader: uint32(s.GroupsWithoutLeader),
+		Volumes: uint32(s.Volumes), ProvisionedBytes: s.ProvisionedBytes, CapacityBytes: s.CapacityBytes, UsedBytes: s.UsedBytes,
+		FreeBytes: s.FreeBytes, Tasks: each(s.Tasks, taskToProto), CatalogLeader: uint32(s.CatalogLeader),
+		CatalogLeaderName: s.CatalogLeaderName, CatalogTerm: s.CatalogTerm, CatalogIndex: s.CatalogIndex,
+		AnsweredBy: uint32(s.AnsweredBy), AnsweredByName: s.AnsweredByName, Age: durationpb.New(s.Age),
+	}
+}
+
+// StatusFromProto reads a message; absent fields are zero values.
+func StatusFromProto(s *pb.ClusterStatus) Status {
+	id, err := storage.ParseClusterID(s.GetClusterId())
+	if err != nil {
+		id = storage.ClusterID{}
+	}
+	return Status{
+		ClusterID: id, Health: fromWire(healths, s.GetHealth()), Reasons: each(s.GetReasons(), reasonFromProto),
+		ReplicasWanted: int(s.GetReplicasWanted()), NodesTotal: int(s.GetNodesTotal()), NodesUp: int(s.GetNodesUp()),
+		GroupsTotal: int(s.GetGroupsTotal()), GroupsFull: int(s.GetGroupsFull()),
+		GroupsWithoutLeader: int(s.GetGroupsWithoutLeader()), Volumes: int(s.GetVolumes()),
+		ProvisionedBytes: s.GetProvisionedBytes(), CapacityBytes: s.GetCapacityBytes(), UsedBytes: s.GetUsedBytes(),
+		FreeBytes: s.GetFreeBytes(), Tasks: each(s.GetTasks(), taskFromProto), CatalogLeader: storage.NodeID(s.GetCatalogLeader()),
+		CatalogLeaderName: s.GetCatalogLeaderName(), CatalogTerm: s.GetCatalogTerm(), CatalogIndex: s.GetCatalogIndex(),
+		AnsweredBy: storage.NodeID(s.GetAnsweredBy()), AnsweredByName: s.GetAnsweredByName(), Age: s.GetAge().AsDuration(),
+	}
+}
+
+func reasonToProto(r Reason) *pb.Reason {
+	return &pb.Reason{Severity: toWire(healths, r.Severity), Subject: r.Subject, Text: toValidUTF8(r.Text),
+		NextStep: toValidUTF8(r.NextStep)}
+}
+
+func reasonFromProto(r *pb.Reason) Reason {
+	return Reason{Severity: fromWire(healths, r.GetSeverity()), Subject: r.GetSubject(), Text: r.GetText(),
+		NextStep: r.GetNextStep()}
+}
+
+func taskToProto(t Task) *pb.Task {
+	return &pb.Task{Kind: toWire(taskKinds, t.Kind), Group: uint32(t.Group), Node: uint32(t.Node), NodeName: t.NodeName,
+		Step: t.Step, Progress: progressToProto(t.Progress)}
+}
+
+func taskFromProto(t *pb.Task) Task {
+	return Task{Kind: fromWire(taskKinds, t.GetKind()), Group: storage.GroupID(t.GetGroup()), Node: storage.NodeID(t.GetNode()),
+		NodeName: t.GetNodeName(), Step: t.GetStep(), Progress: progressFromProto(t.GetProgress())}
+}
+
+// VersionToProto is the inverse of VersionFromProto.
+func VersionToProto(v Version) *pb.GetVersionResponse {
+	return &pb.GetVersionResponse{Version: v.Version, Commit: v.Commit, GoVersion: v.GoVersion, Platform: v.Platform}
+}
+
+// VersionFromProto reads a message; absent fields are zero values.
+func VersionFromProto(v *pb.GetVersionResponse) Version {
+	return Version{Version: v.GetVersion(), Commit: v.GetCommit(), GoVersion: v.GetGoVersion(), Platform: v.GetPlatform()}
+}

@@ -1,0 +1,223 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/bits"
+	"slices"
+	"strconv"
+
+	storage "github.com/storaged/storaged"
+	pb "github.com/storaged/storaged/proto/storage/v1"
+)
+
+// Limits of requests, also those of the catalog.
+const (
+	// MaxRequestIDBytes bounds NewVolume.RequestID.
+	MaxRequestIDBytes = 64
+	// MaxVolumeGroups bounds the stripe of a volume.
+	MaxVolumeGroups = 1024
+	// MaxPageSize is the most volumes that one answer holds.
+	MaxPageSize = 1000
+)
+
+// volumes implements the service Volumes.
+type volumes struct {
+	pb.UnimplementedVolumesServer
+	cluster Cluster
+}
+
+// Create implements pb.VolumesServer.
+func (s *volumes) Create(ctx context.Context, r *pb.CreateVolumeRequest) (*pb.CreateVolumeResponse, error) {
+	const op = "create"
+	v := NewVolume{RequestID: r.GetRequestId(), Name: r.GetName(), SizeBytes: r.GetSizeBytes(), Groups: int(r.GetGroupCount())}
+	if err := checkName(op, v.Name); err != nil {
+		return nil, err
+	}
+	if err := v.check(); err != nil {
+		return nil, storage.E(op, storage.KindInvalid, "volume "+v.Name, err)
+	}
+	made, err := s.cluster.CreateVolume(ctx, v)
+	if err != nil {
+		return nil, err
+	}
+	return &pb.CreateVolumeResponse{Volume: VolumeToProto(made)}, nil
+}
+
+// check returns what is wrong with v besides its name.
+func (v *NewVolume) check() error {
+	if err := checkSize(v.SizeBytes); err != nil {
+		return err
+	}
+	if len(v.RequestID) > MaxRequestIDBytes {
+		return fmt.Errorf("the request id has %d characters; at most %d are allowed", len(v.RequestID), MaxRequestIDBytes)
+	}
+	for i := range len(v.RequestID) {
+		if c := v.RequestID[i]; c < '!' || c > '~' {
+			return fmt.Errorf("the request id holds the byte %#x; use printable ASCII without spaces", c)
+		}
+	}
+	if v.Groups != 0 && (bits.OnesCount(uint(v.Groups)) != 1 || v.Groups > MaxVolumeGroups) {
+		return fmt.Errorf("a volume cannot be striped over %d groups; use a power of two up to %d, or 0 to let the cluster choose",
+			v.Groups, MaxVolumeGroups)
+	}
+	return nil
+}
+
+// Get implements pb.VolumesServer.
+func (s *volumes) Get(ctx context.Context, r *pb.GetVolumeRequest) (*pb.GetVolumeResponse, error) {
+	if err := checkName("show", r.GetName()); err != nil {
+		return nil, err
+	}
+	v, err := s.cluster.Volume(ctx, r.GetName())
+	if err != nil {
+		return nil, err
+	}
+	return &pb.GetVolumeResponse{Volume: VolumeToProto(v)}, nil
+}
+
+// List implements pb.VolumesServer. A page token is the name of the last volume of the page before.
+func (s *volumes) List(ctx context.Context, r *pb.ListVolumesRequest) (*pb.ListVolumesResponse, error) {
+	limit := int(r.GetPageSize())
+	if limit <= 0 || limit > MaxPageSize {
+		limit = MaxPageSize
+	}
+	if r.GetPageToken() != "" {
+		if err := storage.CheckVolumeName(r.GetPageToken()); err != nil {
+			return nil, storage.E("list volumes", storage.KindInvalid, "",
+				errors.New("the page token is not one that this service gave out; begin with an empty one"))
+		}
+	}
+	list, err := s.cluster.Volumes(ctx, r.GetPageToken(), limit+1) // one more says whether there is a next page
+	if err != nil {
+		return nil, err
+	}
+	answer := &pb.ListVolumesResponse{}
+	if len(list) > limit {
+		list = list[:limit]
+		answer.NextPageToken = list[limit-1].Name
+	}
+	answer.Volumes = each(list, VolumeToProto)
+	return answer, nil
+}
+
+// Resize implements pb.VolumesServer.
+func (s *volumes) Resize(ctx context.Context, r *pb.ResizeVolumeRequest) (*pb.ResizeVolumeResponse, error) {
+	const op = "resize"
+	if err := checkName(op, r.GetName()); err != nil {
+		return nil, err
+	}
+	if err := checkSize(r.GetSizeBytes()); err != nil {
+		return nil, storage.E(op, storage.KindInvalid, "volume "+r.GetName(), err)
+	}
+	v, err := s.cluster.ResizeVolume(ctx, r.GetName(), r.GetSizeBytes())
+	if err != nil {
+		return nil, err
+	}
+	return &pb.ResizeVolumeResponse{Volume: VolumeToProto(v)}, nil
+}
+
+// Delete implements pb.VolumesServer.
+func (s *volumes) Delete(ctx context.Context, r *pb.DeleteVolumeRequest) (*pb.DeleteVolumeResponse, error) {
+	if err := checkName("delete", r.GetName()); err != nil {
+		return nil, err
+	}
+	if err := s.cluster.DeleteVolume(ctx, r.GetName(), storage.VolumeID(r.GetId())); err != nil {
+		return nil, err
+	}
+	return &pb.DeleteVolumeResponse{}, nil
+}
+
+// checkName says what is wrong with a volume's name, and what the rule is.
+func checkName(op, name string) error {
+	err := storage.CheckVolumeName(name)
+	if err == nil {
+		return nil
+	}
+	return storage.E(op, storage.KindInvalid, "volume "+clip(strconv.Quote(name)), cause(err))
+}
+
+// checkSize says what is wrong with a volume's size, and what would be right.
+func checkSize(sizeBytes int64) error { return cause(storage.CheckVolumeSize(sizeBytes)) }
+
+// cause takes the outermost storage.Error off, whose operation and subject another one replaces.
+func cause(err error) error {
+	var e *storage.Error
+	if errors.As(err, &e) && e.Err != nil {
+		return e.Err
+	}
+	return err
+}
+
+// nodes implements the service Nodes.
+type nodes struct {
+	pb.UnimplementedNodesServer
+	cluster Cluster
+}
+
+// List implements pb.NodesServer.
+func (s *nodes) List(ctx context.Context, _ *pb.ListNodesRequest) (*pb.ListNodesResponse, error) {
+	list, err := s.cluster.Nodes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &pb.ListNodesResponse{Nodes: each(list, NodeToProto)}, nil
+}
+
+// Get implements pb.NodesServer. A name wins over an id.
+func (s *nodes) Get(ctx context.Context, r *pb.GetNodeRequest) (*pb.GetNodeResponse, error) {
+	const op = "show"
+	if r.GetNode() == "" {
+		return nil, storage.E(op, storage.KindInvalid, "", errors.New("the request names no node; give a name or an id"))
+	}
+	list, err := s.cluster.Nodes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	at := slices.IndexFunc(list, func(n Node) bool { return n.Name == r.GetNode() })
+	if at < 0 {
+		at = slices.IndexFunc(list, func(n Node) bool { return n.ID.String() == r.GetNode() })
+	}
+	if at < 0 {
+		return nil, storage.E(op, storage.KindNotFound, "node "+clip(strconv.Quote(r.GetNode())),
+			errors.New("no node has that name or id"))
+	}
+	return &pb.GetNodeResponse{Node: NodeToProto(list[at])}, nil
+}
+
+// groups implements the service Groups.
+type groups struct {
+	pb.UnimplementedGroupsServer
+	cluster Cluster
+}
+
+// List implements pb.GroupsServer.
+func (s *groups) List(ctx context.Context, _ *pb.ListGroupsRequest) (*pb.ListGroupsResponse, error) {
+	list, err := s.cluster.Groups(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &pb.ListGroupsResponse{Groups: each(list, GroupToProto)}, nil
+}
+
+// cluster implements the service Cluster.
+type cluster struct {
+	pb.UnimplementedClusterServer
+	cluster Cluster
+	version Version
+}
+
+// Status implements pb.ClusterServer.
+func (s *cluster) Status(ctx context.Context, _ *pb.GetStatusRequest) (*pb.GetStatusResponse, error) {
+	status, err := s.cluster.Status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &pb.GetStatusResponse{Status: StatusToProto(status)}, nil
+}
+
+// Version implements pb.ClusterServer.
+func (s *cluster) Version(context.Context, *pb.GetVersionRequest) (*pb.GetVersionResponse, error) {
+	return VersionToProto(s.version), nil
+}

@@ -1,0 +1,199 @@
+package api
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"runtime"
+	"runtime/debug"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
+
+	storage "github.com/storaged/storaged"
+	pb "github.com/storaged/storaged/proto/storage/v1"
+)
+
+// Limits of a Server. Zero values take the defaults named at each field.
+type Limits struct {
+	// InFlight requests run at the same time; more are refused with KindUnavailable. Default 256.
+	InFlight int
+	// Streams of one connection run at the same time; more wait on the client's side. Default 64.
+	Streams int
+	// RequestBytes of one message; a larger one is refused. Default 64 KiB: no request of these services is larger.
+	RequestBytes int
+	// Timeout bounds a request whose caller set no earlier deadline. Default 30 s.
+	Timeout time.Duration
+}
+
+// Config of a Server.
+type Config struct {
+	// Cluster answers; required.
+	Cluster Cluster
+	// Version is what Cluster.Version answers.
+	Version Version
+	// TLS makes the server speak TLS only; nil: plain text.
+	TLS *tls.Config
+	// Limits bound what callers can take.
+	Limits Limits
+	// Logger gets one line per request that ended in a defect of ours; nil discards.
+	Logger *slog.Logger
+	// Metrics registers the server's collectors; nil: none.
+	Metrics prometheus.Registerer
+}
+
+func (c *Config) fill() error {
+	if c.Cluster == nil {
+		return storage.E("make api server", storage.KindInvalid, "", errors.New("Config.Cluster is required"))
+	}
+	defaultTo(&c.Limits.InFlight, 256)
+	defaultTo(&c.Limits.Streams, 64)
+	defaultTo(&c.Limits.RequestBytes, 64<<10)
+	defaultTo(&c.Limits.Timeout, 30*time.Second)
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return nil
+}
+
+func defaultTo[T int | time.Duration](field *T, value T) {
+	if *field <= 0 {
+		*field = value
+	}
+}
+
+// Server serves the cluster's interface over gRPC, with health and reflection services. Its methods may be called
+// concurrently.
+type Server struct {
+	config  Config
+	grpc    *grpc.Server
+	health  *health.Server
+	slots   chan struct{} // one element a request that runs
+	metrics metrics
+}
+
+// NewServer returns a server that does not listen yet. It reports NOT_SERVING to health checks until SetServing.
+func NewServer(config Config) (*Server, error) {
+	if err := config.fill(); err != nil {
+		return nil, err
+	}
+	s := &Server{config: config, health: health.NewServer(), slots: make(chan struct{}, config.Limits.InFlight)}
+	if err := s.metrics.register(config.Metrics); err != nil {
+		return nil, err
+	}
+	options := []grpc.ServerOption{
+		grpc.MaxRecvMsgSize(config.Limits.RequestBytes),
+		grpc.MaxConcurrentStreams(uint32(config.Limits.Streams)),
+		grpc.ConnectionTimeout(10 * time.Second),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: 15 * time.Minute, Time: time.Minute, Timeout: 20 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+		grpc.UnaryInterceptor(s.intercept),
+	}
+	if config.TLS != nil {
+		options = append(options, grpc.Creds(credentials.NewTLS(config.TLS)))
+	}
+	s.grpc = grpc.NewServer(options...)
+	pb.RegisterVolumesServer(s.grpc, &volumes{cluster: config.Cluster})
+	pb.RegisterNodesServer(s.grpc, &nodes{cluster: config.Cluster})
+	pb.RegisterGroupsServer(s.grpc, &groups{cluster: config.Cluster})
+	pb.RegisterClusterServer(s.grpc, &cluster{cluster: config.Cluster, version: config.Version})
+	healthpb.RegisterHealthServer(s.grpc, s.health)
+	reflection.Register(s.grpc)
+	s.SetServing(false)
+	return s, nil
+}
+
+// SetServing says what health checks are answered: whether this node can serve requests.
+func (s *Server) SetServing(serving bool) {
+	status := healthpb.HealthCheckResponse_NOT_SERVING
+	if serving {
+		status = healthpb.HealthCheckResponse_SERVING
+	}
+	s.health.SetServingStatus("", status)
+	for name := range s.grpc.GetServiceInfo() {
+		s.health.SetServingStatus(name, status)
+	}
+}
+
+// Serve accepts connections until ctx ends or Close is called; then it lets running requests finish for up to two
+// seconds, ends them, closes the listener and returns nil. Another error means that the listener failed.
+func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
+	done := make(chan error, 1) // one value, by the goroutine below
+	go func() { done <- s.grpc.Serve(listener) }()
+	select {
+	case err := <-done:
+		if errors.Is(err, grpc.ErrServerStopped) {
+			err = nil
+		}
+		return err
+	case <-ctx.Done():
+		s.Close()
+		<-done
+		return nil
+	}
+}
+
+// Close is idempotent; it ends Serve.
+func (s *Server) Close() {
+	s.health.Shutdown()
+	stopped := make(chan struct{}) // closed by the goroutine below
+	go func() {
+		s.grpc.GracefulStop()
+		close(stopped)
+	}()
+	patience := time.NewTimer(2 * time.Second)
+	defer patience.Stop()
+	select {
+	case <-stopped:
+	case <-patience.C:
+		s.grpc.Stop() // ends the contexts of running requests and GracefulStop with them
+		<-stopped
+	}
+}
+
+// intercept is around every request: it admits, sets the deadline, counts, and turns the error into a status.
+func (s *Server) intercept(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (answer any, err error) {
+	select {
+	case s.slots <- struct{}{}:
+		defer func() { <-s.slots }()
+	default:
+		err := storage.E("serve request", storage.KindUnavailable, info.FullMethod,
+			fmt.Errorf("%d requests are running already, this one was not begun; try again", cap(s.slots)))
+		s.metrics.observe(info.FullMethod, err, 0)
+		return nil, StatusError(err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.config.Limits.Timeout)
+	defer cancel()
+	began := time.Now()
+	answer, err = handler(ctx, request)
+	s.metrics.observe(info.FullMethod, err, time.Since(began))
+	if err != nil {
+		if storage.KindOf(err) == storage.KindInternal {
+			s.config.Logger.Error("api request ended in an internal error", "method", info.FullMethod, "err", err)
+		}
+		return nil, StatusError(err)
+	}
+	return answer, nil
+}
+
+// BuildVersion describes the running program: version as given (from the linker), the rest from the build.
+func BuildVersion(version string) Version {
+	v := Version{Version: version, GoVersion: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, setting := range info.Settings {
+			if setting.Key == "vcs.revision" {
+				v.Commit = setting.Value
+			}
+		}
+	}
+	return v
+}
