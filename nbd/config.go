@@ -1,0 +1,100 @@
+package nbd
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	storage "github.com/storaged/storaged"
+)
+
+// Config says how a Server serves. The zero value of every field but Backend means its default.
+type Config struct {
+	// Backend finds the exports.
+	Backend Backend
+	// TLS serves STARTTLS; nil refuses it.
+	TLS *tls.Config
+	// RequireTLS refuses every option but STARTTLS and ABORT on connections without TLS. Unix sockets are exempt:
+	// there the permissions of the file say who may connect.
+	RequireTLS bool
+
+	// MaxConnections bounds the connections served at a time, handshakes included; more are closed at once. 1,024.
+	MaxConnections int
+	// MaxPayloadBytes bounds a READ or WRITE; at most 32 MiB, the default.
+	MaxPayloadBytes uint32
+	// MaxConnBytes bounds the payloads that one connection has in flight: read from the socket and not answered.
+	// A connection that reaches it is not read from until something is answered. 64 MiB.
+	MaxConnBytes int64
+	// MaxConnRequests bounds the requests that one connection has in flight. 256.
+	MaxConnRequests int
+	// MaxServerBytes bounds the payloads of all connections. 512 MiB.
+	MaxServerBytes int64
+
+	// HandshakeTimeout bounds the time from the first byte to the transmission phase. 10 s.
+	HandshakeTimeout time.Duration
+	// StallTimeout ends a connection whose client stops in the middle of a request, or does not take its replies,
+	// for so long. Between requests a client may be silent for ever. 60 s.
+	StallTimeout time.Duration
+	// DrainTimeout bounds how long requests in flight are waited for when the server stops, or when the client
+	// said DISC. 5 s.
+	DrainTimeout time.Duration
+
+	// Logger receives one line per event an operator would act on; nil discards.
+	Logger *slog.Logger
+	// Metrics receives the metrics; nil means none.
+	Metrics prometheus.Registerer
+}
+
+func (c Config) withDefaults() Config {
+	setDefault(&c.MaxConnections, 1024)
+	setDefault(&c.MaxPayloadBytes, DefaultMaxPayloadBytes)
+	setDefault(&c.MaxConnBytes, 64<<20)
+	setDefault(&c.MaxConnRequests, 256)
+	setDefault(&c.MaxServerBytes, 512<<20)
+	setDefault(&c.HandshakeTimeout, 10*time.Second)
+	setDefault(&c.StallTimeout, time.Minute)
+	setDefault(&c.DrainTimeout, 5*time.Second)
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// Validate returns every problem of the configuration at once, as an error of storage.KindInvalid.
+func (c Config) Validate() error {
+	c = c.withDefaults()
+	var errs []error
+	check := func(ok bool, format string, args ...any) {
+		if !ok {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	check(c.Backend != nil, "Backend is missing")
+	check(!c.RequireTLS || c.TLS != nil, "RequireTLS needs TLS")
+	check(c.MaxConnections > 0, "MaxConnections %d is not positive", c.MaxConnections)
+	check(c.MaxPayloadBytes >= 4096 && c.MaxPayloadBytes <= DefaultMaxPayloadBytes,
+		"MaxPayloadBytes %d is not between 4096 and %d", c.MaxPayloadBytes, DefaultMaxPayloadBytes)
+	check(c.MaxConnRequests > 0, "MaxConnRequests %d is not positive", c.MaxConnRequests)
+	largest := bufferWeight(int(min(c.MaxPayloadBytes, DefaultMaxPayloadBytes)))
+	check(c.MaxConnBytes >= largest, "MaxConnBytes %d does not hold one payload of %d", c.MaxConnBytes, largest)
+	check(c.MaxServerBytes >= largest, "MaxServerBytes %d does not hold one payload of %d", c.MaxServerBytes, largest)
+	for name, d := range map[string]time.Duration{"HandshakeTimeout": c.HandshakeTimeout,
+		"StallTimeout": c.StallTimeout, "DrainTimeout": c.DrainTimeout} {
+		check(d > 0, "%s %v is not positive", name, d)
+	}
+	if len(errs) == 0 {
+		return nil
+	}
+	return storage.E("configure", storage.KindInvalid, "NBD server", errors.Join(errs...))
+}

@@ -1,0 +1,535 @@
+package nbd
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/pojntfx/go-nbd/pkg/protocol"
+)
+
+const (
+	// maxOptionBytes bounds the data of an option that is looked at: a name, and queries for contexts.
+	maxOptionBytes = 64 << 10
+	// maxOptionSkipBytes bounds the data of an option that is skipped and answered with TOO_BIG; more ends the
+	// connection.
+	maxOptionSkipBytes = 1 << 20
+	// maxOptions bounds the options of one handshake.
+	maxOptions = 256
+	// maxContexts bounds the metadata contexts that one connection selects.
+	maxContexts = 16
+)
+
+// handshake is the option haggling of one connection.
+type handshake struct {
+	c        *conn
+	ctx      context.Context
+	out      []byte // replies to the option being answered
+	selected string // the export that features.contexts were selected for
+}
+
+// optionReply is an error that is sent to the client, who may then try another option.
+type optionReply struct {
+	kind uint32
+	text string
+}
+
+// Error implements error.
+func (r *optionReply) Error() string { return r.text }
+
+func rejectOption(kind uint32, format string, args ...any) error {
+	return &optionReply{kind: kind, text: fmt.Sprintf(format, args...)}
+}
+
+// handshake negotiates until the client has chosen an export, which is then open. It returns errDisconnect when
+// the client wants no export.
+func (c *conn) handshake() error {
+	timeout := c.srv.cfg.HandshakeTimeout
+	ctx, cancel := context.WithTimeout(c.ctx, timeout)
+	defer cancel()
+	// A timer, not a deadline of the socket: drain uses that.
+	stop := context.AfterFunc(ctx, func() {
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			c.end(errStalled)
+		}
+	})
+	defer stop()
+	h := &handshake{c: c, ctx: ctx}
+	if err := h.greet(); err != nil {
+		return err
+	}
+	for range maxOptions {
+		done, err := h.option()
+		if err != nil {
+			return err
+		}
+		if done {
+			if !stop() { // too late: the connection is being ended
+				err := c.export.Close(false)
+				c.srv.metrics.release(c.series)
+				return errors.Join(errStalled, err)
+			}
+			return nil
+		}
+	}
+	return c.violation("more than %d options", maxOptions)
+}
+
+// greet exchanges the magic numbers and flags.
+func (h *handshake) greet() error {
+	h.out = appendStruct(h.out, protocol.NegotiationNewstyleHeader{
+		OldstyleMagic:  protocol.NEGOTIATION_MAGIC_OLDSTYLE,
+		OptionMagic:    protocol.NEGOTIATION_MAGIC_OPTION,
+		HandshakeFlags: protocol.NEGOTIATION_HANDSHAKE_FLAG_FIXED_NEWSTYLE | handshakeFlagNoZeroes,
+	})
+	if err := h.flush(); err != nil {
+		return err
+	}
+	b, err := h.c.in.next(4)
+	if err != nil {
+		return err
+	}
+	flags := binary.BigEndian.Uint32(b)
+	if flags&^(clientFlagFixedNewstyle|clientFlagNoZeroes) != 0 {
+		return h.c.violation("unknown client flags %#x", flags)
+	}
+	h.c.noZeroes = flags&clientFlagNoZeroes != 0
+	return nil
+}
+
+// option answers one option and reports whether transmission begins.
+func (h *handshake) option() (done bool, err error) {
+	b, err := h.c.in.next(optionHeaderBytes)
+	if err != nil {
+		return false, err
+	}
+	var head protocol.NegotiationOptionHeader
+	decodeStruct(b, &head)
+	if head.OptionMagic != protocol.NEGOTIATION_MAGIC_OPTION {
+		return false, h.c.violation("wrong magic %#x of an option", head.OptionMagic)
+	}
+	data, err := h.optionData(head)
+	if err == nil {
+		done, err = h.answer(head.ID, data)
+	}
+	var reject *optionReply
+	if errors.As(err, &reject) {
+		if head.ID == optExportName {
+			return false, h.c.violation("EXPORT_NAME: %s", reject.text) // it has no error reply
+		}
+		h.reply(head.ID, reject.kind, []byte(truncate(reject.text, maxMessageBytes)))
+		err = nil
+	}
+	if err == nil {
+		err = h.flush()
+	}
+	if err != nil && done { // the export is open, but the client will never know
+		_ = h.c.export.Close(false)
+		h.c.srv.metrics.release(h.c.series)
+	}
+	return done, err
+}
+
+// optionData reads what belongs to an option, if it is of a reasonable length.
+func (h *handshake) optionData(head protocol.NegotiationOptionHeader) ([]byte, error) {
+	if head.Length > maxOptionBytes {
+		if head.Length > maxOptionSkipBytes || head.ID == optExportName {
+			return nil, h.c.violation("an option of %d bytes", head.Length)
+		}
+		if err := h.c.in.discard(uint64(head.Length)); err != nil {
+			return nil, err
+		}
+		return nil, rejectOption(repErrTooBig, "the option's data are longer than %d bytes", maxOptionBytes)
+	}
+	data := make([]byte, head.Length)
+	return data, h.c.in.full(data)
+}
+
+// answer dispatches an option.
+func (h *handshake) answer(option uint32, data []byte) (done bool, err error) {
+	if h.needsTLS() && option != optStartTLS && option != protocol.NEGOTIATION_ID_OPTION_ABORT {
+		return false, rejectOption(repErrTLSReqd, "this server requires TLS")
+	}
+	switch option {
+	case optExportName:
+		err := h.exportName(string(data))
+		return err == nil, err
+	case protocol.NEGOTIATION_ID_OPTION_ABORT:
+		h.reply(option, protocol.NEGOTIATION_TYPE_REPLY_ACK, nil)
+		_ = h.flush() // the client may be gone already
+		return false, errDisconnect
+	case protocol.NEGOTIATION_ID_OPTION_LIST:
+		return false, h.list(data)
+	case optStartTLS:
+		return false, h.startTLS(data)
+	case protocol.NEGOTIATION_ID_OPTION_INFO:
+		return false, h.info(data)
+	case protocol.NEGOTIATION_ID_OPTION_GO:
+		err := h.goTransmit(data)
+		return err == nil, err
+	case optStructuredReply:
+		return false, h.structuredReply(data)
+	case optExtendedHeaders:
+		return false, h.extendedHeaders(data)
+	case optListMetaContext, optSetMetaContext:
+		return false, h.metaContext(option, data)
+	default:
+		return false, rejectOption(repErrUnsup, "unknown option %d", option)
+	}
+}
+
+// needsTLS reports whether the connection may do nothing before STARTTLS.
+func (h *handshake) needsTLS() bool {
+	_, secure := h.c.nc.(*tls.Conn)
+	return h.c.srv.cfg.RequireTLS && !secure && !h.c.unix
+}
+
+// reply appends an option reply.
+func (h *handshake) reply(option, kind uint32, data []byte) {
+	h.out = appendStruct(h.out, protocol.NegotiationReplyHeader{ReplyMagic: protocol.NEGOTIATION_MAGIC_REPLY,
+		ID: option, Type: kind, Length: uint32(len(data))})
+	h.out = append(h.out, data...)
+}
+
+func (h *handshake) ack(option uint32) { h.reply(option, protocol.NEGOTIATION_TYPE_REPLY_ACK, nil) }
+
+// flush sends the replies.
+func (h *handshake) flush() error {
+	_, err := h.c.nc.Write(h.out)
+	h.out = h.out[:0]
+	return err
+}
+
+// rejected turns an error of the backend into an option reply.
+func rejected(err error) error {
+	return rejectOption(optionError(err), "%s", err.Error())
+}
+
+// list answers LIST. Only names are sent: what else the reply may carry confuses clients.
+func (h *handshake) list(data []byte) error {
+	const option = protocol.NEGOTIATION_ID_OPTION_LIST
+	if len(data) != 0 {
+		return rejectOption(repErrInvalid, "LIST has no data")
+	}
+	exports, err := h.c.srv.cfg.Backend.Exports(h.ctx)
+	if err != nil {
+		return rejected(err)
+	}
+	for _, e := range exports {
+		h.reply(option, protocol.NEGOTIATION_TYPE_REPLY_SERVER, appendString(nil, e.Name))
+		if len(h.out) >= maxOptionBytes {
+			if err := h.flush(); err != nil {
+				return err
+			}
+		}
+	}
+	h.ack(option)
+	return nil
+}
+
+// startTLS upgrades the connection and forgets what was negotiated without TLS.
+func (h *handshake) startTLS(data []byte) error {
+	_, secure := h.c.nc.(*tls.Conn)
+	switch {
+	case len(data) != 0:
+		return rejectOption(repErrInvalid, "STARTTLS has no data")
+	case secure:
+		return rejectOption(repErrInvalid, "TLS is in use already")
+	case h.c.srv.cfg.TLS == nil:
+		return rejectOption(repErrPolicy, "this server has no certificate")
+	case h.c.in.buffered() > 0:
+		// Sent before the answer: somebody may have put words into the client's mouth.
+		return h.c.violation("bytes behind STARTTLS")
+	}
+	h.ack(optStartTLS)
+	if err := h.flush(); err != nil {
+		return err
+	}
+	t := tls.Server(h.c.raw, h.c.srv.cfg.TLS)
+	if err := t.HandshakeContext(h.ctx); err != nil {
+		return fmt.Errorf("TLS handshake: %w", err)
+	}
+	h.c.nc, h.c.in.src = t, t
+	h.c.features, h.selected = features{}, ""
+	return nil
+}
+
+func (h *handshake) structuredReply(data []byte) error {
+	switch {
+	case len(data) != 0:
+		return rejectOption(repErrInvalid, "STRUCTURED_REPLY has no data")
+	case h.c.features.extended:
+		return rejectOption(repErrExtHdrReqd, "extended headers are in use already")
+	}
+	h.c.features.structured = true
+	h.ack(optStructuredReply)
+	return nil
+}
+
+func (h *handshake) extendedHeaders(data []byte) error {
+	switch {
+	case len(data) != 0:
+		return rejectOption(repErrInvalid, "EXTENDED_HEADERS has no data")
+	case h.c.features.extended:
+		return rejectOption(repErrInvalid, "extended headers are in use already")
+	}
+	h.c.features.extended = true
+	h.ack(optExtendedHeaders)
+	return nil
+}
+
+// exportName answers EXPORT_NAME, which has no error reply: the connection ends instead.
+func (h *handshake) exportName(name string) error {
+	if h.c.features.extended {
+		return h.c.violation("EXPORT_NAME with extended headers")
+	}
+	if err := checkName(name); err != nil {
+		return err
+	}
+	if err := h.open(name); err != nil {
+		return err
+	}
+	h.out = binary.BigEndian.AppendUint64(h.out, h.c.info.SizeBytes)
+	h.out = binary.BigEndian.AppendUint16(h.out, h.c.info.transmissionFlags(h.c.features))
+	if !h.c.noZeroes {
+		h.out = append(h.out, make([]byte, exportNamePadding)...)
+	}
+	return nil
+}
+
+// open opens the export and settles what was negotiated for it.
+func (h *handshake) open(name string) error {
+	c := h.c
+	export, err := c.srv.cfg.Backend.Open(h.ctx, name, c.peer())
+	if err != nil {
+		return err
+	}
+	c.export = export
+	c.info = export.Info().withDefaults(c.srv.cfg.MaxPayloadBytes)
+	c.sizeBytes.Store(c.info.SizeBytes)
+	c.sparse, _ = export.(SparseReader)
+	if c.resizer, _ = export.(Resizer); c.resizer == nil {
+		c.info.Resizable = false
+	}
+	c.series = c.srv.metrics.acquire(c.info.Name)
+	if h.selected != name {
+		c.features.contexts = nil // they were selected for another export
+	}
+	return nil
+}
+
+// info answers INFO: what GO would say, without opening the export.
+func (h *handshake) info(data []byte) error {
+	const option = protocol.NEGOTIATION_ID_OPTION_INFO
+	name, wanted, err := parseInfoRequest(data)
+	if err != nil {
+		return err
+	}
+	info, err := h.c.srv.cfg.Backend.Stat(h.ctx, name, h.c.peer())
+	if err != nil {
+		return rejected(err)
+	}
+	f := h.c.features
+	if h.selected != name {
+		f.contexts = nil
+	}
+	info = info.withDefaults(h.c.srv.cfg.MaxPayloadBytes)
+	h.describe(option, info, info.transmissionFlags(f), wanted)
+	h.ack(option)
+	return nil
+}
+
+// goTransmit answers GO.
+func (h *handshake) goTransmit(data []byte) error {
+	const option = protocol.NEGOTIATION_ID_OPTION_GO
+	name, wanted, err := parseInfoRequest(data)
+	if err != nil {
+		return err
+	}
+	if err := h.open(name); err != nil {
+		return rejected(err)
+	}
+	h.describe(option, h.c.info, h.c.info.transmissionFlags(h.c.features), wanted)
+	h.ack(option)
+	return nil
+}
+
+// describe appends the INFO replies: size and block sizes always, names if wanted.
+func (h *handshake) describe(option uint32, info ExportInfo, flags uint16, wanted []uint16) {
+	const kind = protocol.NEGOTIATION_TYPE_REPLY_INFO
+	h.reply(option, kind, appendStruct(nil, protocol.NegotiationReplyInfo{
+		Type: protocol.NEGOTIATION_TYPE_INFO_EXPORT, Size: info.SizeBytes, TransmissionFlags: flags}))
+	h.reply(option, kind, appendStruct(nil, protocol.NegotiationReplyBlockSize{
+		Type: protocol.NEGOTIATION_TYPE_INFO_BLOCKSIZE, MinimumBlockSize: info.MinBlockBytes,
+		PreferredBlockSize: info.PreferredBlockBytes, MaximumBlockSize: info.MaxPayloadBytes}))
+	if slices.Contains(wanted, protocol.NEGOTIATION_TYPE_INFO_NAME) {
+		b := appendStruct(nil, protocol.NegotiationReplyNameHeader{Type: protocol.NEGOTIATION_TYPE_INFO_NAME})
+		h.reply(option, kind, append(b, truncate(info.Name, maxStringBytes)...))
+	}
+	if slices.Contains(wanted, protocol.NEGOTIATION_TYPE_INFO_DESCRIPTION) && info.Description != "" {
+		b := appendStruct(nil, protocol.NegotiationReplyDescriptionHeader{
+			Type: protocol.NEGOTIATION_TYPE_INFO_DESCRIPTION})
+		h.reply(option, kind, append(b, truncate(info.Description, maxStringBytes)...))
+	}
+}
+
+// metaContext answers LIST_META_CONTEXT and SET_META_CONTEXT.
+func (h *handshake) metaContext(option uint32, data []byte) error {
+	set := option == optSetMetaContext
+	if set {
+		h.c.features.contexts, h.selected = nil, "" // also when the option fails
+	}
+	if !h.c.features.chunked() {
+		return rejectOption(repErrInvalid, "metadata contexts need structured replies or extended headers")
+	}
+	name, queries, err := parseMetaRequest(data)
+	if err != nil {
+		return err
+	}
+	info, err := h.c.srv.cfg.Backend.Stat(h.ctx, name, h.c.peer())
+	if err != nil {
+		return rejected(err)
+	}
+	found := matchContexts(info.Contexts, queries, set)
+	if set {
+		if len(found) > maxContexts {
+			return rejectOption(repErrTooBig, "more than %d metadata contexts", maxContexts)
+		}
+		h.selected = name
+	}
+	for i, context := range found {
+		id := uint32(0)
+		if set {
+			id = uint32(i + 1)
+			h.c.features.contexts = append(h.c.features.contexts, metaContext{id: id, name: context})
+		}
+		h.reply(option, repMetaContext, append(binary.BigEndian.AppendUint32(nil, id), context...))
+	}
+	h.ack(option)
+	return nil
+}
+
+// matchContexts returns those of the offered contexts that a query asks for, each once. "namespace:" stands for all
+// of a namespace when listing, and so does no query at all; it selects nothing when setting.
+func matchContexts(offered, queries []string, set bool) []string {
+	if !set && len(queries) == 0 {
+		return offered
+	}
+	var found []string
+	for _, context := range offered {
+		for _, q := range queries {
+			if q == context || !set && strings.HasSuffix(q, ":") && strings.HasPrefix(context, q) {
+				found = append(found, context)
+				break
+			}
+		}
+	}
+	return found
+}
+
+var errShortOption = rejectOption(repErrInvalid, "the option's data are shorter than they say")
+
+// optionReader takes an option's data apart.
+type optionReader struct{ b []byte }
+
+func (o *optionReader) uint16() (uint16, error) {
+	if len(o.b) < 2 {
+		return 0, errShortOption
+	}
+	v := binary.BigEndian.Uint16(o.b)
+	o.b = o.b[2:]
+	return v, nil
+}
+
+func (o *optionReader) uint32() (uint32, error) {
+	if len(o.b) < 4 {
+		return 0, errShortOption
+	}
+	v := binary.BigEndian.Uint32(o.b)
+	o.b = o.b[4:]
+	return v, nil
+}
+
+// string reads a length and so many bytes.
+func (o *optionReader) string() (string, error) {
+	n, err := o.uint32()
+	if err != nil {
+		return "", err
+	}
+	if uint64(n) > uint64(len(o.b)) {
+		return "", errShortOption
+	}
+	s := string(o.b[:n])
+	o.b = o.b[n:]
+	return s, checkName(s)
+}
+
+// parseInfoRequest reads the data of INFO and GO.
+func parseInfoRequest(data []byte) (name string, wanted []uint16, err error) {
+	o := optionReader{data}
+	if name, err = o.string(); err != nil {
+		return "", nil, err
+	}
+	n, err := o.uint16()
+	if err != nil {
+		return "", nil, err
+	}
+	if len(o.b) != 2*int(n) {
+		return "", nil, rejectOption(repErrInvalid, "%d information requests in %d bytes", n, len(o.b))
+	}
+	for range n {
+		w, _ := o.uint16()
+		wanted = append(wanted, w)
+	}
+	return name, wanted, nil
+}
+
+// parseMetaRequest reads the data of LIST_META_CONTEXT and SET_META_CONTEXT.
+func parseMetaRequest(data []byte) (name string, queries []string, err error) {
+	o := optionReader{data}
+	if name, err = o.string(); err != nil {
+		return "", nil, err
+	}
+	n, err := o.uint32()
+	if err != nil {
+		return "", nil, err
+	}
+	if uint64(n) > uint64(len(o.b)/4) {
+		return "", nil, errShortOption
+	}
+	for range n {
+		q, err := o.string()
+		if err != nil {
+			return "", nil, err
+		}
+		if !strings.Contains(q, ":") {
+			return "", nil, rejectOption(repErrInvalid, "a query without namespace")
+		}
+		queries = append(queries, q)
+	}
+	if len(o.b) != 0 {
+		return "", nil, rejectOption(repErrInvalid, "%d bytes too many", len(o.b))
+	}
+	return name, queries, nil
+}
+
+// checkName holds a string against what the protocol allows.
+func checkName(s string) error {
+	if len(s) > maxStringBytes {
+		return rejectOption(repErrTooBig, "a string of %d bytes", len(s))
+	}
+	if bytes.IndexByte([]byte(s), 0) >= 0 {
+		return rejectOption(repErrInvalid, "a string with NUL")
+	}
+	return nil
+}
+
+func appendString(b []byte, s string) []byte {
+	b = binary.BigEndian.AppendUint32(b, uint32(len(s)))
+	return append(b, s...)
+}

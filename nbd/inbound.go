@@ -1,0 +1,122 @@
+package nbd
+
+import (
+	"io"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	handshakeBufferBytes    = 4 << 10
+	transmissionBufferBytes = 64 << 10
+	// stallBytes is how much must cross the socket within Config.StallTimeout once a transfer has begun.
+	stallBytes = 1 << 20
+)
+
+// inbound reads a socket through a buffer, so that a system call fetches many requests. One goroutine uses it;
+// stalledSince may be called by any.
+type inbound struct {
+	src  io.Reader
+	buf  []byte
+	r, w int // unread bytes are buf[r:w]
+	// since is when a transfer that must not stop began, in Unix nanoseconds; 0 between requests.
+	since atomic.Int64
+}
+
+func newInbound(src io.Reader) *inbound {
+	return &inbound{src: src, buf: make([]byte, handshakeBufferBytes)}
+}
+
+// grow makes the buffer as large as the transmission phase wants it, keeping what is unread.
+func (in *inbound) grow() {
+	buf := make([]byte, transmissionBufferBytes)
+	in.w = copy(buf, in.buf[in.r:in.w])
+	in.buf, in.r = buf, 0
+}
+
+// buffered is the number of bytes that can be read without a system call.
+func (in *inbound) buffered() int { return in.w - in.r }
+
+// stalledSince is when the transfer in progress began, or 0.
+func (in *inbound) stalledSince() int64 { return in.since.Load() }
+
+// next returns the next n bytes, n <= handshakeBufferBytes; they are valid until the following call. An end before
+// the first byte is io.EOF, a later one io.ErrUnexpectedEOF.
+func (in *inbound) next(n int) ([]byte, error) {
+	if in.w-in.r < n {
+		if err := in.fill(n); err != nil {
+			return nil, err
+		}
+	}
+	b := in.buf[in.r : in.r+n]
+	in.r += n
+	return b, nil
+}
+
+// fill reads until n bytes are buffered.
+func (in *inbound) fill(n int) error {
+	in.w = copy(in.buf, in.buf[in.r:in.w])
+	in.r = 0
+	for in.w < n {
+		if in.w > 0 && in.since.Load() == 0 {
+			in.since.Store(time.Now().UnixNano())
+		}
+		m, err := in.src.Read(in.buf[in.w:])
+		in.w += m
+		if in.w < n && err != nil {
+			if err == io.EOF && in.w > 0 {
+				err = io.ErrUnexpectedEOF
+			}
+			return err
+		}
+	}
+	in.since.Store(0)
+	return nil
+}
+
+// full fills p.
+func (in *inbound) full(p []byte) error {
+	n := copy(p, in.buf[in.r:in.w])
+	in.r += n
+	p = p[n:]
+	for len(p) > 0 {
+		chunk := p[:min(len(p), stallBytes)]
+		in.since.Store(time.Now().UnixNano())
+		if len(chunk) >= len(in.buf) {
+			if _, err := io.ReadFull(in.src, chunk); err != nil {
+				return noEOF(err)
+			}
+		} else {
+			if err := in.fill(len(chunk)); err != nil {
+				return noEOF(err)
+			}
+			in.r = copy(chunk, in.buf[:in.w])
+		}
+		p = p[len(chunk):]
+	}
+	in.since.Store(0)
+	return nil
+}
+
+// discard reads n bytes and forgets them.
+func (in *inbound) discard(n uint64) error {
+	for n > 0 {
+		m := int(min(n, uint64(len(in.buf))))
+		if in.w-in.r < m {
+			if err := in.fill(m); err != nil {
+				return noEOF(err)
+			}
+		}
+		in.r += m
+		n -= uint64(m)
+	}
+	return nil
+}
+
+// noEOF turns an end in the middle of a message into what it is.
+func noEOF(err error) error {
+	if err == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
