@@ -53,11 +53,11 @@ fuzz: ## every fuzz target for FUZZTIME (1m) each
 
 bench: build ## storaged against nbdkit on this disk, the same fio jobs; writes bench/out.json (BENCH="flags", see -help)
 	@test/deps.sh fio nbdkit
-	@$(GO) run ./bench -storaged $(BIN)/storaged -storagectl $(BIN)/storagectl $(BENCH)
+	@$(GO) run ./bench -storaged $(BIN)/storaged $(BENCH)
 
 bench-quick: build ## the same in about two minutes: fewer seconds, a smaller volume; not for docs/performance.md
 	@test/deps.sh fio nbdkit
-	@$(GO) run ./bench -quick -storaged $(BIN)/storaged -storagectl $(BIN)/storagectl $(BENCH)
+	@$(GO) run ./bench -quick -storaged $(BIN)/storaged $(BENCH)
 
 fmt: ## gofmt everything
 	gofmt -w $$(git ls-files '*.go')

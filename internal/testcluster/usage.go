@@ -12,27 +12,23 @@ import (
 // clockTicks is how many of /proc's clock ticks make a second: USER_HZ is 100 on every Linux that Go runs on.
 const clockTicks = 100
 
-// Usage is what a process has used since it was started, and what it holds now.
+// Usage is what a process has used since it was started, and what it holds now. What it wrote to disk is not in
+// it: /proc counts pages made dirty, in units of whole folios, which says little about the device.
 type Usage struct {
 	CPU               time.Duration // user and system
-	DiskWrittenBytes  int64         // caused to be written to storage, counted when pages are dirtied
-	DiskReadBytes     int64
-	ResidentBytes     int64 // now
+	ResidentBytes     int64         // now
 	PeakResidentBytes int64
 }
 
 // Add returns the sum of two processes' usage.
 func (u Usage) Add(v Usage) Usage {
-	return Usage{CPU: u.CPU + v.CPU, DiskWrittenBytes: u.DiskWrittenBytes + v.DiskWrittenBytes,
-		DiskReadBytes: u.DiskReadBytes + v.DiskReadBytes, ResidentBytes: u.ResidentBytes + v.ResidentBytes,
+	return Usage{CPU: u.CPU + v.CPU, ResidentBytes: u.ResidentBytes + v.ResidentBytes,
 		PeakResidentBytes: u.PeakResidentBytes + v.PeakResidentBytes}
 }
 
 // Since returns what was used since an earlier reading; what is held stays as it is now.
 func (u Usage) Since(earlier Usage) Usage {
 	u.CPU -= earlier.CPU
-	u.DiskWrittenBytes -= earlier.DiskWrittenBytes
-	u.DiskReadBytes -= earlier.DiskReadBytes
 	return u
 }
 
@@ -58,15 +54,10 @@ func ReadUsage(pid int) (u Usage, err error) {
 		ticks += n
 	}
 	u.CPU = time.Duration(ticks) * time.Second / clockTicks
-	io, err := readKeys(dir+"io", "write_bytes", "read_bytes")
-	if err != nil {
-		return u, err
-	}
 	status, err := readKeys(dir+"status", "VmRSS", "VmHWM")
 	if err != nil {
 		return u, err
 	}
-	u.DiskWrittenBytes, u.DiskReadBytes = io["write_bytes"], io["read_bytes"]
 	u.ResidentBytes, u.PeakResidentBytes = status["VmRSS"]<<10, status["VmHWM"]<<10
 	return u, nil
 }
