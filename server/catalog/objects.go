@@ -194,7 +194,7 @@ type Volume struct {
 	CreatedAt  time.Time          `json:"created_at"`
 	// Revision is the log index of the last change; it ascends with every change.
 	Revision  uint64 `json:"revision"`
-	RequestID  string             `json:"request_id,omitempty"` // of the CreateVolume that made it
+	RequestID string `json:"request_id,omitempty"` // of the CreateVolume that made it
 }
 
 // SessionState says whether a session may be used.
