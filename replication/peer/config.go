@@ -1,0 +1,148 @@
+package peer
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/storaged/storaged"
+)
+
+// Config says who a Transport is, how it reaches others and what it may use. Zero values of limits and times take
+// the default in brackets.
+type Config struct {
+	// Cluster is the cluster that this node belongs to. It may be zero while Self is.
+	Cluster storage.ClusterID
+	// Self is this node; 0 while it has no id yet: then only CallAddr works.
+	Self storage.NodeID
+	// Listener accepts other nodes' connections; nil: none are accepted. The Transport closes it.
+	Listener net.Listener
+	// Dial opens a connection; nil: TCP.
+	Dial func(ctx context.Context, addr string) (net.Conn, error)
+	// Resolve returns the address at which a node is reached now. It is asked for every attempt and must not block.
+	Resolve func(storage.NodeID) (addr string, ok bool)
+	// TLS, when given, protects every connection both ways: it needs Certificates (or the callbacks), RootCAs to
+	// verify those we dial and ClientCAs to verify those who dial us; a client without a certificate is refused.
+	TLS *tls.Config
+
+	// MaxInFlightBytes bounds the requests sent and not ended, a peer and lane [64 MiB]. Over it Call waits and Go
+	// fails.
+	MaxInFlightBytes int64
+	// MaxInFlight bounds their number, a peer and lane [8192].
+	MaxInFlight int
+	// MaxGroupQueueBytes bounds the requests of Ordered methods that wait for or are in the handler, a peer and
+	// group [16 MiB]. Requests over it are refused with KindUnavailable; a single one is always admitted.
+	MaxGroupQueueBytes int64
+	// MaxInboundBytes bounds the requests received whose handlers have not returned, a peer and lane [128 MiB].
+	// Requests over it are refused with KindUnavailable.
+	MaxInboundBytes int64
+	// MaxUnanswered bounds the requests received and not answered, a peer and lane [16384]. Requests over it are
+	// refused with KindUnavailable.
+	MaxUnanswered int
+	// MaxReplyBytes bounds the replies that the peer has not read yet, a connection [32 MiB]: over it nothing more
+	// is read from the connection, over four times of it the connection set is closed.
+	MaxReplyBytes int64
+	// MaxConnections bounds the connections accepted and not closed [1024].
+	MaxConnections int
+
+	// DialTimeout bounds one attempt to connect all lanes of a peer, HandshakeTimeout what an accepted connection
+	// may take to say hello and a set to become complete [3 s, 3 s].
+	DialTimeout, HandshakeTimeout time.Duration
+	// BackoffMin and BackoffMax bound the pause after a failed attempt to connect; it doubles with every failure
+	// and is shortened at random by up to a half [50 ms, 1 s].
+	BackoffMin, BackoffMax time.Duration
+	// PingInterval is the time between pings on the control lane; a peer from which nothing arrived on it for
+	// KeepaliveTimeout is given up [400 ms, 1.5 s].
+	PingInterval, KeepaliveTimeout time.Duration
+	// StallTimeout is how long one write (at most 1 MiB or one frame) may block before the set is closed [10 s].
+	StallTimeout time.Duration
+
+	// Random returns a random number for jitter and nonces; nil: math/rand/v2. It is called concurrently.
+	Random func() uint64
+	// Logger gets one line per event an operator would act on; nil: none.
+	Logger *slog.Logger
+	// Metrics registers storage_peer_...; nil: none.
+	Metrics prometheus.Registerer
+}
+
+func orDefault[T int | int64 | time.Duration](v *T, d T) {
+	if *v == 0 {
+		*v = d
+	}
+}
+
+// withDefaults returns c with every zero value that has a default filled in.
+func (c Config) withDefaults() Config {
+	orDefault(&c.MaxInFlightBytes, 64<<20)
+	orDefault(&c.MaxInFlight, 8192)
+	orDefault(&c.MaxGroupQueueBytes, 16<<20)
+	orDefault(&c.MaxInboundBytes, 128<<20)
+	orDefault(&c.MaxUnanswered, 16384)
+	orDefault(&c.MaxReplyBytes, 32<<20)
+	orDefault(&c.MaxConnections, 1024)
+	orDefault(&c.DialTimeout, 3*time.Second)
+	orDefault(&c.HandshakeTimeout, 3*time.Second)
+	orDefault(&c.BackoffMin, 50*time.Millisecond)
+	orDefault(&c.BackoffMax, time.Second)
+	orDefault(&c.PingInterval, 400*time.Millisecond)
+	orDefault(&c.KeepaliveTimeout, 1500*time.Millisecond)
+	orDefault(&c.StallTimeout, 10*time.Second)
+	if c.Dial == nil {
+		c.Dial = func(ctx context.Context, addr string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "tcp", addr)
+		}
+	}
+	if c.Resolve == nil {
+		c.Resolve = func(storage.NodeID) (string, bool) { return "", false }
+	}
+	if c.Random == nil {
+		c.Random = rand.Uint64
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
+// Validate returns every problem of the configuration at once, as one error of KindInvalid.
+func (c Config) Validate() error {
+	var problems []error
+	refuse := func(bad bool, format string, args ...any) {
+		if bad {
+			problems = append(problems, fmt.Errorf(format, args...))
+		}
+	}
+	refuse(c.Self != 0 && c.Cluster.IsZero(), "a node with an id needs a cluster id")
+	refuse(c.Self == 0 && c.Listener != nil, "a node without an id cannot accept connections")
+	for name, n := range map[string]int64{
+		"MaxInFlightBytes": c.MaxInFlightBytes, "MaxInFlight": int64(c.MaxInFlight),
+		"MaxGroupQueueBytes": c.MaxGroupQueueBytes, "MaxInboundBytes": c.MaxInboundBytes,
+		"MaxUnanswered": int64(c.MaxUnanswered), "MaxReplyBytes": c.MaxReplyBytes,
+		"MaxConnections": int64(c.MaxConnections), "DialTimeout": int64(c.DialTimeout),
+		"HandshakeTimeout": int64(c.HandshakeTimeout), "BackoffMin": int64(c.BackoffMin),
+		"BackoffMax": int64(c.BackoffMax), "PingInterval": int64(c.PingInterval),
+		"KeepaliveTimeout": int64(c.KeepaliveTimeout), "StallTimeout": int64(c.StallTimeout),
+	} {
+		refuse(n < 0, "%s is negative", name)
+	}
+	if t := c.TLS; t != nil {
+		refuse(len(t.Certificates) == 0 && t.GetCertificate == nil && t.GetConfigForClient == nil,
+			"TLS has no certificate for those who dial us")
+		refuse(len(t.Certificates) == 0 && t.GetClientCertificate == nil, "TLS has no certificate for those we dial")
+		refuse(t.ClientCAs == nil, "TLS has no ClientCAs to verify those who dial us")
+		refuse(t.RootCAs == nil, "TLS has no RootCAs to verify those we dial")
+		refuse(t.InsecureSkipVerify && t.VerifyConnection == nil && t.VerifyPeerCertificate == nil,
+			"TLS skips verification")
+	}
+	if len(problems) == 0 {
+		return nil
+	}
+	return storage.E("configure peers", storage.KindInvalid, "", errors.Join(problems...))
+}

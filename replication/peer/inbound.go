@@ -1,0 +1,286 @@
+package peer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/storaged/storaged"
+)
+
+// Inbound is a request that arrived. Its handler answers it exactly once, then or later, from any goroutine, with
+// Reply, ReplyThen or ReplyError; a second answer panics.
+//
+// Header and Payload are valid until the handler returns. Retain prolongs that until a Release for each Retain;
+// TakePayload makes both the handler's own for ever.
+type Inbound struct {
+	From     storage.NodeID // 0: a node without an id
+	Lane     Lane
+	Method   Method
+	Group    storage.GroupID
+	Header   []byte
+	Payload  []byte
+	Received time.Time // when its first bytes were read
+
+	conn     *conn // nil: a request of this node to itself
+	usage    *inLane
+	handler  *handler
+	id       uint64
+	buf      *buffer
+	size     int64
+	answered atomic.Bool
+}
+
+// Retain keeps Header and Payload valid until a matching Release.
+func (in *Inbound) Retain() { in.buf.retain() }
+
+// Release ends what one Retain began.
+func (in *Inbound) Release() { in.buf.release() }
+
+// TakePayload returns Payload and leaves it, and Header, to the caller for as long as it refers to them: they are
+// not recycled. The memory behind them is at most a quarter larger than both. To be called before the handler
+// returns or while retained.
+func (in *Inbound) TakePayload() []byte {
+	in.buf.taken.Store(true)
+	return in.Payload
+}
+
+// Context is done when an answer can reach the sender no more, because its connections died or the Transport closes.
+// Handlers that wait should then return.
+func (in *Inbound) Context() context.Context {
+	if in.conn == nil {
+		return in.handler.t.ctx
+	}
+	return in.conn.set.ctx
+}
+
+// Reply answers the request. header is copied; payload and its bytes must not be modified any more: to learn when
+// they may, use ReplyThen. It never blocks on the network. After the sender's connections died it does nothing.
+func (in *Inbound) Reply(header []byte, payload [][]byte) { in.ReplyThen(header, payload, nil) }
+
+// ReplyThen is Reply that calls written, exactly once and possibly before it returns, when the payload is not
+// referenced any more, whether it reached the sender or not. written must not block.
+func (in *Inbound) ReplyThen(header []byte, payload [][]byte, written func()) {
+	if _, err := checkSize("reply", header, payload); err != nil {
+		if written != nil {
+			written()
+		}
+		in.ReplyError(storage.E("reply", storage.KindInternal, "", err))
+		return
+	}
+	in.answer(kindResponse, header, payload, written)
+}
+
+// ReplyError answers with an error: it reaches the caller as a *storage.Error of the same kind, operation, subject
+// and text (with *RemoteError as its cause). An err that is no storage.Error becomes one of storage.KindOf(err).
+func (in *Inbound) ReplyError(err error) { in.answer(kindError, appendError(nil, err), nil, nil) }
+
+func (in *Inbound) answer(kind frameKind, header []byte, payload [][]byte, written func()) {
+	if in.answered.Swap(true) {
+		panic(fmt.Sprintf("peer: a request of method %d of node %v was answered twice", in.Method, in.From))
+	}
+	last := in.usage.unanswered.Add(-1) == 0
+	if in.conn == nil {
+		in.handler.t.answerLocal(in.id, kind, header, payload)
+		if written != nil {
+			written()
+		}
+		return
+	}
+	in.conn.reply(frameHeader{kind: kind, method: in.Method, group: in.Group, id: in.id}, header, payload, written, last)
+}
+
+// reply posts an answer. With eager it is written on this goroutine if possible.
+func (c *conn) reply(h frameHeader, header []byte, payload [][]byte, written func(), eager bool) {
+	f := c.set.t.frame()
+	f.encode(h, header, payload)
+	f.written = written
+	if err := c.post(f, nil, eager); err != nil {
+		c.set.t.recycle(f) // the sender is gone and knows it
+	}
+}
+
+// handler is a registered method.
+type handler struct {
+	t     *Transport
+	order Order
+	fn    func(*Inbound)
+}
+
+// inPeer is a node that sends us requests; it outlives its connections while their requests are being handled.
+type inPeer struct {
+	node  storage.NodeID
+	lanes [laneCount]inLane
+
+	mu     sync.Mutex // guards what follows
+	groups map[storage.GroupID]*groupQueue
+}
+
+// inLane bounds what one peer occupies here by one lane.
+type inLane struct {
+	bytes      atomic.Int64 // of requests whose handlers have not returned
+	unanswered atomic.Int64
+}
+
+// groupQueue holds the requests of one peer for one group in the order of arrival. It exists while a goroutine
+// (runGroup) works on it.
+type groupQueue struct {
+	bytes   int64 // of waiting and of the requests being handled
+	waiting []*Inbound
+}
+
+func newInPeer(node storage.NodeID) *inPeer {
+	return &inPeer{node: node, groups: make(map[storage.GroupID]*groupQueue)}
+}
+
+// idle reports whether nothing of the peer's is left here.
+func (p *inPeer) idle() bool {
+	for i := range p.lanes {
+		if p.lanes[i].bytes.Load() != 0 || p.lanes[i].unanswered.Load() != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// admit decides, before memory is given to a request, whether there is room for it.
+func (p *inPeer) admit(cfg *Config, lane Lane, order Order, group storage.GroupID, size int64) error {
+	l := &p.lanes[lane]
+	if n := l.bytes.Load(); n > 0 && n+size > cfg.MaxInboundBytes {
+		return errors.New("too many bytes of requests are being handled")
+	}
+	if l.unanswered.Load() >= int64(cfg.MaxUnanswered) {
+		return errors.New("too many requests are unanswered")
+	}
+	if order == Ordered {
+		p.mu.Lock()
+		q := p.groups[group]
+		full := q != nil && q.bytes > 0 && q.bytes+size > cfg.MaxGroupQueueBytes
+		p.mu.Unlock()
+		if full {
+			return errors.New("the group's queue is full")
+		}
+	}
+	return nil
+}
+
+// dispatch hands an admitted request to its handler. It is called by a goroutine that t.wg counts.
+func (t *Transport) dispatch(p *inPeer, in *Inbound) {
+	in.usage.bytes.Add(in.size)
+	in.usage.unanswered.Add(1)
+	if in.handler.order == Concurrent {
+		t.wg.Go(in.handle)
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	q := p.groups[in.Group]
+	if q == nil {
+		q = &groupQueue{}
+		t.wg.Go(func() { p.runGroup(in.Group, q) })
+		p.groups[in.Group] = q
+	}
+	q.waiting = append(q.waiting, in)
+	q.bytes += in.size
+}
+
+// runGroup handles the requests of a queue one after another until none is left.
+func (p *inPeer) runGroup(group storage.GroupID, q *groupQueue) {
+	var batch []*Inbound
+	for {
+		p.mu.Lock()
+		batch, q.waiting = q.waiting, batch[:0]
+		if len(batch) == 0 {
+			delete(p.groups, group)
+			p.mu.Unlock()
+			return
+		}
+		p.mu.Unlock()
+		for i, in := range batch {
+			size := in.size
+			in.handle()
+			batch[i] = nil
+			p.mu.Lock()
+			q.bytes -= size
+			p.mu.Unlock()
+		}
+	}
+}
+
+// handle runs the handler, unless nobody can hear the answer.
+func (in *Inbound) handle() {
+	if in.conn != nil && in.conn.set.ctx.Err() != nil {
+		in.answered.Store(true)
+		in.usage.unanswered.Add(-1)
+	} else {
+		in.handler.fn(in)
+	}
+	in.handledBytes()
+}
+
+func (in *Inbound) handledBytes() {
+	in.usage.bytes.Add(-in.size)
+	in.buf.release()
+}
+
+// readRequests reads the requests on an accepted connection until it fails.
+func (c *conn) readRequests() error {
+	t, s := c.set.t, c.set
+	for {
+		h, err := c.readHeader()
+		if err != nil {
+			return err
+		}
+		s.heard(c.lane)
+		switch h.kind {
+		case kindPing:
+			s.ping(kindPong)
+			continue
+		case kindRequest:
+		default:
+			return fmt.Errorf("frame of kind %d from the side that asks", h.kind)
+		}
+		hd, err := t.receivable(s, c.lane, h)
+		if err != nil {
+			t.metrics.refused.Add(1)
+			if err := c.skipBody(h); err != nil {
+				return err
+			}
+			c.reply(frameHeader{kind: kindError, method: h.method, group: h.group, id: h.id}, appendError(nil, err), nil, nil, false)
+			c.awaitReplyRoom()
+			continue
+		}
+		received := time.Now()
+		buf, err := c.readBody(h)
+		if err != nil {
+			return err
+		}
+		t.dispatch(s.in, &Inbound{
+			From: s.node, Lane: c.lane, Method: h.method, Group: h.group,
+			Header: buf.data[:h.headerBytes:h.headerBytes], Payload: buf.data[h.headerBytes:], Received: received,
+			conn: c, usage: &s.in.lanes[c.lane], handler: hd, id: h.id, buf: buf, size: int64(len(buf.data)) + frameHeaderBytes,
+		})
+		c.awaitReplyRoom()
+	}
+}
+
+// receivable returns the handler of a request, or why it is refused.
+func (t *Transport) receivable(s *connSet, lane Lane, h frameHeader) (*handler, error) {
+	hd := t.handlers[h.method]
+	switch {
+	case hd == nil:
+		return nil, storage.E("call", storage.KindUnsupported, "node "+t.cfg.Self.String(),
+			fmt.Errorf("method %d is not known here", h.method))
+	case s.node == 0 && !h.method.openToStrangers():
+		return nil, storage.E("call", storage.KindPermission, "node "+t.cfg.Self.String(),
+			fmt.Errorf("method %d is for members of the cluster only", h.method))
+	}
+	size := int64(h.headerBytes+h.payloadBytes) + frameHeaderBytes
+	if err := s.in.admit(&t.cfg, lane, hd.order, h.group, size); err != nil {
+		return nil, storage.E("call", storage.KindUnavailable, "node "+t.cfg.Self.String(), err)
+	}
+	return hd, nil
+}

@@ -1,0 +1,67 @@
+package peer
+
+import (
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// metrics counts without locks; prometheus reads the counters when it scrapes.
+type metrics struct {
+	framesSent, framesReceived [laneCount]atomic.Int64
+	bytesSent, bytesReceived   [laneCount]atomic.Int64
+
+	connected                             atomic.Int64
+	lost, dialFailures, rejected, refused atomic.Int64
+}
+
+func (m *metrics) sent(lane Lane, bytes int64) {
+	m.framesSent[lane].Add(1)
+	m.bytesSent[lane].Add(bytes)
+}
+
+func (m *metrics) received(lane Lane, bytes int64) {
+	m.framesReceived[lane].Add(1)
+	m.bytesReceived[lane].Add(bytes)
+}
+
+func (m *metrics) register(r prometheus.Registerer) error {
+	if r == nil {
+		return nil
+	}
+	counter := func(name, help string, labels prometheus.Labels, v *atomic.Int64) error {
+		return r.Register(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help, ConstLabels: labels},
+			func() float64 { return float64(v.Load()) }))
+	}
+	for lane := Lane(0); lane < laneCount; lane++ {
+		labels := prometheus.Labels{"lane": lane.String()}
+		for _, c := range []struct {
+			name, help string
+			v          *atomic.Int64
+		}{
+			{"storage_peer_writes_total", "Writes to peers' connections; frames that wait together share one.", &m.framesSent[lane]},
+			{"storage_peer_sent_bytes_total", "Bytes sent to peers.", &m.bytesSent[lane]},
+			{"storage_peer_received_frames_total", "Frames received from peers.", &m.framesReceived[lane]},
+			{"storage_peer_received_bytes_total", "Bytes received from peers.", &m.bytesReceived[lane]},
+		} {
+			if err := counter(c.name, c.help, labels, c.v); err != nil {
+				return err
+			}
+		}
+	}
+	for _, c := range []struct {
+		name, help string
+		v          *atomic.Int64
+	}{
+		{"storage_peer_lost_total", "Connection sets that ended while in use. Worry when it keeps growing: a network or a node is ill.", &m.lost},
+		{"storage_peer_dial_failures_total", "Attempts to connect to a peer that failed.", &m.dialFailures},
+		{"storage_peer_rejected_connections_total", "Connections of peers refused at the greeting. Worry about any: a foreign cluster or version, or a wrong address.", &m.rejected},
+		{"storage_peer_refused_requests_total", "Requests of peers refused before their handler saw them. Worry when it keeps growing: this node is overloaded.", &m.refused},
+	} {
+		if err := counter(c.name, c.help, nil, c.v); err != nil {
+			return err
+		}
+	}
+	return r.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "storage_peer_connected_peers",
+		Help: "Peers to which this node holds connections."}, func() float64 { return float64(m.connected.Load()) }))
+}

@@ -1,0 +1,477 @@
+package peer
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/storaged/storaged"
+)
+
+var errTransportClosed = errors.New("the transport is closed")
+
+// Transport is one node's end of the peer protocol: it sends requests to other nodes and hands theirs to handlers.
+type Transport struct {
+	cfg       Config
+	serverTLS *tls.Config // nil: plain
+	clientTLS *tls.Config
+	metrics   metrics
+	handlers  map[Method]*handler // not changed after Run
+	begun     time.Time
+	nextID    atomic.Uint64
+	buffers   bufferPool
+	frames    sync.Pool // *outFrame
+	calls     sync.Pool // *call
+	self      *outPeer
+	selfIn    *inPeer
+	local     localCalls
+
+	ctx    context.Context // done when the transport closes
+	cancel context.CancelFunc
+	wg     sync.WaitGroup // every goroutine; added to under mu, or by one of them
+
+	accepting atomic.Int64 // connections accepted and not closed
+
+	mu     sync.Mutex // guards what follows
+	closed bool
+	peers  map[storage.NodeID]*outPeer
+	inSets map[setKey]*connSet // accepted and running
+	inFrom map[storage.NodeID]*inPeer
+}
+
+// setKey names an accepted set.
+type setKey struct {
+	node  storage.NodeID
+	nonce uint64
+}
+
+// New checks the configuration and makes a Transport. It opens nothing. Errors: KindInvalid.
+func New(cfg Config) (*Transport, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	t := &Transport{cfg: cfg.withDefaults(), handlers: make(map[Method]*handler), begun: time.Now(),
+		peers: make(map[storage.NodeID]*outPeer), inSets: make(map[setKey]*connSet),
+		inFrom: make(map[storage.NodeID]*inPeer), selfIn: newInPeer(cfg.Self)}
+	t.local.pending = make(map[uint64]*call)
+	t.self = t.newOutPeer(cfg.Self)
+	t.ctx, t.cancel = context.WithCancel(context.Background())
+	if cfg.TLS != nil {
+		t.clientTLS, t.serverTLS = cfg.TLS.Clone(), cfg.TLS.Clone()
+		t.serverTLS.ClientAuth = tls.RequireAndVerifyClientCert
+		t.clientTLS.MinVersion = max(t.clientTLS.MinVersion, tls.VersionTLS13)
+		t.serverTLS.MinVersion = max(t.serverTLS.MinVersion, tls.VersionTLS13)
+	}
+	if err := t.metrics.register(cfg.Metrics); err != nil {
+		return nil, storage.E("configure peers", storage.KindInvalid, "", err)
+	}
+	return t, nil
+}
+
+// Handle registers the handler of a method. To be called before Run and before the first request to this node
+// itself. A handler of an Ordered method holds up the requests of its (peer, group) until it returns. Handlers that
+// wait must heed Inbound.Context.
+func (t *Transport) Handle(m Method, order Order, fn func(*Inbound)) {
+	if m == 0 || order != Ordered && order != Concurrent || fn == nil || t.handlers[m] != nil {
+		panic(fmt.Sprintf("peer: handler of method %d: registered twice or without an order", m))
+	}
+	t.handlers[m] = &handler{t: t, order: order, fn: fn}
+}
+
+// Run accepts other nodes' connections until ctx is done or Close is called, then closes the Transport. It returns
+// nil, or why the listener failed.
+func (t *Transport) Run(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, t.shut)
+	defer stop()
+	var err error
+	if l := t.cfg.Listener; l == nil {
+		<-t.ctx.Done()
+	} else {
+		err = t.accept(l)
+	}
+	return errors.Join(err, t.Close())
+}
+
+// Close closes every connection, fails every outstanding request and waits for all goroutines, handlers included.
+// It may be called more than once, but not from a handler or a done callback.
+func (t *Transport) Close() error {
+	t.shut()
+	t.wg.Wait()
+	t.local.drop(t)
+	return nil
+}
+
+// shut starts closing without waiting.
+func (t *Transport) shut() {
+	t.mu.Lock()
+	t.closed = true
+	t.mu.Unlock()
+	t.cancel()
+	if t.cfg.Listener != nil {
+		t.cfg.Listener.Close()
+	}
+}
+
+// start runs f on a goroutine that Close waits for; false if the transport is closed.
+func (t *Transport) start(f func()) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return false
+	}
+	t.wg.Go(f)
+	return true
+}
+
+// now returns nanoseconds since New, never 0, on the monotonic clock.
+func (t *Transport) now() int64 { return int64(time.Since(t.begun)) + 1 }
+
+func (t *Transport) frame() *outFrame {
+	if f, _ := t.frames.Get().(*outFrame); f != nil {
+		return f
+	}
+	return &outFrame{}
+}
+
+// recycle ends a frame.
+func (t *Transport) recycle(f *outFrame) {
+	written := f.written
+	*f = outFrame{head: f.head[:0]}
+	t.frames.Put(f)
+	if written != nil {
+		written()
+	}
+}
+
+// peer returns the node's outgoing side.
+func (t *Transport) peer(node storage.NodeID) *outPeer {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p := t.peers[node]
+	if p == nil {
+		p = t.newOutPeer(node)
+		t.peers[node] = p
+	}
+	return p
+}
+
+// Call sends a request and waits for its answer. It connects first if necessary (one attempt) and waits while too
+// much is in flight. When it returns, no byte of req is referenced any more; after ctx is done this may take until
+// a write in progress ended, at most KeepaliveTimeout while the peer is frozen.
+//
+// Errors: those the peer's handler answered with (errors.As to *RemoteError); KindUnavailable when no answer came
+// and KindCanceled when ctx was done first (both errors.As to *SendError, which says whether the request was sent);
+// KindInvalid when it is too large.
+func (t *Transport) Call(ctx context.Context, to storage.NodeID, lane Lane, req *Request) (*Response, error) {
+	size, err := checkSize("call", req.Header, req.Payload)
+	if err != nil {
+		return nil, err
+	}
+	if err := t.checkTarget(to); err != nil {
+		return nil, err
+	}
+	if to == t.cfg.Self {
+		return t.callLocal(ctx, lane, req, size)
+	}
+	p := t.peer(to)
+	s, err := p.connected(ctx)
+	if err != nil {
+		return nil, sendError(to, false, err)
+	}
+	return t.callOn(ctx, s, &p.budgets[lane], lane, req, size)
+}
+
+func (t *Transport) callOn(ctx context.Context, s *connSet, b *budget, lane Lane, req *Request, size int64) (*Response, error) {
+	if err := b.wait(ctx, size); err != nil {
+		return nil, sendError(s.node, false, err)
+	}
+	cl := t.newCall(size, b, nil)
+	if err := s.send(lane, req, cl); err != nil {
+		b.release(size)
+		t.recycleCall(cl)
+		return nil, sendError(s.node, false, err)
+	}
+	return s.conns[lane].await(ctx, cl)
+}
+
+// checkTarget returns why no request can be sent to a node at all.
+func (t *Transport) checkTarget(to storage.NodeID) error {
+	switch {
+	case t.cfg.Self == 0:
+		return storage.E("call", storage.KindInvalid, "node "+to.String(), errors.New("this node has no id yet"))
+	case to == 0:
+		return storage.E("call", storage.KindInvalid, "", errors.New("no node given"))
+	}
+	return nil
+}
+
+// Go sends a request without waiting and calls done exactly once with its answer or error, as Call would return
+// them. Requests that Go sends on one lane leave in the order of the calls. Where Call would wait, because there is
+// no connection (an attempt is started) or too much is in flight, done gets KindUnavailable at once.
+//
+// done runs on the goroutine that reads the connection, or on one that failed the request, never inside Go: it must
+// not block and must be quick, because it holds up all answers of the lane.
+func (t *Transport) Go(to storage.NodeID, lane Lane, req *Request, done func(*Response, error)) {
+	if err := t.goRequest(to, lane, req, done); err != nil && !t.start(func() { done(nil, err) }) {
+		go done(nil, err) // Close does not wait for what began after it
+	}
+}
+
+// goRequest is Go, but returns the error of a request that was not sent instead of calling done with it.
+func (t *Transport) goRequest(to storage.NodeID, lane Lane, req *Request, done func(*Response, error)) error {
+	size, err := checkSize("call", req.Header, req.Payload)
+	if err != nil {
+		return err
+	}
+	if err := t.checkTarget(to); err != nil {
+		return err
+	}
+	if to == t.cfg.Self {
+		return t.goLocal(lane, req, size, done)
+	}
+	p := t.peer(to)
+	s := p.set.Load()
+	if s == nil {
+		if _, err := p.connect(); err != nil {
+			return sendError(to, false, err)
+		}
+		return sendError(to, false, errors.New("not connected"))
+	}
+	b := &p.budgets[lane]
+	if !b.try(size) {
+		return sendError(to, false, errInFlight)
+	}
+	cl := t.newCall(size, b, done)
+	if err := s.send(lane, req, cl); err != nil {
+		b.release(size)
+		t.recycleCall(cl)
+		return sendError(to, false, err)
+	}
+	return nil
+}
+
+var errInFlight = errors.New("too many requests are in flight")
+
+// Connected reports whether requests to a node can be sent without connecting first.
+func (t *Transport) Connected(node storage.NodeID) bool {
+	return node == t.cfg.Self || t.peer(node).set.Load() != nil
+}
+
+// Disconnect closes the connections that lead to a node, if there are any, and forgets past failures. The next
+// request connects again.
+func (t *Transport) Disconnect(node storage.NodeID) {
+	p := t.peer(node)
+	if s := p.set.Load(); s != nil {
+		s.fail(errors.New("disconnected"))
+	}
+	p.mu.Lock()
+	p.failures, p.retryAt = 0, time.Time{}
+	p.mu.Unlock()
+}
+
+// CallAddr makes one call to whatever node answers at an address, on a connection of its own: how a node without an
+// id asks to join. Errors are those of Call.
+func (t *Transport) CallAddr(ctx context.Context, addr string, req *Request) (*Response, error) {
+	size, err := checkSize("call", req.Header, req.Payload)
+	if err != nil {
+		return nil, err
+	}
+	fail := func(err error) error {
+		e := sendError(0, false, err).(*storage.Error)
+		e.Subject = addr
+		return e
+	}
+	s := t.newSet(0, addr, t.cfg.Random(), true, true)
+	defer s.fail(errors.New("the call has ended"))
+	dialCtx, cancel := context.WithTimeout(ctx, t.cfg.DialTimeout)
+	defer cancel()
+	if err := t.dialLane(dialCtx, s, Control); err != nil {
+		return nil, fail(err)
+	}
+	s.lastHeard.Store(t.now())
+	if !t.start(func() { s.run(); s.dropCalls() }) {
+		s.fail(errTransportClosed)
+		s.run()
+		return nil, fail(errTransportClosed)
+	}
+	b := &budget{maxBytes: t.cfg.MaxInFlightBytes, maxCount: 1}
+	return t.callOn(ctx, s, b, Control, req, size)
+}
+
+// dialLane opens a connection, greets and adds it to the set.
+func (t *Transport) dialLane(ctx context.Context, s *connSet, lane Lane) error {
+	nc, err := t.cfg.Dial(ctx, s.addr)
+	if err != nil {
+		return fmt.Errorf("dial %s: %w", s.addr, err)
+	}
+	stop := context.AfterFunc(ctx, func() { nc.Close() })
+	defer stop()
+	if t.clientTLS != nil {
+		cfg := t.clientTLS
+		if cfg.ServerName == "" {
+			cfg = cfg.Clone()
+			cfg.ServerName, _, _ = net.SplitHostPort(s.addr)
+		}
+		nc = tls.Client(nc, cfg)
+	}
+	code := helloPart
+	if s.lone {
+		code = helloLone
+	}
+	sent := hello{version: ProtocolVersion, lane: lane, code: code, cluster: t.cfg.Cluster, from: t.cfg.Self,
+		to: s.node, nonce: s.nonce}
+	err = t.greet(nc, sent)
+	if err == nil && !stop() {
+		err = context.Cause(ctx)
+	}
+	if err == nil && !s.add(lane, nc) {
+		err = errClosed
+	}
+	if err != nil {
+		nc.Close()
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return fmt.Errorf("greet %s on the %v lane: %w", s.addr, lane, err)
+	}
+	return nil
+}
+
+func (t *Transport) greet(nc net.Conn, sent hello) error {
+	if err := writeHello(nc, sent, helloMagic); err != nil {
+		return err
+	}
+	answer, err := readHello(nc, answerMagic)
+	if err != nil {
+		return err
+	}
+	return answer.refusal(sent)
+}
+
+// accept takes connections until the listener is closed.
+func (t *Transport) accept(l net.Listener) error {
+	for {
+		nc, err := l.Accept()
+		if err != nil {
+			if t.ctx.Err() != nil {
+				return nil
+			}
+			var temporary interface{ Temporary() bool }
+			if errors.As(err, &temporary) && temporary.Temporary() { // out of descriptors, say
+				t.cfg.Logger.Warn("connection of a peer not accepted", "err", err)
+				select {
+				case <-time.After(t.cfg.BackoffMin):
+					continue
+				case <-t.ctx.Done():
+					return nil
+				}
+			}
+			return storage.E("accept peers", storage.KindIO, l.Addr().String(), err)
+		}
+		if t.accepting.Load() >= int64(t.cfg.MaxConnections) || !t.start(func() { t.welcome(nc) }) {
+			nc.Close()
+			continue
+		}
+		t.accepting.Add(1)
+	}
+}
+
+// welcome reads an accepted connection's hello and adds the connection to its set.
+func (t *Transport) welcome(nc net.Conn) {
+	raw := nc
+	err := t.answerHello(nc)
+	if err != nil {
+		t.accepting.Add(-1)
+		raw.Close()
+		if t.ctx.Err() == nil {
+			t.metrics.rejected.Add(1)
+			t.cfg.Logger.Warn("connection of a peer refused", "from", raw.RemoteAddr(), "err", err)
+		}
+	}
+}
+
+func (t *Transport) answerHello(nc net.Conn) error {
+	ctx, cancel := context.WithTimeout(t.ctx, t.cfg.HandshakeTimeout)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { nc.Close() })
+	defer stop()
+	if t.serverTLS != nil {
+		nc = tls.Server(nc, t.serverTLS)
+	}
+	h, err := readHello(nc, helloMagic)
+	if err != nil {
+		return err
+	}
+	code := h.judge(t.cfg.Cluster, t.cfg.Self)
+	answer := hello{version: ProtocolVersion, lane: h.lane, code: code, cluster: t.cfg.Cluster, from: t.cfg.Self,
+		to: h.from, nonce: h.nonce}
+	if err := writeHello(nc, answer, answerMagic); err != nil {
+		return err
+	}
+	if code != helloAccepted {
+		return fmt.Errorf("hello with code %d: version %d, cluster %v, from node %v to node %v", code, h.version,
+			h.cluster, h.from, h.to)
+	}
+	if !stop() {
+		return context.Cause(ctx)
+	}
+	return t.join(h, nc)
+}
+
+// join adds a greeted connection to its set. A node has one set here, the newest: what it sends on a new one comes
+// from a process, or an attempt, that has given the old one up.
+func (t *Transport) join(h hello, nc net.Conn) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return errTransportClosed
+	}
+	key := setKey{h.from, h.nonce}
+	s := t.inSets[key]
+	if s == nil {
+		lone := h.code == helloLone
+		for k, old := range t.inSets {
+			if k.node == h.from && !lone && !old.lone {
+				old.fail(errors.New("the peer has opened newer connections"))
+			}
+		}
+		s = t.newSet(h.from, nc.RemoteAddr().String(), h.nonce, false, lone)
+		if s.in = t.inFrom[h.from]; s.in == nil {
+			s.in = newInPeer(h.from)
+			t.inFrom[h.from] = s.in
+		}
+		t.inSets[key] = s
+		t.wg.Go(func() { t.serve(key, s) })
+	}
+	if !s.add(h.lane, nc) {
+		s.fail(fmt.Errorf("the %v lane was opened twice", h.lane))
+		return fmt.Errorf("the %v lane was opened twice", h.lane)
+	}
+	return nil
+}
+
+// serve runs an accepted set to its end.
+func (t *Transport) serve(key setKey, s *connSet) {
+	s.run()
+	s.dropCalls()
+	t.mu.Lock()
+	delete(t.inSets, key)
+	gone := s.in.idle()
+	for k := range t.inSets {
+		gone = gone && k.node != key.node
+	}
+	if gone {
+		delete(t.inFrom, key.node)
+	}
+	t.mu.Unlock()
+	for _, c := range s.conns {
+		if c != nil {
+			t.accepting.Add(-1)
+		}
+	}
+}
