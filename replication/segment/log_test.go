@@ -1,0 +1,111 @@
+package segment
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/storaged/storaged"
+)
+
+var testStore = storage.StoreID{1, 2, 3}
+
+func testConfig(fs vfs.FS, groups ...GroupStart) Config {
+	return Config{FS: fs, Dir: "log", Store: testStore, SegmentBytes: 64 << 10, FreeSegments: 2, Groups: groups}
+}
+
+func openLog(t testing.TB, cfg Config) *Log {
+	t.Helper()
+	l, err := Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	return l
+}
+
+func key(n int) GroupKey { return GroupKey{Group: storage.GroupID(n), Incarnation: 1} }
+
+func testEntry(index, term uint64, size int) Entry {
+	seed := []byte(fmt.Sprintf("<%d.%d>", index, term))
+	return Entry{Index: index, Term: term, Type: 1, AppendedAt: int64(index), Extensions: []byte("ext"),
+		Data: bytes.Repeat(seed, size/len(seed)+1)[:size]}
+}
+
+func mustAppend(t testing.TB, g *GroupLog, entries ...Entry) Position {
+	t.Helper()
+	end, err := g.Append(entries)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return end
+}
+
+func mustWait(t testing.TB, l *Log, p Position) {
+	t.Helper()
+	if err := l.Wait(context.Background(), p); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func checkEntry(t testing.TB, g *GroupLog, want Entry) {
+	t.Helper()
+	got, err := g.Get(want.Index)
+	if err != nil {
+		t.Fatalf("entry %d: %v", want.Index, err)
+	}
+	if got.Index != want.Index || got.Term != want.Term || got.Type != want.Type || got.AppendedAt != want.AppendedAt ||
+		!bytes.Equal(got.Extensions, want.Extensions) || !bytes.Equal(got.Data, want.Data) {
+		t.Fatalf("entry %d differs: got term %d, %d bytes; want term %d, %d bytes", want.Index, got.Term, len(got.Data),
+			want.Term, len(want.Data))
+	}
+}
+
+func TestAppendReopen(t *testing.T) {
+	fs := vfs.NewMem()
+	l := openLog(t, testConfig(fs))
+	g, err := l.CreateGroup(key(1), 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var end Position
+	for i := uint64(1); i <= 100; i++ {
+		end = mustAppend(t, g, testEntry(i, 1, 4096))
+	}
+	mustWait(t, l, end)
+	for i := uint64(1); i <= 100; i++ {
+		checkEntry(t, g, testEntry(i, 1, 4096))
+	}
+	if err := g.TruncateSuffix(91); err != nil {
+		t.Fatal(err)
+	}
+	mustAppend(t, g, testEntry(91, 2, 100))
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		l = openLog(t, testConfig(fs, GroupStart{Key: key(1)}))
+		if d := l.Damaged(); len(d) > 0 {
+			t.Fatal(d)
+		}
+		g = l.Group(key(1))
+		if first, last := g.FirstIndex(), g.LastIndex(); first != 1 || last != 91 {
+			t.Fatalf("log has %d to %d", first, last)
+		}
+		for i := uint64(1); i <= 90; i++ {
+			checkEntry(t, g, testEntry(i, 1, 4096))
+			want := testEntry(i, 1, 4096)
+			_, at, n, _, _ := g.Location(i)
+			buf := make([]byte, n)
+			if err := l.ReadAt(at, buf); err != nil || !bytes.Equal(buf, want.Data) {
+				t.Fatalf("ReadAt %d: %v", i, err)
+			}
+		}
+		checkEntry(t, g, testEntry(91, 2, 100))
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

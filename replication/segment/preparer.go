@@ -1,0 +1,270 @@
+package segment
+
+import (
+	"errors"
+	"syscall"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+const (
+	fillBytes     = 1 << 20 // zeroes written at once when a new segment is filled
+	fillSyncBytes = 8 << 20 // and synced after so many, so that no sync of the log waits behind all of them
+	fillPause     = 5 * time.Millisecond
+	noSpaceRetry  = time.Second
+)
+
+// preparer keeps Config.FreeSegments segments ready, until the log is closed or failed.
+func (l *Log) preparer() {
+	defer l.background.Done()
+	for {
+		s, old := l.nextToPrepare()
+		if s == nil {
+			return
+		}
+		l.prepareOne(s, old)
+	}
+}
+
+// nextToPrepare waits until a segment is to be made ready, and returns it with the file to be recycled, if any. It
+// returns nil at the end of the log's life.
+func (l *Log) nextToPrepare() (s, old *segmentFile) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for {
+		if l.failure != nil || l.closing && !l.currentWaitsLocked() {
+			return nil, nil
+		}
+		if s = l.wantedLocked(); s != nil {
+			break
+		}
+		l.prepare.Wait()
+	}
+	if n := len(l.recycled); n > 0 {
+		old = l.recycled[0]
+		l.recycled = l.recycled[1:]
+	}
+	return s, old
+}
+
+// currentWaitsLocked reports whether records wait for a segment that is not ready.
+func (l *Log) currentWaitsLocked() bool {
+	for i := l.durableIndex; i < l.recent.next; i++ {
+		if !l.recent.at(i).seg.ready {
+			return true
+		}
+	}
+	return false
+}
+
+// wantedLocked returns the segment with the lowest number that is not ready, or plans another one if fewer than
+// FreeSegments are ahead. Numbers are made ready in ascending order.
+func (l *Log) wantedLocked() *segmentFile {
+	var lowest *segmentFile
+	ahead := 0
+	for _, s := range l.segments {
+		if !s.ready && (lowest == nil || s.no < lowest.no) {
+			lowest = s
+		}
+		if s.state == SegmentFree && !s.claimed {
+			ahead++
+		}
+	}
+	if lowest != nil {
+		if lowest.claimed || !l.prepFull || len(l.recycled) > 0 {
+			return lowest
+		}
+		return nil
+	}
+	if ahead < l.cfg.FreeSegments && !l.closing {
+		return l.planLocked()
+	}
+	return nil
+}
+
+// prepareOne makes a segment ready. Lack of space is a failure of the disk only if records wait for the segment.
+func (l *Log) prepareOne(s, old *segmentFile) {
+	f, err := vfs.File(nil), error(nil)
+	if old != nil {
+		f, err = l.reuse(s, old)
+	} else {
+		f, err = l.create(s)
+	}
+	if err == nil {
+		l.mu.Lock()
+		s.file, s.ready = f, true
+		l.prepFull = false
+		l.committed.Signal()
+		l.mu.Unlock()
+		l.metrics.prepared.Inc()
+		return
+	}
+	if errors.Is(err, errStopped) {
+		return
+	}
+	l.mu.Lock()
+	full := isNoSpace(err) && !s.claimed
+	if full && !l.prepFull {
+		l.log.Warn("no space for another segment", "dir", l.cfg.Dir, "err", err)
+	}
+	l.prepFull = full
+	l.mu.Unlock()
+	if !full {
+		l.fail("make segment "+s.no.String(), err)
+		return
+	}
+	l.waitForSpace()
+}
+
+var errStopped = errors.New("the log stops")
+
+func isNoSpace(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+}
+
+// waitForSpace lets some time pass, or less when a segment is recycled or claimed, before the next attempt.
+func (l *Log) waitForSpace() {
+	retry := time.AfterFunc(noSpaceRetry, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.prepFull = false
+		l.prepare.Signal()
+	})
+	defer retry.Stop()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for l.prepFull && l.failure == nil && !l.closing && len(l.recycled) == 0 && !l.unreadyClaimedLocked() {
+		l.prepare.Wait()
+	}
+}
+
+func (l *Log) unreadyClaimedLocked() bool {
+	for _, s := range l.segments {
+		if s.claimed && !s.ready {
+			return true
+		}
+	}
+	return false
+}
+
+// logStartLocked is the position before which no group needs anything.
+func (l *Log) logStartLocked() Position {
+	start := l.Durable()
+	for _, g := range l.groups {
+		start = min(start, g.need)
+	}
+	return start
+}
+
+// reuse gives a recycled file the new number. The order matters: after the rename no record in the file is valid any
+// more, because its number is not the file's; only then the header is written, and only when both are durable,
+// records.
+func (l *Log) reuse(s, old *segmentFile) (vfs.File, error) {
+	if err := old.closeFile(); err != nil {
+		return nil, err
+	}
+	name := l.path(segmentName(s.no))
+	if err := l.cfg.FS.Rename(l.path(segmentName(old.no)), name); err != nil {
+		return nil, err
+	}
+	if err := l.syncDir(); err != nil {
+		return nil, err
+	}
+	f, err := l.cfg.FS.OpenReadWrite(name, writeCategory)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil {
+		if size := info.Size(); size < int64(s.capacity) {
+			err = l.fill(f, size&^(pageBytes-1), s)
+		}
+	}
+	return l.finishPrepare(f, s, err)
+}
+
+// create makes a new file full of zeroes, under a temporary name until it is complete.
+func (l *Log) create(s *segmentFile) (vfs.File, error) {
+	temporary := l.path(segmentName(s.no) + temporarySuffix)
+	f, err := l.cfg.FS.Create(temporary, writeCategory)
+	if err != nil {
+		return nil, err
+	}
+	err = l.fill(f, 0, s)
+	if f, err = l.finishPrepare(f, s, err); err == nil {
+		if err = l.cfg.FS.Rename(temporary, l.path(segmentName(s.no))); err == nil {
+			err = l.syncDir()
+		}
+		if err != nil {
+			_ = f.Close()
+		}
+	}
+	if err != nil {
+		_ = l.cfg.FS.Remove(temporary) // what is left of it is removed by Open
+		return nil, err
+	}
+	return f, nil
+}
+
+// finishPrepare writes the header and syncs, or closes the file if there was an error.
+func (l *Log) finishPrepare(f vfs.File, s *segmentFile, err error) (vfs.File, error) {
+	if err == nil {
+		l.mu.Lock()
+		start := l.logStartLocked()
+		l.mu.Unlock()
+		err = l.writeHeader(f, s.no, s.capacity, start)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// fill writes zeroes from the offset to the segment's end: a sync of the log into a file whose blocks were never
+// written costs the file system a journal commit. It is paced while nobody waits for the segment.
+func (l *Log) fill(f vfs.File, offset int64, s *segmentFile) error {
+	zeroes := make([]byte, min(fillBytes, int(s.capacity)))
+	for unsynced := int64(0); offset < int64(s.capacity); {
+		n := min(int64(len(zeroes)), int64(s.capacity)-offset)
+		if _, err := f.WriteAt(zeroes[:n], offset); err != nil {
+			return err
+		}
+		offset += n
+		if unsynced += n; unsynced >= fillSyncBytes {
+			if err := f.SyncData(); err != nil {
+				return err
+			}
+			unsynced = 0
+		}
+		if err := l.pace(s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pace pauses, unless records wait for the segment; errStopped if the log stops and needs it no more.
+func (l *Log) pace(s *segmentFile) error {
+	l.mu.Lock()
+	urgent := s.claimed || len(l.segments) == 1
+	stopped := l.failure != nil || l.closing && !s.claimed
+	l.mu.Unlock()
+	if stopped {
+		return errStopped
+	}
+	if urgent {
+		return nil
+	}
+	pause := time.NewTimer(fillPause)
+	defer pause.Stop()
+	select {
+	case <-pause.C:
+	case <-l.stop:
+	}
+	return nil
+}

@@ -1,0 +1,117 @@
+package segment
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/storaged/storaged"
+)
+
+// ReadAt fills buf with the bytes at p: from memory if they lie within the data of one entry that is there, else
+// from the disk. Bytes that are not durable can be read only as data of an entry. The caller checks what it got;
+// ReadAt checks no sum. KindNotFound if the segment is not there (any more), KindInvalid beyond the durable log.
+func (l *Log) ReadAt(p Position, buf []byte) error {
+	l.mu.Lock()
+	if r := l.recent.find(p); r != nil && p >= r.dataAt() {
+		if off := uint64(p - r.dataAt()); off+uint64(len(buf)) <= uint64(len(r.data)) {
+			l.mu.Unlock()
+			copy(buf, r.data[off:])
+			return nil
+		}
+	}
+	if p+Position(len(buf)) > l.Durable() && p.Segment() >= l.Durable().Segment() {
+		l.mu.Unlock()
+		return storage.E("read log", storage.KindInvalid, p.String(), errors.New("beyond what is durable"))
+	}
+	return l.readUnlock(p, buf)
+}
+
+// readUnlock reads durable bytes from the disk. It is called with mu held and gives it up.
+func (l *Log) readUnlock(p Position, buf []byte) error {
+	s := l.segments[p.Segment()]
+	if s == nil {
+		l.mu.Unlock()
+		return storage.E("read log", storage.KindNotFound, p.String(), errors.New("no such segment"))
+	}
+	s.reads++ // keeps it from being recycled and its file from being closed
+	f := s.file
+	l.mu.Unlock()
+	err := error(nil)
+	if f == nil {
+		f, err = l.openForReading(s)
+	}
+	if err == nil {
+		_, err = f.ReadAt(buf, int64(p.Offset()))
+	}
+	l.mu.Lock()
+	s.reads--
+	l.mu.Unlock()
+	if err != nil {
+		return storage.E("read log", storage.KindIO, p.String(), err)
+	}
+	return nil
+}
+
+// openForReading opens the file of a sealed segment, whose reads is not zero, and closes another one if too many
+// are open.
+func (l *Log) openForReading(s *segmentFile) (vfs.File, error) {
+	f, err := l.cfg.FS.OpenReadWrite(l.path(segmentName(s.no)), writeCategory)
+	if err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	var surplus []vfs.File
+	if s.file == nil {
+		s.file = f
+		surplus = l.noteOpenLocked(s)
+	} else {
+		surplus = []vfs.File{f}
+		f = s.file
+	}
+	l.mu.Unlock()
+	for _, x := range surplus {
+		if err := x.Close(); err != nil {
+			l.log.Warn("closing a segment file", "err", err)
+		}
+	}
+	return f, nil
+}
+
+// noteOpenLocked counts an open file of a sealed segment, and returns the files to be closed for it.
+func (l *Log) noteOpenLocked(s *segmentFile) (surplus []vfs.File) {
+	l.openLRU = append(l.openLRU, s)
+	for i := 0; i < len(l.openLRU) && len(l.openLRU) > l.cfg.MaxOpenFiles; {
+		old := l.openLRU[i]
+		if old.file != nil && (old == s || old.reads > 0 || old.state != SegmentSealed) {
+			i++
+			continue
+		}
+		if old.file != nil {
+			surplus = append(surplus, old.file)
+			old.file = nil
+		}
+		l.openLRU = slices.Delete(l.openLRU, i, i+1)
+	}
+	return surplus
+}
+
+// readEntry reads an entry from the disk and checks it. It is called with mu held and gives it up.
+func (l *Log) readEntryUnlock(index uint64, e entry) (Entry, error) {
+	payload := make([]byte, entryPrefixBytes+int(e.extBytes)+int(e.dataBytes))
+	if err := l.readUnlock(e.at+recordHeaderBytes, payload); err != nil {
+		return Entry{}, err
+	}
+	prefix, ok := decodeEntryPrefix(payload)
+	if !ok || checksum(payload) != e.sum || prefix.extensions != e.extBytes {
+		return Entry{}, storage.E("read log", storage.KindCorrupt, e.at.String(),
+			fmt.Errorf("entry %d of the log fails its checksum", index))
+	}
+	ext := payload[entryPrefixBytes : entryPrefixBytes+e.extBytes]
+	if len(ext) == 0 {
+		ext = nil
+	}
+	return Entry{Index: index, Term: e.term, Type: prefix.kind, AppendedAt: prefix.appendedAt,
+		Extensions: ext, Data: payload[entryPrefixBytes+e.extBytes:]}, nil
+}

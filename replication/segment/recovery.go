@@ -1,0 +1,231 @@
+package segment
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/storaged/storaged"
+	"golang.org/x/sys/unix"
+)
+
+// Open opens the log in cfg.Dir, or makes one. It reads everything from the smallest GroupStart.From on and checks
+// it. A damaged log opens; see Damaged. KindInvalid for a bad configuration, KindConflict for segments of another
+// store, KindUnsupported for segments of a newer version, KindIO, KindNoSpace.
+func Open(cfg Config) (*Log, error) {
+	cfg.setDefaults()
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	l := &Log{cfg: cfg, salt: headerSalt(cfg.Store), log: cfg.Logger, groups: make(map[GroupKey]*GroupLog),
+		segments: make(map[SegmentNo]*segmentFile), nextNo: 1, stop: make(chan struct{})}
+	l.committed.L, l.room.L, l.prepare.L = &l.mu, &l.mu, &l.mu
+	for _, s := range cfg.Groups {
+		l.groups[s.Key] = newGroupLog(l, s)
+	}
+	r := &recovery{l: l}
+	err := r.run()
+	err = errors.Join(err, r.closeFile())
+	if err == nil {
+		l.metrics, err = newMetrics(l)
+	}
+	if err != nil {
+		for _, s := range l.segments {
+			_ = s.closeFile()
+		}
+		return nil, openError(cfg.Dir, err)
+	}
+	l.background.Add(2)
+	c := &committer{l: l}
+	go c.run()
+	go l.preparer()
+	return l, nil
+}
+
+func openError(dir string, err error) error {
+	kind := storage.KindIO
+	var e *storage.Error
+	switch {
+	case errors.As(err, &e):
+		kind = e.Kind
+	case isNoSpace(err):
+		kind = storage.KindNoSpace
+	}
+	return storage.E("open segment log", kind, dir, err)
+}
+
+// recovery is the state of opening a log. It is used by one goroutine, before the log is shared.
+type recovery struct {
+	l      *Log
+	found  []*scanSegment // ascending
+	proven Position       // everything before was durable once: the highest durable mark seen, or From of a group
+	hurt   map[GroupKey]bool
+	gaps   map[GroupKey]Position // entries after this place do not continue the log, so far
+
+	buf    []byte // window of the file being read
+	bufSeg *scanSegment
+	bufAt  int64
+
+	file    vfs.File // of fileSeg
+	fileSeg *scanSegment
+	last    recordKind // of the last record of the log
+}
+
+// scanSegment is a segment file as it was found.
+type scanSegment struct {
+	*segmentFile
+	sizeBytes int64
+	header    segmentHeader
+	headerOK  bool // the header is valid and of this number
+	own       bool // a valid record of this number was seen
+}
+
+func (r *recovery) run() error {
+	r.hurt = make(map[GroupKey]bool)
+	r.gaps = make(map[GroupKey]Position)
+	if err := r.list(); err != nil {
+		return err
+	}
+	if err := r.syncFound(); err != nil {
+		return err
+	}
+	start := r.start()
+	end, clean, err := r.scan(start)
+	if err != nil {
+		return err
+	}
+	r.closeGaps()
+	return r.resume(end, clean)
+}
+
+// list finds the segments, removes unfinished ones, and reads the headers.
+func (r *recovery) list() error {
+	l, fs := r.l, r.l.cfg.FS
+	if err := fs.MkdirAll(l.cfg.Dir, 0o755); err != nil {
+		return err
+	}
+	if err := syncDir(fs, fs.PathDir(l.cfg.Dir)); err != nil {
+		return err
+	}
+	names, err := fs.List(l.cfg.Dir)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if strings.HasSuffix(name, segmentSuffix+temporarySuffix) {
+			if err := fs.Remove(l.path(name)); err != nil {
+				return err
+			}
+		}
+		no, ok := parseSegmentName(name)
+		if !ok {
+			continue
+		}
+		s := &scanSegment{segmentFile: &segmentFile{no: no, state: SegmentSealed, ready: true}}
+		l.segments[no] = s.segmentFile
+		if err := r.openFound(s, name); err != nil {
+			return err
+		}
+		r.found = append(r.found, s)
+		l.nextNo = max(l.nextNo, no+1)
+	}
+	slices.SortFunc(r.found, func(a, b *scanSegment) int { return int(a.no) - int(b.no) })
+	return syncDir(fs, l.cfg.Dir)
+}
+
+func (r *recovery) openFound(s *scanSegment, name string) error {
+	l := r.l
+	f, err := l.cfg.FS.OpenReadWrite(l.path(name), writeCategory)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	s.sizeBytes = info.Size()
+	s.capacity = uint32(min(s.sizeBytes, 1<<30))
+	s.used = s.capacity
+	var block [segmentHeaderUsed]byte
+	if err := readUpTo(f, block[:], 0); err != nil {
+		return err
+	}
+	h, ok := decodeSegmentHeader(block[:])
+	switch {
+	case ok && h.store != l.cfg.Store:
+		return storage.E("open segment", storage.KindConflict, l.path(name),
+			fmt.Errorf("it belongs to store %s, not to %s", h.store, l.cfg.Store))
+	case ok && h.version != segmentVersion:
+		return storage.E("open segment", storage.KindUnsupported, l.path(name),
+			fmt.Errorf("its format has version %d; this program knows %d", h.version, segmentVersion))
+	}
+	s.header, s.headerOK = h, ok && h.no == s.no
+	return nil
+}
+
+// readUpTo fills buf; what lies behind the end of the file is zero.
+func readUpTo(f vfs.File, buf []byte, offset int64) error {
+	n, err := f.ReadAt(buf, offset)
+	if errors.Is(err, io.EOF) {
+		clear(buf[n:])
+		return nil
+	}
+	return err
+}
+
+// start is where the scan begins: the smallest position that a group needs. Its group's zero means the beginning of
+// the log, which the headers know.
+func (r *recovery) start() Position {
+	beginning := Position(0)
+	for _, s := range r.found {
+		if s.headerOK {
+			beginning = max(beginning, s.header.logStart)
+		}
+	}
+	start := ^Position(0)
+	for _, g := range r.l.groups {
+		r.proven = max(r.proven, g.need)
+		if g.need == 0 {
+			start = min(start, beginning)
+		} else {
+			start = min(start, g.need)
+		}
+	}
+	if len(r.l.groups) == 0 {
+		start = beginning
+	}
+	if start.Segment() == 0 && len(r.found) > 0 {
+		start = PositionOf(r.found[0].no, segmentHeaderBytes)
+	}
+	return start
+}
+
+// syncFound syncs the segments that will be scanned: what is read must be durable before it is reported so, even if
+// the process that wrote it was killed before it could sync. Then the pages are dropped from the page cache where
+// possible, so that what is read is what the disk holds.
+func (r *recovery) syncFound() error {
+	start := r.start()
+	for _, s := range r.found {
+		if s.no < start.Segment() {
+			continue
+		}
+		f, err := r.l.cfg.FS.OpenReadWrite(r.l.path(segmentName(s.no)), writeCategory)
+		if err != nil {
+			return err
+		}
+		if err = f.Sync(); err == nil && f.Fd() != vfs.InvalidFd {
+			_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED) // advice only
+		}
+		if cerr := f.Close(); err == nil {
+			err = cerr
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

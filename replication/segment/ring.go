@@ -1,0 +1,68 @@
+package segment
+
+// record is a record in memory: from its append until it is durable, and after that for as long as the cache keeps
+// it. All fields are set by the append and not changed afterwards.
+type record struct {
+	header  recordHeader // durable is not set; the committer knows it
+	group   *GroupLog    // of an entry, else nil
+	prefix  entryPrefix
+	ext     []byte
+	data    []byte
+	appends int64 // nanoseconds of Unix time of the append
+	seg     *segmentFile
+}
+
+// dataAt is the position of the first byte of the entry's data.
+func (r *record) dataAt() Position {
+	return r.header.position + Position(recordHeaderBytes+entryPrefixBytes+len(r.ext))
+}
+
+// end is the position after the record.
+func (r *record) end() Position { return r.header.position + Position(r.header.size()) }
+
+// recordRing is a queue of records in position order. Places are numbered from 0 for ever: first <= i < next.
+type recordRing struct {
+	buf         []*record // length is a power of two
+	first, next uint64
+}
+
+func (q *recordRing) at(i uint64) *record { return q.buf[i&uint64(len(q.buf)-1)] }
+
+func (q *recordRing) push(r *record) {
+	if n := uint64(len(q.buf)); q.next-q.first == n {
+		grown := make([]*record, max(64, 2*n))
+		for i := q.first; i < q.next; i++ {
+			grown[i&uint64(len(grown)-1)] = q.at(i)
+		}
+		q.buf = grown
+	}
+	q.buf[q.next&uint64(len(q.buf)-1)] = r
+	q.next++
+}
+
+func (q *recordRing) pop() *record {
+	i := q.first & uint64(len(q.buf)-1)
+	r := q.buf[i]
+	q.buf[i] = nil
+	q.first++
+	return r
+}
+
+// find returns the record that holds the byte at p, or nil.
+func (q *recordRing) find(p Position) *record {
+	lo, hi := q.first, q.next // the last record with position <= p
+	for lo < hi {
+		if mid := lo + (hi-lo)/2; q.at(mid).header.position <= p {
+			lo = mid + 1
+		} else {
+			hi = mid
+		}
+	}
+	if lo == q.first {
+		return nil
+	}
+	if r := q.at(lo - 1); p < r.end() {
+		return r
+	}
+	return nil
+}
