@@ -34,6 +34,9 @@ const maxIdleWorkers = 64
 // One goroutine reads requests, checks them and hands them to workers; a worker calls the export and queues the
 // reply; the first worker to queue one while nobody writes becomes the writer of all that is queued meanwhile. So a
 // single request is answered by the goroutine that served it, and under load one system call carries many replies.
+// Before it writes, the writer lets others run if more requests are in flight: at depth 32 that is worth 40 %
+// (BenchmarkServer). Serving a lone request in the reader's own goroutine was tried and gains nothing over the worker,
+// which runs on the same thread as soon as the reader waits for the socket.
 //
 // What bounds it: a request is read only when the connection and the server have room for its payload
 // (Config.MaxConnBytes, MaxServerBytes, MaxConnRequests); the room is given back when its reply was written.

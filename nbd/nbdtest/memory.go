@@ -77,7 +77,9 @@ func (b *Backend) Open(_ context.Context, name string, peer nbd.Peer) (nbd.Expor
 		return nil, err
 	}
 	v.opened.Add(1)
-	return &export{Volume: v, peer: peer}, nil
+	e := &export{Volume: v, peer: peer}
+	v.peers.Store(e, peer)
+	return e, nil
 }
 
 // Volume is a sparse array of bytes.
@@ -88,6 +90,7 @@ type Volume struct {
 	before func(Call) error
 
 	opened, closed, unanswered atomic.Int64
+	peers                      sync.Map // *export -> nbd.Peer; the connections now open
 }
 
 type page struct {
@@ -124,7 +127,15 @@ func (v *Volume) MarkClean() {
 	}
 }
 
-// Opened, Closed and Unanswered count the exports opened, closed, and closed with requests unanswered.
+// Disconnect ends every connection to the volume, as a backend does that gave the volume to somebody else.
+func (v *Volume) Disconnect() {
+	v.peers.Range(func(_, peer any) bool {
+		peer.(nbd.Peer).Disconnect()
+		return true
+	})
+}
+
+// Opened counts the exports opened.
 func (v *Volume) Opened() int64 { return v.opened.Load() }
 
 // Closed counts the exports closed.
@@ -311,6 +322,7 @@ func (e *export) Close(unanswered bool) error {
 	if unanswered {
 		e.unanswered.Add(1)
 	}
+	e.peers.Delete(e)
 	e.closed.Add(1)
 	return nil
 }
