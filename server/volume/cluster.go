@@ -1,0 +1,70 @@
+package volume
+
+import (
+	"context"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/op"
+)
+
+// Cluster is what a gateway needs of the cluster. Every call is a single attempt: the gateway repeats what fails
+// with KindUnavailable or KindNotLeader; the implementation remembers hints about leaders for the next attempt. Each
+// call returns soon after its context has ended. Implementations may be called concurrently.
+type Cluster interface {
+	// Propose asks the leader of group to apply the operation encoded in data (header, then payload). A nil error
+	// says that the result is final. Neither data nor what it refers to is used after Propose has returned, also
+	// not when it returned because its context ended.
+	Propose(ctx context.Context, group storage.GroupID, data [][]byte) (op.Result, error)
+	// Read asks the leader of group. The caller releases the answer.
+	Read(ctx context.Context, group storage.GroupID, req op.ReadRequest) (*op.ReadData, error)
+	// Status asks the leader of group. The runs cover exactly the range asked for.
+	Status(ctx context.Context, group storage.GroupID, req op.StatusRequest) ([]op.Run, error)
+
+	// OpenSession asks the catalog for a new session of the named volume: KindNotFound without such a volume. The
+	// implementation keeps the session alive (heartbeats) until CloseSession.
+	OpenSession(ctx context.Context, name string, options OpenOptions) (SessionInfo, error)
+	// CloseSession tells the catalog that a session was closed in every group of its volume. Closing a session that
+	// the catalog does not know is not an error.
+	CloseSession(ctx context.Context, session storage.SessionID) error
+	// WatchVolume returns the state of a volume once its revision is above after; with after 0, at once.
+	WatchVolume(ctx context.Context, volume storage.VolumeID, after uint64) (VolumeState, error)
+	// Volume describes the named volume without opening it: KindNotFound without such a volume.
+	Volume(ctx context.Context, name string) (VolumeInfo, error)
+	// Volumes lists the volumes that can be opened, in the order of their names.
+	Volumes(ctx context.Context) ([]VolumeInfo, error)
+}
+
+// OpenOptions say how a volume is opened.
+type OpenOptions struct {
+	// ReadOnly refuses mutations. Read-only and other handles of a volume have sessions of their own.
+	ReadOnly bool
+}
+
+// SessionInfo is the catalog's answer to OpenSession.
+type SessionInfo struct {
+	ID         storage.SessionID
+	Volume     storage.VolumeID
+	SizeBytes  int64
+	Groups     []storage.GroupID // extent i lives in Groups[i % len(Groups)]; at least one
+	Epoch      storage.Epoch
+	Generation storage.Generation
+	// Predecessors are live sessions of earlier instances of this gateway. They are closed in every group before
+	// the volume is served.
+	Predecessors []storage.SessionID
+}
+
+// VolumeState is what may change while a volume is open.
+type VolumeState struct {
+	Revision   uint64 // ascends with every change; at least 1
+	SizeBytes  int64
+	Epoch      storage.Epoch
+	Generation storage.Generation
+	Deleted    bool // the volume is deleted, or being deleted
+}
+
+// VolumeInfo describes a volume that need not be open.
+type VolumeInfo struct {
+	Name      string
+	ID        storage.VolumeID
+	SizeBytes int64
+}

@@ -1,0 +1,76 @@
+package volume
+
+import (
+	"context"
+	"sync/atomic"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/op"
+)
+
+// request is one mutation of a volume from its start until the outcome of everything that was sent for it is known.
+type request struct {
+	volume *Volume
+	// ctx is the caller's. It is kept because whoever ends it (a connection) must be seen to have left while the
+	// caller's goroutine is still inside an attempt.
+	ctx context.Context
+
+	// refs counts the caller, until it returns, and every piece that goes on without it. The request ends at zero.
+	refs atomic.Int32
+	// orphaned: the caller has left, or will not answer. Set once, under device.mu; nothing is sent under a new
+	// number from then on.
+	orphaned atomic.Bool
+
+	// The list of the device's requests in the order of their start; guarded by device.mu.
+	prev, next *request
+	start      uint64
+}
+
+// piece is the part of a request that goes to one group as one entry. It belongs to one goroutine at a time.
+type piece struct {
+	req     *request
+	op      op.Op
+	payload []byte // the caller's until the piece is detached from it
+	weight  int64  // what it counts towards the bytes in flight
+
+	header []byte
+	data   [2][]byte // header and payload, as Propose takes them
+	sums   []uint32
+}
+
+// prepareWrite makes the piece a write of payload, which lies at p.
+func (pc *piece) prepareWrite(req *request, p part, payload []byte) {
+	pc.prepare(req, p, op.Write)
+	pc.sums = op.AppendSums(pc.sums[:0], p.offset, payload)
+	pc.op.Sums = pc.sums
+	pc.payload = payload
+	pc.weight = max(int64(len(payload)), requestOverheadBytes)
+}
+
+// prepareClear makes the piece a clear of the whole blocks of p.
+func (pc *piece) prepareClear(req *request, p part) {
+	pc.prepare(req, p, op.Clear)
+	pc.payload = nil
+	pc.weight = requestOverheadBytes
+}
+
+func (pc *piece) prepare(req *request, p part, kind op.Kind) {
+	pc.req = req
+	pc.op = op.Op{Kind: kind, Volume: req.volume.device.id, Extent: p.extent, Offset: p.offset, Length: p.length}
+}
+
+// encode puts the numbers of this attempt into the header. It returns what Propose takes.
+func (pc *piece) encode(session storage.SessionID, seq uint64, epoch storage.Epoch, generation storage.Generation) [][]byte {
+	pc.op.Session, pc.op.Seq, pc.op.Epoch, pc.op.Generation = session, seq, epoch, generation
+	pc.header = pc.op.AppendHeader(pc.header[:0])
+	pc.data[0], pc.data[1] = pc.header, pc.payload
+	if len(pc.payload) == 0 {
+		return pc.data[:1]
+	}
+	return pc.data[:]
+}
+
+// release forgets what belongs to the caller, so that a pooled piece keeps nothing alive.
+func (pc *piece) release() {
+	pc.req, pc.payload, pc.data = nil, nil, [2][]byte{}
+}

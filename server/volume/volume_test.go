@@ -1,0 +1,231 @@
+package volume_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/op"
+	"github.com/storaged/storaged/server/volume"
+	"github.com/storaged/storaged/server/volume/volumetest"
+)
+
+const (
+	block  = storage.BlockSize
+	extent = storage.ExtentSize
+)
+
+// start returns a gateway of node 1 on c, closed at the end of the test. edit may be nil.
+func start(t testing.TB, c *volumetest.Cluster, edit func(*volume.Config)) *volume.Gateway {
+	t.Helper()
+	config := volume.Config{Cluster: c.Start(1)}
+	if edit != nil {
+		edit(&config)
+	}
+	g, err := volume.New(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		if err := g.Close(ctx); err != nil {
+			t.Errorf("close the gateway: %v", err)
+		}
+	})
+	return g
+}
+
+func open(t testing.TB, g *volume.Gateway, name string) *volume.Volume {
+	t.Helper()
+	v, err := g.Open(t.Context(), name, volume.OpenOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+// fake returns a cluster with the volume "data" of 8 extents over groups 1, 2, 1, 3.
+func fake(t testing.TB) *volumetest.Cluster {
+	c := volumetest.New()
+	t.Cleanup(c.Close)
+	c.CreateVolume("data", 8*extent, 1, 2, 1, 3)
+	return c
+}
+
+// bubble runs f in virtual time with the cluster of fake.
+func bubble(t *testing.T, f func(t *testing.T, c *volumetest.Cluster)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) { f(t, fake(t)) })
+}
+
+func pattern(n int, seed byte) []byte {
+	p := make([]byte, n)
+	for i := range p {
+		p[i] = byte(i) + byte(i>>8)*7 + seed
+	}
+	return p
+}
+
+func mustWrite(t testing.TB, v *volume.Volume, p []byte, off int64) {
+	t.Helper()
+	if err := v.WriteAt(t.Context(), p, off); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func wantBytes(t testing.TB, v *volume.Volume, want []byte, off int64) {
+	t.Helper()
+	got := bytes.Repeat([]byte{0xee}, len(want))
+	if err := v.ReadAt(t.Context(), got, off); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		for i := range got {
+			if got[i] != want[i] {
+				t.Fatalf("byte %d of the volume is %#x, want %#x", off+int64(i), got[i], want[i])
+			}
+		}
+	}
+}
+
+func TestWritesAndReadsOfAnyAlignment(t *testing.T) {
+	c := fake(t)
+	v := open(t, start(t, c, nil), "data")
+	image := make([]byte, v.SizeBytes())
+	for i, tc := range []struct {
+		off int64
+		n   int
+	}{
+		{0, block}, {512, 1024}, {block - 1, 2}, {3*block + 100, 3 * block}, {extent - 10, 20},
+		{extent - block, 3<<20 + 17}, {2*extent + 1, 2*extent + 5}, {8*extent - 1, 1}, {8*extent - 5*block, 5 * block},
+	} {
+		p := pattern(tc.n, byte(i))
+		mustWrite(t, v, p, tc.off)
+		copy(image[tc.off:], p)
+		wantBytes(t, v, p, tc.off)
+	}
+	wantBytes(t, v, image, 0)
+	wantBytes(t, v, image[extent-77:extent+3*block+1], extent-77)
+}
+
+func TestZeroesAndDiscards(t *testing.T) {
+	c := fake(t)
+	v := open(t, start(t, c, nil), "data")
+	image := pattern(int(v.SizeBytes()), 3)
+	mustWrite(t, v, image, 0)
+
+	zero := func(off, n int64) { clear(image[off : off+n]) }
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(v.WriteZeroes(t.Context(), 100, 50, false)) // within a block
+	zero(100, 50)
+	must(v.WriteZeroes(t.Context(), block+1, 5*extent, false)) // over many extents, partial edges
+	zero(block+1, 5*extent)
+	must(v.WriteZeroes(t.Context(), 7*extent+3, block, true)) // allocated
+	zero(7*extent+3, block)
+	must(v.Discard(t.Context(), 6*extent+1, 2*block)) // one whole block only
+	zero(6*extent+block, block)
+	must(v.Discard(t.Context(), 6*extent+10*block+1, block)) // no whole block
+	wantBytes(t, v, image, 0)
+
+	runs, err := v.Status(t.Context(), 5, v.SizeBytes()-5, 100, nil)
+	must(err)
+	want := []volume.Run{
+		{LengthBytes: 2*block - 5, Flags: op.RunAllocated},
+		{LengthBytes: 5*extent - block, Flags: op.RunHole | op.RunZero},
+		{LengthBytes: extent, Flags: op.RunAllocated},
+		{LengthBytes: block, Flags: op.RunHole | op.RunZero},
+		{LengthBytes: 2*extent - 2*block, Flags: op.RunAllocated},
+	}
+	if len(runs) != len(want) {
+		t.Fatalf("runs %v, want %v", runs, want)
+	}
+	for i := range runs {
+		if runs[i] != want[i] {
+			t.Errorf("run %d is %v, want %v", i, runs[i], want[i])
+		}
+	}
+	if runs, err := v.Status(t.Context(), 5, v.SizeBytes()-5, 2, nil); err != nil || len(runs) != 2 {
+		t.Errorf("limited to 2: %v, %v", runs, err)
+	}
+}
+
+func TestRangesAreChecked(t *testing.T) {
+	c := fake(t)
+	g := start(t, c, nil)
+	v := open(t, g, "data")
+	size := v.SizeBytes()
+	p := make([]byte, 2)
+	for name, err := range map[string]error{
+		"read past the end":    v.ReadAt(t.Context(), p, size-1),
+		"write past the end":   v.WriteAt(t.Context(), p, size-1),
+		"negative":             v.WriteAt(t.Context(), p, -1),
+		"empty":                v.WriteAt(t.Context(), nil, 0),
+		"overflow":             v.WriteZeroes(t.Context(), 1<<62, 1<<62, false),
+		"discard past the end": v.Discard(t.Context(), size, 1),
+		"name":                 second(g.Open(t.Context(), "No Name", volume.OpenOptions{})),
+	} {
+		if !errors.Is(err, storage.ErrInvalid) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := g.Open(t.Context(), "other", volume.OpenOptions{}); !errors.Is(err, storage.ErrNotFound) {
+		t.Errorf("open of an unknown volume: %v", err)
+	}
+	ro, err := g.Open(t.Context(), "data", volume.OpenOptions{ReadOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ro.WriteAt(t.Context(), p, 0); !errors.Is(err, storage.ErrPermission) {
+		t.Errorf("write through a read-only handle: %v", err)
+	}
+	wantBytes(t, ro, p, 0)
+}
+
+func second[T any](_ T, err error) error { return err }
+
+// The session is opened at the first mutation, and closed in every group and in the catalog with the last handle.
+func TestSessionIsLazyAndClosed(t *testing.T) {
+	c := fake(t)
+	g := start(t, c, nil)
+	v, w := open(t, g, "data"), open(t, g, "data")
+	wantBytes(t, v, make([]byte, block), 0)
+	if live := c.LiveIn("data", 1); len(live) != 0 {
+		t.Errorf("sessions %v after a read", live)
+	}
+	mustWrite(t, v, pattern(block, 1), 0)
+	mustWrite(t, w, pattern(block, 2), extent)
+	for _, group := range []storage.GroupID{1, 2, 3} {
+		if live := c.LiveIn("data", group); len(live) != 1 {
+			t.Errorf("sessions %v in group %d", live, group)
+		}
+	}
+	if err := v.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	mustWrite(t, w, pattern(block, 3), 0)
+	if err := w.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, group := range []storage.GroupID{1, 2, 3} {
+		if live := c.LiveIn("data", group); len(live) != 0 {
+			t.Errorf("sessions %v left in group %d", live, group)
+		}
+	}
+	if s := c.Sessions(); len(s) != 0 {
+		t.Errorf("sessions %v left in the catalog", s)
+	}
+	if err := w.WriteAt(t.Context(), pattern(block, 3), 0); !errors.Is(err, storage.ErrCanceled) {
+		t.Errorf("write through a closed handle: %v", err)
+	}
+	wantBytes(t, open(t, g, "data"), pattern(block, 3), 0)
+}

@@ -1,0 +1,61 @@
+package volumetest
+
+import (
+	"time"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/op"
+)
+
+// Method names a call of volume.Cluster.
+type Method string
+
+// The methods that faults can be scripted for.
+const (
+	Propose      Method = "propose"
+	Read         Method = "read"
+	Status       Method = "status"
+	OpenSession  Method = "open session" // of the catalog
+	CloseSession Method = "close session"
+	WatchVolume  Method = "watch volume"
+)
+
+// Call is one call as a fault script sees it.
+type Call struct {
+	Method Method
+	Node   storage.NodeID
+	Number int             // calls of this cluster, from 1
+	Group  storage.GroupID // Propose, Read, Status
+	Op     op.Op           // Propose
+	Read   op.ReadRequest  // Read
+}
+
+// Fault is what happens to one call. The zero value is none.
+type Fault struct {
+	// Err is returned at once; the call is not delivered.
+	Err error
+	// Refuse, if not KindNone, is the final result of a Propose that is not applied.
+	Refuse storage.Kind
+	// Delay and Hold postpone the delivery. When the caller's context ends first, the caller gets KindUnavailable and
+	// the copy stays on its way: it is delivered when the time has come or Hold is closed.
+	Delay time.Duration
+	Hold  <-chan struct{}
+	// LoseAnswer delivers the call and answers KindUnavailable.
+	LoseAnswer bool
+	// Duplicate, if not zero, delivers a Propose a second time, that much later; its answer is lost.
+	Duplicate time.Duration
+	// FlipBit damages the answer of a Read on its way.
+	FlipBit bool
+}
+
+// Unavailable is the error of a lost call.
+func Unavailable(why string) error {
+	return storage.E("call", storage.KindUnavailable, "fake cluster", text(why))
+}
+
+// NotLeader is the error of a call that reached a replica that does not lead.
+func NotLeader() error { return storage.E("call", storage.KindNotLeader, "fake cluster", nil) }
+
+type text string
+
+func (t text) Error() string { return string(t) }
