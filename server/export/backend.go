@@ -1,0 +1,158 @@
+package export
+
+import (
+	"context"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/nbd"
+	"github.com/storaged/storaged/replication/op"
+	"github.com/storaged/storaged/server/volume"
+)
+
+// maxExtents bounds the answer to one BLOCK_STATUS request.
+const maxExtents = 4096
+
+// Config configures a Backend.
+type Config struct {
+	// Gateway opens the volumes. Required.
+	Gateway *volume.Gateway
+	// ReadOnly opens every volume read-only.
+	ReadOnly bool
+	// Limiter returns the limits of a volume, shared by all its connections; nil, or an answer of nil, is none.
+	Limiter func(name string) *volume.Limiter
+}
+
+// Backend is the nbd.Backend of a gateway: every volume is an export of the same name. There is no default export.
+type Backend struct{ config Config }
+
+var _ nbd.Backend = (*Backend)(nil)
+
+// New returns the backend of a gateway.
+func New(config Config) *Backend { return &Backend{config: config} }
+
+// Exports implements nbd.Backend.
+func (b *Backend) Exports(ctx context.Context) ([]nbd.ExportInfo, error) {
+	volumes, err := b.config.Gateway.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	infos := make([]nbd.ExportInfo, 0, len(volumes))
+	for _, v := range volumes {
+		infos = append(infos, b.info(v.Name, v.SizeBytes))
+	}
+	return infos, nil
+}
+
+// Stat implements nbd.Backend.
+func (b *Backend) Stat(ctx context.Context, name string, _ nbd.Peer) (nbd.ExportInfo, error) {
+	if err := checkName(name); err != nil {
+		return nbd.ExportInfo{}, err
+	}
+	v, err := b.config.Gateway.Stat(ctx, name)
+	if err != nil {
+		return nbd.ExportInfo{}, err
+	}
+	return b.info(v.Name, v.SizeBytes), nil
+}
+
+// Open implements nbd.Backend.
+func (b *Backend) Open(ctx context.Context, name string, _ nbd.Peer) (nbd.Export, error) {
+	if err := checkName(name); err != nil {
+		return nil, err
+	}
+	v, err := b.config.Gateway.Open(ctx, name, volume.OpenOptions{ReadOnly: b.config.ReadOnly})
+	if err != nil {
+		return nil, err
+	}
+	e := &export{backend: b, handle: v}
+	if b.config.Limiter != nil {
+		if l := b.config.Limiter(name); l != nil {
+			e.handle = l.Wrap(v)
+		}
+	}
+	return e, nil
+}
+
+// checkName turns names that no volume can have into KindNotFound, as clients expect of exports that do not exist.
+func checkName(name string) error {
+	if err := storage.CheckVolumeName(name); err != nil {
+		return storage.E("open export", storage.KindNotFound, "", err)
+	}
+	return nil
+}
+
+func (b *Backend) info(name string, sizeBytes int64) nbd.ExportInfo {
+	return nbd.ExportInfo{
+		Name:                name,
+		SizeBytes:           uint64(sizeBytes),
+		ReadOnly:            b.config.ReadOnly,
+		MultiConn:           true, // an acknowledged write is durable and read by every later read, on any connection
+		FastZero:            true,
+		MinBlockBytes:       1,
+		PreferredBlockBytes: storage.BlockSize,
+		Contexts:            []string{nbd.ContextAllocation},
+	}
+}
+
+// handle is an open volume, limited or not.
+type handle interface {
+	Name() string
+	SizeBytes() int64
+	ReadAt(ctx context.Context, p []byte, off int64) error
+	WriteAt(ctx context.Context, p []byte, off int64) error
+	WriteZeroes(ctx context.Context, off, n int64, noHole bool) error
+	Discard(ctx context.Context, off, n int64) error
+	Flush(ctx context.Context) error
+	Status(ctx context.Context, off, n int64, limit int, dirty *volume.DirtySince) ([]volume.Run, error)
+	Detach()
+}
+
+// export is one volume as one connection uses it.
+type export struct {
+	backend *Backend
+	handle
+}
+
+// Info implements nbd.Export.
+func (e *export) Info() nbd.ExportInfo { return e.backend.info(e.Name(), e.SizeBytes()) }
+
+// Trim implements nbd.Export.
+func (e *export) Trim(ctx context.Context, off, n int64) error { return e.Discard(ctx, off, n) }
+
+// Cache implements nbd.Export. Nothing is cached at the gateway.
+func (e *export) Cache(context.Context, int64, int64) error { return nil }
+
+// Status implements nbd.Export.
+func (e *export) Status(ctx context.Context, off, n int64, metaContext string) ([]nbd.Extent, error) {
+	if metaContext != nbd.ContextAllocation {
+		return nil, storage.E("block status", storage.KindUnsupported, "context "+metaContext, nil)
+	}
+	runs, err := e.handle.Status(ctx, off, n, maxExtents, nil)
+	if err != nil {
+		return nil, err
+	}
+	extents := make([]nbd.Extent, len(runs))
+	for i, r := range runs {
+		extents[i] = nbd.Extent{LengthBytes: uint64(r.LengthBytes), Flags: allocationFlags(r.Flags)}
+	}
+	return extents, nil
+}
+
+func allocationFlags(f op.RunFlags) (flags uint32) {
+	if f&op.RunHole != 0 {
+		flags |= nbd.FlagHole
+	}
+	if f&op.RunZero != 0 {
+		flags |= nbd.FlagZero
+	}
+	return flags
+}
+
+// Close implements nbd.Export. It does not wait: what the connection has left behind is brought to an end by the
+// gateway, and holds back whoever comes next until then. That is so for whatever is in flight or was left by a call
+// whose context ended, so unanswered says nothing new: what was answered to nbd, but not to the client, has been
+// applied and has no copy on its way.
+func (e *export) Close(bool) error {
+	e.Detach()
+	return nil
+}
