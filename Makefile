@@ -7,6 +7,7 @@ LDFLAGS  := -X main.version=$(VERSION)
 TAGS     := interop,e2e,chaos
 FUZZTIME ?= 1m
 CHAOS_FOR ?= 10m
+CHAOS_ARGS ?=
 BENCH    ?=
 DEMO     ?=
 
@@ -41,10 +42,11 @@ e2e: build ## three real processes: growth, failover, restart
 	$(GO) test -tags e2e -timeout 10m -count 1 ./test/e2e/... -storaged $(abspath $(BIN))/storaged
 
 chaos-short: build ## half a minute of kill -9, pauses and partitions; histories checked for linearizability
-	$(GO) test -tags chaos -timeout 5m -count 1 ./test/chaos/... -storaged $(abspath $(BIN))/storaged -for 30s
+	$(GO) test -tags chaos -timeout 5m -count 1 -run '^TestChaos$$' ./test/chaos -storaged $(abspath $(BIN))/storaged -for 30s $(CHAOS_ARGS)
 
-chaos: build ## the same, long (CHAOS_FOR=10m)
-	$(GO) test -tags chaos -timeout 0 -count 1 -v ./test/chaos/... -storaged $(abspath $(BIN))/storaged -for $(CHAOS_FOR)
+chaos: build ## the same, long (CHAOS_FOR=10m), and the tools of it
+	if [ "$$(id -u)" = 0 ]; then $(GO) test -tags chaos -count 1 -run '^TestNetwork$$' ./internal/testcluster; fi
+	$(GO) test -tags chaos -timeout 0 -count 1 -v -run '^TestChaos$$' ./test/chaos -storaged $(abspath $(BIN))/storaged -for $(CHAOS_FOR) $(CHAOS_ARGS)
 
 fuzz: ## every fuzz target for FUZZTIME (1m) each
 	@set -e; for pkg in $$($(GO) list ./...); do \

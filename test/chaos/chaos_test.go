@@ -1,0 +1,201 @@
+//go:build chaos
+
+package chaos
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/storaged/storaged/internal/history"
+	"github.com/storaged/storaged/internal/testcluster"
+	"github.com/storaged/storaged/nbd"
+)
+
+var (
+	storagedFlag = flag.String("storaged", "", "the storaged `binary`")
+	forFlag      = flag.Duration("for", 30*time.Second, "how long faults strike")
+	seedFlag     = flag.Uint64("seed", 0, "of clients and faults; 0 takes a new one")
+	clientsFlag  = flag.Int("clients", 8, "concurrent clients")
+	keepFlag     = flag.Bool("keep", false, "leave data and logs behind also when all is well")
+)
+
+const (
+	volumeName  = "chaos"
+	volumeBytes = 1 << 30
+)
+
+// TestChaos runs clients and faults against three real processes, in network namespaces where they can be had.
+func TestChaos(t *testing.T) {
+	seed := *seedFlag
+	if seed == 0 {
+		seed = rand.Uint64()
+	}
+	t.Logf("seed %d (again with: make chaos-short CHAOS_ARGS='-seed %d')", seed, seed)
+	c, net := startCluster(t)
+	if err := c.CreateVolume(t.Context(), volumeName, volumeBytes); err != nil {
+		t.Fatal(err)
+	}
+	w := &workload{seed: seed, clients: *clientsFlag, gateways: len(c.Nodes()), sizeBytes: volumeBytes, perSecond: 150,
+		windowEvery: 2 * time.Second, patience: 20 * time.Second, history: history.New(), answered: make([]atomic.Int64, *clientsFlag),
+		dial: func(ctx context.Context, gateway int) (device, error) {
+			return nbd.Dial(ctx, nbd.ClientConfig{Network: "tcp", Address: c.Node(gateway).NBD, Export: volumeName})
+		}}
+	began := time.Now()
+	work, stopWork := context.WithCancel(t.Context())
+	defer stopWork()
+	worked := make(chan struct{})
+	go func() { defer close(worked); w.run(work) }()
+
+	faulty, stopFaults := context.WithTimeout(t.Context(), *forFlag)
+	defer stopFaults()
+	if err := torment(faulty, &processes{cluster: c, network: net, logf: t.Logf}, seed, t.Logf); err != nil {
+		t.Error(err)
+	}
+	awaitProgress(t, w)
+	stopWork()
+	<-worked
+	if t.Failed() {
+		return
+	}
+	for gateway := range c.Nodes() {
+		if err := w.readAll(t.Context(), gateway, w.window(began)+1); err != nil {
+			t.Error(err)
+		}
+	}
+	total, _, _ := w.totalAnswered()
+	report, err := w.check()
+	t.Logf("%d requests answered, %d operations on %d cells checked, %d writes with unknown outcome", total, report.Operations,
+		report.Cells, report.Unknown)
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// awaitProgress wants every client to be answered again once everything is mended.
+func awaitProgress(t *testing.T, w *workload) {
+	t.Helper()
+	var before []int64
+	for c := range w.answered {
+		before = append(before, w.answered[c].Load())
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	stuck := -1
+	err := testcluster.Poll(ctx, 50*time.Millisecond, func() bool {
+		for c := range w.answered {
+			if w.answered[c].Load() < before[c]+20 {
+				stuck = c
+				return false
+			}
+		}
+		return true
+	})
+	if err != nil {
+		t.Errorf("a minute after everything was mended, client %d was answered %d times only", stuck,
+			w.answered[stuck].Load()-before[stuck])
+	}
+}
+
+// startCluster starts three nodes that end with the test. The network is nil where there are no namespaces.
+func startCluster(t *testing.T) (*testcluster.Cluster, *testcluster.Network) {
+	t.Helper()
+	if *storagedFlag == "" {
+		t.Fatal("-storaged says which binary to run (make chaos-short)")
+	}
+	dir, err := testcluster.TempDir("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := testcluster.Config{Command: []string{*storagedFlag}, Dir: dir}
+	net, err := testcluster.NewNetwork(3)
+	switch {
+	case err == nil:
+		cfg.Host, cfg.Prefix = net.Host, net.Prefix
+		cfg.Ports = &testcluster.Ports{Peer: 7001, API: 7000, NBD: 10809, HTTP: 7002}
+	case errors.Is(err, testcluster.ErrNoNamespaces):
+		t.Logf("on loopback, without partitions: %v", err)
+	default:
+		t.Fatal(err)
+	}
+	c, err := testcluster.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { endCluster(t, c, net, dir) })
+	if err := c.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	full, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := c.WaitFull(full); err != nil {
+		t.Fatal(err)
+	}
+	return c, net
+}
+
+func endCluster(t *testing.T, c *testcluster.Cluster, net *testcluster.Network, dir string) {
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+	defer cancel()
+	if err := c.Stop(ctx); err != nil {
+		t.Error(err)
+	}
+	if net != nil {
+		if err := net.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if t.Failed() || *keepFlag {
+		t.Logf("data and logs are in %s", dir)
+		for _, n := range c.Nodes() {
+			t.Logf("the end of %s:\n%s", n.LogPath, n.LogTail(30))
+		}
+	} else if err := os.RemoveAll(dir); err != nil {
+		t.Error(err)
+	}
+}
+
+// processes is the target of the faults.
+type processes struct {
+	cluster *testcluster.Cluster
+	network *testcluster.Network // nil: no partitions
+	logf    func(string, ...any)
+}
+
+func (p *processes) nodes() int            { return len(p.cluster.Nodes()) }
+func (p *processes) kill(node int) error   { return p.cluster.Node(node).Kill() }
+func (p *processes) pause(node int) error  { return p.cluster.Node(node).Pause() }
+func (p *processes) resume(node int) error { return p.cluster.Node(node).Resume() }
+func (p *processes) partitions() bool      { return p.network != nil }
+
+func (p *processes) restart(ctx context.Context, node int) error {
+	return p.cluster.StartNode(ctx, node)
+}
+
+func (p *processes) cut(a, b int) error        { return p.network.Cut(a, b) }
+func (p *processes) oneWay(from, to int) error { return p.network.OneWay(from, to) }
+func (p *processes) isolate(node int) error    { return p.network.Isolate(node) }
+func (p *processes) heal() error               { return p.network.Heal() }
+
+// leader returns the node that leads most groups; the first when nobody can tell.
+func (p *processes) leader(ctx context.Context) int {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	leads, err := p.cluster.Leaders(ctx)
+	if err != nil {
+		p.logf("who leads is not known: %v", fmt.Errorf("list groups: %w", err))
+	}
+	best := 0
+	for i, n := range p.cluster.Nodes() {
+		if leads[n.Name] > leads[p.cluster.Node(best).Name] {
+			best = i
+		}
+	}
+	return best
+}
