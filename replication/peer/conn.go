@@ -216,6 +216,9 @@ func (c *conn) writeBatch() error {
 	}
 	t.metrics.sent(c.lane, size)
 	if c.direct != nil {
+		if raceEnabled {
+			_, _ = c.nc.Write(nil)
+		}
 		c.out = c.parts
 		_, err := c.out.WriteTo(c.nc)
 		return err

@@ -25,6 +25,9 @@ func newDirectWriter(c syscall.Conn) *directWriter {
 	}
 	w := &directWriter{raw: raw}
 	w.try = func(fd uintptr) bool {
+		if raceEnabled {
+			_, _ = syscall.Write(int(fd), nil)
+		}
 		n, _, errno := unix.Syscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&w.iov[0])), uintptr(w.used))
 		if errno == 0 {
 			w.n = int(n)

@@ -1,6 +1,7 @@
 package peer
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -44,12 +45,15 @@ type Detailer interface {
 	ErrorDetail() uint64
 }
 
+// sendError says that no answer came, for a reason on our side or the network's.
 func sendError(node storage.NodeID, sent bool, cause error) error {
-	kind := storage.KindUnavailable
-	if k := storage.KindOf(cause); k == storage.KindCanceled {
-		kind = k
-	}
-	return storage.E("call", kind, "node "+node.String(), &SendError{Node: node, Sent: sent, Err: cause})
+	return storage.E("call", storage.KindUnavailable, "node "+node.String(), &SendError{Node: node, Sent: sent, Err: cause})
+}
+
+// canceledError says that the caller gave up.
+func canceledError(node storage.NodeID, sent bool, ctx context.Context) error {
+	return storage.E("call", storage.KindCanceled, "node "+node.String(),
+		&SendError{Node: node, Sent: sent, Err: context.Cause(ctx)})
 }
 
 // maxErrorPart bounds each text of an encoded error; longer ones are cut.

@@ -58,7 +58,7 @@ func (in *Inbound) Context() context.Context {
 }
 
 // Reply answers the request. header is copied; payload and its bytes must not be modified any more: to learn when
-// they may, use ReplyThen. It never blocks on the network. After the sender's connections died it does nothing.
+// they may, use ReplyThen (also to answer with bytes of the request: Retain first, Release when written). It never blocks on the network. After the sender's connections died it does nothing.
 func (in *Inbound) Reply(header []byte, payload [][]byte) { in.ReplyThen(header, payload, nil) }
 
 // ReplyThen is Reply that calls written, exactly once and possibly before it returns, when the payload is not

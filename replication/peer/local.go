@@ -54,7 +54,7 @@ func (l *localCalls) drop(t *Transport) {
 func (t *Transport) callLocal(ctx context.Context, lane Lane, req *Request, size int64) (*Response, error) {
 	b := &t.self.budgets[lane]
 	if err := b.wait(ctx, size); err != nil {
-		return nil, sendError(t.cfg.Self, false, err)
+		return nil, canceledError(t.cfg.Self, false, ctx)
 	}
 	cl := t.newCall(size, b, nil)
 	id := cl.id
@@ -69,7 +69,7 @@ func (t *Transport) callLocal(ctx context.Context, lane Lane, req *Request, size
 		if t.local.take(id) == cl {
 			b.release(size)
 			t.recycleCall(cl)
-			return nil, sendError(t.cfg.Self, true, context.Cause(ctx))
+			return nil, canceledError(t.cfg.Self, true, ctx)
 		}
 		<-cl.ended
 	case <-t.ctx.Done():

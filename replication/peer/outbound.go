@@ -200,29 +200,30 @@ func (p *outPeer) connect() (attempt <-chan struct{}, err error) {
 	return ended, nil
 }
 
-// connected returns the peer's running set, connecting first if there is none. A failed attempt is not repeated.
+// connected returns the peer's running set, connecting first if there is none. A failed attempt is not repeated. The
+// error is one of Call's.
 func (p *outPeer) connected(ctx context.Context) (*connSet, error) {
 	if s := p.set.Load(); s != nil {
 		return s, nil
 	}
 	attempt, err := p.connect()
 	if err != nil {
-		return nil, err
+		return nil, sendError(p.node, false, err)
 	}
 	select {
 	case <-attempt:
 	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+		return nil, canceledError(p.node, false, ctx)
 	}
 	if s := p.set.Load(); s != nil {
 		return s, nil
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.lastErr != nil {
-		return nil, p.lastErr
+	if p.lastErr == nil {
+		return nil, sendError(p.node, false, errors.New("the connection ended at once"))
 	}
-	return nil, errors.New("the connection ended at once")
+	return nil, sendError(p.node, false, p.lastErr)
 }
 
 // attempt connects once and, if that succeeds, runs the set to its end.
@@ -313,7 +314,7 @@ func (c *conn) await(ctx context.Context, cl *call) (*Response, error) {
 		if abandoned, sent := c.abandon(cl); abandoned {
 			cl.budget.release(cl.size)
 			c.set.t.recycleCall(cl)
-			return nil, sendError(c.set.node, sent, context.Cause(ctx))
+			return nil, canceledError(c.set.node, sent, ctx)
 		}
 		<-cl.ended // it ended meanwhile
 	}

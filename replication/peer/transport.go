@@ -32,7 +32,7 @@ type Transport struct {
 	local     localCalls
 
 	ctx    context.Context // done when the transport closes
-	cancel context.CancelFunc
+	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup // every goroutine; added to under mu, or by one of them
 
 	accepting atomic.Int64 // connections accepted and not closed
@@ -60,7 +60,7 @@ func New(cfg Config) (*Transport, error) {
 		inFrom: make(map[storage.NodeID]*inPeer), selfIn: newInPeer(cfg.Self)}
 	t.local.pending = make(map[uint64]*call)
 	t.self = t.newOutPeer(cfg.Self)
-	t.ctx, t.cancel = context.WithCancel(context.Background())
+	t.ctx, t.cancel = context.WithCancelCause(context.Background())
 	if cfg.TLS != nil {
 		t.clientTLS, t.serverTLS = cfg.TLS.Clone(), cfg.TLS.Clone()
 		t.serverTLS.ClientAuth = tls.RequireAndVerifyClientCert
@@ -111,7 +111,7 @@ func (t *Transport) shut() {
 	t.mu.Lock()
 	t.closed = true
 	t.mu.Unlock()
-	t.cancel()
+	t.cancel(errTransportClosed)
 	if t.cfg.Listener != nil {
 		t.cfg.Listener.Close()
 	}
@@ -181,14 +181,14 @@ func (t *Transport) Call(ctx context.Context, to storage.NodeID, lane Lane, req 
 	p := t.peer(to)
 	s, err := p.connected(ctx)
 	if err != nil {
-		return nil, sendError(to, false, err)
+		return nil, err
 	}
 	return t.callOn(ctx, s, &p.budgets[lane], lane, req, size)
 }
 
 func (t *Transport) callOn(ctx context.Context, s *connSet, b *budget, lane Lane, req *Request, size int64) (*Response, error) {
 	if err := b.wait(ctx, size); err != nil {
-		return nil, sendError(s.node, false, err)
+		return nil, canceledError(s.node, false, ctx)
 	}
 	cl := t.newCall(size, b, nil)
 	if err := s.send(lane, req, cl); err != nil {
@@ -282,15 +282,16 @@ func (t *Transport) CallAddr(ctx context.Context, addr string, req *Request) (*R
 		return nil, err
 	}
 	fail := func(err error) error {
-		e := sendError(0, false, err).(*storage.Error)
-		e.Subject = addr
-		return e
+		return storage.E("call", storage.KindUnavailable, addr, &SendError{Err: err})
 	}
 	s := t.newSet(0, addr, t.cfg.Random(), true, true)
 	defer s.fail(errors.New("the call has ended"))
 	dialCtx, cancel := context.WithTimeout(ctx, t.cfg.DialTimeout)
 	defer cancel()
 	if err := t.dialLane(dialCtx, s, Control); err != nil {
+		if ctx.Err() != nil {
+			return nil, storage.E("call", storage.KindCanceled, addr, &SendError{Err: err})
+		}
 		return nil, fail(err)
 	}
 	s.lastHeard.Store(t.now())

@@ -1,61 +1,105 @@
 package peer
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"net"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/simnet"
 )
 
 var testCluster = storage.ClusterID{1, 2, 3}
+
+// fabric is what connects the nodes of a mesh.
+type fabric struct {
+	listen func(storage.NodeID) (net.Listener, error)
+	dial   func(from storage.NodeID) func(context.Context, string) (net.Conn, error)
+}
+
+func loopback() fabric {
+	return fabric{
+		listen: func(storage.NodeID) (net.Listener, error) { return net.Listen("tcp", "127.0.0.1:0") },
+		dial:   func(storage.NodeID) func(context.Context, string) (net.Conn, error) { return nil },
+	}
+}
+
+// simulated is a fabric whose hosts are called n1, n2, ...
+func simulated(n *simnet.Network) fabric {
+	host := func(id storage.NodeID) *simnet.Host { return n.Host("n" + id.String()) }
+	return fabric{
+		listen: func(id storage.NodeID) (net.Listener, error) { return host(id).Listen(":7001") },
+		dial:   func(id storage.NodeID) func(context.Context, string) (net.Conn, error) { return host(id).Dial },
+	}
+}
 
 // mesh is a few transports that know one another, running.
 type mesh struct {
 	nodes map[storage.NodeID]*Transport
 	addrs map[storage.NodeID]string
+	stop  map[storage.NodeID]func()
 }
 
-// newMesh starts nodes 1 to n over loopback TCP; prepare registers handlers and may change the configuration first.
-func newMesh(t testing.TB, n int, change func(*Config), prepare func(*Transport)) *mesh {
+// newMesh starts nodes 1 to n; change may alter a node's configuration and prepare registers its handlers.
+func newMesh(t testing.TB, fab fabric, n int, change func(*Config), prepare func(*Transport)) *mesh {
 	t.Helper()
-	m := &mesh{nodes: make(map[storage.NodeID]*Transport), addrs: make(map[storage.NodeID]string)}
+	m := &mesh{nodes: make(map[storage.NodeID]*Transport), addrs: make(map[storage.NodeID]string),
+		stop: make(map[storage.NodeID]func())}
 	listeners := make(map[storage.NodeID]net.Listener)
 	for id := storage.NodeID(1); id <= storage.NodeID(n); id++ {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		l, err := fab.listen(id)
 		if err != nil {
 			t.Fatal(err)
 		}
 		listeners[id], m.addrs[id] = l, l.Addr().String()
 	}
 	for id, l := range listeners {
-		cfg := Config{Cluster: testCluster, Self: id, Listener: l, Resolve: m.resolve}
+		cfg := Config{Cluster: testCluster, Self: id, Listener: l, Dial: fab.dial(id), Resolve: m.resolve}
 		if change != nil {
 			change(&cfg)
 		}
-		tr, err := New(cfg)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if prepare != nil {
-			prepare(tr)
-		}
-		m.nodes[id] = tr
-		ended := make(chan error, 1)
-		go func() { ended <- tr.Run(context.Background()) }()
-		t.Cleanup(func() {
-			if err := tr.Close(); err != nil {
-				t.Error(err)
-			}
-			if err := <-ended; err != nil {
-				t.Error(err)
-			}
-		})
+		m.run(t, cfg, prepare)
 	}
 	return m
+}
+
+func (m *mesh) run(t testing.TB, cfg Config, prepare func(*Transport)) {
+	t.Helper()
+	tr, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if prepare != nil {
+		prepare(tr)
+	}
+	m.nodes[cfg.Self] = tr
+	ended := make(chan error, 1)
+	go func() { ended <- tr.Run(context.Background()) }()
+	stop := sync.OnceFunc(func() {
+		if err := tr.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		for i := range tr.self.budgets {
+			if b := &tr.self.budgets[i]; b.count != 0 || b.bytes != 0 {
+				t.Errorf("node %v: its own lane %d is charged for %d requests after Close", cfg.Self, i, b.count)
+			}
+		}
+		for id, p := range tr.peers {
+			for i := range p.budgets {
+				if b := &p.budgets[i]; b.count != 0 || b.bytes != 0 || len(b.waiting) != 0 {
+					t.Errorf("node %v: lane %d to %v is charged for %d requests after Close", cfg.Self, i, id, b.count)
+				}
+			}
+		}
+	})
+	m.stop[cfg.Self] = stop
+	t.Cleanup(stop)
 }
 
 func (m *mesh) resolve(id storage.NodeID) (string, bool) {
@@ -63,7 +107,10 @@ func (m *mesh) resolve(id storage.NodeID) (string, bool) {
 	return addr, ok
 }
 
-func echo(in *Inbound) { in.Reply(in.Header, [][]byte{in.Payload}) }
+func echo(in *Inbound) {
+	in.Retain()
+	in.ReplyThen(in.Header, [][]byte{in.Payload}, in.Release)
+}
 
 func testContext(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
@@ -71,34 +118,10 @@ func testContext(t testing.TB) context.Context {
 	return ctx
 }
 
-func TestCallEchoes(t *testing.T) {
-	m := newMesh(t, 2, nil, func(tr *Transport) {
-		tr.Handle(MethodRead, Concurrent, echo)
-		tr.Handle(MethodRaftAppend, Ordered, echo)
-	})
-	ctx := testContext(t)
-	for _, to := range []storage.NodeID{1, 2} {
-		for _, method := range []Method{MethodRead, MethodRaftAppend} {
-			for _, n := range []int{0, 1, 4096, 1 << 20, MaxPayloadBytes} {
-				half := bytes.Repeat([]byte{byte(n), 7}, n/4)
-				rest := bytes.Repeat([]byte{9}, n-len(half))
-				resp, err := m.nodes[1].Call(ctx, to, Data, &Request{Method: method, Group: 3, Header: []byte("head"), Payload: [][]byte{half, rest}})
-				if err != nil {
-					t.Fatal(err)
-				}
-				if string(resp.Header) != "head" || !bytes.Equal(resp.Payload, append(half, rest...)) {
-					t.Fatalf("to %v method %d %d bytes: the echo differs", to, method, n)
-				}
-				resp.Release()
-			}
-		}
-	}
-}
-
 func BenchmarkCall(b *testing.B) {
 	for _, depth := range []int{1, 32, 128} {
 		b.Run(fmt.Sprintf("depth=%d", depth), func(b *testing.B) {
-			m := newMesh(b, 2, nil, func(tr *Transport) { tr.Handle(MethodRead, Concurrent, echo) })
+			m := newMesh(b, loopback(), 2, nil, func(tr *Transport) { tr.Handle(MethodRead, Concurrent, echo) })
 			payload := make([]byte, storage.BlockSize)
 			req := &Request{Method: MethodRead, Group: 1, Header: make([]byte, 64), Payload: [][]byte{payload}}
 			ctx := context.Background()
