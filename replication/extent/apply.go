@@ -1,0 +1,192 @@
+package extent
+
+import (
+	"fmt"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/op"
+	"github.com/storaged/storaged/replication/segment"
+)
+
+// ApplyEntry is one committed entry of the group's log.
+type ApplyEntry struct {
+	Index, Term uint64
+	// IsCommand is false for entries that only move the applied index (configurations, barriers).
+	IsCommand bool
+	// Data is the entry's data, of which only the header is looked at. It is not kept.
+	Data []byte
+}
+
+// Apply applies committed entries in order and returns what each came to. Entries at or below the applied index are
+// refused with KindInternal. The results are the same on every replica, but for a disk that fails meanwhile: then
+// they are of KindIO, nothing is checkpointed any more, and the store's OnFailure is called.
+func (g *Group) Apply(entries []ApplyEntry) []op.Result {
+	results := make([]op.Result, len(entries))
+	for i := range entries {
+		results[i] = g.applyEntry(&entries[i])
+	}
+	g.handOnDelta()
+	g.announceDue()
+	return results
+}
+
+func (g *Group) applyEntry(e *ApplyEntry) op.Result {
+	if err := g.store.Failed(); err != nil {
+		return op.Result{Kind: storage.KindIO, Text: "the disk has failed"}
+	}
+	if e.Index <= g.applied { // applied is changed by this goroutine only
+		return op.Result{Kind: storage.KindInternal, Text: fmt.Sprintf("entry %d was applied before", e.Index)}
+	}
+	g.sinceFreeze.Add(int64(len(e.Data)) + entryOverhead)
+	if !e.IsCommand {
+		g.mu.Lock()
+		g.applied, g.term = e.Index, e.Term
+		g.mu.Unlock()
+		return op.Result{}
+	}
+	o, payload, err := op.Decode(e.Data)
+	var data segment.Position
+	if err == nil && o.Kind == op.Write {
+		data, err = g.locate(e, len(e.Data)-len(payload))
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.applied, g.term = e.Index, e.Term
+	if err != nil {
+		return op.Result{Kind: storage.KindOf(err), Text: err.Error()}
+	}
+	result, effect := g.decideLocked(&o, e.Term)
+	if !effect {
+		return result
+	}
+	if err := g.setEntriesLocked(&o, e.Index, data); err != nil {
+		g.store.fail(storage.E("apply", storage.KindOf(err), "group "+g.key.String(), err))
+		return op.Result{Kind: storage.KindIO, Text: err.Error()}
+	}
+	return result
+}
+
+// entryOverhead is what the log writes beside an entry's data, about.
+const entryOverhead = 128
+
+// locate returns where the payload of an entry lies. The log must hold the entry, as it was committed.
+func (g *Group) locate(e *ApplyEntry, headerLen int) (segment.Position, error) {
+	term, data, n, _, ok := g.log.Location(e.Index)
+	if !ok || term != e.Term || n != len(e.Data) {
+		err := storage.E("apply", storage.KindInternal, "group "+g.key.String(), fmt.Errorf(
+			"entry %d of term %d with %d bytes is not in the log (found %v, term %d, %d bytes)", e.Index, e.Term, len(e.Data), ok, term, n))
+		g.store.fail(err)
+		return 0, err
+	}
+	return segment.PositionOf(data.Segment(), data.Offset()+uint32(headerLen)), nil
+}
+
+// decideLocked changes the small state and reports whether table entries are to be set as well.
+func (g *Group) decideLocked(o *op.Op, term uint64) (result op.Result, effect bool) {
+	if o.Kind == op.Noop || o.Kind == op.Digest {
+		return op.Result{}, false
+	}
+	v := g.volumes[o.Volume]
+	fresh := v == nil
+	if fresh {
+		v = newVolume()
+	}
+	switch o.Kind {
+	case op.Write, op.Clear:
+		result = v.admit(o, term)
+		effect = result.Kind == storage.KindNone && !result.Duplicate
+	case op.OpenSession:
+		result = v.openSession(o)
+	case op.CloseSession:
+		result = v.closeSession(o)
+	case op.SetEpoch:
+		result = v.setEpoch(o)
+	case op.SetGeneration:
+		result = v.setGeneration(o)
+	case op.DeleteVolume:
+		result = v.deleteVolume()
+	}
+	if result.Kind == storage.KindNone && !result.Duplicate {
+		if fresh {
+			g.volumes[o.Volume] = v
+		}
+		g.dirtyVolumes[o.Volume] = struct{}{}
+	}
+	return result, effect
+}
+
+// setEntriesLocked points the blocks of a write at its payload, or unmaps those of a clear.
+func (g *Group) setEntriesLocked(o *op.Op, index uint64, data segment.Position) error {
+	first, n := o.Blocks()
+	return pieces(first, n, func(pageNo uint8, at, from, to int) error {
+		k := pageKey{o.Volume, o.Extent, pageNo}
+		s, err := g.applySlotLocked(k)
+		if err != nil {
+			return err
+		}
+		if o.Kind == op.Clear {
+			g.clearPageLocked(k, s, o, index, at, to-from)
+			return nil
+		}
+		p := g.writableLocked(k, s, o.Epoch)
+		p.index = index
+		for i := range to - from {
+			e := &p.entries[at+i]
+			if e.mapped() {
+				g.delta.bump(e.segment, -1)
+			}
+			*e = entry{segment: data.Segment(), offset: data.Offset() + uint32(from+i)*storage.BlockSize, crc: o.SumAt(from + i)}
+			g.delta.bump(e.segment, 1)
+		}
+		return nil
+	})
+}
+
+// clearPageLocked unmaps entries. A page in which nothing changes is left alone: clearing what was never written
+// costs nothing.
+func (g *Group) clearPageLocked(k pageKey, s *slot, o *op.Op, index uint64, at, n int) {
+	if s.head == nil {
+		return
+	}
+	mapped := false
+	for i := range n {
+		mapped = mapped || s.head.entries[at+i].mapped()
+	}
+	if !mapped {
+		return
+	}
+	p := g.writableLocked(k, s, o.Epoch)
+	p.index = index
+	for i := range n {
+		if e := &p.entries[at+i]; e.mapped() {
+			g.delta.bump(e.segment, -1)
+			*e = entry{}
+		}
+	}
+}
+
+// handOnDelta makes what Apply changed known to the recycling of segments. Until then a segment counts as in use by
+// what it was, and what was written now is still needed by the log.
+func (g *Group) handOnDelta() {
+	if len(g.delta) == 0 {
+		return
+	}
+	g.set.live.change(g.delta) // set is changed by this goroutine only
+	clear(g.delta)
+}
+
+// announceDue asks for a checkpoint when enough was written since the last one. All groups of the disk share
+// CheckpointBytes, so that tables cost little beside data and the log to be read at a start is bounded.
+func (g *Group) announceDue() {
+	if !g.dueAnnounced && g.CheckpointDue() {
+		g.dueAnnounced = true
+		g.store.cfg.OnCheckpointDue(g.key)
+	}
+}
+
+// CheckpointDue reports whether the group should be checkpointed: it has applied its share of CheckpointBytes, or
+// changed so many pages that they would not fit beside the cache.
+func (g *Group) CheckpointDue() bool {
+	return g.sinceFreeze.Load() >= g.store.checkpointShare.Load() ||
+		g.dirtyPages.Load()*pageMemory >= 2*g.store.cacheShare.Load()
+}

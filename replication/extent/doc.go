@@ -1,0 +1,34 @@
+// Package extent keeps the extents of group replicas on one disk (design.md, sections 4 to 6): a store is one data
+// directory with a segment log, which holds the data, and a Pebble database, which holds the tables that say where
+// each block lies.
+//
+// # What it does
+//
+// Apply turns log entries into table entries that point at the payload which the log has already put on the disk;
+// it decides from the group's small state alone (sessions, generations, epochs) whether an entry takes effect. Freeze
+// and Persist write a checkpoint; Read and Status look blocks up; manifests and stagings bring up a replica that lags
+// or is new; Check verifies a stopped store.
+//
+// # What it does not do
+//
+// It knows nothing of the Raft library, of peers or of leases: whoever calls Read must know that it may. It does not
+// choose when checkpoints are taken (it asks for them by OnCheckpointDue), it does not compact half-empty segments,
+// and it repairs no block by itself.
+//
+// # What it keeps true
+//
+//   - Applying the same entries gives the same results and the same contents on every replica (I2, I3, I4).
+//   - A checkpoint never records an applied index beyond what the segment log holds durably (I1, I7).
+//   - No read returns bytes that fail the crc32c kept with the mapping (I5).
+//   - A segment is recycled only when no table refers to it, neither in memory nor in a durable checkpoint, staging
+//     or open manifest (I1, I6).
+//   - A replica that receives a manifest is what it was until Install, and all of the manifest after it (I7, I8).
+//   - Memory is bounded by CacheBytes beside the pages that were changed since the last checkpoint (I9).
+//
+// # Concurrency
+//
+// All methods may be called concurrently but for those of one Group that change it: Apply, Freeze and Install are
+// called by one goroutine at a time (the state machine's). A Frozen is used by one goroutine at a time.
+//
+// The formats are in docs/format/extent.md.
+package extent

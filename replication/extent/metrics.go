@@ -1,0 +1,58 @@
+package extent
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	storage "github.com/storaged/storaged"
+)
+
+// metrics are those of one store; all methods may be called on metrics that are not registered anywhere.
+type metrics struct {
+	registry    prometheus.Registerer
+	collectors  []prometheus.Collector
+	checkpoints prometheus.Histogram
+	pages       prometheus.Counter
+	corrupt     prometheus.Counter
+}
+
+func newMetrics(r prometheus.Registerer, id storage.StoreID) (*metrics, error) {
+	labels := prometheus.Labels{"store": id.String()}
+	m := &metrics{registry: r,
+		checkpoints: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "storage_extent_checkpoint_seconds", ConstLabels: labels,
+			Help:    "Time to write a group's checkpoint, the wait for its log included. Worry when it nears the time between checkpoints.",
+			Buckets: prometheus.ExponentialBuckets(0.001, 2, 14)}),
+		pages: prometheus.NewCounter(prometheus.CounterOpts{Name: "storage_extent_checkpoint_pages_total", ConstLabels: labels,
+			Help: "Table pages written by checkpoints."}),
+		corrupt: prometheus.NewCounter(prometheus.CounterOpts{Name: "storage_extent_corrupt_reads_total", ConstLabels: labels,
+			Help: "Reads of blocks whose checksum did not match. Worry at the first one: the disk is losing data."}),
+	}
+	m.collectors = []prometheus.Collector{m.checkpoints, m.pages, m.corrupt}
+	if r == nil {
+		return m, nil
+	}
+	for i, c := range m.collectors {
+		if err := r.Register(c); err != nil {
+			m.collectors = m.collectors[:i]
+			_ = m.unregister() // it never fails
+			return nil, storage.E("register metrics of", storage.KindInternal, "store "+id.String(), err)
+		}
+	}
+	return m, nil
+}
+
+// unregister takes the metrics back, so that a store can be opened again in the same process. It never fails.
+func (m *metrics) unregister() error {
+	if m.registry != nil {
+		for _, c := range m.collectors {
+			m.registry.Unregister(c)
+		}
+	}
+	return nil
+}
+
+func (m *metrics) checkpoint(pages int, d time.Duration) {
+	m.checkpoints.Observe(d.Seconds())
+	m.pages.Add(float64(pages))
+}

@@ -1,0 +1,182 @@
+package extent
+
+import (
+	"fmt"
+	"sync"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/op"
+)
+
+// maxLooks bounds how often a read looks a block up again because it was moved or overwritten meanwhile.
+const maxLooks = 64
+
+// readScratch is the entries of a read, reused by later ones.
+type readScratch struct {
+	entries [storage.BlocksPerExtent]entry
+}
+
+// scratchPool keeps the entries of reads between them.
+type scratchPool struct{ p sync.Pool }
+
+func (s *scratchPool) get() *readScratch {
+	if r, ok := s.p.Get().(*readScratch); ok {
+		return r
+	}
+	return new(readScratch)
+}
+
+// Read reads the whole blocks that cover the request's range, as of its epoch: n blocks into dst (n*BlockSize bytes,
+// holes as zeroes), their crc32c into sums (0 for a hole) and whether they are holes into holes (n each). It does
+// not judge session and generation: CheckRead does. Each block is one that was there between call and return.
+//
+// The error is of KindCorrupt if a block fails its checksum, of KindIO if the disk refuses; then dst holds nothing
+// to be used.
+func (g *Group) Read(r op.ReadRequest, dst []byte, sums []uint32, holes []bool) error {
+	if err := r.Validate(); err != nil {
+		return err
+	}
+	first, n := r.Blocks()
+	if len(dst) != n*storage.BlockSize || len(sums) != n || len(holes) != n {
+		return storage.E("read", storage.KindInvalid, "buffer", fmt.Errorf("%d bytes, %d sums and %d holes for %d blocks", len(dst), len(sums), len(holes), n))
+	}
+	scratch := g.store.scratch.get()
+	defer g.store.scratch.p.Put(scratch)
+	entries := scratch.entries[:n]
+	if err := g.lookup(r.Volume, r.Extent, r.Epoch, first, entries); err != nil {
+		return err
+	}
+	for i, e := range entries {
+		sums[i], holes[i] = e.crc, !e.mapped()
+	}
+	for i := 0; i < n; {
+		run := runLength(entries[i:])
+		part := dst[i*storage.BlockSize:][:run*storage.BlockSize]
+		if !entries[i].mapped() {
+			clear(part)
+		} else if !g.readRun(entries[i:i+run], part) {
+			for j := range run {
+				b := i + j
+				if err := g.readBlock(&r, first+b, &entries[b], dst[b*storage.BlockSize:][:storage.BlockSize]); err != nil {
+					return err
+				}
+				sums[b], holes[b] = entries[b].crc, !entries[b].mapped()
+			}
+		}
+		i += run
+	}
+	return nil
+}
+
+// runLength returns how many blocks from the first on can be read at once: holes, or blocks that lie one after the
+// other.
+func runLength(entries []entry) int {
+	first := entries[0]
+	for i := 1; i < len(entries); i++ {
+		e := entries[i]
+		if e.mapped() != first.mapped() {
+			return i
+		}
+		if e.mapped() && (e.segment != first.segment || e.offset != first.offset+uint32(i)*storage.BlockSize) {
+			return i
+		}
+	}
+	return len(entries)
+}
+
+// readRun reads blocks that lie one after the other, and reports whether all have their checksum.
+func (g *Group) readRun(entries []entry, dst []byte) bool {
+	if g.store.log.ReadAt(entries[0].position(), dst) != nil {
+		return false
+	}
+	for i, e := range entries {
+		if op.Sum(dst[i*storage.BlockSize:][:storage.BlockSize]) != e.crc {
+			return false
+		}
+	}
+	return true
+}
+
+// readBlock reads one block after something went wrong, looking it up again: the segment may have been recycled
+// after the block was overwritten or moved.
+func (g *Group) readBlock(r *op.ReadRequest, block int, e *entry, dst []byte) error {
+	for range maxLooks {
+		if !e.mapped() {
+			clear(dst)
+			return nil
+		}
+		readErr := g.store.log.ReadAt(e.position(), dst)
+		// Guards I5: no read returns bytes that fail their crc32c.
+		if readErr == nil && op.Sum(dst) == e.crc {
+			return nil
+		}
+		var again [1]entry
+		if err := g.lookup(r.Volume, r.Extent, r.Epoch, block, again[:]); err != nil {
+			return err
+		}
+		if again[0] == *e {
+			return g.readFailed(r, block, *e, readErr)
+		}
+		*e = again[0]
+	}
+	return storage.E("read", storage.KindUnavailable, blockName(r, block), fmt.Errorf("it was overwritten %d times while it was read", maxLooks))
+}
+
+// readFailed names what is wrong with a block that the table still places there.
+func (g *Group) readFailed(r *op.ReadRequest, block int, e entry, readErr error) error {
+	if readErr == nil {
+		g.store.metrics.corrupt.Inc()
+		return storage.E("read", storage.KindCorrupt, blockName(r, block), fmt.Errorf("checksum mismatch at %s of store %s", e.position(), g.store.identity.Store))
+	}
+	kind := storage.KindOf(readErr)
+	if kind == storage.KindNotFound || kind == storage.KindInvalid {
+		kind = storage.KindCorrupt // the table refers to what the log does not have
+	}
+	return storage.E("read", kind, blockName(r, block), readErr)
+}
+
+func blockName(r *op.ReadRequest, block int) string {
+	return fmt.Sprintf("block %d of extent %d of volume %d", block, r.Extent, r.Volume)
+}
+
+// Status returns runs of blocks of the request's range, as of its epoch. The runs cover exactly the range.
+func (g *Group) Status(r op.StatusRequest) ([]op.Run, error) {
+	if err := r.Validate(); err != nil {
+		return nil, err
+	}
+	if err := g.checkRead(r.Volume, r.Session, r.Generation); err != nil {
+		return nil, err
+	}
+	first, n := int(r.Offset/storage.BlockSize), op.Pieces(r.Offset, r.Length)
+	entries := make([]entry, n)
+	if err := g.lookup(r.Volume, r.Extent, r.Epoch, first, entries); err != nil {
+		return nil, err
+	}
+	var since []entry
+	if r.Dirty {
+		since = make([]entry, n)
+		if err := g.lookup(r.Volume, r.Extent, r.Since, first, since); err != nil {
+			return nil, err
+		}
+	}
+	var runs []op.Run
+	at, end := r.Offset, r.Offset+r.Length
+	for i := range entries {
+		next := min(at-at%storage.BlockSize+storage.BlockSize, end)
+		flags := op.RunAllocated
+		if !entries[i].mapped() {
+			flags = op.RunHole | op.RunZero
+		}
+		// Equal sums do not prove equal contents; equal locations do.
+		if r.Dirty && entries[i] != since[i] {
+			flags |= op.RunDirty
+		}
+		if k := len(runs) - 1; k >= 0 && runs[k].Flags == flags {
+			runs[k].Length += next - at
+		} else {
+			runs = append(runs, op.Run{Length: next - at, Flags: flags})
+		}
+		at = next
+	}
+	return runs, nil
+}

@@ -1,0 +1,287 @@
+package extent
+
+import (
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"slices"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/op"
+)
+
+const (
+	// MaxLiveSessions bounds the sessions of one volume in one group.
+	MaxLiveSessions = 1024
+	// keptWindows is how many closed sessions of a volume keep their window, for closes that are asked again.
+	keptWindows = 16
+
+	volumeVersion  = 1
+	volumeFixedLen = 1 + 1 + 4*8 + 2 + 1
+	sessionLen     = 8 + op.WindowLen
+	volumeDeleted  = 1
+)
+
+// volume is the small state that a group keeps of a volume. Whether an entry is applied or refused is decided from it
+// alone, so that all replicas decide the same whatever their extents are like. The group's lock guards it.
+type volume struct {
+	epoch      storage.Epoch
+	generation storage.Generation
+	maxSession storage.SessionID // highest ever opened or closed; none at or below is opened
+	evicted    storage.SessionID // highest closed one whose window is no longer kept; < the oldest of closed
+	deleted    bool              // for ever; then there are no sessions
+	live       map[storage.SessionID]*op.Window
+	closed     []closedSession // in the order of closing, at most keptWindows
+}
+
+type closedSession struct {
+	id     storage.SessionID
+	window op.Window
+}
+
+// SessionState is what a group knows of one session.
+type SessionState struct {
+	ID     storage.SessionID
+	Window op.Window
+}
+
+// VolumeState is a copy of what a group knows of a volume.
+type VolumeState struct {
+	Epoch      storage.Epoch
+	Generation storage.Generation
+	MaxSession storage.SessionID // highest ever opened or closed
+	Sessions   []SessionState    // the open ones, in ascending order
+	Closed     []SessionState    // the last ones closed, oldest first
+	Deleted    bool
+}
+
+func newVolume() *volume { return &volume{live: map[storage.SessionID]*op.Window{}} }
+
+func (v *volume) state() VolumeState {
+	s := VolumeState{Epoch: v.epoch, Generation: v.generation, MaxSession: v.maxSession, Deleted: v.deleted}
+	for _, id := range slices.Sorted(maps.Keys(v.live)) {
+		s.Sessions = append(s.Sessions, SessionState{id, *v.live[id]})
+	}
+	for _, c := range v.closed {
+		s.Closed = append(s.Closed, SessionState{c.id, c.window})
+	}
+	return s
+}
+
+func refuse(kind storage.Kind, detail uint64, format string, args ...any) op.Result {
+	return op.Result{Kind: kind, Detail: detail, Text: fmt.Sprintf(format, args...)}
+}
+
+// admit decides on a Write or Clear of the entry's term, and notes its number if it is to be applied: the result's
+// kind is KindNone and Duplicate is not set. A refused request leaves everything as it was, its number included.
+func (v *volume) admit(o *op.Op, term uint64) op.Result {
+	if v.deleted {
+		return refuse(storage.KindNotFound, 0, "volume %d is deleted", o.Volume)
+	}
+	window := v.live[o.Session]
+	switch {
+	case window == nil:
+		// Guards I3: a closed session's requests are refused, so no old copy lands after its successor's writes.
+		return refuse(storage.KindFenced, 0, "session %d is not open", o.Session)
+	case window.Applied(o.Seq):
+		// Guards I3: a request that was applied is not applied again.
+		return op.Result{Duplicate: true}
+	case !window.InWindow(o.Seq):
+		return refuse(storage.KindInvalid, 0, "number %d of session %d is more than %d after %d, the last before which all were applied",
+			o.Seq, o.Session, storage.SessionWindow, window.Low)
+	case o.Generation < v.generation:
+		// Guards I2: what an earlier owner sent does not land after the takeover.
+		return refuse(storage.KindFenced, uint64(v.generation), "generation %d of volume %d is over, %d is current",
+			o.Generation, o.Volume, v.generation)
+	case o.Epoch < v.epoch:
+		// Guards I4: a finished snapshot does not change.
+		return refuse(storage.KindFenced, uint64(v.epoch), "epoch %d of volume %d is over, %d is current", o.Epoch, o.Volume, v.epoch)
+	case o.ReadTerm != 0 && o.ReadTerm != term:
+		// Guards I3: the rest of a merged block may have changed since another leader read it.
+		return refuse(storage.KindConflict, 0, "the rest of the block was read in term %d, the entry is of term %d", o.ReadTerm, term)
+	case !o.Aligned():
+		return refuse(storage.KindInvalid, 0, "the range at %d of %d bytes is not whole blocks", o.Offset, o.Length)
+	}
+	window.Mark(o.Seq)
+	v.raise(o)
+	return op.Result{}
+}
+
+// raise takes over a higher epoch and generation: the catalog has committed them, or nobody would send them.
+func (v *volume) raise(o *op.Op) {
+	v.epoch = max(v.epoch, o.Epoch)
+	v.generation = max(v.generation, o.Generation)
+}
+
+func (v *volume) openSession(o *op.Op) op.Result {
+	switch {
+	case v.deleted:
+		return refuse(storage.KindNotFound, 0, "volume %d is deleted", o.Volume)
+	case v.live[o.Session] != nil:
+		return op.Result{Duplicate: true}
+	case o.Session <= v.maxSession:
+		return refuse(storage.KindFenced, 0, "session %d is over, %d was opened or closed since", o.Session, v.maxSession)
+	case o.Generation < v.generation:
+		return refuse(storage.KindFenced, uint64(v.generation), "generation %d of volume %d is over, %d is current",
+			o.Generation, o.Volume, v.generation)
+	case len(v.live) >= MaxLiveSessions:
+		return refuse(storage.KindConflict, 0, "volume %d has %d open sessions", o.Volume, len(v.live))
+	}
+	v.raise(o)
+	v.maxSession = o.Session
+	v.live[o.Session] = &op.Window{}
+	return op.Result{}
+}
+
+// closeSession ends a session and answers with its window, again and again: the gateway decides by it what to send
+// under its next session.
+func (v *volume) closeSession(o *op.Op) op.Result {
+	if v.deleted {
+		return refuse(storage.KindNotFound, 0, "volume %d is deleted", o.Volume)
+	}
+	if w := v.live[o.Session]; w != nil {
+		delete(v.live, o.Session)
+		v.keepClosed(o.Session, *w)
+		return op.Result{Window: w}
+	}
+	for i := range v.closed {
+		if c := v.closed[i]; c.id == o.Session {
+			return op.Result{Duplicate: true, Window: &c.window}
+		}
+	}
+	if o.Session <= v.evicted {
+		return refuse(storage.KindConflict, 0, "what session %d applied is no longer known", o.Session)
+	}
+	v.keepClosed(o.Session, op.Window{}) // never opened here: from now on it cannot be
+	return op.Result{Window: &op.Window{}}
+}
+
+func (v *volume) keepClosed(id storage.SessionID, w op.Window) {
+	v.maxSession = max(v.maxSession, id)
+	if len(v.closed) == keptWindows {
+		v.evicted = max(v.evicted, v.closed[0].id)
+		v.closed = slices.Delete(v.closed, 0, 1)
+	}
+	v.closed = append(v.closed, closedSession{id, w})
+}
+
+func (v *volume) setEpoch(o *op.Op) op.Result {
+	if v.deleted {
+		return refuse(storage.KindNotFound, 0, "volume %d is deleted", o.Volume)
+	}
+	if o.Epoch <= v.epoch {
+		return op.Result{Duplicate: true, Detail: uint64(v.epoch)}
+	}
+	v.epoch = o.Epoch
+	return op.Result{}
+}
+
+func (v *volume) setGeneration(o *op.Op) op.Result {
+	switch {
+	case v.deleted:
+		return refuse(storage.KindNotFound, 0, "volume %d is deleted", o.Volume)
+	case o.Generation < v.generation:
+		return refuse(storage.KindFenced, uint64(v.generation), "generation %d of volume %d is over, %d is current",
+			o.Generation, o.Volume, v.generation)
+	case o.Generation == v.generation:
+		return op.Result{Duplicate: true}
+	}
+	v.generation = o.Generation
+	return op.Result{}
+}
+
+func (v *volume) deleteVolume() op.Result {
+	if v.deleted {
+		return op.Result{Duplicate: true}
+	}
+	v.deleted = true
+	v.live, v.closed = map[storage.SessionID]*op.Window{}, nil
+	return op.Result{}
+}
+
+// checkRead decides on a read or status request. A request without a session is judged by its generation alone.
+func (v *volume) checkRead(id storage.VolumeID, session storage.SessionID, generation storage.Generation) error {
+	var r op.Result
+	switch {
+	case v.deleted:
+		r = refuse(storage.KindNotFound, 0, "volume %d is deleted", id)
+	case session != 0 && v.live[session] == nil:
+		r = refuse(storage.KindFenced, 0, "session %d is not open", session)
+	case generation < v.generation:
+		r = refuse(storage.KindFenced, uint64(v.generation), "generation %d of volume %d is over, %d is current", generation, id, v.generation)
+	}
+	if r.Kind == storage.KindNone {
+		return nil
+	}
+	return r.Err("read", "volume "+id.String())
+}
+
+// appendValue appends the value under which the volume is stored at key. The encoding of equal states is equal.
+func (v *volume) appendValue(dst, key []byte) []byte {
+	base := len(dst)
+	le := binary.LittleEndian
+	var flags byte
+	if v.deleted {
+		flags = volumeDeleted
+	}
+	dst = append(dst, volumeVersion, flags)
+	dst = le.AppendUint64(dst, uint64(v.epoch))
+	dst = le.AppendUint64(dst, uint64(v.generation))
+	dst = le.AppendUint64(dst, uint64(v.maxSession))
+	dst = le.AppendUint64(dst, uint64(v.evicted))
+	dst = le.AppendUint16(dst, uint16(len(v.live)))
+	dst = append(dst, byte(len(v.closed)))
+	for _, id := range slices.Sorted(maps.Keys(v.live)) {
+		dst = le.AppendUint64(dst, uint64(id))
+		dst = v.live[id].Append(dst)
+	}
+	for i := range v.closed {
+		dst = le.AppendUint64(dst, uint64(v.closed[i].id))
+		dst = v.closed[i].window.Append(dst)
+	}
+	return append(dst[:base], seal(key, dst[base:])...)
+}
+
+// decodeVolume decodes the value stored at key.
+func decodeVolume(key, value []byte) (*volume, error) {
+	body, err := unseal(key, value)
+	if err != nil {
+		return nil, corrupt("decode volume", "%w", err)
+	}
+	if len(body) < volumeFixedLen || body[0] != volumeVersion || body[1]&^volumeDeleted != 0 {
+		return nil, corrupt("decode volume", "%d bytes with an unknown beginning", len(body))
+	}
+	le := binary.LittleEndian
+	v := &volume{
+		deleted:    body[1] == volumeDeleted,
+		epoch:      storage.Epoch(le.Uint64(body[2:])),
+		generation: storage.Generation(le.Uint64(body[10:])),
+		maxSession: storage.SessionID(le.Uint64(body[18:])),
+		evicted:    storage.SessionID(le.Uint64(body[26:])),
+	}
+	nLive, nClosed := int(le.Uint16(body[34:])), int(body[36])
+	rest := body[volumeFixedLen:]
+	if nLive > MaxLiveSessions || nClosed > keptWindows || len(rest) != (nLive+nClosed)*sessionLen {
+		return nil, corrupt("decode volume", "%d bytes for %d open and %d closed sessions", len(rest), nLive, nClosed)
+	}
+	if v.deleted && nLive+nClosed > 0 {
+		return nil, corrupt("decode volume", "it is deleted and has sessions")
+	}
+	v.live = make(map[storage.SessionID]*op.Window, nLive)
+	for i := range nLive + nClosed {
+		id := storage.SessionID(le.Uint64(rest[i*sessionLen:]))
+		w, err := op.DecodeWindow(rest[i*sessionLen+8:])
+		if err != nil {
+			return nil, corrupt("decode volume", "session %d: %w", id, err)
+		}
+		if id == 0 || id > v.maxSession || v.live[id] != nil {
+			return nil, corrupt("decode volume", "session %d of at most %d", id, v.maxSession)
+		}
+		if i < nLive {
+			v.live[id] = &w
+		} else {
+			v.closed = append(v.closed, closedSession{id, w})
+		}
+	}
+	return v, nil
+}

@@ -1,0 +1,68 @@
+package extent
+
+import (
+	"encoding/binary"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/segment"
+)
+
+// Stable keeps a replica's term and vote on the disk of its log, durably. It is what the Raft library calls a stable
+// store. An error of Set means that the disk has failed for good.
+type Stable struct {
+	store *Store
+	key   segment.GroupKey
+}
+
+// MaxStableBytes bounds a value.
+const MaxStableBytes = 64 << 10
+
+// Stable returns the replica's stable store. It needs no group of that key yet.
+func (s *Store) Stable(key segment.GroupKey) *Stable { return &Stable{s, key} }
+
+func (t *Stable) name(key []byte) []byte {
+	return append(groupKeyBytes(keyStable, t.key), key...)
+}
+
+// Set stores a value; it is durable when Set returns.
+func (t *Stable) Set(key, value []byte) error {
+	if len(value) > MaxStableBytes || len(key) > MaxStableBytes {
+		return storage.E("set", storage.KindInvalid, string(key), nil)
+	}
+	k := t.name(key)
+	v := seal(k, append([]byte(nil), value...))
+	return t.store.meta.commit(func(b *pebble.Batch) error { return b.Set(k, v, nil) })
+}
+
+// Get returns the value, or nil if none was set.
+func (t *Stable) Get(key []byte) ([]byte, error) {
+	k := t.name(key)
+	v, err := t.store.meta.get(k)
+	if err != nil || v == nil {
+		return nil, err
+	}
+	body, err := unseal(k, v)
+	if err != nil {
+		return nil, corrupt("get", "%q of group %s: %w", key, t.key, err)
+	}
+	return body, nil
+}
+
+// SetUint64 is Set of a number.
+func (t *Stable) SetUint64(key []byte, value uint64) error {
+	return t.Set(key, binary.BigEndian.AppendUint64(nil, value))
+}
+
+// GetUint64 is Get of a number; 0 if none was set.
+func (t *Stable) GetUint64(key []byte) (uint64, error) {
+	v, err := t.Get(key)
+	if err != nil || v == nil {
+		return 0, err
+	}
+	if len(v) != 8 {
+		return 0, corrupt("get", "%q of group %s has %d bytes", key, t.key, len(v))
+	}
+	return binary.BigEndian.Uint64(v), nil
+}
