@@ -20,9 +20,10 @@ type Cluster interface {
 	// Status asks the leader of group. The runs cover exactly the range asked for.
 	Status(ctx context.Context, group storage.GroupID, req op.StatusRequest) ([]op.Run, error)
 
-	// OpenSession asks the catalog for a new session of the named volume: KindNotFound without such a volume. The
-	// implementation keeps the session alive (heartbeats) until CloseSession.
-	OpenSession(ctx context.Context, name string, options OpenOptions) (SessionInfo, error)
+	// OpenSession asks the catalog for a session of the named volume with an id above request.After: a new one, or
+	// the one whose answer to the same request was lost. KindNotFound without such a volume. The implementation keeps
+	// the session alive (heartbeats) until CloseSession.
+	OpenSession(ctx context.Context, name string, request SessionRequest) (SessionInfo, error)
 	// CloseSession tells the catalog that a session was closed in every group of its volume. Closing a session that
 	// the catalog does not know is not an error.
 	CloseSession(ctx context.Context, session storage.SessionID) error
@@ -40,6 +41,14 @@ type OpenOptions struct {
 	ReadOnly bool
 }
 
+// SessionRequest asks for a session.
+type SessionRequest struct {
+	ReadOnly bool
+	// After is the highest id that this gateway was given before, for whichever volume. A session at or below it may
+	// have been used: taking its id once more would make new requests look like duplicates.
+	After storage.SessionID
+}
+
 // SessionInfo is the catalog's answer to OpenSession.
 type SessionInfo struct {
 	ID         storage.SessionID
@@ -48,8 +57,8 @@ type SessionInfo struct {
 	Groups     []storage.GroupID // extent i lives in Groups[i % len(Groups)]; at least one
 	Epoch      storage.Epoch
 	Generation storage.Generation
-	// Predecessors are live sessions of earlier instances of this gateway. They are closed in every group before
-	// the volume is served.
+	// Predecessors are sessions of this volume that this gateway or earlier instances of it have left. They are
+	// closed in every group before the volume is served.
 	Predecessors []storage.SessionID
 }
 

@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -15,6 +16,7 @@ type Gateway struct {
 	config  Config
 	budget  *semaphore.Weighted // bytes in flight
 	metrics *metrics
+	after   atomic.Uint64 // highest session id that the catalog has given to this gateway
 
 	ctx      context.Context // ends when Close gives up waiting, or has finished
 	cancel   context.CancelFunc
@@ -170,13 +172,15 @@ func (g *Gateway) newDevice(ctx context.Context, key deviceKey) (*device, error)
 func (g *Gateway) openSession(ctx context.Context, key deviceKey) (SessionInfo, error) {
 	subject := "volume " + key.name
 	clock := newAttemptClock(ctx, g.config.AttemptTimeout)
+	req := SessionRequest{ReadOnly: key.readOnly, After: storage.SessionID(g.after.Load())}
 	for n := 0; ; n++ {
-		info, err := g.config.Cluster.OpenSession(clock.context(), key.name, OpenOptions{ReadOnly: key.readOnly})
+		info, err := g.config.Cluster.OpenSession(clock.context(), key.name, req)
 		kind := storage.KindOf(err)
 		switch {
-		case err == nil && (info.ID == 0 || info.Volume == 0 || len(info.Groups) == 0 || info.SizeBytes < 0):
+		case err == nil && (info.ID <= req.After || info.Volume == 0 || len(info.Groups) == 0 || info.SizeBytes < 0):
 			return SessionInfo{}, storage.E("open session", storage.KindInternal, subject, errIncomplete)
 		case err == nil:
+			raise(&g.after, uint64(info.ID))
 			return info, nil
 		case ctx.Err() != nil:
 			return SessionInfo{}, storage.E("open session", storage.KindCanceled, subject, ctx.Err())

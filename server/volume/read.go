@@ -9,9 +9,9 @@ import (
 	"github.com/storaged/storaged/replication/op"
 )
 
-// readFencedTries bounds how often a read that is refused by its generation is repeated while the catalog does not say
-// why: its copy may be behind the group's.
-const readFencedTries = 20
+// readRefusedTries bounds how often a read is repeated that is refused although the catalog knows no reason: its copy
+// may be behind the group's.
+const readRefusedTries = 20
 
 // readAll fills p from off, a bounded number of parts at a time.
 func (v *Volume) readAll(ctx context.Context, p []byte, off int64) error {
@@ -64,7 +64,7 @@ func (v *Volume) readPart(ctx context.Context, p part, dst []byte) error {
 // insistRead repeats once until it succeeds, or fails for good, or ctx or the device has ended. Bytes that fail
 // their checksum are asked for once more.
 func (d *device) insistRead(ctx context.Context, what string, once func(attempt context.Context) error) error {
-	corrupt, fenced := 0, 0
+	corrupt, refused := 0, 0
 	for n := 0; ; n++ {
 		err := once(d.attempts.context())
 		kind := storage.KindOf(err)
@@ -78,21 +78,11 @@ func (d *device) insistRead(ctx context.Context, what string, once func(attempt 
 			d.metrics.retry(kind)
 			d.gateway.config.Logger.Warn("read failed its checksum; trying once more", "volume", d.key.name, "error", err)
 			continue
-		case kind == storage.KindFenced && fenced < readFencedTries:
-			fenced++
-			st, stErr := d.gateway.config.Cluster.WatchVolume(d.attempts.context(), d.id, 0)
-			if storage.KindOf(stErr) == storage.KindNotFound {
-				d.fail(stErr)
-				return stErr
+		case (kind == storage.KindFenced || kind == storage.KindNotFound) && refused < readRefusedTries:
+			refused++
+			if !d.consult(d.attempts.context()) {
+				return d.ended()
 			}
-			if stErr == nil {
-				if err := d.adopt(st); err != nil {
-					return err
-				}
-			}
-		case kind == storage.KindNotFound:
-			d.fail(storage.E(what, kind, d.subject, err))
-			return d.ended()
 		case !retryable(kind):
 			return storage.E(what, kind, d.subject, err)
 		}

@@ -200,7 +200,10 @@ func (d *device) adopt(st VolumeState) error {
 
 // openInGroups opens the session in every group, in parallel. It returns nil, or a group's refusal.
 func (d *device) openInGroups(info SessionInfo) error {
-	_, err := d.inGroups(d.ctx, op.Op{Kind: op.OpenSession, Volume: d.id, Session: info.ID}, func(r op.Result) error {
+	_, err := d.inGroups(d.ctx, op.Op{Kind: op.OpenSession, Volume: d.id, Session: info.ID}, func(r op.Result, attempts int) error {
+		if r.Duplicate && attempts == 1 {
+			return d.errorf(storage.KindConflict, "open session", "somebody else has opened it: its numbers are not ours to use")
+		}
 		return r.Err("open session", d.subject)
 	})
 	if storage.KindOf(err) == storage.KindNotFound {
@@ -211,9 +214,11 @@ func (d *device) openInGroups(info SessionInfo) error {
 
 // closeInGroups closes the session in every group, in parallel, and returns the windows.
 func (d *device) closeInGroups(ctx context.Context, id storage.SessionID) ([]*op.Window, error) {
-	results, err := d.inGroups(ctx, op.Op{Kind: op.CloseSession, Volume: d.id, Session: id}, func(r op.Result) error {
+	results, err := d.inGroups(ctx, op.Op{Kind: op.CloseSession, Volume: d.id, Session: id}, func(r op.Result, _ int) error {
 		switch r.Kind {
 		case storage.KindFenced, storage.KindNotFound: // a newer generation, or a deleted volume: it is as good as closed
+			return nil
+		case storage.KindConflict: // closed so long ago that the window is forgotten
 			return nil
 		}
 		return r.Err("close session", d.subject)
@@ -227,15 +232,16 @@ func (d *device) closeInGroups(ctx context.Context, id storage.SessionID) ([]*op
 
 // inGroups asks every group of the volume, each until it has a final answer, and returns the answers, in the order of
 // d.groups, with the first error that check finds in them.
-func (d *device) inGroups(ctx context.Context, o op.Op, check func(op.Result) error) ([]op.Result, error) {
+func (d *device) inGroups(ctx context.Context, o op.Op, check func(r op.Result, attempts int) error) ([]op.Result, error) {
 	o.Generation, o.Epoch = d.generation, storage.Epoch(d.epoch.Load())
 	header := o.AppendHeader(nil)
 	results, errs := make([]op.Result, len(d.groups)), make([]error, len(d.groups))
 	var wg sync.WaitGroup
 	for i, group := range d.groups {
 		wg.Go(func() {
-			if results[i], errs[i] = d.insist(ctx, group, header); errs[i] == nil {
-				errs[i] = check(results[i])
+			var attempts int
+			if results[i], attempts, errs[i] = d.insist(ctx, group, header); errs[i] == nil {
+				errs[i] = check(results[i], attempts)
 			}
 		})
 	}
@@ -248,23 +254,22 @@ func (d *device) inGroups(ctx context.Context, o op.Op, check func(op.Result) er
 	return results, nil
 }
 
-// insist repeats an operation that may be repeated until its outcome is known, or ctx or the device has ended.
-func (d *device) insist(ctx context.Context, group storage.GroupID, header []byte) (op.Result, error) {
+// insist repeats an operation that may be repeated until a group has decided on it, or ctx or the device has ended.
+func (d *device) insist(ctx context.Context, group storage.GroupID, header []byte) (res op.Result, attempts int, err error) {
 	for n := 0; ; n++ {
-		res, err := d.gateway.config.Cluster.Propose(d.attempts.context(), group, [][]byte{header})
+		res, err = d.gateway.config.Cluster.Propose(d.attempts.context(), group, [][]byte{header})
 		kind := kindOf(res, err)
 		switch {
 		case ctx.Err() != nil && (err != nil || retryable(kind)):
-			return op.Result{}, storage.E("ask group", storage.KindCanceled, d.subject, ctx.Err())
+			return op.Result{}, n + 1, storage.E("ask group", storage.KindCanceled, d.subject, ctx.Err())
 		case d.ctx.Err() != nil && (err != nil || retryable(kind)):
-			return op.Result{}, d.ended()
-		case retryable(kind) || err != nil && kind == storage.KindInternal:
+			return op.Result{}, n + 1, d.ended()
+		case err != nil || retryable(kind):
+			// Only a result is the group's decision; an error may be that of somebody on the way.
 			d.metrics.retry(kind)
 			d.pause(ctx, n, nil)
-		case err != nil:
-			return op.Result{Kind: kind, Text: err.Error()}, nil
 		default:
-			return res, nil
+			return res, n + 1, nil
 		}
 	}
 }

@@ -136,7 +136,16 @@ func (d *device) try(ctx context.Context, f *flight) (done bool, err error) {
 			}
 		case kind == storage.KindFenced:
 			d.metrics.retry(kind)
-			d.fenced(s, res)
+			if d.consult(s.attempts.context()) && err == nil && res.Detail == 0 { // neither epoch nor generation
+				d.rotate(s, "fenced", res.Err("mutate", d.subject))
+			}
+		case kind == storage.KindNotFound && err == nil:
+			d.fail(res.Err("mutate", d.subject))
+			return true, d.ended()
+		case kind == storage.KindConflict, kind == storage.KindNotFound:
+			// A block that was merged in another term, or a node that does not know the group: nothing final.
+			d.metrics.retry(kind)
+			d.consult(s.attempts.context())
 		default:
 			err = refusal(res, err, d.subject)
 			if f.attempts == 1 && kind != storage.KindInternal {
@@ -188,17 +197,16 @@ func (d *device) decide(ctx context.Context, f *flight) (done bool, err error) {
 	return false, nil
 }
 
-// fenced finds out what a refusal by session, epoch or generation means, and acts on it. The caller repeats the
-// request or finds its session closing.
-func (d *device) fenced(s *session, res op.Result) {
-	st, err := d.gateway.config.Cluster.WatchVolume(s.attempts.context(), d.id, 0)
-	switch {
-	case storage.KindOf(err) == storage.KindNotFound:
+// consult asks the catalog for the volume's present state and takes it over. It reports whether the volume is still
+// ours, as far as the catalog could be asked.
+func (d *device) consult(attempt context.Context) bool {
+	st, err := d.gateway.config.Cluster.WatchVolume(attempt, d.id, 0)
+	if storage.KindOf(err) == storage.KindNotFound {
 		d.fail(err)
-	case err == nil && d.adopt(st) != nil:
-	case res.Detail == 0: // neither epoch nor generation
-		d.rotate(s, "fenced", res.Err("mutate", d.subject))
+	} else if err == nil {
+		err = d.adopt(st)
 	}
+	return d.ctx.Err() == nil
 }
 
 func refusal(res op.Result, err error, subject string) error {

@@ -50,6 +50,7 @@ type catalogSession struct {
 	volume   string
 	node     storage.NodeID
 	instance int
+	readOnly bool
 }
 
 // New returns a cluster without volumes.
@@ -309,7 +310,7 @@ func (n *Node) Status(ctx context.Context, g storage.GroupID, req op.StatusReque
 }
 
 // OpenSession implements volume.Cluster.
-func (n *Node) OpenSession(ctx context.Context, name string, _ volume.OpenOptions) (volume.SessionInfo, error) {
+func (n *Node) OpenSession(ctx context.Context, name string, req volume.SessionRequest) (volume.SessionInfo, error) {
 	c := n.cluster
 	var info volume.SessionInfo
 	err := c.after(ctx, c.ask(Call{Method: OpenSession, Node: n.id}), func() error {
@@ -319,20 +320,32 @@ func (n *Node) OpenSession(ctx context.Context, name string, _ volume.OpenOption
 		if v == nil {
 			return notFound(name)
 		}
-		c.nextSess++
 		info = volume.SessionInfo{
-			ID: c.nextSess, Volume: v.id, SizeBytes: v.SizeBytes, Groups: slices.Clone(v.groups), Epoch: v.Epoch, Generation: v.Generation,
+			ID: c.sessionLocked(n, name, req), Volume: v.id, SizeBytes: v.SizeBytes, Groups: slices.Clone(v.groups), Epoch: v.Epoch, Generation: v.Generation,
 		}
 		for id, s := range c.sessions {
-			if s.volume == name && s.node == n.id && s.instance < n.instance {
+			sibling := s.instance == n.instance && s.readOnly != req.ReadOnly
+			if s.volume == name && s.node == n.id && id != info.ID && !sibling {
 				info.Predecessors = append(info.Predecessors, id)
 			}
 		}
 		slices.Sort(info.Predecessors)
-		c.sessions[info.ID] = catalogSession{volume: name, node: n.id, instance: n.instance}
 		return nil
 	})
 	return info, err
+}
+
+// sessionLocked returns the session that the same request has opened before, or a new one.
+func (c *Cluster) sessionLocked(n *Node, name string, req volume.SessionRequest) storage.SessionID {
+	want := catalogSession{volume: name, node: n.id, instance: n.instance, readOnly: req.ReadOnly}
+	for id, s := range c.sessions {
+		if s == want && id > req.After {
+			return id
+		}
+	}
+	c.nextSess++
+	c.sessions[c.nextSess] = want
+	return c.nextSess
 }
 
 // CloseSession implements volume.Cluster.

@@ -33,6 +33,7 @@ type groupVolume struct {
 	epoch      storage.Epoch
 	generation storage.Generation
 	highest    storage.SessionID // opened or closed
+	evicted    storage.SessionID // highest closed one that is forgotten
 	live       map[storage.SessionID]*op.Window
 	closed     []closedSession // the newest last
 	deleted    bool
@@ -111,10 +112,7 @@ func (v *groupVolume) open(o *op.Op) op.Result {
 func (v *groupVolume) close(id storage.SessionID) op.Result {
 	if w := v.live[id]; w != nil {
 		delete(v.live, id)
-		v.closed = append(v.closed, closedSession{id, *w})
-		if len(v.closed) > closedWindows {
-			v.closed = slices.Delete(v.closed, 0, 1)
-		}
+		v.keepClosed(id, *w)
 		window := *w
 		return op.Result{Window: &window}
 	}
@@ -124,11 +122,20 @@ func (v *groupVolume) close(id storage.SessionID) op.Result {
 			return op.Result{Duplicate: true, Window: &window}
 		}
 	}
-	if id <= v.highest {
-		return op.Result{Duplicate: true} // never opened, or forgotten
+	if id <= v.evicted {
+		return refuse(storage.KindConflict, 0, "what session %d applied is no longer known", id)
 	}
-	v.highest = id
+	v.keepClosed(id, op.Window{})
 	return op.Result{Window: new(op.Window)}
+}
+
+func (v *groupVolume) keepClosed(id storage.SessionID, w op.Window) {
+	v.highest = max(v.highest, id)
+	if len(v.closed) == closedWindows {
+		v.evicted = max(v.evicted, v.closed[0].id)
+		v.closed = slices.Delete(v.closed, 0, 1)
+	}
+	v.closed = append(v.closed, closedSession{id, w})
 }
 
 func (g *group) mutate(v *groupVolume, o *op.Op, payload []byte) op.Result {
