@@ -48,7 +48,7 @@ func TestRepeatsAreCounted(t *testing.T) {
 			l.Error("no contact")
 		}
 		l.Named("other").Error("no contact")
-		time.Sleep(repeatInterval)
+		<-time.After(repeatInterval)
 		l.Error("no contact")
 		want := "level=WARN msg=\"no contact\"\nlevel=WARN msg=\"other: no contact\"\nlevel=WARN msg=\"no contact\" left_out=4\n"
 		if b.String() != want {

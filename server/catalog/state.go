@@ -249,3 +249,15 @@ func (s *State) dropSession(id storage.SessionID) {
 	at, _ := slices.BinarySearch(ids, id)
 	s.sessionsByVolume[x.Volume] = slices.Delete(slices.Clone(ids), at, at+1)
 }
+
+// DeletingVolumes returns the volumes that are being deleted, by ascending id.
+func (s *State) DeletingVolumes() []Volume {
+	var out []Volume
+	for _, v := range s.volumes {
+		if v.State == VolumeDeleting {
+			out = append(out, v.clone())
+		}
+	}
+	slices.SortFunc(out, func(a, b Volume) int { return cmp.Compare(a.ID, b.ID) })
+	return out
+}

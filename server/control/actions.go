@@ -1,0 +1,69 @@
+package control
+
+import (
+	"context"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/server/catalog"
+)
+
+// Actions is what the reconcilers do to the world outside the catalog. Package server implements it over the peer
+// methods; Orders go to the node they name.
+//
+// Every method may be called again with the same arguments, also while an earlier call is still at work, and must
+// then end as one call would. A nil error means that it is done. Methods return soon after ctx is done.
+type Actions interface {
+	// CreateReplica has o.Node hold a replica: bootstrapped as the group's only voter, or pulled from o.Source.
+	CreateReplica(ctx context.Context, o CreateOrder) error
+	// DropReplica has a node delete a replica that has left its group. A replica it does not hold is no error.
+	DropReplica(ctx context.Context, o ReplicaOrder) error
+	// ChangeMembership has o.Leader, which must lead the group, change its configuration by one server.
+	ChangeMembership(ctx context.Context, o MembershipOrder) error
+	// TransferLeader has o.Leader hand the group's leadership to the replica o.Key on o.Node.
+	TransferLeader(ctx context.Context, o TransferOrder) error
+	// CloseSession has the group's leader close a session by an entry of its log.
+	CloseSession(ctx context.Context, group storage.GroupID, volume storage.VolumeID, session storage.SessionID) error
+	// DeleteVolume has the group's leader delete the group's part of a volume by an entry of its log.
+	DeleteVolume(ctx context.Context, group storage.GroupID, volume storage.VolumeID) error
+}
+
+// ReplicaOrder names a replica and the node that holds it, or is to.
+type ReplicaOrder struct {
+	Group storage.GroupID    `json:"group"`
+	Node  storage.NodeID     `json:"node"`
+	Key   catalog.ReplicaKey `json:"key"`
+}
+
+// CreateOrder asks for a replica.
+type CreateOrder struct {
+	ReplicaOrder
+	// Bootstrap makes the group's first replica. It is only ever asked for a group that holds no data.
+	Bootstrap bool `json:"bootstrap,omitempty"`
+	// Source is the node to pull from otherwise: the group's leader.
+	Source storage.NodeID `json:"source,omitempty"`
+}
+
+// Membership is a change of a group's configuration.
+type Membership string
+
+// The changes. What is so already is no error.
+const (
+	AddNonvoter  Membership = "add_nonvoter"
+	AddVoter     Membership = "add_voter" // of a non-voter that has caught up; refused otherwise
+	RemoveServer Membership = "remove"
+)
+
+// MembershipOrder asks a group's leader for a change of its configuration.
+type MembershipOrder struct {
+	ReplicaOrder
+	Leader storage.NodeID `json:"leader"`
+	Change Membership     `json:"change"`
+	// ConfigIndex is the configuration the change was decided on; the leader refuses it for a later one. 0: any.
+	ConfigIndex uint64 `json:"config_index,omitempty"`
+}
+
+// TransferOrder asks a group's leader to let another replica lead.
+type TransferOrder struct {
+	ReplicaOrder
+	Leader storage.NodeID `json:"leader"`
+}

@@ -1,0 +1,256 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/server/catalog"
+	"github.com/storaged/storaged/server/placement"
+)
+
+const (
+	firstPause = 20 * time.Millisecond
+	maxPause   = 500 * time.Millisecond
+)
+
+// ask brings a request to the catalog's leader and tries again until ctx is done: every request may be repeated.
+// Errors of other kinds than KindNotLeader and KindUnavailable are final.
+func (c *Controller) ask(ctx context.Context, m Method, body []byte) (reply, error) {
+	var hint storage.NodeID
+	var last error
+	pause := firstPause
+	for {
+		to := hint
+		if to == 0 {
+			to = c.Leader()
+		}
+		hint = 0
+		if to != 0 {
+			r, err := c.askNode(ctx, to, m, body)
+			kind := storage.KindOf(err)
+			if err == nil || kind != storage.KindNotLeader && kind != storage.KindUnavailable && kind != storage.KindCanceled {
+				return r, err
+			}
+			last = err
+			var nl *NotLeaderError
+			if errors.As(err, &nl) && nl.Leader != to {
+				hint = nl.Leader
+			}
+		}
+		if err := pauseFor(ctx, jitter(pause)); err != nil {
+			if last == nil {
+				last = errors.New("nobody leads the catalog; a majority of its nodes must be up")
+			}
+			return reply{}, storage.E("ask the catalog", storage.KindUnavailable, "", fmt.Errorf("%w: %w", err, last))
+		}
+		pause = min(2*pause, maxPause)
+	}
+}
+
+// askNode is one attempt.
+func (c *Controller) askNode(ctx context.Context, to storage.NodeID, m Method, body []byte) (reply, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.RequestTimeout)
+	defer cancel()
+	if to == c.id.Node {
+		r := c.serve(ctx, c.id.Node, m, body)
+		return r, r.err()
+	}
+	b, err := c.cfg.Peers.Call(ctx, to, m, body)
+	if err != nil {
+		return reply{}, err
+	}
+	return decodeReply(b)
+}
+
+func pauseFor(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d) }
+
+// Serve answers a request of another node's Controller; from is 0 for one that is not a node yet. The answer carries
+// errors, too. Requests may be served concurrently; body is not used after Serve has returned.
+func (c *Controller) Serve(ctx context.Context, from storage.NodeID, m Method, body []byte) []byte {
+	return encodeReply(c.serve(ctx, from, m, body))
+}
+
+func (c *Controller) serve(ctx context.Context, from storage.NodeID, m Method, body []byte) reply {
+	switch m {
+	case MethodPropose:
+		return c.servePropose(ctx, body)
+	case MethodRead:
+		return c.serveRead(ctx, body)
+	case MethodReport:
+		return c.serveReport(from, body)
+	case MethodJoin:
+		return c.serveJoin(ctx, from, body)
+	}
+	return failed(storage.E("ask the catalog", storage.KindUnsupported, "", fmt.Errorf("there is no method %d", m)))
+}
+
+// servePropose proposes a command; it looks at it first, so that nonsense does not reach the log.
+func (c *Controller) servePropose(ctx context.Context, body []byte) reply {
+	if _, err := catalog.Decode(body); err != nil {
+		return failed(err)
+	}
+	result, err := c.apply(ctx, body)
+	if err != nil {
+		return failed(err)
+	}
+	return reply{Result: &result}
+}
+
+// apply proposes an encoded command on this node, which must lead.
+func (c *Controller) apply(ctx context.Context, body []byte) (catalog.Result, error) {
+	if c.raft.State() != raft.Leader {
+		return catalog.Result{}, notLeader(c.Leader())
+	}
+	future := c.raft.Apply(append([]byte(nil), body...), c.cfg.RequestTimeout)
+	if err := c.await(ctx, future); err != nil {
+		return catalog.Result{}, err
+	}
+	result, ok := future.Response().(catalog.Result)
+	if !ok {
+		return catalog.Result{}, storage.E("propose", storage.KindInternal, "", fmt.Errorf("answer %T", future.Response()))
+	}
+	return result, nil
+}
+
+// await waits for a future of the library, which knows no contexts: one that is given up goes on in a goroutine, of
+// which there are at most maxProposals. They end with the future, at the latest when Raft is shut down.
+func (c *Controller) await(ctx context.Context, f raft.Future) error {
+	select {
+	case c.proposals <- struct{}{}:
+	case <-ctx.Done():
+		return storage.E("propose", storage.KindUnavailable, "", errors.New("too many commands wait for the catalog's log"))
+	}
+	done := make(chan error, 1)
+	go func() {
+		err := f.Error()
+		<-c.proposals
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		return c.fromRaft(err)
+	case <-ctx.Done():
+		return storage.E("propose", storage.KindUnavailable, "", fmt.Errorf("no answer in time: %w", context.Cause(ctx)))
+	}
+}
+
+func (c *Controller) fromRaft(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipTransferInProgress):
+		return notLeader(c.Leader())
+	default: // leadership lost, shut down, queue full: it may have been committed, or will be
+		return storage.E("propose", storage.KindUnavailable, "", err)
+	}
+}
+
+// serveRead answers with an index that everything committed before is at or below, or with the reports. The barrier
+// is an entry of the log: no clock is trusted, and the library sends concurrent ones in one batch.
+func (c *Controller) serveRead(ctx context.Context, body []byte) reply {
+	var req readRequest
+	if err := decodeRequest(body, maxRequestBytes, &req); err != nil {
+		return failed(err)
+	}
+	if c.raft.State() != raft.Leader {
+		return failed(notLeader(c.Leader()))
+	}
+	if req.Reports {
+		l := c.leading()
+		if l == nil {
+			return failed(storage.E("read reports", storage.KindUnavailable, "", errors.New("the leader was just elected")))
+		}
+		return reply{Reports: l.heard(time.Now())}
+	}
+	if err := c.await(ctx, c.raft.Barrier(c.cfg.RequestTimeout)); err != nil {
+		return failed(err)
+	}
+	index, _ := c.fsm.next()
+	return reply{Index: index}
+}
+
+// serveReport takes a node's report.
+func (c *Controller) serveReport(from storage.NodeID, body []byte) reply {
+	var report placement.NodeReport
+	if err := decodeRequest(body, maxReportBytes, &report); err != nil {
+		return failed(err)
+	}
+	if from == 0 || report.Node != from {
+		return failed(storage.E("report", storage.KindPermission, "", fmt.Errorf("node %s reports as node %s", from, report.Node)))
+	}
+	l := c.leading()
+	if l == nil {
+		return failed(notLeader(c.Leader()))
+	}
+	known := false
+	c.fsm.view(func(s *catalog.State) {
+		n, ok := s.Node(from)
+		known = ok && n.State != catalog.NodeRemoved
+	})
+	if !known {
+		return failed(storage.E("report", storage.KindPermission, "", fmt.Errorf("node %s is not part of the cluster", from)))
+	}
+	l.take(report, time.Now())
+	return reply{}
+}
+
+// serveJoin takes a node in. A node that leads not asks the one that does, for a stranger only: nodes find it alone.
+func (c *Controller) serveJoin(ctx context.Context, from storage.NodeID, body []byte) reply {
+	cmd, err := catalog.Decode(body)
+	if err != nil {
+		return failed(err)
+	}
+	add, ok := cmd.(catalog.AddNode)
+	if !ok {
+		return failed(storage.E("join", storage.KindInvalid, "", errors.New("the request is no description of a node")))
+	}
+	if c.raft.State() != raft.Leader {
+		if from != 0 {
+			return failed(notLeader(c.Leader()))
+		}
+		r, err := c.ask(ctx, MethodJoin, body)
+		if err != nil {
+			return failed(err)
+		}
+		return r
+	}
+	add.At = time.Now().UTC()
+	if body, err = catalog.Encode(add); err != nil {
+		return failed(err)
+	}
+	result, err := c.apply(ctx, body)
+	if err != nil {
+		return failed(err)
+	}
+	if result.Err != nil {
+		return failed(result.Err)
+	}
+	join := JoinResponse{Node: result.Node, Addrs: map[storage.NodeID]string{}}
+	c.fsm.view(func(s *catalog.State) {
+		join.Cluster, join.HeartbeatTimeout = s.Cluster().ID.String(), s.Cluster().HeartbeatTimeout
+		for _, n := range s.Nodes() {
+			if n.State != catalog.NodeRemoved {
+				join.Addrs[n.ID] = n.Addrs.Peer
+			}
+		}
+	})
+	c.Reconcile()
+	return reply{Join: &join}
+}

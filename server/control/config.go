@@ -1,0 +1,148 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/hashicorp/raft"
+	"github.com/prometheus/client_golang/prometheus"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/server/catalog"
+	"github.com/storaged/storaged/server/placement"
+)
+
+// Method numbers what one Controller asks of another; they are peer methods.
+type Method uint16
+
+// The methods.
+const (
+	MethodPropose Method = 48 // apply a command
+	MethodRead    Method = 49 // an index that a linearizable read waits for; the leader's reports
+	MethodReport  Method = 50 // a NodeReport
+	MethodJoin    Method = 54 // become a node
+)
+
+// Peers carries requests to other nodes' Controllers, where Serve answers them. Call returns when the answer is there
+// or ctx is done; KindUnavailable when the outcome is not known.
+type Peers interface {
+	Call(ctx context.Context, to storage.NodeID, m Method, body []byte) ([]byte, error)
+}
+
+// Config makes a Controller. Fields without a remark are required.
+type Config struct {
+	// Dir holds the identity, the address book, and the catalog's log, votes and snapshots.
+	Dir string
+	// FS is where identity and address book lie; default vfs.Default. Raft's files are the operating system's.
+	FS vfs.FS
+	// Stores replaces Raft's files, for tests; nil: bolt and snapshot files in Dir.
+	Stores *RaftStores
+
+	// Transport carries the catalog's Raft messages. Close closes it, if it has a Close, as the library does.
+	Transport raft.Transport
+	// Peers reaches other nodes' Controllers.
+	Peers Peers
+	// Actions carries out what the reconcilers decide.
+	Actions Actions
+
+	// Self is what the node says about itself; the catalog is brought in step with it. Name, Peer address and stores.
+	Self catalog.AddNode
+	// Report says how the node is; it is called every ReportInterval and must not block.
+	Report func() placement.NodeReport
+
+	// CommitTimeout is how long followers learn late of the last commit. Default 100 ms.
+	CommitTimeout time.Duration
+	// ReportInterval is the time between a node's reports. Default 1 s.
+	ReportInterval time.Duration
+	// ReconcileInterval is the longest time between two looks at the cluster; changes are looked at at once.
+	// Default 1 s.
+	ReconcileInterval time.Duration
+	// SuspectAfter and DownAfter are the silences after which a node is suspect, and down. Defaults 3 s and 15 s.
+	SuspectAfter, DownAfter time.Duration
+	// SessionTimeout is how long a session lives that no gateway's report names. Default 30 s.
+	SessionTimeout time.Duration
+	// BalanceCooldown is the time between two moves of one group's leader, and after a node came back before it is
+	// given leaders. Default 10 s.
+	BalanceCooldown time.Duration
+	// RequestTimeout bounds one attempt of a request to the leader, and an order. Default 5 s.
+	RequestTimeout time.Duration
+	// CreateTimeout bounds the creation of one replica, which pulls all that the group holds. Default 6 h.
+	CreateTimeout time.Duration
+	// MaxTasks bounds the orders on their way. Default 32.
+	MaxTasks int
+	// SnapshotThreshold is the number of log entries after which the catalog writes a snapshot. Default 4096.
+	SnapshotThreshold uint64
+
+	Logger  *slog.Logger          // default: discard
+	Metrics prometheus.Registerer // default: none
+}
+
+// RaftStores are where Raft keeps its log, its votes and its snapshots.
+type RaftStores struct {
+	Log       raft.LogStore
+	Stable    raft.StableStore
+	Snapshots raft.SnapshotStore
+}
+
+func (c *Config) setDefaults() {
+	for _, d := range []struct {
+		field *time.Duration
+		value time.Duration
+	}{
+		{&c.CommitTimeout, 100 * time.Millisecond}, {&c.ReportInterval, time.Second}, {&c.ReconcileInterval, time.Second},
+		{&c.SuspectAfter, 3 * time.Second}, {&c.DownAfter, 15 * time.Second}, {&c.SessionTimeout, 30 * time.Second},
+		{&c.BalanceCooldown, 10 * time.Second}, {&c.RequestTimeout, 5 * time.Second}, {&c.CreateTimeout, 6 * time.Hour},
+	} {
+		if *d.field == 0 {
+			*d.field = d.value
+		}
+	}
+	if c.MaxTasks == 0 {
+		c.MaxTasks = 32
+	}
+	if c.SnapshotThreshold == 0 {
+		c.SnapshotThreshold = 4096
+	}
+	if c.FS == nil {
+		c.FS = vfs.Default
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+}
+
+// Validate returns every problem at once.
+func (c *Config) Validate() error {
+	var errs []error
+	need := func(ok bool, what string) {
+		if !ok {
+			errs = append(errs, errors.New(what))
+		}
+	}
+	need(c.Dir != "", "Dir is empty")
+	need(c.Transport != nil, "Transport is missing")
+	need(c.Peers != nil, "Peers is missing")
+	need(c.Actions != nil, "Actions is missing")
+	need(c.Report != nil, "Report is missing")
+	need(c.MaxTasks >= 0, "MaxTasks is negative")
+	if c.DownAfter < c.SuspectAfter {
+		errs = append(errs, fmt.Errorf("DownAfter (%v) is below SuspectAfter (%v)", c.DownAfter, c.SuspectAfter))
+	}
+	if c.SuspectAfter < 2*c.ReportInterval {
+		errs = append(errs, fmt.Errorf("SuspectAfter (%v) is below two report intervals (%v)", c.SuspectAfter, c.ReportInterval))
+	}
+	if _, err := catalog.Encode(c.Self); err != nil {
+		errs = append(errs, err)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return storage.E("open catalog", storage.KindInvalid, c.Dir, err)
+	}
+	return nil
+}
+
+func (c *Config) path(name string) string { return filepath.Join(c.Dir, name) }

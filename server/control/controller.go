@@ -1,0 +1,371 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"math"
+	"os"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/logging"
+	"github.com/storaged/storaged/server/catalog"
+)
+
+// NeverHeard is the age of a copy that no leader has confirmed since the process started.
+const NeverHeard = time.Duration(math.MaxInt64)
+
+// Controller is a node's part of the catalog.
+type Controller struct {
+	cfg     Config
+	id      Identity
+	fsm     *fsm
+	raft    *raft.Raft
+	files   io.Closer // the bolt store; nil if the stores were given
+	book    *book
+	metrics *metrics
+
+	soon chan struct{} // capacity 1: report now
+	wake chan struct{} // capacity 1: reconcile now
+
+	proposals chan struct{} // one slot for each future that is waited for
+
+	mu   sync.Mutex  // guards lead
+	lead *leadership // while this node leads, and the state was caught up
+
+	closeOnce sync.Once
+	closeErr  error
+}
+
+// ServerID is a node's name in the catalog's Raft configuration.
+func ServerID(node storage.NodeID) raft.ServerID { return raft.ServerID(node.String()) }
+
+// ServerAddress is a node's address in the catalog's Raft configuration: its id, which the transport resolves.
+func ServerAddress(node storage.NodeID) raft.ServerAddress { return raft.ServerAddress(node.String()) }
+
+// parseServerID is the inverse of ServerID; 0 for what is none.
+func parseServerID(id string) storage.NodeID {
+	n, err := strconv.ParseUint(id, 10, 32)
+	if err != nil {
+		return 0
+	}
+	return storage.NodeID(n)
+}
+
+// Open opens the catalog of the node whose identity is in cfg.Dir, and joins its Raft group. KindNotFound: there is
+// no identity; bootstrap or join first (SaveIdentity, Join).
+func Open(cfg Config) (*Controller, error) {
+	cfg.setDefaults()
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	id, err := LoadIdentity(cfg.FS, cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	addresses, err := openBook(cfg.FS, cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	c := &Controller{cfg: cfg, id: id, fsm: newFSM(), book: addresses, soon: make(chan struct{}, 1),
+		wake: make(chan struct{}, 1), proposals: make(chan struct{}, maxProposals)}
+	if err := c.start(); err != nil {
+		if c.files != nil {
+			err = errors.Join(err, c.files.Close())
+		}
+		return nil, err
+	}
+	if c.metrics, err = newMetrics(cfg.Metrics, c); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return c, nil
+}
+
+// start opens the stores and the Raft instance.
+func (c *Controller) start() error {
+	stores, err := c.openStores()
+	if err != nil {
+		return err
+	}
+	conf := c.raftConfig()
+	if c.id.Bootstrap != nil {
+		// The library syncs what it bootstraps, and refuses a second time.
+		err := raft.BootstrapCluster(conf, stores.Log, stores.Stable, stores.Snapshots, c.cfg.Transport,
+			raft.Configuration{Servers: []raft.Server{{Suffrage: raft.Voter, ID: conf.LocalID, Address: ServerAddress(c.id.Node)}}})
+		if err != nil && !errors.Is(err, raft.ErrCantBootstrap) {
+			return storage.E("bootstrap catalog", storage.KindIO, c.cfg.Dir, err)
+		}
+	}
+	if c.raft, err = raft.NewRaft(conf, c.fsm, stores.Log, stores.Stable, stores.Snapshots, c.cfg.Transport); err != nil {
+		return storage.E("open catalog", storage.KindIO, c.cfg.Dir, err)
+	}
+	return nil
+}
+
+func (c *Controller) openStores() (*RaftStores, error) {
+	if c.cfg.Stores != nil {
+		return c.cfg.Stores, nil
+	}
+	if err := os.MkdirAll(c.cfg.Dir, 0o750); err != nil {
+		return nil, storage.E("open catalog", storage.KindIO, c.cfg.Dir, err)
+	}
+	bolt, err := raftboltdb.New(raftboltdb.Options{Path: c.cfg.path("raft.db"), MsgpackUseNewTimeFormat: true})
+	if err != nil {
+		return nil, storage.E("open catalog", storage.KindIO, c.cfg.path("raft.db"), err)
+	}
+	c.files = bolt
+	snaps, err := raft.NewFileSnapshotStoreWithLogger(c.cfg.Dir, retainedSnapshots, logging.HC(c.cfg.Logger))
+	if err != nil {
+		return nil, storage.E("open catalog", storage.KindIO, c.cfg.Dir, err)
+	}
+	return &RaftStores{Log: bolt, Stable: bolt, Snapshots: snaps}, nil
+}
+
+const (
+	retainedSnapshots = 2
+	maxProposals      = 256
+	trailingLogs      = 1024
+	snapshotInterval  = time.Minute
+)
+
+func (c *Controller) raftConfig() *raft.Config {
+	conf := raft.DefaultConfig()
+	conf.LocalID = ServerID(c.id.Node)
+	conf.HeartbeatTimeout = c.id.HeartbeatTimeout
+	conf.ElectionTimeout = c.id.HeartbeatTimeout
+	conf.LeaderLeaseTimeout = c.id.HeartbeatTimeout
+	conf.CommitTimeout = c.cfg.CommitTimeout
+	conf.SnapshotInterval = snapshotInterval
+	conf.SnapshotThreshold = c.cfg.SnapshotThreshold
+	conf.TrailingLogs = trailingLogs
+	conf.ShutdownOnRemove = false
+	conf.PreVoteDisabled = false
+	conf.NoLegacyTelemetry = true
+	conf.Logger = logging.HC(c.cfg.Logger).Named("catalog")
+	return conf
+}
+
+// Run does the node's part until ctx is done: it reports, keeps the node's record up to date, and reconciles while
+// this node leads. It runs once; Close follows it.
+func (c *Controller) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	for _, loop := range []func(context.Context){c.runReports, c.runBook, c.runSelf, c.runLeader} {
+		wg.Go(func() { loop(ctx) })
+	}
+	wg.Wait()
+	return context.Cause(ctx)
+}
+
+// Close hands leadership over if it can, stops Raft and closes its files. It is idempotent.
+func (c *Controller) Close() error {
+	c.closeOnce.Do(func() {
+		if c.raft.State() == raft.Leader && c.voters() > 1 {
+			if err := c.raft.LeadershipTransfer().Error(); err != nil {
+				c.cfg.Logger.Info("leadership of the catalog was not handed over; another node is elected", "reason", err)
+			}
+		}
+		c.closeErr = c.raft.Shutdown().Error()
+		if c.files != nil {
+			c.closeErr = errors.Join(c.closeErr, c.files.Close())
+		}
+		if c.closeErr != nil {
+			c.closeErr = storage.E("close catalog", storage.KindIO, c.cfg.Dir, c.closeErr)
+		}
+		if c.metrics != nil {
+			c.metrics.unregister()
+		}
+	})
+	return c.closeErr
+}
+
+func (c *Controller) voters() int {
+	n := 0
+	for _, s := range c.raft.GetConfiguration().Configuration().Servers {
+		if s.Suffrage == raft.Voter {
+			n++
+		}
+	}
+	return n
+}
+
+// Identity returns who the node is.
+func (c *Controller) Identity() Identity { return c.id }
+
+// Leader returns the node that leads the catalog as far as this node knows; 0 if it knows of none.
+func (c *Controller) Leader() storage.NodeID {
+	_, id := c.raft.LeaderWithID()
+	return parseServerID(string(id))
+}
+
+// Term returns the catalog's Raft term as this node knows it.
+func (c *Controller) Term() uint64 { return c.raft.CurrentTerm() }
+
+// Resolve returns the peer address of a node: from the catalog, or from the address book of an earlier run while this
+// node's copy is older than that.
+func (c *Controller) Resolve(id storage.NodeID) (addr string, ok bool) {
+	c.book.mu.Lock()
+	index := c.book.index
+	c.book.mu.Unlock()
+	var n catalog.Node
+	c.fsm.view(func(s *catalog.State) {
+		if s.Applied() >= index {
+			n, ok = s.Node(id)
+		}
+	})
+	if ok && n.State != catalog.NodeRemoved {
+		return n.Addrs.Peer, true
+	}
+	return c.book.lookup(id)
+}
+
+// Freshness says how good a view is.
+type Freshness struct {
+	Index uint64 // of the last command the copy holds
+	// Age is how long ago the leader was last heard, 0 on the leader itself: what was committed since is missing,
+	// and what was committed up to two CommitTimeouts before may be. NeverHeard: not since the process started.
+	Age    time.Duration
+	Leader storage.NodeID // 0: nobody known
+}
+
+// View calls fn with this node's copy of the catalog, which fn must neither keep nor change. It takes no network.
+func (c *Controller) View(fn func(*catalog.State)) Freshness {
+	f := c.Freshness()
+	c.fsm.view(func(s *catalog.State) {
+		f.Index = s.Applied()
+		fn(s)
+	})
+	return f
+}
+
+// Freshness says how good this node's copy is.
+func (c *Controller) Freshness() Freshness {
+	f := Freshness{Leader: c.Leader(), Age: NeverHeard}
+	f.Index, _ = c.fsm.next()
+	if last := c.raft.LastContact(); c.raft.State() == raft.Leader {
+		f.Age = 0
+	} else if !last.IsZero() {
+		f.Age = max(0, time.Since(last))
+	}
+	return f
+}
+
+// Read calls fn with a copy that holds everything that was committed before Read was called.
+func (c *Controller) Read(ctx context.Context, fn func(*catalog.State)) error {
+	r, err := c.ask(ctx, MethodRead, []byte("{}"))
+	if err != nil {
+		return err
+	}
+	if err := c.fsm.wait(ctx, r.Index); err != nil {
+		return err
+	}
+	c.fsm.view(fn)
+	return nil
+}
+
+// Changed returns the index of the last command this node has applied, and a channel that is closed when it applies
+// the next one.
+func (c *Controller) Changed() (index uint64, next <-chan struct{}) { return c.fsm.next() }
+
+// WaitIndex returns when this node's copy holds the command at index; KindUnavailable when ctx ends before.
+func (c *Controller) WaitIndex(ctx context.Context, index uint64) error {
+	return c.fsm.wait(ctx, index)
+}
+
+// Propose applies a command, on whatever node this is, and returns its result; a refusal is the error. It tries
+// again, which commands permit, until ctx is done. KindUnavailable: whether it was applied is not known.
+//
+// It returns once this node's own copy shows the effect, unless the copy lags too far behind.
+func (c *Controller) Propose(ctx context.Context, cmd catalog.Command) (catalog.Result, error) {
+	body, err := catalog.Encode(cmd)
+	if err != nil {
+		return catalog.Result{}, err
+	}
+	r, err := c.ask(ctx, MethodPropose, body)
+	if err != nil {
+		return catalog.Result{}, err
+	}
+	if r.Result == nil {
+		return catalog.Result{}, storage.E("propose", storage.KindInternal, "", errors.New("the leader answered without a result"))
+	}
+	if r.Result.Err != nil {
+		return *r.Result, r.Result.Err
+	}
+	wait, cancel := context.WithTimeout(ctx, 10*c.cfg.CommitTimeout)
+	defer cancel()
+	_ = c.fsm.wait(wait, r.Result.Index) // it is committed either way
+	return *r.Result, nil
+}
+
+// Reports returns what the nodes last told the catalog's leader, from whatever node it is asked on.
+func (c *Controller) Reports(ctx context.Context) (map[storage.NodeID]Heard, error) {
+	r, err := c.ask(ctx, MethodRead, []byte(`{"reports":true}`))
+	return r.Reports, err
+}
+
+// ReportSoon has the node report now instead of at its next interval: after something changed that the reconcilers
+// wait for.
+func (c *Controller) ReportSoon() { kick(c.soon) }
+
+// Reconcile has the leader's reconcilers look now.
+func (c *Controller) Reconcile() { kick(c.wake) }
+
+func kick(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+// Join asks a node of a cluster, through call, to take this node in; call carries MethodJoin to any node. SaveJoin
+// then writes the answer down.
+func Join(ctx context.Context, self catalog.AddNode, call func(ctx context.Context, body []byte) ([]byte, error)) (JoinResponse, error) {
+	body, err := catalog.Encode(self)
+	if err != nil {
+		return JoinResponse{}, err
+	}
+	b, err := call(ctx, body)
+	if err != nil {
+		return JoinResponse{}, err
+	}
+	r, err := decodeReply(b)
+	if err != nil {
+		return JoinResponse{}, err
+	}
+	if r.Join == nil {
+		return JoinResponse{}, storage.E("join", storage.KindInternal, "", errors.New("the answer names no node"))
+	}
+	return *r.Join, nil
+}
+
+// SaveJoin makes dir the directory of the node that the cluster has taken in. The same answer again changes nothing.
+func SaveJoin(cfg Config, r JoinResponse) (Identity, error) {
+	cfg.setDefaults()
+	cluster, err := storage.ParseClusterID(r.Cluster)
+	if err != nil {
+		return Identity{}, storage.E("join", storage.KindInvalid, "", err)
+	}
+	if len(r.Addrs) > catalog.MaxNodes {
+		return Identity{}, storage.E("join", storage.KindInvalid, "", fmt.Errorf("%d nodes", len(r.Addrs)))
+	}
+	id := Identity{Cluster: cluster, Node: r.Node, HeartbeatTimeout: r.HeartbeatTimeout}
+	if err := SaveIdentity(cfg.FS, cfg.Dir, id); err != nil {
+		return Identity{}, err
+	}
+	b, err := openBook(cfg.FS, cfg.Dir)
+	if err != nil {
+		return Identity{}, err
+	}
+	if b.index > 0 { // the book of a node that has run already is better than the answer
+		return id, nil
+	}
+	addrs := maps.Clone(r.Addrs)
+	return id, writeJSON(cfg.FS, cfg.Dir, bookFile, bookJSON{Version: fileVersion, Addrs: addrs})
+}

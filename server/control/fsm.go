@@ -1,0 +1,108 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/hashicorp/raft"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/server/catalog"
+)
+
+// fsm holds this node's copy of the catalog. Raft applies to it, everyone reads it.
+type fsm struct {
+	mu      sync.RWMutex   // guards the fields below; held for the length of one command or one view, never across I/O
+	state   *catalog.State // replaced by Restore only
+	changed chan struct{}  // closed and replaced at every command
+}
+
+func newFSM() *fsm { return &fsm{state: catalog.New(), changed: make(chan struct{})} }
+
+// Apply implements raft.FSM; it returns the catalog.Result.
+func (f *fsm) Apply(l *raft.Log) any {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	result, _ := f.state.Apply(l.Index, l.Data)
+	f.broadcastLocked()
+	return result
+}
+
+func (f *fsm) broadcastLocked() {
+	close(f.changed)
+	f.changed = make(chan struct{})
+}
+
+// Snapshot implements raft.FSM.
+func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return fsmSnapshot{f.state.Clone()}, nil
+}
+
+// Restore implements raft.FSM. A snapshot that cannot be read leaves the state as it was.
+func (f *fsm) Restore(r io.ReadCloser) error {
+	state, err := catalog.Restore(r)
+	if cerr := r.Close(); err == nil && cerr != nil {
+		err = storage.E("restore catalog", storage.KindIO, "", cerr)
+	}
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.state = state
+	f.broadcastLocked()
+	return nil
+}
+
+// view calls fn with the state, which fn must neither keep nor change.
+func (f *fsm) view(fn func(*catalog.State)) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	fn(f.state)
+}
+
+// next returns the applied index and a channel that is closed at the next command.
+func (f *fsm) next() (applied uint64, changed <-chan struct{}) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.state.Applied(), f.changed
+}
+
+// wait returns when the command at index has been applied.
+func (f *fsm) wait(ctx context.Context, index uint64) error {
+	for {
+		applied, changed := f.next()
+		if applied >= index {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return storage.E("wait for the catalog", storage.KindUnavailable, "",
+				fmt.Errorf("this node's copy is at %d, not yet at %d: %w", applied, index, context.Cause(ctx)))
+		}
+	}
+}
+
+// fsmSnapshot is a state that nothing changes any more.
+type fsmSnapshot struct{ state *catalog.State }
+
+// Persist implements raft.FSMSnapshot.
+func (s fsmSnapshot) Persist(sink raft.SnapshotSink) error {
+	b, err := s.state.Snapshot()
+	if err == nil {
+		_, err = sink.Write(b)
+	}
+	if err != nil {
+		_ = sink.Cancel() // the first error counts
+		return err
+	}
+	return sink.Close()
+}
+
+// Release implements raft.FSMSnapshot.
+func (fsmSnapshot) Release() {}

@@ -1,0 +1,211 @@
+package control
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"sync"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/server/catalog"
+)
+
+const (
+	identityFile = "node.json"
+	bookFile     = "peers.json"
+	// maxFileBytes bounds both files before they are read.
+	maxFileBytes = 4 << 20
+	fileVersion  = 1
+)
+
+// Identity is who a node is: it is written once, when the node bootstraps a cluster or has joined one.
+type Identity struct {
+	Cluster storage.ClusterID
+	Node    storage.NodeID
+	// HeartbeatTimeout is the cluster's.
+	HeartbeatTimeout time.Duration
+	// Bootstrap is set on the node that made the cluster, with the settings it was made with.
+	Bootstrap *catalog.Cluster
+}
+
+// NewCluster is the identity of the first node of a new cluster. Zero settings take the catalog's defaults.
+func NewCluster(c catalog.Cluster) (Identity, error) {
+	if _, err := catalog.Encode(catalog.InitCluster{Cluster: c}); err != nil {
+		return Identity{}, err
+	}
+	if c.HeartbeatTimeout == 0 {
+		c.HeartbeatTimeout = catalog.DefaultHeartbeatTimeout
+	}
+	return Identity{Cluster: c.ID, Node: 1, HeartbeatTimeout: c.HeartbeatTimeout, Bootstrap: &c}, nil
+}
+
+type identityJSON struct {
+	Version          int              `json:"version"`
+	Cluster          string           `json:"cluster"`
+	Node             storage.NodeID   `json:"node"`
+	HeartbeatTimeout time.Duration    `json:"heartbeat_timeout_ns"`
+	Bootstrap        *catalog.Cluster `json:"bootstrap,omitempty"`
+}
+
+// SaveIdentity writes the identity into dir, which is created. A directory that has another identity is refused.
+func SaveIdentity(fsys vfs.FS, dir string, id Identity) error {
+	const op = "save identity"
+	if id.Cluster.IsZero() || id.Node == 0 || id.HeartbeatTimeout <= 0 {
+		return storage.E(op, storage.KindInvalid, dir, errors.New("cluster, node or heartbeat timeout is not set"))
+	}
+	if old, err := LoadIdentity(fsys, dir); err == nil {
+		if old.Cluster != id.Cluster || old.Node != id.Node {
+			return storage.E(op, storage.KindConflict, dir, fmt.Errorf(
+				"it belongs to node %s of cluster %s; use an empty data directory to join another cluster", old.Node, old.Cluster))
+		}
+		return nil
+	} else if !errors.Is(err, storage.ErrNotFound) {
+		return err
+	}
+	if err := fsys.MkdirAll(dir, 0o750); err != nil {
+		return storage.E(op, storage.KindIO, dir, err)
+	}
+	return writeJSON(fsys, dir, identityFile, identityJSON{Version: fileVersion, Cluster: id.Cluster.String(), Node: id.Node,
+		HeartbeatTimeout: id.HeartbeatTimeout, Bootstrap: id.Bootstrap})
+}
+
+// LoadIdentity reads the identity in dir: KindNotFound if there is none, KindCorrupt if it cannot be read.
+func LoadIdentity(fsys vfs.FS, dir string) (Identity, error) {
+	const op = "load identity"
+	var w identityJSON
+	if err := readJSON(fsys, dir, identityFile, &w); err != nil {
+		return Identity{}, err
+	}
+	if w.Version != fileVersion {
+		return Identity{}, storage.E(op, storage.KindUnsupported, dir, fmt.Errorf("version %d, this storaged knows %d",
+			w.Version, fileVersion))
+	}
+	cluster, err := storage.ParseClusterID(w.Cluster)
+	if err != nil || cluster.IsZero() || w.Node == 0 || w.HeartbeatTimeout <= 0 {
+		return Identity{}, storage.E(op, storage.KindCorrupt, dir, errors.New("cluster, node or heartbeat timeout is missing"))
+	}
+	return Identity{Cluster: cluster, Node: w.Node, HeartbeatTimeout: w.HeartbeatTimeout, Bootstrap: w.Bootstrap}, nil
+}
+
+// writeJSON replaces a file: write, sync, rename, sync the directory.
+func writeJSON(fsys vfs.FS, dir, name string, v any) (err error) {
+	path := fsys.PathJoin(dir, name)
+	fail := func(err error) error { return storage.E("write", storage.KindIO, path, err) }
+	b, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return storage.E("write", storage.KindInternal, path, err)
+	}
+	f, err := fsys.Create(path+".tmp", vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return fail(err)
+	}
+	_, err = f.Write(append(b, '\n'))
+	if err == nil {
+		err = f.Sync()
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		return fail(err)
+	}
+	if err := fsys.Rename(path+".tmp", path); err != nil {
+		return fail(err)
+	}
+	d, err := fsys.OpenDir(dir)
+	if err != nil {
+		return fail(err)
+	}
+	if err := errors.Join(d.Sync(), d.Close()); err != nil {
+		return fail(err)
+	}
+	return nil
+}
+
+func readJSON(fsys vfs.FS, dir, name string, v any) error {
+	path := fsys.PathJoin(dir, name)
+	f, err := fsys.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return storage.E("read", storage.KindNotFound, path, nil)
+	} else if err != nil {
+		return storage.E("read", storage.KindIO, path, err)
+	}
+	b, err := io.ReadAll(io.LimitReader(f, maxFileBytes+1))
+	if err := errors.Join(err, f.Close()); err != nil {
+		return storage.E("read", storage.KindIO, path, err)
+	}
+	if len(b) > maxFileBytes {
+		return storage.E("read", storage.KindCorrupt, path, fmt.Errorf("it has more than %d bytes", maxFileBytes))
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return storage.E("read", storage.KindCorrupt, path, err)
+	}
+	return nil
+}
+
+// book remembers the nodes' peer addresses across a restart. A restarted node does not know its catalog before a
+// leader tells it what is committed, and none can be elected before the nodes can reach one another.
+type book struct {
+	fs  vfs.FS
+	dir string
+
+	mu    sync.Mutex // guards the fields below, also across the write of the file: writes are rare and small
+	index uint64     // of the catalog's state that addrs is from
+	addrs map[storage.NodeID]string
+}
+
+type bookJSON struct {
+	Version int                       `json:"version"`
+	Index   uint64                    `json:"index"`
+	Addrs   map[storage.NodeID]string `json:"addrs"`
+}
+
+func openBook(fsys vfs.FS, dir string) (*book, error) {
+	b := &book{fs: fsys, dir: dir, addrs: map[storage.NodeID]string{}}
+	var w bookJSON
+	err := readJSON(fsys, dir, bookFile, &w)
+	switch {
+	case errors.Is(err, storage.ErrNotFound):
+		return b, nil
+	case err != nil:
+		return nil, err
+	case w.Version != fileVersion:
+		return nil, storage.E("read", storage.KindUnsupported, dir, fmt.Errorf("%s has version %d", bookFile, w.Version))
+	}
+	b.index = w.Index
+	if w.Addrs != nil {
+		b.addrs = w.Addrs
+	}
+	return b, nil
+}
+
+func (b *book) lookup(id storage.NodeID) (string, bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	a, ok := b.addrs[id]
+	return a, ok
+}
+
+// update takes the addresses of a state, if it is not older than the book, and writes them down if they differ.
+func (b *book) update(index uint64, nodes []catalog.Node) error {
+	addrs := make(map[storage.NodeID]string, len(nodes))
+	for _, n := range nodes {
+		if n.State != catalog.NodeRemoved {
+			addrs[n.ID] = n.Addrs.Peer
+		}
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if index < b.index {
+		return nil
+	}
+	b.index = index
+	if maps.Equal(b.addrs, addrs) {
+		return nil
+	}
+	b.addrs = addrs
+	return writeJSON(b.fs, b.dir, bookFile, bookJSON{Version: fileVersion, Index: index, Addrs: addrs})
+}

@@ -1,0 +1,146 @@
+package control
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/server/catalog"
+	"github.com/storaged/storaged/server/placement"
+)
+
+// leadership is one term of this node at the head of the catalog. What it remembers dies with it: a successor begins
+// with every node and session seen at its own beginning.
+type leadership struct {
+	c     *Controller
+	ctx   context.Context // of the term; done when it ends
+	term  uint64
+	since time.Time
+	tasks *tasks
+
+	mu       sync.Mutex // guards the fields below
+	reports  map[storage.NodeID]heardReport
+	backAt   map[storage.NodeID]time.Time    // when a node was heard first after a silence
+	sessions map[storage.SessionID]time.Time // when a session was last named
+	settling map[storage.GroupID]time.Time   // when an order for the group ended
+	moved    map[storage.GroupID]time.Time   // when the group's leader was last moved
+}
+
+// minLookGap is the shortest time between two looks at the cluster.
+const minLookGap = 10 * time.Millisecond
+
+type heardReport struct {
+	report placement.NodeReport
+	at     time.Time
+}
+
+func newLeadership(ctx context.Context, c *Controller, term uint64, now time.Time) *leadership {
+	l := &leadership{c: c, ctx: ctx, term: term, since: now, reports: map[storage.NodeID]heardReport{},
+		backAt: map[storage.NodeID]time.Time{}, sessions: map[storage.SessionID]time.Time{},
+		settling: map[storage.GroupID]time.Time{}, moved: map[storage.GroupID]time.Time{}}
+	l.tasks = newTasks(ctx, c.cfg.MaxTasks, c.cfg.Logger, l.ended)
+	return l
+}
+
+// run reconciles until the term or ctx ends.
+func (l *leadership) run() {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		_, changed := l.c.fsm.next()
+		select {
+		case <-l.ctx.Done():
+			return
+		case <-timer.C:
+		case <-l.c.wake:
+		case <-changed:
+		}
+		if pauseFor(l.ctx, minLookGap) != nil { // changes and reports come in bursts
+			return
+		}
+		if l.c.raft.State() != raft.Leader || l.c.raft.CurrentTerm() != l.term {
+			return
+		}
+		now := time.Now()
+		for _, t := range l.decide(now) {
+			if l.tasks.start(t, now) {
+				l.c.cfg.Logger.Debug("step", "object", t.key, "step", t.text)
+			}
+		}
+		timer.Reset(l.c.cfg.ReconcileInterval)
+	}
+}
+
+// take notes a node's report.
+func (l *leadership) take(r placement.NodeReport, now time.Time) {
+	l.mu.Lock()
+	old, ok := l.reports[r.Node]
+	if !ok || now.Sub(old.at) > l.c.cfg.SuspectAfter {
+		l.backAt[r.Node] = now
+	}
+	l.reports[r.Node] = heardReport{report: r, at: now}
+	for _, id := range r.Sessions {
+		if _, known := l.sessions[id]; known { // others are not the catalog's, or not yet
+			l.sessions[id] = now
+		}
+	}
+	l.mu.Unlock()
+	l.c.Reconcile()
+}
+
+// heard returns what the nodes last said.
+func (l *leadership) heard(now time.Time) map[storage.NodeID]Heard {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := make(map[storage.NodeID]Heard, len(l.reports))
+	for id, r := range l.reports {
+		out[id] = Heard{Report: r.report, Age: now.Sub(r.at)}
+	}
+	return out
+}
+
+// ended is called when a task has ended.
+func (l *leadership) ended(t task, err error) {
+	l.c.metrics.step(t.kind, err)
+	l.c.Reconcile()
+}
+
+// decide looks at the catalog and the reports and returns what may be done next. It starts nothing.
+func (l *leadership) decide(now time.Time) []task {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var todo []task
+	l.c.fsm.view(func(s *catalog.State) {
+		v := placement.NewView(s, l.freshLocked(now))
+		todo = append(todo, l.nodesLocked(v, now)...)
+		todo = append(todo, l.newGroup(s, v)...)
+		todo = append(todo, l.groupsLocked(v, now)...)
+		todo = append(todo, l.balanceLocked(v, now)...)
+		todo = append(todo, l.sessionsLocked(s, now)...)
+		todo = append(todo, l.deletions(s)...)
+		todo = append(todo, l.voters(v)...)
+	})
+	return todo
+}
+
+func (l *leadership) freshLocked(now time.Time) map[storage.NodeID]placement.NodeReport {
+	fresh := make(map[storage.NodeID]placement.NodeReport, len(l.reports))
+	for id, r := range l.reports {
+		if now.Sub(r.at) <= l.c.cfg.SuspectAfter {
+			fresh[id] = r.report
+		}
+	}
+	return fresh
+}
+
+// propose is a task that applies a command. A command decided in one term is not proposed in another.
+func (l *leadership) propose(key, kind string, cmd catalog.Command, text string) task {
+	return task{key: key, kind: kind, text: text, run: func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, l.c.cfg.RequestTimeout)
+		defer cancel()
+		return l.c.applyHere(ctx, cmd)
+	}}
+}

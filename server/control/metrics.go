@@ -1,0 +1,90 @@
+package control
+
+import (
+	"github.com/hashicorp/raft"
+	"github.com/prometheus/client_golang/prometheus"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/server/catalog"
+)
+
+// metrics are the figures of one Controller. A nil registry keeps them to itself.
+type metrics struct {
+	registry   prometheus.Registerer
+	collectors []prometheus.Collector
+	steps      *prometheus.CounterVec
+}
+
+func newMetrics(r prometheus.Registerer, c *Controller) (*metrics, error) {
+	m := &metrics{registry: r, steps: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "storage_catalog_steps_total",
+		Help: "Steps of the reconcilers on the catalog's leader. Worry when failures of one kind keep growing.",
+	}, []string{"kind", "outcome"})}
+	gauge := func(name, help string, value func() float64) {
+		m.collectors = append(m.collectors, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
+	}
+	gauge("storage_catalog_leader", "1 on the node that leads the catalog. Worry when no node has it.", func() float64 {
+		if c.raft.State() == raft.Leader {
+			return 1
+		}
+		return 0
+	})
+	gauge("storage_catalog_applied_index", "Last command of the catalog that this node has applied.", func() float64 {
+		index, _ := c.fsm.next()
+		return float64(index)
+	})
+	gauge("storage_catalog_age_seconds", "Time since this node heard the catalog's leader, -1 if never. Worry above a few seconds.",
+		func() float64 {
+			if f := c.Freshness(); f.Age != NeverHeard {
+				return f.Age.Seconds()
+			}
+			return -1
+		})
+	for _, state := range []catalog.NodeState{catalog.NodeUp, catalog.NodeSuspect, catalog.NodeDown, catalog.NodeDraining} {
+		m.collectors = append(m.collectors, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "storage_catalog_nodes",
+			Help:        "Nodes by state, as this node's copy has them. Worry about any that is down.",
+			ConstLabels: prometheus.Labels{"state": string(state)}}, func() float64 { return float64(c.countNodes(state)) }))
+	}
+	m.collectors = append(m.collectors, m.steps)
+	if r == nil {
+		return m, nil
+	}
+	for i, x := range m.collectors {
+		if err := r.Register(x); err != nil {
+			m.collectors = m.collectors[:i]
+			m.unregister()
+			return nil, storage.E("register metrics", storage.KindInternal, "catalog", err)
+		}
+	}
+	return m, nil
+}
+
+func (m *metrics) unregister() {
+	if m.registry == nil {
+		return
+	}
+	for _, x := range m.collectors {
+		m.registry.Unregister(x)
+	}
+}
+
+// step counts a task that has ended.
+func (m *metrics) step(kind string, err error) {
+	outcome := "done"
+	if err != nil {
+		outcome = "failed"
+	}
+	m.steps.WithLabelValues(kind, outcome).Inc()
+}
+
+func (c *Controller) countNodes(state catalog.NodeState) int {
+	n := 0
+	c.fsm.view(func(s *catalog.State) {
+		for _, x := range s.Nodes() {
+			if x.State == state {
+				n++
+			}
+		}
+	})
+	return n
+}

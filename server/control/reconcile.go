@@ -1,0 +1,322 @@
+package control
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/server/catalog"
+	"github.com/storaged/storaged/server/placement"
+)
+
+// nodesLocked records who is up, suspect and down. Nobody is judged before the term is as old as the silence.
+func (l *leadership) nodesLocked(v placement.View, now time.Time) []task {
+	var todo []task
+	for _, n := range v.Nodes {
+		seen := l.since
+		if r, ok := l.reports[n.ID]; ok {
+			seen = r.at
+		}
+		to := judge(n.State, now.Sub(seen), l.c.cfg.SuspectAfter, l.c.cfg.DownAfter)
+		if _, heard := l.reports[n.ID]; to == n.State || to == catalog.NodeUp && !heard {
+			continue
+		}
+		todo = append(todo, l.propose("node "+n.ID.String(), "node state",
+			catalog.SetNodeState{Node: n.ID, From: n.State, State: to},
+			fmt.Sprintf("%s is %s after %v of silence", n.Name, to, now.Sub(seen).Round(time.Millisecond))))
+	}
+	return todo
+}
+
+// judge returns the state of a node that was silent for so long. Draining and removed are people's decisions.
+func judge(was catalog.NodeState, silence, suspectAfter, downAfter time.Duration) catalog.NodeState {
+	switch {
+	case was == catalog.NodeDraining || was == catalog.NodeRemoved:
+		return was
+	case silence > downAfter:
+		return catalog.NodeDown
+	case silence <= suspectAfter:
+		return catalog.NodeUp
+	case was == catalog.NodeDown:
+		return was
+	default:
+		return catalog.NodeSuspect
+	}
+}
+
+// newGroup adds a group while there are fewer than the cluster wants.
+func (l *leadership) newGroup(s *catalog.State, v placement.View) []task {
+	if len(v.Groups) >= v.Cluster.Groups {
+		return nil
+	}
+	node, store, err := placement.Choose(v, nil)
+	if err != nil {
+		return nil // no report yet, or no room: the next report decides
+	}
+	return []task{l.propose("groups", "add group",
+		catalog.AddGroup{Group: s.NextGroup(), Node: node, Store: catalog.StoreText(store)}, "add a group")}
+}
+
+// settleFor is how long a group rests at most after an order, until its nodes have reported anew.
+const settleFor = 3 * time.Second
+
+// groupsLocked takes each group one step on.
+func (l *leadership) groupsLocked(v placement.View, now time.Time) []task {
+	var todo []task
+	for _, g := range v.Groups {
+		key := groupKey(g.ID)
+		if !l.tasks.idle(key, now) || l.settlingLocked(g, now) {
+			continue
+		}
+		if step := placement.Next(v, g); step.Kind != placement.StepNone {
+			todo = append(todo, l.groupTask(key, step))
+		}
+	}
+	return todo
+}
+
+func groupKey(id storage.GroupID) string { return "group " + id.String() }
+
+// settlingLocked reports whether what the nodes said of the group may be older than the last order's end.
+func (l *leadership) settlingLocked(g catalog.Group, now time.Time) bool {
+	ended, ok := l.settling[g.ID]
+	if !ok {
+		return false
+	}
+	if now.Sub(ended) < settleFor {
+		for _, r := range g.Replicas {
+			if heard, ok := l.reports[r.Node]; ok && heard.at.Before(ended) && now.Sub(heard.at) <= l.c.cfg.SuspectAfter {
+				return true
+			}
+		}
+	}
+	delete(l.settling, g.ID)
+	return false
+}
+
+// groupTask makes a step a task: a command to the catalog, or an order followed by a rest until it shows.
+func (l *leadership) groupTask(key string, s placement.Step) task {
+	text := fmt.Sprintf("%s %s on node %s", s.Kind, s.Key, s.Node)
+	switch s.Kind {
+	case placement.StepSetReady:
+		return l.propose(key, s.Kind.String(), catalog.SetGroupReady{Group: s.Group}, text)
+	case placement.StepPlan:
+		return l.propose(key, s.Kind.String(),
+			catalog.PlanReplica{Group: s.Group, Node: s.Node, Store: catalog.StoreText(s.Store)}, text)
+	case placement.StepSetRole:
+		return l.propose(key, s.Kind.String(), catalog.SetReplica{Group: s.Group, Key: s.Key, Role: s.Role},
+			text+" is now a "+string(s.Role))
+	case placement.StepForget:
+		return l.propose(key, s.Kind.String(), catalog.RemoveReplica{Group: s.Group, Key: s.Key}, text)
+	}
+	return task{key: key, kind: s.Kind.String(), text: text, run: func(ctx context.Context) error {
+		limit := l.c.cfg.RequestTimeout
+		if s.Kind == placement.StepCreate {
+			limit = l.c.cfg.CreateTimeout
+		}
+		ctx, cancel := context.WithTimeout(ctx, limit)
+		defer cancel()
+		err := l.order(ctx, s)
+		l.mu.Lock()
+		l.settling[s.Group] = time.Now()
+		l.mu.Unlock()
+		return err
+	}}
+}
+
+// order carries a step out in the world.
+func (l *leadership) order(ctx context.Context, s placement.Step) error {
+	a := l.c.cfg.Actions
+	replica := ReplicaOrder{Group: s.Group, Node: s.Node, Key: s.Key}
+	change := func(m Membership) MembershipOrder {
+		return MembershipOrder{ReplicaOrder: replica, Leader: s.Leader, Change: m, ConfigIndex: s.ConfigIndex}
+	}
+	switch s.Kind {
+	case placement.StepBootstrap:
+		return a.CreateReplica(ctx, CreateOrder{ReplicaOrder: replica, Bootstrap: true})
+	case placement.StepCreate:
+		return a.CreateReplica(ctx, CreateOrder{ReplicaOrder: replica, Source: s.Leader})
+	case placement.StepAddLearner:
+		return a.ChangeMembership(ctx, change(AddNonvoter))
+	case placement.StepPromote:
+		err := a.ChangeMembership(ctx, change(AddVoter))
+		for _, m := range s.Also { // back to back: an even number of voters bears no failure more than one fewer
+			if err != nil {
+				return err
+			}
+			next := change(AddVoter)
+			next.Key, next.Node, next.ConfigIndex = m.Key, m.Node, 0
+			err = a.ChangeMembership(ctx, next)
+		}
+		return err
+	case placement.StepRemove:
+		return a.ChangeMembership(ctx, change(RemoveServer))
+	case placement.StepTransfer:
+		return a.TransferLeader(ctx, TransferOrder{ReplicaOrder: replica, Leader: s.Leader})
+	case placement.StepDrop:
+		return a.DropReplica(ctx, replica)
+	}
+	return storage.E("order", storage.KindInternal, "group "+s.Group.String(), fmt.Errorf("step %v is no order", s.Kind))
+}
+
+// balanceLocked moves leaders to where they should be, one group a cool-down, and to nodes that are back for as long.
+func (l *leadership) balanceLocked(v placement.View, now time.Time) []task {
+	cooldown := l.c.cfg.BalanceCooldown
+	var todo []task
+	for _, s := range placement.LeaderMoves(v) {
+		key := groupKey(s.Group)
+		g, _ := find(v.Groups, s.Group)
+		back := l.backAt[s.Node]
+		if now.Sub(l.moved[s.Group]) < cooldown || now.Sub(back) < cooldown || !l.tasks.idle(key, now) ||
+			l.settlingLocked(g, now) || placement.Next(v, g).Kind != placement.StepNone {
+			continue
+		}
+		t := l.groupTask(key, s)
+		t.kind = "balance"
+		run := t.run
+		t.run = func(ctx context.Context) error {
+			l.mu.Lock()
+			l.moved[s.Group] = time.Now()
+			l.mu.Unlock()
+			return run(ctx)
+		}
+		todo = append(todo, t)
+	}
+	return todo
+}
+
+func find(groups []catalog.Group, id storage.GroupID) (catalog.Group, bool) {
+	at, ok := slices.BinarySearchFunc(groups, id, func(g catalog.Group, id storage.GroupID) int { return cmp.Compare(g.ID, id) })
+	if !ok {
+		return catalog.Group{}, false
+	}
+	return groups[at], true
+}
+
+// sessionsLocked expires the sessions of gateways that fell silent, and closes those that have expired.
+func (l *leadership) sessionsLocked(s *catalog.State, now time.Time) []task {
+	var todo []task
+	var silent []storage.SessionID
+	all := s.Sessions()
+	seen := make(map[storage.SessionID]time.Time, len(all)) // forgets the sessions that are gone
+	for _, x := range all {
+		at, ok := l.sessions[x.ID]
+		if !ok {
+			at = now
+		}
+		seen[x.ID] = at
+		switch {
+		case x.State == catalog.SessionClosing:
+			todo = append(todo, l.closeSession(s, x)...)
+		case now.Sub(at) > l.c.cfg.SessionTimeout && len(silent) < catalog.MaxSessionsPerCommand:
+			silent = append(silent, x.ID)
+		}
+	}
+	l.sessions = seen
+	if len(silent) > 0 {
+		todo = append(todo, l.propose("sessions", "expire sessions", catalog.ExpireSessions{Sessions: silent},
+			fmt.Sprintf("%d sessions were not heard of for %v", len(silent), l.c.cfg.SessionTimeout)))
+	}
+	return todo
+}
+
+// closeSession closes an expired session in every group of its volume, and then in the catalog.
+func (l *leadership) closeSession(s *catalog.State, x catalog.Session) []task {
+	v, ok := s.Volume(x.Volume)
+	if !ok || v.State == catalog.VolumeDeleting {
+		return nil // the deletion closes it
+	}
+	return []task{{key: "session " + x.ID.String(), kind: "close session", text: "close it in every group",
+		run: func(ctx context.Context) error {
+			err := l.everywhere(ctx, v.Groups, func(ctx context.Context, g storage.GroupID) error {
+				return l.c.cfg.Actions.CloseSession(ctx, g, v.ID, x.ID)
+			})
+			if err != nil {
+				return err
+			}
+			return l.c.applyHere(ctx, catalog.CloseSession{Session: x.ID})
+		}}}
+}
+
+// deletions finishes the deletion of volumes.
+func (l *leadership) deletions(s *catalog.State) []task {
+	var todo []task
+	for _, v := range s.DeletingVolumes() {
+		todo = append(todo, task{key: "volume " + v.ID.String(), kind: "delete volume", text: "delete " + v.Name + " in every group",
+			run: func(ctx context.Context) error {
+				err := l.everywhere(ctx, v.Groups, func(ctx context.Context, g storage.GroupID) error {
+					return l.c.cfg.Actions.DeleteVolume(ctx, g, v.ID)
+				})
+				if err != nil {
+					return err
+				}
+				return l.c.applyHere(ctx, catalog.FinishDelete{Volume: v.ID})
+			}})
+	}
+	return todo
+}
+
+// everywhere calls fn for every group, one after the other, each with a time-out of its own. It goes on after an
+// error, so that one group without a leader does not hold up the others, and returns all errors.
+func (l *leadership) everywhere(ctx context.Context, groups []storage.GroupID, fn func(context.Context, storage.GroupID) error) error {
+	var errs []error
+	for _, g := range groups {
+		one, cancel := context.WithTimeout(ctx, l.c.cfg.RequestTimeout)
+		err := fn(one, g)
+		cancel()
+		if err != nil {
+			errs = append(errs, fmt.Errorf("group %s: %w", g, err))
+		}
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// voters brings the catalog's own configuration in step with the nodes.
+func (l *leadership) voters(v placement.View) []task {
+	const key = "catalog"
+	future := l.c.raft.GetConfiguration() // answered from memory
+	servers, index, last := future.Configuration().Servers, future.Index(), l.c.raft.LastIndex()
+	changes := catalogChanges(servers, v, last)
+	if len(changes) == 0 {
+		return nil
+	}
+	return []task{{key: key, kind: "catalog membership", text: fmt.Sprint(changes), run: func(ctx context.Context) error {
+		for i, change := range changes {
+			at := index
+			if i > 0 {
+				at = 0 // only the first was decided on this configuration
+			}
+			if err := l.changeCatalog(ctx, change, at); err != nil {
+				return err
+			}
+		}
+		return nil
+	}}}
+}
+
+func (l *leadership) changeCatalog(ctx context.Context, change serverChange, index uint64) error {
+	id, addr, timeout := ServerID(change.Node), ServerAddress(change.Node), l.c.cfg.RequestTimeout
+	var f raft.IndexFuture
+	switch change.Change {
+	case AddNonvoter:
+		f = l.c.raft.AddNonvoter(id, addr, index, timeout)
+	case AddVoter:
+		f = l.c.raft.AddVoter(id, addr, index, timeout)
+	default:
+		f = l.c.raft.RemoveServer(id, index, timeout)
+	}
+	if err := l.c.await(ctx, f); err != nil {
+		return err
+	}
+	l.c.cfg.Logger.Info("the catalog's members changed", "change", change.Change, "node", change.Node)
+	return nil
+}

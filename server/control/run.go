@@ -1,0 +1,206 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/server/catalog"
+)
+
+// minReportGap is the shortest time between two reports, however often ReportSoon is called.
+const minReportGap = 100 * time.Millisecond
+
+// runReports tells the catalog's leader how this node is. A report that does not arrive is not sent again: the next
+// one is newer.
+func (c *Controller) runReports(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		case <-c.soon:
+			if pauseFor(ctx, minReportGap) != nil {
+				return
+			}
+		}
+		c.report(ctx)
+		timer.Reset(c.cfg.ReportInterval)
+	}
+}
+
+func (c *Controller) report(ctx context.Context) {
+	leader := c.Leader()
+	if leader == 0 {
+		return
+	}
+	report := c.cfg.Report()
+	report.Node, report.CatalogIndex = c.id.Node, c.raft.LastIndex()
+	if leader == c.id.Node {
+		if l := c.leading(); l != nil {
+			l.take(report, time.Now())
+		}
+		return
+	}
+	body, err := json.Marshal(report)
+	if err == nil {
+		_, err = c.askNode(ctx, leader, MethodReport, body)
+	}
+	if err != nil && ctx.Err() == nil && !errors.Is(err, storage.ErrNotLeader) {
+		c.cfg.Logger.Debug("the catalog's leader did not take the report", "leader", leader, "error", err)
+	}
+}
+
+// runBook keeps the address book in step with the catalog.
+func (c *Controller) runBook(ctx context.Context) {
+	for {
+		index, changed := c.fsm.next()
+		var nodes []catalog.Node
+		c.fsm.view(func(s *catalog.State) { index, nodes = s.Applied(), s.Nodes() })
+		if index > 0 {
+			if err := c.book.update(index, nodes); err != nil {
+				c.cfg.Logger.Warn("the nodes' addresses could not be written down; after a restart this node may not find them",
+					"error", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		}
+		if pauseFor(ctx, minReportGap) != nil { // commands come in bursts, addresses change rarely
+			return
+		}
+	}
+}
+
+// runSelf brings the node's record in the catalog in step with what the node is configured to be, once a start.
+func (c *Controller) runSelf(ctx context.Context) {
+	for pause := firstPause; ; pause = min(2*pause, 10*time.Second) {
+		err := c.updateSelf(ctx)
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		if kind := storage.KindOf(err); kind != storage.KindUnavailable && kind != storage.KindCanceled {
+			c.cfg.Logger.Warn("the catalog refuses this node's description", "error", err)
+		}
+		if pauseFor(ctx, jitter(pause)) != nil {
+			return
+		}
+	}
+}
+
+func (c *Controller) updateSelf(ctx context.Context) error {
+	var node catalog.Node
+	var known bool
+	if err := c.Read(ctx, func(s *catalog.State) { node, known = s.Node(c.id.Node) }); err != nil {
+		return err
+	}
+	if !known {
+		return storage.E("update node", storage.KindUnavailable, "node "+c.id.Node.String(),
+			errors.New("the catalog does not know this node yet"))
+	}
+	want := catalog.UpdateNode{Node: node.ID, Name: c.cfg.Self.Name, Zone: c.cfg.Self.Zone, Addrs: c.cfg.Self.Addrs,
+		Stores: c.cfg.Self.Stores}
+	if want.Name == "" {
+		want.Name = node.Name
+	}
+	if want.Name == node.Name && want.Zone == node.Zone && want.Addrs == node.Addrs && slices.Equal(want.Stores, node.Stores) {
+		return nil
+	}
+	_, err := c.Propose(ctx, want)
+	return err
+}
+
+// leading returns the reign of this node; nil while it has none.
+func (c *Controller) leading() *leadership {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.lead
+}
+
+// runLeader reigns whenever this node leads.
+func (c *Controller) runLeader(ctx context.Context) {
+	for {
+		if c.raft.State() == raft.Leader {
+			c.reign(ctx)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-c.raft.LeaderCh(): // holds the newest change only; the state above is what counts
+		case <-time.After(c.id.HeartbeatTimeout):
+		}
+	}
+}
+
+// reign runs the reconcilers for one term of this node.
+func (c *Controller) reign(ctx context.Context) {
+	term := c.raft.CurrentTerm()
+	if err := c.await(ctx, c.raft.Barrier(c.cfg.RequestTimeout)); err != nil {
+		return // no leader any more, or no majority
+	}
+	if err := c.initialise(ctx); err != nil {
+		c.cfg.Logger.Warn("the new cluster's catalog could not be initialised", "error", err)
+		return
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	l := newLeadership(ctx, c, term, time.Now())
+	c.mu.Lock()
+	c.lead = l
+	c.mu.Unlock()
+	c.cfg.Logger.Info("this node leads the catalog", "term", term)
+	c.ReportSoon()
+	l.run()
+	c.mu.Lock()
+	c.lead = nil
+	c.mu.Unlock()
+	cancel()
+	l.tasks.wait()
+	c.cfg.Logger.Info("this node leads the catalog no longer", "term", term)
+}
+
+// initialise applies the first commands of a new cluster, as often as it takes.
+func (c *Controller) initialise(ctx context.Context) error {
+	if c.id.Bootstrap == nil {
+		return nil
+	}
+	var initialised bool
+	var nodes int
+	c.fsm.view(func(s *catalog.State) { initialised, nodes = s.Initialised(), len(s.Nodes()) })
+	if !initialised {
+		if err := c.applyHere(ctx, catalog.InitCluster{Cluster: *c.id.Bootstrap}); err != nil {
+			return err
+		}
+	}
+	if nodes > 0 {
+		return nil
+	}
+	self := c.cfg.Self
+	self.At = time.Now().UTC()
+	return c.applyHere(ctx, self)
+}
+
+// applyHere proposes a command on this node, which must lead, and makes a refusal an error.
+func (c *Controller) applyHere(ctx context.Context, cmd catalog.Command) error {
+	body, err := catalog.Encode(cmd)
+	if err != nil {
+		return err
+	}
+	result, err := c.apply(ctx, body)
+	if err != nil {
+		return err
+	}
+	if result.Err != nil {
+		return result.Err
+	}
+	return nil
+}

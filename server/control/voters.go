@@ -1,0 +1,65 @@
+package control
+
+import (
+	"github.com/hashicorp/raft"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/server/catalog"
+	"github.com/storaged/storaged/server/placement"
+)
+
+// maxCatalogVoters is how many nodes vote in the catalog; the others follow it.
+const maxCatalogVoters = 5
+
+// serverChange is one change of the catalog's configuration.
+type serverChange struct {
+	Change Membership
+	Node   storage.NodeID
+}
+
+// catalogChanges decides the next change of the catalog's own members: removed nodes go, new nodes follow, and of
+// those that have caught up so many become voters, back to back, that their number is odd: the first five at most.
+// More than one change is returned only to get past an even number.
+func catalogChanges(servers []raft.Server, v placement.View, lastIndex uint64) []serverChange {
+	member := map[storage.NodeID]raft.ServerSuffrage{}
+	voters := 0
+	for _, s := range servers {
+		member[parseServerID(string(s.ID))] = s.Suffrage
+		if s.Suffrage == raft.Voter {
+			voters++
+		}
+	}
+	usable, removed := 0, storage.NodeID(0)
+	var ready []serverChange
+	for _, n := range v.Nodes {
+		suffrage, in := member[n.ID]
+		switch {
+		case n.State == catalog.NodeRemoved:
+			if in && removed == 0 && (suffrage != raft.Voter || voters > 1) {
+				removed = n.ID
+			}
+			continue
+		case !in:
+			return []serverChange{{AddNonvoter, n.ID}}
+		}
+		usable++
+		report, heard := v.Reports[n.ID]
+		if suffrage != raft.Voter && heard && n.State == catalog.NodeUp && report.CatalogIndex > 0 &&
+			report.CatalogIndex+placement.PromotionLag >= lastIndex {
+			ready = append(ready, serverChange{AddVoter, n.ID})
+		}
+	}
+	if removed != 0 {
+		return []serverChange{{RemoveServer, removed}}
+	}
+	want := min(usable, maxCatalogVoters)
+	want -= (want + 1) % 2
+	take := min(want-voters, len(ready))
+	if (voters+take)%2 == 0 {
+		take--
+	}
+	if take <= 0 {
+		return nil
+	}
+	return ready[:take]
+}

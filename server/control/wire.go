@@ -1,0 +1,137 @@
+package control
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/server/catalog"
+	"github.com/storaged/storaged/server/placement"
+)
+
+// Limits of what comes from other nodes, in bytes.
+const (
+	maxReportBytes  = 8 << 20
+	maxRequestBytes = catalog.MaxCommandBytes
+	maxReplyBytes   = 64 << 20
+)
+
+// NotLeaderError says that another node leads the catalog, and which, if that is known. It is the cause of an error of
+// KindNotLeader.
+type NotLeaderError struct {
+	Leader storage.NodeID // 0: not known
+}
+
+// Error implements error.
+func (e *NotLeaderError) Error() string {
+	if e.Leader == 0 {
+		return "this node does not lead the catalog, and does not know who does"
+	}
+	return "node " + e.Leader.String() + " leads the catalog"
+}
+
+func notLeader(leader storage.NodeID) error {
+	return storage.E("ask the catalog", storage.KindNotLeader, "", &NotLeaderError{leader})
+}
+
+// readRequest is the body of MethodRead.
+type readRequest struct {
+	Reports bool `json:"reports,omitempty"` // otherwise: an index
+}
+
+// JoinResponse tells a new node who it is.
+type JoinResponse struct {
+	Cluster          string                    `json:"cluster"`
+	Node             storage.NodeID            `json:"node"`
+	HeartbeatTimeout time.Duration             `json:"heartbeat_timeout_ns"`
+	Addrs            map[storage.NodeID]string `json:"addrs"` // peer addresses of all nodes
+}
+
+// Heard is the last report of a node, and how long ago the catalog's leader got it.
+type Heard struct {
+	Report placement.NodeReport `json:"report"`
+	Age    time.Duration        `json:"age_ns"`
+}
+
+// reply is the answer to every method: Err, or what the method answers.
+type reply struct {
+	Err    *replyError    `json:"err,omitempty"`
+	Leader storage.NodeID `json:"leader,omitempty"` // with Err of KindNotLeader
+
+	Result  *catalog.Result          `json:"result,omitempty"`
+	Index   uint64                   `json:"index,omitempty"`
+	Reports map[storage.NodeID]Heard `json:"reports,omitempty"`
+	Join    *JoinResponse            `json:"join,omitempty"`
+}
+
+type replyError struct {
+	Op      string       `json:"op"`
+	Kind    storage.Kind `json:"kind"`
+	Subject string       `json:"subject,omitempty"`
+	Text    string       `json:"text,omitempty"`
+}
+
+// failed makes a reply of an error.
+func failed(err error) reply {
+	var nl *NotLeaderError
+	if errors.As(err, &nl) {
+		return reply{Err: &replyError{Op: "ask the catalog", Kind: storage.KindNotLeader, Text: nl.Error()}, Leader: nl.Leader}
+	}
+	var e *storage.Error
+	if !errors.As(err, &e) {
+		e = storage.E("ask the catalog", storage.KindOf(err), "", err)
+	}
+	r := reply{Err: &replyError{Op: e.Op, Kind: e.Kind, Subject: e.Subject}}
+	if e.Err != nil {
+		r.Err.Text = e.Err.Error()
+	}
+	return r
+}
+
+// err returns the error that a reply carries.
+func (r *reply) err() error {
+	switch {
+	case r.Err == nil:
+		return nil
+	case r.Err.Kind == storage.KindNotLeader:
+		return notLeader(r.Leader)
+	case r.Err.Kind == storage.KindNone:
+		return storage.E("ask the catalog", storage.KindInternal, r.Err.Subject, errors.New("an error of kind none: "+r.Err.Text))
+	case r.Err.Text == "":
+		return storage.E(r.Err.Op, r.Err.Kind, r.Err.Subject, nil)
+	}
+	return storage.E(r.Err.Op, r.Err.Kind, r.Err.Subject, errors.New(r.Err.Text))
+}
+
+func encodeReply(r reply) []byte {
+	b, err := json.Marshal(r)
+	if err != nil || len(b) > maxReplyBytes {
+		b, _ = json.Marshal(failed(storage.E("answer", storage.KindInternal, "", fmt.Errorf("%d bytes: %w", len(b), err))))
+	}
+	return b
+}
+
+func decodeReply(b []byte) (reply, error) {
+	var r reply
+	if len(b) > maxReplyBytes {
+		return r, storage.E("ask the catalog", storage.KindInvalid, "", fmt.Errorf("an answer of %d bytes", len(b)))
+	}
+	if err := json.Unmarshal(b, &r); err != nil {
+		return r, storage.E("ask the catalog", storage.KindInvalid, "", err)
+	}
+	return r, r.err()
+}
+
+// decodeRequest decodes what another node sent, within a limit.
+func decodeRequest(b []byte, limit int, v any) error {
+	if len(b) > limit {
+		return storage.E("decode request", storage.KindInvalid, "", errors.New(strconv.Itoa(len(b))+" bytes, above the limit"))
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return storage.E("decode request", storage.KindInvalid, "", err)
+	}
+	return nil
+}

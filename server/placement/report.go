@@ -1,0 +1,101 @@
+package placement
+
+import (
+	"time"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/server/catalog"
+)
+
+// PromotionLag is how many entries a replica may be behind its leader to count as caught up.
+const PromotionLag = 64
+
+// ReplicaState says what a replica does, as its own node sees it.
+type ReplicaState string
+
+// The states of a replica.
+const (
+	ReplicaLeader    ReplicaState = "leader"
+	ReplicaFollower  ReplicaState = "follower"
+	ReplicaCandidate ReplicaState = "candidate"
+	ReplicaPulling   ReplicaState = "pulling" // fetches a manifest, before its group knows it
+	ReplicaStopped   ReplicaState = "stopped" // its disk failed, or its log is damaged
+)
+
+// Member is one server of a group's Raft configuration.
+type Member struct {
+	Key   catalog.ReplicaKey `json:"key"`
+	Node  storage.NodeID     `json:"node"`
+	Voter bool               `json:"voter,omitempty"`
+	// AckedIndex is the highest index the member has acknowledged in the leader's term; only leaders know it.
+	AckedIndex uint64 `json:"acked,omitempty"`
+}
+
+// ReplicaReport is what a node says about one replica it holds.
+type ReplicaReport struct {
+	Group   storage.GroupID    `json:"group"`
+	Key     catalog.ReplicaKey `json:"key"`
+	State   ReplicaState       `json:"state"`
+	Term    uint64             `json:"term,omitempty"`
+	Leader  storage.NodeID     `json:"leader,omitempty"` // whom it follows; 0: nobody
+	Last    uint64             `json:"last,omitempty"`   // last index of its log
+	Commit  uint64             `json:"commit,omitempty"`
+	Applied uint64             `json:"applied,omitempty"`
+	// Members is the newest configuration it knows, ConfigIndex that entry's index (0: not known).
+	Members     []Member `json:"members,omitempty"`
+	ConfigIndex uint64   `json:"config_index,omitempty"`
+	// Of a pull on its way: bytes done, bytes in all (0: not known), and since when.
+	PulledBytes   int64     `json:"pulled_bytes,omitempty"`
+	PullBytes     int64     `json:"pull_bytes,omitempty"`
+	PullStartedAt time.Time `json:"pull_started_at,omitzero"`
+}
+
+// member finds a replica in the configuration.
+func (r ReplicaReport) member(key catalog.ReplicaKey) (Member, bool) {
+	for _, m := range r.Members {
+		if m.Key == key {
+			return m, true
+		}
+	}
+	return Member{}, false
+}
+
+// StoreReport is what a node says about one store. Free + used <= capacity.
+type StoreReport struct {
+	ID            catalog.StoreText `json:"id"`
+	CapacityBytes int64             `json:"capacity_bytes"`
+	UsedBytes     int64             `json:"used_bytes"`
+	FreeBytes     int64             `json:"free_bytes"`       // above the reserve
+	Failed        string            `json:"failed,omitempty"` // why the store is out of service
+}
+
+// NodeReport is what every node tells the catalog's leader each second. It is not logged.
+type NodeReport struct {
+	Node     storage.NodeID  `json:"node"`
+	Version  string          `json:"version,omitempty"`
+	Stores   []StoreReport   `json:"stores,omitempty"`
+	Replicas []ReplicaReport `json:"replicas,omitempty"`
+	// Sessions are those that the node's gateway uses; one that is named nowhere for long expires.
+	Sessions []storage.SessionID `json:"sessions,omitempty"`
+	// CatalogIndex is the last index of the node's copy of the catalog's log. Package control fills it in.
+	CatalogIndex uint64 `json:"catalog_index,omitempty"`
+}
+
+// replica finds a group's replica in the report.
+func (n NodeReport) replica(group storage.GroupID, key catalog.ReplicaKey) (ReplicaReport, bool) {
+	for _, r := range n.Replicas {
+		if r.Group == group && r.Key == key {
+			return r, true
+		}
+	}
+	return ReplicaReport{}, false
+}
+
+func (n NodeReport) store(id storage.StoreID) (StoreReport, bool) {
+	for _, s := range n.Stores {
+		if storage.StoreID(s.ID) == id {
+			return s, true
+		}
+	}
+	return StoreReport{}, false
+}

@@ -1,0 +1,159 @@
+package placement
+
+import (
+	"errors"
+	"fmt"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/server/catalog"
+)
+
+// View is what decisions are made from: a moment of the catalog and the reports that are fresh then. Reports of nodes
+// that fell silent are left out by the caller.
+type View struct {
+	Cluster catalog.Cluster
+	Nodes   []catalog.Node
+	Groups  []catalog.Group
+	Reports map[storage.NodeID]NodeReport
+}
+
+// NewView takes what decisions need out of a state.
+func NewView(s *catalog.State, fresh map[storage.NodeID]NodeReport) View {
+	return View{Cluster: s.Cluster(), Nodes: s.Nodes(), Groups: s.Groups(), Reports: fresh}
+}
+
+func (v View) node(id storage.NodeID) (catalog.Node, bool) {
+	for _, n := range v.Nodes {
+		if n.ID == id {
+			return n, true
+		}
+	}
+	return catalog.Node{}, false
+}
+
+// works reports whether the node is up and was heard of.
+func (v View) works(id storage.NodeID) bool {
+	n, ok := v.node(id)
+	_, fresh := v.Reports[id]
+	return ok && fresh && (n.State == catalog.NodeUp || n.State == catalog.NodeDraining)
+}
+
+// Wanted returns how many voters a group should have: the largest odd number of usable nodes up to
+// Cluster.Replicas. Nodes that are down count, since they may come back.
+func (v View) Wanted() int {
+	usable := 0
+	for _, n := range v.Nodes {
+		if n.Usable() {
+			usable++
+		}
+	}
+	return oddAtMost(min(usable, v.Cluster.Replicas))
+}
+
+// oddAtMost returns the largest odd number that is at most n, and at least 1.
+func oddAtMost(n int) int { return max(1, n-(n+1)%2) }
+
+// Leader returns the report of the replica that leads the group: of those that say so, the one with the highest term.
+func (v View) Leader(g catalog.Group) (storage.NodeID, ReplicaReport, bool) {
+	var best ReplicaReport
+	var node storage.NodeID
+	for _, r := range g.Replicas {
+		report, ok := v.Reports[r.Node].replica(g.ID, r.Key)
+		if ok && report.State == ReplicaLeader && (node == 0 || report.Term > best.Term) {
+			node, best = r.Node, report
+		}
+	}
+	return node, best, node != 0
+}
+
+// caughtUp reports whether a member works and has nearly all of the leader's log.
+func (v View) caughtUp(g catalog.Group, leader ReplicaReport, m Member) bool {
+	own, ok := v.Reports[m.Node].replica(g.ID, m.Key)
+	if !ok || !v.works(m.Node) || own.State == ReplicaStopped || own.State == ReplicaPulling {
+		return false
+	}
+	has := m.AckedIndex
+	if has == 0 { // the leader does not know; the replica's own word is good enough to begin with
+		has = own.Last
+	}
+	return has+PromotionLag >= leader.Last
+}
+
+// ErrNoStore says that no store may take a replica; its text in the chain says why.
+var ErrNoStore = errors.New("no store for another replica")
+
+// candidate is a store that may take a replica, with what it is ranked by.
+type candidate struct {
+	node     storage.NodeID
+	store    storage.StoreID
+	newZone  bool
+	replicas int     // on the store
+	load     float64 // replicas per capacity
+	used     float64 // share of the store in use
+}
+
+func (c candidate) better(o candidate) bool {
+	switch {
+	case c.newZone != o.newZone:
+		return c.newZone
+	case c.load != o.load:
+		return c.load < o.load
+	case c.used != o.used:
+		return c.used < o.used
+	default:
+		return c.node < o.node // stores of a node are in the catalog's order
+	}
+}
+
+// Choose returns the store that the next replica of a group should lie on, given those it has: on another node, in
+// another zone if there is one, then where the fewest replicas are for the store's capacity, then by use. A store
+// takes part if its node is up and heard of, and the store works and has room.
+func Choose(v View, replicas []catalog.Replica) (storage.NodeID, storage.StoreID, error) {
+	taken := map[storage.NodeID]bool{}
+	zones := map[string]bool{}
+	for _, r := range replicas {
+		taken[r.Node] = true
+		if n, ok := v.node(r.Node); ok && r.Role != catalog.RoleLeaving {
+			zones[n.Zone] = true
+		}
+	}
+	count := v.replicasPerStore()
+	var best candidate
+	for _, n := range v.Nodes {
+		if n.State != catalog.NodeUp || taken[n.ID] || !v.works(n.ID) {
+			continue
+		}
+		for _, s := range n.Stores {
+			c, ok := v.candidate(n, s, count[s.ID])
+			c.newZone = !zones[n.Zone]
+			if ok && (best.node == 0 || c.better(best)) {
+				best = c
+			}
+		}
+	}
+	if best.node == 0 {
+		return 0, storage.StoreID{}, fmt.Errorf("%w: %d nodes hold one already, and no other is up with room",
+			ErrNoStore, len(taken))
+	}
+	return best.node, best.store, nil
+}
+
+func (v View) candidate(n catalog.Node, s catalog.Store, replicas int) (candidate, bool) {
+	report, ok := v.Reports[n.ID].store(s.ID)
+	if !ok || report.Failed != "" || report.FreeBytes <= 0 {
+		return candidate{}, false
+	}
+	capacity := max(report.CapacityBytes, 1)
+	return candidate{node: n.ID, store: s.ID, replicas: replicas, load: float64(replicas) / float64(capacity),
+		used: float64(report.UsedBytes) / float64(capacity)}, true
+}
+
+func (v View) replicasPerStore() map[storage.StoreID]int {
+	count := map[storage.StoreID]int{}
+	for _, g := range v.Groups {
+		for _, r := range g.Replicas {
+			count[r.Key.Store]++
+		}
+	}
+	return count
+}
