@@ -328,3 +328,10 @@ func (c *Client) Version(ctx context.Context) (api.Version, error) {
 		})
 	return api.VersionFromProto(answer), err
 }
+
+// Endpoint returns the host:port that answered last, or the first one as long as none has.
+func (c *Client) Endpoint() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.nodes[c.first].endpoint
+}

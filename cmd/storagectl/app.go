@@ -1,0 +1,189 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/api"
+	"github.com/storaged/storaged/api/client"
+)
+
+// app is one run of the command: all it touches besides its arguments. It is used by one goroutine, but for the streams,
+// which progress reports share under their own lock.
+type app struct {
+	in       io.Reader
+	out, err io.Writer
+	// inTerminal and errTerminal: a person types there, a person looks there.
+	inTerminal, errTerminal bool
+	getenv                  func(string) string
+	now                     func() time.Time
+	// dial connects to an API endpoint; nil: TCP.
+	dial func(ctx context.Context, address string) (net.Conn, error)
+	// open connects to an export.
+	open func(ctx context.Context, t target) (device, error)
+
+	flags    globalFlags
+	settings settings // from flags, environment and file; set before a command runs
+	api      *client.Client
+	failed   *cobra.Command // the command whose arguments were wrong
+}
+
+func newApp(stdin io.Reader, stdout, stderr io.Writer) *app {
+	return &app{in: stdin, out: stdout, err: stderr, inTerminal: isTerminal(stdin), errTerminal: isTerminal(stderr),
+		getenv: os.Getenv, now: time.Now, open: openNBD}
+}
+
+func isTerminal(stream any) bool {
+	f, ok := stream.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// run carries one command line out and returns the exit code.
+func (a *app) run(ctx context.Context, args []string) int {
+	root := newRoot(a)
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if a.api != nil {
+		err = errors.Join(err, a.api.Close())
+	}
+	if err != nil {
+		if ctx.Err() != nil { // whatever failed then failed because it was interrupted
+			err = storage.E("", storage.KindCanceled, "", errInterrupted)
+		}
+		a.report(ctx, err)
+	}
+	return exitCode(err)
+}
+
+// errInterrupted is what a person who pressed Ctrl-C is told.
+var errInterrupted = errors.New("interrupted")
+
+// client returns the connection to the cluster; it is made at the first call.
+func (a *app) client() (*client.Client, error) {
+	if a.api != nil {
+		return a.api, nil
+	}
+	tlsConfig, err := a.settings.tls()
+	if err != nil {
+		return nil, err
+	}
+	c, err := client.New(client.Config{Endpoints: a.settings.Endpoints, TLS: tlsConfig, Patience: a.settings.Timeout,
+		AttemptTimeout: max(a.settings.Timeout/3, time.Second), Dial: a.dial})
+	if err != nil {
+		return nil, err
+	}
+	a.api = c
+	return c, nil
+}
+
+// target says which export to open, and how.
+type target struct {
+	address string // host:port, or "unix:" and a path
+	volume  string
+	tls     *tls.Config // nil: plain
+	// connections share the work of one device; at least 1.
+	connections int
+}
+
+// openVolume connects to the volume's export: at the address that was given, or at the node that answers for the
+// cluster, or at another one that is up. The volume must exist.
+func (a *app) openVolume(ctx context.Context, volume string, connections int) (device, error) {
+	t := target{volume: volume, connections: max(connections, 1)}
+	if a.settings.NBDTLS {
+		var err error
+		if t.tls, err = a.settings.tls(); err != nil {
+			return nil, err
+		}
+		if t.tls == nil {
+			t.tls = &tls.Config{MinVersion: tls.VersionTLS12}
+		}
+	}
+	addresses := []string{a.settings.NBD}
+	if a.settings.NBD == "" {
+		var err error
+		if addresses, err = a.nbdAddresses(ctx); err != nil {
+			return nil, err
+		}
+	}
+	var problems []string
+	for _, address := range addresses {
+		t.address = address
+		d, err := a.open(ctx, t)
+		if err == nil {
+			return d, nil
+		}
+		if ctx.Err() != nil || storage.KindOf(err) != storage.KindUnavailable {
+			return nil, err
+		}
+		problems = append(problems, address+": "+causeText(err))
+	}
+	return nil, storage.E("connect to", storage.KindUnavailable, "volume "+volume,
+		errors.New("no NBD server answers: "+strings.Join(problems, "; ")))
+}
+
+// nbdAddresses lists where the cluster's volumes are exported, the node that answers first.
+func (a *app) nbdAddresses(ctx context.Context) ([]string, error) {
+	c, err := a.client()
+	if err != nil {
+		return nil, err
+	}
+	nodes, err := c.Nodes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	status, err := c.Status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var first, others []string
+	for _, n := range nodes {
+		address := n.Addresses.NBD
+		if address == "" {
+			continue
+		}
+		if n.ID == status.AnsweredBy {
+			first = append(first, reachable(address, c.Endpoint()))
+		} else if n.State == api.NodeUp {
+			others = append(others, address)
+		}
+	}
+	if all := append(first, others...); len(all) > 0 {
+		return all, nil
+	}
+	return nil, storage.E("find NBD server", storage.KindUnavailable, "",
+		errors.New("no node that is up says where it serves NBD; name one with --nbd HOST:PORT"))
+}
+
+// reachable puts the host through which a node was reached in the place of one that only the node itself can use.
+func reachable(address, endpoint string) string {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return address
+	}
+	if ip := net.ParseIP(host); host != "" && (ip == nil || !ip.IsUnspecified()) {
+		return address
+	}
+	if via, _, err := net.SplitHostPort(endpoint); err == nil {
+		return net.JoinHostPort(via, port)
+	}
+	return address
+}
+
+// causeText is an error without its outermost operation and subject.
+func causeText(err error) string {
+	var e *storage.Error
+	if errors.As(err, &e) && e.Err != nil {
+		return e.Err.Error()
+	}
+	return err.Error()
+}

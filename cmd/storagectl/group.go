@@ -1,0 +1,118 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/storaged/storaged/api"
+)
+
+func newGroup(a *app) *cobra.Command {
+	noun := newNoun("group", "Show the groups that hold the data", newGroupList(a))
+	noun.Aliases = []string{"groups"}
+	return noun
+}
+
+func newGroupList(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:     "list",
+		Aliases: []string{"ls"},
+		Short:   "List the groups and their replicas",
+		Long: `Lists the Raft groups that hold the volumes' data. A replica is written as the node it is on; an asterisk marks the
+leader. Others than voters say what they are, how far they are, and replicas that the leader does not hear from say so.
+With -o wide every replica has its own row.`,
+		Args: takes(),
+		RunE: func(c *cobra.Command, _ []string) error {
+			client, err := a.client()
+			if err != nil {
+				return err
+			}
+			list, err := client.Groups(c.Context())
+			if err != nil {
+				return err
+			}
+			return a.show(views(list, viewGroup), func(w io.Writer, wide bool) {
+				if wide {
+					writeReplicas(w, list)
+				} else {
+					writeGroups(w, list)
+				}
+			})
+		},
+	}
+}
+
+func writeGroups(w io.Writer, list []api.Group) {
+	t := newTable("GROUP", "LEADER", "TERM", "COMMIT", "APPLIED", "LAG", "REPLICAS")
+	for _, g := range list {
+		var lag uint64
+		replicas := make([]string, len(g.Replicas))
+		for i, r := range g.Replicas {
+			lag = max(lag, r.LagEntries)
+			replicas[i] = describeReplica(g, r)
+		}
+		t.row(g.ID.String(), leader(g), fmt.Sprint(g.Term), fmt.Sprint(g.CommitIndex), fmt.Sprint(g.AppliedIndex), fmt.Sprint(lag),
+			orDash(strings.Join(replicas, ", ")))
+	}
+	t.write(w, "no groups")
+}
+
+func leader(g api.Group) string {
+	if g.Leader == 0 {
+		return "none"
+	}
+	return nodeLabel(g.Leader, g.LeaderName)
+}
+
+// describeReplica is the node, with what is not ordinary about it.
+func describeReplica(g api.Group, r api.Replica) string {
+	text := nodeLabel(r.Node, r.NodeName)
+	if r.Node == g.Leader && r.Role == api.RoleVoter {
+		text += "*"
+	}
+	var notes []string
+	if r.Role != api.RoleVoter {
+		notes = append(notes, string(r.Role))
+	}
+	if r.Progress != nil {
+		notes = append(notes, describeProgress(*r.Progress))
+	}
+	if !r.Online {
+		notes = append(notes, "offline")
+	}
+	if len(notes) > 0 {
+		text += " (" + strings.Join(notes, ", ") + ")"
+	}
+	return text
+}
+
+func describeProgress(p api.Progress) string {
+	if p.TotalBytes <= 0 {
+		return formatSize(p.DoneBytes)
+	}
+	return percent(p.DoneBytes, p.TotalBytes)
+}
+
+func writeReplicas(w io.Writer, list []api.Group) {
+	t := newTable("GROUP", "NODE", "ROLE", "ONLINE", "LAG", "PROGRESS", "TERM", "COMMIT", "APPLIED", "INCARNATION", "STORE")
+	for _, g := range list {
+		for _, r := range g.Replicas {
+			role, online, progress := string(r.Role), "yes", "-"
+			if r.Node == g.Leader && r.Role == api.RoleVoter {
+				role = "leader"
+			}
+			if !r.Online {
+				online = "no"
+			}
+			if r.Progress != nil {
+				progress = fmt.Sprintf("%s of %s", formatSize(r.Progress.DoneBytes), formatSize(r.Progress.TotalBytes))
+			}
+			t.row(g.ID.String(), nodeLabel(r.Node, r.NodeName), role, online, fmt.Sprint(r.LagEntries), progress, fmt.Sprint(g.Term),
+				fmt.Sprint(g.CommitIndex), fmt.Sprint(g.AppliedIndex), fmt.Sprint(uint32(r.Incarnation)), r.Store.String())
+		}
+	}
+	t.write(w, "no groups")
+}

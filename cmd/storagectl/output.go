@@ -1,0 +1,158 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"unicode/utf8"
+
+	"go.yaml.in/yaml/v3"
+
+	storage "github.com/storaged/storaged"
+)
+
+// Forms of output.
+const (
+	formTable = "table"
+	formWide  = "wide"
+	formJSON  = "json"
+	formYAML  = "yaml"
+)
+
+func checkForm(form string) error {
+	switch form {
+	case formTable, formWide, formJSON, formYAML:
+		return nil
+	}
+	return storage.E("read flag", storage.KindInvalid, "-o "+form, errors.New("use table, wide, json or yaml"))
+}
+
+// forProgram reports whether the output is for a program.
+func (a *app) forProgram() bool { return a.flags.output == formJSON || a.flags.output == formYAML }
+
+// show writes value for programs, or calls people. Field names come from the json tags in both forms.
+func (a *app) show(value any, people func(w io.Writer, wide bool)) error {
+	if !a.forProgram() {
+		people(a.out, a.flags.output == formWide)
+		return nil
+	}
+	var text bytes.Buffer
+	encoder := json.NewEncoder(&text)
+	encoder.SetEscapeHTML(false)
+	encoder.SetIndent("", "  ")
+	if err := encoder.Encode(value); err != nil {
+		return storage.E("write output", storage.KindInternal, "", err)
+	}
+	out := text.Bytes()
+	if a.flags.output == formYAML {
+		var err error
+		if out, err = toYAML(out); err != nil {
+			return storage.E("write output", storage.KindInternal, "", err)
+		}
+	}
+	if _, err := a.out.Write(out); err != nil {
+		return storage.E("write output", storage.KindIO, "", err)
+	}
+	return nil
+}
+
+// toYAML rewrites JSON, which is YAML in another style, keeping the order of fields.
+func toYAML(text []byte) ([]byte, error) {
+	var node yaml.Node
+	if err := yaml.Unmarshal(text, &node); err != nil {
+		return nil, err
+	}
+	plain(&node)
+	var out bytes.Buffer
+	encoder := yaml.NewEncoder(&out)
+	encoder.SetIndent(2)
+	if err := encoder.Encode(&node); err != nil {
+		return nil, err
+	}
+	return out.Bytes(), encoder.Close()
+}
+
+// plain takes JSON's brackets and the quotes that YAML does not need off. A string that would read as something else
+// without quotes keeps its type by the node's tag, and the encoder quotes it.
+func plain(node *yaml.Node) {
+	empty := (node.Kind == yaml.SequenceNode || node.Kind == yaml.MappingNode) && len(node.Content) == 0
+	if !empty {
+		node.Style = 0
+	}
+	for _, child := range node.Content {
+		plain(child)
+	}
+}
+
+// table lines up columns for people.
+type table struct {
+	head []string
+	rows [][]string
+}
+
+func newTable(head ...string) *table { return &table{head: head} }
+
+func (t *table) row(cells ...string) { t.rows = append(t.rows, cells) }
+
+// write prints the table, or instead of an empty one the sentence none.
+func (t *table) write(w io.Writer, none string) {
+	if len(t.rows) == 0 {
+		fmt.Fprintln(w, none)
+		return
+	}
+	widths := make([]int, len(t.head))
+	all := append([][]string{t.head}, t.rows...)
+	for _, row := range all {
+		for i, cell := range row {
+			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
+		}
+	}
+	for _, row := range all {
+		var line strings.Builder
+		for i, cell := range row {
+			line.WriteString(cell)
+			line.WriteString(strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell)+2))
+		}
+		fmt.Fprintln(w, strings.TrimRight(line.String(), " "))
+	}
+}
+
+// facts prints what one object is, a line a fact. Facts without a value are left out.
+func facts(w io.Writer, pairs ...string) {
+	width := 0
+	for i := 0; i < len(pairs); i += 2 {
+		if pairs[i+1] != "" {
+			width = max(width, len(pairs[i]))
+		}
+	}
+	for i := 0; i < len(pairs); i += 2 {
+		if pairs[i+1] != "" {
+			fmt.Fprintf(w, "%-*s  %s\n", width+1, pairs[i]+":", pairs[i+1])
+		}
+	}
+}
+
+// orDash stands in for what is empty, so that columns keep their places.
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func plural(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
+}
+
+func percent(part, whole int64) string {
+	if whole <= 0 {
+		return "0 %"
+	}
+	return fmt.Sprintf("%.0f %%", 100*float64(part)/float64(whole))
+}

@@ -1,0 +1,241 @@
+package main
+
+import (
+	"time"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/api"
+)
+
+// The structs of this file are what -o json and -o yaml print. Scripts depend on the names: fields are added, never
+// renamed or removed (testdata/schema.txt holds them). Sizes are bytes, times are RFC 3339 in UTC, lists are never null,
+// and what is not known is left out.
+
+type volumeView struct {
+	ID             uint64           `json:"id"`
+	Name           string           `json:"name"`
+	SizeBytes      int64            `json:"size_bytes"`
+	AllocatedBytes *int64           `json:"allocated_bytes,omitempty"`
+	State          string           `json:"state"`
+	Epoch          uint64           `json:"epoch"`
+	Generation     uint64           `json:"generation"`
+	Groups         []uint32         `json:"groups"`
+	CreatedAt      *time.Time       `json:"created_at,omitempty"`
+	Sessions       []sessionView    `json:"sessions"`
+	Connections    []connectionView `json:"connections"`
+}
+
+type sessionView struct {
+	ID         uint64     `json:"id"`
+	Node       uint32     `json:"node"`
+	NodeName   string     `json:"node_name"`
+	Generation uint64     `json:"generation"`
+	ReadOnly   bool       `json:"read_only"`
+	OpenedAt   *time.Time `json:"opened_at,omitempty"`
+}
+
+type connectionView struct {
+	Node     uint32     `json:"node"`
+	NodeName string     `json:"node_name"`
+	Client   string     `json:"client"`
+	ReadOnly bool       `json:"read_only"`
+	OpenedAt *time.Time `json:"opened_at,omitempty"`
+}
+
+func viewVolume(v api.Volume) volumeView {
+	out := volumeView{
+		ID: uint64(v.ID), Name: v.Name, SizeBytes: v.SizeBytes, State: string(v.State), Epoch: uint64(v.Epoch),
+		Generation: uint64(v.Generation), CreatedAt: viewTime(v.CreatedAt),
+		Groups: views(v.Groups, func(g storage.GroupID) uint32 { return uint32(g) }),
+		Sessions: views(v.Sessions, func(s api.Session) sessionView {
+			return sessionView{ID: uint64(s.ID), Node: uint32(s.Node), NodeName: s.NodeName, Generation: uint64(s.Generation),
+				ReadOnly: s.ReadOnly, OpenedAt: viewTime(s.OpenedAt)}
+		}),
+		Connections: views(v.Connections, func(c api.Connection) connectionView {
+			return connectionView{Node: uint32(c.Node), NodeName: c.NodeName, Client: c.Client, ReadOnly: c.ReadOnly,
+				OpenedAt: viewTime(c.OpenedAt)}
+		}),
+	}
+	if v.AllocatedBytes >= 0 {
+		out.AllocatedBytes = &v.AllocatedBytes
+	}
+	return out
+}
+
+type nodeView struct {
+	ID            uint32      `json:"id"`
+	Name          string      `json:"name"`
+	Zone          string      `json:"zone"`
+	State         string      `json:"state"`
+	Version       string      `json:"version"`
+	Addresses     addresses   `json:"addresses"`
+	Replicas      int         `json:"replicas"`
+	Leaders       int         `json:"leaders"`
+	CapacityBytes int64       `json:"capacity_bytes"`
+	UsedBytes     int64       `json:"used_bytes"`
+	FreeBytes     int64       `json:"free_bytes"`
+	Stores        []storeView `json:"stores"`
+	SeenAt        *time.Time  `json:"seen_at,omitempty"`
+}
+
+type addresses struct {
+	Peer string `json:"peer"`
+	API  string `json:"api"`
+	NBD  string `json:"nbd"`
+	HTTP string `json:"http"`
+}
+
+type storeView struct {
+	ID            string `json:"id"`
+	State         string `json:"state"`
+	CapacityBytes int64  `json:"capacity_bytes"`
+	UsedBytes     int64  `json:"used_bytes"`
+	FreeBytes     int64  `json:"free_bytes"`
+}
+
+func viewNode(n api.Node) nodeView {
+	return nodeView{
+		ID: uint32(n.ID), Name: n.Name, Zone: n.Zone, State: string(n.State), Version: n.Version,
+		Addresses: addresses(n.Addresses), Replicas: n.Replicas, Leaders: n.Leaders, CapacityBytes: n.CapacityBytes(),
+		UsedBytes: n.UsedBytes(), FreeBytes: n.FreeBytes(), SeenAt: viewTime(n.SeenAt),
+		Stores: views(n.Stores, func(s api.Store) storeView {
+			return storeView{ID: s.ID.String(), State: string(s.State), CapacityBytes: s.CapacityBytes,
+				UsedBytes: s.UsedBytes, FreeBytes: s.FreeBytes}
+		}),
+	}
+}
+
+type groupView struct {
+	ID           uint32        `json:"id"`
+	Leader       uint32        `json:"leader"` // 0: nobody leads
+	LeaderName   string        `json:"leader_name"`
+	Term         uint64        `json:"term"`
+	CommitIndex  uint64        `json:"commit_index"`
+	AppliedIndex uint64        `json:"applied_index"`
+	Replicas     []replicaView `json:"replicas"`
+}
+
+type replicaView struct {
+	Node        uint32        `json:"node"`
+	NodeName    string        `json:"node_name"`
+	Store       string        `json:"store"`
+	Incarnation uint32        `json:"incarnation"`
+	Role        string        `json:"role"`
+	Online      bool          `json:"online"`
+	LagEntries  uint64        `json:"lag_entries"`
+	Progress    *progressView `json:"progress,omitempty"`
+}
+
+type progressView struct {
+	DoneBytes  int64      `json:"done_bytes"`
+	TotalBytes int64      `json:"total_bytes"` // 0: not known yet
+	StartedAt  *time.Time `json:"started_at,omitempty"`
+}
+
+func viewGroup(g api.Group) groupView {
+	return groupView{
+		ID: uint32(g.ID), Leader: uint32(g.Leader), LeaderName: g.LeaderName, Term: g.Term, CommitIndex: g.CommitIndex,
+		AppliedIndex: g.AppliedIndex,
+		Replicas: views(g.Replicas, func(r api.Replica) replicaView {
+			return replicaView{Node: uint32(r.Node), NodeName: r.NodeName, Store: r.Store.String(),
+				Incarnation: uint32(r.Incarnation), Role: string(r.Role), Online: r.Online, LagEntries: r.LagEntries,
+				Progress: viewProgress(r.Progress)}
+		}),
+	}
+}
+
+func viewProgress(p *api.Progress) *progressView {
+	if p == nil {
+		return nil
+	}
+	return &progressView{DoneBytes: p.DoneBytes, TotalBytes: p.TotalBytes, StartedAt: viewTime(p.StartedAt)}
+}
+
+type statusView struct {
+	ClusterID           string       `json:"cluster_id"`
+	Health              string       `json:"health"`
+	Reasons             []reasonView `json:"reasons"`
+	ReplicasWanted      int          `json:"replicas_wanted"`
+	NodesTotal          int          `json:"nodes_total"`
+	NodesUp             int          `json:"nodes_up"`
+	GroupsTotal         int          `json:"groups_total"`
+	GroupsFull          int          `json:"groups_full"`
+	GroupsWithoutLeader int          `json:"groups_without_leader"`
+	Volumes             int          `json:"volumes"`
+	ProvisionedBytes    int64        `json:"provisioned_bytes"`
+	CapacityBytes       int64        `json:"capacity_bytes"`
+	UsedBytes           int64        `json:"used_bytes"`
+	FreeBytes           int64        `json:"free_bytes"`
+	Tasks               []taskView   `json:"tasks"`
+	CatalogLeader       uint32       `json:"catalog_leader"` // 0: nobody leads
+	CatalogLeaderName   string       `json:"catalog_leader_name"`
+	CatalogTerm         uint64       `json:"catalog_term"`
+	CatalogIndex        uint64       `json:"catalog_index"`
+	AnsweredBy          uint32       `json:"answered_by"`
+	AnsweredByName      string       `json:"answered_by_name"`
+	AgeSeconds          float64      `json:"age_seconds"`
+}
+
+type reasonView struct {
+	Severity string `json:"severity"`
+	Subject  string `json:"subject"`
+	Text     string `json:"text"`
+	NextStep string `json:"next_step"`
+}
+
+type taskView struct {
+	Kind     string        `json:"kind"`
+	Group    uint32        `json:"group"`
+	Node     uint32        `json:"node"`
+	NodeName string        `json:"node_name"`
+	Step     string        `json:"step"`
+	Progress *progressView `json:"progress,omitempty"`
+}
+
+func viewStatus(s api.Status) statusView {
+	return statusView{
+		ClusterID: s.ClusterID.String(), Health: string(s.Health), ReplicasWanted: s.ReplicasWanted, NodesTotal: s.NodesTotal,
+		NodesUp: s.NodesUp, GroupsTotal: s.GroupsTotal, GroupsFull: s.GroupsFull, GroupsWithoutLeader: s.GroupsWithoutLeader,
+		Volumes: s.Volumes, ProvisionedBytes: s.ProvisionedBytes, CapacityBytes: s.CapacityBytes, UsedBytes: s.UsedBytes,
+		FreeBytes: s.FreeBytes, CatalogLeader: uint32(s.CatalogLeader), CatalogLeaderName: s.CatalogLeaderName,
+		CatalogTerm: s.CatalogTerm, CatalogIndex: s.CatalogIndex, AnsweredBy: uint32(s.AnsweredBy),
+		AnsweredByName: s.AnsweredByName, AgeSeconds: s.Age.Seconds(),
+		Reasons: views(s.Reasons, func(r api.Reason) reasonView {
+			return reasonView{Severity: string(r.Severity), Subject: r.Subject, Text: r.Text, NextStep: r.NextStep}
+		}),
+		Tasks: views(s.Tasks, func(t api.Task) taskView {
+			return taskView{Kind: string(t.Kind), Group: uint32(t.Group), Node: uint32(t.Node), NodeName: t.NodeName,
+				Step: t.Step, Progress: viewProgress(t.Progress)}
+		}),
+	}
+}
+
+type versionView struct {
+	Client programView  `json:"client"`
+	Node   *programView `json:"node,omitempty"`
+}
+
+type programView struct {
+	Version   string `json:"version"`
+	Commit    string `json:"commit"`
+	GoVersion string `json:"go_version"`
+	Platform  string `json:"platform"`
+}
+
+// viewTime leaves out the time that is not known.
+func viewTime(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	t = t.UTC()
+	return &t
+}
+
+// views converts a list; the result is never nil, so that it prints as [] and not as null.
+func views[A, B any](in []A, view func(A) B) []B {
+	out := make([]B, len(in))
+	for i, a := range in {
+		out[i] = view(a)
+	}
+	return out
+}

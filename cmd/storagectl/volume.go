@@ -1,0 +1,374 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/api"
+)
+
+func newVolume(a *app) *cobra.Command {
+	noun := newNoun("volume", "Make, show, grow, remove, fill and copy volumes", newVolumeCreate(a), newVolumeList(a),
+		newVolumeShow(a), newVolumeResize(a), newVolumeDelete(a), newVolumeImport(a), newVolumeExport(a))
+	noun.Aliases = []string{"volumes", "vol"}
+	return noun
+}
+
+func newVolumeCreate(a *app) *cobra.Command {
+	var size sizeFlag
+	var stripe int
+	var request string
+	c := &cobra.Command{
+		Use:   "create NAME --size SIZE",
+		Short: "Make a volume",
+		Long: `Makes a volume that reads as zeroes and takes no room until it is written to.
+
+A name has 1 to 63 lower-case letters, digits and hyphens, with a letter or digit at both ends. For SIZE, ` + sizeHelp + `.
+
+A script that may run twice gives --request-id: the same id, name and size make one volume, and the second run succeeds
+like the first.`,
+		Example: "  storagectl volume create web --size 10G\n  storagectl volume create db --size 1T --request-id install-42 -o json",
+		Args:    takes("NAME"),
+		RunE: func(c *cobra.Command, args []string) error {
+			if !size.set {
+				return storage.E("create", storage.KindInvalid, "volume "+args[0], errors.New("--size is missing, for example --size 10G"))
+			}
+			client, err := a.client()
+			if err != nil {
+				return err
+			}
+			v, err := client.CreateVolume(c.Context(), api.NewVolume{RequestID: request, Name: args[0], SizeBytes: size.bytes, Groups: stripe})
+			if err != nil {
+				return err
+			}
+			return a.show(viewVolume(v), func(w io.Writer, _ bool) {
+				fmt.Fprintf(w, "volume %s created: %s over %s\n", v.Name, formatSize(v.SizeBytes), plural(len(v.Groups), "group", "groups"))
+			})
+		},
+	}
+	c.Flags().Var(&size, "size", "size of the volume, a multiple of 4096 bytes; 10G = 10GiB")
+	c.Flags().IntVar(&stripe, "groups", 0, "`NUMBER` of groups to stripe over, a power of two; 0 lets the cluster choose")
+	c.Flags().StringVar(&request, "request-id", "", "`ID` that makes a repeated request the same request")
+	return c
+}
+
+func newVolumeList(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:     "list",
+		Aliases: []string{"ls"},
+		Short:   "List the volumes",
+		Example: "  storagectl volume list\n  storagectl volume list -o json | jq -r '.[].name'",
+		Args:    takes(),
+		RunE: func(c *cobra.Command, _ []string) error {
+			client, err := a.client()
+			if err != nil {
+				return err
+			}
+			list, err := client.Volumes(c.Context(), "", 0)
+			if err != nil {
+				return err
+			}
+			return a.show(views(list, viewVolume), func(w io.Writer, wide bool) { a.writeVolumes(w, list, wide) })
+		},
+	}
+}
+
+func (a *app) writeVolumes(w io.Writer, list []api.Volume, wide bool) {
+	head := []string{"NAME", "SIZE", "STATE", "OPEN ON", "AGE"}
+	if wide {
+		head = append(head, "ID", "ALLOCATED", "GROUPS", "EPOCH", "GENERATION")
+	}
+	t := newTable(head...)
+	for _, v := range list {
+		row := []string{v.Name, formatSize(v.SizeBytes), string(v.State), orDash(strings.Join(openOn(v), ",")), a.age(v.CreatedAt)}
+		if wide {
+			row = append(row, v.ID.String(), allocated(v), joinIDs(v.Groups), v.Epoch.String(), v.Generation.String())
+		}
+		t.row(row...)
+	}
+	t.write(w, "no volumes; 'storagectl volume create NAME --size SIZE' makes one")
+}
+
+// openOn names the nodes whose gateways hold the volume open.
+func openOn(v api.Volume) []string {
+	var names []string
+	for _, s := range v.Sessions {
+		names = append(names, nodeLabel(s.Node, s.NodeName))
+	}
+	for _, c := range v.Connections {
+		names = append(names, nodeLabel(c.Node, c.NodeName))
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+func nodeLabel(id storage.NodeID, name string) string {
+	if name != "" {
+		return name
+	}
+	return id.String()
+}
+
+func joinIDs(ids []storage.GroupID) string {
+	texts := make([]string, len(ids))
+	for i, id := range ids {
+		texts[i] = id.String()
+	}
+	return strings.Join(texts, ",")
+}
+
+func allocated(v api.Volume) string {
+	if v.AllocatedBytes < 0 {
+		return "-"
+	}
+	return formatSize(v.AllocatedBytes)
+}
+
+// age is how long ago t was, for people.
+func (a *app) age(t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	return shortDuration(a.now().Sub(t))
+}
+
+// shortDuration writes the largest one or two units.
+func shortDuration(d time.Duration) string {
+	switch {
+	case d < 0:
+		return "0s"
+	case d < time.Second:
+		return d.Round(time.Millisecond).String()
+	case d < time.Minute:
+		return fmt.Sprintf("%ds", d/time.Second)
+	case d < time.Hour:
+		return fmt.Sprintf("%dm%02ds", d/time.Minute, d%time.Minute/time.Second)
+	case d < 24*time.Hour:
+		return fmt.Sprintf("%dh%02dm", d/time.Hour, d%time.Hour/time.Minute)
+	default:
+		return fmt.Sprintf("%dd%02dh", d/(24*time.Hour), d%(24*time.Hour)/time.Hour)
+	}
+}
+
+func newVolumeShow(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:               "show NAME",
+		Short:             "Show a volume, and who has it open",
+		Args:              takes("NAME"),
+		ValidArgsFunction: a.completeVolumes(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			client, err := a.client()
+			if err != nil {
+				return err
+			}
+			v, err := client.Volume(c.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return a.show(viewVolume(v), func(w io.Writer, _ bool) { a.writeVolume(w, v) })
+		},
+	}
+}
+
+func (a *app) writeVolume(w io.Writer, v api.Volume) {
+	made := ""
+	if !v.CreatedAt.IsZero() {
+		made = fmt.Sprintf("%s (%s ago)", v.CreatedAt.UTC().Format(time.RFC3339), a.age(v.CreatedAt))
+	}
+	used := allocated(v)
+	if v.AllocatedBytes >= 0 {
+		used += " (" + percent(v.AllocatedBytes, v.SizeBytes) + ")"
+	}
+	facts(w, "Name", v.Name, "ID", v.ID.String(), "State", string(v.State),
+		"Size", fmt.Sprintf("%s (%d bytes)", formatSize(v.SizeBytes), v.SizeBytes), "Allocated", used,
+		"Groups", joinIDs(v.Groups), "Epoch", v.Epoch.String(), "Generation", v.Generation.String(), "Created", made)
+	if len(v.Sessions) == 0 && len(v.Connections) == 0 {
+		fmt.Fprintln(w, "\nNobody has it open.")
+		return
+	}
+	if len(v.Sessions) > 0 {
+		fmt.Fprintln(w)
+		t := newTable("SESSION", "GATEWAY", "MODE", "GENERATION", "OPENED")
+		for _, s := range v.Sessions {
+			t.row(s.ID.String(), nodeLabel(s.Node, s.NodeName), mode(s.ReadOnly), s.Generation.String(), a.age(s.OpenedAt)+" ago")
+		}
+		t.write(w, "")
+	}
+	if len(v.Connections) > 0 {
+		fmt.Fprintln(w)
+		t := newTable("CLIENT", "GATEWAY", "MODE", "CONNECTED")
+		for _, c := range v.Connections {
+			t.row(c.Client, nodeLabel(c.Node, c.NodeName), mode(c.ReadOnly), a.age(c.OpenedAt)+" ago")
+		}
+		t.write(w, "")
+	}
+}
+
+func mode(readOnly bool) string {
+	if readOnly {
+		return "read-only"
+	}
+	return "read-write"
+}
+
+func newVolumeResize(a *app) *cobra.Command {
+	var size string
+	c := &cobra.Command{
+		Use:   "resize NAME --size SIZE",
+		Short: "Grow a volume",
+		Long: `Grows a volume to SIZE, or by SIZE when it begins with a plus sign. The new bytes read as zeroes. A volume never
+shrinks. Asking for the size it has already succeeds.
+
+Clients that are connected see the new size when they reconnect, or when they ask for it; file systems are grown
+afterwards by their own tools.`,
+		Example:           "  storagectl volume resize web --size 20G\n  storagectl volume resize web --size +5G",
+		Args:              takes("NAME"),
+		ValidArgsFunction: a.completeVolumes(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			if size == "" {
+				return storage.E("resize", storage.KindInvalid, "volume "+args[0], errors.New("--size is missing, for example --size 20G or --size +5G"))
+			}
+			v, err := a.resize(c.Context(), args[0], size)
+			if err != nil {
+				return err
+			}
+			return a.show(viewVolume(v), func(w io.Writer, _ bool) {
+				fmt.Fprintf(w, "volume %s has %s\n", v.Name, formatSize(v.SizeBytes))
+			})
+		},
+	}
+	c.Flags().StringVar(&size, "size", "", "new `SIZE`, or with a plus sign what is added; 10G = 10GiB")
+	return c
+}
+
+func (a *app) resize(ctx context.Context, name, size string) (api.Volume, error) {
+	client, err := a.client()
+	if err != nil {
+		return api.Volume{}, err
+	}
+	more, relative := strings.CutPrefix(size, "+")
+	bytes, err := parseSize(more)
+	if err != nil {
+		return api.Volume{}, err
+	}
+	if relative {
+		v, err := client.Volume(ctx, name)
+		if err != nil {
+			return api.Volume{}, err
+		}
+		if bytes > storage.MaxVolumeBytes-v.SizeBytes {
+			return api.Volume{}, storage.E("resize", storage.KindInvalid, "volume "+name,
+				fmt.Errorf("%s more would be above the largest volume, %s", formatSize(bytes), formatSize(storage.MaxVolumeBytes)))
+		}
+		bytes += v.SizeBytes
+	}
+	return client.ResizeVolume(ctx, name, bytes)
+}
+
+func newVolumeDelete(a *app) *cobra.Command {
+	var yes bool
+	c := &cobra.Command{
+		Use:     "delete NAME...",
+		Aliases: []string{"rm"},
+		Short:   "Remove volumes and their data",
+		Long: `Removes volumes and their data, which cannot be brought back. A volume that somebody has open is refused.
+
+On a terminal it asks first; elsewhere it needs --yes. When one of several fails, the rest are still tried.`,
+		Example: "  storagectl volume delete scratch\n  storagectl volume delete old-1 old-2 --yes",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return errors.New("NAME is missing")
+			}
+			return nil
+		},
+		ValidArgsFunction: a.completeVolumes(-1),
+		RunE: func(c *cobra.Command, args []string) error {
+			var first error
+			for _, name := range args {
+				err := a.deleteVolume(c.Context(), name, yes)
+				if first == nil {
+					first = err
+				} else if err != nil {
+					a.report(c.Context(), err)
+				}
+				if c.Context().Err() != nil {
+					break
+				}
+			}
+			return first
+		},
+	}
+	c.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	return c
+}
+
+// deleteVolume deletes the volume that it asks about: its id guards against a namesake made meanwhile.
+func (a *app) deleteVolume(ctx context.Context, name string, yes bool) error {
+	client, err := a.client()
+	if err != nil {
+		return err
+	}
+	v, err := client.Volume(ctx, name)
+	if err != nil {
+		var e *storage.Error
+		if errors.As(err, &e) {
+			err = storage.E("delete", e.Kind, e.Subject, e.Err)
+		}
+		return err
+	}
+	if !yes {
+		question := fmt.Sprintf("Delete volume %s (%s, created %s ago) with all its data?", v.Name, formatSize(v.SizeBytes), a.age(v.CreatedAt))
+		if err := a.confirm(ctx, "delete", "volume "+name, question); err != nil {
+			return err
+		}
+	}
+	if err := client.DeleteVolume(ctx, name, v.ID); err != nil {
+		return err
+	}
+	if !a.forProgram() {
+		fmt.Fprintf(a.out, "volume %s deleted\n", name)
+	}
+	return nil
+}
+
+// confirm asks a person. It returns nil only after a yes.
+func (a *app) confirm(ctx context.Context, op, subject, question string) error {
+	if !a.inTerminal {
+		return storage.E(op, storage.KindInvalid, subject, errors.New("nobody is there to be asked; give --yes if it is meant"))
+	}
+	fmt.Fprintf(a.err, "%s [y/N] ", question)
+	answer := make(chan string, 1)
+	go func() { answer <- readLine(a.in) }() // ends with the process if the person never answers
+	select {
+	case <-ctx.Done():
+		fmt.Fprintln(a.err)
+		return storage.E(op, storage.KindCanceled, subject, ctx.Err())
+	case line := <-answer:
+		if line = strings.ToLower(strings.TrimSpace(line)); line == "y" || line == "yes" {
+			return nil
+		}
+		return storage.E(op, storage.KindCanceled, subject, errors.New("not confirmed; nothing was changed"))
+	}
+}
+
+// readLine reads up to a newline or the end, byte by byte, so that nothing behind it is taken; at most 1 KiB.
+func readLine(r io.Reader) string {
+	var line []byte
+	one := make([]byte, 1)
+	for len(line) < 1<<10 {
+		n, err := r.Read(one)
+		if n == 1 && one[0] == '\n' || err != nil {
+			break
+		}
+		line = append(line, one[:n]...)
+	}
+	return string(line)
+}
