@@ -3,8 +3,8 @@ GO       ?= go
 GOFLAGS  ?=
 BIN      := bin
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-LDFLAGS  := -X main.version=$(VERSION)
-TAGS     := interop,e2e,chaos
+LDFLAGS  := -X github.com/storaged/storaged/internal/version.Version=$(VERSION)
+TAGS     := interop,e2e,netns,chaos
 FUZZTIME ?= 1m
 CHAOS_FOR ?= 10m
 CHAOS_ARGS ?=
@@ -39,7 +39,9 @@ interop: ## the NBD server against Debian's NBD clients
 	$(GO) test -tags interop -timeout 10m -count 1 ./test/interop/...
 
 e2e: build ## three real processes: growth, failover, restart
-	$(GO) test -tags e2e -timeout 10m -count 1 ./test/e2e/... -storaged $(abspath $(BIN))/storaged
+	@test/deps.sh --root ip nft || echo "left out: partitions"
+	$(GO) test -tags e2e$(shell test/deps.sh --root ip nft 2>/dev/null && echo ,netns) -timeout 10m -count 1 ./test/e2e \
+	  -storaged $(abspath $(BIN))/storaged
 
 chaos-short: build ## half a minute of kill -9, pauses and partitions; histories checked for linearizability
 	$(GO) test -tags chaos -timeout 5m -count 1 -run '^TestChaos$$' ./test/chaos -storaged $(abspath $(BIN))/storaged -for 30s $(CHAOS_ARGS)

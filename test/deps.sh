@@ -3,6 +3,7 @@
 #
 #   deps.sh [PROGRAM...]             is everything there? Says what to install and exits 1 if not
 #   deps.sh --install [PROGRAM...]   installs what is missing (root)
+#   deps.sh --root [PROGRAM...]      the same, and are we root?
 #   deps.sh --run COMMAND... -- PROGRAM...
 #                                    runs COMMAND if everything is there; otherwise says what to install and
 #                                    exits 0, or 1 in CI, where nothing may be left out
@@ -38,6 +39,10 @@ missing() {
 mode=check command=()
 case ${1-} in
 --install) mode=install; shift ;;
+--root)
+  shift
+  [ "$(id -u)" = 0 ] || { echo "needs root, for network namespaces" >&2; exit 1; }
+  ;;
 --run)
   mode=run; shift
   while [ $# -gt 0 ] && [ "$1" != -- ]; do command+=("$1"); shift; done

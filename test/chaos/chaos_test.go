@@ -8,13 +8,13 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/storaged/storaged/internal/history"
 	"github.com/storaged/storaged/internal/testcluster"
+	"github.com/storaged/storaged/internal/testcluster/clustertest"
 	"github.com/storaged/storaged/nbd"
 )
 
@@ -38,7 +38,7 @@ func TestChaos(t *testing.T) {
 		seed = rand.Uint64()
 	}
 	t.Logf("seed %d (again with: make chaos-short CHAOS_ARGS='-seed %d')", seed, seed)
-	c, net := startCluster(t)
+	c, network := startCluster(t)
 	if err := c.CreateVolume(t.Context(), volumeName, volumeBytes); err != nil {
 		t.Fatal(err)
 	}
@@ -55,7 +55,7 @@ func TestChaos(t *testing.T) {
 
 	faulty, stopFaults := context.WithTimeout(t.Context(), *forFlag)
 	defer stopFaults()
-	if err := torment(faulty, &processes{cluster: c, network: net, logf: t.Logf}, seed, t.Logf); err != nil {
+	if err := torment(faulty, &processes{cluster: c, network: network, logf: t.Logf}, seed, t.Logf); err != nil {
 		t.Error(err)
 	}
 	awaitProgress(t, w)
@@ -106,59 +106,20 @@ func awaitProgress(t *testing.T, w *workload) {
 // startCluster starts three nodes that end with the test. The network is nil where there are no namespaces.
 func startCluster(t *testing.T) (*testcluster.Cluster, *testcluster.Network) {
 	t.Helper()
-	if *storagedFlag == "" {
-		t.Fatal("-storaged says which binary to run (make chaos-short)")
-	}
-	dir, err := testcluster.TempDir("")
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg := testcluster.Config{Command: []string{*storagedFlag}, Dir: dir}
-	net, err := testcluster.NewNetwork(3)
+	network, err := testcluster.NewNetwork(3)
 	switch {
-	case err == nil:
-		cfg.Host, cfg.Prefix = net.Host, net.Prefix
-		cfg.Ports = &testcluster.Ports{Peer: 7001, API: 7000, NBD: 10809, HTTP: 7002}
 	case errors.Is(err, testcluster.ErrNoNamespaces):
 		t.Logf("on loopback, without partitions: %v", err)
+	case err != nil:
+		t.Fatal(err)
 	default:
-		t.Fatal(err)
+		t.Cleanup(func() {
+			if err := network.Close(); err != nil {
+				t.Error(err)
+			}
+		})
 	}
-	c, err := testcluster.New(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { endCluster(t, c, net, dir) })
-	if err := c.Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	full, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	if err := c.WaitFull(full); err != nil {
-		t.Fatal(err)
-	}
-	return c, net
-}
-
-func endCluster(t *testing.T, c *testcluster.Cluster, net *testcluster.Network, dir string) {
-	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
-	defer cancel()
-	if err := c.Stop(ctx); err != nil {
-		t.Error(err)
-	}
-	if net != nil {
-		if err := net.Close(); err != nil {
-			t.Error(err)
-		}
-	}
-	if t.Failed() || *keepFlag {
-		t.Logf("data and logs are in %s", dir)
-		for _, n := range c.Nodes() {
-			t.Logf("the end of %s:\n%s", n.LogPath, n.LogTail(30))
-		}
-	} else if err := os.RemoveAll(dir); err != nil {
-		t.Error(err)
-	}
+	return clustertest.Start(t, clustertest.Options{Binary: *storagedFlag, Network: network, Keep: *keepFlag}), network
 }
 
 // processes is the target of the faults.
