@@ -264,6 +264,16 @@ func (c *conn) bounds() bounds {
 		fastZero: c.info.FastZero, resizable: c.info.Resizable, features: c.features}
 }
 
+// boundsFor is bounds, for a range that may be part of what the export has grown by.
+func (c *conn) boundsFor(offset, length uint64) bounds {
+	b := c.bounds()
+	if b.behindEnd(offset, length) {
+		c.sizeBytes.Store(c.export.Info().SizeBytes)
+		b.sizeBytes = c.sizeBytes.Load()
+	}
+	return b
+}
+
 // accept checks a request, waits for room, and reads its payload. An error ends the connection; a request that
 // must not be executed is returned with its refusal, its payload skipped.
 func (c *conn) accept(h requestHeader) (*request, error) {
@@ -271,11 +281,7 @@ func (c *conn) accept(h requestHeader) (*request, error) {
 	if payload > discardLimitBytes {
 		return nil, c.violation("a payload of %d bytes", payload)
 	}
-	b := c.bounds()
-	if b.behindEnd(h.offset, h.length) && h.cmd != cmdResize {
-		c.sizeBytes.Store(c.export.Info().SizeBytes) // it may have grown
-		b.sizeBytes = c.sizeBytes.Load()
-	}
+	b := c.boundsFor(h.offset, h.length)
 	r := c.srv.newRequest(h)
 	r.refused = b.check(h)
 
@@ -365,6 +371,7 @@ func (c *conn) readStatusPayload(r *request, b bounds, payload uint64) error {
 		r.refused = refuse(errnoInvalid, "a status of nothing")
 		return nil
 	}
+	b = c.boundsFor(r.offset, r.length)
 	r.refused = b.checkRange(r.cmd, r.offset, r.length)
 	return nil
 }

@@ -31,7 +31,7 @@ func NewBackend() *Backend { return &Backend{volumes: make(map[string]*Volume)} 
 func (b *Backend) Add(name string, sizeBytes uint64) *Volume {
 	v := &Volume{info: nbd.ExportInfo{Name: name, Description: "volume " + name, SizeBytes: sizeBytes,
 		MultiConn: true, FastZero: true, Resizable: true,
-		Contexts: []string{nbd.ContextAllocation, nbd.ContextDirty}}, pages: make(map[int64]*page)}
+		Contexts: []string{nbd.ContextAllocation, nbd.ContextDirty}}, pages: make(map[int64]*page), dirty: make(map[int64]bool)}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.volumes[name] == nil {
@@ -87,16 +87,14 @@ type Volume struct {
 	mu     sync.RWMutex
 	info   nbd.ExportInfo  // guarded by mu
 	pages  map[int64]*page // guarded by mu; absent pages are holes
+	dirty  map[int64]bool  // guarded by mu; pages changed since MarkClean
 	before func(Call) error
 
 	opened, closed, unanswered atomic.Int64
 	peers                      sync.Map // *export -> nbd.Peer; the connections now open
 }
 
-type page struct {
-	data  [pageBytes]byte
-	dirty bool
-}
+type page [pageBytes]byte
 
 // Call is an operation that an export is about to perform.
 type Call struct {
@@ -122,9 +120,7 @@ func (v *Volume) SetInfo(change func(*nbd.ExportInfo)) {
 func (v *Volume) MarkClean() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	for _, p := range v.pages {
-		p.dirty = false
-	}
+	clear(v.dirty)
 }
 
 // Disconnect ends every connection to the volume, as a backend does that gave the volume to somebody else.
@@ -158,7 +154,7 @@ func (v *Volume) Contents(p []byte, off int64) {
 	v.each(off, int64(len(p)), func(index int64, from, to int, done int64) {
 		part := p[done : done+int64(to-from)]
 		if pg := v.pages[index]; pg != nil {
-			copy(part, pg.data[from:to])
+			copy(part, pg[from:to])
 		} else {
 			clear(part)
 		}
@@ -170,7 +166,7 @@ func (v *Volume) Store(p []byte, off int64) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.each(off, int64(len(p)), func(index int64, from, to int, done int64) {
-		copy(v.page(index).data[from:to], p[done:done+int64(to-from)])
+		copy(v.page(index)[from:to], p[done:done+int64(to-from)])
 	})
 }
 
@@ -191,7 +187,7 @@ func (v *Volume) page(index int64) *page {
 		p = new(page)
 		v.pages[index] = p
 	}
-	p.dirty = true
+	v.dirty[index] = true
 	return p
 }
 
@@ -226,7 +222,7 @@ func (e *export) ReadSparse(ctx context.Context, p []byte, off int64) (holes []n
 	e.each(off, int64(len(p)), func(index int64, from, to int, done int64) {
 		start, end := int(done), int(done)+to-from
 		if pg := e.pages[index]; pg != nil {
-			copy(p[start:end], pg.data[from:to])
+			copy(p[start:end], pg[from:to])
 		} else if k := len(holes); k > 0 && holes[k-1].End == start {
 			holes[k-1].End = end
 		} else {
@@ -268,11 +264,14 @@ func (e *export) zero(off, n int64, noHole bool) {
 	e.each(off, n, func(index int64, from, to int, _ int64) {
 		switch {
 		case noHole:
-			clear(e.page(index).data[from:to])
+			clear(e.page(index)[from:to])
 		case from == 0 && to == pageBytes:
-			delete(e.pages, index)
+			if e.pages[index] != nil {
+				delete(e.pages, index)
+				e.dirty[index] = true
+			}
 		case e.pages[index] != nil:
-			clear(e.page(index).data[from:to])
+			clear(e.page(index)[from:to])
 		}
 	})
 }
@@ -289,7 +288,7 @@ func (e *export) Status(ctx context.Context, off, n int64, metaContext string) (
 		pg := e.pages[index]
 		if metaContext == nbd.ContextDirty {
 			flags = 0
-			if pg != nil && pg.dirty {
+			if e.dirty[index] {
 				flags = nbd.FlagDirty
 			}
 		} else if pg != nil {
