@@ -244,9 +244,7 @@ func (c *committer) finish() {
 	l.tailBytes -= bytes
 	l.cacheBytes += bytes
 	l.trimCacheLocked()
-	if first := c.batch[0].seg; first != last.seg {
-		l.sealBelowLocked(last.seg)
-	}
+	c.sealBelowLocked(last.seg)
 	l.room.Broadcast()
 	l.notesActive = true
 	for l.dueNotesLocked(&c.due, l.Durable()) {
@@ -274,11 +272,16 @@ func (l *Log) trimCacheLocked() {
 	}
 }
 
-// sealBelowLocked marks the segments that the batch has left behind.
-func (l *Log) sealBelowLocked(last *segmentFile) {
-	for _, s := range l.segments {
-		if s.state == SegmentOpen && s.no < last.no {
-			s.state = SegmentSealed
+// sealBelowLocked marks the segments that the batch has left behind. A seal and the record after it are always in
+// one batch, so no segment is missed.
+func (c *committer) sealBelowLocked(last *segmentFile) {
+	if c.batch[0].seg == last {
+		return
+	}
+	for _, r := range c.batch {
+		if r.seg != last {
+			r.seg.state = SegmentSealed
+			r.seg.used = r.end().Offset()
 		}
 	}
 }
@@ -318,5 +321,6 @@ func (c *committer) leave() {
 		l.mu.Lock()
 	}
 	l.committerGone = true
+	l.prepare.Broadcast()
 	l.mu.Unlock()
 }

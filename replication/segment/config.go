@@ -49,10 +49,12 @@ type Config struct {
 	// InUse reports whether a table refers to the segment. It is asked in Open only, before a segment behind the
 	// end of the log is used again. nil: none is in use.
 	InUse func(SegmentNo) bool
-	// OnFailure is called once, when the disk has failed for good. It must not call Close.
+	// OnFailure is called once, when the disk has failed for good. It must not block, nor call Close.
 	OnFailure func(error)
-	Logger    *slog.Logger
-	Metrics   prometheus.Registerer
+	// Logger is told what an operator would act on; nil: nothing.
+	Logger *slog.Logger
+	// Metrics may be nil. For several logs in one registry wrap it with a label for each.
+	Metrics prometheus.Registerer
 }
 
 func (c *Config) setDefaults() {

@@ -325,10 +325,6 @@ func (g *GroupLog) dropPrefixLocked(budget int64, through SegmentNo) {
 	g.entries = g.entries[n:]
 	if len(g.entries) == 0 {
 		g.entries = nil
-	} else if n > 0 && cap(g.entries) < 2*len(g.entries) {
-		return
-	} else if n > uint64(len(g.entries)) {
-		g.entries = append(make([]entry, 0, len(g.entries)+len(g.entries)/4), g.entries...)
 	}
 }
 

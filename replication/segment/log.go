@@ -45,6 +45,7 @@ type Log struct {
 	current  *segmentFile               // the one that appends go to
 	offset   uint32                     // where the next record goes in it; a multiple of 64
 	future   []*segmentFile             // numbered segments after current, ascending; the preparer makes them ready
+	unready  []*segmentFile             // the ones of current and future that are not ready, ascending
 	nextNo   SegmentNo                  // above every number ever used
 	recycled []*segmentFile             // files to be used again, still under their old number
 	prepFull bool                       // the last attempt to make a segment found no space
@@ -270,6 +271,7 @@ func (l *Log) planLocked() *segmentFile {
 	l.nextNo++
 	l.segments[s.no] = s
 	l.future = append(l.future, s)
+	l.unready = append(l.unready, s)
 	return s
 }
 

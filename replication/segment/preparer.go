@@ -28,12 +28,12 @@ func (l *Log) preparer() {
 }
 
 // nextToPrepare waits until a segment is to be made ready, and returns it with the file to be recycled, if any. It
-// returns nil at the end of the log's life.
+// returns nil when the committer, which may wait for a segment until its end, is gone.
 func (l *Log) nextToPrepare() (s, old *segmentFile) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for {
-		if l.failure != nil || l.closing && !l.currentWaitsLocked() {
+		if l.failure != nil || l.committerGone {
 			return nil, nil
 		}
 		if s = l.wantedLocked(); s != nil {
@@ -41,44 +41,23 @@ func (l *Log) nextToPrepare() (s, old *segmentFile) {
 		}
 		l.prepare.Wait()
 	}
-	if n := len(l.recycled); n > 0 {
-		old = l.recycled[0]
-		l.recycled = l.recycled[1:]
+	if len(l.recycled) > 0 {
+		old, l.recycled = l.recycled[0], l.recycled[1:]
 	}
 	return s, old
-}
-
-// currentWaitsLocked reports whether records wait for a segment that is not ready.
-func (l *Log) currentWaitsLocked() bool {
-	for i := l.durableIndex; i < l.recent.next; i++ {
-		if !l.recent.at(i).seg.ready {
-			return true
-		}
-	}
-	return false
 }
 
 // wantedLocked returns the segment with the lowest number that is not ready, or plans another one if fewer than
 // FreeSegments are ahead. Numbers are made ready in ascending order.
 func (l *Log) wantedLocked() *segmentFile {
-	var lowest *segmentFile
-	ahead := 0
-	for _, s := range l.segments {
-		if !s.ready && (lowest == nil || s.no < lowest.no) {
-			lowest = s
-		}
-		if s.state == SegmentFree && !s.claimed {
-			ahead++
-		}
+	if len(l.unready) == 0 && len(l.future) < l.cfg.FreeSegments && !l.closing {
+		l.planLocked()
 	}
-	if lowest != nil {
-		if lowest.claimed || !l.prepFull || len(l.recycled) > 0 {
-			return lowest
-		}
+	if len(l.unready) == 0 {
 		return nil
 	}
-	if ahead < l.cfg.FreeSegments && !l.closing {
-		return l.planLocked()
+	if s := l.unready[0]; s.claimed || !l.closing && (!l.prepFull || len(l.recycled) > 0) {
+		return s
 	}
 	return nil
 }
@@ -94,6 +73,7 @@ func (l *Log) prepareOne(s, old *segmentFile) {
 	if err == nil {
 		l.mu.Lock()
 		s.file, s.ready = f, true
+		l.unready = l.unready[1:]
 		l.prepFull = false
 		l.committed.Signal()
 		l.mu.Unlock()
@@ -134,18 +114,9 @@ func (l *Log) waitForSpace() {
 	defer retry.Stop()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for l.prepFull && l.failure == nil && !l.closing && len(l.recycled) == 0 && !l.unreadyClaimedLocked() {
+	for l.prepFull && l.failure == nil && !l.closing && len(l.recycled) == 0 && !l.unready[0].claimed {
 		l.prepare.Wait()
 	}
-}
-
-func (l *Log) unreadyClaimedLocked() bool {
-	for _, s := range l.segments {
-		if s.claimed && !s.ready {
-			return true
-		}
-	}
-	return false
 }
 
 // logStartLocked is the position before which no group needs anything.
@@ -251,7 +222,7 @@ func (l *Log) fill(f vfs.File, offset int64, s *segmentFile) error {
 // pace pauses, unless records wait for the segment; errStopped if the log stops and needs it no more.
 func (l *Log) pace(s *segmentFile) error {
 	l.mu.Lock()
-	urgent := s.claimed || len(l.segments) == 1
+	urgent := s.claimed
 	stopped := l.failure != nil || l.closing && !s.claimed
 	l.mu.Unlock()
 	if stopped {

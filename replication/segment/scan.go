@@ -57,9 +57,10 @@ func (r *recovery) scan(start Position) (end Position, clean bool, err error) {
 			}
 		}
 		switch {
-		case s != nil && r.proven <= at:
-			// Torn: no record tells that anything at or after this place was ever durable.
-			return at, r.cleanAt(s), nil
+		case r.proven <= at && (s != nil || at != start):
+			// Torn: no record tells that anything at or after this place was ever durable. The segment may be
+			// missing: a seal can be durable before the next segment exists.
+			return at, s != nil && r.cleanAt(s), nil
 		case v == tornRecord:
 			if g := r.l.groups[h.key]; g != nil && at >= g.need {
 				r.hurtGroup(h.key, at, fmt.Sprintf("the payload of %s fails its checksum", h.describe()))
@@ -368,8 +369,14 @@ func (r *recovery) continueAt(end Position) error {
 
 func (r *recovery) beginSegment(end Position) error {
 	l := r.l
-	l.nextNo++
-	s := &segmentFile{no: l.nextNo - 1, capacity: uint32(l.cfg.SegmentBytes), claimed: true}
+	no := l.nextNo
+	missing := end != 0 && l.segments[end.Segment()] == nil && r.segment(end.Segment()) == nil && r.proven <= end
+	if missing {
+		no = end.Segment() // as the seal before it says; nothing was ever written under this number
+	} else {
+		l.nextNo++
+	}
+	s := &segmentFile{no: no, capacity: uint32(l.cfg.SegmentBytes), claimed: true}
 	l.segments[s.no] = s
 	l.current, l.offset = s, segmentHeaderBytes
 	l.durable.Store(uint64(l.endLocked()))
@@ -388,7 +395,7 @@ func (r *recovery) beginSegment(end Position) error {
 		return err
 	}
 	s.file, s.ready, s.state = f, true, SegmentOpen
-	if end == 0 || r.proven > end {
+	if end == 0 || missing || r.proven > end {
 		return nil // nothing to seal; or damaged there, and that must be seen again at the next start
 	}
 	return r.seal(end, s.no)

@@ -1,0 +1,315 @@
+package segment
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// world is a log beside a model of it: the list of all operations in the order of their positions. After a crash the
+// log must be what some prefix of that list makes, and at least the part that was reported durable.
+type world struct {
+	mem *vfs.MemFS
+	cfg Config // without groups
+	l   *Log
+
+	mu     sync.Mutex
+	ops    []modelOp
+	starts map[GroupKey]GroupStart // the checkpoints, which are durable the moment they are set
+	serial int64
+	term   uint64
+}
+
+// modelOp is one operation: entries to append, or a truncation (from > 0), or a reset.
+type modelOp struct {
+	key     GroupKey
+	entries []Entry
+	from    uint64
+	reset   uint64
+	end     Position // 0 until the log told it
+}
+
+// modelLog is what a log should hold: entries base+1, base+2, ...
+type modelLog struct {
+	base    uint64
+	entries []Entry
+}
+
+func (m *modelLog) last() uint64 { return m.base + uint64(len(m.entries)) }
+
+func (m *modelLog) do(op modelOp) {
+	switch {
+	case op.reset > 0:
+		m.base, m.entries = op.reset, nil
+	case op.from > 0:
+		if op.from <= m.last() {
+			m.entries = m.entries[:max(op.from, m.base+1)-m.base-1]
+		}
+	default:
+		m.entries = append(m.entries, op.entries...)
+	}
+}
+
+func newWorld(groups int) *world {
+	w := &world{mem: vfs.NewCrashableMem(), starts: make(map[GroupKey]GroupStart), term: 1}
+	w.cfg = Config{FS: w.mem, Dir: "log", Store: testStore, SegmentBytes: 32 << 10, FreeSegments: 2, CacheBytes: 20 << 10,
+		RetainBytes: 8 << 10}
+	for n := 1; n <= groups; n++ {
+		w.starts[key(n)] = GroupStart{Key: key(n)}
+	}
+	return w
+}
+
+func (w *world) config(fs vfs.FS) Config {
+	cfg := w.cfg
+	cfg.FS = fs
+	for _, s := range w.starts {
+		cfg.Groups = append(cfg.Groups, s)
+	}
+	return cfg
+}
+
+func (w *world) keys() []GroupKey {
+	keys := make([]GroupKey, 0, len(w.starts))
+	for k := range w.starts {
+		keys = append(keys, k)
+	}
+	slices.SortFunc(keys, func(a, b GroupKey) int { return int(a.Group) - int(b.Group) })
+	return keys
+}
+
+// model replays the first n operations.
+func (w *world) model(n int) map[GroupKey]*modelLog {
+	m := make(map[GroupKey]*modelLog)
+	for k := range w.starts {
+		m[k] = &modelLog{}
+	}
+	for _, op := range w.ops[:n] {
+		m[op.key].do(op)
+	}
+	return m
+}
+
+// durableOps is how many operations are in what has been reported durable.
+func (w *world) durableOps(durable Position) int {
+	n := 0
+	for i, op := range w.ops {
+		if op.end != 0 && op.end <= durable {
+			n = i + 1
+		}
+	}
+	return n
+}
+
+// plan adds an operation to the model before it is done, so that a crash in the middle finds it there.
+func (w *world) plan(op modelOp) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.ops = append(w.ops, op)
+	return len(w.ops) - 1
+}
+
+func (w *world) nextTerm() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.term++
+}
+
+func (w *world) done(i int, end Position) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.ops[i].end = end
+}
+
+func (w *world) append(t testing.TB, k GroupKey, sizes ...int) {
+	t.Helper()
+	m := w.model(len(w.ops))[k]
+	next := max(m.last(), w.starts[k].AppliedIndex) + 1
+	var entries []Entry
+	for i, size := range sizes {
+		w.serial++
+		e := testEntry(next+uint64(i), w.term, size)
+		e.AppendedAt = w.serial
+		entries = append(entries, e)
+	}
+	first := len(w.ops)
+	for _, e := range entries { // one each: an append of several is not atomic
+		w.plan(modelOp{key: k, entries: []Entry{e}})
+	}
+	end, err := w.l.Group(k).Append(entries)
+	if err != nil {
+		t.Fatalf("append to %s: %v", k, err)
+	}
+	for i := range entries {
+		w.done(first+i, end)
+	}
+}
+
+// truncate drops the last entries, as far as they are above the checkpoint.
+func (w *world) truncate(t testing.TB, k GroupKey, count uint64) {
+	t.Helper()
+	m := w.model(len(w.ops))[k]
+	from := max(m.last()+1-min(count, m.last()), w.starts[k].AppliedIndex+1)
+	w.nextTerm()
+	i := w.plan(modelOp{key: k, from: from})
+	if err := w.l.Group(k).TruncateSuffix(from); err != nil {
+		t.Fatalf("truncate %s: %v", k, err)
+	}
+	w.done(i, w.l.End())
+}
+
+// reset installs a manifest some entries beyond the log.
+func (w *world) reset(t testing.TB, k GroupKey) {
+	t.Helper()
+	m := w.model(len(w.ops))[k]
+	applied := max(m.last(), w.starts[k].AppliedIndex) + 3
+	g := w.l.Group(k)
+	mustWait(t, w.l, w.l.End())
+	w.nextTerm()
+	next := g.NextNeeded(applied)
+	w.mu.Lock()
+	w.starts[k] = GroupStart{Key: k, AppliedIndex: applied, AppliedTerm: w.term, From: next}
+	w.mu.Unlock()
+	i := w.plan(modelOp{key: k, reset: applied})
+	if err := g.Reset(applied, w.term); err != nil {
+		t.Fatalf("reset %s: %v", k, err)
+	}
+	w.done(i, w.l.End())
+	w.l.DurableCheckpoint(k, applied, w.term, next)
+}
+
+// checkpoint stores a checkpoint of everything but the last few entries, when that is durable.
+func (w *world) checkpoint(t testing.TB, k GroupKey, behind uint64) {
+	t.Helper()
+	g := w.l.Group(k)
+	last := g.LastIndex()
+	if last <= behind || last-behind <= w.starts[k].AppliedIndex {
+		return
+	}
+	applied := last - behind
+	e, err := g.Get(applied)
+	if err != nil {
+		t.Fatal(err)
+	}
+	end, ok := g.EndOf(applied, e.Term)
+	if !ok {
+		t.Fatalf("EndOf %d", applied)
+	}
+	mustWait(t, w.l, end)
+	next := g.NextNeeded(applied)
+	w.mu.Lock()
+	w.starts[k] = GroupStart{Key: k, AppliedIndex: applied, AppliedTerm: e.Term, From: next}
+	w.mu.Unlock()
+	w.l.DurableCheckpoint(k, applied, e.Term, next)
+	g.Compact(applied)
+}
+
+// recycle offers every segment for recycling; the log refuses what it needs.
+func (w *world) recycle() {
+	for _, s := range w.l.Segments() {
+		if s.State == SegmentSealed {
+			_ = w.l.Recycle(s.No)
+		}
+	}
+}
+
+// check opens the file system and finds out which prefix of the operations the log holds; at least the durable ones.
+func (w *world) check(t testing.TB, fs vfs.FS, durable int, what string) (*Log, int) {
+	t.Helper()
+	l, err := Open(w.config(fs))
+	if err != nil {
+		t.Fatalf("%s: %v", what, err)
+	}
+	if d := l.Damaged(); len(d) > 0 {
+		t.Fatalf("%s: damaged: %+v", what, d)
+	}
+	var problems []string
+	for n := durable; n <= len(w.ops); n++ {
+		problem := w.compare(l, n, false)
+		if problem == "" {
+			return l, n
+		}
+		problems = append(problems, problem)
+	}
+	t.Fatalf("%s: the log is no prefix of at least %d of %d operations: %s", what, durable, len(w.ops), problems[0])
+	return nil, 0
+}
+
+// compare returns how the log differs from the first n operations; "" if it does not. A log that was not opened just
+// now may still have entries that a checkpoint covers.
+func (w *world) compare(l *Log, n int, live bool) string {
+	for k, m := range w.model(n) {
+		g, applied := l.Group(k), w.starts[k].AppliedIndex
+		want := m.entries[min(uint64(len(m.entries)), max(applied, m.base)-m.base):]
+		var last uint64
+		if len(want) > 0 {
+			last = m.last()
+		}
+		if got := g.LastIndex(); got != last && !(live && got == m.last()) {
+			return fmt.Sprintf("group %s ends at %d, want %d", k, got, last)
+		}
+		for _, e := range want {
+			got, err := g.Get(e.Index)
+			if err != nil {
+				return fmt.Sprintf("group %s: %v", k, err)
+			}
+			if got.Term != e.Term || got.AppendedAt != e.AppendedAt || !bytes.Equal(got.Data, e.Data) {
+				return fmt.Sprintf("group %s entry %d is term %d number %d, want %d, %d", k, e.Index, got.Term,
+					got.AppendedAt, e.Term, e.AppendedAt)
+			}
+		}
+	}
+	return ""
+}
+
+// adopt takes over what check found: the operations behind it never happened. A checkpoint may be ahead of the log,
+// when it came with a manifest and the reset of the log was lost.
+func (w *world) adopt(l *Log, n int) {
+	w.l, w.ops = l, w.ops[:n:n]
+	for k, m := range w.model(n) {
+		if s := w.starts[k]; m.last() < s.AppliedIndex {
+			w.ops = append(w.ops, modelOp{key: k, reset: s.AppliedIndex, end: 1})
+		}
+	}
+	w.term++
+}
+
+// crash cuts the power: unsynced pages survive with the given probability. It goes on with what is left.
+func (w *world) crash(t testing.TB, percent int, seed uint64) {
+	t.Helper()
+	w.mu.Lock()
+	durable := w.durableOps(w.l.Durable())
+	clone := w.mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: percent, RNG: rand.New(rand.NewPCG(seed, 1))})
+	w.mu.Unlock()
+	_ = w.l.Close()
+	w.mem = clone
+	w.adopt(w.check(t, clone, durable, "after a crash"))
+}
+
+// restart closes the log and opens it again.
+func (w *world) restart(t testing.TB) {
+	t.Helper()
+	if err := w.l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	w.l, _ = w.check(t, w.cfg.FS, len(w.ops), "after a restart")
+}
+
+func (w *world) waitAll(t testing.TB) {
+	t.Helper()
+	if err := w.l.Wait(context.Background(), w.l.End()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// panicTB fails by a panic, because Fatal in a goroutine of the log would only end that goroutine.
+type panicTB struct{ testing.TB }
+
+func (t panicTB) Fatal(args ...any)                 { panic(fmt.Sprint(args...)) }
+func (t panicTB) Fatalf(format string, args ...any) { panic(fmt.Sprintf(format, args...)) }
