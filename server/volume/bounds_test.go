@@ -1,0 +1,366 @@
+package volume_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/op"
+	"github.com/storaged/storaged/server/volume"
+	"github.com/storaged/storaged/server/volume/volumetest"
+)
+
+// Guards I5: bytes that were damaged on their way to the gateway are asked for once more, and never returned.
+// Line: copyOut (read.go) calls Verify. Tried: without it the damaged bytes are returned.
+func TestDamagedReadIsRetriedOnceAndNeverReturned(t *testing.T) {
+	bubble(t, func(t *testing.T, c *volumetest.Cluster) {
+		v := open(t, start(t, c, nil), "data")
+		mustWrite(t, v, pattern(3*block, 1), 0)
+		isRead := func(call volumetest.Call) bool { return call.Method == volumetest.Read }
+		c.SetFault(once(isRead, volumetest.Fault{FlipBit: true}))
+		wantBytes(t, v, pattern(3*block, 1), 0)
+		reads := 0
+		c.SetFault(func(call volumetest.Call) volumetest.Fault {
+			if isRead(call) {
+				reads++
+			}
+			return volumetest.Fault{FlipBit: true}
+		})
+		if err := v.ReadAt(t.Context(), make([]byte, 3*block), 0); !errors.Is(err, storage.ErrCorrupt) {
+			t.Errorf("damaged twice: %v", err)
+		}
+		if reads != 2 {
+			t.Errorf("%d attempts", reads)
+		}
+	})
+}
+
+// A caller that leaves while reads get no answer is let go.
+func TestReadEndsWithItsContext(t *testing.T) {
+	bubble(t, func(t *testing.T, c *volumetest.Cluster) {
+		v := open(t, start(t, c, nil), "data")
+		c.SetFault(func(call volumetest.Call) volumetest.Fault {
+			if call.Method == volumetest.Read || call.Method == volumetest.Status {
+				return volumetest.Fault{Err: volumetest.Unavailable("scripted")}
+			}
+			return volumetest.Fault{}
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		if err := v.ReadAt(ctx, make([]byte, block), 0); !errors.Is(err, storage.ErrCanceled) {
+			t.Errorf("read: %v", err)
+		}
+		if _, err := v.Status(ctx, 0, block, 1, nil); !errors.Is(err, storage.ErrCanceled) {
+			t.Errorf("status: %v", err)
+		}
+	})
+}
+
+// Guards I9: the bytes in flight of a volume, and those of all volumes of a gateway, are bounded.
+// Line: send and readPart call acquire. Tried: without it all requests are sent at once.
+func TestBytesInFlightAreBounded(t *testing.T) {
+	for _, tc := range []struct {
+		name            string
+		volume, gateway int64
+		want            int
+	}{{"volume", 2 << 20, 64 << 20, 2}, {"gateway", 2 << 20, 3 << 20, 3}} {
+		t.Run(tc.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, c *volumetest.Cluster) {
+				c.CreateVolume("more", 64<<20, 4)
+				g := start(t, c, func(config *volume.Config) { config.VolumeBytes, config.GatewayBytes = tc.volume, tc.gateway })
+				volumes := []*volume.Volume{open(t, g, "data")}
+				if tc.name == "gateway" {
+					volumes = append(volumes, open(t, g, "more"))
+				}
+				for _, v := range volumes {
+					mustWrite(t, v, pattern(block, 1), 0)
+				}
+				var mu sync.Mutex
+				sent := 0
+				hold := make(chan struct{})
+				c.SetFault(func(call volumetest.Call) volumetest.Fault {
+					if isWrite(call) {
+						mu.Lock()
+						defer mu.Unlock()
+						sent++
+					}
+					return volumetest.Fault{Hold: hold}
+				})
+				var wg sync.WaitGroup
+				for i := range 8 {
+					wg.Go(func() {
+						if err := volumes[i%len(volumes)].WriteAt(t.Context(), make([]byte, 4<<20), 0); err != nil {
+							t.Error(err)
+						}
+					})
+				}
+				synctest.Wait()
+				mu.Lock()
+				if sent != tc.want {
+					t.Errorf("%d requests of 1 MiB are in flight, want %d", sent, tc.want)
+				}
+				mu.Unlock()
+				close(hold)
+				wg.Wait()
+			})
+		})
+	}
+}
+
+// Guards I9: the parts of one request in flight together, and the requests in one group, are bounded.
+func TestRequestsInFlightAreBounded(t *testing.T) {
+	bubble(t, func(t *testing.T, c *volumetest.Cluster) {
+		v := open(t, start(t, c, func(config *volume.Config) { config.RequestParallel, config.GroupRequests = 5, 3 }), "data")
+		mustWrite(t, v, pattern(block, 1), 0)
+		var mu sync.Mutex
+		sent := map[storage.GroupID]int{}
+		hold := make(chan struct{})
+		c.SetFault(func(call volumetest.Call) volumetest.Fault {
+			if call.Method != volumetest.Propose {
+				return volumetest.Fault{}
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			sent[call.Group]++
+			return volumetest.Fault{Hold: hold}
+		})
+		done := make(chan error, 1)
+		go func() { done <- v.WriteZeroes(t.Context(), 0, v.SizeBytes(), false) }()
+		synctest.Wait()
+		mu.Lock()
+		if sent[1] != 3 || sent[1]+sent[2]+sent[3] != 5 {
+			t.Errorf("in flight by group: %v", sent)
+		}
+		mu.Unlock()
+		close(hold)
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// Zeroing and discarding large ranges costs one operation an extent, and data only at the edges.
+func TestLargeZeroesAreOneOperationAnExtent(t *testing.T) {
+	c := fake(t)
+	c.CreateVolume("huge", 1<<40, 1, 2, 3, 1)
+	r := record(c)
+	v := open(t, start(t, c, nil), "huge")
+	if err := v.WriteZeroes(t.Context(), 5, 4000*extent, false); err != nil {
+		t.Fatal(err)
+	}
+	clears, _, _ := r.count(op.Clear)
+	writes, _, _ := r.count(op.Write)
+	if clears != 4001-1 && clears != 4001 || writes != 2 {
+		t.Errorf("%d clears and %d writes", clears, writes)
+	}
+	if err := v.Discard(t.Context(), 0, 4000*extent); err != nil {
+		t.Fatal(err)
+	}
+	if all, _, _ := r.count(op.Clear); all-clears != 4000 {
+		t.Errorf("%d clears for a discard of 4,000 extents", all-clears)
+	}
+}
+
+// Flush waits for what had started before it, and not for what starts later.
+func TestFlushIsABarrier(t *testing.T) {
+	bubble(t, func(t *testing.T, c *volumetest.Cluster) {
+		g := start(t, c, nil)
+		v, other := open(t, g, "data"), open(t, g, "data")
+		mustWrite(t, v, pattern(block, 1), 0)
+		first, second := make(chan struct{}), make(chan struct{})
+		hold := first
+		c.SetFault(func(call volumetest.Call) volumetest.Fault { return volumetest.Fault{Hold: hold} })
+		done := make(chan string, 3)
+		do := func(name string, f func() error) {
+			go func() {
+				if err := f(); err != nil {
+					t.Error(err)
+				}
+				done <- name
+			}()
+			synctest.Wait()
+		}
+		do("first", func() error { return v.WriteAt(t.Context(), pattern(block, 2), 0) })
+		do("flush", func() error { return other.Flush(t.Context()) })
+		hold = second
+		do("second", func() error { return v.WriteAt(t.Context(), pattern(block, 3), block) })
+		if len(done) != 0 {
+			t.Errorf("%s ended early", <-done)
+		}
+		close(first)
+		synctest.Wait()
+		if len(done) != 2 {
+			t.Errorf("%d requests ended, want the first write and the flush", len(done))
+		}
+		close(second)
+	})
+}
+
+// The buffer of a write belongs to its caller again when WriteAt returns, also when it returns early.
+// Line: detach (write.go) clones the payload. Tried: without the clone the scribbles are written.
+func TestBufferIsTheCallersAfterReturn(t *testing.T) {
+	bubble(t, func(t *testing.T, c *volumetest.Cluster) {
+		v := open(t, start(t, c, nil), "data")
+		mustWrite(t, v, pattern(block, 9), block)
+		n := 0
+		c.SetFault(func(call volumetest.Call) volumetest.Fault {
+			if n++; n < 4 {
+				return volumetest.Fault{Err: volumetest.Unavailable("scripted")}
+			}
+			return volumetest.Fault{}
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
+		defer cancel()
+		p := pattern(block, 1)
+		if err := v.WriteAt(ctx, p, 0); !errors.Is(err, storage.ErrCanceled) {
+			t.Fatal(err)
+		}
+		clear(p)
+		wantBytes(t, v, pattern(block, 1), 0) // waits for the orphan
+	})
+}
+
+func TestLimiter(t *testing.T) {
+	bubble(t, func(t *testing.T, c *volumetest.Cluster) {
+		v := open(t, start(t, c, nil), "data")
+		took := func(l volume.Limits, n int, f func(*volume.Limited) error) time.Duration {
+			limiter, err := volume.NewLimiter(l)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w, begin := limiter.Wrap(v), time.Now()
+			for range n {
+				if err := f(w); err != nil {
+					t.Fatal(err)
+				}
+			}
+			return time.Since(begin).Round(time.Millisecond)
+		}
+		p := make([]byte, 1<<20)
+		write := func(w *volume.Limited) error { return w.WriteAt(t.Context(), p, 0) }
+		if d := took(volume.Limits{RequestsPerSecond: 10}, 30, write); d != 2*time.Second {
+			t.Errorf("30 requests at 10 a second with a burst of 10 took %v", d)
+		}
+		if d := took(volume.Limits{BytesPerSecond: 1 << 20, BurstSeconds: 0.5}, 4, write); d != 3500*time.Millisecond {
+			t.Errorf("4 MiB at 1 MiB a second with a burst of 512 KiB took %v", d)
+		}
+		if d := took(volume.Limits{}, 100, write); d != 0 {
+			t.Errorf("without limits: %v", d)
+		}
+		if _, err := volume.NewLimiter(volume.Limits{BytesPerSecond: -1}); !errors.Is(err, storage.ErrInvalid) {
+			t.Errorf("a negative limit: %v", err)
+		}
+	})
+}
+
+func TestConfigIsChecked(t *testing.T) {
+	_, err := volume.New(volume.Config{VolumeBytes: 1, GroupRequests: 5000, RetryMin: 2, RetryMax: 1, RequestParallel: -1, AttemptTimeout: -1, OrphanTimeout: -1})
+	if !errors.Is(err, storage.ErrInvalid) {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"Cluster", "VolumeBytes", "GroupRequests", "RetryMin", "RequestParallel", "AttemptTimeout", "OrphanTimeout"} {
+		if !strings.Contains(err.Error(), name) {
+			t.Errorf("%q does not name %s", err, name)
+		}
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	c := fake(t)
+	registry := prometheus.NewPedanticRegistry()
+	g := start(t, c, func(config *volume.Config) { config.Metrics = registry })
+	v := open(t, g, "data")
+	c.SetFault(once(isWrite, volumetest.Fault{LoseAnswer: true}))
+	mustWrite(t, v, pattern(block, 1), 0)
+	c.Expire("data")
+	mustWrite(t, v, pattern(block, 2), 0)
+	sum := func(name string) (total float64, found bool) {
+		families, err := registry.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range families {
+			for _, m := range f.GetMetric() {
+				if f.GetName() == name {
+					found = true
+					total += m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
+				}
+			}
+		}
+		return total, found
+	}
+	for name, want := range map[string]float64{
+		"storage_volume_requests_total": 2, "storage_volume_bytes_total": 2 * block, "storage_volume_request_seconds": 2,
+		"storage_volume_retries_total": 2, "storage_volume_session_rotations_total": 1, "storage_volume_sessions_total": 2,
+		"storage_volume_in_flight_requests": 0, "storage_volume_in_flight_bytes": 0,
+	} {
+		if got, _ := sum(name); got != want {
+			t.Errorf("%s is %v, want %v", name, got, want)
+		}
+	}
+	if err := v.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, found := sum("storage_volume_requests_total"); found {
+		t.Error("the series of a closed volume are left")
+	}
+	if _, err := volume.New(volume.Config{Cluster: c.Start(9), Metrics: registry}); !errors.Is(err, storage.ErrInvalid) {
+		t.Errorf("two gateways in one registry: %v", err)
+	}
+}
+
+func TestListAndStat(t *testing.T) {
+	c := fake(t)
+	c.CreateVolume("a", block, 1)
+	g := start(t, c, nil)
+	list, err := g.List(t.Context())
+	if err != nil || len(list) != 2 || list[0].Name != "a" || list[1].SizeBytes != 8*extent {
+		t.Errorf("%v, %v", list, err)
+	}
+	if info, err := g.Stat(t.Context(), "data"); err != nil || info.SizeBytes != 8*extent {
+		t.Errorf("%v, %v", info, err)
+	}
+	if _, err := g.Stat(t.Context(), "b"); !errors.Is(err, storage.ErrNotFound) {
+		t.Error(err)
+	}
+}
+
+func benchmark(b *testing.B, n int, f func(v *volume.Volume, p []byte, off int64) error) {
+	c := fake(b)
+	v := open(b, start(b, c, nil), "data")
+	image := pattern(int(v.SizeBytes()), 1)
+	mustWrite(b, v, image, 0)
+	p := pattern(n, 2)
+	b.SetBytes(int64(n))
+	b.ReportAllocs()
+	i := int64(0)
+	for b.Loop() {
+		if err := f(v, p, i*int64(n)%v.SizeBytes()); err != nil {
+			b.Fatal(err)
+		}
+		i++
+	}
+}
+
+func BenchmarkWriteAt4KiB(b *testing.B) {
+	benchmark(b, block, func(v *volume.Volume, p []byte, off int64) error { return v.WriteAt(b.Context(), p, off) })
+}
+
+func BenchmarkReadAt4KiB(b *testing.B) {
+	benchmark(b, block, func(v *volume.Volume, p []byte, off int64) error { return v.ReadAt(b.Context(), p, off) })
+}
+
+func BenchmarkWriteAt1MiB(b *testing.B) {
+	benchmark(b, 1<<20, func(v *volume.Volume, p []byte, off int64) error { return v.WriteAt(b.Context(), p, off) })
+}
+
+func BenchmarkReadAt1MiB(b *testing.B) {
+	benchmark(b, 1<<20, func(v *volume.Volume, p []byte, off int64) error { return v.ReadAt(b.Context(), p, off) })
+}
