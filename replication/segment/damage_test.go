@@ -247,7 +247,7 @@ func TestTornPayload(t *testing.T) {
 	records[0].header.position = w.l.End()
 	records[0].seg = w.l.current
 	c := &committer{l: w.l}
-	c.gather(records, w.l.Durable())
+	c.gather([]*record{&records[0]}, w.l.Durable())
 	var b []byte
 	for _, v := range c.vectors {
 		b = append(b, v...)
