@@ -118,6 +118,31 @@ func writeIdentity(fsys vfs.FS, dir string, id Identity) error {
 	return syncDir(fsys, dir)
 }
 
+// makeDir makes a directory and those above it that are missing, durably.
+func makeDir(fsys vfs.FS, dir string) error {
+	var missing []string
+	for d := dir; ; d = fsys.PathDir(d) {
+		if _, err := fsys.Stat(d); err == nil || d == fsys.PathDir(d) {
+			break
+		}
+		missing = append(missing, d)
+	}
+	if err := fsys.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for _, d := range missing {
+		if err := syncDir(fsys, fsys.PathDir(d)); err != nil {
+			return err
+		}
+	}
+	if len(missing) == 0 {
+		// A start that was cut off may have made it without syncing. Who made it otherwise may have left a parent
+		// that cannot be read: that is no reason not to start.
+		_ = syncDir(fsys, fsys.PathDir(dir))
+	}
+	return nil
+}
+
 func syncDir(fsys vfs.FS, dir string) error {
 	d, err := fsys.OpenDir(dir)
 	if err != nil {

@@ -16,7 +16,6 @@ const (
 	keyPurge       = 'd' // set, volume: its tables are being removed
 	keyGroup       = 'g' // group, incarnation: the checkpoint
 	keyLive        = 'l' // set, segment: number of table entries that refer to it
-	keyStaging     = 'm' // set: a staging
 	keyIncarnation = 'n' // group: highest incarnations given out and created
 	keyPage        = 'p' // set, volume, extent, page, ^epoch
 	keyStable      = 's' // group, incarnation, name

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"sync"
 
+	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/segment"
 )
 
@@ -145,4 +146,14 @@ func decodeLive(key, value []byte) (set setID, no segment.SegmentNo, n int64, er
 		return 0, 0, 0, corrupt("decode live count", "it is %d", n)
 	}
 	return setID(be.Uint64(key[1:])), segment.SegmentNo(be.Uint32(key[9:])), n, nil
+}
+
+// durableBytes returns how much the durable checkpoint refers to; blocks that versions share count once for each.
+func (l *liveCounts) durableBytes() (n uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, c := range l.durable {
+		n += uint64(c) * storage.BlockSize
+	}
+	return n
 }

@@ -300,3 +300,23 @@ func (m *meta) diskBytes() int64 {
 	}
 	return int64(m.db.Metrics().DiskSpaceUsage())
 }
+
+// snapshot returns the database as it is now. It must be closed before close.
+func (m *meta) snapshot() (*pebble.Snapshot, error) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if err := m.usable(); err != nil {
+		return nil, err
+	}
+	return m.db.NewSnapshot(), nil
+}
+
+// scanOn is scan on a snapshot.
+func (m *meta) scanOn(r pebble.Reader, from, to []byte, fn func(key, value []byte) (more bool, err error)) error {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if err := m.usable(); err != nil {
+		return err
+	}
+	return scanReader(r, from, to, fn)
+}

@@ -80,8 +80,6 @@ func (g *Group) advance() (moved bool, err error) {
 // recycle offers every sealed segment to which no table refers to the log, which refuses those that it needs, or that
 // somebody reads.
 func (s *Store) recycle() {
-	s.recycleMu.Lock()
-	defer s.recycleMu.Unlock()
 	for _, info := range s.log.Segments() {
 		// Guards I1: a segment is recycled only when neither memory nor a durable checkpoint refers to it.
 		if info.State != segment.SegmentSealed || s.segmentInUse(info.No) {

@@ -35,24 +35,21 @@ type Store struct {
 	failure  atomic.Pointer[storage.Error]
 	failOnce sync.Once
 
-	// recycleMu is held for writing while segments are recycled, and for reading from before data is appended that
-	// belongs to no log until it is counted as live.
-	recycleMu sync.RWMutex
-
 	// mu guards all below. It is taken before a group's locks.
 	mu       sync.Mutex
 	groups   map[segment.GroupKey]*Group
 	stagings map[setID]*Staging
+	openMans map[*Manifest]struct{}
 	closed   bool
 
-	setsMu sync.Mutex // guards sets; a leaf but for the locks of live counts
+	setsMu sync.Mutex // guards sets and floors; a leaf but for the locks of live counts
 	sets   map[setID]*liveCounts
+	// floors: from these segments on there may be blocks of a staging that are not counted yet.
+	floors map[setID]segment.SegmentNo
 
-	purge     chan struct{} // capacity 1: there may be something to purge; never closed
-	stop      context.CancelFunc
-	stopped   sync.WaitGroup
-	manifests sync.WaitGroup // open ones
-	openMans  map[*Manifest]struct{}
+	purge   chan struct{} // capacity 1: there may be something to purge; never closed
+	stop    context.CancelFunc
+	stopped sync.WaitGroup
 }
 
 // Open opens the store in Config.Dir, or makes one. Errors are of KindConflict when the directory is in use by another
@@ -63,11 +60,11 @@ func Open(cfg Config) (_ *Store, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	if err := cfg.FS.MkdirAll(cfg.Dir, 0o755); err != nil {
-		return nil, storage.E("open", storage.KindIO, "store "+cfg.Dir, err)
+	if err := makeDir(cfg.FS, cfg.Dir); err != nil {
+		return nil, storage.E("make directory of", storage.KindIO, "store "+cfg.Dir, err)
 	}
 	s := &Store{cfg: cfg, logger: cfg.Logger, groups: map[segment.GroupKey]*Group{}, stagings: map[setID]*Staging{},
-		sets: map[setID]*liveCounts{}, purge: make(chan struct{}, 1), openMans: map[*Manifest]struct{}{}}
+		sets: map[setID]*liveCounts{}, floors: map[setID]segment.SegmentNo{}, purge: make(chan struct{}, 1), openMans: map[*Manifest]struct{}{}}
 	var cleanup []func() error
 	defer func() {
 		if err != nil {
@@ -91,15 +88,16 @@ func Open(cfg Config) (_ *Store, err error) {
 		return nil, err
 	}
 	cleanup = append(cleanup, s.meta.close)
-	// Pebble does not sync its parent directory's entry.
-	if err := syncDir(cfg.FS, cfg.Dir); err != nil {
-		return nil, storage.E("open", storage.KindIO, "store "+cfg.Dir, err)
-	}
 	if err := s.load(); err != nil {
 		return nil, err
 	}
 	if err := s.openLog(); err != nil {
 		return nil, err
+	}
+	cleanup = append(cleanup, s.log.Close)
+	// What is acknowledged from here on lies in directories whose own entries are durable.
+	if err := syncDir(cfg.FS, cfg.Dir); err != nil {
+		return nil, storage.E("open", storage.KindIO, "store "+cfg.Dir, err)
 	}
 	s.shareLocked()
 	ctx, stop := context.WithCancel(context.Background())
@@ -173,7 +171,7 @@ func (s *Store) discardOrphans() error {
 		owned[g.set.id] = true
 	}
 	var orphans []setID
-	for _, kind := range []byte{keyPage, keyLive, keyVolume, keyPurge, keyStaging} {
+	for _, kind := range []byte{keyPage, keyLive, keyVolume, keyPurge} {
 		for from := []byte{kind}; ; {
 			k, _, ok, err := s.meta.first(from, []byte{kind + 1})
 			if err != nil {
@@ -210,7 +208,7 @@ func (s *Store) discardOrphans() error {
 
 // dropSet removes everything of a table set.
 func dropSet(b *pebble.Batch, set setID) error {
-	for _, kind := range []byte{keyPage, keyLive, keyVolume, keyPurge, keyStaging} {
+	for _, kind := range []byte{keyPage, keyLive, keyVolume, keyPurge} {
 		prefix := setPrefix(kind, set)
 		if err := b.DeleteRange(prefix, afterPrefix(prefix), nil); err != nil {
 			return err
@@ -378,6 +376,7 @@ func (s *Store) CreateGroup(key segment.GroupKey) (*Group, error) {
 // RemoveGroup forgets a replica, its log, its tables and its votes. Nothing may use it any more. KindNotFound if it is
 // not there.
 func (s *Store) RemoveGroup(key segment.GroupKey) error {
+	s.abortStagings(key)
 	s.mu.Lock() // held across the sync: the group is there or not
 	defer s.mu.Unlock()
 	g := s.groups[key]
@@ -438,10 +437,27 @@ func (s *Store) dropSet(id setID) {
 	delete(s.sets, id)
 }
 
-// segmentInUse reports whether any table set refers to the segment.
+// holdFrom keeps every segment from the end of the log on from being recycled until release is called.
+func (s *Store) holdFrom(set setID) (release func()) {
+	s.setsMu.Lock()
+	defer s.setsMu.Unlock()
+	s.floors[set] = s.log.Durable().Segment()
+	return func() {
+		s.setsMu.Lock()
+		defer s.setsMu.Unlock()
+		delete(s.floors, set)
+	}
+}
+
+// segmentInUse reports whether any table set refers to the segment, or soon may.
 func (s *Store) segmentInUse(no segment.SegmentNo) bool {
 	s.setsMu.Lock()
 	defer s.setsMu.Unlock()
+	for _, floor := range s.floors {
+		if no >= floor {
+			return true
+		}
+	}
 	for _, l := range s.sets {
 		if l.inUse(no) {
 			return true
@@ -467,9 +483,13 @@ func (s *Store) Close() error {
 	}
 	s.closed = true
 	manifests := slices.Collect(maps.Keys(s.openMans))
+	stagings := slices.Collect(maps.Values(s.stagings))
 	s.mu.Unlock()
 	for _, m := range manifests {
 		m.Close()
+	}
+	for _, st := range stagings {
+		st.finish()
 	}
 	s.stop()
 	s.stopped.Wait()
