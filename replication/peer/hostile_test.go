@@ -1,0 +1,447 @@
+package peer
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"hash/crc32"
+	"io"
+	"math/rand/v2"
+	"net"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/simnet"
+)
+
+// rawSet greets node 2 as node 9 on every lane and returns the bare connections.
+func rawSet(t testing.TB, network *simnet.Network, addr string, nonce uint64) (lanes [laneCount]net.Conn) {
+	t.Helper()
+	for lane := range Lane(laneCount) {
+		nc, err := network.Host("raw").Dial(context.Background(), addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { nc.Close() })
+		h := hello{version: ProtocolVersion, lane: lane, code: helloPart, cluster: testCluster, from: 9, to: 2, nonce: nonce}
+		if err := writeHello(nc, h, helloMagic); err != nil {
+			t.Fatal(err)
+		}
+		answer, err := readHello(nc, answerMagic)
+		if err == nil {
+			err = answer.refusal(h)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		lanes[lane] = nc
+	}
+	return lanes
+}
+
+// keepPinging sends pings on nc until it fails.
+func keepPinging(nc net.Conn) {
+	ping := (&frameHeader{kind: kindPing}).appendTo(nil)
+	go io.Copy(io.Discard, nc)
+	go func() {
+		for {
+			if _, err := nc.Write(ping); err != nil {
+				return
+			}
+			<-time.After(400 * time.Millisecond)
+		}
+	}()
+}
+
+func request(method Method, group storage.GroupID, id uint64, header, payload []byte) []byte {
+	f := &outFrame{}
+	f.encode(frameHeader{kind: kindRequest, method: method, group: group, id: id}, header, [][]byte{payload})
+	return append(f.head, payload...)
+}
+
+// resealed returns a frame with its fixed header changed and the checksum made right again.
+func resealed(frame []byte, change func(h []byte)) []byte {
+	b := bytes.Clone(frame)
+	change(b)
+	binary.LittleEndian.PutUint32(b[32:], crc32.Checksum(b[:32], castagnoli))
+	return b
+}
+
+func TestHostileRequestsEndTheSet(t *testing.T) {
+	good := request(methodEcho, 1, 1, []byte("header"), []byte("payload"))
+	put := func(at int, v uint32) []byte {
+		return resealed(good, func(h []byte) { binary.LittleEndian.PutUint32(h[at:], v) })
+	}
+	flip := func(at int) []byte {
+		b := bytes.Clone(good)
+		b[at] ^= 4
+		return b
+	}
+	for name, sent := range map[string][]byte{
+		"zeroes": make([]byte, 100), "text": []byte(strings.Repeat("GET / HTTP/1.1\r\n", 10)),
+		"bit in the length": flip(25), "bit in the id": flip(17), "bit in the checksum": flip(33), "bit in the header": flip(frameHeaderBytes + 2),
+		"header of 4 GiB": put(12, 1<<32-1), "header over the limit": put(12, MaxHeaderBytes+1),
+		"payload of 4 GiB": put(24, 1<<32-1), "payload over the limit": put(24, MaxPayloadBytes+1),
+		"flags":                 resealed(good, func(h []byte) { h[5] = 1 }),
+		"kind 0":                resealed(good, func(h []byte) { h[4] = 0 }),
+		"kind 6":                resealed(good, func(h []byte) { h[4] = 6 }),
+		"a response":            resealed(good, func(h []byte) { h[4] = byte(kindResponse) }),
+		"a pong":                (&frameHeader{kind: kindPong}).appendTo(nil),
+		"a ping with body":      resealed(good, func(h []byte) { h[4] = byte(kindPing) }),
+		"an error with payload": resealed(good, func(h []byte) { h[4] = byte(kindError) }),
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				network := simnet.New(lan)
+				m := newMesh(t, simulated(network), 2, nil, conformHandlers)
+				lanes := rawSet(t, network, m.addrs[2], 1)
+				if _, err := lanes[Data].Write(sent); err != nil {
+					t.Fatal(err)
+				}
+				for lane, nc := range lanes { // all of them end, at once
+					within(t, "closing the set", 10*time.Millisecond, func() {
+						if b, err := io.ReadAll(nc); len(b) != 0 {
+							t.Errorf("lane %d: got %d bytes and %v, want it closed", lane, len(b), err)
+						}
+					})
+				}
+				mustCall(t, m.nodes[1], 2, Data, &Request{Method: methodEcho}) // others are not concerned
+			})
+		})
+	}
+}
+
+// TestPartialFrames: frames may arrive byte by byte, and one that never ends costs only its own buffer.
+func TestPartialFrames(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := simnet.New(lan)
+		m := newMesh(t, simulated(network), 2, nil, conformHandlers)
+		lanes := rawSet(t, network, m.addrs[2], 1)
+		frame := request(methodEcho, 1, 7, []byte("header"), []byte("payload"))
+		for i := range frame {
+			if _, err := lanes[Data].Write(frame[i : i+1]); err != nil {
+				t.Fatal(err)
+			}
+			<-time.After(time.Millisecond)
+		}
+		answer := make([]byte, len(frame))
+		if _, err := io.ReadFull(lanes[Data], answer); err != nil {
+			t.Fatal(err)
+		}
+		if h, err := parseFrame(answer); err != nil || h.kind != kindResponse || h.id != 7 || string(answer[frameHeaderBytes:]) != "headerpayload" {
+			t.Errorf("answer %+v, %v", h, err)
+		}
+		if _, err := lanes[Data].Write(frame[:len(frame)-3]); err != nil {
+			t.Fatal(err)
+		}
+		mustCall(t, m.nodes[1], 2, Data, &Request{Method: methodEcho})
+		lanes[Data].Close()
+		if b, err := io.ReadAll(lanes[Control]); len(b) != 0 {
+			t.Errorf("got %d bytes and %v, want the set closed", len(b), err)
+		}
+	})
+}
+
+// TestSilentDialler: who greets and then says nothing, or never opens all lanes, or never greets, is dropped.
+func TestSilentDialler(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := simnet.New(lan)
+		m := newMesh(t, simulated(network), 2, nil, conformHandlers)
+		lanes := rawSet(t, network, m.addrs[2], 1)
+		within(t, "dropping a silent set", noticed, func() { io.ReadAll(lanes[Bulk]) })
+		mute, err := network.Host("raw").Dial(context.Background(), m.addrs[2])
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer mute.Close()
+		within(t, "dropping a connection without hello", 4*time.Second, func() { io.ReadAll(mute) })
+		half, err := network.Host("raw").Dial(context.Background(), m.addrs[2])
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer half.Close()
+		if err := writeHello(half, hello{version: 1, code: helloPart, cluster: testCluster, from: 9, nonce: 2}, helloMagic); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := readHello(half, answerMagic); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		keepPinging(half)
+		for m.nodes[2].accepting.Load() != 0 {
+			if <-time.After(10 * time.Millisecond); time.Since(began) > 4*time.Second {
+				t.Fatal("a set with one lane is still open")
+			}
+		}
+	})
+}
+
+// TestSlowReader: a peer that asks for much and reads nothing holds a bounded amount of memory, for a bounded time.
+func TestSlowReader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := simnet.New(lan)
+		const limit, reply = 1 << 20, 128 << 10
+		var handled atomic.Int64
+		m := newMesh(t, simulated(network), 2, func(c *Config) { c.MaxReplyBytes = limit }, func(tr *Transport) {
+			tr.Handle(MethodBlocks, Ordered, func(in *Inbound) {
+				handled.Add(1)
+				in.Reply(nil, [][]byte{make([]byte, reply)})
+			})
+		})
+		lanes := rawSet(t, network, m.addrs[2], 1)
+		keepPinging(lanes[Control])
+		wrote := make(chan int, 1)
+		go func() {
+			for i := range 1_000_000 {
+				if _, err := lanes[Data].Write(request(MethodBlocks, 1, uint64(i+1), nil, nil)); err != nil {
+					wrote <- i
+					return
+				}
+			}
+			wrote <- 1_000_000
+		}()
+		<-time.After(5 * time.Second)
+		m.nodes[2].mu.Lock()
+		for _, s := range m.nodes[2].inSets {
+			if n := s.conns[Data].queuedBytes.Load(); n > 4*limit+reply || n < limit {
+				t.Errorf("%d bytes of replies wait, want about %d", n, limit)
+			}
+		}
+		m.nodes[2].mu.Unlock()
+		within(t, "giving a slow reader up", 6*time.Second, func() {
+			if n := <-wrote; n == 1_000_000 {
+				t.Error("every request was taken")
+			}
+		})
+		if n := handled.Load(); n > 5*limit/reply+10 {
+			t.Errorf("%d requests were handled", n)
+		}
+	})
+}
+
+// TestHostileAnswers: a server that answers nonsense loses the set; answers nobody awaits are skipped.
+func TestHostileAnswers(t *testing.T) {
+	answers := map[string]struct {
+		answer func(h frameHeader) []byte
+		ok     bool
+	}{
+		"unknown id, then the right one": {func(h frameHeader) []byte {
+			wrong := resealed(request(1, 1, h.id+100, nil, make([]byte, 100_000)), func(b []byte) { b[4] = byte(kindResponse) })
+			return append(wrong, resealed(request(1, 1, h.id, nil, nil), func(b []byte) { b[4] = byte(kindResponse) })...)
+		}, true},
+		"a request": {func(h frameHeader) []byte { return request(1, 1, h.id, nil, nil) }, false},
+		"garbage":   {func(frameHeader) []byte { return []byte(strings.Repeat("no", 100)) }, false},
+		"a malformed error": {func(h frameHeader) []byte {
+			return resealed(request(1, 1, h.id, []byte("abc"), nil), func(b []byte) { b[4] = byte(kindError) })
+		}, false},
+	}
+	for name, c := range answers {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				network := simnet.New(lan)
+				l, err := network.Host("raw").Listen(":1")
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer func() { <-time.After(time.Millisecond) }() // until the raw server has noticed
+				defer l.Close()
+				go serveRaw(l, c.answer)
+				tr, err := New(Config{Cluster: testCluster, Self: 1, Dial: network.Host("n1").Dial,
+					Resolve: func(storage.NodeID) (string, bool) { return "raw:1", true }})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer tr.Close()
+				resp, err := tr.Call(context.Background(), 2, Data, &Request{Method: 1})
+				if (err == nil) != c.ok {
+					t.Errorf("%v", err)
+				}
+				if err == nil {
+					resp.Release()
+				}
+			})
+		})
+	}
+}
+
+// serveRaw greets properly as node 2 and answers requests as told.
+func serveRaw(l net.Listener, answer func(frameHeader) []byte) {
+	for {
+		nc, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer nc.Close()
+			h, err := readHello(nc, helloMagic)
+			if err != nil {
+				return
+			}
+			h.code, h.from, h.to = helloAccepted, h.to, h.from
+			if err := writeHello(nc, h, answerMagic); err != nil {
+				return
+			}
+			for {
+				var b [frameHeaderBytes]byte
+				if _, err := io.ReadFull(nc, b[:]); err != nil {
+					return
+				}
+				f, err := parseFrame(b[:])
+				if err != nil || f.kind == kindPing {
+					continue
+				}
+				if _, err := nc.Write(answer(f)); err != nil {
+					return
+				}
+			}
+		}()
+	}
+}
+
+func TestHelloVersions(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := simnet.New(lan)
+		m := newMesh(t, simulated(network), 2, nil, conformHandlers)
+		newer, err := network.Host("raw").Dial(context.Background(), m.addrs[2])
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer newer.Close()
+		if err := writeHello(newer, hello{version: 2, code: 99, from: 9}, helloMagic); err != nil {
+			t.Fatal(err)
+		}
+		if answer, err := readHello(newer, answerMagic); err != nil || answer.code != helloWrongVersion || answer.version != ProtocolVersion {
+			t.Errorf("a newer dialler is answered with %+v, %v", answer, err)
+		}
+		l, err := network.Host("raw").Listen(":1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		go func() {
+			nc, err := l.Accept()
+			if err != nil {
+				return
+			}
+			defer nc.Close()
+			_, _ = readHello(nc, helloMagic)
+			_ = writeHello(nc, hello{version: 3}, answerMagic)
+		}()
+		m.addrs[8] = "raw:1"
+		_, err = m.nodes[1].Call(context.Background(), 8, Data, &Request{Method: methodEcho})
+		if _, ok := sentError(err); !ok || remoteKind(err) != storage.KindUnsupported ||
+			!strings.Contains(err.Error(), "the peer speaks version 3 of the peer protocol, this node version 1") {
+			t.Errorf("a newer server: %v", err)
+		}
+	})
+}
+
+// The golden bytes of docs/format/peer.md.
+func TestGoldenBytes(t *testing.T) {
+	h := frameHeader{kind: kindRequest, method: MethodRead, group: 0x01020304, id: 0x1122334455667788}
+	f := &outFrame{}
+	f.encode(h, []byte("head"), [][]byte{[]byte("pay"), []byte("load")})
+	greeting := hello{version: 1, lane: Bulk, code: helloPart, cluster: testCluster, from: 3, to: 4, nonce: 0x1122334455667788}
+	for name, c := range map[string]struct {
+		got  []byte
+		want string
+	}{
+		"frame": {f.head, "53504631" + "01" + "00" + "1100" + "04030201" + "04000000" + "8877665544332211" + "07000000" + "e8977cea" + "b15f5d96" + "68656164"},
+		"hello": {greeting.appendTo(nil, helloMagic), "5354504545524849" + "0100" + "02" + "01" + "01020300000000000000000000000000" + "03000000" + "04000000" + "8877665544332211" + "0000000000000000" + "4269f373"},
+		"error": {appendError(nil, storage.E("read", storage.KindNotLeader, "group 7", hint(3))),
+			"06" + "0300000000000000" + "0400" + "72656164" + "0700" + "67726f75702037" + "0c00" + "6e6f64652033206c65616473"},
+	} {
+		if got := hex.EncodeToString(c.got); got != c.want {
+			t.Errorf("%s\n got %s\nwant %s", name, got, c.want)
+		}
+	}
+}
+
+func FuzzFrame(f *testing.F) {
+	f.Add(request(1, 2, 3, []byte("h"), []byte("p"))[:frameHeaderBytes])
+	f.Add(make([]byte, frameHeaderBytes))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) < frameHeaderBytes {
+			return
+		}
+		for _, b := range [][]byte{b[:frameHeaderBytes], resealed(b[:frameHeaderBytes], func(h []byte) { copy(h, "SPF1") })} {
+			h, err := parseFrame(b)
+			if err != nil {
+				continue
+			}
+			if h.headerBytes > MaxHeaderBytes || h.payloadBytes > MaxPayloadBytes || h.headerBytes < 0 || h.payloadBytes < 0 {
+				t.Fatalf("lengths out of range: %+v", h)
+			}
+			if !bytes.Equal(h.appendTo(nil), b) {
+				t.Fatalf("%x decodes to %+v, which encodes to %x", b, h, h.appendTo(nil))
+			}
+		}
+	})
+}
+
+func FuzzHello(f *testing.F) {
+	f.Add((&hello{version: 1, lane: 1, code: helloPart, cluster: testCluster, from: 1, to: 2, nonce: 3}).appendTo(nil, helloMagic))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) < helloBytes {
+			return
+		}
+		b = bytes.Clone(b[:helloBytes])
+		_, _ = parseHello(b, helloMagic)
+		copy(b, helloMagic)
+		binary.LittleEndian.PutUint32(b[helloBytes-4:], crc32.Checksum(b[:helloBytes-4], castagnoli))
+		h, err := parseHello(b, helloMagic)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if h.judge(testCluster, 2) == helloAccepted && (h.lane >= laneCount || h.cluster != testCluster && h.from != 0 || h.from == 2) {
+			t.Fatalf("accepted %+v", h)
+		}
+		_ = h.refusal(hello{})
+	})
+}
+
+func FuzzError(f *testing.F) {
+	f.Add(appendError(nil, storage.E("a", storage.KindIO, "b", errors.New("c"))))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		err := parseError(1, b)
+		if k := storage.KindOf(err); k == storage.KindNone || int(k) > len(storage.Kinds()) {
+			t.Fatalf("%x decodes to kind %d", b, k)
+		}
+		again := parseError(1, appendError(nil, err))
+		if storage.KindOf(again) != storage.KindOf(err) {
+			t.Fatalf("%v became %v", err, again)
+		}
+	})
+}
+
+func TestBufferClasses(t *testing.T) {
+	var p bufferPool
+	check := func(n int) {
+		class, capacity, ok := classOf(n)
+		if !ok || capacity < n || n > 1024 && float64(capacity) > 1.25*float64(n) || class >= classCount {
+			t.Fatalf("%d bytes: class %d of %d bytes, %v", n, class, capacity, ok)
+		}
+		b := p.get(n)
+		if len(b.data) != n || cap(b.data) != capacity {
+			t.Fatalf("%d bytes: a buffer of %d, capacity %d, want %d", n, len(b.data), cap(b.data), capacity)
+		}
+		b.release()
+	}
+	for n := range 70_000 {
+		check(n)
+	}
+	random := rand.New(rand.NewPCG(1, 1))
+	for range 2000 {
+		check(random.IntN(MaxHeaderBytes + MaxPayloadBytes + 1))
+	}
+	check(MaxHeaderBytes + MaxPayloadBytes)
+	if _, _, ok := classOf(64 << 20); ok {
+		t.Error("64 MiB have a class")
+	}
+}
