@@ -1,0 +1,253 @@
+package segment
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+	"github.com/storaged/storaged"
+)
+
+// faultyWorld is a world whose file system fails call number n, once, if it is of the wanted kind.
+func faultyWorld(n int64, wanted func(errorfs.Op) bool, err error) (w *world, calls, failures *atomic.Int64) {
+	w = newWorld(3)
+	calls, failures = new(atomic.Int64), new(atomic.Int64)
+	w.cfg.FS = errorfs.Wrap(w.mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if wanted(op) && calls.Add(1) == n {
+			return err
+		}
+		return nil
+	}))
+	w.cfg.OnFailure = func(error) { failures.Add(1) }
+	return w, calls, failures
+}
+
+// TestEveryCallFailsOnce lets each call that changes the disk fail once. Either the log does not open, and says why,
+// or it fails for good: every wait and append after that says KindIO, OnFailure came once, and after a power cut
+// everything that was reported durable is there. It guards that nothing is retried: the committer's way out in run.
+func TestEveryCallFailsOnce(t *testing.T) {
+	writes := func(op errorfs.Op) bool {
+		return op.Kind.ReadOrWrite() == errorfs.OpIsWrite && op.Kind != errorfs.OpFileClose && op.Kind != errorfs.OpRemove
+	}
+	for n := int64(1); ; n++ {
+		w, calls, failures := faultyWorld(n, writes, syscall.EIO)
+		l, err := Open(w.config(w.cfg.FS))
+		if err != nil {
+			if storage.KindOf(err) != storage.KindIO {
+				t.Fatalf("call %d: open: %v", n, err)
+			}
+			continue
+		}
+		w.l = l
+		rng := rand.New(rand.NewPCG(7, 7))
+		for i := 0; i < 40 && l.Failed() == nil; i++ {
+			w.tryAppend(key(1+rng.IntN(3)), rng.IntN(6000))
+		}
+		// Nothing waits for the last segments that are made ready; let them be made, too.
+		_ = l.Wait(context.Background(), l.End())
+		if calls.Load() < n {
+			_ = l.Close()
+			if calls.Load() < n {
+				return
+			}
+		} else {
+			expectFailed(t, l, n)
+		}
+		if l.Failed() != nil && failures.Load() != 1 {
+			t.Fatalf("call %d: OnFailure was called %d times", n, failures.Load())
+		}
+		w.cfg.FS, w.cfg.OnFailure = w.mem, nil
+		w.crash(t, 0, uint64(n))
+		_ = w.l.Close()
+	}
+}
+
+// expectFailed waits for the failure, and checks that it is told everywhere.
+func expectFailed(t *testing.T, l *Log, n int64) {
+	t.Helper()
+	l.background.Wait() // both goroutines end when the disk has failed
+	if !errors.Is(l.Failed(), storage.ErrIO) {
+		t.Fatalf("call %d: the log did not fail: %v", n, l.Failed())
+	}
+	if err := l.Wait(context.Background(), l.End()+1); !errors.Is(err, storage.ErrIO) {
+		t.Fatalf("call %d: Wait says %v", n, err)
+	}
+	if err := l.Wait(context.Background(), l.Durable()); err != nil {
+		t.Fatalf("call %d: Wait for what is durable says %v", n, err)
+	}
+	if _, err := l.Group(key(1)).Append([]Entry{{Index: l.Group(key(1)).lastLocked() + 1}}); !errors.Is(err, storage.ErrIO) {
+		t.Fatalf("call %d: Append says %v", n, err)
+	}
+	if err := l.Close(); !errors.Is(err, storage.ErrIO) {
+		t.Fatalf("call %d: Close says %v", n, err)
+	}
+}
+
+// tryAppend appends an entry and waits for it, unless the log fails.
+func (w *world) tryAppend(k GroupKey, size int) {
+	w.serial++
+	e := testEntry(w.model(len(w.ops))[k].last()+1, w.term, size)
+	e.AppendedAt = w.serial
+	i := w.plan(modelOp{key: k, entries: []Entry{e}})
+	end, err := w.l.Group(k).Append([]Entry{e})
+	if err == nil && w.l.Wait(context.Background(), end) == nil {
+		w.done(i, end)
+	}
+}
+
+// TestReadFails: a failing read is an error of that read only.
+func TestReadFails(t *testing.T) {
+	var broken atomic.Bool
+	mem := vfs.NewMem()
+	fs := errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if op.Kind == errorfs.OpFileReadAt && broken.Load() {
+			return syscall.EIO
+		}
+		return nil
+	}))
+	at := fill(t, fs)
+	l := openLog(t, testConfig(fs, threeGroups()...))
+	broken.Store(true)
+	if _, err := l.Group(key(1)).Get(3); !errors.Is(err, storage.ErrIO) {
+		t.Fatalf("Get says %v", err)
+	}
+	if err := l.ReadAt(at[key(1)][3], make([]byte, 10)); !errors.Is(err, storage.ErrIO) {
+		t.Fatalf("ReadAt says %v", err)
+	}
+	mustWait(t, l, mustAppend(t, l.Group(key(1)), testEntry(11, 1, 100)))
+	broken.Store(false)
+	checkEntry(t, l.Group(key(1)), testEntry(3, 1, 3000))
+	flip(t, fs, at[key(1)][3]+500)
+	if _, err := l.Group(key(1)).Get(3); !errors.Is(err, storage.ErrCorrupt) {
+		t.Fatalf("Get of a rotten entry says %v", err)
+	}
+	broken.Store(true)
+	_ = l.Close()
+	if _, err := Open(testConfig(fs, threeGroups()...)); !errors.Is(err, storage.ErrIO) {
+		t.Fatalf("Open says %v", err)
+	}
+}
+
+// TestNoSpace: as long as a free segment is left a full disk does no harm; recycling makes room again. Only when
+// records wait for a segment and there is no space for it the disk fails.
+func TestNoSpace(t *testing.T) {
+	var full atomic.Bool
+	mem := vfs.NewMem()
+	fs := errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if op.Kind == errorfs.OpCreate && full.Load() {
+			return syscall.ENOSPC
+		}
+		return nil
+	}))
+	l := openLog(t, testConfig(fs))
+	g, err := l.CreateGroup(key(1), 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	awaitFree(t, l, 2)
+	full.Store(true)
+	index := uint64(0)
+	appendSegments := func(n SegmentNo) error {
+		for until := l.End().Segment() + n; l.End().Segment() < until; {
+			index++
+			end, err := g.Append([]Entry{testEntry(index, 1, 8000)})
+			if err != nil {
+				return err
+			}
+			if err := l.Wait(context.Background(), end); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	for range 5 {
+		if err := appendSegments(2); err != nil {
+			t.Fatal(err)
+		}
+		if _, free := l.Space(); free != 0 {
+			t.Fatalf("%d bytes are free", free)
+		}
+		l.DurableCheckpoint(key(1), index, 1, g.NextNeeded(index))
+		g.Compact(index)
+		recycled := 0
+		for _, s := range l.Segments() {
+			if s.State == SegmentSealed && l.Recycle(s.No) == nil {
+				recycled++
+			}
+		}
+		if recycled < 2 {
+			t.Fatalf("%d segments could be recycled", recycled)
+		}
+		awaitFree(t, l, 2)
+	}
+	if err := appendSegments(3); !errors.Is(err, storage.ErrIO) || !errors.Is(err, syscall.ENOSPC) {
+		t.Fatalf("without a free segment: %v", err)
+	}
+}
+
+// awaitFree waits until n segments are ready.
+func awaitFree(t testing.TB, l *Log, n int) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); runtime.Gosched() {
+		l.mu.Lock()
+		ready := len(l.unready) == 0 && len(l.future) >= n
+		l.mu.Unlock()
+		if ready {
+			return
+		}
+	}
+	t.Fatalf("no %d free segments", n)
+}
+
+// TestConcurrentAppends lets many groups append, read, truncate and checkpoint at once.
+func TestConcurrentAppends(t *testing.T) {
+	cfg := testConfig(vfs.NewMem())
+	cfg.MaxTailBytes, cfg.CacheBytes = 100<<10, 50<<10
+	l := openLog(t, cfg)
+	var work sync.WaitGroup
+	var order sync.Mutex
+	var reached Position
+	for n := 1; n <= 16; n++ {
+		g, err := l.CreateGroup(key(n), 0, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		work.Go(func() {
+			for i := uint64(1); i <= 100; i++ {
+				end := mustAppend(t, g, testEntry(i, 1, 1000))
+				l.Notify(end, func(err error) {
+					order.Lock()
+					defer order.Unlock()
+					if err != nil || l.Durable() < end {
+						t.Errorf("notified of %s: %v; durable is %s", end, err, l.Durable())
+					}
+					reached = max(reached, end)
+				})
+				checkEntry(t, g, testEntry(i, 1, 1000))
+				if i%10 == 0 {
+					mustWait(t, l, end)
+					l.DurableCheckpoint(g.Key(), i-5, 1, g.NextNeeded(i-5))
+					g.Compact(i - 5)
+					for _, s := range l.Segments() {
+						_ = l.Recycle(s.No)
+					}
+				}
+			}
+		})
+	}
+	work.Wait()
+	mustWait(t, l, l.End())
+	order.Lock()
+	defer order.Unlock()
+	if reached != l.End() {
+		t.Fatalf("notified up to %s of %s", reached, l.End())
+	}
+}

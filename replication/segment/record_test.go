@@ -1,0 +1,116 @@
+package segment
+
+import (
+	"bytes"
+	"encoding/hex"
+	"testing"
+
+	"github.com/storaged/storaged"
+)
+
+var sampleHeader = recordHeader{kind: kindEntry, version: recordVersion, payload: 4200, position: PositionOf(7, 4096+640),
+	key: GroupKey{Group: 3, Incarnation: 2}, term: 5, index: 1 << 40, durable: PositionOf(7, 4096), sum: 0xdeadbeef}
+
+// TestGoldenBytes holds the formats still: docs/format/segment.md describes exactly these bytes.
+func TestGoldenBytes(t *testing.T) {
+	salt := headerSalt(testStore)
+	b := make([]byte, recordHeaderBytes)
+	sampleHeader.encode(b, salt)
+	const record = "53454752" + "01" + "01" + "0000" + "68100000" + "07000000" + "80120000" + "03000000" + "02000000" +
+		"efbeadde" + "0500000000000000" + "0000000000010000" + "0010000007000000" + "00000000"
+	if got := hex.EncodeToString(b[:60]); got != record {
+		t.Errorf("record header\n got %s\nwant %s", got, record)
+	}
+	h := segmentHeader{no: 9, store: testStore, stream: StreamHot, sizeBytes: 64 << 20, logStart: PositionOf(3, 4096)}
+	block := make([]byte, segmentHeaderBytes)
+	h.encode(block)
+	const segment = "534c4f4753454748" + "01000000" + "09000000" + "01020300000000000000000000000000" + "01000000" +
+		"00000004" + "0010000003000000" + "000000000000000000000000"
+	if got := hex.EncodeToString(block[:60]); got != segment {
+		t.Errorf("segment header\n got %s\nwant %s", got, segment)
+	}
+}
+
+// TestRecordHeader: a header is valid only unchanged, in its place and in its store.
+func TestRecordHeader(t *testing.T) {
+	salt := headerSalt(testStore)
+	b := make([]byte, recordHeaderBytes)
+	sampleHeader.encode(b, salt)
+	if h, ok := decodeRecordHeader(b, salt, sampleHeader.position); !ok || h != sampleHeader {
+		t.Fatalf("got %+v, %v", h, ok)
+	}
+	for bit := range recordHeaderBytes * 8 {
+		c := bytes.Clone(b)
+		c[bit/8] ^= 1 << (bit % 8)
+		if _, ok := decodeRecordHeader(c, salt, sampleHeader.position); ok {
+			t.Errorf("valid with bit %d changed", bit)
+		}
+	}
+	for _, at := range []Position{PositionOf(6, 4096+640), PositionOf(7, 4096)} {
+		if _, ok := decodeRecordHeader(b, salt, at); ok {
+			t.Errorf("valid at %s", at)
+		}
+	}
+	if _, ok := decodeRecordHeader(b, headerSalt(storage.StoreID{4}), sampleHeader.position); ok {
+		t.Error("valid in another store")
+	}
+	if _, ok := decodeRecordHeader(make([]byte, recordHeaderBytes), 0, 0); ok {
+		t.Error("zeroes are valid")
+	}
+	long := sampleHeader
+	long.payload = maxPayloadBytes + 1
+	long.encode(b, salt)
+	if _, ok := decodeRecordHeader(b, salt, long.position); ok {
+		t.Error("an impossible length is valid")
+	}
+}
+
+func FuzzRecordHeader(f *testing.F) {
+	salt := headerSalt(testStore)
+	b := make([]byte, recordHeaderBytes)
+	sampleHeader.encode(b, salt)
+	f.Add(b, uint64(sampleHeader.position))
+	f.Add([]byte{}, uint64(0))
+	f.Fuzz(func(t *testing.T, b []byte, at uint64) {
+		h, ok := decodeRecordHeader(b, salt, Position(at))
+		if !ok {
+			return
+		}
+		if h.payload > maxPayloadBytes || h.position != Position(at) {
+			t.Fatalf("accepted %+v at %s", h, Position(at))
+		}
+		again := make([]byte, recordHeaderBytes)
+		h.encode(again, salt)
+		if h.version == recordVersion && !bytes.Equal(again[:6], b[:6]) {
+			t.Fatalf("%x encodes to %x", b[:recordHeaderBytes], again)
+		}
+	})
+}
+
+func FuzzEntryPrefix(f *testing.F) {
+	b := make([]byte, 100)
+	(&entryPrefix{kind: 3, extensions: 84, appendedAt: -1}).encode(b)
+	f.Add(b)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if p, ok := decodeEntryPrefix(b); ok && int64(p.extensions) > int64(len(b)-entryPrefixBytes) {
+			t.Fatalf("accepted %+v of %d bytes", p, len(b))
+		}
+	})
+}
+
+func FuzzSegmentHeader(f *testing.F) {
+	block := make([]byte, segmentHeaderBytes)
+	(&segmentHeader{no: 1, store: testStore, stream: StreamHot, sizeBytes: 1 << 20}).encode(block)
+	f.Add(block[:segmentHeaderUsed])
+	f.Fuzz(func(t *testing.T, b []byte) {
+		h, ok := decodeSegmentHeader(b)
+		if !ok || h.version != segmentVersion {
+			return
+		}
+		again := make([]byte, segmentHeaderBytes)
+		h.encode(again)
+		if _, ok := decodeSegmentHeader(again); !ok {
+			t.Fatalf("%+v does not survive encoding", h)
+		}
+	})
+}
