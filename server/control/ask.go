@@ -118,8 +118,9 @@ func (c *Controller) apply(ctx context.Context, body []byte) (catalog.Result, er
 	if c.raft.State() != raft.Leader {
 		return catalog.Result{}, notLeader(c.Leader())
 	}
-	future := c.raft.Apply(append([]byte(nil), body...), c.cfg.RequestTimeout)
-	if err := c.await(ctx, future); err != nil {
+	body = append([]byte(nil), body...) // the log keeps it
+	future, err := await(ctx, c, func() raft.ApplyFuture { return c.raft.Apply(body, c.cfg.RequestTimeout) })
+	if err != nil {
 		return catalog.Result{}, err
 	}
 	result, ok := future.Response().(catalog.Result)
@@ -129,25 +130,45 @@ func (c *Controller) apply(ctx context.Context, body []byte) (catalog.Result, er
 	return result, nil
 }
 
-// await waits for a future of the library, which knows no contexts: one that is given up goes on in a goroutine, of
-// which there are at most maxProposals. They end with the future, at the latest when Raft is shut down.
-func (c *Controller) await(ctx context.Context, f raft.Future) error {
+// barrier returns when everything that was committed before is applied here; this node must lead.
+func (c *Controller) barrier(ctx context.Context) error {
+	_, err := await(ctx, c, func() raft.Future { return c.raft.Barrier(c.cfg.RequestTimeout) })
+	return err
+}
+
+// await submits a request to the library, which knows no contexts, and waits for its future. A request that is given
+// up goes on in a goroutine; there are at most maxProposals. While Raft runs every future ends: in a commit, or with
+// the leadership. When it is shut down the library forgets some, so Close takes all the slots first.
+func await[F raft.Future](ctx context.Context, c *Controller, submit func() F) (f F, err error) {
+	const op = "propose"
+	select {
+	case <-c.closing:
+		return f, storage.E(op, storage.KindUnavailable, "", errors.New("the node stops"))
+	default:
+	}
 	select {
 	case c.proposals <- struct{}{}:
+	case <-c.closing:
+		return f, storage.E(op, storage.KindUnavailable, "", errors.New("the node stops"))
 	case <-ctx.Done():
-		return storage.E("propose", storage.KindUnavailable, "", errors.New("too many commands wait for the catalog's log"))
+		return f, storage.E(op, storage.KindUnavailable, "", errors.New("too many commands wait for the catalog's log"))
 	}
-	done := make(chan error, 1)
+	type answer struct {
+		f   F
+		err error
+	}
+	done := make(chan answer, 1)
 	go func() {
+		f := submit()
 		err := f.Error()
 		<-c.proposals
-		done <- err
+		done <- answer{f, err}
 	}()
 	select {
-	case err := <-done:
-		return c.fromRaft(err)
+	case a := <-done:
+		return a.f, c.fromRaft(a.err)
 	case <-ctx.Done():
-		return storage.E("propose", storage.KindUnavailable, "", fmt.Errorf("no answer in time: %w", context.Cause(ctx)))
+		return f, storage.E(op, storage.KindUnavailable, "", fmt.Errorf("no answer in time: %w", context.Cause(ctx)))
 	}
 }
 
@@ -179,7 +200,7 @@ func (c *Controller) serveRead(ctx context.Context, body []byte) reply {
 		}
 		return reply{Reports: l.heard(time.Now())}
 	}
-	if err := c.await(ctx, c.raft.Barrier(c.cfg.RequestTimeout)); err != nil {
+	if err := c.barrier(ctx); err != nil {
 		return failed(err)
 	}
 	index, _ := c.fsm.next()

@@ -36,7 +36,8 @@ type Controller struct {
 	soon chan struct{} // capacity 1: report now
 	wake chan struct{} // capacity 1: reconcile now
 
-	proposals chan struct{} // one slot for each future that is waited for
+	proposals chan struct{} // one slot for each future that has not ended
+	closing   chan struct{} // closed by Close
 
 	mu   sync.Mutex  // guards lead
 	lead *leadership // while this node leads, and the state was caught up
@@ -76,7 +77,8 @@ func Open(cfg Config) (*Controller, error) {
 		return nil, err
 	}
 	c := &Controller{cfg: cfg, id: id, fsm: newFSM(), book: addresses, soon: make(chan struct{}, 1),
-		wake: make(chan struct{}, 1), proposals: make(chan struct{}, maxProposals)}
+		wake: make(chan struct{}, 1), proposals: make(chan struct{}, maxProposals),
+		closing: make(chan struct{})}
 	if err := c.start(); err != nil {
 		if c.files != nil {
 			err = errors.Join(err, c.files.Close())
@@ -167,6 +169,8 @@ func (c *Controller) Run(ctx context.Context) error {
 // Close hands leadership over if it can, stops Raft and closes its files. It is idempotent.
 func (c *Controller) Close() error {
 	c.closeOnce.Do(func() {
+		close(c.closing)
+		c.drain()
 		if c.raft.State() == raft.Leader && c.voters() > 1 {
 			if err := c.raft.LeadershipTransfer().Error(); err != nil {
 				c.cfg.Logger.Info("leadership of the catalog was not handed over; another node is elected", "reason", err)
@@ -184,6 +188,20 @@ func (c *Controller) Close() error {
 		}
 	})
 	return c.closeErr
+}
+
+// drain waits until every future has ended, for a while: a node whose disk hangs must stop, too.
+func (c *Controller) drain() {
+	timer := time.NewTimer(c.cfg.RequestTimeout + 2*c.id.HeartbeatTimeout)
+	defer timer.Stop()
+	for range cap(c.proposals) {
+		select {
+		case c.proposals <- struct{}{}:
+		case <-timer.C:
+			c.cfg.Logger.Warn("the catalog stops with commands whose outcome is open")
+			return
+		}
+	}
 }
 
 func (c *Controller) voters() int {

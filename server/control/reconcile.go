@@ -305,16 +305,17 @@ func (l *leadership) voters(v placement.View) []task {
 
 func (l *leadership) changeCatalog(ctx context.Context, change serverChange, index uint64) error {
 	id, addr, timeout := ServerID(change.Node), ServerAddress(change.Node), l.c.cfg.RequestTimeout
-	var f raft.IndexFuture
-	switch change.Change {
-	case AddNonvoter:
-		f = l.c.raft.AddNonvoter(id, addr, index, timeout)
-	case AddVoter:
-		f = l.c.raft.AddVoter(id, addr, index, timeout)
-	default:
-		f = l.c.raft.RemoveServer(id, index, timeout)
-	}
-	if err := l.c.await(ctx, f); err != nil {
+	_, err := await(ctx, l.c, func() raft.IndexFuture {
+		switch change.Change {
+		case AddNonvoter:
+			return l.c.raft.AddNonvoter(id, addr, index, timeout)
+		case AddVoter:
+			return l.c.raft.AddVoter(id, addr, index, timeout)
+		default:
+			return l.c.raft.RemoveServer(id, index, timeout)
+		}
+	})
+	if err != nil {
 		return err
 	}
 	l.c.cfg.Logger.Info("the catalog's members changed", "change", change.Change, "node", change.Node)

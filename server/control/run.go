@@ -144,7 +144,7 @@ func (c *Controller) runLeader(ctx context.Context) {
 // reign runs the reconcilers for one term of this node.
 func (c *Controller) reign(ctx context.Context) {
 	term := c.raft.CurrentTerm()
-	if err := c.await(ctx, c.raft.Barrier(c.cfg.RequestTimeout)); err != nil {
+	if err := c.barrier(ctx); err != nil {
 		return // no leader any more, or no majority
 	}
 	if err := c.initialise(ctx); err != nil {

@@ -1,0 +1,387 @@
+// Package placementtest is a small model of nodes that hold replicas, for tests of what places them: it carries
+// orders out, reports like nodes do, and writes down every order that would have cost data or availability.
+//
+// It models configurations, leaders and how far replicas are, not logs or data. A World may be used concurrently.
+package placementtest
+
+import (
+	"fmt"
+	"slices"
+	"sync"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/server/catalog"
+	"github.com/storaged/storaged/server/placement"
+)
+
+// World is the nodes and what they hold.
+type World struct {
+	mu         sync.Mutex // guards everything below
+	nodes      map[storage.NodeID]*node
+	groups     map[storage.GroupID]*group
+	violations []string
+}
+
+type node struct {
+	up       bool
+	store    storage.StoreID
+	replicas map[storage.GroupID]*replica
+}
+
+type replica struct {
+	key  catalog.ReplicaKey
+	last uint64 // 0: empty
+}
+
+type group struct {
+	members     []placement.Member
+	configIndex uint64
+	last        uint64
+	term        uint64
+	leader      storage.NodeID
+}
+
+// New returns a world without nodes.
+func New() *World {
+	return &World{nodes: map[storage.NodeID]*node{}, groups: map[storage.GroupID]*group{}}
+}
+
+// AddNode adds a node that is up, with one store.
+func (w *World) AddNode(id storage.NodeID, store storage.StoreID) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.nodes[id] = &node{up: true, store: store, replicas: map[storage.GroupID]*replica{}}
+}
+
+// SetUp starts or stops a node. Groups whose leader stopped elect another one, if they can.
+func (w *World) SetUp(id storage.NodeID, up bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.nodes[id].up = up
+	for gid, g := range w.groups {
+		w.electLocked(gid, g)
+	}
+}
+
+// Up reports whether a node runs.
+func (w *World) Up(id storage.NodeID) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.nodes[id].up
+}
+
+// Write appends entries to a group, which must lead; replicas that are up follow at once, up to lag entries.
+func (w *World) Write(id storage.GroupID, entries, lag uint64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	g := w.groups[id]
+	if g == nil || g.leader == 0 {
+		return
+	}
+	g.last += entries
+	for _, m := range g.members {
+		if r := w.replicaLocked(id, m); r != nil && w.nodes[m.Node].up {
+			r.last = max(r.last, g.last-min(lag, g.last-1))
+		}
+	}
+	w.replicaLocked(id, placement.Member{Node: g.leader, Key: g.key(g.leader)}).last = g.last
+}
+
+// Violations returns the orders that should not have been given.
+func (w *World) Violations() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.violations)
+}
+
+// Voters returns the nodes that vote in a group, and its leader.
+func (w *World) Voters(id storage.GroupID) (voters []storage.NodeID, leader storage.NodeID) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	g := w.groups[id]
+	if g == nil {
+		return nil, 0
+	}
+	for _, m := range g.members {
+		if m.Voter {
+			voters = append(voters, m.Node)
+		}
+	}
+	return voters, g.leader
+}
+
+// Holds reports whether the node has a replica of the group.
+func (w *World) Holds(id storage.NodeID, group storage.GroupID) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.nodes[id].replicas[group] != nil
+}
+
+// Report returns what a node would report; ok is false while it is stopped.
+func (w *World) Report(id storage.NodeID) (report placement.NodeReport, ok bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n := w.nodes[id]
+	if n == nil || !n.up {
+		return placement.NodeReport{}, false
+	}
+	report = placement.NodeReport{Node: id, Stores: []placement.StoreReport{{ID: catalog.StoreText(n.store),
+		CapacityBytes: 1 << 40, UsedBytes: 1 << 30, FreeBytes: 1<<40 - 1<<30}}}
+	for gid, r := range n.replicas {
+		x := placement.ReplicaReport{Group: gid, Key: r.key, State: placement.ReplicaFollower, Last: r.last}
+		if g := w.groups[gid]; g != nil {
+			x.Term, x.Leader = g.term, g.leader
+			if g.leader == id {
+				x.State, x.Members, x.ConfigIndex = placement.ReplicaLeader, slices.Clone(g.members), g.configIndex
+				for i, m := range x.Members {
+					if f := w.replicaLocked(gid, m); f != nil && w.nodes[m.Node].up {
+						x.Members[i].AckedIndex = f.last
+					}
+				}
+			}
+		}
+		report.Replicas = append(report.Replicas, x)
+	}
+	slices.SortFunc(report.Replicas, func(a, b placement.ReplicaReport) int { return int(a.Group) - int(b.Group) })
+	return report, true
+}
+
+// Bootstrap makes a group with one voter.
+func (w *World) Bootstrap(id storage.GroupID, on storage.NodeID, key catalog.ReplicaKey) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n, err := w.upLocked(on)
+	if err != nil {
+		return err
+	}
+	if g := w.groups[id]; g != nil {
+		if len(g.members) != 1 || g.members[0].Key != key {
+			w.violateLocked("group %s was bootstrapped again as %s, over %v", id, key, g.members)
+		}
+		return nil
+	}
+	n.replicas[id] = &replica{key: key, last: 1}
+	w.groups[id] = &group{members: []placement.Member{{Key: key, Node: on, Voter: true}}, configIndex: 1, last: 1, term: 1, leader: on}
+	return nil
+}
+
+// Create has a node pull a replica.
+func (w *World) Create(id storage.GroupID, on storage.NodeID, key catalog.ReplicaKey, source storage.NodeID) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n, err := w.upLocked(on)
+	if err != nil {
+		return err
+	}
+	from, err := w.upLocked(source)
+	if err != nil {
+		return err
+	}
+	if r := n.replicas[id]; r != nil {
+		if r.key != key {
+			return unavailable("node %s holds replica %s of group %s", on, r.key, id)
+		}
+		return nil
+	}
+	src := from.replicas[id]
+	if src == nil || src.last == 0 {
+		return unavailable("node %s has nothing of group %s to pull", source, id)
+	}
+	n.replicas[id] = &replica{key: key, last: src.last}
+	return nil
+}
+
+// Drop deletes a replica.
+func (w *World) Drop(id storage.GroupID, on storage.NodeID, key catalog.ReplicaKey) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n, err := w.upLocked(on)
+	if err != nil {
+		return err
+	}
+	if g := w.groups[id]; g != nil && g.find(key) >= 0 {
+		w.violateLocked("group %s: replica %s is dropped while it is a member", id, key)
+	}
+	if r := n.replicas[id]; r != nil && r.key == key {
+		delete(n.replicas, id)
+	}
+	return nil
+}
+
+// AddLearner adds a non-voter.
+func (w *World) AddLearner(id storage.GroupID, leader, on storage.NodeID, key catalog.ReplicaKey) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	g, err := w.ledByLocked(id, leader)
+	if err != nil || g.find(key) >= 0 {
+		return err
+	}
+	m := placement.Member{Key: key, Node: on}
+	if r := w.replicaLocked(id, m); r == nil || r.last == 0 {
+		w.violateLocked("group %s: replica %s joins empty", id, key)
+	}
+	g.change(append(slices.Clone(g.members), m))
+	w.followLocked(id, g)
+	return nil
+}
+
+// AddVoter makes a non-voter a voter.
+func (w *World) AddVoter(id storage.GroupID, leader storage.NodeID, key catalog.ReplicaKey) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	g, err := w.ledByLocked(id, leader)
+	if err != nil {
+		return err
+	}
+	at := g.find(key)
+	switch {
+	case at < 0:
+		return unavailable("replica %s is no member of group %s", key, id)
+	case g.members[at].Voter:
+		return nil
+	}
+	if r := w.replicaLocked(id, g.members[at]); r == nil || !w.nodes[g.members[at].Node].up || r.last+placement.PromotionLag < g.last {
+		return unavailable("replica %s has not caught up", key) // as a leader answers that knows better than the report
+	}
+	next := slices.Clone(g.members)
+	next[at].Voter = true
+	g.change(next)
+	return nil
+}
+
+// Remove takes a member out. Removing a voter the group needs is written down.
+func (w *World) Remove(id storage.GroupID, leader storage.NodeID, key catalog.ReplicaKey) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	g, err := w.ledByLocked(id, leader)
+	if err != nil {
+		return err
+	}
+	at := g.find(key)
+	if at < 0 {
+		return nil
+	}
+	if g.members[at].Node == leader {
+		return unavailable("group %s: the leader is not removed", id)
+	}
+	next := slices.Delete(slices.Clone(g.members), at, at+1)
+	if g.members[at].Voter && !w.majorityLocked(id, next) {
+		w.violateLocked("group %s: voter %s was removed though the others cannot commit", id, key)
+	}
+	g.change(next)
+	return nil
+}
+
+// Transfer makes another voter lead.
+func (w *World) Transfer(id storage.GroupID, leader, to storage.NodeID) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	g, err := w.ledByLocked(id, leader)
+	if err != nil {
+		return err
+	}
+	for _, m := range g.members {
+		if m.Node == to && m.Voter && w.nodes[to].up {
+			g.leader = to
+			g.term++
+			return nil
+		}
+	}
+	return unavailable("node %s cannot lead group %s", to, id)
+}
+
+func (w *World) violateLocked(format string, args ...any) {
+	w.violations = append(w.violations, fmt.Sprintf(format, args...))
+}
+
+func unavailable(format string, args ...any) error {
+	return storage.E("order", storage.KindUnavailable, "", fmt.Errorf(format, args...))
+}
+
+func (w *World) upLocked(id storage.NodeID) (*node, error) {
+	n := w.nodes[id]
+	if n == nil || !n.up {
+		return nil, unavailable("node %s does not answer", id)
+	}
+	return n, nil
+}
+
+func (w *World) ledByLocked(id storage.GroupID, leader storage.NodeID) (*group, error) {
+	g := w.groups[id]
+	if _, err := w.upLocked(leader); err != nil {
+		return nil, err
+	}
+	if g == nil || g.leader != leader || !w.majorityLocked(id, g.members) {
+		return nil, unavailable("node %s does not lead group %s", leader, id)
+	}
+	return g, nil
+}
+
+func (w *World) replicaLocked(id storage.GroupID, m placement.Member) *replica {
+	n := w.nodes[m.Node]
+	if n == nil {
+		return nil
+	}
+	if r := n.replicas[id]; r != nil && r.key == m.Key {
+		return r
+	}
+	return nil
+}
+
+// followLocked brings the replicas that are up to the leader's end.
+func (w *World) followLocked(id storage.GroupID, g *group) {
+	for _, m := range g.members {
+		if r := w.replicaLocked(id, m); r != nil && w.nodes[m.Node].up {
+			r.last = g.last
+		}
+	}
+}
+
+func (w *World) majorityLocked(id storage.GroupID, members []placement.Member) bool {
+	voters, up := 0, 0
+	for _, m := range members {
+		if !m.Voter {
+			continue
+		}
+		voters++
+		if r := w.replicaLocked(id, m); r != nil && r.last > 0 && w.nodes[m.Node].up {
+			up++
+		}
+	}
+	return up > voters/2
+}
+
+func (w *World) electLocked(id storage.GroupID, g *group) {
+	if g.leader != 0 && w.nodes[g.leader].up && w.majorityLocked(id, g.members) {
+		return
+	}
+	g.leader = 0
+	if !w.majorityLocked(id, g.members) {
+		return
+	}
+	for _, m := range g.members {
+		if r := w.replicaLocked(id, m); m.Voter && r != nil && w.nodes[m.Node].up && (g.leader == 0 || r.last > w.nodes[g.leader].replicas[id].last) {
+			g.leader = m.Node
+		}
+	}
+	g.term++
+	w.followLocked(id, g)
+}
+
+func (g *group) find(key catalog.ReplicaKey) int {
+	return slices.IndexFunc(g.members, func(m placement.Member) bool { return m.Key == key })
+}
+
+func (g *group) key(on storage.NodeID) catalog.ReplicaKey {
+	for _, m := range g.members {
+		if m.Node == on {
+			return m.Key
+		}
+	}
+	return catalog.ReplicaKey{}
+}
+
+func (g *group) change(members []placement.Member) {
+	g.last++
+	g.members, g.configIndex = members, g.last
+}
