@@ -39,6 +39,10 @@ type rule struct {
 	inTests bool     // also not in their tests
 }
 
+// forTests are the packages that serve tests only.
+var forTests = []string{"./test", "./bench", "./internal/testcluster", "./internal/simnet", "./internal/history", "./internal/lint",
+	"./api/apitest", "./nbd/nbdtest"}
+
 var rules = []rule{{
 	why: "the vocabulary imports nothing of ours", of: []string{"./$"}, forbid: []string{"./"}, deep: true, inTests: true,
 }, {
@@ -88,9 +92,9 @@ var rules = []rule{{
 	of:  []string{"./api/client", "./cmd/storagectl"}, forbid: []string{"./server", "./replication"}, allow: []string{"./replication/op"}, deep: true,
 }, {
 	why: "what serves the tests stays out of what is shipped",
-	of:  []string{"./"}, except: []string{"./test", "./bench", "./internal/testcluster", "./internal/simnet", "./internal/history"},
-	forbid: []string{"./test", "./bench", "./internal/testcluster", "./internal/simnet", "./internal/history",
-		"github.com/anishathalye/porcupine", "pgregory.net/rapid", "testing"},
+	of:  []string{"./"}, except: forTests,
+	forbid: append([]string{
+		"github.com/anishathalye/porcupine", "pgregory.net/rapid", "testing"}, forTests...),
 }, {
 	why: "errors are the standard library's and storage.Error", of: []string{"./"}, forbid: []string{"github.com/pkg/errors", "github.com/cockroachdb/errors"}, inTests: true,
 }}

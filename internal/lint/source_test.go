@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -26,6 +27,10 @@ func (s source) isTest() bool {
 }
 
 func (s source) generated() bool { return ast.IsGenerated(s.file) }
+
+func (s source) imports(path string) bool {
+	return slices.ContainsFunc(s.file.Imports, func(i *ast.ImportSpec) bool { return i.Path.Value == strconv.Quote(path) })
+}
 
 func (s source) at(n ast.Node) string {
 	return fmt.Sprintf("%s:%d", s.path, s.fset.Position(n.Pos()).Line)
@@ -78,9 +83,10 @@ func unfinishedWork(s source) (offences []string) {
 	return offences
 }
 
-// sleepingTests: a test moves the clock (testing/synctest) or waits on a condition with a deadline.
+// sleepingTests: a test moves the clock (in a file that uses testing/synctest, a sleep does just that) or waits on a
+// condition with a deadline.
 func sleepingTests(s source) []string {
-	if !s.isTest() {
+	if !s.isTest() || s.imports("testing/synctest") {
 		return nil
 	}
 	return calls(s, "a sleep in a test: use testing/synctest, or wait on a condition with a deadline", "time.Sleep")
@@ -224,6 +230,7 @@ func TestSourceRulesBite(t *testing.T) {
 		{"left-over work", "nbd/a.go", "package nbd\n// TO" + "DO: later\n", 1},
 		{"the word inside another", "nbd/a.go", "package nbd\n// TO" + "DOS is an island\n", 0},
 		{"sleeping test", "nbd/a_test.go", "package nbd\nfunc f() { time.Sleep(1) }\n", 1},
+		{"virtual sleep", "nbd/a_test.go", "package nbd\nimport \"testing/synctest\"\nfunc f() { time.Sleep(1); synctest.Wait() }\n", 0},
 		{"sleep outside tests", "nbd/a.go", "package nbd\nfunc f() { time.Sleep(1) }\n", 0},
 		{"skipped test", "nbd/a_test.go", "package nbd\nfunc f(t *testing.T) { t.Skip() }\n", 1},
 		{"init", "nbd/a.go", "package nbd\nfunc init() {}\n", 1},
