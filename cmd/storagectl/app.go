@@ -53,9 +53,11 @@ func (a *app) run(ctx context.Context, args []string) int {
 	root := newRoot(a)
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
-	if a.api != nil {
-		err = errors.Join(err, a.api.Close())
-	}
+	defer func() {
+		if a.api != nil {
+			_ = a.api.Close() // nothing is under way any more
+		}
+	}()
 	if err != nil {
 		if ctx.Err() != nil { // whatever failed then failed because it was interrupted
 			err = storage.E("", storage.KindCanceled, "", errInterrupted)
@@ -111,7 +113,7 @@ func (a *app) openVolume(ctx context.Context, volume string, connections int) (d
 	addresses := []string{a.settings.NBD}
 	if a.settings.NBD == "" {
 		var err error
-		if addresses, err = a.nbdAddresses(ctx); err != nil {
+		if addresses, err = a.nbdAddresses(ctx, volume); err != nil {
 			return nil, err
 		}
 	}
@@ -131,10 +133,13 @@ func (a *app) openVolume(ctx context.Context, volume string, connections int) (d
 		errors.New("no NBD server answers: "+strings.Join(problems, "; ")))
 }
 
-// nbdAddresses lists where the cluster's volumes are exported, the node that answers first.
-func (a *app) nbdAddresses(ctx context.Context) ([]string, error) {
+// nbdAddresses lists where the volume is exported, the node that answers first.
+func (a *app) nbdAddresses(ctx context.Context, volume string) ([]string, error) {
 	c, err := a.client()
 	if err != nil {
+		return nil, err
+	}
+	if _, err := c.Volume(ctx, volume); err != nil {
 		return nil, err
 	}
 	nodes, err := c.Nodes(ctx)

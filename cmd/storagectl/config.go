@@ -186,7 +186,8 @@ func (c *file) read(path string, explicit bool) error {
 	decoder := yaml.NewDecoder(bytes.NewReader(text))
 	decoder.KnownFields(true)
 	if err := decoder.Decode(c); err != nil && !errors.Is(err, io.EOF) {
-		return fmt.Errorf("%s: %w", path, err)
+		text := strings.NewReplacer("yaml: unmarshal errors:\n  ", "", " not found in type main.file", " is not known; see 'storagectl help config'").Replace(err.Error())
+		return fmt.Errorf("%s: %s", path, text)
 	}
 	return nil
 }

@@ -41,7 +41,7 @@ func (a *app) report(ctx context.Context, err error) {
 		hint = a.hint(ctx, err)
 	}
 	if !a.forProgram() {
-		fmt.Fprintf(a.err, "storagectl: %v\n", err)
+		fmt.Fprintf(a.err, "storagectl: %s\n", strings.ReplaceAll(err.Error(), "\n", "\n  "))
 		if hint != "" {
 			fmt.Fprintf(a.err, "  %s\n", strings.ReplaceAll(hint, "\n", "\n  "))
 		}

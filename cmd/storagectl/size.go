@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"math/bits"
@@ -27,7 +28,7 @@ func parseSize(s string) (int64, error) {
 	}
 	shift, ok := unitShift(unit)
 	if !ok {
-		if shift, ok := unitShift(strings.TrimSuffix(unit, "b")); ok && shift > 0 {
+		if shift, ok := unitShift(strings.TrimSuffix(unit, "b")); ok && shift > 0 && len(unit) == 2 {
 			return fail(fmt.Sprintf("%q may mean powers of 1000 or of 1024", strings.ToUpper(unit)))
 		}
 		return fail("the unit is not known")
@@ -121,7 +122,7 @@ func (f *sizeFlag) String() string { return f.text }
 func (f *sizeFlag) Set(s string) error {
 	n, err := parseSize(s)
 	if err != nil {
-		return err
+		return errors.New(causeText(err)) // the flag says what was read
 	}
 	f.bytes, f.set, f.text = n, true, s
 	return nil

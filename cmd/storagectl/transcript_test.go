@@ -1,0 +1,149 @@
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	storage "github.com/storaged/storaged"
+)
+
+var update = flag.Bool("update", false, "write testdata anew from what the commands say")
+
+// Each file testdata/*.txt is a session at a prompt, against a cluster of its own:
+//
+//	# a remark
+//	@ directive        changes the rig for what follows (see transcript.directive)
+//	$ storagectl ...   a command; what it printed follows, standard error marked with "! ", then [exit N] unless it is 0
+func TestTranscripts(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("%d transcripts, %v", len(files), err)
+	}
+	for _, file := range files {
+		if filepath.Base(file) == "schema.txt" {
+			continue
+		}
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := (&transcript{rig: newRig(t), dir: t.TempDir()}).play(string(text))
+			if *update {
+				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			} else if diff := cmp.Diff(string(text), got); diff != "" {
+				t.Errorf("the session went otherwise (-want +got; rewrite it with -update):\n%s", diff)
+			}
+		})
+	}
+}
+
+type transcript struct {
+	*rig
+	dir    string // $DIR in commands
+	answer string // what a person at the terminal types at the next question
+	input  string // the next command's standard input
+}
+
+// play carries the commands and directives of text out and returns the session.
+func (s *transcript) play(text string) string {
+	var out strings.Builder
+	for line := range strings.Lines(text) {
+		line = strings.TrimSuffix(line, "\n")
+		switch {
+		case strings.HasPrefix(line, "$ "):
+			fmt.Fprintf(&out, "\n%s\n%s", line, s.command(strings.TrimPrefix(line, "$ storagectl ")))
+		case strings.HasPrefix(line, "@ "):
+			fmt.Fprintf(&out, "\n%s\n", line)
+			s.directive(strings.Fields(line)[1:])
+		case strings.HasPrefix(line, "#"):
+			fmt.Fprintf(&out, "%s\n", line)
+		}
+	}
+	return out.String()
+}
+
+func (s *transcript) command(line string) string {
+	args := strings.Fields(line)
+	for i := range args {
+		args[i] = strings.ReplaceAll(strings.ReplaceAll(args[i], "$DIR", s.dir), `""`, "")
+	}
+	got := s.runWith(func(a *app) {
+		if s.answer != "" {
+			a.in, a.inTerminal = strings.NewReader(s.answer+"\n"), true
+		} else {
+			a.in = strings.NewReader(s.input)
+		}
+		s.answer, s.input = "", ""
+	}, args...)
+	clean := strings.NewReplacer(s.dir, "$DIR", runtime.Version(), "GOVERSION", runtime.GOOS+"/"+runtime.GOARCH, "PLATFORM")
+	text := got.out
+	for line := range strings.Lines(got.err) {
+		text += "! " + line
+	}
+	if text != "" && !strings.HasSuffix(text, "\n") {
+		text += "\n"
+	}
+	if got.code != 0 {
+		text += fmt.Sprintf("[exit %d]\n", got.code)
+	}
+	return clean.Replace(text)
+}
+
+func (s *transcript) directive(words []string) {
+	s.t.Helper()
+	switch words[0] {
+	case "scene": // the cluster shows something else
+		s.scene(words[1])
+	case "open": // VOLUME NODE: a client connects
+		s.session(words[1], words[2])
+	case "close": // VOLUME: all clients disconnect
+		s.cluster.Close(words[1])
+	case "forward": // DURATION: time passes
+		d, err := time.ParseDuration(words[1])
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		s.forward(d)
+	case "type": // what a person answers to the next command
+		s.answer = words[1]
+	case "env": // NAME=VALUE
+		name, value, _ := strings.Cut(words[1], "=")
+		s.env[name] = strings.ReplaceAll(value, "$DIR", s.dir)
+	case "file": // NAME TEXT...
+		if err := os.WriteFile(filepath.Join(s.dir, words[1]), []byte(strings.Join(words[2:], " ")), 0o600); err != nil {
+			s.t.Fatal(err)
+		}
+	case "input": // TEXT: the next command's standard input
+		s.input = words[1]
+	case "fail": // KIND with underscores, or nothing: what the cluster answers from now on
+		s.cluster.Fail(nil)
+		if len(words) > 1 {
+			kind := kindNamed(s.t, strings.ReplaceAll(words[1], "_", " "))
+			s.cluster.Fail(func(int) error { return storage.E("ask", kind, "catalog", fmt.Errorf("as the test wants")) })
+		}
+	default:
+		s.t.Fatalf("there is no directive %q", words[0])
+	}
+}
+
+func kindNamed(t *testing.T, name string) storage.Kind {
+	t.Helper()
+	for _, k := range storage.Kinds() {
+		if k.String() == name {
+			return k
+		}
+	}
+	t.Fatalf("there is no kind %q", name)
+	return storage.KindNone
+}
