@@ -47,8 +47,8 @@ type Backend interface {
 
 // Export is one export as one connection uses it. All methods but Close are called concurrently; the context ends
 // when the connection does, and a call must then return soon. Offsets and lengths have been checked against
-// Info().SizeBytes, are not negative and lengths are not zero; they need not be aligned to anything but
-// Info().MinBlockBytes. Errors should be a *storage.Error; see Errno for what the client sees of them.
+// Info().SizeBytes as it was (an export that shrinks checks for itself), are not negative and lengths are not zero; they
+// need not be aligned to anything but Info().MinBlockBytes. Errors should be a *storage.Error; see Errno for what the client sees of them.
 type Export interface {
 	// Info describes the export. It is called at the start of the connection and again when a request reaches
 	// behind the end, so that a volume that grew serves its new bytes at once.

@@ -70,6 +70,9 @@ type conn struct {
 
 	writeSince atomic.Int64 // when the write in progress began, Unix nanoseconds; 0 when none is
 	draining   atomic.Bool
+	// transmitting is set before the reader looks at draining, and looked at after draining is set: one of drain and
+	// the reader sees the other.
+	transmitting atomic.Bool
 
 	mu         sync.Mutex
 	pending    []*request // guarded by mu; replies to be written
@@ -114,9 +117,14 @@ func (c *conn) end(cause error) {
 	_ = c.raw.Close()
 }
 
-// drain makes the connection end once what is in flight has been answered.
+// drain makes the connection end once what is in flight has been answered; at once if that is nothing yet, because the
+// client is still negotiating.
 func (c *conn) drain() {
 	c.draining.Store(true)
+	if !c.transmitting.Load() {
+		c.end(errDrained)
+		return
+	}
 	_ = c.raw.SetReadDeadline(time.Unix(1, 0))
 }
 
@@ -144,6 +152,7 @@ func (c *conn) run() error {
 		c.end(err)
 		return err
 	}
+	c.transmitting.Store(true)
 	c.in.grow()
 	err = c.cause(c.readRequests())
 	c.closeWork()

@@ -311,6 +311,7 @@ func (h *handshake) open(name string) error {
 	}
 	c.export = export
 	c.info = export.Info().withDefaults(c.srv.cfg.MaxPayloadBytes)
+	setDefault(&c.info.Name, name)
 	c.sizeBytes.Store(c.info.SizeBytes)
 	c.sparse, _ = export.(SparseReader)
 	if c.resizer, _ = export.(Resizer); c.resizer == nil {

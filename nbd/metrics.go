@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -47,7 +48,8 @@ type exportMetrics struct {
 	name        string
 	users       int // guarded by metrics.mu
 	requestsNow prometheus.Gauge
-	ops         [cmdEnd]opMetrics
+	all         *metrics
+	ops         [cmdEnd]atomic.Pointer[opMetrics] // made at first use: few clients use all commands
 }
 
 type opMetrics struct {
@@ -105,16 +107,7 @@ func (m *metrics) acquire(name string) *exportMetrics {
 	defer m.mu.Unlock()
 	e := m.exports[name]
 	if e == nil {
-		e = &exportMetrics{name: name, requestsNow: m.requestsNow.WithLabelValues(name)}
-		for cmd := range e.ops {
-			op := commandName(uint16(cmd))
-			if uint16(cmd) == cmdDisc {
-				op = "unknown" // DISC has no reply; its place counts commands that nobody knows
-			}
-			e.ops[cmd] = opMetrics{requests: m.requests.WithLabelValues(name, op),
-				bytes: m.bytes.WithLabelValues(name, op), errors: m.errors.WithLabelValues(name, op),
-				latency: m.latency.WithLabelValues(name, op)}
-		}
+		e = &exportMetrics{name: name, requestsNow: m.requestsNow.WithLabelValues(name), all: m}
 		m.exports[name] = e
 	}
 	if e.users == 0 {
@@ -155,12 +148,25 @@ func (m *metrics) removeIdleLocked(name string) {
 	}
 }
 
-// observe counts one answered request.
-func (e *exportMetrics) observe(cmd uint16, length uint64, took time.Duration, failed bool) {
+// op returns the series of a command. DISC has no reply; its place counts commands that nobody knows.
+func (e *exportMetrics) op(cmd uint16) *opMetrics {
+	name := commandName(cmd)
 	if cmd >= cmdEnd {
 		cmd = cmdDisc
 	}
-	op := &e.ops[cmd]
+	if op := e.ops[cmd].Load(); op != nil {
+		return op
+	}
+	m := e.all
+	op := &opMetrics{requests: m.requests.WithLabelValues(e.name, name), bytes: m.bytes.WithLabelValues(e.name, name),
+		errors: m.errors.WithLabelValues(e.name, name), latency: m.latency.WithLabelValues(e.name, name)}
+	e.ops[cmd].Store(op)
+	return op
+}
+
+// observe counts one answered request.
+func (e *exportMetrics) observe(cmd uint16, length uint64, took time.Duration, failed bool) {
+	op := e.op(cmd)
 	op.requests.Inc()
 	op.latency.Observe(took.Seconds())
 	switch {

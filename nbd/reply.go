@@ -191,7 +191,7 @@ func (c *conn) blockStatus(r *request) error {
 		if err != nil {
 			return err
 		}
-		limit := extentLimits{lengthBytes: r.length, restBytes: c.sizeBytes.Load() - r.offset,
+		limit := extentLimits{lengthBytes: r.length, restBytes: max(c.sizeBytes.Load(), r.offset+r.length) - r.offset,
 			one: r.flags&cmdFlagReqOne != 0, compact: !c.features.extended}
 		extents, err = limit.apply(extents)
 		if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"sync"
 	"time"
@@ -138,8 +139,15 @@ func (s *Server) report(c *conn, err error) error {
 	}
 	s.metrics.connections.WithLabelValues(end).Inc()
 	if err != nil {
-		s.cfg.Logger.Info("NBD connection ended", "connection", c.id, "remote", c.raw.RemoteAddr(),
-			"export", c.info.Name, "end", end, "error", err)
+		c.mu.Lock()
+		unanswered := c.unanswered
+		c.mu.Unlock()
+		level := slog.LevelInfo
+		if end == "closed" && unanswered == 0 {
+			level = slog.LevelDebug // the usual end of clients that do not say goodbye
+		}
+		s.cfg.Logger.Log(context.Background(), level, "NBD connection ended", "connection", c.id,
+			"remote", c.raw.RemoteAddr(), "export", c.info.Name, "end", end, "unanswered", unanswered, "error", err)
 	}
 	return err
 }

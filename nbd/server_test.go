@@ -4,14 +4,17 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"io"
 	"math/rand/v2"
 	"net"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/nbd"
@@ -536,6 +539,160 @@ func TestConfigValidate(t *testing.T) {
 		"StallTimeout"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%q does not name %s", err, want)
+		}
+	}
+}
+
+// TestDrainDuringHandshake: a client that is still negotiating does not hold up a server that stops.
+func TestDrainDuringHandshake(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, nil)
+		nc := f.pipe()
+		if _, err := io.ReadFull(nc, make([]byte, 18)); err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		f.stop()
+		f.conns.Wait()
+		if d := time.Since(start); d != 0 {
+			t.Errorf("the server stopped after %v", d)
+		}
+	})
+}
+
+// slowBackend opens exports when it is let.
+type slowBackend struct {
+	*nbdtest.Backend
+	opening chan struct{}
+}
+
+func (b *slowBackend) Open(ctx context.Context, name string, peer nbd.Peer) (nbd.Export, error) {
+	close(b.opening)
+	<-ctx.Done()
+	return b.Backend.Open(ctx, name, peer) // too late, but not told apart from in time
+}
+
+// TestOpenTooLate: an export that was opened when the time for the handshake was over is closed again.
+func TestOpenTooLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &slowBackend{nbdtest.NewBackend(), make(chan struct{})}
+		v := b.Add("v", 4096)
+		s, err := nbd.NewServer(nbd.Config{Backend: b})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ours, theirs := net.Pipe()
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if err := s.ServeConn(bg, theirs); err == nil {
+				t.Error("a connection that never was ended well")
+			}
+		})
+		if _, err := nbd.NewClient(bg, ours, nbd.ClientConfig{Export: "v"}); err == nil {
+			t.Error("connected")
+		}
+		wg.Wait()
+		<-b.opening
+		if v.Opened() != 1 || v.Closed() != 1 || v.Unanswered() != 0 {
+			t.Errorf("opened %d, closed %d, unanswered %d", v.Opened(), v.Closed(), v.Unanswered())
+		}
+	})
+}
+
+// TestIdleWorkersLeave: the goroutines of a burst do not stay with a connection that is idle.
+func TestIdleWorkersLeave(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, nil)
+		h := newHold(f.volume, "read")
+		c := f.client(nbd.ClientConfig{})
+		before := runtime.NumGoroutine()
+		var wg sync.WaitGroup
+		for range 40 {
+			wg.Go(func() { _ = c.ReadAt(bg, make([]byte, 1), 0) })
+		}
+		synctest.Wait()
+		close(h.released)
+		wg.Wait()
+		synctest.Wait()
+		if n := runtime.NumGoroutine() - before; n < 30 {
+			t.Errorf("%d workers are kept for the next burst", n)
+		}
+		<-time.After(2 * time.Minute)
+		synctest.Wait()
+		if n := runtime.NumGoroutine() - before; n > 5 {
+			t.Errorf("%d goroutines stay with an idle connection", n)
+		}
+		if err := c.ReadAt(bg, make([]byte, 1), 0); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestCanceledCall: a call whose context ends takes its connection with it, and says why.
+func TestCanceledCall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, nil)
+		newHold(f.volume, "write")
+		c := f.client(nbd.ClientConfig{MaxRequests: 1})
+		ctx, cancel := context.WithTimeout(bg, time.Second)
+		defer cancel()
+		if err := c.WriteAt(ctx, make([]byte, 10), 0); !errors.Is(err, storage.ErrCanceled) {
+			t.Errorf("%v, want canceled", err)
+		}
+		if err := c.Flush(bg); err == nil {
+			t.Error("the connection is still in use")
+		}
+	})
+}
+
+// lostListener fails once as if the process were out of file descriptors, and then for good.
+type lostListener struct {
+	net.Listener
+	errs chan error
+}
+
+func (l *lostListener) Accept() (net.Conn, error) { return nil, <-l.errs }
+func (l *lostListener) Close() error              { return nil }
+func (l *lostListener) Addr() net.Addr            { return &net.UnixAddr{} }
+
+func TestServeOutlivesAcceptErrors(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, nil)
+		l := &lostListener{errs: make(chan error)}
+		done := make(chan error)
+		go func() { done <- f.server.Serve(bg, l) }()
+		start := time.Now()
+		for range 20 {
+			l.errs <- errors.New("too many open files")
+		}
+		if d := time.Since(start); d < 5*time.Second || d > 20*time.Second {
+			t.Errorf("20 failures took %v: no back-off, or too much", d)
+		}
+		l.errs <- net.ErrClosed
+		if err := <-done; !errors.Is(err, storage.ErrIO) {
+			t.Errorf("Serve = %v, want an i/o error", err)
+		}
+	})
+}
+
+func TestParseURI(t *testing.T) {
+	for uri, want := range map[string]nbd.ClientConfig{
+		"nbd://host/vol":                  {Network: "tcp", Address: "host:10809", Export: "vol"},
+		"nbd://[::1]:7/a%20b":             {Network: "tcp", Address: "[::1]:7", Export: "a b"},
+		"nbd://host":                      {Network: "tcp", Address: "host:10809"},
+		"nbd+unix:///vol?socket=/run/x":   {Network: "unix", Address: "/run/x", Export: "vol"},
+		"nbds://host/vol":                 {Network: "tcp", Address: "host:10809", Export: "vol", TLS: &tls.Config{}},
+		"nbds+unix:///vol?socket=%2Frun/": {Network: "unix", Address: "/run/", Export: "vol", TLS: &tls.Config{}},
+	} {
+		got, err := nbd.ParseURI(uri)
+		if err != nil || got.Network != want.Network || got.Address != want.Address || got.Export != want.Export ||
+			(got.TLS != nil) != (want.TLS != nil) {
+			t.Errorf("%s: %+v, %v", uri, got, err)
+		}
+	}
+	for _, uri := range []string{"", "http://x/", "nbd:///vol", "nbd+unix:///vol", "nbd://%zz"} {
+		if _, err := nbd.ParseURI(uri); !errors.Is(err, storage.ErrInvalid) {
+			t.Errorf("%q: %v, want invalid", uri, err)
 		}
 	}
 }
