@@ -1,0 +1,304 @@
+package extent
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/op"
+)
+
+// model is a group as plain as can be: everything in maps, nothing on a disk.
+type model struct {
+	volumes map[storage.VolumeID]*modelVolume
+}
+
+type modelVolume struct {
+	epoch      storage.Epoch
+	generation storage.Generation
+	max        storage.SessionID
+	deleted    bool
+	live       map[storage.SessionID]map[uint64]bool
+	closed     map[storage.SessionID]map[uint64]bool
+	order      []storage.SessionID // of closing
+	blocks     map[modelBlock][]modelVersion
+}
+
+type modelBlock struct {
+	extent storage.ExtentIndex
+	block  int
+}
+
+type modelVersion struct {
+	epoch storage.Epoch
+	data  []byte // nil: a hole
+}
+
+func newModel() *model { return &model{volumes: map[storage.VolumeID]*modelVolume{}} }
+
+func low(applied map[uint64]bool) uint64 {
+	n := uint64(0)
+	for applied[n+1] {
+		n++
+	}
+	return n
+}
+
+// apply returns the kind and whether it was a duplicate.
+func (m *model) apply(q request, term uint64) (storage.Kind, bool) {
+	o := q.o
+	if o.Kind == op.Noop || o.Kind == op.Digest {
+		return storage.KindNone, false
+	}
+	v, known := m.volumes[o.Volume], true
+	if v == nil {
+		known = false
+		v = &modelVolume{live: map[storage.SessionID]map[uint64]bool{}, closed: map[storage.SessionID]map[uint64]bool{}, blocks: map[modelBlock][]modelVersion{}}
+	}
+	kind, dup := v.apply(q, term)
+	if !known && kind == storage.KindNone && !dup {
+		m.volumes[o.Volume] = v
+	}
+	return kind, dup
+}
+
+func (v *modelVolume) apply(q request, term uint64) (storage.Kind, bool) {
+	o := q.o
+	if v.deleted {
+		if o.Kind == op.DeleteVolume {
+			return storage.KindNone, true
+		}
+		return storage.KindNotFound, false
+	}
+	switch o.Kind {
+	case op.Write, op.Clear:
+		applied := v.live[o.Session]
+		switch {
+		case applied == nil:
+			return storage.KindFenced, false
+		case applied[o.Seq]:
+			return storage.KindNone, true
+		case o.Seq > low(applied)+storage.SessionWindow:
+			return storage.KindInvalid, false
+		case o.Generation < v.generation, o.Epoch < v.epoch:
+			return storage.KindFenced, false
+		case o.ReadTerm != 0 && o.ReadTerm != term:
+			return storage.KindConflict, false
+		}
+		applied[o.Seq] = true
+		v.epoch, v.generation = max(v.epoch, o.Epoch), max(v.generation, o.Generation)
+		v.set(o, q.payload)
+	case op.OpenSession:
+		switch {
+		case v.live[o.Session] != nil:
+			return storage.KindNone, true
+		case o.Session <= v.max, o.Generation < v.generation:
+			return storage.KindFenced, false
+		}
+		v.live[o.Session], v.max = map[uint64]bool{}, o.Session
+		v.epoch, v.generation = max(v.epoch, o.Epoch), max(v.generation, o.Generation)
+	case op.CloseSession:
+		return v.close(o.Session)
+	case op.SetEpoch:
+		if o.Epoch <= v.epoch {
+			return storage.KindNone, true
+		}
+		v.epoch = o.Epoch
+	case op.SetGeneration:
+		if o.Generation < v.generation {
+			return storage.KindFenced, false
+		}
+		dup := o.Generation == v.generation
+		v.generation = o.Generation
+		return storage.KindNone, dup
+	case op.DeleteVolume:
+		v.deleted = true
+	}
+	return storage.KindNone, false
+}
+
+func (v *modelVolume) close(id storage.SessionID) (storage.Kind, bool) {
+	if v.live[id] != nil {
+		v.closed[id] = v.live[id]
+		delete(v.live, id)
+	} else if i := slices.Index(v.order, id); i >= 0 {
+		if i < len(v.order)-keptWindows {
+			return storage.KindConflict, false
+		}
+		return storage.KindNone, true
+	} else if n := len(v.order) - keptWindows; n > 0 && id <= slices.Max(v.order[:n]) {
+		return storage.KindConflict, false
+	} else {
+		v.closed[id] = map[uint64]bool{}
+	}
+	v.max = max(v.max, id)
+	v.order = append(v.order, id)
+	return storage.KindNone, false
+}
+
+func (v *modelVolume) set(o op.Op, payload []byte) {
+	first, n := o.Blocks()
+	for i := range n {
+		b := modelBlock{o.Extent, first + i}
+		ver := modelVersion{epoch: o.Epoch}
+		if o.Kind == op.Write {
+			ver.data = payload[i*storage.BlockSize:][:storage.BlockSize]
+		}
+		vs := v.blocks[b]
+		if k := len(vs); k > 0 && vs[k-1].epoch == o.Epoch {
+			vs = vs[:k-1]
+		}
+		v.blocks[b] = append(slices.Clone(vs), ver)
+	}
+}
+
+// at returns a block as of an epoch; nil for a hole.
+func (v *modelVolume) at(b modelBlock, epoch storage.Epoch) []byte {
+	vs := v.blocks[b]
+	for i := len(vs) - 1; i >= 0; i-- {
+		if vs[i].epoch <= epoch {
+			return vs[i].data
+		}
+	}
+	return nil
+}
+
+// compare returns the first difference between the group and the model, in all versions of all blocks.
+func (m *model) compare(g *Group, extents storage.ExtentIndex, blocksEach int) error {
+	for id, v := range m.volumes {
+		if err := v.compareState(g, id); err != nil {
+			return err
+		}
+		if v.deleted {
+			continue
+		}
+		for x := range extents {
+			for e := storage.Epoch(0); e <= v.epoch+1; e++ {
+				if e == v.epoch+1 {
+					e = op.HeadEpoch
+				}
+				if err := v.compareExtent(g, id, x, e, blocksEach); err != nil {
+					return err
+				}
+				if e == op.HeadEpoch {
+					break
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func (v *modelVolume) compareState(g *Group, id storage.VolumeID) error {
+	s, ok := g.Volume(id)
+	if !ok || s.Deleted != v.deleted {
+		return fmt.Errorf("volume %d: known %v, deleted %v", id, ok, s.Deleted)
+	}
+	if v.deleted {
+		return nil
+	}
+	if s.Epoch != v.epoch || s.Generation != v.generation || s.MaxSession != v.max || len(s.Sessions) != len(v.live) {
+		return fmt.Errorf("volume %d: %+v, want epoch %d generation %d session %d", id, s, v.epoch, v.generation, v.max)
+	}
+	for _, session := range s.Sessions {
+		applied := v.live[session.ID]
+		if session.Window.Low != low(applied) {
+			return fmt.Errorf("session %d: low %d, want %d", session.ID, session.Window.Low, low(applied))
+		}
+		for seq := range applied {
+			if !session.Window.Applied(seq) {
+				return fmt.Errorf("session %d: %d is forgotten", session.ID, seq)
+			}
+		}
+	}
+	return nil
+}
+
+func (v *modelVolume) compareExtent(g *Group, id storage.VolumeID, x storage.ExtentIndex, e storage.Epoch, n int) error {
+	req := op.ReadRequest{Volume: id, Extent: x, Length: uint32(n) * storage.BlockSize, Generation: v.generation, Epoch: e}
+	dst, sums, holes := make([]byte, n*storage.BlockSize), make([]uint32, n), make([]bool, n)
+	if err := g.Read(req, dst, sums, holes); err != nil {
+		return err
+	}
+	for b := range n {
+		want := v.at(modelBlock{x, b}, e)
+		got := dst[b*storage.BlockSize:][:storage.BlockSize]
+		switch {
+		case (want == nil) != holes[b]:
+			return fmt.Errorf("volume %d extent %d block %d epoch %d: hole %v", id, x, b, e, holes[b])
+		case want == nil && !bytes.Equal(got, make([]byte, storage.BlockSize)):
+			return fmt.Errorf("volume %d extent %d block %d epoch %d: a hole is not zero", id, x, b, e)
+		case want != nil && !bytes.Equal(got, want):
+			return fmt.Errorf("volume %d extent %d block %d epoch %d: wrong bytes", id, x, b, e)
+		}
+	}
+	return nil
+}
+
+// checkLive compares the live counts with all tables, those in memory and those in Pebble.
+func checkLive(g *Group) error {
+	walked := counts{}
+	durable := counts{}
+	g.mu.RLock()
+	memory := map[versionKey]*page{}
+	if g.frozen != nil {
+		for k, p := range g.frozen.pages {
+			memory[k] = p
+		}
+	}
+	for k, p := range g.dirty {
+		memory[k] = p
+	}
+	set := g.set
+	g.mu.RUnlock()
+	add := func(c counts, p *page) {
+		for _, e := range p.entries {
+			if e.mapped() {
+				c.bump(e.segment, 1)
+			}
+		}
+	}
+	for _, p := range memory {
+		add(walked, p)
+	}
+	prefix := setPrefix(keyPage, set.id)
+	err := g.store.meta.scan(prefix, afterPrefix(prefix), func(k, v []byte) (bool, error) {
+		p, err := decodePage(k, v)
+		if err != nil {
+			return false, err
+		}
+		_, key, _ := parsePageKey(k)
+		if memory[key] == nil {
+			add(walked, p)
+		}
+		add(durable, p)
+		return true, nil
+	})
+	if err != nil {
+		return err
+	}
+	if now := set.live.now(); !equalCounts(now, walked) {
+		return fmt.Errorf("live counts %v, tables say %v", now, walked)
+	}
+	stored, err := g.store.meta.loadLive(set.id)
+	if err != nil {
+		return err
+	}
+	if !equalCounts(stored, durable) || !equalCounts(set.live.durable, durable) {
+		return fmt.Errorf("durable live counts %v, in memory %v, tables say %v", stored, set.live.durable, durable)
+	}
+	return nil
+}
+
+func equalCounts(a, b counts) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for k, v := range a {
+		if b[k] != v {
+			return false
+		}
+	}
+	return true
+}
