@@ -34,7 +34,7 @@ func testEntry(index, term uint64, size int) Entry {
 		Data: bytes.Repeat(seed, size/len(seed)+1)[:size]}
 }
 
-func mustAppend(t testing.TB, g *GroupLog, entries ...Entry) Position {
+func mustAppend(t tb, g *GroupLog, entries ...Entry) Position {
 	t.Helper()
 	end, err := g.Append(entries)
 	if err != nil {
@@ -43,14 +43,14 @@ func mustAppend(t testing.TB, g *GroupLog, entries ...Entry) Position {
 	return end
 }
 
-func mustWait(t testing.TB, l *Log, p Position) {
+func mustWait(t tb, l *Log, p Position) {
 	t.Helper()
 	if err := l.Wait(context.Background(), p); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func checkEntry(t testing.TB, g *GroupLog, want Entry) {
+func checkEntry(t tb, g *GroupLog, want Entry) {
 	t.Helper()
 	got, err := g.Get(want.Index)
 	if err != nil {

@@ -6,11 +6,18 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
-	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
+
+// tb is what *testing.T, *testing.B and *rapid.T have in common.
+type tb interface {
+	Helper()
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
+}
 
 // world is a log beside a model of it: the list of all operations in the order of their positions. After a crash the
 // log must be what some prefix of that list makes, and at least the part that was reported durable.
@@ -127,7 +134,7 @@ func (w *world) done(i int, end Position) {
 	w.ops[i].end = end
 }
 
-func (w *world) append(t testing.TB, k GroupKey, sizes ...int) {
+func (w *world) append(t tb, k GroupKey, sizes ...int) {
 	t.Helper()
 	m := w.model(len(w.ops))[k]
 	next := max(m.last(), w.starts[k].AppliedIndex) + 1
@@ -152,7 +159,7 @@ func (w *world) append(t testing.TB, k GroupKey, sizes ...int) {
 }
 
 // truncate drops the last entries, as far as they are above the checkpoint.
-func (w *world) truncate(t testing.TB, k GroupKey, count uint64) {
+func (w *world) truncate(t tb, k GroupKey, count uint64) {
 	t.Helper()
 	m := w.model(len(w.ops))[k]
 	from := max(m.last()+1-min(count, m.last()), w.starts[k].AppliedIndex+1)
@@ -165,7 +172,7 @@ func (w *world) truncate(t testing.TB, k GroupKey, count uint64) {
 }
 
 // reset installs a manifest some entries beyond the log.
-func (w *world) reset(t testing.TB, k GroupKey) {
+func (w *world) reset(t tb, k GroupKey) {
 	t.Helper()
 	m := w.model(len(w.ops))[k]
 	applied := max(m.last(), w.starts[k].AppliedIndex) + 3
@@ -185,7 +192,7 @@ func (w *world) reset(t testing.TB, k GroupKey) {
 }
 
 // checkpoint stores a checkpoint of everything but the last few entries, when that is durable.
-func (w *world) checkpoint(t testing.TB, k GroupKey, behind uint64) {
+func (w *world) checkpoint(t tb, k GroupKey, behind uint64) {
 	t.Helper()
 	g := w.l.Group(k)
 	last := g.LastIndex()
@@ -219,8 +226,9 @@ func (w *world) recycle() {
 	}
 }
 
-// check opens the file system and finds out which prefix of the operations the log holds; at least the durable ones.
-func (w *world) check(t testing.TB, fs vfs.FS, durable int, what string) (*Log, int) {
+// check opens the file system and finds out which prefix of its operations each group holds; at least the durable
+// ones. It need not be the same prefix for all: a checkpoint may cover a truncation that is not durable yet.
+func (w *world) check(t tb, fs vfs.FS, durable int, what string) (*Log, map[GroupKey]int) {
 	t.Helper()
 	l, err := Open(w.config(fs))
 	if err != nil {
@@ -229,40 +237,45 @@ func (w *world) check(t testing.TB, fs vfs.FS, durable int, what string) (*Log, 
 	if d := l.Damaged(); len(d) > 0 {
 		t.Fatalf("%s: damaged: %+v", what, d)
 	}
-	var problems []string
-	for n := durable; n <= len(w.ops); n++ {
-		problem := w.compare(l, n, false)
-		if problem == "" {
-			return l, n
+	held := make(map[GroupKey]int)
+	for _, k := range w.keys() {
+		var problems []string
+		for n := durable; n <= len(w.ops); n++ {
+			problem := w.compare(l, k, n, false)
+			if problem == "" {
+				held[k] = n
+				break
+			}
+			problems = append(problems, problem)
 		}
-		problems = append(problems, problem)
+		if _, ok := held[k]; !ok {
+			t.Fatalf("%s: group %s is no prefix of at least %d of %d operations:\n%s", what, k, durable, len(w.ops),
+				strings.Join(problems, "\n"))
+		}
 	}
-	t.Fatalf("%s: the log is no prefix of at least %d of %d operations: %s", what, durable, len(w.ops), problems[0])
-	return nil, 0
+	return l, held
 }
 
-// compare returns how the log differs from the first n operations; "" if it does not. A log that was not opened just
-// now may still have entries that a checkpoint covers.
-func (w *world) compare(l *Log, n int, live bool) string {
-	for k, m := range w.model(n) {
-		g, applied := l.Group(k), w.starts[k].AppliedIndex
-		want := m.entries[min(uint64(len(m.entries)), max(applied, m.base)-m.base):]
-		var last uint64
-		if len(want) > 0 {
-			last = m.last()
+// compare returns how the log of a group differs from the first n operations; "" if it does not. A log that was not
+// opened just now may still have entries that a checkpoint covers.
+func (w *world) compare(l *Log, k GroupKey, n int, live bool) string {
+	m, g, applied := w.model(n)[k], l.Group(k), w.starts[k].AppliedIndex
+	want := m.entries[min(uint64(len(m.entries)), max(applied, m.base)-m.base):]
+	var last uint64
+	if len(want) > 0 {
+		last = m.last()
+	}
+	if got := g.LastIndex(); got != last && !(live && got == m.last()) {
+		return fmt.Sprintf("group %s ends at %d, want %d", k, got, last)
+	}
+	for _, e := range want {
+		got, err := g.Get(e.Index)
+		if err != nil {
+			return fmt.Sprintf("group %s: %v", k, err)
 		}
-		if got := g.LastIndex(); got != last && !(live && got == m.last()) {
-			return fmt.Sprintf("group %s ends at %d, want %d", k, got, last)
-		}
-		for _, e := range want {
-			got, err := g.Get(e.Index)
-			if err != nil {
-				return fmt.Sprintf("group %s: %v", k, err)
-			}
-			if got.Term != e.Term || got.AppendedAt != e.AppendedAt || !bytes.Equal(got.Data, e.Data) {
-				return fmt.Sprintf("group %s entry %d is term %d number %d, want %d, %d", k, e.Index, got.Term,
-					got.AppendedAt, e.Term, e.AppendedAt)
-			}
+		if got.Term != e.Term || got.AppendedAt != e.AppendedAt || !bytes.Equal(got.Data, e.Data) {
+			return fmt.Sprintf("group %s entry %d is term %d number %d, want %d, %d", k, e.Index, got.Term,
+				got.AppendedAt, e.Term, e.AppendedAt)
 		}
 	}
 	return ""
@@ -270,9 +283,16 @@ func (w *world) compare(l *Log, n int, live bool) string {
 
 // adopt takes over what check found: the operations behind it never happened. A checkpoint may be ahead of the log,
 // when it came with a manifest and the reset of the log was lost.
-func (w *world) adopt(l *Log, n int) {
-	w.l, w.ops = l, w.ops[:n:n]
-	for k, m := range w.model(n) {
+func (w *world) adopt(l *Log, held map[GroupKey]int) {
+	var ops []modelOp
+	for i, op := range w.ops {
+		if i < held[op.key] {
+			op.end = 1 // what was found is durable
+			ops = append(ops, op)
+		}
+	}
+	w.l, w.ops = l, ops
+	for k, m := range w.model(len(ops)) {
 		if s := w.starts[k]; m.last() < s.AppliedIndex {
 			w.ops = append(w.ops, modelOp{key: k, reset: s.AppliedIndex, end: 1})
 		}
@@ -281,7 +301,7 @@ func (w *world) adopt(l *Log, n int) {
 }
 
 // crash cuts the power: unsynced pages survive with the given probability. It goes on with what is left.
-func (w *world) crash(t testing.TB, percent int, seed uint64) {
+func (w *world) crash(t tb, percent int, seed uint64) {
 	t.Helper()
 	w.mu.Lock()
 	durable := w.durableOps(w.l.Durable())
@@ -293,7 +313,7 @@ func (w *world) crash(t testing.TB, percent int, seed uint64) {
 }
 
 // restart closes the log and opens it again.
-func (w *world) restart(t testing.TB) {
+func (w *world) restart(t tb) {
 	t.Helper()
 	if err := w.l.Close(); err != nil {
 		t.Fatal(err)
@@ -301,7 +321,7 @@ func (w *world) restart(t testing.TB) {
 	w.l, _ = w.check(t, w.cfg.FS, len(w.ops), "after a restart")
 }
 
-func (w *world) waitAll(t testing.TB) {
+func (w *world) waitAll(t tb) {
 	t.Helper()
 	if err := w.l.Wait(context.Background(), w.l.End()); err != nil {
 		t.Fatal(err)
@@ -309,7 +329,7 @@ func (w *world) waitAll(t testing.TB) {
 }
 
 // panicTB fails by a panic, because Fatal in a goroutine of the log would only end that goroutine.
-type panicTB struct{ testing.TB }
+type panicTB struct{ tb }
 
 func (t panicTB) Fatal(args ...any)                 { panic(fmt.Sprint(args...)) }
 func (t panicTB) Fatalf(format string, args ...any) { panic(fmt.Sprintf(format, args...)) }
