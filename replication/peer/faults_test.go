@@ -401,7 +401,7 @@ func TestForeigners(t *testing.T) {
 // TestEndsExactlyOnce runs a load through resets, cuts, freezes and restarts: every request ends once, answers
 // belong to their requests, and nobody reads a payload after its request ended.
 func TestEndsExactlyOnce(t *testing.T) {
-	for seed := range uint64(6) {
+	for seed := range uint64(5) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { endsExactlyOnce(t, seed) })
 		})
@@ -413,7 +413,7 @@ func endsExactlyOnce(t *testing.T, seed uint64) {
 	network := simnet.New(simnet.Config{Seed: seed, BufferBytes: 32 << 10,
 		Link: simnet.Link{Delay: 200 * time.Microsecond, Jitter: time.Millisecond}})
 	m := newMesh(t, simulated(network), 3, func(c *Config) {
-		c.MaxInFlightBytes, c.MaxInFlight, c.MaxReplyBytes = 256<<10, 40, 128<<10
+		c.MaxInFlightBytes, c.MaxInFlight, c.MaxReplyBytes = 96<<10, 40, 64<<10
 	}, conformHandlers)
 	var answered, failed, ended, begun atomic.Int64
 	var load sync.WaitGroup
@@ -426,10 +426,10 @@ func endsExactlyOnce(t *testing.T, seed uint64) {
 				select {
 				case <-stop:
 					return
-				case <-time.After(time.Duration(random.IntN(12_000)) * time.Microsecond):
+				case <-time.After(time.Duration(random.IntN(20_000)) * time.Microsecond):
 				}
 				header := binary.LittleEndian.AppendUint64(nil, n)
-				payload := bytes.Repeat([]byte{byte(n)}, random.IntN(20_000))
+				payload := bytes.Repeat([]byte{byte(n) | 1}, random.IntN(8_000))
 				req := &Request{Method: methodEcho + Method(random.IntN(2)), Group: storage.GroupID(n % 3), Header: header, Payload: [][]byte{payload}}
 				begun.Add(1)
 				check := func(r *Response, err error) {
@@ -438,14 +438,12 @@ func endsExactlyOnce(t *testing.T, seed uint64) {
 						failed.Add(1)
 					} else {
 						answered.Add(1)
-						if binary.LittleEndian.Uint64(r.Header) != n || len(r.Payload) != len(payload) || bytes.Count(r.Payload, []byte{byte(n)}) != len(payload) {
+						if binary.LittleEndian.Uint64(r.Header) != n || len(r.Payload) != len(payload) || bytes.Count(r.Payload, []byte{byte(n) | 1}) != len(payload) {
 							t.Errorf("the answer to request %d is another's", n)
 						}
 						r.Release()
 					}
-					for i := range payload { // it is ours again: the race detector watches
-						payload[i] = ^byte(n)
-					}
+					clear(payload) // it is ours again: the race detector watches
 				}
 				if random.IntN(2) == 0 {
 					ctx, cancel := context.WithTimeout(context.Background(), time.Duration(random.IntN(40))*time.Millisecond)
@@ -457,7 +455,7 @@ func endsExactlyOnce(t *testing.T, seed uint64) {
 			}
 		})
 	}
-	for range 30 {
+	for range 20 {
 		a, b := fmt.Sprintf("n%d", random.IntN(3)+1), fmt.Sprintf("n%d", random.IntN(3)+1)
 		pause := time.Duration(random.IntN(400)) * time.Millisecond
 		switch random.IntN(5) {

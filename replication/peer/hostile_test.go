@@ -433,7 +433,7 @@ func TestBufferClasses(t *testing.T) {
 		}
 		b.release()
 	}
-	for n := range 70_000 {
+	for n := 0; n < 70_000; n += 7 {
 		check(n)
 	}
 	random := rand.New(rand.NewPCG(1, 1))

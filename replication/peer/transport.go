@@ -306,19 +306,20 @@ func (t *Transport) CallAddr(ctx context.Context, addr string, req *Request) (*R
 
 // dialLane opens a connection, greets and adds it to the set.
 func (t *Transport) dialLane(ctx context.Context, s *connSet, lane Lane) error {
-	nc, err := t.cfg.Dial(ctx, s.addr)
+	raw, err := t.cfg.Dial(ctx, s.addr)
 	if err != nil {
 		return fmt.Errorf("dial %s: %w", s.addr, err)
 	}
-	stop := context.AfterFunc(ctx, func() { nc.Close() })
+	stop := context.AfterFunc(ctx, func() { raw.Close() })
 	defer stop()
+	nc := raw
 	if t.clientTLS != nil {
 		cfg := t.clientTLS
 		if cfg.ServerName == "" {
 			cfg = cfg.Clone()
 			cfg.ServerName, _, _ = net.SplitHostPort(s.addr)
 		}
-		nc = tls.Client(nc, cfg)
+		nc = tls.Client(raw, cfg)
 	}
 	code := helloPart
 	if s.lone {
@@ -334,7 +335,7 @@ func (t *Transport) dialLane(ctx context.Context, s *connSet, lane Lane) error {
 		err = errClosed
 	}
 	if err != nil {
-		nc.Close()
+		raw.Close()
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
@@ -384,25 +385,25 @@ func (t *Transport) accept(l net.Listener) error {
 
 // welcome reads an accepted connection's hello and adds the connection to its set.
 func (t *Transport) welcome(nc net.Conn) {
-	raw := nc
 	err := t.answerHello(nc)
 	if err != nil {
 		t.accepting.Add(-1)
-		raw.Close()
+		nc.Close()
 		if t.ctx.Err() == nil {
 			t.metrics.rejected.Add(1)
-			t.cfg.Logger.Warn("connection of a peer refused", "from", raw.RemoteAddr(), "err", err)
+			t.cfg.Logger.Warn("connection of a peer refused", "from", nc.RemoteAddr(), "err", err)
 		}
 	}
 }
 
-func (t *Transport) answerHello(nc net.Conn) error {
+func (t *Transport) answerHello(raw net.Conn) error {
 	ctx, cancel := context.WithTimeout(t.ctx, t.cfg.HandshakeTimeout)
 	defer cancel()
-	stop := context.AfterFunc(ctx, func() { nc.Close() })
+	stop := context.AfterFunc(ctx, func() { raw.Close() })
 	defer stop()
+	nc := raw
 	if t.serverTLS != nil {
-		nc = tls.Server(nc, t.serverTLS)
+		nc = tls.Server(raw, t.serverTLS)
 	}
 	h, err := readHello(nc, helloMagic)
 	if err != nil {
