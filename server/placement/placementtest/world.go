@@ -26,6 +26,8 @@ type node struct {
 	up       bool
 	store    storage.StoreID
 	replicas map[storage.GroupID]*replica
+	// used is the highest incarnation of a group the store has ever held; it holds none at or below it again.
+	used map[storage.GroupID]storage.Incarnation
 }
 
 type replica struct {
@@ -50,16 +52,21 @@ func New() *World {
 func (w *World) AddNode(id storage.NodeID, store storage.StoreID) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.nodes[id] = &node{up: true, store: store, replicas: map[storage.GroupID]*replica{}}
+	w.nodes[id] = &node{up: true, store: store, replicas: map[storage.GroupID]*replica{},
+		used: map[storage.GroupID]storage.Incarnation{}}
 }
 
-// SetUp starts or stops a node. Groups whose leader stopped elect another one, if they can.
+// SetUp starts or stops a node. Groups whose leader stopped elect another one, if they can; all followers that are up
+// catch up.
 func (w *World) SetUp(id storage.NodeID, up bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.nodes[id].up = up
 	for gid, g := range w.groups {
 		w.electLocked(gid, g)
+		if g.leader != 0 {
+			w.followLocked(gid, g)
+		}
 	}
 }
 
@@ -154,13 +161,16 @@ func (w *World) Bootstrap(id storage.GroupID, on storage.NodeID, key catalog.Rep
 	if err != nil {
 		return err
 	}
-	if g := w.groups[id]; g != nil {
-		if len(g.members) != 1 || g.members[0].Key != key {
-			w.violateLocked("group %s was bootstrapped again as %s, over %v", id, key, g.members)
-		}
+	if r := n.replicas[id]; r != nil && r.key == key {
 		return nil
 	}
-	n.replicas[id] = &replica{key: key, last: 1}
+	if err := n.hold(id, &replica{key: key, last: 1}); err != nil {
+		return err
+	}
+	if g := w.groups[id]; g != nil {
+		w.violateLocked("group %s was bootstrapped again as %s, beside %v", id, key, g.members)
+		return nil
+	}
 	w.groups[id] = &group{members: []placement.Member{{Key: key, Node: on, Voter: true}}, configIndex: 1, last: 1, term: 1, leader: on}
 	return nil
 }
@@ -187,7 +197,15 @@ func (w *World) Create(id storage.GroupID, on storage.NodeID, key catalog.Replic
 	if src == nil || src.last == 0 {
 		return unavailable("node %s has nothing of group %s to pull", source, id)
 	}
-	n.replicas[id] = &replica{key: key, last: src.last}
+	return n.hold(id, &replica{key: key, last: src.last})
+}
+
+// hold makes a replica unless the store has held it, or a later one, before.
+func (n *node) hold(id storage.GroupID, r *replica) error {
+	if r.key.Incarnation <= n.used[id] {
+		return unavailable("store %s has held incarnation %d of group %s", n.store, n.used[id], id)
+	}
+	n.replicas[id], n.used[id] = r, r.key.Incarnation
 	return nil
 }
 
