@@ -1,0 +1,95 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"reflect"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+	"go.yaml.in/yaml/v3"
+
+	"github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/size"
+	"github.com/storaged/storaged/server"
+)
+
+// bindFlags defines a flag for every tagged field of the configuration, with its default.
+func bindFlags(fs *pflag.FlagSet, c *server.Config) {
+	v := reflect.ValueOf(c).Elem()
+	for i := range v.NumField() {
+		tag := v.Type().Field(i).Tag
+		name, def, help := tag.Get("flag"), tag.Get("default"), tag.Get("help")
+		switch p := v.Field(i).Addr().Interface().(type) {
+		case *string:
+			fs.StringVar(p, name, def, help)
+		case *bool:
+			fs.BoolVar(p, name, def == "true", help)
+		case *int:
+			fs.IntVar(p, name, 0, help)
+		case *time.Duration:
+			fs.DurationVar(p, name, 0, help)
+		case *size.Bytes:
+			fs.Var(p, name, help)
+		default:
+			panic(fmt.Sprintf("flag --%s has a type that cannot be a flag", name))
+		}
+		f := fs.Lookup(name)
+		if def != "" {
+			if err := f.Value.Set(def); err != nil {
+				panic(fmt.Sprintf("flag --%s: default %q: %v", name, def, err))
+			}
+		}
+		f.DefValue = def
+	}
+}
+
+// envName is the environment variable of a flag: STORAGED_DATA_DIR for data-dir.
+func envName(flag string) string {
+	return "STORAGED_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
+}
+
+// applySources fills the flags that the command line leaves out: from the environment first, then from the file.
+func applySources(fs *pflag.FlagSet, file string, lookup func(string) (string, bool)) error {
+	values := map[string]string{}
+	if file != "" {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			return storage.E("read", storage.KindInvalid, "configuration file "+file, err)
+		}
+		raw := map[string]any{}
+		if err := yaml.Unmarshal(b, &raw); err != nil {
+			return storage.E("read", storage.KindInvalid, "configuration file "+file, err)
+		}
+		for k, v := range raw {
+			if fs.Lookup(k) == nil || k == "config" || k == "help" {
+				return storage.E("read", storage.KindInvalid, "configuration file "+file,
+					fmt.Errorf("%q is no setting; the keys are the flags of `storaged serve --help`", k))
+			}
+			values[k] = fmt.Sprint(v)
+		}
+	}
+	var errs []error
+	fs.VisitAll(func(f *pflag.Flag) {
+		if f.Changed || f.Name == "config" || f.Name == "help" {
+			return
+		}
+		from := "configuration file"
+		v, ok := values[f.Name]
+		if e, set := lookup(envName(f.Name)); set {
+			v, ok, from = e, true, envName(f.Name)
+		}
+		if !ok {
+			return
+		}
+		if err := fs.Set(f.Name, v); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %s: %w", from, f.Name, err))
+		}
+	})
+	if len(errs) > 0 {
+		return storage.E("configuration", storage.KindInvalid, "", errors.Join(errs...))
+	}
+	return nil
+}

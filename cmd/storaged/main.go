@@ -1,0 +1,100 @@
+// Command storaged is a node of the block store: it keeps replicas, serves volumes over NBD, and answers storagectl.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/version"
+	"github.com/storaged/storaged/server"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "storaged:", err)
+		os.Exit(exitCode(err))
+	}
+}
+
+// exitCode is 2 for what the operator must change, 3 for a damaged store, 1 for all else.
+func exitCode(err error) int {
+	switch storage.KindOf(err) {
+	case storage.KindInvalid:
+		return 2
+	case storage.KindCorrupt:
+		return 3
+	default:
+		return 1
+	}
+}
+
+// run is the whole program but for the process around it; tests call it.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	root := &cobra.Command{
+		Use:           "storaged",
+		Short:         "A node of a distributed block store",
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.AddCommand(serveCommand(), versionCommand())
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return storage.E("", storage.KindInvalid, "", fmt.Errorf("%w; see `%s --help`", err, c.CommandPath()))
+	})
+	return root.ExecuteContext(ctx)
+}
+
+func serveCommand() *cobra.Command {
+	var config server.Config
+	var file string
+	c := &cobra.Command{
+		Use:   "serve --data-dir DIR [--join HOST]",
+		Short: "Run a node",
+		Long: `Run a node until SIGTERM or SIGINT.
+
+With an empty data directory and no --join, the directory becomes a new cluster of one node, which is a working store
+with one replica of everything. Nodes that are started with --join HOST become members of HOST's cluster; with three of
+them, every group grows to three replicas by itself. A second start with the same data directory resumes what it is.
+
+Every flag can be given in the environment too (--data-dir as STORAGED_DATA_DIR) or in a YAML file (--config) whose
+keys are the flags' names. The command line wins over the environment, the environment over the file.`,
+		Example: `  storaged serve --data-dir /var/lib/storaged
+  storaged serve --data-dir /var/lib/storaged --join storage-1 --zone rack-b`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := applySources(cmd.Flags(), file, os.LookupEnv); err != nil {
+				return err
+			}
+			return server.Run(cmd.Context(), config, cmd.ErrOrStderr())
+		},
+	}
+	bindFlags(c.Flags(), &config)
+	c.Flags().StringVar(&file, "config", "", "YAML file with the same settings")
+	return c
+}
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print what was built",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "storaged %s\ncommit   %s\ngo       %s\nplatform %s\n", version.Version,
+				version.Revision(), runtime.Version(), version.Platform())
+			return err
+		},
+	}
+}

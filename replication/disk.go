@@ -1,0 +1,62 @@
+package replication
+
+import (
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+
+	"github.com/storaged/storaged/replication/extent"
+)
+
+// disk is one store as its groups see it: alive, silent or failed, and how much room it has.
+type disk struct {
+	store  *extent.Store
+	logger *slog.Logger
+	// hungAfter is how old the oldest append may be that is not durable: max(1 s, 2 x HeartbeatTimeout).
+	hungAfter time.Duration
+
+	failed   atomic.Bool
+	hung     atomic.Bool // as of the last look
+	free     atomic.Int64
+	reserve  atomic.Int64
+	inflight *semaphore.Weighted
+	failOnce sync.Once
+}
+
+// look refreshes what is too dear to ask for with every request. It is called a few times a second.
+func (d *disk) look(now time.Time) {
+	s := d.store.Space()
+	d.free.Store(s.FreeBytes)
+	d.reserve.Store(s.ReserveBytes)
+	if err := d.store.Failed(); err != nil {
+		d.fail(err)
+	}
+	since, pending := d.store.Log().OldestPending()
+	hung := pending && now.Sub(since) > d.hungAfter
+	if d.hung.Swap(hung) != hung {
+		if hung {
+			d.logger.Error("disk hangs: its replicas keep silent, so that others lead", "store", d.store.ID(),
+				"oldest_unsynced", now.Sub(since))
+		} else {
+			d.logger.Info("disk answers again", "store", d.store.ID())
+		}
+	}
+}
+
+// silent reports that the replicas of this disk must not be heard: it has failed, or hangs.
+func (d *disk) silent() bool { return d.failed.Load() || d.hung.Load() }
+
+func (d *disk) freeBytes() int64    { return d.free.Load() }
+func (d *disk) reserveBytes() int64 { return d.reserve.Load() }
+
+// fail marks the disk failed for good. The process and its other disks live on.
+func (d *disk) fail(err error) {
+	d.failOnce.Do(func() {
+		d.failed.Store(true)
+		d.logger.Error("disk failed: its replicas stop; replace it and start the node again", "store", d.store.ID(),
+			"error", err)
+	})
+}

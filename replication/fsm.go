@@ -1,0 +1,92 @@
+package replication
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/storaged/storaged/replication/extent"
+	"github.com/storaged/storaged/replication/op"
+)
+
+// maxStagingNameBytes bounds what Restore reads: the name of a staging area.
+const maxStagingNameBytes = 256
+
+// fsm is raft.FSM over one group's extents. A snapshot of it is a checkpoint in the store (snapshotStore), so nothing
+// is streamed; a restore installs what the transport has pulled and staged.
+type fsm struct {
+	extents *extent.Group
+}
+
+var _ raft.BatchingFSM = (*fsm)(nil)
+
+// Apply applies one entry.
+func (f *fsm) Apply(l *raft.Log) any { return f.ApplyBatch([]*raft.Log{l})[0] }
+
+// ApplyBatch applies committed entries in order. Configuration entries count as applied, so that the applied index of a
+// checkpoint covers them. Each response is a *op.Result.
+func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
+	entries := make([]extent.ApplyEntry, len(logs))
+	for i, l := range logs {
+		entries[i] = extent.ApplyEntry{Index: l.Index, Term: l.Term, IsCommand: l.Type == raft.LogCommand, Data: l.Data}
+	}
+	results := f.extents.Apply(entries)
+	out := make([]any, len(logs))
+	for i := range results {
+		out[i] = &results[i]
+	}
+	return out
+}
+
+// Snapshot freezes the tables: copy on write from here on.
+func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
+	frozen, err := f.extents.Freeze()
+	if err != nil {
+		return nil, err
+	}
+	return &fsmSnapshot{frozen}, nil
+}
+
+// Restore installs the staging area whose name the reader gives.
+func (f *fsm) Restore(r io.ReadCloser) error {
+	defer r.Close()
+	name, err := io.ReadAll(io.LimitReader(r, maxStagingNameBytes+1))
+	if err != nil {
+		return err
+	}
+	if len(name) == 0 || len(name) > maxStagingNameBytes {
+		return fmt.Errorf("the name of a staging area has %d bytes", len(name))
+	}
+	return f.extents.Install(string(name))
+}
+
+// resultOf takes a *op.Result out of an apply future.
+func resultOf(response any) (op.Result, error) {
+	r, ok := response.(*op.Result)
+	if !ok {
+		return op.Result{}, fmt.Errorf("unexpected response %T", response)
+	}
+	return *r, nil
+}
+
+// fsmSnapshot is a frozen state on its way into the store.
+type fsmSnapshot struct {
+	frozen *extent.Frozen
+}
+
+// Persist writes the checkpoint. The sink carries what only the library knows: index, term and configuration.
+func (s *fsmSnapshot) Persist(sink raft.SnapshotSink) error {
+	c, ok := sink.(*checkpointSink)
+	if !ok {
+		return errors.New("not a sink of this package")
+	}
+	if err := s.frozen.Persist(c.index, c.term, raft.EncodeConfiguration(c.config), c.configIndex); err != nil {
+		return err
+	}
+	return sink.Close()
+}
+
+// Release gives the frozen pages up.
+func (s *fsmSnapshot) Release() { s.frozen.Release() }

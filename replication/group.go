@@ -1,0 +1,400 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/logging"
+	"github.com/storaged/storaged/replication/extent"
+	"github.com/storaged/storaged/replication/op"
+)
+
+// group is one replica on this node: its extents, its log, and the Raft instance that runs over them.
+type group struct {
+	id      storage.GroupID
+	self    raft.ServerID
+	host    *Host
+	disk    *disk
+	extents *extent.Group
+	ranges  *ranges
+	admit   *admission
+	logger  *slog.Logger
+
+	inst   atomic.Pointer[instance] // nil while stopped
+	pulled atomic.Int64             // bytes that a pull has brought so far; 0 when none runs
+	// pullTotal is what a pull has to bring in all; 0 when none runs.
+	pullTotal atomic.Int64
+	// lastBeforePull is the log's last index when the newest pull began.
+	lastBeforePull atomic.Uint64
+
+	mu      sync.Mutex // serialises start, stop and restart
+	stopped bool       // guarded by mu
+}
+
+// instance is one run of the library over a group. An installed manifest below the log's end needs a new one.
+type instance struct {
+	raft      *raft.Raft
+	transport *Transport
+	log       *logStore
+	cancel    context.CancelFunc
+	ctx       context.Context // done when the instance stops
+	wg        sync.WaitGroup
+}
+
+// raftConfig is the library's configuration of every data group; design.md, section 5, "Settings".
+func (h *Host) raftConfig(group storage.GroupID, self raft.ServerID, notify chan<- bool, logger *slog.Logger) *raft.Config {
+	c := raft.DefaultConfig()
+	c.LocalID = self
+	c.HeartbeatTimeout = h.cfg.HeartbeatTimeout
+	c.ElectionTimeout = h.cfg.HeartbeatTimeout
+	c.LeaderLeaseTimeout = h.cfg.HeartbeatTimeout
+	c.CommitTimeout = h.cfg.HeartbeatTimeout
+	c.MaxAppendEntries = h.cfg.MaxAppendEntries
+	c.BatchApplyCh = true
+	c.ShutdownOnRemove = false
+	c.TrailingLogs = 64
+	c.SnapshotInterval = 24 * time.Hour
+	c.SnapshotThreshold = math.MaxUint64
+	c.NoSnapshotRestoreOnStart = true
+	c.NoLegacyTelemetry = true
+	c.NotifyCh = notify
+	c.Logger = logging.HC(logger.With("group", group))
+	return c
+}
+
+// start makes a Raft instance over the replica's log and state. mu is held.
+func (g *group) startLocked() error {
+	checkpoint := g.extents.Checkpointed()
+	if checkpoint.Index > 0 && !validConfiguration(checkpoint.Config) {
+		return storage.E("start", storage.KindCorrupt, "group "+g.id.String(),
+			errors.New("the checkpoint's configuration cannot be read"))
+	}
+	in := &instance{}
+	in.ctx, in.cancel = context.WithCancel(context.Background())
+	var err error
+	in.log, err = newLogStore(g.extents.Log(), g.disk.store.Log().Wait, g.park(in.ctx), checkpoint)
+	if err != nil {
+		in.cancel()
+		return err
+	}
+	in.transport = NewTransport(TransportConfig{
+		Group: g.id, Self: g.self, Node: g.host.cfg.Node, Peers: g.host.cfg.Peers, Router: g.host.router,
+		HeartbeatTimeout: g.host.cfg.HeartbeatTimeout, Logger: g.logger,
+		Gate:      logGate{g.extents.Log(), g.disk.store.Log()},
+		Silent:    g.disk.silent,
+		FreeBytes: g.disk.freeBytes,
+		Pull:      g.pull,
+		Installed: g.installed,
+	})
+	notify := make(chan bool, 64)
+	snaps := &snapshotStore{extents: g.extents, open: g.openManifest, installing: in.log.installed}
+	stable := &stableStore{store: g.disk.store.Stable(g.extents.Key()), parked: g.park(in.ctx)}
+	in.raft, err = raft.NewRaft(g.host.raftConfig(g.id, g.self, notify, g.logger), &fsm{g.extents}, in.log, stable, snaps, in.transport)
+	if err != nil {
+		in.cancel()
+		in.transport.Close()
+		return storage.E("start", storage.KindInternal, "group "+g.id.String(), err)
+	}
+	in.transport.SetTerm(in.raft.CurrentTerm)
+	g.inst.Store(in)
+	in.wg.Add(1)
+	go func() {
+		defer in.wg.Done()
+		g.watchLeadership(in, notify)
+	}()
+	return nil
+}
+
+// park returns what the library's stores do with an error that the library would panic on: the store is failed, and
+// the caller waits until the instance stops.
+func (g *group) park(ctx context.Context) func(error) error {
+	return func(err error) error {
+		g.disk.fail(err)
+		<-ctx.Done()
+		return raft.ErrRaftShutdown
+	}
+}
+
+// stop ends the instance. The replica can be started again.
+func (g *group) stopLocked() {
+	in := g.inst.Swap(nil)
+	if in == nil {
+		return
+	}
+	future := in.raft.Shutdown()
+	in.cancel()
+	in.transport.Close()
+	if err := future.Error(); err != nil {
+		g.logger.Warn("raft did not shut down cleanly", "group", g.id, "error", err)
+	}
+	in.wg.Wait()
+}
+
+func (g *group) stop() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.stopped = true
+	g.stopLocked()
+}
+
+// restart replaces the instance: the library keeps the last index it has seen, and a manifest has put the log below it.
+func (g *group) restart() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.stopped {
+		return
+	}
+	g.stopLocked()
+	if err := g.startLocked(); err != nil {
+		g.logger.Error("replica does not start again", "group", g.id, "error", err)
+	}
+}
+
+// watchLeadership opens the books of each term this replica leads: ready once a Barrier has completed, because
+// the applied index runs ahead of the state machine.
+func (g *group) watchLeadership(in *instance, notify <-chan bool) {
+	for {
+		select {
+		case <-in.ctx.Done():
+			return
+		case leads := <-notify:
+			if !leads {
+				g.logger.Info("leadership lost", "group", g.id, "term", in.raft.CurrentTerm())
+				continue
+			}
+			g.becomeReady(in)
+		}
+	}
+}
+
+func (g *group) becomeReady(in *instance) {
+	term := in.raft.CurrentTerm()
+	in.transport.lease.begin(term)
+	for in.raft.State() == raft.Leader && in.raft.CurrentTerm() == term {
+		err := in.raft.Barrier(0).Error()
+		if err == nil && in.raft.State() == raft.Leader && in.raft.CurrentTerm() == term {
+			in.transport.lease.setReady(term)
+			g.logger.Info("leads", "group", g.id, "term", term)
+			return
+		}
+		select {
+		case <-in.ctx.Done():
+			return
+		case <-time.After(10 * time.Millisecond): // a transfer in progress refuses the Barrier for a while
+		}
+	}
+}
+
+// leader returns the node that leads as far as this replica knows; 0 for none.
+func (g *group) leader() storage.NodeID {
+	in := g.inst.Load()
+	if in == nil {
+		return 0
+	}
+	addr, _ := in.raft.LeaderWithID()
+	if addr == "" {
+		return 0
+	}
+	n, err := ParseNodeAddress(addr)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// leading returns the instance and the term in which this replica leads and is ready; it waits for the Barrier.
+func (g *group) leading(ctx context.Context, opName string) (*instance, uint64, error) {
+	in := g.inst.Load()
+	if in == nil {
+		return nil, 0, storage.E(opName, storage.KindUnavailable, "group "+g.id.String(), errors.New("the replica is stopped"))
+	}
+	if in.raft.State() != raft.Leader {
+		return nil, 0, notLeader(opName, g.id, g.leader())
+	}
+	term := in.raft.CurrentTerm()
+	if in.transport.lease.isReady(term) {
+		return in, term, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, g.host.cfg.HeartbeatTimeout)
+	defer cancel()
+	if in.transport.lease.awaitReady(ctx, term) && in.raft.State() == raft.Leader {
+		return in, term, nil
+	}
+	return nil, 0, notLeader(opName, g.id, 0)
+}
+
+// propose runs one operation through the group's log and returns what applying it came to. parts are the operation's
+// header and payload; they are joined into one buffer, which the log keeps.
+func (g *group) propose(ctx context.Context, data []byte) (op.Result, error) {
+	const name = "propose"
+	in, term, err := g.leading(ctx, name)
+	if err != nil {
+		return op.Result{}, err
+	}
+	o, payload, err := op.Decode(data)
+	if err != nil {
+		return op.Result{}, err
+	}
+	if o.ReadTerm != 0 {
+		return op.Result{}, storage.E(name, storage.KindInvalid, "group "+g.id.String(), errors.New("a request may not name a read term"))
+	}
+	if err := o.Verify(payload); o.Kind == op.Write && err != nil {
+		return op.Result{}, err
+	}
+	if o.Kind == op.Write {
+		if err := g.checkSpace(in, len(payload)); err != nil {
+			return op.Result{}, err
+		}
+	}
+	release, err := g.admit.acquire(ctx, int64(len(data)))
+	if err != nil {
+		return op.Result{}, storage.E(name, storage.KindUnavailable, "group "+g.id.String(), err)
+	}
+	defer release()
+	if o.Kind == op.Write || o.Kind == op.Clear {
+		first, n := o.Blocks()
+		hold, err := g.ranges.acquire(ctx, o.Volume, o.Extent, first, n)
+		if err != nil {
+			return op.Result{}, storage.E(name, storage.KindUnavailable, "group "+g.id.String(), err)
+		}
+		defer g.ranges.release(hold)
+		if !o.Aligned() {
+			// I3: take the range lock out, or the term, and a partial write undoes a full one beside it.
+			if data, err = g.merge(&o, payload, term); err != nil {
+				return op.Result{}, err
+			}
+		}
+	}
+	future := in.raft.Apply(data, 0)
+	if err := future.Error(); err != nil {
+		return op.Result{}, g.fromRaft(name, err)
+	}
+	return resultOf(future.Response())
+}
+
+// merge fills a partial write up to whole blocks with what the table holds, in the term that the leader reads it in.
+func (g *group) merge(o *op.Op, payload []byte, term uint64) ([]byte, error) {
+	first, n := o.Blocks()
+	whole := make([]byte, n*storage.BlockSize)
+	head := int(o.Offset) - first*storage.BlockSize
+	readBlock := func(i int) error {
+		var sum [1]uint32
+		var hole [1]bool
+		return g.extents.Read(op.ReadRequest{Volume: o.Volume, Extent: o.Extent, Offset: uint32((first + i) * storage.BlockSize),
+			Length: storage.BlockSize, Epoch: op.HeadEpoch}, whole[i*storage.BlockSize:(i+1)*storage.BlockSize], sum[:], hole[:])
+	}
+	if head != 0 {
+		if err := readBlock(0); err != nil {
+			return nil, err
+		}
+	}
+	if end := head + len(payload); end%storage.BlockSize != 0 && (n > 1 || head == 0) {
+		if err := readBlock(n - 1); err != nil {
+			return nil, err
+		}
+	}
+	copy(whole[head:], payload)
+	m := *o
+	merged := op.Op{Kind: m.Kind, Flags: m.Flags, Volume: m.Volume, Extent: m.Extent, Offset: uint32(first * storage.BlockSize),
+		Length: uint32(len(whole)), Session: m.Session, Seq: m.Seq, Epoch: m.Epoch, Generation: m.Generation, ReadTerm: term}
+	merged.Sums = op.AppendSums(nil, merged.Offset, whole)
+	data := make([]byte, 0, merged.HeaderLen()+len(whole))
+	return append(merged.AppendHeader(data), whole...), nil
+}
+
+// checkSpace refuses an allocating write before it is proposed when a voter is below its reserve.
+func (g *group) checkSpace(in *instance, n int) error {
+	servers := g.configuration(in).Servers
+	free := in.transport.MinFreeBytes(g.disk.freeBytes(), servers)
+	if reserve := g.disk.reserveBytes(); free-int64(n) < reserve {
+		return storage.E("write", storage.KindNoSpace, "group "+g.id.String(),
+			fmt.Errorf("the fullest replica has %d bytes left and keeps %d in reserve; delete volumes, discard blocks or add stores", free, reserve))
+	}
+	return nil
+}
+
+func (g *group) configuration(in *instance) raft.Configuration {
+	return in.raft.GetConfiguration().Configuration() // the newest, from an atomic copy
+}
+
+// confirmRead returns when this replica may answer a read from its own table: it leads, its Barrier is done, and
+// either its lease stands or a majority has confirmed it since the read arrived.
+func (g *group) confirmRead(ctx context.Context, mode op.ReadMode) error {
+	const name = "read"
+	arrived := time.Now()
+	in, term, err := g.leading(ctx, name)
+	if err != nil {
+		return err
+	}
+	if mode == op.ReadDefault {
+		mode = g.host.cfg.ReadMode
+	}
+	// I1: take the lease check out, and a deposed leader that was frozen answers with what was true then.
+	if mode != op.ReadQuorum && in.transport.lease.valid(term, g.self, g.configuration(in), time.Now()) &&
+		in.raft.State() == raft.Leader && in.raft.CurrentTerm() == term && !g.disk.silent() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*g.host.cfg.HeartbeatTimeout)
+	defer cancel()
+	verify := in.raft.VerifyLeader() // makes the library send heartbeats now
+	g.host.router.FlushHeartbeats()
+	_ = verify // its own verdict counts answers to older requests and is not used
+	if in.transport.lease.confirm(ctx, term, g.self, func() raft.Configuration { return g.configuration(in) }, arrived) &&
+		in.raft.State() == raft.Leader && in.raft.CurrentTerm() == term && !g.disk.silent() {
+		return nil
+	}
+	return notLeader(name, g.id, 0)
+}
+
+// read answers a read of whole blocks.
+func (g *group) read(ctx context.Context, req op.ReadRequest, dst []byte, resp *op.ReadResponse) error {
+	if err := g.confirmRead(ctx, req.Mode); err != nil {
+		return err
+	}
+	if err := g.extents.CheckRead(req); err != nil {
+		return err
+	}
+	return g.extents.Read(req, dst, resp.Sums, resp.Holes)
+}
+
+// status answers which blocks are mapped.
+func (g *group) status(ctx context.Context, req op.StatusRequest) ([]op.Run, error) {
+	if err := g.confirmRead(ctx, req.Mode); err != nil {
+		return nil, err
+	}
+	if err := g.extents.CheckRead(op.ReadRequest{Volume: req.Volume, Session: req.Session, Generation: req.Generation}); err != nil {
+		return nil, err
+	}
+	return g.extents.Status(req)
+}
+
+// checkpoint asks the library for a snapshot, which persists the tables. Nothing new to write is no error.
+func (g *group) checkpoint() error {
+	in := g.inst.Load()
+	if in == nil {
+		return nil
+	}
+	err := in.raft.Snapshot().Error()
+	if errors.Is(err, raft.ErrNothingNewToSnapshot) || errors.Is(err, raft.ErrRaftShutdown) {
+		return nil
+	}
+	return err
+}
+
+// installed follows the installation of a manifest. The library keeps the last index it has seen; when the manifest
+// lies below that, only a new instance reads the log as it is.
+func (g *group) installed(req *raft.InstallSnapshotRequest) {
+	g.logger.Info("manifest installed", "group", g.id, "index", req.LastLogIndex)
+	if g.lastBeforePull.Load() > req.LastLogIndex {
+		g.restart()
+	}
+}

@@ -1,0 +1,384 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+	"github.com/hashicorp/raft"
+
+	"github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/simnet"
+	"github.com/storaged/storaged/replication/extent"
+	"github.com/storaged/storaged/replication/op"
+	"github.com/storaged/storaged/replication/peer"
+	"github.com/storaged/storaged/replication/segment"
+)
+
+// harness is a cluster of Hosts in one synctest bubble: a simulated network, disks in memory that forget what was not
+// synced, virtual time. It has no catalog: tests give the orders.
+type harness struct {
+	t     *testing.T
+	net   *simnet.Network
+	nodes map[storage.NodeID]*simNode
+}
+
+// simNode is one node, running or not; disk outlives the process.
+type simNode struct {
+	h     *harness
+	id    storage.NodeID
+	disk  *vfs.MemFS
+	stall diskStall // holds back syncs of the log
+	store *extent.Store
+	peers *peer.Transport
+	host  *Host
+	stop  context.CancelFunc
+	ended chan struct{}
+}
+
+func newHarness(t *testing.T, nodes int) *harness {
+	h := &harness{t: t, net: simnet.New(simnet.Config{Seed: 1, Link: simnet.Link{Delay: 100 * time.Microsecond}}),
+		nodes: map[storage.NodeID]*simNode{}}
+	for i := range nodes {
+		id := storage.NodeID(i + 1)
+		disk := vfs.NewCrashableMem()
+		if err := disk.MkdirAll("store", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		root, err := disk.OpenDir("")
+		if err == nil {
+			err = root.Sync()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.nodes[id] = &simNode{h: h, id: id, disk: disk}
+	}
+	return h
+}
+
+func nodeName(id storage.NodeID) string { return fmt.Sprintf("n%d", id) }
+func storeID(id storage.NodeID) storage.StoreID {
+	return storage.StoreID{0xaa, 15: byte(id)}
+}
+
+var simCluster = storage.ClusterID{0xcc, 15: 1}
+
+func (n *simNode) start() {
+	t := n.h.t
+	t.Helper()
+	logger := slog.New(slog.DiscardHandler)
+	if os.Getenv("STORAGED_TEST_LOG") != "" {
+		logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("node", n.id)
+	}
+	fs := errorfs.Wrap(n.disk, &n.stall)
+	var host atomic.Pointer[Host]
+	var err error
+	n.store, err = extent.Open(extent.Config{FS: fs, Dir: "store", Cluster: simCluster, Store: storeID(n.id),
+		SegmentBytes: 4 << 20, Segment: segment.Config{FreeSegments: 1}, ReserveBytes: 1 << 20, CapacityBytes: 1 << 30,
+		OnCheckpointDue: func(k segment.GroupKey) {
+			if h := host.Load(); h != nil {
+				h.CheckpointDue(k)
+			}
+		}, Logger: logger})
+	if err != nil {
+		t.Fatalf("node %d: %v", n.id, err)
+	}
+	self := n.h.net.Host(nodeName(n.id))
+	l, err := self.Listen(nodeName(n.id) + ":1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.peers, err = peer.New(peer.Config{Cluster: simCluster, Self: n.id, Listener: l,
+		Dial: func(ctx context.Context, addr string) (net.Conn, error) { return self.Dial(ctx, addr) },
+		Resolve: func(id storage.NodeID) (string, bool) {
+			return nodeName(id) + ":1", n.h.nodes[id] != nil
+		}, Logger: logger})
+	if err != nil {
+		t.Fatal(err)
+	}
+	router := NewRouter(n.peers, 500*time.Millisecond, logger)
+	n.host, err = NewHost(Config{Node: n.id, Stores: []*extent.Store{n.store}, Peers: n.peers, Router: router, Logger: logger})
+	if err != nil {
+		t.Fatal(err)
+	}
+	host.Store(n.host)
+	ctx, cancel := context.WithCancel(context.Background())
+	n.stop, n.ended = cancel, make(chan struct{})
+	go func() {
+		defer close(n.ended)
+		_ = n.peers.Run(ctx)
+	}()
+	if err := n.host.Start(); err != nil {
+		t.Fatalf("node %d: %v", n.id, err)
+	}
+}
+
+// diskStall makes the syncs of a node's segments wait, as a slow or hanging disk does.
+type diskStall struct {
+	mu   sync.Mutex
+	gate chan struct{} // closed when syncs pass; nil: they pass
+}
+
+// MaybeError implements errorfs.Injector.
+func (d *diskStall) MaybeError(o errorfs.Op) error {
+	if o.Kind == errorfs.OpFileSyncData && strings.Contains(o.Path, "store/log/") {
+		d.mu.Lock()
+		gate := d.gate
+		d.mu.Unlock()
+		if gate != nil {
+			<-gate
+		}
+	}
+	return nil
+}
+
+// String implements errorfs.Injector.
+func (d *diskStall) String() string { return "stall" }
+
+func (d *diskStall) begin() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.gate == nil {
+		d.gate = make(chan struct{})
+	}
+}
+
+func (d *diskStall) end() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.gate != nil {
+		close(d.gate)
+		d.gate = nil
+	}
+}
+
+// bootstrapVoters makes a group whose voters are the given nodes from the start.
+func (h *harness) bootstrapVoters(id storage.GroupID, nodes ...storage.NodeID) {
+	h.t.Helper()
+	var c raft.Configuration
+	for _, n := range nodes {
+		c.Servers = append(c.Servers, raft.Server{Suffrage: raft.Voter, ID: ServerID(storeID(n), storage.Incarnation(n)), Address: NodeAddress(n)})
+	}
+	for _, n := range nodes {
+		g, err := h.nodes[n].host.openReplica(id, storeID(n), storage.Incarnation(n))
+		if err == nil {
+			err = g.inst.Load().raft.BootstrapCluster(c).Error()
+		}
+		if err != nil {
+			h.t.Fatal(err)
+		}
+	}
+}
+
+// shutdown stops the node in order.
+func (n *simNode) shutdown() {
+	if n.host == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	n.host.HandOver(ctx)
+	if err := n.host.Close(ctx); err != nil {
+		n.h.t.Errorf("node %d: %v", n.id, err)
+	}
+	n.stop()
+	<-n.ended
+	if err := n.store.Close(); err != nil {
+		n.h.t.Errorf("node %d: close store: %v", n.id, err)
+	}
+	n.host = nil
+}
+
+// crash loses what was not synced: the process is gone, the disk is what a power cut leaves. What the old process
+// still does goes to the old disk, and its words nowhere.
+func (n *simNode) crash() {
+	left := n.disk.CrashClone(vfs.CrashCloneCfg{})
+	n.h.net.PowerOff(nodeName(n.id))
+	n.stall.end()
+	n.shutdown()
+	n.disk = left
+}
+
+func (h *harness) close() {
+	h.net.HealAll()
+	for _, n := range h.nodes {
+		n.stall.end()
+		n.shutdown()
+	}
+}
+
+// eventually waits for a condition, on virtual time.
+func (h *harness) eventually(what string, ok func() bool) {
+	h.t.Helper()
+	deadline := time.Now().Add(time.Minute)
+	for !ok() {
+		if time.Now().After(deadline) {
+			for _, n := range h.nodes {
+				if n.host != nil {
+					h.t.Logf("node %d: %+v", n.id, n.host.Status())
+				}
+			}
+			h.t.Fatalf("not within a minute: %s", what)
+		}
+		<-time.After(10 * time.Millisecond)
+	}
+}
+
+// leaderOf returns the node that leads a group and is ready; 0 for none.
+func (h *harness) leaderOf(id storage.GroupID) storage.NodeID {
+	for _, n := range h.nodes {
+		if n.host == nil {
+			continue
+		}
+		for _, s := range n.host.Status() {
+			if s.Group == id && s.Ready && n.host.mustGroup(id).leaseValid() {
+				return n.id
+			}
+		}
+	}
+	return 0
+}
+
+func (h *Host) mustGroup(id storage.GroupID) *group {
+	g, err := h.group(id)
+	if err != nil {
+		panic(err)
+	}
+	return g
+}
+
+func (g *group) leaseValid() bool {
+	in := g.inst.Load()
+	return in != nil && in.transport.lease.valid(in.raft.CurrentTerm(), g.self, g.configuration(in), time.Now())
+}
+
+// grow brings a group that node 1 has bootstrapped to the given nodes.
+func (h *harness) grow(id storage.GroupID, to ...storage.NodeID) {
+	h.t.Helper()
+	ctx := context.Background()
+	for _, n := range to {
+		node := h.nodes[n]
+		leader := h.awaitLeader(id)
+		inc := storage.Incarnation(n)
+		if err := node.host.CreateReplica(ctx, id, storeID(n), inc, leader); err != nil {
+			h.t.Fatalf("create replica on node %d: %v", n, err)
+		}
+		h.change(id, AddNonvoter, n, inc)
+	}
+	for _, n := range to {
+		h.change(id, AddVoter, n, storage.Incarnation(n))
+	}
+}
+
+func (h *harness) change(id storage.GroupID, c Change, n storage.NodeID, inc storage.Incarnation) {
+	h.t.Helper()
+	h.eventually(fmt.Sprintf("change %d of node %d", c, n), func() bool {
+		leader := h.leaderOf(id)
+		if leader == 0 {
+			return false
+		}
+		err := h.nodes[leader].host.ChangeMembership(context.Background(), id, c, string(ServerID(storeID(n), inc)), n, 0)
+		if err != nil && !errors.Is(err, storage.ErrConflict) && !errors.Is(err, storage.ErrUnavailable) && !errors.Is(err, storage.ErrNotLeader) {
+			h.t.Fatalf("change %d of node %d: %v", c, n, err)
+		}
+		return err == nil
+	})
+}
+
+func (h *harness) awaitLeader(id storage.GroupID) storage.NodeID {
+	h.t.Helper()
+	var n storage.NodeID
+	h.eventually("a leader", func() bool { n = h.leaderOf(id); return n != 0 })
+	return n
+}
+
+// client is a session of a test, as a gateway would have it.
+type client struct {
+	h       *harness
+	group   storage.GroupID
+	volume  storage.VolumeID
+	session storage.SessionID
+	seq     uint64
+}
+
+// do sends an operation to the leader until it is answered.
+func (c *client) do(o op.Op, payload []byte) op.Result {
+	c.h.t.Helper()
+	var result op.Result
+	c.h.eventually(o.Kind.String(), func() bool {
+		leader := c.h.leaderOf(c.group)
+		if leader == 0 {
+			return false
+		}
+		var err error
+		result, err = c.h.nodes[leader].host.Propose(context.Background(), c.group, [][]byte{o.AppendHeader(nil), payload})
+		if k := storage.KindOf(err); err != nil && k != storage.KindUnavailable && k != storage.KindNotLeader {
+			c.h.t.Fatalf("%v: %v", o.Kind, err)
+		}
+		return err == nil
+	})
+	return result
+}
+
+func (h *harness) open(group storage.GroupID, volume storage.VolumeID, session storage.SessionID) *client {
+	h.t.Helper()
+	c := &client{h: h, group: group, volume: volume, session: session}
+	if r := c.do(op.Op{Kind: op.OpenSession, Volume: volume, Session: session}, nil); r.Kind != storage.KindNone {
+		h.t.Fatalf("open session: %+v", r)
+	}
+	return c
+}
+
+func (c *client) writeOp(offset uint32, data []byte) op.Op {
+	c.seq++
+	return op.Op{Kind: op.Write, Volume: c.volume, Offset: offset, Length: uint32(len(data)), Session: c.session, Seq: c.seq,
+		Sums: op.AppendSums(nil, offset, data)}
+}
+
+func (c *client) write(offset uint32, data []byte) {
+	c.h.t.Helper()
+	if r := c.do(c.writeOp(offset, data), data); r.Kind != storage.KindNone {
+		c.h.t.Fatalf("write at %d: %+v", offset, r)
+	}
+}
+
+func (c *client) read(offset, length uint32) []byte {
+	c.h.t.Helper()
+	var out []byte
+	c.h.eventually("read", func() bool {
+		leader := c.h.leaderOf(c.group)
+		if leader == 0 {
+			return false
+		}
+		d, err := c.h.nodes[leader].host.Read(context.Background(), c.group, op.ReadRequest{Volume: c.volume, Offset: offset,
+			Length: length, Epoch: op.HeadEpoch})
+		if err != nil {
+			if k := storage.KindOf(err); k != storage.KindUnavailable && k != storage.KindNotLeader {
+				c.h.t.Fatalf("read: %v", err)
+			}
+			return false
+		}
+		defer d.Release()
+		if err := d.Header.Verify(d.Payload); err != nil {
+			c.h.t.Fatal(err)
+		}
+		out = make([]byte, length)
+		if !d.Header.AllHoles() {
+			first := offset / storage.BlockSize * storage.BlockSize
+			copy(out, d.Payload[offset-first:])
+		}
+		return true
+	})
+	return out
+}

@@ -1,0 +1,380 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sort"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/extent"
+	"github.com/storaged/storaged/replication/op"
+	"github.com/storaged/storaged/replication/peer"
+	"github.com/storaged/storaged/replication/segment"
+)
+
+// Config describes a Host.
+type Config struct {
+	Node   storage.NodeID
+	Stores []*extent.Store // opened; the Host does not close them
+	Peers  *peer.Transport // not running yet: the Host enters its methods
+	Router *Router         // shared with the catalog's transport
+
+	// HeartbeatTimeout is one value per cluster, from the catalog. Default 500 ms.
+	HeartbeatTimeout time.Duration
+	// ReadMode is lease (default) or quorum.
+	ReadMode op.ReadMode
+	// MaxAppendEntries bounds the entries of one request of the library. Default 512.
+	MaxAppendEntries int
+	// GroupInFlightBytes and StoreInFlightBytes bound what is proposed and not applied. Defaults 32 MiB and 128 MiB.
+	GroupInFlightBytes, StoreInFlightBytes int64
+
+	Logger  *slog.Logger
+	Metrics prometheus.Registerer
+}
+
+func (c *Config) setDefaults() {
+	if c.HeartbeatTimeout == 0 {
+		c.HeartbeatTimeout = 500 * time.Millisecond
+	}
+	if c.ReadMode == op.ReadDefault {
+		c.ReadMode = op.ReadLease
+	}
+	if c.MaxAppendEntries == 0 {
+		c.MaxAppendEntries = 512
+	}
+	if c.GroupInFlightBytes == 0 {
+		c.GroupInFlightBytes = 32 << 20
+	}
+	if c.StoreInFlightBytes == 0 {
+		c.StoreInFlightBytes = 128 << 20
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+}
+
+// Validate returns every problem of the configuration at once.
+func (c *Config) Validate() error {
+	var errs []error
+	if c.Node == 0 {
+		errs = append(errs, errors.New("node is 0"))
+	}
+	if len(c.Stores) == 0 {
+		errs = append(errs, errors.New("no store"))
+	}
+	if c.Peers == nil || c.Router == nil {
+		errs = append(errs, errors.New("no peers"))
+	}
+	if c.MaxAppendEntries < 0 || c.MaxAppendEntries > maxEntriesPerCall {
+		errs = append(errs, fmt.Errorf("max append entries %d is not within 1 to %d", c.MaxAppendEntries, maxEntriesPerCall))
+	}
+	return errors.Join(errs...)
+}
+
+// Host runs the replicas of one node. Its methods may be called by any number of goroutines.
+type Host struct {
+	cfg    Config
+	router *Router
+	disks  []*disk
+	pulls  *pullServer
+
+	mu     sync.RWMutex
+	groups map[storage.GroupID]*group // guarded by mu
+	closed bool                       // guarded by mu
+
+	changing sync.Mutex // one creation or removal of a replica at a time
+
+	checkpointCh chan segment.GroupKey
+	cancel       context.CancelFunc
+	wg           sync.WaitGroup
+}
+
+// NewHost makes a Host and enters its methods with the peers. Start starts the replicas.
+func NewHost(cfg Config) (*Host, error) {
+	cfg.setDefaults()
+	if err := cfg.Validate(); err != nil {
+		return nil, storage.E("new host", storage.KindInvalid, "", err)
+	}
+	h := &Host{cfg: cfg, router: cfg.Router, groups: map[storage.GroupID]*group{},
+		checkpointCh: make(chan segment.GroupKey, 1024)}
+	for _, s := range cfg.Stores {
+		d := &disk{store: s, logger: cfg.Logger, hungAfter: max(time.Second, 2*cfg.HeartbeatTimeout),
+			inflight: semaphore.NewWeighted(cfg.StoreInFlightBytes)}
+		d.look(time.Now())
+		h.disks = append(h.disks, d)
+	}
+	h.pulls = newPullServer(h)
+	cfg.Peers.Handle(peer.MethodPropose, peer.Concurrent, h.servePropose)
+	cfg.Peers.Handle(peer.MethodRead, peer.Concurrent, h.serveRead)
+	cfg.Peers.Handle(peer.MethodStatus, peer.Concurrent, h.serveStatus)
+	if cfg.Metrics != nil {
+		if err := cfg.Metrics.Register(&collector{h}); err != nil {
+			return nil, storage.E("new host", storage.KindInternal, "metrics", err)
+		}
+	}
+	return h, nil
+}
+
+// Start starts every replica that the stores hold. A damaged one stays stopped: it must not vote with less than it
+// once acknowledged.
+func (h *Host) Start() error {
+	ctx, cancel := context.WithCancel(context.Background())
+	h.cancel = cancel
+	for _, d := range h.disks {
+		damaged := map[segment.GroupKey]segment.Damage{}
+		for _, dmg := range d.store.Log().Damaged() {
+			damaged[dmg.Key] = dmg
+		}
+		for _, key := range d.store.Groups() {
+			if dmg, bad := damaged[key]; bad { // I7
+				h.cfg.Logger.Error("replica is damaged and stays out: it comes back as a new member", "group", key.Group,
+					"store", d.store.ID(), "position", dmg.At, "reason", dmg.Reason)
+				continue
+			}
+			if _, err := h.startGroup(d, key); err != nil {
+				return err
+			}
+		}
+	}
+	h.wg.Add(2)
+	go func() {
+		defer h.wg.Done()
+		h.watchDisks(ctx)
+	}()
+	go func() {
+		defer h.wg.Done()
+		h.runCheckpoints(ctx)
+	}()
+	return nil
+}
+
+// ServerID is the name of a replica in its group's configuration: a store and an incarnation, never used twice.
+func ServerID(store storage.StoreID, inc storage.Incarnation) raft.ServerID {
+	return raft.ServerID(fmt.Sprintf("%s/%d", store, inc))
+}
+
+func (h *Host) startGroup(d *disk, key segment.GroupKey) (*group, error) {
+	extents := d.store.Group(key)
+	if extents == nil {
+		return nil, storage.E("start", storage.KindInternal, "group "+key.Group.String(), errors.New("the store does not hold it"))
+	}
+	g := &group{id: key.Group, self: ServerID(d.store.ID(), key.Incarnation), host: h, disk: d, extents: extents,
+		ranges: newRanges(), logger: h.cfg.Logger,
+		admit: &admission{group: semaphore.NewWeighted(h.cfg.GroupInFlightBytes), store: d.inflight,
+			groupBytes: h.cfg.GroupInFlightBytes, storeBytes: h.cfg.StoreInFlightBytes}}
+	h.mu.Lock()
+	if h.closed || h.groups[key.Group] != nil {
+		h.mu.Unlock()
+		return nil, storage.E("start", storage.KindConflict, "group "+key.Group.String(), errors.New("this node has a replica of it already"))
+	}
+	h.groups[key.Group] = g
+	h.mu.Unlock()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if err := g.startLocked(); err != nil {
+		h.mu.Lock()
+		delete(h.groups, key.Group)
+		h.mu.Unlock()
+		return nil, err
+	}
+	return g, nil
+}
+
+func (h *Host) group(id storage.GroupID) (*group, error) {
+	h.mu.RLock()
+	g := h.groups[id]
+	h.mu.RUnlock()
+	if g == nil {
+		return nil, storage.E("find", storage.KindNotLeader, "group "+id.String(), &NotLeaderError{Group: id})
+	}
+	return g, nil
+}
+
+func (h *Host) all() []*group {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	gs := make([]*group, 0, len(h.groups))
+	for _, g := range h.groups {
+		gs = append(gs, g)
+	}
+	sort.Slice(gs, func(i, j int) bool { return gs[i].id < gs[j].id })
+	return gs
+}
+
+func (h *Host) watchDisks(ctx context.Context) {
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			for _, d := range h.disks {
+				d.look(now)
+			}
+		}
+	}
+}
+
+// CheckpointDue asks for a checkpoint of a group soon; it never blocks. It is what a store's OnCheckpointDue calls.
+func (h *Host) CheckpointDue(key segment.GroupKey) {
+	select {
+	case h.checkpointCh <- key:
+	default: // as many are waiting as there can be; the store asks again
+	}
+}
+
+func (h *Host) runCheckpoints(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case key := <-h.checkpointCh:
+			g, err := h.group(key.Group)
+			if err != nil || g.extents.Key() != key || !g.extents.CheckpointDue() {
+				continue
+			}
+			if err := g.checkpoint(); err != nil {
+				h.cfg.Logger.Warn("checkpoint not written", "group", key.Group, "error", err)
+			}
+		}
+	}
+}
+
+// Bootstrap makes a group with one voter: a replica on this node. Running it again is no error.
+func (h *Host) Bootstrap(id storage.GroupID, store storage.StoreID, inc storage.Incarnation) error {
+	h.changing.Lock()
+	defer h.changing.Unlock()
+	g, err := h.openReplica(id, store, inc)
+	if err != nil {
+		return err
+	}
+	in := g.inst.Load()
+	if in == nil {
+		return storage.E("bootstrap", storage.KindUnavailable, "group "+id.String(), errors.New("the replica is stopped"))
+	}
+	err = in.raft.BootstrapCluster(raft.Configuration{Servers: []raft.Server{{Suffrage: raft.Voter, ID: g.self,
+		Address: NodeAddress(h.cfg.Node)}}}).Error()
+	if err != nil && !errors.Is(err, raft.ErrCantBootstrap) {
+		return g.fromRaft("bootstrap", err)
+	}
+	return nil
+}
+
+// openReplica returns this node's replica of a group, made new if there is none. changing is held.
+func (h *Host) openReplica(id storage.GroupID, store storage.StoreID, inc storage.Incarnation) (*group, error) {
+	self := ServerID(store, inc)
+	h.mu.RLock()
+	g := h.groups[id]
+	h.mu.RUnlock()
+	if g != nil {
+		if g.self != self {
+			return nil, storage.E("create replica", storage.KindConflict, "group "+id.String(),
+				fmt.Errorf("this node holds its replica %s; %s was asked for", g.self, self))
+		}
+		return g, nil
+	}
+	for _, d := range h.disks {
+		if d.store.ID() != store {
+			continue
+		}
+		key := segment.GroupKey{Group: id, Incarnation: inc}
+		if _, err := d.store.CreateGroup(key); err != nil && !errors.Is(err, storage.ErrExists) {
+			return nil, err
+		}
+		return h.startGroup(d, key)
+	}
+	return nil, storage.E("create replica", storage.KindNotFound, "store "+store.String(), errors.New("this node does not serve it"))
+}
+
+// CreateReplica makes a replica of a group here and brings it up by pulling a manifest from another node, so that it
+// can join the group as a non-voter. Running it again goes on, or does nothing.
+func (h *Host) CreateReplica(ctx context.Context, id storage.GroupID, store storage.StoreID, inc storage.Incarnation,
+	source storage.NodeID) error {
+	h.changing.Lock()
+	defer h.changing.Unlock()
+	g, err := h.openReplica(id, store, inc)
+	if err != nil {
+		return err
+	}
+	if index, _ := g.extents.Applied(); index > 0 || g.extents.Log().LastIndex() > 0 {
+		return nil // it has been brought up before
+	}
+	name, err := g.pull(ctx, source, "", nil)
+	if err != nil {
+		return err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.stopped {
+		return storage.E("create replica", storage.KindUnavailable, "group "+id.String(), errors.New("the node stops"))
+	}
+	g.stopLocked()
+	if err := g.extents.Install(name); err != nil {
+		return err
+	}
+	return g.startLocked()
+}
+
+// RemoveReplica stops and forgets this node's replica of a group. Its space is freed.
+func (h *Host) RemoveReplica(id storage.GroupID, store storage.StoreID, inc storage.Incarnation) error {
+	h.changing.Lock()
+	defer h.changing.Unlock()
+	h.mu.Lock()
+	g := h.groups[id]
+	if g == nil || g.self != ServerID(store, inc) {
+		h.mu.Unlock()
+		return nil
+	}
+	delete(h.groups, id)
+	h.mu.Unlock()
+	g.stop()
+	return g.disk.store.RemoveGroup(g.extents.Key())
+}
+
+// HandOver gives every leadership of this node to another voter, as far as there is one, before the node stops.
+func (h *Host) HandOver(ctx context.Context) {
+	var wg sync.WaitGroup
+	for _, g := range h.all() {
+		wg.Go(func() { g.handOver(ctx) })
+	}
+	wg.Wait()
+}
+
+// Close writes checkpoints and stops every replica. What is not checkpointed when ctx is done is read from the log at
+// the next start.
+func (h *Host) Close(ctx context.Context) error {
+	h.mu.Lock()
+	if h.closed {
+		h.mu.Unlock()
+		return nil
+	}
+	h.closed = true
+	h.mu.Unlock()
+	if h.cancel != nil {
+		h.cancel()
+	}
+	var wg sync.WaitGroup
+	for _, g := range h.all() {
+		wg.Go(func() {
+			if ctx.Err() == nil {
+				if err := g.checkpoint(); err != nil {
+					h.cfg.Logger.Info("no checkpoint at the end; the log is read at the next start", "group", g.id, "error", err)
+				}
+			}
+			g.stop()
+		})
+	}
+	wg.Wait()
+	h.wg.Wait()
+	h.pulls.close()
+	return nil
+}

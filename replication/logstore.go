@@ -1,0 +1,206 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/extent"
+	"github.com/storaged/storaged/replication/segment"
+)
+
+// logStore is raft.LogStore over one group's part of the segment log.
+//
+// StoreLogs returns as soon as the entries have their place in the log, before they are durable: what would count
+// them is held back by the transport (gate.go). Two batches are the exception, and wait here until they and all
+// before them are durable:
+//
+//   - a batch whose preceding configuration has one voter, because then hashicorp/raft commits on the return of
+//     StoreLogs, without any message that could be held;
+//   - a batch with a configuration entry, because the library counts it under the configuration it brings in, and
+//     commits an AddVoter of a one-voter group the moment StoreLogs returns.
+//
+// StoreLogs and DeleteRange are called by one goroutine (Raft's main loop); the others by several.
+type logStore struct {
+	log    *segment.GroupLog
+	wait   func(ctx context.Context, p segment.Position) error // segment.Log.Wait
+	parked func(err error) error                               // fails the store and blocks until the group stops
+	retain func(entries []*raft.Log)                           // told what was appended; may be nil
+
+	mu      sync.Mutex
+	configs []configAt // ascending by index, the checkpoint's first if there is one; guarded by mu
+}
+
+// configAt is a configuration in the log, reduced to what StoreLogs decides by.
+type configAt struct {
+	index  uint64
+	voters int
+}
+
+var (
+	_ raft.LogStore          = (*logStore)(nil)
+	_ raft.MonotonicLogStore = (*logStore)(nil)
+)
+
+// newLogStore reads the configurations that the log holds above the checkpoint.
+func newLogStore(log *segment.GroupLog, wait func(context.Context, segment.Position) error,
+	parked func(error) error, checkpoint extent.Checkpoint) (*logStore, error) {
+	s := &logStore{log: log, wait: wait, parked: parked}
+	if checkpoint.Index > 0 {
+		s.configs = []configAt{{checkpoint.ConfigIndex, countVoters(raft.DecodeConfiguration(checkpoint.Config))}}
+	}
+	first, last := log.FirstIndex(), log.LastIndex()
+	if first == 0 {
+		return s, nil
+	}
+	for i := max(first, checkpoint.Index+1); i <= last; i++ {
+		e, err := log.Get(i)
+		if err != nil {
+			return nil, fmt.Errorf("read entry %d: %w", i, err)
+		}
+		if raft.LogType(e.Type) == raft.LogConfiguration {
+			s.configs = append(s.configs, configAt{i, countVoters(raft.DecodeConfiguration(e.Data))})
+		}
+	}
+	return s, nil
+}
+
+func countVoters(c raft.Configuration) int {
+	n := 0
+	for _, s := range c.Servers {
+		if s.Suffrage == raft.Voter {
+			n++
+		}
+	}
+	return n
+}
+
+// IsMonotonic tells Raft that a gap in the log is refused, so that it clears the log after an installed snapshot.
+func (s *logStore) IsMonotonic() bool { return true }
+
+// FirstIndex returns the lowest index in the log, 0 for none.
+func (s *logStore) FirstIndex() (uint64, error) { return s.log.FirstIndex(), nil }
+
+// LastIndex returns the highest index in the log, 0 for none.
+func (s *logStore) LastIndex() (uint64, error) { return s.log.LastIndex(), nil }
+
+// GetLog fills out with the entry of the given index, or returns raft.ErrLogNotFound. It returns no other error:
+// the library panics on one. A disk that cannot be read is failed, and the caller parked until the group stops.
+func (s *logStore) GetLog(index uint64, out *raft.Log) error {
+	e, err := s.log.Get(index)
+	switch {
+	case err == nil:
+	case errors.Is(err, storage.ErrNotFound):
+		return raft.ErrLogNotFound
+	default:
+		return s.parked(fmt.Errorf("read log entry %d: %w", index, err))
+	}
+	*out = raft.Log{Index: e.Index, Term: e.Term, Type: raft.LogType(e.Type), Data: e.Data, Extensions: e.Extensions}
+	if e.AppendedAt != 0 {
+		out.AppendedAt = time.Unix(0, e.AppendedAt)
+	}
+	return nil
+}
+
+// StoreLog appends one entry.
+func (s *logStore) StoreLog(l *raft.Log) error { return s.StoreLogs([]*raft.Log{l}) }
+
+// StoreLogs appends entries, which must follow the last one. The data is kept by reference.
+func (s *logStore) StoreLogs(logs []*raft.Log) error {
+	if len(logs) == 0 {
+		return nil
+	}
+	entries := make([]segment.Entry, len(logs))
+	mustWait := s.votersBefore(logs[0].Index) <= 1
+	for i, l := range logs {
+		entries[i] = segment.Entry{Index: l.Index, Term: l.Term, Type: uint8(l.Type), Data: l.Data,
+			Extensions: l.Extensions}
+		if !l.AppendedAt.IsZero() {
+			entries[i].AppendedAt = l.AppendedAt.UnixNano()
+		}
+		if l.Type == raft.LogConfiguration {
+			mustWait = true
+			s.addConfig(configAt{l.Index, countVoters(raft.DecodeConfiguration(l.Data))})
+		}
+	}
+	end, err := s.log.Append(entries)
+	if err != nil {
+		s.dropConfigsFrom(logs[0].Index)
+		return err
+	}
+	if mustWait { // I1: take this out, and a lone voter acknowledges what its disk does not hold
+		return s.wait(context.Background(), end)
+	}
+	return nil
+}
+
+// DeleteRange obeys at once when the range reaches the end of the log (a conflicting suffix), and is advice
+// otherwise: the log keeps a prefix for followers that lag, within its byte budget.
+func (s *logStore) DeleteRange(first, last uint64) error {
+	if last < s.log.LastIndex() {
+		s.log.Compact(last)
+		return nil
+	}
+	if first <= s.log.FirstIndex() {
+		// All of it: what Raft asks for after an installed snapshot, whose Reset has emptied the log already.
+		s.log.Compact(last)
+	}
+	if first > s.log.LastIndex() {
+		return nil
+	}
+	s.dropConfigsFrom(first)
+	return s.log.TruncateSuffix(first)
+}
+
+// votersBefore returns the number of voters of the newest configuration below index.
+func (s *logStore) votersBefore(index uint64) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := len(s.configs) - 1; i >= 0; i-- {
+		if s.configs[i].index < index {
+			return s.configs[i].voters
+		}
+	}
+	return 0
+}
+
+func (s *logStore) addConfig(c configAt) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.configs = append(s.configs, c)
+	if len(s.configs) > 64 { // only the newest few can be truncated; the rest is history
+		s.configs = append([]configAt(nil), s.configs[len(s.configs)-32:]...)
+	}
+}
+
+func (s *logStore) dropConfigsFrom(index uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := len(s.configs)
+	for n > 0 && s.configs[n-1].index >= index && s.configs[n-1].index > 0 {
+		n--
+	}
+	s.configs = s.configs[:n]
+}
+
+// configIndex returns where the newest configuration lies in the log; 0 for none.
+func (s *logStore) configIndex() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.configs) == 0 {
+		return 0
+	}
+	return s.configs[len(s.configs)-1].index
+}
+
+// installed takes the configuration of an installed manifest in the place of all others.
+func (s *logStore) installed(index uint64, c raft.Configuration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.configs = []configAt{{index: index, voters: countVoters(c)}}
+}

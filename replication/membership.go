@@ -1,0 +1,195 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/storaged/storaged"
+)
+
+// PromotionLag is how many entries a non-voter may be behind the leader to be made a voter.
+const PromotionLag = 64
+
+// ReplicaStatus is one member of a group as its leader sees it.
+type ReplicaStatus struct {
+	ID         raft.ServerID
+	Node       storage.NodeID
+	Voter      bool
+	AckedIndex uint64 // highest index acknowledged durable in this term; the leader's own last index for itself
+}
+
+// GroupStatus is one replica's view of its group.
+type GroupStatus struct {
+	Group        storage.GroupID
+	Self         raft.ServerID
+	Role         string // leader, follower, candidate, stopped
+	Ready        bool   // leads, and its Barrier is done
+	Term         uint64
+	Leader       storage.NodeID
+	LastIndex    uint64
+	CommitIndex  uint64
+	AppliedIndex uint64
+	Replicas     []ReplicaStatus // of the newest configuration
+	ConfigIndex  uint64
+	// PulledBytes of PullTotalBytes have come of a manifest on its way here; both 0 when none is.
+	PulledBytes, PullTotalBytes int64
+}
+
+// Status returns what every replica of this node sees.
+func (h *Host) Status() []GroupStatus {
+	gs := h.all()
+	out := make([]GroupStatus, 0, len(gs))
+	for _, g := range gs {
+		out = append(out, g.describe())
+	}
+	return out
+}
+
+func (g *group) describe() GroupStatus {
+	s := GroupStatus{Group: g.id, Self: g.self, Role: "stopped", PullTotalBytes: g.pullTotal.Load()}
+	if s.PullTotalBytes > 0 {
+		s.PulledBytes = g.pulled.Load()
+	}
+	in := g.inst.Load()
+	if in == nil {
+		return s
+	}
+	state := in.raft.State()
+	switch state {
+	case raft.Leader:
+		s.Role = "leader"
+	case raft.Candidate:
+		s.Role = "candidate"
+	case raft.Follower:
+		s.Role = "follower"
+	}
+	s.Term, s.Leader = in.raft.CurrentTerm(), g.leader()
+	s.LastIndex, s.CommitIndex, s.AppliedIndex = in.raft.LastIndex(), in.raft.CommitIndex(), in.raft.AppliedIndex()
+	s.Ready = state == raft.Leader && in.transport.lease.isReady(s.Term)
+	s.ConfigIndex = in.log.configIndex()
+	future := in.raft.GetConfiguration()
+	for _, m := range future.Configuration().Servers {
+		r := ReplicaStatus{ID: m.ID, Voter: m.Suffrage == raft.Voter}
+		r.Node, _ = ParseNodeAddress(m.Address)
+		if m.ID == g.self {
+			r.AckedIndex = s.LastIndex
+		} else if s.Role == "leader" {
+			r.AckedIndex = in.transport.lease.ackedIndex(m.ID)
+		}
+		s.Replicas = append(s.Replicas, r)
+	}
+	return s
+}
+
+// Change is one step of a group's membership.
+type Change uint8
+
+// The changes. Each is asked of the group's leader; asking again for what is so already is no error.
+const (
+	AddNonvoter Change = 1 + iota
+	AddVoter
+	RemoveServer
+)
+
+// changeTimeout bounds how long a change waits for its turn in the library's queue.
+const changeTimeout = 5 * time.Second
+
+// ChangeMembership makes one change of a group that this node leads: replica is a ServerID. With a configIndex it is refused unless that is
+// the newest configuration (GroupStatus.ConfigIndex).
+func (h *Host) ChangeMembership(ctx context.Context, id storage.GroupID, change Change, replica string,
+	node storage.NodeID, configIndex uint64) error {
+	const name = "change membership"
+	server := raft.ServerID(replica)
+	g, err := h.group(id)
+	if err != nil {
+		return err
+	}
+	in, _, err := g.leading(ctx, name)
+	if err != nil {
+		return err
+	}
+	var voter, member bool
+	for _, m := range g.configuration(in).Servers {
+		if m.ID == server {
+			member, voter = true, m.Suffrage == raft.Voter
+		}
+	}
+	var future raft.IndexFuture
+	switch change {
+	case AddNonvoter:
+		if member {
+			return nil
+		}
+		future = in.raft.AddNonvoter(server, NodeAddress(node), configIndex, changeTimeout)
+	case AddVoter:
+		if voter {
+			return nil
+		}
+		if !member {
+			return storage.E(name, storage.KindConflict, "group "+id.String(), errors.New("the replica must catch up as a non-voter first"))
+		}
+		if last, acked := in.raft.LastIndex(), in.transport.lease.ackedIndex(server); acked+PromotionLag < last {
+			return storage.E(name, storage.KindConflict, "group "+id.String(), errors.New("the replica has not caught up yet"))
+		}
+		future = in.raft.AddVoter(server, NodeAddress(node), configIndex, changeTimeout)
+	case RemoveServer:
+		if !member {
+			return nil
+		}
+		if server == g.self {
+			return storage.E(name, storage.KindConflict, "group "+id.String(), errors.New("a leader is not removed: transfer leadership first"))
+		}
+		future = in.raft.RemoveServer(server, configIndex, changeTimeout)
+	default:
+		return storage.E(name, storage.KindInvalid, "group "+id.String(), errors.New("unknown change"))
+	}
+	return g.fromRaft(name, future.Error())
+}
+
+// TransferLeadership asks the given replica to lead a group that this node leads.
+func (h *Host) TransferLeadership(ctx context.Context, id storage.GroupID, replica string, node storage.NodeID) error {
+	const name = "transfer leadership"
+	server := raft.ServerID(replica)
+	g, err := h.group(id)
+	if err != nil {
+		return err
+	}
+	in, _, err := g.leading(ctx, name)
+	if err != nil {
+		return err
+	}
+	if last, acked := in.raft.LastIndex(), in.transport.lease.ackedIndex(server); acked+PromotionLag < last {
+		return storage.E(name, storage.KindConflict, "group "+id.String(), errors.New("the replica has not caught up yet"))
+	}
+	return g.fromRaft(name, in.raft.LeadershipTransferToServer(server, NodeAddress(node)).Error())
+}
+
+// handOver gives leadership to the voter that is furthest, before this replica stops.
+func (g *group) handOver(ctx context.Context) {
+	in := g.inst.Load()
+	if in == nil || in.raft.State() != raft.Leader {
+		return
+	}
+	var best raft.Server
+	var bestIndex uint64
+	for _, m := range g.configuration(in).Servers {
+		if acked := in.transport.lease.ackedIndex(m.ID); m.Suffrage == raft.Voter && m.ID != g.self && acked >= bestIndex {
+			best, bestIndex = m, acked
+		}
+	}
+	if best.ID == "" {
+		return
+	}
+	done := make(chan error, 1)
+	go func() { done <- in.raft.LeadershipTransferToServer(best.ID, best.Address).Error() }() // ends within the election time-out
+	select {
+	case err := <-done:
+		if err != nil {
+			g.logger.Info("leadership not handed over", "group", g.id, "to", best.Address, "error", err)
+		}
+	case <-ctx.Done():
+	}
+}

@@ -1,0 +1,105 @@
+package replication
+
+import (
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/storaged/storaged"
+)
+
+var errPipelineClosed = errors.New("the pipeline is closed")
+
+// pipeline is raft.AppendPipeline: requests go out without waiting, answers come back to the library in the order of
+// the requests, each when it may be counted.
+type pipeline struct {
+	t    *Transport
+	id   raft.ServerID
+	node storage.NodeID
+
+	slots  chan struct{}          // one per unanswered request
+	done   chan raft.AppendFuture // to the library; never closed
+	closed chan struct{}
+	close  func()
+
+	mu     sync.Mutex
+	queue  []*appendFuture // sent, in order; guarded by mu
+	broken bool            // the library does not read its answers: start over; guarded by mu
+}
+
+// appendFuture is one request of a pipeline.
+type appendFuture struct {
+	start time.Time
+	req   *raft.AppendEntriesRequest
+	resp  *raft.AppendEntriesResponse
+	err   error
+	ready bool          // guarded by pipeline.mu
+	wait  chan struct{} // closed when ready
+}
+
+func (f *appendFuture) Error() error                          { <-f.wait; return f.err }
+func (f *appendFuture) Start() time.Time                      { return f.start }
+func (f *appendFuture) Request() *raft.AppendEntriesRequest   { return f.req }
+func (f *appendFuture) Response() *raft.AppendEntriesResponse { return f.resp }
+
+func newPipeline(t *Transport, id raft.ServerID, node storage.NodeID) *pipeline {
+	p := &pipeline{t: t, id: id, node: node, slots: make(chan struct{}, maxPipelined),
+		done: make(chan raft.AppendFuture, 2*maxPipelined), closed: make(chan struct{})}
+	p.close = sync.OnceFunc(func() { close(p.closed) })
+	return p
+}
+
+// AppendEntries sends a request; it blocks while too many are unanswered.
+func (p *pipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
+	select {
+	case p.slots <- struct{}{}:
+	case <-p.closed:
+		return nil, errPipelineClosed
+	case <-p.t.ctx.Done():
+		return nil, raft.ErrTransportShutdown
+	}
+	f := &appendFuture{start: time.Now(), req: args, resp: resp, wait: make(chan struct{})}
+	p.mu.Lock()
+	if p.broken {
+		p.mu.Unlock()
+		return nil, errPipelineClosed
+	}
+	p.queue = append(p.queue, f)
+	p.mu.Unlock()
+	// Called by one goroutine, so that requests go out in the order of the queue.
+	p.t.startAppend(p.id, p.node, args, resp, func(err error) { p.complete(f, err) })
+	return f, nil
+}
+
+// complete marks one answer and passes on all that have become first in line.
+func (p *pipeline) complete(f *appendFuture, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err != nil {
+		f.err = err
+		*f.resp = raft.AppendEntriesResponse{} // not a Success: the library gives the pipeline up
+	}
+	f.ready = true
+	close(f.wait)
+	for len(p.queue) > 0 && p.queue[0].ready && !p.broken {
+		select {
+		case p.done <- p.queue[0]:
+			p.queue[0] = nil
+			p.queue = p.queue[1:]
+			<-p.slots
+		default:
+			p.broken = true
+		}
+	}
+}
+
+// Consumer is the channel of answers, in the order of the requests.
+func (p *pipeline) Consumer() <-chan raft.AppendFuture { return p.done }
+
+// Close releases a blocked AppendEntries. Answers that still come are dropped with the pipeline.
+func (p *pipeline) Close() error {
+	p.close()
+	return nil
+}

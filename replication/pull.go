@@ -1,0 +1,418 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/extent"
+	"github.com/storaged/storaged/replication/peer"
+	"golang.org/x/sync/errgroup"
+)
+
+// A replica that cannot be brought up from the log pulls a manifest: what a group held at one applied index, extent
+// by extent. The source keeps the manifest's tables and pins its segments until the puller is done or has been silent
+// for manifestSilence. The messages are laid out in docs/format/raft.md.
+
+const (
+	manifestSilence  = extent.ManifestSilence
+	pullStallTimeout = 10 * time.Second // a pull without an answer for so long has failed
+	pullExtentsLimit = 512              // extent versions of one answer
+	pullParallel     = 4                // extents that one pull fetches at the same time
+	maxOpenManifests = 16
+)
+
+// pullServer serves manifests to other nodes.
+type pullServer struct {
+	host *Host
+
+	mu     sync.Mutex
+	next   uint64                   // guarded by mu, like all below
+	open   map[string]*openManifest // by name
+	closed bool
+}
+
+// openManifest is a manifest that someone pulls.
+type openManifest struct {
+	m     *extent.Manifest
+	name  string
+	timer *time.Timer // closes it after manifestSilence
+}
+
+func newPullServer(h *Host) *pullServer {
+	s := &pullServer{host: h, open: map[string]*openManifest{}}
+	h.cfg.Peers.Handle(peer.MethodManifest, peer.Concurrent, s.serveManifest)
+	h.cfg.Peers.Handle(peer.MethodTable, peer.Concurrent, s.serveTable)
+	h.cfg.Peers.Handle(peer.MethodBlocks, peer.Concurrent, s.serveBlocks)
+	return s
+}
+
+// add opens a manifest of a group and gives it a name.
+func (s *pullServer) add(g *group) (*openManifest, error) {
+	s.mu.Lock()
+	full := s.closed || len(s.open) >= maxOpenManifests
+	s.mu.Unlock()
+	if full {
+		return nil, storage.E("open manifest", storage.KindUnavailable, "group "+g.id.String(),
+			fmt.Errorf("%d manifests are being pulled already", maxOpenManifests))
+	}
+	m, err := g.extents.OpenManifest()
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		m.Close()
+		return nil, storage.E("open manifest", storage.KindUnavailable, "group "+g.id.String(), errors.New("the node stops"))
+	}
+	s.next++
+	o := &openManifest{m: m, name: fmt.Sprintf("%d-%d-%d", g.id, m.Index, s.next)}
+	s.open[o.name] = o
+	o.timer = time.AfterFunc(manifestSilence, func() { s.remove(o.name) })
+	return o, nil
+}
+
+func (s *pullServer) find(name string) (*extent.Manifest, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	o := s.open[name]
+	if o == nil {
+		return nil, storage.E("pull", storage.KindNotFound, "manifest "+name, errors.New("it is not open any more: start over"))
+	}
+	o.timer.Reset(manifestSilence)
+	return o.m, nil
+}
+
+func (s *pullServer) remove(name string) {
+	s.mu.Lock()
+	o := s.open[name]
+	delete(s.open, name)
+	s.mu.Unlock()
+	if o != nil {
+		o.timer.Stop()
+		o.m.Close()
+	}
+}
+
+func (s *pullServer) close() {
+	s.mu.Lock()
+	s.closed = true
+	names := make([]string, 0, len(s.open))
+	for n := range s.open {
+		names = append(names, n)
+	}
+	s.mu.Unlock()
+	for _, n := range names {
+		s.remove(n)
+	}
+}
+
+// openManifest is snapshotStore's way to a manifest for a lagging follower.
+func (g *group) openManifest() (*extent.Manifest, string, func(), error) {
+	o, err := g.host.pulls.add(g)
+	if err != nil {
+		return nil, "", nil, err
+	}
+	return o.m, o.name, func() { g.host.pulls.remove(o.name) }, nil
+}
+
+// What MethodManifest asks for.
+const (
+	manifestOpen    = 1 + iota // -> name in the header, extent.ManifestHeader in the payload
+	manifestState              // part -> that part of the small state
+	manifestExtents            // after (one version, or none for the beginning) -> the next versions
+	manifestHeader             // -> extent.ManifestHeader of an open one in the payload
+	manifestClose
+)
+
+func (s *pullServer) serveManifest(in *peer.Inbound) {
+	d := dec{b: in.Header}
+	what, name, arg := d.u8(), string(d.bytes(maxIDBytes)), d.u32()
+	if err := d.done("manifest request"); err != nil {
+		in.ReplyError(err)
+		return
+	}
+	header, payload, err := s.manifest(in.Group, what, name, arg, in.Payload)
+	if err != nil {
+		in.ReplyError(err)
+		return
+	}
+	in.Reply(header, [][]byte{payload})
+}
+
+func (s *pullServer) manifest(id storage.GroupID, what uint8, name string, arg uint32, after []byte) (header, payload []byte, err error) {
+	switch what {
+	case manifestOpen:
+		g, err := s.host.group(id)
+		if err != nil {
+			return nil, nil, err
+		}
+		// A young group has no checkpoint yet, and a new one makes the way to the log's end shorter.
+		if err := g.checkpoint(); err != nil && g.extents.Checkpointed().Index == 0 {
+			return nil, nil, storage.E("open manifest", storage.KindUnavailable, "group "+id.String(), err)
+		}
+		o, err := s.add(g)
+		if err != nil {
+			return nil, nil, err
+		}
+		return []byte(o.name), o.m.ManifestHeader.Append(nil), nil
+	case manifestClose:
+		s.remove(name)
+		return nil, nil, nil
+	}
+	m, err := s.find(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	switch what {
+	case manifestHeader:
+		payload = m.ManifestHeader.Append(nil)
+	case manifestState:
+		payload, err = m.StatePart(int(arg))
+	case manifestExtents:
+		var from extent.ExtentRef
+		if len(after) > 0 {
+			if from, err = decodeRef(after); err != nil {
+				return nil, nil, err
+			}
+		}
+		var refs []extent.ExtentRef
+		refs, err = m.Extents(from, int(min(arg, pullExtentsLimit)))
+		payload = extent.AppendExtents(nil, refs)
+	default:
+		err = storage.E("serve manifest", storage.KindInvalid, "", fmt.Errorf("unknown request %d", what))
+	}
+	return nil, payload, err
+}
+
+func decodeRef(b []byte) (extent.ExtentRef, error) {
+	refs, err := extent.DecodeExtents(b)
+	if err == nil && len(refs) != 1 {
+		err = storage.E("decode", storage.KindInvalid, "", fmt.Errorf("%d extent versions where one is wanted", len(refs)))
+	}
+	if err != nil {
+		return extent.ExtentRef{}, err
+	}
+	return refs[0], nil
+}
+
+// serveTable answers with the table of one version; serveBlocks with some of its blocks.
+func (s *pullServer) serveTable(in *peer.Inbound) {
+	s.serveVersion(in, func(m *extent.Manifest, ref extent.ExtentRef, _, _ uint32) ([]byte, error) { return m.Table(ref) })
+}
+
+func (s *pullServer) serveBlocks(in *peer.Inbound) {
+	s.serveVersion(in, func(m *extent.Manifest, ref extent.ExtentRef, first, n uint32) ([]byte, error) {
+		return m.Blocks(ref, int(first), int(n))
+	})
+}
+
+func (s *pullServer) serveVersion(in *peer.Inbound, read func(m *extent.Manifest, ref extent.ExtentRef, first, n uint32) ([]byte, error)) {
+	d := dec{b: in.Header}
+	name, first, n := string(d.bytes(maxIDBytes)), d.u32(), d.u32()
+	err := d.done("manifest request")
+	if err == nil && (first > storage.BlocksPerExtent || n > storage.BlocksPerExtent) {
+		err = storage.E("serve manifest", storage.KindInvalid, "", fmt.Errorf("%d blocks from %d", n, first))
+	}
+	var ref extent.ExtentRef
+	if err == nil {
+		ref, err = decodeRef(in.Payload)
+	}
+	var m *extent.Manifest
+	if err == nil {
+		m, err = s.find(name)
+	}
+	var payload []byte
+	if err == nil {
+		payload, err = read(m, ref, first, n)
+	}
+	if err != nil {
+		in.ReplyError(err)
+		return
+	}
+	in.Reply(nil, [][]byte{payload})
+}
+
+// puller pulls one manifest from one node into a staging area.
+type puller struct {
+	g       *group
+	from    storage.NodeID
+	name    string
+	staging *extent.Staging
+}
+
+// pull brings the named manifest of another node (or, without a name, one that is opened now) into a staging area and
+// returns the area's name. The replica is what it was until that is installed. req, if given, says what the leader
+// wants installed.
+func (g *group) pull(ctx context.Context, from storage.NodeID, name string, req *raft.InstallSnapshotRequest) (id string, err error) {
+	g.lastBeforePull.Store(g.extents.Log().LastIndex())
+	p := &puller{g: g, from: from, name: name}
+	header, err := p.open(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer p.close()
+	if req != nil && (header.Index != req.LastLogIndex || header.Term != req.LastLogTerm) {
+		return "", storage.E("pull", storage.KindInvalid, "group "+g.id.String(), fmt.Errorf(
+			"the manifest is of index %d, the leader's request of %d", header.Index, req.LastLogIndex))
+	}
+	if !validConfiguration(header.Config) {
+		return "", storage.E("pull", storage.KindCorrupt, "group "+g.id.String(), errors.New("the manifest's configuration cannot be read"))
+	}
+	if p.staging, err = g.disk.store.Stage(g.extents.Key(), header); err != nil {
+		return "", err
+	}
+	g.pullTotal.Store(int64(header.TotalBytes))
+	g.pulled.Store(0)
+	defer g.pullTotal.Store(0)
+	if err = p.all(ctx, header); err == nil {
+		id, err = p.staging.Commit(ctx)
+	}
+	if err != nil {
+		p.staging.Abort()
+		return "", err
+	}
+	g.logger.Info("manifest pulled", "group", g.id, "from", from, "index", header.Index, "bytes", g.pulled.Load())
+	return id, nil
+}
+
+// open opens a manifest at the source, or asks for the header of the one that is open under the name.
+func (p *puller) open(ctx context.Context) (header extent.ManifestHeader, err error) {
+	if p.name == "" {
+		var name, data []byte
+		if name, data, err = p.ask(ctx, manifestOpen, 0, nil); err == nil {
+			p.name = string(name)
+			header, err = extent.DecodeManifestHeader(data)
+		}
+		return header, err
+	}
+	_, data, err := p.ask(ctx, manifestHeader, 0, nil)
+	if err == nil {
+		header, err = extent.DecodeManifestHeader(data)
+	}
+	return header, err
+}
+
+func (p *puller) close() {
+	_, _, _ = p.ask(context.Background(), manifestClose, 0, nil) // the source closes it by itself otherwise
+}
+
+func (p *puller) ask(ctx context.Context, what uint8, arg uint32, payload []byte) (header, answer []byte, err error) {
+	e := enc{}
+	e.u8(what)
+	e.bytes([]byte(p.name))
+	e.u32(arg)
+	return p.call(ctx, peer.MethodManifest, e.b, payload)
+}
+
+// call is one request, which fails when there is no answer for pullStallTimeout.
+func (p *puller) call(ctx context.Context, m peer.Method, header, payload []byte) (h, answer []byte, err error) {
+	ctx, cancel := context.WithTimeout(ctx, pullStallTimeout)
+	defer cancel()
+	req := &peer.Request{Method: m, Group: p.g.id, Header: header}
+	if len(payload) > 0 {
+		req.Payload = [][]byte{payload}
+	}
+	resp, err := p.g.host.cfg.Peers.Call(ctx, p.from, peer.Bulk, req)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer resp.Release()
+	return append([]byte(nil), resp.Header...), append([]byte(nil), resp.Payload...), nil
+}
+
+// all pulls the small state and every extent version that is not here already.
+func (p *puller) all(ctx context.Context, header extent.ManifestHeader) error {
+	for i := range header.StateParts {
+		_, part, err := p.ask(ctx, manifestState, i, nil)
+		if err == nil {
+			err = p.staging.PutState(int(i), part)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	var after []byte
+	for {
+		_, list, err := p.ask(ctx, manifestExtents, pullExtentsLimit, after)
+		if err != nil {
+			return err
+		}
+		refs, err := extent.DecodeExtents(list)
+		if err != nil || len(refs) == 0 {
+			return err
+		}
+		after = extent.AppendExtents(nil, refs[len(refs)-1:])
+		if err := p.versions(ctx, refs); err != nil {
+			return err
+		}
+	}
+}
+
+// versions pulls those of the listed versions that are wanted, several extents at a time and the versions of one
+// extent in order.
+func (p *puller) versions(ctx context.Context, refs []extent.ExtentRef) error {
+	want, err := p.staging.Want(refs)
+	if err != nil {
+		return err
+	}
+	tasks, ctx := errgroup.WithContext(ctx)
+	tasks.SetLimit(pullParallel)
+	for first := 0; first < len(want); {
+		end := first + 1
+		for end < len(want) && want[end].Volume == want[first].Volume && want[end].Extent == want[first].Extent {
+			end++
+		}
+		ofOneExtent := want[first:end]
+		tasks.Go(func() error {
+			for _, ref := range ofOneExtent {
+				if err := p.version(ctx, ref); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		first = end
+	}
+	return tasks.Wait()
+}
+
+func (p *puller) version(ctx context.Context, ref extent.ExtentRef) error {
+	encoded := extent.AppendExtents(nil, []extent.ExtentRef{ref})
+	table, err := p.ofVersion(ctx, peer.MethodTable, encoded, 0, 0)
+	if err != nil {
+		return err
+	}
+	missing, err := p.staging.PutTable(ref, table)
+	if err != nil {
+		return err
+	}
+	for _, run := range missing {
+		for first := run.First; first < run.First+run.N; first += extent.MaxBlocksPerRead {
+			n := min(extent.MaxBlocksPerRead, run.First+run.N-first)
+			blocks, err := p.ofVersion(ctx, peer.MethodBlocks, encoded, first, n)
+			if err == nil {
+				err = p.staging.PutBlocks(ref, first, blocks)
+			}
+			if err != nil {
+				return err
+			}
+			p.g.pulled.Add(int64(len(blocks)))
+		}
+	}
+	return nil
+}
+
+func (p *puller) ofVersion(ctx context.Context, m peer.Method, ref []byte, first, n int) ([]byte, error) {
+	e := enc{}
+	e.bytes([]byte(p.name))
+	e.u32(uint32(first))
+	e.u32(uint32(n))
+	_, answer, err := p.call(ctx, m, e.b, ref)
+	return answer, err
+}

@@ -1,0 +1,271 @@
+package replication
+
+import (
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/peer"
+)
+
+// Router brings Raft's messages of all groups of a node to their transports, and merges the heartbeats of all groups
+// between two nodes into one frame per window.
+type Router struct {
+	peers  *peer.Transport
+	window time.Duration
+	logger *slog.Logger
+
+	mu     sync.RWMutex
+	groups map[storage.GroupID]*Transport // guarded by mu
+
+	beatMu  sync.Mutex
+	pending map[storage.NodeID]*beatQueue // guarded by beatMu
+	closed  bool                          // guarded by beatMu
+}
+
+// beatQueue holds the heartbeats to one node that wait for the next frame.
+type beatQueue struct {
+	calls     []*beatCall
+	timer     *time.Timer
+	lastFlush time.Time
+}
+
+type beatCall struct {
+	t    *Transport
+	hb   heartbeat
+	resp *raft.AppendEntriesResponse
+	done func(error)
+}
+
+// NewRouter registers Raft's methods with peers, which must not run yet. Heartbeats wait for at most a tenth of the
+// heartbeat time-out to travel together.
+func NewRouter(peers *peer.Transport, heartbeatTimeout time.Duration, logger *slog.Logger) *Router {
+	if logger == nil {
+		logger = slog.New(slog.DiscardHandler)
+	}
+	r := &Router{peers: peers, window: heartbeatTimeout / 10, logger: logger,
+		groups: map[storage.GroupID]*Transport{}, pending: map[storage.NodeID]*beatQueue{}}
+	peers.Handle(peer.MethodRaftAppend, peer.Ordered, r.serveAppend)
+	peers.Handle(peer.MethodRaftHeartbeats, peer.Concurrent, r.serveHeartbeats)
+	peers.Handle(peer.MethodRaftVote, peer.Concurrent, r.serveVote)
+	peers.Handle(peer.MethodRaftPreVote, peer.Concurrent, r.servePreVote)
+	peers.Handle(peer.MethodRaftTimeoutNow, peer.Concurrent, r.serveTimeoutNow)
+	peers.Handle(peer.MethodRaftInstallSnapshot, peer.Concurrent, r.serveInstall)
+	return r
+}
+
+func (r *Router) add(t *Transport) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.groups[t.cfg.Group] = t
+}
+
+func (r *Router) remove(t *Transport) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.groups[t.cfg.Group] == t {
+		delete(r.groups, t.cfg.Group)
+	}
+}
+
+// find returns the transport of a group if the message is meant for the replica that is here now.
+func (r *Router) find(group storage.GroupID, to raft.ServerID) (*Transport, error) {
+	r.mu.RLock()
+	t := r.groups[group]
+	r.mu.RUnlock()
+	if t == nil {
+		return nil, storage.E("route", storage.KindNotFound, "group "+group.String(), errors.New("no replica of it is here"))
+	}
+	if to != t.cfg.Self {
+		return nil, storage.E("route", storage.KindNotFound, "group "+group.String(),
+			errors.New("the replica "+string(to)+" is not here; "+string(t.cfg.Self)+" is"))
+	}
+	return t, nil
+}
+
+func (r *Router) serveAppend(in *peer.Inbound) {
+	to, req, err := decodeAppend(in.Header, in.TakePayload())
+	if err != nil {
+		in.ReplyError(err)
+		return
+	}
+	t, err := r.find(in.Group, to)
+	if err != nil {
+		in.ReplyError(err)
+		return
+	}
+	t.serveAppend(in, req)
+}
+
+func (r *Router) serveVote(in *peer.Inbound) {
+	to, req, err := decodeVote(in.Header)
+	if t := r.findOrRefuse(in, to, err); t != nil {
+		t.serveVote(in, req)
+	}
+}
+
+func (r *Router) servePreVote(in *peer.Inbound) {
+	to, req, err := decodePreVote(in.Header)
+	if t := r.findOrRefuse(in, to, err); t != nil {
+		t.servePreVote(in, req)
+	}
+}
+
+func (r *Router) serveTimeoutNow(in *peer.Inbound) {
+	to, h, term, err := decodeTimeoutNow(in.Header)
+	if t := r.findOrRefuse(in, to, err); t != nil {
+		t.serveTimeoutNow(in, h, term)
+	}
+}
+
+func (r *Router) serveInstall(in *peer.Inbound) {
+	to, req, manifest, err := decodeInstall(in.Header)
+	if t := r.findOrRefuse(in, to, err); t != nil {
+		t.serveInstall(in, req, manifest)
+	}
+}
+
+func (r *Router) findOrRefuse(in *peer.Inbound, to raft.ServerID, err error) *Transport {
+	var t *Transport
+	if err == nil {
+		t, err = r.find(in.Group, to)
+	}
+	if err != nil {
+		in.ReplyError(err)
+		return nil
+	}
+	return t
+}
+
+func (r *Router) serveHeartbeats(in *peer.Inbound) {
+	hs, err := decodeHeartbeats(in.Header)
+	if err != nil {
+		in.ReplyError(err)
+		return
+	}
+	answers := make([]heartbeatAnswer, len(hs))
+	for i := range hs {
+		if t, err := r.find(hs[i].group, hs[i].to); err == nil {
+			answers[i] = t.serveHeartbeat(hs[i].req)
+		}
+	}
+	in.Reply(encodeHeartbeatAnswers(answers), nil)
+}
+
+// heartbeat puts one heartbeat into the next frame to its node. done is called once.
+func (r *Router) heartbeat(t *Transport, node storage.NodeID, id raft.ServerID, req *raft.AppendEntriesRequest,
+	resp *raft.AppendEntriesResponse, done func(error)) {
+	if t.cfg.Silent() {
+		done(t.unavailable("heartbeat", errSilent))
+		return
+	}
+	c := &beatCall{t: t, hb: heartbeat{group: t.cfg.Group, to: id, req: req}, resp: resp, done: done}
+	r.beatMu.Lock()
+	if r.closed {
+		r.beatMu.Unlock()
+		done(raft.ErrTransportShutdown)
+		return
+	}
+	q := r.pending[node]
+	if q == nil {
+		q = &beatQueue{}
+		r.pending[node] = q
+	}
+	q.calls = append(q.calls, c)
+	switch {
+	case len(q.calls) == 1:
+		wait := max(0, time.Until(q.lastFlush.Add(r.window)))
+		q.timer = time.AfterFunc(wait, func() { r.flush(node) })
+	case len(q.calls) == maxHeartbeatsPerFrame:
+		q.timer.Reset(0)
+	}
+	r.beatMu.Unlock()
+}
+
+// FlushHeartbeats sends at once what waits: a quorum read needs the answers.
+func (r *Router) FlushHeartbeats() {
+	r.beatMu.Lock()
+	nodes := make([]storage.NodeID, 0, len(r.pending))
+	for n, q := range r.pending {
+		if len(q.calls) > 0 {
+			nodes = append(nodes, n)
+		}
+	}
+	r.beatMu.Unlock()
+	for _, n := range nodes {
+		r.flush(n)
+	}
+}
+
+func (r *Router) flush(node storage.NodeID) {
+	r.beatMu.Lock()
+	q := r.pending[node]
+	calls := q.calls
+	q.calls = nil
+	if len(calls) > maxHeartbeatsPerFrame {
+		q.calls = append(q.calls, calls[maxHeartbeatsPerFrame:]...)
+		calls = calls[:maxHeartbeatsPerFrame]
+		q.timer.Reset(0)
+	}
+	q.lastFlush = time.Now()
+	r.beatMu.Unlock()
+	if len(calls) == 0 {
+		return
+	}
+	hs := make([]heartbeat, len(calls))
+	for i, c := range calls {
+		hs[i] = c.hb
+	}
+	sent := time.Now() // before the frame leaves: the lease counts from here
+	req := &peer.Request{Method: peer.MethodRaftHeartbeats, Header: encodeHeartbeats(hs)}
+	r.peers.Go(node, peer.Control, req, func(resp *peer.Response, err error) { finishHeartbeats(calls, sent, resp, err) })
+}
+
+func finishHeartbeats(calls []*beatCall, sent time.Time, resp *peer.Response, err error) {
+	var answers []heartbeatAnswer
+	if err == nil {
+		answers, err = decodeHeartbeatAnswers(resp.Header)
+		resp.Release()
+		if err == nil && len(answers) != len(calls) {
+			err = storage.E("heartbeat", storage.KindInvalid, "", errors.New("the number of answers is wrong"))
+		}
+	}
+	for i, c := range calls {
+		switch {
+		case err != nil:
+			c.done(err)
+		case !answers[i].present:
+			c.done(c.t.unavailable("heartbeat", errors.New("the replica gives no answer")))
+		default:
+			a := &answers[i]
+			if a.resp.Success {
+				c.t.lease.success(c.hb.to, c.hb.req.Term, sent, 0)
+			}
+			c.t.free.Store(c.hb.to, a.freeBytes)
+			*c.resp = a.resp
+			c.done(nil)
+		}
+	}
+}
+
+// Close drops what waits. Transports close on their own.
+func (r *Router) Close() {
+	r.beatMu.Lock()
+	r.closed = true
+	var calls []*beatCall
+	for _, q := range r.pending {
+		calls = append(calls, q.calls...)
+		q.calls = nil
+		if q.timer != nil {
+			q.timer.Stop()
+		}
+	}
+	r.beatMu.Unlock()
+	for _, c := range calls {
+		c.done(raft.ErrTransportShutdown)
+	}
+}

@@ -1,0 +1,142 @@
+package replication
+
+import (
+	"bytes"
+	"context"
+	"math/bits"
+	"sync"
+
+	"github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/op"
+	"github.com/storaged/storaged/replication/peer"
+)
+
+// Propose asks this node's replica of a group, which must lead it, to run one operation. data is the operation's
+// header and payload in pieces; it is not referred to after the return. Errors: KindNotLeader (with a hint, see
+// LeaderHint), KindUnavailable (the outcome may be unknown: send the same number again), KindNoSpace and KindInvalid
+// (nothing was proposed). A refusal by the state machine is no error but the result's kind.
+func (h *Host) Propose(ctx context.Context, id storage.GroupID, data [][]byte) (op.Result, error) {
+	g, err := h.group(id)
+	if err != nil {
+		return op.Result{}, err
+	}
+	joined := bytes.Join(data, nil) // the log keeps it
+	type outcome struct {
+		result op.Result
+		err    error
+	}
+	if ctx.Done() == nil {
+		return g.propose(ctx, joined)
+	}
+	done := make(chan outcome, 1)
+	go func() { // ends when the library answers, which it does at the latest when it loses leadership or stops
+		r, err := g.propose(ctx, joined)
+		done <- outcome{r, err}
+	}()
+	select {
+	case o := <-done:
+		return o.result, o.err
+	case <-ctx.Done():
+		return op.Result{}, storage.E("propose", storage.KindUnavailable, "group "+id.String(), ctx.Err())
+	}
+}
+
+// Read answers a read from this node's replica of a group, which must lead it. The caller releases the answer.
+func (h *Host) Read(ctx context.Context, id storage.GroupID, req op.ReadRequest) (*op.ReadData, error) {
+	g, err := h.group(id)
+	if err != nil {
+		return nil, err
+	}
+	if err := req.Validate(); err != nil {
+		return nil, err
+	}
+	_, n := req.Blocks()
+	buf := getBuffer(n * storage.BlockSize)
+	resp := op.ReadResponse{Sums: make([]uint32, n), Holes: make([]bool, n)}
+	if err := g.read(ctx, req, buf.b, &resp); err != nil {
+		buf.put()
+		return nil, err
+	}
+	payload := buf.b[:resp.PayloadLen()]
+	return op.NewReadData(resp, payload, buf.put), nil
+}
+
+// BlockStatus says which blocks of a range are mapped, from this node's replica, which must lead the group.
+func (h *Host) BlockStatus(ctx context.Context, id storage.GroupID, req op.StatusRequest) ([]op.Run, error) {
+	g, err := h.group(id)
+	if err != nil {
+		return nil, err
+	}
+	if err := req.Validate(); err != nil {
+		return nil, err
+	}
+	return g.status(ctx, req)
+}
+
+func (h *Host) servePropose(in *peer.Inbound) {
+	g, err := h.group(in.Group)
+	if err != nil {
+		in.ReplyError(err)
+		return
+	}
+	result, err := g.propose(in.Context(), in.TakePayload())
+	if err != nil {
+		in.ReplyError(err)
+		return
+	}
+	in.Reply(result.Append(nil), nil)
+}
+
+func (h *Host) serveRead(in *peer.Inbound) {
+	req, err := op.DecodeReadRequest(in.Header)
+	if err != nil {
+		in.ReplyError(err)
+		return
+	}
+	data, err := h.Read(in.Context(), in.Group, req)
+	if err != nil {
+		in.ReplyError(err)
+		return
+	}
+	var payload [][]byte
+	if len(data.Payload) > 0 {
+		payload = [][]byte{data.Payload}
+	}
+	in.ReplyThen(data.Header.Append(nil), payload, data.Release)
+}
+
+func (h *Host) serveStatus(in *peer.Inbound) {
+	req, err := op.DecodeStatusRequest(in.Header)
+	if err != nil {
+		in.ReplyError(err)
+		return
+	}
+	runs, err := h.BlockStatus(in.Context(), in.Group, req)
+	if err != nil {
+		in.ReplyError(err)
+		return
+	}
+	resp := op.StatusResponse{Runs: runs}
+	in.Reply(resp.Append(nil), nil)
+}
+
+// buffer is a pooled read buffer. Pools are by size class: powers of two from one block to one extent.
+type buffer struct {
+	b     []byte
+	class int
+}
+
+var bufferPools [bufferClasses]sync.Pool
+
+const bufferClasses = 11 // 4 KiB << 10 = 4 MiB
+
+func getBuffer(n int) *buffer {
+	class := bits.Len(uint((n+storage.BlockSize-1)/storage.BlockSize - 1))
+	if b, ok := bufferPools[class].Get().(*buffer); ok {
+		b.b = b.b[:n]
+		return b
+	}
+	return &buffer{b: make([]byte, storage.BlockSize<<class)[:n], class: class}
+}
+
+func (b *buffer) put() { bufferPools[b.class].Put(b) }

@@ -1,0 +1,532 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/peer"
+)
+
+const (
+	// appendFrameBytes bounds the entry data of one frame; a larger AppendEntries travels as several requests.
+	appendFrameBytes = 4 << 20
+	// maxPipelined bounds the unanswered requests of one pipeline.
+	maxPipelined = 128
+	// maxSnapshotBytes bounds an inline snapshot (the catalog's).
+	maxSnapshotBytes = 256 << 20
+)
+
+// TransportConfig describes one group's transport.
+type TransportConfig struct {
+	Group            storage.GroupID
+	Self             raft.ServerID  // this replica
+	Node             storage.NodeID // this node; also Raft's address
+	Peers            *peer.Transport
+	Router           *Router // merged heartbeats; the transport is entered there
+	HeartbeatTimeout time.Duration
+	Logger           *slog.Logger
+
+	// Gate says when the local log holds an entry; nil for a log store that is durable when StoreLogs returns.
+	Gate gate
+	// Silent reports that this replica must not be heard (failed or hung disk); nil for never.
+	Silent func() bool
+	// FreeBytes is sent with every answer; nil for unknown.
+	FreeBytes func() int64
+	// Pull brings the named manifest of another node into a staging area and returns what Restore will be given.
+	// Nil: snapshots travel inline, as the library reads and writes them.
+	Pull func(ctx context.Context, from storage.NodeID, manifest string, req *raft.InstallSnapshotRequest) (string, error)
+	// Installed is called after a snapshot was installed by the library; nil for nothing.
+	Installed func(req *raft.InstallSnapshotRequest)
+}
+
+// Transport is raft.Transport of one replica. It holds acknowledgements (gate), keeps promises (promise), books the
+// leader's lease (lease), merges heartbeats (Router), and splits requests that are too long for a frame.
+type Transport struct {
+	cfg      TransportConfig
+	promise  *promise
+	lease    *lease
+	consumer chan raft.RPC
+	ctx      context.Context // done when the transport is closed
+	cancel   context.CancelFunc
+	term     atomic.Pointer[func() uint64] // Raft's current term, once the instance exists
+	beat     atomic.Pointer[func(raft.RPC)]
+	free     sync.Map // raft.ServerID -> int64: free bytes as last told by each follower
+
+	installing sync.Mutex // one snapshot at a time
+}
+
+var (
+	_ raft.Transport   = (*Transport)(nil)
+	_ raft.WithPreVote = (*Transport)(nil)
+)
+
+// NewTransport makes the transport of one replica and enters it in the router. Close takes it out again.
+func NewTransport(cfg TransportConfig) *Transport {
+	if cfg.Gate == nil {
+		cfg.Gate = openGate{}
+	}
+	if cfg.Silent == nil {
+		cfg.Silent = func() bool { return false }
+	}
+	if cfg.FreeBytes == nil {
+		cfg.FreeBytes = func() int64 { return 0 }
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	t := &Transport{cfg: cfg, promise: newPromise(cfg.HeartbeatTimeout, time.Now()),
+		lease: newLease(cfg.HeartbeatTimeout), consumer: make(chan raft.RPC)}
+	t.ctx, t.cancel = context.WithCancel(context.Background())
+	cfg.Router.add(t)
+	return t
+}
+
+// SetTerm gives the transport the instance's current term, before any message arrives that needs it.
+func (t *Transport) SetTerm(term func() uint64) { t.term.Store(&term) }
+
+// Close takes the transport out of the router and releases everyone who waits in it.
+func (t *Transport) Close() error {
+	t.cfg.Router.remove(t)
+	t.cancel()
+	return nil
+}
+
+// Consumer is the channel from which Raft takes requests.
+func (t *Transport) Consumer() <-chan raft.RPC { return t.consumer }
+
+// LocalAddr is the node's identifier in decimal.
+func (t *Transport) LocalAddr() raft.ServerAddress { return NodeAddress(t.cfg.Node) }
+
+// NodeAddress is the raft.ServerAddress of a node.
+func NodeAddress(n storage.NodeID) raft.ServerAddress { return raft.ServerAddress(n.String()) }
+
+// ParseNodeAddress is the inverse of NodeAddress.
+func ParseNodeAddress(a raft.ServerAddress) (storage.NodeID, error) {
+	n, err := strconv.ParseUint(string(a), 10, 32)
+	if err != nil {
+		return 0, storage.E("parse node address", storage.KindInvalid, strconv.Quote(string(a)), err)
+	}
+	return storage.NodeID(n), nil
+}
+
+// EncodePeer is the address as it stands.
+func (t *Transport) EncodePeer(_ raft.ServerID, a raft.ServerAddress) []byte { return []byte(a) }
+
+// DecodePeer is the inverse of EncodePeer.
+func (t *Transport) DecodePeer(b []byte) raft.ServerAddress { return raft.ServerAddress(b) }
+
+// SetHeartbeatHandler takes Raft's fast path for heartbeats.
+func (t *Transport) SetHeartbeatHandler(fn func(raft.RPC)) { t.beat.Store(&fn) }
+
+var errSilent = errors.New("this replica keeps silent: its disk has failed or hangs")
+
+func (t *Transport) unavailable(op string, err error) error {
+	return storage.E(op, storage.KindUnavailable, "group "+t.cfg.Group.String(), err)
+}
+
+func isHeartbeat(r *raft.AppendEntriesRequest) bool {
+	return len(r.Entries) == 0 && r.PrevLogEntry == 0 && r.PrevLogTerm == 0 && r.LeaderCommitIndex == 0
+}
+
+// AppendEntries sends a request and waits for its answer.
+func (t *Transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, args *raft.AppendEntriesRequest,
+	resp *raft.AppendEntriesResponse) error {
+	node, err := ParseNodeAddress(target)
+	if err != nil {
+		return err
+	}
+	done := make(chan error, 1)
+	fn := func(err error) { done <- err }
+	if isHeartbeat(args) {
+		t.cfg.Router.heartbeat(t, node, id, args, resp, fn)
+	} else {
+		t.startAppend(id, node, args, resp, fn)
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-t.ctx.Done():
+		return raft.ErrTransportShutdown
+	}
+}
+
+// startAppend sends args and calls done once: with nil when resp is filled and may be counted by the library.
+func (t *Transport) startAppend(id raft.ServerID, node storage.NodeID, args *raft.AppendEntriesRequest,
+	resp *raft.AppendEntriesResponse, done func(error)) {
+	if t.cfg.Silent() {
+		done(t.unavailable("append entries", errSilent))
+		return
+	}
+	parts := splitAppend(args)
+	join := &appendJoin{left: len(parts), resp: resp, done: done}
+	for _, part := range parts {
+		sent := time.Now()
+		header, payload := encodeAppend(id, part)
+		req := &peer.Request{Method: peer.MethodRaftAppend, Group: t.cfg.Group, Header: header, Payload: payload}
+		t.cfg.Peers.Go(node, peer.Data, req, func(r *peer.Response, err error) {
+			t.answered(id, part, sent, r, err, join)
+		})
+	}
+}
+
+// answered takes the answer to one part. A Success with entries is passed on only when this node's own log is
+// durable up to the last of them: the leader's half of the held acknowledgement.
+func (t *Transport) answered(id raft.ServerID, req *raft.AppendEntriesRequest, sent time.Time, r *peer.Response,
+	err error, join *appendJoin) {
+	var resp raft.AppendEntriesResponse
+	if err == nil {
+		var free int64
+		if free, err = decodeAppendResponse(r.Header, &resp); err == nil {
+			t.free.Store(id, free)
+		}
+		r.Release()
+	}
+	if err != nil || !resp.Success {
+		join.add(resp, err)
+		return
+	}
+	n := len(req.Entries)
+	if n == 0 {
+		t.lease.success(id, req.Term, sent, 0)
+		join.add(resp, nil)
+		return
+	}
+	last := req.Entries[n-1]
+	t.lease.success(id, req.Term, sent, last.Index)
+	end, ok := t.cfg.Gate.EndOf(last.Index, last.Term)
+	if !ok {
+		join.add(resp, t.unavailable("append entries", fmt.Errorf("entry %d of term %d is no longer in the log", last.Index, last.Term)))
+		return
+	}
+	// I1: take the gate out, and a leader counts itself for what its disk does not hold.
+	t.cfg.Gate.Notify(end, func(err error) { join.add(resp, err) })
+}
+
+// appendJoin collects the answers to the parts of one request: the first failure, or the last Success.
+type appendJoin struct {
+	mu   sync.Mutex
+	left int
+	bad  bool
+	err  error
+	resp *raft.AppendEntriesResponse
+	done func(error)
+}
+
+func (j *appendJoin) add(resp raft.AppendEntriesResponse, err error) {
+	j.mu.Lock()
+	j.left--
+	if !j.bad {
+		j.err = err
+		j.bad = err != nil || !resp.Success
+		if resp.LastLog >= j.resp.LastLog || j.bad {
+			*j.resp = resp
+		}
+	}
+	last := j.left == 0
+	j.mu.Unlock()
+	if last {
+		j.done(j.err)
+	}
+}
+
+// splitAppend cuts a request into consecutive ones whose data fits a frame.
+func splitAppend(r *raft.AppendEntriesRequest) []*raft.AppendEntriesRequest {
+	total := 0
+	for _, l := range r.Entries {
+		total += len(l.Data)
+	}
+	if total <= appendFrameBytes {
+		return []*raft.AppendEntriesRequest{r}
+	}
+	var parts []*raft.AppendEntriesRequest
+	prevIndex, prevTerm := r.PrevLogEntry, r.PrevLogTerm
+	for first := 0; first < len(r.Entries); {
+		n, size := first, 0
+		for n < len(r.Entries) && (n == first || size+len(r.Entries[n].Data) <= appendFrameBytes) {
+			size += len(r.Entries[n].Data)
+			n++
+		}
+		part := *r
+		part.Entries = r.Entries[first:n]
+		part.PrevLogEntry, part.PrevLogTerm = prevIndex, prevTerm
+		parts = append(parts, &part)
+		prevIndex, prevTerm = r.Entries[n-1].Index, r.Entries[n-1].Term
+		first = n
+	}
+	return parts
+}
+
+// serveAppend hands a leader's request to Raft and answers when the answer may leave.
+func (t *Transport) serveAppend(in *peer.Inbound, req *raft.AppendEntriesRequest) {
+	out, err := t.deliver(raft.RPC{Command: req})
+	if err != nil {
+		in.ReplyError(err)
+		return
+	}
+	resp := out.(*raft.AppendEntriesResponse)
+	if !resp.Success {
+		in.Reply(encodeAppendResponse(resp, t.cfg.FreeBytes()), nil)
+		return
+	}
+	if len(req.Entries) == 0 {
+		t.replySuccess(in, req.Term, resp, nil)
+		return
+	}
+	last := req.Entries[len(req.Entries)-1]
+	end, ok := t.cfg.Gate.EndOf(last.Index, last.Term)
+	if !ok {
+		in.ReplyError(t.unavailable("append entries", fmt.Errorf("entry %d of term %d was replaced", last.Index, last.Term)))
+		return
+	}
+	// I1: take the gate out, and a follower acknowledges what its disk does not hold.
+	t.cfg.Gate.Notify(end, func(err error) { t.replySuccess(in, req.Term, resp, err) })
+}
+
+func (t *Transport) replySuccess(in *peer.Inbound, term uint64, resp *raft.AppendEntriesResponse, err error) {
+	if err == nil && t.cfg.Silent() {
+		err = t.unavailable("append entries", errSilent)
+	}
+	if err == nil && !t.promise.success(term, time.Now()) {
+		err = t.unavailable("append entries", errors.New("this replica has voted in a later term"))
+	}
+	if err != nil {
+		in.ReplyError(err)
+		return
+	}
+	in.Reply(encodeAppendResponse(resp, t.cfg.FreeBytes()), nil)
+}
+
+// serveHeartbeat answers a heartbeat on Raft's fast path.
+func (t *Transport) serveHeartbeat(req *raft.AppendEntriesRequest) (a heartbeatAnswer) {
+	beat := t.beat.Load()
+	if beat == nil || t.cfg.Silent() {
+		return a
+	}
+	respCh := make(chan raft.RPCResponse, 1)
+	(*beat)(raft.RPC{Command: req, RespChan: respCh})
+	select {
+	case out := <-respCh:
+		resp, ok := out.Response.(*raft.AppendEntriesResponse)
+		if out.Error != nil || !ok || resp.Success && !t.promise.success(req.Term, time.Now()) {
+			return a
+		}
+		return heartbeatAnswer{present: true, resp: *resp, freeBytes: t.cfg.FreeBytes()}
+	default: // the instance is shutting down and ignores the request
+		return a
+	}
+}
+
+// deliver hands a request to Raft's main loop and waits for its answer.
+func (t *Transport) deliver(rpc raft.RPC) (any, error) {
+	if t.cfg.Silent() {
+		return nil, t.unavailable("deliver", errSilent)
+	}
+	respCh := make(chan raft.RPCResponse, 1)
+	rpc.RespChan = respCh
+	select {
+	case t.consumer <- rpc:
+	case <-t.ctx.Done():
+		return nil, t.unavailable("deliver", raft.ErrTransportShutdown)
+	}
+	select {
+	case out := <-respCh:
+		if out.Error != nil {
+			return nil, t.unavailable("deliver", out.Error)
+		}
+		return out.Response, nil
+	case <-t.ctx.Done():
+		return nil, t.unavailable("deliver", raft.ErrTransportShutdown)
+	}
+}
+
+// call sends one small request and returns the answer's header.
+func (t *Transport) call(target raft.ServerAddress, lane peer.Lane, m peer.Method, header []byte,
+	payload [][]byte, timeout time.Duration) ([]byte, error) {
+	node, err := ParseNodeAddress(target)
+	if err != nil {
+		return nil, err
+	}
+	if t.cfg.Silent() {
+		return nil, t.unavailable("call", errSilent)
+	}
+	ctx := t.ctx
+	if timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, timeout)
+		defer cancel()
+	}
+	resp, err := t.cfg.Peers.Call(ctx, node, lane, &peer.Request{Method: m, Group: t.cfg.Group, Header: header,
+		Payload: payload})
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Release()
+	return append([]byte(nil), resp.Header...), nil
+}
+
+// RequestVote asks for a vote, unless a promise forbids this replica to.
+func (t *Transport) RequestVote(id raft.ServerID, target raft.ServerAddress, args *raft.RequestVoteRequest,
+	resp *raft.RequestVoteResponse) error {
+	if !t.promise.vote(args.Term, true, args.LeadershipTransfer, time.Now()) {
+		return t.unavailable("request vote", errors.New("a promise to the present leader stands"))
+	}
+	header, err := t.call(target, peer.Control, peer.MethodRaftVote, encodeVote(id, args), nil, t.cfg.HeartbeatTimeout*2)
+	if err != nil {
+		return err
+	}
+	h, term, granted, err := decodeVoteResponse(header)
+	*resp = raft.RequestVoteResponse{RPCHeader: h, Term: term, Granted: granted}
+	return err
+}
+
+func (t *Transport) serveVote(in *peer.Inbound, req *raft.RequestVoteRequest) {
+	out, err := t.deliver(raft.RPC{Command: req})
+	if err != nil {
+		in.ReplyError(err)
+		return
+	}
+	resp := out.(*raft.RequestVoteResponse)
+	if resp.Granted && !t.promise.vote(req.Term, false, req.LeadershipTransfer, time.Now()) {
+		in.ReplyError(t.unavailable("request vote", errors.New("a promise to the present leader stands")))
+		return
+	}
+	in.Reply(encodeVoteResponse(resp.RPCHeader, resp.Term, resp.Granted), nil)
+}
+
+// RequestPreVote asks whether a vote would be given; it binds nobody.
+func (t *Transport) RequestPreVote(id raft.ServerID, target raft.ServerAddress, args *raft.RequestPreVoteRequest,
+	resp *raft.RequestPreVoteResponse) error {
+	header, err := t.call(target, peer.Control, peer.MethodRaftPreVote, encodePreVote(id, args), nil, t.cfg.HeartbeatTimeout*2)
+	if err != nil {
+		return err
+	}
+	h, term, granted, err := decodeVoteResponse(header)
+	*resp = raft.RequestPreVoteResponse{RPCHeader: h, Term: term, Granted: granted}
+	return err
+}
+
+func (t *Transport) servePreVote(in *peer.Inbound, req *raft.RequestPreVoteRequest) {
+	out, err := t.deliver(raft.RPC{Command: req})
+	if err != nil {
+		in.ReplyError(err)
+		return
+	}
+	resp := out.(*raft.RequestPreVoteResponse)
+	in.Reply(encodeVoteResponse(resp.RPCHeader, resp.Term, resp.Granted), nil)
+}
+
+// TimeoutNow asks a follower to take over. From here on this leader has no lease.
+func (t *Transport) TimeoutNow(id raft.ServerID, target raft.ServerAddress, args *raft.TimeoutNowRequest,
+	_ *raft.TimeoutNowResponse) error {
+	term := t.currentTerm()
+	t.lease.giveUp(term)
+	_, err := t.call(target, peer.Control, peer.MethodRaftTimeoutNow, encodeTimeoutNow(id, args.RPCHeader, term), nil,
+		t.cfg.HeartbeatTimeout)
+	return err
+}
+
+func (t *Transport) serveTimeoutNow(in *peer.Inbound, h raft.RPCHeader, term uint64) {
+	if !t.promise.timeoutNow(term, t.currentTerm()) {
+		in.ReplyError(t.unavailable("timeout now", fmt.Errorf("term %d is over", term)))
+		return
+	}
+	if _, err := t.deliver(raft.RPC{Command: &raft.TimeoutNowRequest{RPCHeader: h}}); err != nil {
+		in.ReplyError(err)
+		return
+	}
+	in.Reply(nil, nil)
+}
+
+func (t *Transport) currentTerm() uint64 {
+	if f := t.term.Load(); f != nil {
+		return (*f)()
+	}
+	return 0
+}
+
+// InstallSnapshot sends the name of a manifest (or, for the catalog, the snapshot itself) and waits for as long as
+// the receiver takes; a lost connection ends the wait.
+func (t *Transport) InstallSnapshot(id raft.ServerID, target raft.ServerAddress, args *raft.InstallSnapshotRequest,
+	resp *raft.InstallSnapshotResponse, data io.Reader) error {
+	var manifest string
+	var payload [][]byte
+	content, err := io.ReadAll(io.LimitReader(data, maxSnapshotBytes+1))
+	switch {
+	case err != nil:
+		return err
+	case len(content) > maxSnapshotBytes:
+		return storage.E("install snapshot", storage.KindUnsupported, "group "+t.cfg.Group.String(),
+			fmt.Errorf("the snapshot has more than %d bytes", maxSnapshotBytes))
+	case t.cfg.Pull != nil:
+		manifest = string(content)
+	case len(content) > 0:
+		payload = [][]byte{content}
+	}
+	header, err := t.call(target, peer.Bulk, peer.MethodRaftInstallSnapshot, encodeInstall(id, args, manifest), payload, 0)
+	if err != nil {
+		return err
+	}
+	return decodeInstallResponse(header, resp)
+}
+
+// serveInstall brings a snapshot here and hands it to Raft. The pull comes first, because Raft's main loop is blocked
+// from the moment it has the request.
+func (t *Transport) serveInstall(in *peer.Inbound, req *raft.InstallSnapshotRequest, manifest string) {
+	if !t.installing.TryLock() {
+		in.ReplyError(t.unavailable("install snapshot", errors.New("another snapshot is being installed")))
+		return
+	}
+	defer t.installing.Unlock()
+	var content string
+	if t.cfg.Pull == nil {
+		content = string(in.Payload)
+	} else {
+		var err error
+		if content, err = t.cfg.Pull(t.ctx, in.From, manifest, req); err != nil {
+			t.cfg.Logger.Warn("manifest not pulled", "group", t.cfg.Group, "from", in.From, "error", err)
+			in.ReplyError(err)
+			return
+		}
+	}
+	req.Size = int64(len(content))
+	out, err := t.deliver(raft.RPC{Command: req, Reader: strings.NewReader(content)})
+	if err != nil {
+		in.ReplyError(err)
+		return
+	}
+	resp := out.(*raft.InstallSnapshotResponse)
+	in.Reply(encodeInstallResponse(resp), nil)
+	if resp.Success && t.cfg.Installed != nil {
+		t.cfg.Installed(req)
+	}
+}
+
+// AppendEntriesPipeline opens a pipeline to a follower.
+func (t *Transport) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAddress) (raft.AppendPipeline, error) {
+	node, err := ParseNodeAddress(target)
+	if err != nil {
+		return nil, err
+	}
+	return newPipeline(t, id, node), nil
+}
+
+// MinFreeBytes returns the smallest free space that the given followers have told, and own for this node.
+func (t *Transport) MinFreeBytes(own int64, servers []raft.Server) int64 {
+	for _, s := range servers {
+		if v, ok := t.free.Load(s.ID); ok && s.Suffrage == raft.Voter && s.ID != t.cfg.Self {
+			own = min(own, v.(int64))
+		}
+	}
+	return own
+}

@@ -1,0 +1,151 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/peer"
+	"github.com/storaged/storaged/server/catalog"
+	"github.com/storaged/storaged/server/control"
+	"github.com/storaged/storaged/server/volume"
+)
+
+// cluster is what this node's gateway sees: groups through the router, sessions and volumes through the catalog. It
+// implements volume.Cluster.
+type cluster struct {
+	*router
+	control  *control.Controller
+	self     storage.NodeID
+	instance string // new at every start
+
+	mu       sync.Mutex
+	sessions map[storage.SessionID]bool // named in every report, which keeps them alive; guarded by mu
+}
+
+var _ volume.Cluster = (*cluster)(nil)
+
+func newCluster(r *router, c *control.Controller, self storage.NodeID, instance string) *cluster {
+	return &cluster{router: r, control: c, self: self, instance: instance, sessions: map[storage.SessionID]bool{}}
+}
+
+// OpenSession implements volume.Cluster.
+func (c *cluster) OpenSession(ctx context.Context, name string, req volume.SessionRequest) (volume.SessionInfo, error) {
+	r, err := c.control.Propose(ctx, catalog.OpenSession{Volume: catalog.ByName(name), Gateway: catalog.Gateway{Node: c.self},
+		Instance: c.instance, After: req.After, ReadOnly: req.ReadOnly, At: time.Now().UTC()})
+	if err != nil {
+		return volume.SessionInfo{}, err
+	}
+	if r.Session == nil || r.Volume == nil {
+		return volume.SessionInfo{}, storage.E("open session", storage.KindInternal, "volume "+name, errors.New("the catalog's answer is incomplete"))
+	}
+	c.mu.Lock()
+	c.sessions[r.Session.ID] = true
+	c.mu.Unlock()
+	info := volume.SessionInfo{ID: r.Session.ID, Volume: r.Volume.ID, SizeBytes: r.Volume.SizeBytes, Groups: r.Volume.Groups,
+		Epoch: r.Volume.Epoch, Generation: r.Session.Generation}
+	for _, p := range r.Predecessors {
+		info.Predecessors = append(info.Predecessors, p.ID)
+	}
+	return info, nil
+}
+
+// CloseSession implements volume.Cluster.
+func (c *cluster) CloseSession(ctx context.Context, session storage.SessionID) error {
+	_, err := c.control.Propose(ctx, catalog.CloseSession{Session: session})
+	if err == nil {
+		c.mu.Lock()
+		delete(c.sessions, session)
+		c.mu.Unlock()
+	}
+	return err
+}
+
+func (c *cluster) liveSessions() []storage.SessionID {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out := make([]storage.SessionID, 0, len(c.sessions))
+	for id := range c.sessions {
+		out = append(out, id)
+	}
+	return out
+}
+
+// WatchVolume implements volume.Cluster.
+func (c *cluster) WatchVolume(ctx context.Context, id storage.VolumeID, after uint64) (volume.VolumeState, error) {
+	for {
+		_, changed := c.control.Changed()
+		var v catalog.Volume
+		var ok bool
+		fresh := c.control.View(func(s *catalog.State) { v, ok = s.Volume(id) })
+		switch {
+		case !ok:
+			return volume.VolumeState{Revision: fresh.Index, Deleted: true}, nil
+		case v.Revision > after:
+			return volume.VolumeState{Revision: v.Revision, SizeBytes: v.SizeBytes, Epoch: v.Epoch, Generation: v.Generation,
+				Deleted: v.State == catalog.VolumeDeleting}, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return volume.VolumeState{}, storage.E("watch", storage.KindCanceled, "volume "+id.String(), ctx.Err())
+		}
+	}
+}
+
+// Volume implements volume.Cluster. It asks the catalog's leader, so that a volume can be opened on any node as soon
+// as it was made on one; without a leader it answers from this node's copy.
+func (c *cluster) Volume(ctx context.Context, name string) (volume.VolumeInfo, error) {
+	var v catalog.Volume
+	var ok bool
+	find := func(s *catalog.State) { v, ok = s.VolumeByName(name) }
+	c.control.View(find)
+	if !ok {
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+		defer cancel()
+		if err := c.control.Read(ctx, find); err != nil && !errors.Is(err, storage.ErrUnavailable) {
+			return volume.VolumeInfo{}, err
+		}
+	}
+	if !ok {
+		return volume.VolumeInfo{}, storage.E("find", storage.KindNotFound, "volume "+name, nil)
+	}
+	return volume.VolumeInfo{Name: v.Name, ID: v.ID, SizeBytes: v.SizeBytes}, nil
+}
+
+// Volumes implements volume.Cluster, from this node's copy of the catalog.
+func (c *cluster) Volumes(context.Context) ([]volume.VolumeInfo, error) {
+	var out []volume.VolumeInfo
+	c.control.View(func(s *catalog.State) {
+		for _, v := range volumesByName(s) {
+			out = append(out, volume.VolumeInfo{Name: v.Name, ID: v.ID, SizeBytes: v.SizeBytes})
+		}
+	})
+	return out, nil
+}
+
+// controlPeers carries the catalog's requests. It implements control.Peers.
+type controlPeers struct{ peers *peer.Transport }
+
+// Call implements control.Peers.
+func (p controlPeers) Call(ctx context.Context, to storage.NodeID, m control.Method, body []byte) ([]byte, error) {
+	resp, err := p.peers.Call(ctx, to, peer.Control, &peer.Request{Method: peer.Method(m), Payload: [][]byte{body}})
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Release()
+	return append([]byte(nil), resp.Payload...), nil
+}
+
+// registerControl enters the methods that other nodes' control loops, and joining nodes, call.
+func registerControl(peers *peer.Transport, c *control.Controller) {
+	for _, m := range []control.Method{control.MethodPropose, control.MethodRead, control.MethodReport, control.MethodJoin} {
+		peers.Handle(peer.Method(m), peer.Concurrent, func(in *peer.Inbound) {
+			answer := c.Serve(in.Context(), in.From, m, in.Payload)
+			in.Reply(nil, [][]byte{answer})
+		})
+	}
+	peers.Handle(peer.MethodNodeInfo, peer.Concurrent, func(in *peer.Inbound) { in.Reply(nil, nil) })
+}

@@ -1,0 +1,206 @@
+package server
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/size"
+)
+
+// Config is all that an operator sets of a node. Flags, the configuration file (YAML, the keys are the flags' names),
+// the environment (STORAGED_DATA_DIR for --data-dir) and docs/storaged.md are made from this one struct: the tags are
+// the flag's name, its default and its help.
+type Config struct {
+	DataDir string `flag:"data-dir" help:"directory of this node's data; made if it does not exist"`
+	Name    string `flag:"name" help:"name of this node, as people see it (default: the host's name)"`
+	Zone    string `flag:"zone" help:"failure domain of this node (rack, room, site); replicas of a group lie in different zones where possible"`
+	Join    string `flag:"join" help:"peer address (host or host:port) of any node of the cluster to join; without it, an empty data directory becomes a new cluster of one node"`
+
+	ListenPeer string `flag:"listen-peer" default:":7001" help:"address for the other nodes (Raft, data and repair)"`
+	ListenAPI  string `flag:"listen-api" default:":7000" help:"address of the gRPC API that storagectl speaks"`
+	ListenNBD  string `flag:"listen-nbd" default:":10809" help:"address for NBD clients"`
+	ListenHTTP string `flag:"listen-http" default:":7002" help:"address of metrics and health (/metrics, /healthz, /readyz)"`
+	NBDSocket  string `flag:"nbd-socket" help:"also serve NBD on this unix socket"`
+	Advertise  string `flag:"advertise" help:"host name or address under which others reach this node (default: the listening address, or the host's name when that is a wildcard)"`
+	Pprof      string `flag:"listen-pprof" help:"address of the Go profiler; off when empty: it must not be reachable by strangers"`
+
+	CapacityBytes size.Bytes `flag:"capacity" help:"how much of the disk this store may use (default: all of the file system)"`
+	ReserveBytes  size.Bytes `flag:"reserve" default:"1GiB" help:"free space below which allocating writes are refused; discards and deletes still work"`
+	SegmentBytes  size.Bytes `flag:"segment-size" default:"64MiB" help:"size of the log's segments; fixed when the store is made"`
+	FreeSegments  int        `flag:"free-segments" default:"8" help:"segments that are written ahead of time"`
+	CacheBytes    size.Bytes `flag:"cache" default:"64MiB" help:"memory for extent tables"`
+	LogCacheBytes size.Bytes `flag:"log-cache" default:"48MiB" help:"memory for recent log entries"`
+
+	Replicas         int           `flag:"replicas" default:"3" help:"copies of every extent; set when the cluster is made"`
+	Groups           int           `flag:"groups" default:"8" help:"replication groups to start with; set when the cluster is made"`
+	HeartbeatTimeout time.Duration `flag:"heartbeat-timeout" default:"500ms" help:"how long a leader may be silent; one value per cluster, set when it is made"`
+	ReadMode         string        `flag:"read-mode" default:"lease" help:"lease: a leader answers reads while a majority has lately confirmed it; quorum: it asks a majority for every read"`
+	MaxAppendEntries int           `flag:"max-append-entries" default:"512" help:"entries in one replication request"`
+
+	NBDCert        string `flag:"nbd-tls-cert" help:"certificate of the NBD server (PEM); with it clients may, and with --nbd-tls-require must, use TLS"`
+	NBDKey         string `flag:"nbd-tls-key" help:"its key (PEM)"`
+	NBDClientCA    string `flag:"nbd-tls-client-ca" help:"certificates (PEM) that a client's certificate must be signed by; without it clients need none"`
+	NBDTLSRequire  bool   `flag:"nbd-tls-require" help:"refuse NBD clients that do not start TLS"`
+	PeerCert       string `flag:"peer-tls-cert" help:"certificate of this node for other nodes (PEM); together with --peer-tls-key and --peer-tls-ca all traffic between nodes is mutually authenticated TLS"`
+	PeerKey        string `flag:"peer-tls-key" help:"its key (PEM)"`
+	PeerCA         string `flag:"peer-tls-ca" help:"certificates (PEM) that nodes' certificates must be signed by"`
+	NBDConnections int    `flag:"nbd-max-connections" default:"4096" help:"NBD connections served at once"`
+
+	LogLevel  string `flag:"log-level" default:"info" help:"debug, info, warn or error"`
+	LogFormat string `flag:"log-format" default:"text" help:"text or json"`
+
+	ShutdownTimeout time.Duration `flag:"shutdown-timeout" default:"10s" help:"how long a stopping node waits for requests and hands leadership over"`
+}
+
+// Validate returns every problem at once, each with the flag's name.
+func (c *Config) Validate() error {
+	var errs []error
+	bad := func(flag, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("--%s: %s", flag, fmt.Sprintf(format, args...)))
+	}
+	if c.DataDir == "" {
+		bad("data-dir", "is missing: say where this node keeps its data")
+	}
+	for _, a := range []struct{ flag, addr string }{{"listen-peer", c.ListenPeer}, {"listen-api", c.ListenAPI},
+		{"listen-nbd", c.ListenNBD}, {"listen-http", c.ListenHTTP}} {
+		if _, _, err := net.SplitHostPort(a.addr); err != nil {
+			bad(a.flag, "%q is no host:port", a.addr)
+		}
+	}
+	if len(c.Name) > 63 || strings.ContainsAny(c.Name, " \t\n/") {
+		bad("name", "%q: use at most 63 characters and no blanks or slashes", c.Name)
+	}
+	if c.Replicas < 1 || c.Replicas > 7 || c.Replicas%2 == 0 {
+		bad("replicas", "%d: use 1, 3, 5 or 7", c.Replicas)
+	}
+	if c.Groups < 1 || c.Groups > 256 || c.Groups&(c.Groups-1) != 0 {
+		bad("groups", "%d: use a power of two up to 256", c.Groups)
+	}
+	if c.HeartbeatTimeout < 50*time.Millisecond || c.HeartbeatTimeout > 10*time.Second {
+		bad("heartbeat-timeout", "%v: use 50ms to 10s", c.HeartbeatTimeout)
+	}
+	if c.ReadMode != "lease" && c.ReadMode != "quorum" {
+		bad("read-mode", "%q: use lease or quorum", c.ReadMode)
+	}
+	if c.MaxAppendEntries < 16 || c.MaxAppendEntries > 1024 {
+		bad("max-append-entries", "%d: use 16 to 1024", c.MaxAppendEntries)
+	}
+	if (c.NBDCert == "") != (c.NBDKey == "") {
+		bad("nbd-tls-cert", "goes together with --nbd-tls-key")
+	}
+	if c.NBDTLSRequire && c.NBDCert == "" {
+		bad("nbd-tls-require", "needs --nbd-tls-cert and --nbd-tls-key")
+	}
+	if n := countSet(c.PeerCert, c.PeerKey, c.PeerCA); n != 0 && n != 3 {
+		bad("peer-tls-cert", "goes together with --peer-tls-key and --peer-tls-ca")
+	}
+	if c.ReserveBytes < 0 || c.CapacityBytes < 0 {
+		bad("reserve", "sizes are not negative")
+	}
+	if len(errs) > 0 {
+		return storage.E("configuration", storage.KindInvalid, "", errors.Join(errs...))
+	}
+	return nil
+}
+
+func countSet(values ...string) (n int) {
+	for _, v := range values {
+		if v != "" {
+			n++
+		}
+	}
+	return n
+}
+
+// setDefaults fills in what the machine decides.
+func (c *Config) setDefaults() error {
+	if c.Name == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return err
+		}
+		c.Name, _, _ = strings.Cut(host, ".")
+	}
+	dir, err := filepath.Abs(c.DataDir)
+	if err != nil {
+		return err
+	}
+	c.DataDir = dir
+	if c.Join != "" {
+		if _, _, err := net.SplitHostPort(c.Join); err != nil {
+			c.Join = net.JoinHostPort(strings.Trim(c.Join, "[]"), "7001")
+		}
+	}
+	return nil
+}
+
+// advertised returns the address under which others reach a listener.
+func (c *Config) advertised(listening net.Addr) string {
+	host, port, err := net.SplitHostPort(listening.String())
+	if err != nil {
+		return listening.String()
+	}
+	if c.Advertise != "" {
+		return net.JoinHostPort(c.Advertise, port)
+	}
+	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
+		if name, err := os.Hostname(); err == nil {
+			host = name
+		}
+	}
+	return net.JoinHostPort(host, port)
+}
+
+func (c *Config) nbdTLS() (*tls.Config, error) {
+	if c.NBDCert == "" {
+		return nil, nil
+	}
+	cert, err := tls.LoadX509KeyPair(c.NBDCert, c.NBDKey)
+	if err != nil {
+		return nil, storage.E("load", storage.KindInvalid, "--nbd-tls-cert", err)
+	}
+	t := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{cert}}
+	if c.NBDClientCA != "" {
+		if t.ClientCAs, err = loadCA(c.NBDClientCA); err != nil {
+			return nil, storage.E("load", storage.KindInvalid, "--nbd-tls-client-ca", err)
+		}
+		t.ClientAuth = tls.RequireAndVerifyClientCert
+	}
+	return t, nil
+}
+
+func (c *Config) peerTLS() (*tls.Config, error) {
+	if c.PeerCert == "" {
+		return nil, nil
+	}
+	cert, err := tls.LoadX509KeyPair(c.PeerCert, c.PeerKey)
+	if err != nil {
+		return nil, storage.E("load", storage.KindInvalid, "--peer-tls-cert", err)
+	}
+	ca, err := loadCA(c.PeerCA)
+	if err != nil {
+		return nil, storage.E("load", storage.KindInvalid, "--peer-tls-ca", err)
+	}
+	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}, RootCAs: ca, ClientCAs: ca,
+		ClientAuth: tls.RequireAndVerifyClientCert}, nil
+}
+
+func loadCA(path string) (*x509.CertPool, error) {
+	pem, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s holds no certificate", path)
+	}
+	return pool, nil
+}

@@ -1,0 +1,53 @@
+package server
+
+import (
+	"github.com/storaged/storaged/internal/version"
+	"github.com/storaged/storaged/replication"
+	"github.com/storaged/storaged/server/catalog"
+	"github.com/storaged/storaged/server/placement"
+)
+
+// report is what this node tells the catalog's leader about itself every second.
+func (n *node) report() placement.NodeReport {
+	space := n.store.Space()
+	used := max(0, space.CapacityBytes-space.FreeBytes)
+	store := placement.StoreReport{ID: catalog.StoreText(n.store.ID()), CapacityBytes: space.CapacityBytes, UsedBytes: used,
+		FreeBytes: max(0, space.FreeBytes-space.ReserveBytes)}
+	if err := n.store.Failed(); err != nil {
+		store.Failed = err.Error()
+	}
+	r := placement.NodeReport{Node: n.identity.Node, Version: version.Version, Stores: []placement.StoreReport{store},
+		Sessions: n.cluster.liveSessions()}
+	for _, s := range n.host.Status() {
+		if rep, ok := replicaReport(s); ok {
+			r.Replicas = append(r.Replicas, rep)
+		}
+	}
+	return r
+}
+
+func replicaReport(s replication.GroupStatus) (placement.ReplicaReport, bool) {
+	key, err := catalog.ParseReplicaKey(string(s.Self))
+	if err != nil {
+		return placement.ReplicaReport{}, false
+	}
+	state, ok := map[string]placement.ReplicaState{"leader": placement.ReplicaLeader, "follower": placement.ReplicaFollower,
+		"candidate": placement.ReplicaCandidate}[s.Role]
+	switch {
+	case s.PullTotalBytes > 0:
+		state = placement.ReplicaPulling
+	case !ok:
+		state = placement.ReplicaStopped
+	}
+	r := placement.ReplicaReport{Group: s.Group, Key: key, Term: s.Term, Leader: s.Leader, Last: s.LastIndex,
+		Commit: s.CommitIndex, Applied: s.AppliedIndex, ConfigIndex: s.ConfigIndex, PulledBytes: s.PulledBytes, PullBytes: s.PullTotalBytes,
+		State: state}
+	for _, m := range s.Replicas {
+		k, err := catalog.ParseReplicaKey(string(m.ID))
+		if err != nil {
+			continue
+		}
+		r.Members = append(r.Members, placement.Member{Key: k, Node: m.Node, Voter: m.Voter, AckedIndex: m.AckedIndex})
+	}
+	return r, true
+}

@@ -1,0 +1,356 @@
+package server
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/storaged/storaged"
+	"github.com/storaged/storaged/api"
+	"github.com/storaged/storaged/server/catalog"
+	"github.com/storaged/storaged/server/control"
+	"github.com/storaged/storaged/server/placement"
+)
+
+// view is the cluster as the API shows it: commands go to the catalog's leader; lists are put together from this
+// node's copy of the catalog and the reports that the leader has. It implements api.Cluster.
+type view struct{ n *node }
+
+var _ api.Cluster = (*view)(nil)
+
+// reportsTimeout bounds how long a list waits for the leader's reports; without them it shows the catalog only.
+const reportsTimeout = time.Second
+
+// picture is one consistent look at the cluster.
+type picture struct {
+	fresh   control.Freshness
+	cluster catalog.Cluster
+	nodes   []catalog.Node
+	names   map[storage.NodeID]string
+	groups  []catalog.Group
+	volumes []catalog.Volume
+	reports map[storage.NodeID]control.Heard // nil when the leader did not answer
+}
+
+func (v *view) look(ctx context.Context, withReports bool) *picture {
+	p := &picture{}
+	p.fresh = v.n.control.View(func(s *catalog.State) {
+		p.cluster, p.nodes, p.groups, p.volumes = s.Cluster(), s.Nodes(), s.Groups(), volumesByName(s)
+	})
+	p.names = map[storage.NodeID]string{}
+	for _, n := range p.nodes {
+		p.names[n.ID] = n.Name
+	}
+	if withReports {
+		ctx, cancel := context.WithTimeout(ctx, reportsTimeout)
+		defer cancel()
+		if reports, err := v.n.control.Reports(ctx); err == nil {
+			p.reports = reports
+		}
+	}
+	return p
+}
+
+// volumesByName returns the volumes that have not been deleted, in the order of their names.
+func volumesByName(s *catalog.State) []catalog.Volume {
+	all := slices.DeleteFunc(s.Volumes(), func(v catalog.Volume) bool { return v.State == catalog.VolumeDeleting })
+	slices.SortFunc(all, func(a, b catalog.Volume) int { return cmp.Compare(a.Name, b.Name) })
+	return all
+}
+
+// CreateVolume implements api.Cluster.
+func (v *view) CreateVolume(ctx context.Context, nv api.NewVolume) (api.Volume, error) {
+	if nv.Groups != 0 {
+		return api.Volume{}, storage.E("create", storage.KindUnsupported, "volume "+nv.Name,
+			fmt.Errorf("this version chooses the number of groups by itself: leave it out"))
+	}
+	r, err := v.n.control.Propose(ctx, catalog.CreateVolume{Name: nv.Name, SizeBytes: nv.SizeBytes, RequestID: nv.RequestID, At: time.Now().UTC()})
+	if err != nil {
+		return api.Volume{}, err
+	}
+	return v.volume(*r.Volume, nil, nil), nil
+}
+
+// Volume implements api.Cluster.
+func (v *view) Volume(ctx context.Context, name string) (api.Volume, error) {
+	var vol catalog.Volume
+	var sessions []catalog.Session
+	var ok bool
+	names := map[storage.NodeID]string{}
+	find := func(s *catalog.State) {
+		if vol, ok = s.VolumeByName(name); ok {
+			sessions = s.SessionsOf(vol.ID)
+		}
+		for _, n := range s.Nodes() {
+			names[n.ID] = n.Name
+		}
+	}
+	if err := v.n.control.Read(ctx, find); err != nil {
+		v.n.control.View(find) // nobody leads: what this node knows is better than nothing
+	}
+	if !ok {
+		return api.Volume{}, storage.E("find", storage.KindNotFound, "volume "+name, nil)
+	}
+	return v.volume(vol, sessions, names), nil
+}
+
+func (v *view) volume(c catalog.Volume, sessions []catalog.Session, names map[storage.NodeID]string) api.Volume {
+	out := api.Volume{ID: c.ID, Name: c.Name, SizeBytes: c.SizeBytes, AllocatedBytes: -1, Groups: c.Groups, Epoch: c.Epoch,
+		Generation: c.Generation, State: api.VolumeState(c.State), CreatedAt: c.CreatedAt}
+	for _, s := range sessions {
+		name := names[s.Gateway.Node]
+		if s.Gateway.Host != "" {
+			name = s.Gateway.Host
+		}
+		out.Sessions = append(out.Sessions, api.Session{ID: s.ID, Node: s.Gateway.Node, NodeName: name, Generation: s.Generation,
+			ReadOnly: s.ReadOnly, OpenedAt: s.OpenedAt})
+	}
+	return out
+}
+
+// Volumes implements api.Cluster.
+func (v *view) Volumes(ctx context.Context, after string, limit int) ([]api.Volume, error) {
+	var out []api.Volume
+	for _, c := range v.look(ctx, false).volumes {
+		if c.Name > after && len(out) < limit {
+			out = append(out, v.volume(c, nil, nil))
+		}
+	}
+	return out, nil
+}
+
+// ResizeVolume implements api.Cluster.
+func (v *view) ResizeVolume(ctx context.Context, name string, sizeBytes int64) (api.Volume, error) {
+	r, err := v.n.control.Propose(ctx, catalog.ResizeVolume{Volume: catalog.ByName(name), SizeBytes: sizeBytes})
+	if err != nil {
+		return api.Volume{}, err
+	}
+	return v.volume(*r.Volume, nil, nil), nil
+}
+
+// DeleteVolume implements api.Cluster.
+func (v *view) DeleteVolume(ctx context.Context, name string, id storage.VolumeID) error {
+	found, err := v.Volume(ctx, name)
+	if err != nil {
+		return err
+	}
+	if id != 0 && found.ID != id {
+		return storage.E("delete", storage.KindNotFound, "volume "+name, fmt.Errorf("the volume of that name is another one now"))
+	}
+	_, err = v.n.control.Propose(ctx, catalog.DeleteVolume{Volume: catalog.ByID(found.ID)})
+	return err
+}
+
+// Nodes implements api.Cluster.
+func (v *view) Nodes(ctx context.Context) ([]api.Node, error) {
+	return v.look(ctx, true).apiNodes(), nil
+}
+
+func (p *picture) apiNodes() []api.Node {
+	var out []api.Node
+	for _, n := range p.nodes {
+		if n.State == catalog.NodeRemoved {
+			continue
+		}
+		a := api.Node{ID: n.ID, Name: n.Name, Zone: n.Zone, State: api.NodeState(n.State),
+			Addresses: api.Addresses{Peer: n.Addrs.Peer, API: n.Addrs.API, NBD: n.Addrs.NBD, HTTP: n.Addrs.HTTP}}
+		heard, ok := p.reports[n.ID]
+		if ok {
+			a.Version = heard.Report.Version
+			a.SeenAt = time.Now().Add(-heard.Age)
+			for _, r := range heard.Report.Replicas {
+				a.Replicas++
+				if r.State == placement.ReplicaLeader {
+					a.Leaders++
+				}
+			}
+		}
+		for _, s := range n.Stores {
+			a.Stores = append(a.Stores, apiStore(s, heard.Report))
+		}
+		out = append(out, a)
+	}
+	return out
+}
+
+func apiStore(s catalog.Store, report placement.NodeReport) api.Store {
+	out := api.Store{ID: s.ID, State: api.StoreOK, CapacityBytes: s.CapacityBytes}
+	for _, r := range report.Stores {
+		if storage.StoreID(r.ID) != s.ID {
+			continue
+		}
+		out.CapacityBytes, out.UsedBytes, out.FreeBytes = r.CapacityBytes, r.UsedBytes, r.FreeBytes
+		switch {
+		case r.Failed != "":
+			out.State = api.StoreFailed
+		case r.FreeBytes == 0:
+			out.State = api.StoreFull
+		}
+	}
+	return out
+}
+
+// Groups implements api.Cluster.
+func (v *view) Groups(ctx context.Context) ([]api.Group, error) {
+	p := v.look(ctx, true)
+	out := make([]api.Group, 0, len(p.groups))
+	for _, g := range p.groups {
+		out = append(out, p.apiGroup(g))
+	}
+	return out, nil
+}
+
+// replica finds what a node says about its replica.
+func (p *picture) replica(r catalog.Replica, group storage.GroupID) (placement.ReplicaReport, bool) {
+	for _, rep := range p.reports[r.Node].Report.Replicas {
+		if rep.Group == group && rep.Key == r.Key {
+			return rep, true
+		}
+	}
+	return placement.ReplicaReport{}, false
+}
+
+// staleReport is the age from which a report says nothing about now.
+const staleReport = 5 * time.Second
+
+// leader returns the report of the replica that leads: of several that say so, the one of the highest term.
+func (p *picture) leader(g catalog.Group) (best placement.ReplicaReport, node storage.NodeID) {
+	for _, r := range g.Replicas {
+		rep, ok := p.replica(r, g.ID)
+		if ok && rep.State == placement.ReplicaLeader && rep.Term >= best.Term && p.reports[r.Node].Age < staleReport {
+			best, node = rep, r.Node
+		}
+	}
+	return best, node
+}
+
+func (p *picture) apiGroup(g catalog.Group) api.Group {
+	lead, node := p.leader(g)
+	out := api.Group{ID: g.ID, Leader: node, LeaderName: p.names[node], Term: lead.Term, CommitIndex: lead.Commit, AppliedIndex: lead.Applied}
+	for _, r := range g.Replicas {
+		a := api.Replica{Node: r.Node, NodeName: p.names[r.Node], Store: r.Key.Store, Incarnation: r.Key.Incarnation, Role: api.ReplicaRole(r.Role)}
+		rep, ok := p.replica(r, g.ID)
+		a.Online = ok && p.reports[r.Node].Age < staleReport && rep.State != placement.ReplicaStopped
+		for _, m := range lead.Members {
+			if m.Key == r.Key && m.AckedIndex < lead.Commit {
+				a.LagEntries = lead.Commit - m.AckedIndex
+			}
+		}
+		if rep.PullBytes > 0 {
+			a.Progress = &api.Progress{DoneBytes: rep.PulledBytes, TotalBytes: rep.PullBytes, StartedAt: rep.PullStartedAt}
+		}
+		out.Replicas = append(out.Replicas, a)
+	}
+	return out
+}
+
+// Status implements api.Cluster.
+func (v *view) Status(ctx context.Context) (api.Status, error) {
+	p := v.look(ctx, true)
+	self := v.n.identity.Node
+	s := api.Status{ClusterID: p.cluster.ID, ReplicasWanted: p.cluster.Replicas, GroupsTotal: len(p.groups), Volumes: len(p.volumes),
+		CatalogLeader: p.fresh.Leader, CatalogLeaderName: p.names[p.fresh.Leader], CatalogTerm: v.n.control.Term(),
+		CatalogIndex: p.fresh.Index, AnsweredBy: self, AnsweredByName: p.names[self], Age: p.fresh.Age}
+	if s.Age == control.NeverHeard {
+		s.Age = 0
+	}
+	for _, vol := range p.volumes {
+		s.ProvisionedBytes += vol.SizeBytes
+	}
+	p.judgeCatalog(&s)
+	p.judgeNodes(&s)
+	p.judgeGroups(&s)
+	judge(&s)
+	return s, nil
+}
+
+// judge orders the reasons and draws the sum.
+func judge(s *api.Status) {
+	rank := map[api.Health]int{api.HealthCritical: 0, api.HealthDegraded: 1, api.HealthOK: 2}
+	slices.SortStableFunc(s.Reasons, func(a, b api.Reason) int { return cmp.Compare(rank[a.Severity], rank[b.Severity]) })
+	s.Health = api.HealthOK
+	if len(s.Reasons) > 0 {
+		s.Health = s.Reasons[0].Severity
+	}
+}
+
+func (p *picture) judgeCatalog(s *api.Status) {
+	switch {
+	case p.fresh.Leader == 0:
+		s.Reasons = append(s.Reasons, api.Reason{Severity: api.HealthCritical, Subject: "catalog", Text: "nobody leads it",
+			NextStep: "bring up nodes until a majority runs; `storagectl node list` shows them"})
+	case p.reports == nil:
+		s.Reasons = append(s.Reasons, api.Reason{Severity: api.HealthDegraded, Subject: "catalog",
+			Text: "its leader does not answer; what follows is from this node's copy"})
+	}
+}
+
+func (p *picture) judgeNodes(s *api.Status) {
+	for _, n := range p.apiNodes() {
+		s.NodesTotal++
+		s.CapacityBytes += n.CapacityBytes()
+		s.UsedBytes += n.UsedBytes()
+		s.FreeBytes += n.FreeBytes()
+		if n.State == api.NodeUp {
+			s.NodesUp++
+		} else {
+			s.Reasons = append(s.Reasons, api.Reason{Severity: api.HealthDegraded, Subject: "node " + n.Name, Text: string(n.State),
+				NextStep: "start storaged there, and look at its log"})
+		}
+		for _, st := range n.Stores {
+			switch st.State {
+			case api.StoreFailed:
+				s.Reasons = append(s.Reasons, api.Reason{Severity: api.HealthDegraded, Subject: "store " + st.ID.String(),
+					Text: "the disk of node " + n.Name + " has failed", NextStep: "replace the disk and start the node with an empty data directory"})
+			case api.StoreFull:
+				s.Reasons = append(s.Reasons, api.Reason{Severity: api.HealthCritical, Subject: "store " + st.ID.String(),
+					Text: "the disk of node " + n.Name + " is full up to its reserve: writes are refused", NextStep: "delete volumes, discard blocks, or add nodes"})
+			}
+		}
+	}
+	if p.cluster.Replicas > s.NodesTotal && s.NodesTotal > 0 {
+		s.Reasons = append(s.Reasons, api.Reason{Severity: api.HealthDegraded, Subject: "cluster",
+			Text:     fmt.Sprintf("%d of %d nodes for %d copies of everything", s.NodesTotal, p.cluster.Replicas, p.cluster.Replicas),
+			NextStep: "start more nodes with --join"})
+	}
+}
+
+func (p *picture) judgeGroups(s *api.Status) {
+	var leaderless, short []string
+	for _, g := range p.groups {
+		a := p.apiGroup(g)
+		if a.Leader == 0 && p.reports != nil {
+			s.GroupsWithoutLeader++
+			leaderless = append(leaderless, g.ID.String())
+		}
+		voters := 0
+		for _, r := range a.Replicas {
+			if r.Role == api.RoleVoter && r.Online {
+				voters++
+			}
+			if r.Role == api.RolePulling || r.Role == api.RoleLearner {
+				step := "pulling"
+				if r.Role == api.RoleLearner {
+					step = "catching up"
+				}
+				s.Tasks = append(s.Tasks, api.Task{Kind: api.TaskGrow, Group: g.ID, Node: r.Node, NodeName: r.NodeName, Step: step, Progress: r.Progress})
+			}
+		}
+		if voters >= p.cluster.Replicas {
+			s.GroupsFull++
+		} else {
+			short = append(short, g.ID.String())
+		}
+	}
+	if len(leaderless) > 0 {
+		s.Reasons = append(s.Reasons, api.Reason{Severity: api.HealthCritical, Subject: "groups " + strings.Join(leaderless, ", "),
+			Text: "no leader: their extents cannot be read or written", NextStep: "bring up the nodes that hold them; `storagectl group list` shows which"})
+	}
+	if len(short) > 0 && s.NodesTotal >= p.cluster.Replicas {
+		s.Reasons = append(s.Reasons, api.Reason{Severity: api.HealthDegraded, Subject: "groups " + strings.Join(short, ", "),
+			Text: fmt.Sprintf("fewer than %d voters that are up", p.cluster.Replicas)})
+	}
+}
