@@ -155,7 +155,7 @@ func (l *Log) awaitReady(s *segmentFile) error {
 func (c *committer) gather(records []*record, mark Position) {
 	need := pageBytes
 	for _, r := range records {
-		need += recordHeaderBytes + entryPrefixBytes + recordAlignBytes + len(r.ext)
+		need += recordHeaderBytes + prefixBytes + recordAlignBytes + len(r.ext)
 		if len(r.data) < joinBelow {
 			need += len(r.data)
 		}
@@ -171,10 +171,8 @@ func (c *committer) gather(records []*record, mark Position) {
 		at := len(m)
 		m = m[:at+recordHeaderBytes]
 		h.encode(m[at:], c.l.salt)
-		if h.kind == kindEntry {
-			at = len(m)
-			m = m[:at+entryPrefixBytes]
-			r.prefix.encode(m[at:])
+		if h.payload > 0 {
+			m = append(m, r.prefix[:]...)
 			m = append(m, r.ext...)
 			if len(r.data) < joinBelow {
 				m = append(m, r.data...)

@@ -40,11 +40,11 @@ type entry struct {
 }
 
 func (e *entry) size() int64 {
-	return int64(alignedBytes(entryPrefixBytes + int(e.extBytes) + int(e.dataBytes)))
+	return int64(alignedBytes(prefixBytes + int(e.extBytes) + int(e.dataBytes)))
 }
 
 func (e *entry) dataAt() Position {
-	return e.at + Position(recordHeaderBytes+entryPrefixBytes) + Position(e.extBytes)
+	return e.at + Position(recordHeaderBytes+prefixBytes) + Position(e.extBytes)
 }
 
 func (e *entry) end() Position { return e.at + Position(e.size()) }
@@ -144,16 +144,15 @@ func (g *GroupLog) prepare(entries []Entry) (records []record, total int64, err 
 			return nil, 0, storage.E("append", storage.KindInvalid, "group "+g.key.String(),
 				fmt.Errorf("entries %d and %d are not contiguous", entries[0].Index, e.Index))
 		}
-		payload := entryPrefixBytes + len(e.Extensions) + len(e.Data)
+		payload := prefixBytes + len(e.Extensions) + len(e.Data)
 		if len(e.Extensions) > largest || len(e.Data) > largest || alignedBytes(payload) > largest {
 			return nil, 0, storage.E("append", storage.KindInvalid, "group "+g.key.String(),
 				fmt.Errorf("entry %d has %d bytes; a record has at most %d", e.Index, payload, largest))
 		}
 		r.group, r.ext, r.data = g, e.Extensions, e.Data
-		r.prefix = entryPrefix{kind: e.Type, extensions: uint32(len(e.Extensions)), appendedAt: e.AppendedAt}
-		var p [entryPrefixBytes]byte
-		r.prefix.encode(p[:])
-		sum := crc32.Update(0, castagnoli, p[:])
+		p := entryPrefix{kind: e.Type, extensions: uint32(len(e.Extensions)), appendedAt: e.AppendedAt}
+		r.prefix = p.encode()
+		sum := crc32.Update(0, castagnoli, r.prefix[:])
 		sum = crc32.Update(sum, castagnoli, e.Extensions)
 		sum = crc32.Update(sum, castagnoli, e.Data)
 		r.header = recordHeader{kind: kindEntry, payload: uint32(payload), key: g.key, term: e.Term, index: e.Index,
@@ -185,7 +184,8 @@ func (g *GroupLog) Get(index uint64) (Entry, error) {
 	}
 	if r := e.rec; r != nil {
 		g.l.mu.Unlock()
-		return Entry{Index: index, Term: r.header.term, Type: r.prefix.kind, AppendedAt: r.prefix.appendedAt,
+		p, _ := decodeEntryPrefix(r.prefix[:]) // the lengths are those of the slices
+		return Entry{Index: index, Term: r.header.term, Type: r.prefix[0], AppendedAt: p.appendedAt,
 			Extensions: r.ext, Data: r.data}, nil
 	}
 	return g.l.readEntryUnlock(index, *e)

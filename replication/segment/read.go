@@ -99,7 +99,7 @@ func (l *Log) noteOpenLocked(s *segmentFile) (surplus []vfs.File) {
 
 // readEntry reads an entry from the disk and checks it. It is called with mu held and gives it up.
 func (l *Log) readEntryUnlock(index uint64, e entry) (Entry, error) {
-	payload := make([]byte, entryPrefixBytes+int(e.extBytes)+int(e.dataBytes))
+	payload := make([]byte, prefixBytes+int(e.extBytes)+int(e.dataBytes))
 	if err := l.readUnlock(e.at+recordHeaderBytes, payload); err != nil {
 		return Entry{}, err
 	}
@@ -108,10 +108,10 @@ func (l *Log) readEntryUnlock(index uint64, e entry) (Entry, error) {
 		return Entry{}, storage.E("read log", storage.KindCorrupt, e.at.String(),
 			fmt.Errorf("entry %d of the log fails its checksum", index))
 	}
-	ext := payload[entryPrefixBytes : entryPrefixBytes+e.extBytes]
+	ext := payload[prefixBytes : prefixBytes+e.extBytes]
 	if len(ext) == 0 {
 		ext = nil
 	}
 	return Entry{Index: index, Term: e.term, Type: prefix.kind, AppendedAt: prefix.appendedAt,
-		Extensions: ext, Data: payload[entryPrefixBytes+e.extBytes:]}, nil
+		Extensions: ext, Data: payload[prefixBytes+e.extBytes:]}, nil
 }

@@ -11,7 +11,7 @@ import (
 const (
 	recordHeaderBytes  = 64
 	recordAlignBytes   = 64
-	entryPrefixBytes   = 16
+	prefixBytes        = 16   // of the payload of entries and data
 	segmentHeaderBytes = 4096 // the first record's offset; a whole page, so that it is never rewritten with records
 	pageBytes          = 4096
 	// maxPayloadBytes bounds one record: the data of one entry (storage.MaxEntryPayloadBytes and the header of the
@@ -32,7 +32,9 @@ const (
 	kindSeal     recordKind = 4 // end of the segment; index is the number of the next one
 	kindClosing  recordKind = 5 // the log became idle; says by its durable mark what was durable
 
-	kindEnd = kindClosing + 1
+	kindData recordKind = 6 // blocks that belong to no log; payload: prefix, blocks
+
+	kindEnd = kindData + 1
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -120,16 +122,16 @@ type entryPrefix struct {
 	appendedAt int64
 }
 
-func (p *entryPrefix) encode(b []byte) {
-	_ = b[entryPrefixBytes-1]
-	b[0], b[1], b[2], b[3] = p.kind, 0, 0, 0
+func (p *entryPrefix) encode() (b [prefixBytes]byte) {
+	b[0] = p.kind
 	binary.LittleEndian.PutUint32(b[4:], p.extensions)
 	binary.LittleEndian.PutUint64(b[8:], uint64(p.appendedAt))
+	return b
 }
 
 // decodeEntryPrefix reads the prefix of a payload; ok is false if the lengths cannot be.
 func decodeEntryPrefix(payload []byte) (p entryPrefix, ok bool) {
-	if len(payload) < entryPrefixBytes {
+	if len(payload) < prefixBytes {
 		return entryPrefix{}, false
 	}
 	p = entryPrefix{
@@ -137,7 +139,38 @@ func decodeEntryPrefix(payload []byte) (p entryPrefix, ok bool) {
 		extensions: binary.LittleEndian.Uint32(payload[4:]),
 		appendedAt: int64(binary.LittleEndian.Uint64(payload[8:])),
 	}
-	return p, uint64(p.extensions) <= uint64(len(payload)-entryPrefixBytes)
+	return p, uint64(p.extensions) <= uint64(len(payload)-prefixBytes)
+}
+
+// DataHeader says what the blocks of a data record are, so that compaction knows in which table to look for them.
+type DataHeader struct {
+	Group      storage.GroupID
+	Volume     storage.VolumeID
+	Extent     storage.ExtentIndex
+	Epoch      storage.Epoch
+	FirstBlock uint16
+}
+
+// encodePrefix returns the prefix of the payload. Group and Volume are in the record's header.
+func (h *DataHeader) encodePrefix() (b [prefixBytes]byte) {
+	binary.LittleEndian.PutUint64(b[0:], uint64(h.Epoch))
+	binary.LittleEndian.PutUint32(b[8:], uint32(h.Extent))
+	binary.LittleEndian.PutUint16(b[12:], h.FirstBlock)
+	return b
+}
+
+// decodeDataHeader is the inverse, from the header of the record and its payload.
+func decodeDataHeader(r *recordHeader, payload []byte) (h DataHeader, ok bool) {
+	if len(payload) < prefixBytes {
+		return DataHeader{}, false
+	}
+	return DataHeader{
+		Group:      r.key.Group,
+		Volume:     storage.VolumeID(r.index),
+		Epoch:      storage.Epoch(binary.LittleEndian.Uint64(payload)),
+		Extent:     storage.ExtentIndex(binary.LittleEndian.Uint32(payload[8:])),
+		FirstBlock: binary.LittleEndian.Uint16(payload[12:]),
+	}, true
 }
 
 // StreamKind says what a segment's records are.

@@ -88,11 +88,11 @@ func FuzzRecordHeader(f *testing.F) {
 }
 
 func FuzzEntryPrefix(f *testing.F) {
-	b := make([]byte, 100)
-	(&entryPrefix{kind: 3, extensions: 84, appendedAt: -1}).encode(b)
-	f.Add(b)
+	p := entryPrefix{kind: 3, extensions: 84, appendedAt: -1}
+	b := p.encode()
+	f.Add(append(b[:], make([]byte, 84)...))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if p, ok := decodeEntryPrefix(b); ok && int64(p.extensions) > int64(len(b)-entryPrefixBytes) {
+		if p, ok := decodeEntryPrefix(b); ok && int64(p.extensions) > int64(len(b)-prefixBytes) {
 			t.Fatalf("accepted %+v of %d bytes", p, len(b))
 		}
 	})

@@ -1,6 +1,7 @@
 package segment
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -101,7 +102,7 @@ func (r *recovery) run() error {
 	return r.resume(end, clean)
 }
 
-// list finds the segments, removes unfinished ones, and reads the headers.
+// list makes the directory, removes unfinished segments and lists the others.
 func (r *recovery) list() error {
 	l, fs := r.l, r.l.cfg.FS
 	if err := fs.MkdirAll(l.cfg.Dir, 0o755); err != nil {
@@ -120,6 +121,21 @@ func (r *recovery) list() error {
 				return err
 			}
 		}
+	}
+	if err := r.listFound(); err != nil {
+		return err
+	}
+	return syncDir(fs, l.cfg.Dir)
+}
+
+// listFound finds the segments and reads their headers. It writes nothing.
+func (r *recovery) listFound() error {
+	l := r.l
+	names, err := l.cfg.FS.List(l.cfg.Dir)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
 		no, ok := parseSegmentName(name)
 		if !ok {
 			continue
@@ -132,13 +148,13 @@ func (r *recovery) list() error {
 		r.found = append(r.found, s)
 		l.nextNo = max(l.nextNo, no+1)
 	}
-	slices.SortFunc(r.found, func(a, b *scanSegment) int { return int(a.no) - int(b.no) })
-	return syncDir(fs, l.cfg.Dir)
+	slices.SortFunc(r.found, func(a, b *scanSegment) int { return cmp.Compare(a.no, b.no) })
+	return nil
 }
 
 func (r *recovery) openFound(s *scanSegment, name string) error {
 	l := r.l
-	f, err := l.cfg.FS.OpenReadWrite(l.path(name), writeCategory)
+	f, err := l.cfg.FS.Open(l.path(name))
 	if err != nil {
 		return err
 	}

@@ -3,18 +3,18 @@ package segment
 // record is a record in memory: from its append until it is durable, and after that for as long as the cache keeps
 // it. All fields are set by the append and not changed afterwards.
 type record struct {
-	header  recordHeader // durable is not set; the committer knows it
-	group   *GroupLog    // of an entry, else nil
-	prefix  entryPrefix
+	header  recordHeader      // durable is not set; the committer knows it
+	group   *GroupLog         // of an entry, else nil
+	prefix  [prefixBytes]byte // of the payload of entries and data
 	ext     []byte
 	data    []byte
 	appends int64 // nanoseconds of Unix time of the append
 	seg     *segmentFile
 }
 
-// dataAt is the position of the first byte of the entry's data.
+// dataAt is the position of the first byte of the data of an entry or a data record.
 func (r *record) dataAt() Position {
-	return r.header.position + Position(recordHeaderBytes+entryPrefixBytes+len(r.ext))
+	return r.header.position + Position(recordHeaderBytes+prefixBytes+len(r.ext))
 }
 
 // end is the position after the record.

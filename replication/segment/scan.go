@@ -94,6 +94,8 @@ func (h *recordHeader) describe() string {
 	switch h.kind {
 	case kindEntry:
 		return fmt.Sprintf("entry %d of group %s", h.index, h.key)
+	case kindData:
+		return fmt.Sprintf("data of volume %d, kept for group %s", h.index, h.key.Group)
 	default:
 		return fmt.Sprintf("a record of kind %d", h.kind)
 	}
@@ -142,7 +144,7 @@ func (r *recovery) read(s *scanSegment, at Position) (h recordHeader, payload []
 	if checksum(payload) != h.sum {
 		return h, nil, tornRecord, nil
 	}
-	if p, ok := decodeEntryPrefix(payload); h.kind == kindEntry && (!ok || p.extensions > h.payload) {
+	if _, ok := decodeEntryPrefix(payload); h.kind == kindEntry && !ok {
 		return h, nil, tornRecord, nil
 	}
 	return h, payload, wholeRecord, nil
@@ -297,7 +299,7 @@ func (r *recovery) applyEntry(g *GroupLog, h *recordHeader, payload []byte) {
 	}
 	p, _ := decodeEntryPrefix(payload)
 	g.entries = append(g.entries, entry{term: h.term, at: h.position, extBytes: p.extensions, sum: h.sum,
-		dataBytes: h.payload - entryPrefixBytes - p.extensions})
+		dataBytes: h.payload - prefixBytes - p.extensions})
 }
 
 // closeGaps gives up the groups whose entries do not continue each other.

@@ -1,0 +1,89 @@
+package segment
+
+import (
+	"bytes"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/storaged/storaged"
+)
+
+// TestData: blocks that belong to no log can be read at once and after a restart, and damage in them hurts no group.
+func TestData(t *testing.T) {
+	fs := vfs.NewMem()
+	fill(t, fs)
+	l := openLog(t, testConfig(fs, threeGroups()...))
+	payload := bytes.Repeat([]byte{7}, 3*storage.BlockSize)
+	h := DataHeader{Group: 2, Volume: 77, Extent: 5, Epoch: 9, FirstBlock: 1000}
+	data, end, err := l.AppendData(h, payload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := func(l *Log) {
+		t.Helper()
+		buf := make([]byte, storage.BlockSize)
+		if err := l.ReadAt(data+2*storage.BlockSize, buf); err != nil || !bytes.Equal(buf, payload[:storage.BlockSize]) {
+			t.Fatalf("ReadAt: %v", err)
+		}
+	}
+	read(l)
+	mustWait(t, l, end)
+	read(l)
+	if _, _, err := l.AppendData(h, nil); !errors.Is(err, storage.ErrInvalid) {
+		t.Fatalf("no data: %v", err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l = openLog(t, testConfig(fs, threeGroups()...))
+	expectDamaged(t, l)
+	read(l)
+	_ = l.Close()
+	flip(t, fs, data+1)
+	l = openLog(t, testConfig(fs, threeGroups()...))
+	expectDamaged(t, l)
+	_ = l.Close()
+}
+
+// TestCheck: nothing is wrong with a whole log, nor with its torn tail; rot is told, once, in words.
+func TestCheck(t *testing.T) {
+	check := func(fs vfs.FS) (findings []string) {
+		t.Helper()
+		r, err := Check(fs, "log", testStore, func(text string) { findings = append(findings, text) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		return findings
+	}
+	fs := vfs.NewMem()
+	at := fill(t, fs)
+	if f := check(fs); len(f) > 0 {
+		t.Fatalf("whole log: %q", f)
+	}
+	for _, c := range []struct {
+		offset Position
+		want   string
+	}{{500, "the payload of entry 4 of group 2/1 fails its checksum"}, {5, "bytes are not readable as records"}} {
+		flip(t, fs, at[key(2)][4]+c.offset)
+		if f := check(fs); len(f) != 1 || !strings.Contains(f[0], c.want) {
+			t.Fatalf("got %q, want %q", f, c.want)
+		}
+		flip(t, fs, at[key(2)][4]+c.offset)
+	}
+	if _, err := Check(fs, "log", storage.StoreID{8}, func(string) {}); !errors.Is(err, storage.ErrConflict) {
+		t.Fatalf("other store: %v", err)
+	}
+	r, err := Check(fs, "log", testStore, func(string) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	want := testEntry(4, 1, 3000)
+	buf := make([]byte, len(want.Data))
+	if err := r.ReadAt(at[key(2)][4]+recordHeaderBytes+prefixBytes+3, buf); err != nil || !bytes.Equal(buf, want.Data) {
+		t.Fatalf("ReadAt: %v", err)
+	}
+}

@@ -1,0 +1,33 @@
+package segment
+
+import (
+	"fmt"
+	"hash/crc32"
+	"time"
+
+	"github.com/storaged/storaged"
+)
+
+// AppendData appends a record of blocks that belong to no log: blocks that repair received or that compaction moved. It
+// returns where the payload begins, and the position that must be durable for the record to be. The payload is kept
+// by reference and must not be modified any more. No group needs the record: whoever refers to it keeps its segment
+// from being recycled. Errors are those of GroupLog.Append.
+func (l *Log) AppendData(h DataHeader, payload []byte) (data, end Position, err error) {
+	size := alignedBytes(prefixBytes + len(payload))
+	if len(payload) == 0 || len(payload) > maxPayloadBytes || size > l.cfg.maxRecordBytes() {
+		return 0, 0, storage.E("append data", storage.KindInvalid, "group "+h.Group.String(),
+			fmt.Errorf("%d bytes; a record has 1 to %d", len(payload), l.cfg.maxRecordBytes()-recordHeaderBytes-prefixBytes))
+	}
+	r := &record{data: payload, prefix: h.encodePrefix()}
+	sum := crc32.Update(crc32.Checksum(r.prefix[:], castagnoli), castagnoli, payload)
+	r.header = recordHeader{kind: kindData, payload: uint32(prefixBytes + len(payload)),
+		key: GroupKey{Group: h.Group}, index: uint64(h.Volume), sum: sum}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := l.admitLocked(int64(size)); err != nil {
+		return 0, 0, err
+	}
+	l.pushLocked(r, time.Now().UnixNano())
+	l.committed.Signal()
+	return r.dataAt(), r.end(), nil
+}
