@@ -7,6 +7,7 @@ import (
 	"hash/crc32"
 	"io"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -164,7 +165,15 @@ func (c *conn) writeLoop() {
 			return
 		case <-c.wake:
 		}
-		for c.takeBatch() {
+		for {
+			if c.lane != Control {
+				// Those who are about to post get to do so first: at depth 32 eight frames share a write
+				// instead of one each, which halves the CPU time of a call.
+				runtime.Gosched()
+			}
+			if !c.takeBatch() {
+				break
+			}
 			err := c.writeBatch()
 			c.finishBatch()
 			if err != nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -132,6 +133,13 @@ func BenchmarkCall(b *testing.B) {
 			}
 			b.ReportAllocs()
 			b.SetBytes(2 * storage.BlockSize)
+			writes := func() (n int64) {
+				for _, tr := range m.nodes {
+					n += tr.metrics.framesSent[Data].Load()
+				}
+				return n
+			}
+			cpuBefore, writesBefore := cpuMicros(b), writes()
 			b.ResetTimer()
 			work := make(chan struct{}, depth)
 			ended := make(chan error, depth)
@@ -157,6 +165,17 @@ func BenchmarkCall(b *testing.B) {
 					b.Fatal(err)
 				}
 			}
+			b.ReportMetric(float64(cpuMicros(b)-cpuBefore)/float64(b.N), "cpu-us/op") // both ends
+			b.ReportMetric(float64(writes()-writesBefore)/float64(b.N), "writes/op")  // both ends
 		})
 	}
+}
+
+// cpuMicros is the CPU time that the process has used: unlike the wall clock it means something on a busy machine.
+func cpuMicros(b *testing.B) int64 {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return (u.Utime.Nano() + u.Stime.Nano()) / 1000
 }
