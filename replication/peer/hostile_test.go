@@ -182,47 +182,54 @@ func TestSilentDialler(t *testing.T) {
 	})
 }
 
-// TestSlowReader: a peer that asks for much and reads nothing holds a bounded amount of memory, for a bounded time.
+// TestSlowReader: a peer that asks and reads nothing is not read from any more once its replies pile up, and is given
+// up when that lasts; one that has asked for too much before is given up at once.
 func TestSlowReader(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		network := simnet.New(lan)
-		const limit, reply = 1 << 20, 128 << 10
-		var handled atomic.Int64
-		m := newMesh(t, simulated(network), 2, func(c *Config) { c.MaxReplyBytes = limit }, func(tr *Transport) {
-			tr.Handle(MethodBlocks, Ordered, func(in *Inbound) {
-				handled.Add(1)
-				in.Reply(nil, [][]byte{make([]byte, reply)})
-			})
+	for name, pace := range map[string]time.Duration{"steady": 10 * time.Millisecond, "greedy": 0} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { slowReader(t, pace) })
 		})
-		lanes := rawSet(t, network, m.addrs[2], 1)
-		keepPinging(lanes[Control])
-		wrote := make(chan int, 1)
-		go func() {
-			for i := range 1_000_000 {
-				if _, err := lanes[Data].Write(request(MethodBlocks, 1, uint64(i+1), nil, nil)); err != nil {
-					wrote <- i
-					return
-				}
-			}
-			wrote <- 1_000_000
-		}()
-		<-time.After(5 * time.Second)
-		m.nodes[2].mu.Lock()
-		for _, s := range m.nodes[2].inSets {
-			if n := s.conns[Data].queuedBytes.Load(); n > 4*limit+reply || n < limit {
-				t.Errorf("%d bytes of replies wait, want about %d", n, limit)
-			}
-		}
-		m.nodes[2].mu.Unlock()
-		within(t, "giving a slow reader up", 6*time.Second, func() {
-			if n := <-wrote; n == 1_000_000 {
-				t.Error("every request was taken")
-			}
+	}
+}
+
+func slowReader(t *testing.T, pace time.Duration) {
+	network := simnet.New(lan)
+	const limit, reply = 1 << 20, 128 << 10
+	var handled, most atomic.Int64
+	m := newMesh(t, simulated(network), 2, func(c *Config) { c.MaxReplyBytes = limit }, func(tr *Transport) {
+		tr.Handle(MethodBlocks, Ordered, func(in *Inbound) {
+			handled.Add(1)
+			in.Reply(nil, [][]byte{make([]byte, reply)})
+			most.Store(max(most.Load(), in.conn.queuedBytes.Load()))
 		})
-		if n := handled.Load(); n > 5*limit/reply+10 {
-			t.Errorf("%d requests were handled", n)
-		}
 	})
+	lanes := rawSet(t, network, m.addrs[2], 1)
+	keepPinging(lanes[Control])
+	go func() {
+		for id := uint64(1); ; id++ {
+			if _, err := lanes[Data].Write(request(MethodBlocks, 1, id, nil, nil)); err != nil {
+				return
+			}
+			if pace > 0 {
+				<-time.After(pace)
+			}
+		}
+	}()
+	<-time.After(5 * time.Second)
+	open, bound := m.nodes[2].accepting.Load(), int64(4*limit+2*reply+10_000)
+	if pace > 0 {
+		bound = limit + 2*reply
+	}
+	if (open == laneCount) != (pace > 0) {
+		t.Errorf("%d connections are open after 5 s", open)
+	}
+	if n := most.Load(); n > bound || handled.Load() > bound/reply+4 {
+		t.Errorf("%d bytes of replies waited, want at most %d; %d requests were handled", n, bound, handled.Load())
+	}
+	<-time.After(6 * time.Second)
+	if open := m.nodes[2].accepting.Load(); open != 0 {
+		t.Errorf("%d connections are open after 11 s", open)
+	}
 }
 
 // TestHostileAnswers: a server that answers nonsense loses the set; answers nobody awaits are skipped.
@@ -340,6 +347,32 @@ func TestHelloVersions(t *testing.T) {
 			t.Errorf("a newer server: %v", err)
 		}
 	})
+}
+
+func TestJudge(t *testing.T) {
+	good := hello{version: 1, lane: Data, code: helloPart, cluster: testCluster, from: 9, to: 2, nonce: 1}
+	for want, change := range map[helloCode]func(*hello){
+		helloAccepted:     func(*hello) {},
+		helloWrongVersion: func(h *hello) { h.version = 2 },
+		helloWrongCluster: func(h *hello) { h.cluster[0]++ },
+		helloWrongNode:    func(h *hello) { h.to = 3 },
+		helloBadLane:      func(h *hello) { h.lane = 3 },
+	} {
+		h := good
+		change(&h)
+		if got := h.judge(testCluster, 2); got != want {
+			t.Errorf("%+v: code %d, want %d", h, got, want)
+		}
+	}
+	unnamed := good
+	unnamed.from, unnamed.cluster = 0, storage.ClusterID{}
+	if got := unnamed.judge(testCluster, 2); got != helloBadLane {
+		t.Errorf("a set of a node without an id: code %d", got)
+	}
+	good.cluster = storage.ClusterID{}
+	if got := good.judge(testCluster, 2); got != helloWrongCluster {
+		t.Errorf("a member without a cluster: code %d", got)
+	}
 }
 
 // The golden bytes of docs/format/peer.md.

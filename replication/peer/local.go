@@ -52,14 +52,14 @@ func (l *localCalls) drop(t *Transport) {
 }
 
 func (t *Transport) callLocal(ctx context.Context, lane Lane, req *Request, size int64) (*Response, error) {
-	b := &t.self.budgets[lane]
-	if err := b.wait(ctx, size); err != nil {
+	b, charge := &t.self.budgets[lane], size+int64(req.ReplyBytes)
+	if err := b.wait(ctx, charge); err != nil {
 		return nil, canceledError(t.cfg.Self, false, ctx)
 	}
-	cl := t.newCall(size, b, nil)
+	cl := t.newCall(charge, b, nil)
 	id := cl.id
 	if err := t.sendLocal(lane, req, size, cl); err != nil {
-		b.release(size)
+		b.release(charge)
 		t.recycleCall(cl)
 		return nil, err
 	}
@@ -67,14 +67,14 @@ func (t *Transport) callLocal(ctx context.Context, lane Lane, req *Request, size
 	case <-cl.ended:
 	case <-ctx.Done():
 		if t.local.take(id) == cl {
-			b.release(size)
+			b.release(charge)
 			t.recycleCall(cl)
 			return nil, canceledError(t.cfg.Self, true, ctx)
 		}
 		<-cl.ended
 	case <-t.ctx.Done():
 		if t.local.take(id) == cl {
-			b.release(size)
+			b.release(charge)
 			t.recycleCall(cl)
 			return nil, sendError(t.cfg.Self, true, errTransportClosed)
 		}
@@ -86,13 +86,13 @@ func (t *Transport) callLocal(ctx context.Context, lane Lane, req *Request, size
 }
 
 func (t *Transport) goLocal(lane Lane, req *Request, size int64, done func(*Response, error)) error {
-	b := &t.self.budgets[lane]
-	if !b.try(size) {
+	b, charge := &t.self.budgets[lane], size+int64(req.ReplyBytes)
+	if !b.try(charge) {
 		return sendError(t.cfg.Self, false, errInFlight)
 	}
-	cl := t.newCall(size, b, done)
+	cl := t.newCall(charge, b, done)
 	if err := t.sendLocal(lane, req, size, cl); err != nil {
-		b.release(size)
+		b.release(charge)
 		t.recycleCall(cl)
 		return err
 	}

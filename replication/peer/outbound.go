@@ -18,6 +18,9 @@ type Request struct {
 	Group   storage.GroupID
 	Header  []byte   // at most MaxHeaderBytes
 	Payload [][]byte // at most MaxPayloadBytes together; written by reference, one after another
+	// ReplyBytes is how large the answer's payload may become. It counts as in flight, so that a peer is not asked
+	// for more than it may keep for us (its MaxReplyBytes). 0: small.
+	ReplyBytes int
 }
 
 // Response is a peer's answer. It is valid until Release.

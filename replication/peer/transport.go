@@ -187,6 +187,7 @@ func (t *Transport) Call(ctx context.Context, to storage.NodeID, lane Lane, req 
 }
 
 func (t *Transport) callOn(ctx context.Context, s *connSet, b *budget, lane Lane, req *Request, size int64) (*Response, error) {
+	size += int64(req.ReplyBytes)
 	if err := b.wait(ctx, size); err != nil {
 		return nil, canceledError(s.node, false, ctx)
 	}
@@ -243,6 +244,7 @@ func (t *Transport) goRequest(to storage.NodeID, lane Lane, req *Request, done f
 		return sendError(to, false, errors.New("not connected"))
 	}
 	b := &p.budgets[lane]
+	size += int64(req.ReplyBytes)
 	if !b.try(size) {
 		return sendError(to, false, errInFlight)
 	}
