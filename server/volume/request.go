@@ -17,8 +17,8 @@ type request struct {
 
 	// refs counts the caller, until it returns, and every piece that goes on without it. The request ends at zero.
 	refs atomic.Int32
-	// orphaned: the caller has left, or will not answer. Set once, under device.mu; nothing is sent under a new
-	// number from then on.
+	// orphaned: the caller has left, or will not answer. Set once, under device.mu. From then on the request counts
+	// in device.orphans until it ends, and what was not applied under its present number is dropped.
 	orphaned atomic.Bool
 
 	// The list of the device's requests in the order of their start; guarded by device.mu.

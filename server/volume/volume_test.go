@@ -71,9 +71,16 @@ func pattern(n int, seed byte) []byte {
 	return p
 }
 
+// within returns a context with time for everything but what hangs; virtual time in a bubble.
+func within(t testing.TB) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(t.Context(), time.Minute)
+}
+
 func mustWrite(t testing.TB, v *volume.Volume, p []byte, off int64) {
 	t.Helper()
-	if err := v.WriteAt(t.Context(), p, off); err != nil {
+	ctx, cancel := within(t)
+	defer cancel()
+	if err := v.WriteAt(ctx, p, off); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -81,7 +88,9 @@ func mustWrite(t testing.TB, v *volume.Volume, p []byte, off int64) {
 func wantBytes(t testing.TB, v *volume.Volume, want []byte, off int64) {
 	t.Helper()
 	got := bytes.Repeat([]byte{0xee}, len(want))
-	if err := v.ReadAt(t.Context(), got, off); err != nil {
+	ctx, cancel := within(t)
+	defer cancel()
+	if err := v.ReadAt(ctx, got, off); err != nil {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(got, want) {

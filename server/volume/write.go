@@ -101,11 +101,6 @@ func (d *device) board(ctx context.Context, f *flight) error {
 			return storage.E("mutate", storage.KindCanceled, d.subject, ctx.Err())
 		case !ok:
 			continue // the session is closing
-		case f.piece.req.orphaned.Load():
-			// Checked after the number was taken: a request that was orphaned under an earlier session must not be
-			// sent under this one, in which newer requests may have been answered.
-			s.lanes[i].giveBack(seq)
-			return errDropped
 		}
 		f.session, f.lane, f.seq, f.attempts = s, i, seq, 0
 		return nil
