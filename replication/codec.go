@@ -212,10 +212,21 @@ func decodeAppendResponse(header []byte, r *raft.AppendEntriesResponse) (freeByt
 	return freeBytes, d.done("append entries response")
 }
 
+// anonymous is a candidate's header without its ID. hashicorp/raft refuses a vote to a candidate that the voter's own
+// configuration does not have as a voter. Raft has no such rule, and with it a group of three is stuck when the leader
+// dies after AddVoter was committed by itself and the new voter: the third holds neither entry nor vote for the new
+// one, and its own log is too short to be elected. Without an ID the library leaves the check out (in a pre-vote it
+// does not: see Transport.servePreVote). What it is meant for, removed servers that disturb, pre-votes and the check
+// for a present leader keep off.
+func anonymous(h raft.RPCHeader) raft.RPCHeader {
+	h.ID = nil
+	return h
+}
+
 func encodeVote(to raft.ServerID, r *raft.RequestVoteRequest) []byte {
 	e := enc{make([]byte, 0, 128)}
 	e.bytes([]byte(to))
-	e.rpcHeader(r.RPCHeader)
+	e.rpcHeader(anonymous(r.RPCHeader))
 	e.u64(r.Term)
 	e.u64(r.LastLogIndex)
 	e.u64(r.LastLogTerm)

@@ -104,7 +104,7 @@ func (g *group) startLocked() error {
 		in.transport.Close()
 		return storage.E("start", storage.KindInternal, "group "+g.id.String(), err)
 	}
-	in.transport.SetTerm(in.raft.CurrentTerm)
+	in.transport.SetInstance(Instance{Term: in.raft.CurrentTerm, Configuration: func() raft.Configuration { return g.configuration(in) }})
 	g.inst.Store(in)
 	in.wg.Add(1)
 	go func() {

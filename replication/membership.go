@@ -94,6 +94,9 @@ const (
 	RemoveServer
 )
 
+// caughtUp reports whether a replica has acknowledged anything in this term, and all but the last few entries.
+func caughtUp(acked, last uint64) bool { return acked > 0 && acked+PromotionLag >= last }
+
 // changeTimeout bounds how long a change waits for its turn in the library's queue.
 const changeTimeout = 5 * time.Second
 
@@ -131,7 +134,7 @@ func (h *Host) ChangeMembership(ctx context.Context, id storage.GroupID, change 
 		if !member {
 			return storage.E(name, storage.KindConflict, "group "+id.String(), errors.New("the replica must catch up as a non-voter first"))
 		}
-		if last, acked := in.raft.LastIndex(), in.transport.lease.ackedIndex(server); acked+PromotionLag < last {
+		if acked := in.transport.lease.ackedIndex(server); !caughtUp(acked, in.raft.LastIndex()) || acked < in.log.configIndex() {
 			return storage.E(name, storage.KindConflict, "group "+id.String(), errors.New("the replica has not caught up yet"))
 		}
 		future = in.raft.AddVoter(server, NodeAddress(node), configIndex, changeTimeout)
@@ -161,7 +164,7 @@ func (h *Host) TransferLeadership(ctx context.Context, id storage.GroupID, repli
 	if err != nil {
 		return err
 	}
-	if last, acked := in.raft.LastIndex(), in.transport.lease.ackedIndex(server); acked+PromotionLag < last {
+	if !caughtUp(in.transport.lease.ackedIndex(server), in.raft.LastIndex()) {
 		return storage.E(name, storage.KindConflict, "group "+id.String(), errors.New("the replica has not caught up yet"))
 	}
 	return g.fromRaft(name, in.raft.LeadershipTransferToServer(server, NodeAddress(node)).Error())

@@ -59,7 +59,7 @@ type Transport struct {
 	consumer chan raft.RPC
 	ctx      context.Context // done when the transport is closed
 	cancel   context.CancelFunc
-	term     atomic.Pointer[func() uint64] // Raft's current term, once the instance exists
+	instance atomic.Pointer[Instance] // once it exists
 	beat     atomic.Pointer[func(raft.RPC)]
 	free     sync.Map // raft.ServerID -> int64: free bytes as last told by each follower
 
@@ -92,8 +92,14 @@ func NewTransport(cfg TransportConfig) *Transport {
 	return t
 }
 
-// SetTerm gives the transport the instance's current term, before any message arrives that needs it.
-func (t *Transport) SetTerm(term func() uint64) { t.term.Store(&term) }
+// Instance is what the transport asks of the Raft instance it serves.
+type Instance struct {
+	Term          func() uint64             // the current term
+	Configuration func() raft.Configuration // the newest configuration
+}
+
+// SetInstance gives the transport its instance, as soon as there is one.
+func (t *Transport) SetInstance(i Instance) { t.instance.Store(&i) }
 
 // Close takes the transport out of the router and releases everyone who waits in it.
 func (t *Transport) Close() error {
@@ -416,7 +422,17 @@ func (t *Transport) RequestPreVote(id raft.ServerID, target raft.ServerAddress, 
 	return err
 }
 
+// servePreVote hands a pre-vote to the library under the name of a voter that it knows, for the reason given at
+// anonymous: the library wants an ID here.
 func (t *Transport) servePreVote(in *peer.Inbound, req *raft.RequestPreVoteRequest) {
+	if i := t.instance.Load(); i != nil {
+		for _, s := range i.Configuration().Servers {
+			if s.Suffrage == raft.Voter {
+				req.ID = []byte(s.ID)
+				break
+			}
+		}
+	}
 	out, err := t.deliver(raft.RPC{Command: req})
 	if err != nil {
 		in.ReplyError(err)
@@ -449,8 +465,8 @@ func (t *Transport) serveTimeoutNow(in *peer.Inbound, h raft.RPCHeader, term uin
 }
 
 func (t *Transport) currentTerm() uint64 {
-	if f := t.term.Load(); f != nil {
-		return (*f)()
+	if i := t.instance.Load(); i != nil {
+		return i.Term()
 	}
 	return 0
 }

@@ -387,3 +387,8 @@ func SaveJoin(cfg Config, r JoinResponse) (Identity, error) {
 	addrs := maps.Clone(r.Addrs)
 	return id, writeJSON(cfg.FS, cfg.Dir, bookFile, bookJSON{Version: fileVersion, Addrs: addrs})
 }
+
+// Configuration returns the newest configuration of the catalog's Raft group that this node knows.
+func (c *Controller) Configuration() raft.Configuration {
+	return c.raft.GetConfiguration().Configuration()
+}
