@@ -17,6 +17,9 @@ func (c OpenSession) apply(s *State, tx *change) error {
 	if err := s.mayOpen(op, subject, c.Gateway); err != nil {
 		return err
 	}
+	if c.After > s.lastSession {
+		return refuse(op, storage.KindInvalid, subject, "session %s, which it is to follow, was never given out", c.After)
+	}
 	others := s.sessionsAt(v.ID, c.Gateway)
 	x, again := c.reuse(others)
 	if !again {

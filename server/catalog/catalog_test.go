@@ -293,6 +293,8 @@ func TestSessions(t *testing.T) {
 	if r := f.ok(after); r.Session.ID != 2 || len(r.Predecessors) != 1 || r.Predecessors[0].ID != 1 {
 		t.Fatalf("after session 1: %+v", r)
 	}
+	after.After = 3
+	f.refused(after, storage.KindInvalid, "never given out")
 	f.ok(CloseSession{1})
 	f.ok(CloseSession{1})
 	f.refused(CloseSession{77}, storage.KindNotFound)

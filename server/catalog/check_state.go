@@ -3,6 +3,7 @@ package catalog
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	storage "github.com/storaged/storaged"
 )
@@ -43,6 +44,21 @@ func (s *State) Check() error {
 		case v.State == VolumeDeleting && x.State == SessionLive:
 			bad("volume %s is being deleted under live session %s", v.ID, id)
 		}
+	}
+	indexed := 0
+	for id, sessions := range s.sessionsByVolume {
+		for _, x := range s.SessionsOf(id) {
+			if x.Volume != id {
+				bad("session %s is listed for volume %s", x.ID, id)
+			}
+		}
+		if !slices.IsSorted(sessions) {
+			bad("the sessions of volume %s are out of order", id)
+		}
+		indexed += len(sessions)
+	}
+	if indexed != len(s.sessions) {
+		bad("%d of %d sessions are listed for their volumes", indexed, len(s.sessions))
 	}
 	return errors.Join(errs...)
 }

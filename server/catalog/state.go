@@ -134,7 +134,9 @@ func (s *State) SessionsOf(id storage.VolumeID) []Session {
 	ids := s.sessionsByVolume[id]
 	out := make([]Session, 0, len(ids))
 	for _, sid := range ids {
-		out = append(out, *s.sessions[sid])
+		if x, ok := s.sessions[sid]; ok {
+			out = append(out, *x)
+		}
 	}
 	return out
 }

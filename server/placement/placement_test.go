@@ -518,6 +518,14 @@ func TestVoterStaysWhileOthersLag(t *testing.T) {
 // TestOldConfiguration: a deposed leader that does not know of a voter yet is given no orders.
 func TestOldConfiguration(t *testing.T) {
 	v, g := fourVoters(1000, 1000, 1000, 1000)
+	k := key(5, 5)
+	g.Replicas = append(g.Replicas[1:], catalog.Replica{Node: 5, Key: k, Role: catalog.RolePulling})
+	v.Nodes = append(v.Nodes, catalog.Node{ID: 5, State: catalog.NodeUp})
+	v.Reports[5] = placement.NodeReport{Node: 5, Replicas: []placement.ReplicaReport{{Group: 1, Key: k,
+		State: placement.ReplicaFollower, Last: 1000}}}
+	if s := placement.Next(v, g); s.Kind != placement.StepAddLearner {
+		t.Fatalf("got %+v", s)
+	}
 	v.Reports[2].Replicas[0].Members[3].Voter = false
 	if s := placement.Next(v, g); s.Kind != placement.StepNone {
 		t.Errorf("got %+v", s)

@@ -1,0 +1,229 @@
+package catalog
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	storage "github.com/storaged/storaged"
+)
+
+// randomCommand draws a command that often makes sense in the state.
+func randomCommand(t *rapid.T, s *State) Command {
+	small := func(name string) int { return rapid.IntRange(0, 5).Draw(t, name) }
+	node := storage.NodeID(small("node"))
+	st := StoreText(storeID(byte(small("store"))))
+	group := storage.GroupID(small("group"))
+	name := rapid.SampledFrom([]string{"a", "b", "c", "-"}).Draw(t, "name")
+	size := int64(rapid.IntRange(0, 9).Draw(t, "blocks")) * storage.BlockSize
+	at := testTime.Add(time.Duration(small("at")) * time.Second)
+	key := ReplicaKey{storage.StoreID(st), storage.Incarnation(small("incarnation"))}
+	if g, ok := s.Group(group); ok && rapid.Bool().Draw(t, "known") {
+		key = rapid.SampledFrom(g.Replicas).Draw(t, "replica").Key
+	}
+	ref := ByName(name)
+	if rapid.Bool().Draw(t, "by id") {
+		ref = ByID(storage.VolumeID(rapid.IntRange(0, 12).Draw(t, "volume")))
+	}
+	session := storage.SessionID(rapid.IntRange(0, 20).Draw(t, "session"))
+	stores := []Store{{storage.StoreID(st), size}}
+	if rapid.Bool().Draw(t, "two stores") {
+		stores = append(stores, Store{storeID(byte(10 + small("other"))), 1})
+	}
+	switch rapid.IntRange(0, 15).Draw(t, "command") {
+	case 0:
+		return InitCluster{Cluster{ID: storage.ClusterID{byte(small("cluster"))}, CreatedAt: at}}
+	case 1:
+		return AddNode{Name: rapid.SampledFrom([]string{"", "x", "y"}).Draw(t, "node name"), Addrs: Addrs{Peer: "h:1"}, Stores: stores, At: at}
+	case 2:
+		return UpdateNode{Node: node, Name: name, Addrs: Addrs{Peer: "h:2"}, Stores: stores}
+	case 3:
+		return SetNodeState{Node: node, State: rapid.SampledFrom([]NodeState{NodeUp, NodeUp, NodeSuspect, NodeDown, NodeDraining, NodeRemoved}).Draw(t, "state")}
+	case 4:
+		return AddGroup{Group: s.NextGroup(), Node: node, Store: st}
+	case 5:
+		return SetGroupReady{Group: group}
+	case 6:
+		return PlanReplica{Group: group, Node: node, Store: st}
+	case 7:
+		return SetReplica{Group: group, Key: key, Role: rapid.SampledFrom([]Role{RoleLearner, RoleVoter, RoleLeaving}).Draw(t, "role")}
+	case 8:
+		return RemoveReplica{Group: group, Key: key}
+	case 9:
+		return CreateVolume{Name: name, SizeBytes: size, RequestID: rapid.SampledFrom([]string{"", "r", "q"}).Draw(t, "request"), At: at}
+	case 10:
+		return ResizeVolume{Volume: ref, SizeBytes: size}
+	case 11:
+		return DeleteVolume{Volume: ref}
+	case 12:
+		return FinishDelete{Volume: ref.ID}
+	case 13:
+		return OpenSession{Volume: ref, Gateway: Gateway{Node: node}, Instance: rapid.SampledFrom([]string{"i", "j"}).Draw(t, "instance"),
+			After: session, ReadOnly: rapid.Bool().Draw(t, "read only"), At: at}
+	case 14:
+		return CloseSession{Session: session}
+	default:
+		return ExpireSessions{Sessions: []storage.SessionID{session, session + 1}}
+	}
+}
+
+// watch remembers what must never change back.
+type watch struct {
+	nodes    map[storage.NodeID]time.Time
+	volumes  map[storage.VolumeID]Volume
+	sessions map[storage.SessionID]Session
+	lastIncs map[storage.GroupID]storage.Incarnation
+}
+
+func (w *watch) check(t *rapid.T, s *State) {
+	for _, n := range s.Nodes() {
+		if at, ok := w.nodes[n.ID]; ok && !at.Equal(n.AddedAt) {
+			t.Fatalf("node id %v was used twice", n.ID)
+		}
+		w.nodes[n.ID] = n.AddedAt
+	}
+	for _, v := range s.Volumes() {
+		old, ok := w.volumes[v.ID]
+		same := old.Name == v.Name && slices.Equal(old.Groups, v.Groups) && old.CreatedAt.Equal(v.CreatedAt)
+		if ok && (!same || v.SizeBytes < old.SizeBytes || v.Generation < old.Generation || v.Epoch < old.Epoch || v.Revision < old.Revision) {
+			t.Fatalf("volume %+v became %+v", old, v)
+		}
+		if ok && old.State == VolumeDeleting && v.State != VolumeDeleting {
+			t.Fatalf("volume %v came back", v.ID)
+		}
+		w.volumes[v.ID] = v
+	}
+	for id := range w.volumes {
+		if _, ok := s.Volume(id); !ok && w.volumes[id].State != VolumeDeleting {
+			t.Fatalf("volume %v was gone without being deleted", id)
+		}
+	}
+	for _, x := range s.Sessions() {
+		old, ok := w.sessions[x.ID]
+		if ok && (old.Volume != x.Volume || old.Gateway != x.Gateway || old.Instance != x.Instance || old.State == SessionClosing && x.State == SessionLive) {
+			t.Fatalf("session %+v became %+v", old, x)
+		}
+		w.sessions[x.ID] = x
+	}
+	for _, g := range s.Groups() {
+		if g.LastIncarnation < w.lastIncs[g.ID] {
+			t.Fatalf("group %v gives incarnation %d again", g.ID, g.LastIncarnation+1)
+		}
+		w.lastIncs[g.ID] = g.LastIncarnation
+	}
+}
+
+// TestRandomCommands: invariants hold after every command; refused commands change nothing; a command applied twice
+// changes nothing the second time; two States agree byte for byte, also one that was restored on the way; and a Clone
+// stays as it was.
+func TestRandomCommands(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		a, b := New(), New()
+		w := watch{map[storage.NodeID]time.Time{}, map[storage.VolumeID]Volume{}, map[storage.SessionID]Session{}, map[storage.GroupID]storage.Incarnation{}}
+		var index uint64
+		lastIDs := [4]uint64{}
+		if rapid.Bool().Draw(t, "begun") { // otherwise most commands find no cluster
+			for _, c := range []Command{InitCluster{Cluster{ID: storage.ClusterID{1}}},
+				AddNode{Addrs: Addrs{Peer: "h:1"}, Stores: []Store{{storeID(1), 1}}},
+				AddNode{Addrs: Addrs{Peer: "h:2"}, Stores: []Store{{storeID(2), 1}}},
+				AddGroup{1, 1, StoreText(storeID(1))}, SetGroupReady{1}} {
+				raw, err := Encode(c)
+				if err != nil {
+					t.Fatal(err)
+				}
+				index++
+				a.Apply(index, raw)
+				b.Apply(index, raw)
+			}
+		}
+		for range rapid.IntRange(1, 80).Draw(t, "commands") {
+			c := randomCommand(t, a)
+			raw, err := Encode(c)
+			if err != nil {
+				continue
+			}
+			index++
+			before, clone := body(t, a), a.Clone()
+			r, fx := a.Apply(index, raw)
+			rb, _ := b.Apply(index, raw)
+			if x, y := fmt.Sprintf("%+v", view(r)), fmt.Sprintf("%+v", view(rb)); x != y {
+				t.Fatalf("two states answer %s and %s", x, y)
+			}
+			if err := a.Check(); err != nil {
+				t.Fatalf("after %+v: %v", c, err)
+			}
+			w.check(t, a)
+			after := body(t, a)
+			if err := clone.Check(); err != nil || !bytes.Equal(before, body(t, clone)) {
+				t.Fatalf("%+v changed a clone (%v)", c, err)
+			}
+			if (r.Err != nil || len(fx) == 0) && !bytes.Equal(before, after) {
+				t.Fatalf("%+v (%v, effects %v) changed\n%s\ninto\n%s", c, r.Err, fx, before, after)
+			}
+			ids := [4]uint64{uint64(a.lastNode), uint64(a.lastGroup), uint64(a.lastVolume), uint64(a.lastSession)}
+			for i := range ids {
+				if ids[i] < lastIDs[i] {
+					t.Fatalf("an id counter fell from %v to %v", lastIDs, ids)
+				}
+			}
+			lastIDs = ids
+			if r.Err == nil {
+				index++
+				again, fx := a.Apply(index, raw)
+				b.Apply(index, raw)
+				if len(fx) != 0 || !bytes.Equal(body(t, a), after) {
+					t.Fatalf("%+v applied again (%v) changed\n%s\ninto\n%s", c, fx, after, body(t, a))
+				}
+				if again.Err == nil && fmt.Sprintf("%+v", view(again)) != fmt.Sprintf("%+v", view(r)) {
+					t.Fatalf("%+v answers %+v, then %+v", c, view(r), view(again))
+				}
+			}
+			if rapid.IntRange(0, 9).Draw(t, "restore") == 0 {
+				b = restored(t, b)
+			}
+		}
+		x, _ := a.Snapshot()
+		y, _ := b.Snapshot()
+		if !bytes.Equal(x, y) {
+			t.Fatalf("states differ:\n%s\n%s", x, y)
+		}
+		z, err := restored(t, a).Snapshot()
+		if err != nil || !bytes.Equal(x, z) {
+			t.Fatalf("a snapshot came back as\n%s\n%s (%v)", x, z, err)
+		}
+	})
+}
+
+// view is a Result without what differs between two applications.
+func view(r Result) string {
+	r.Index = 0
+	b, _ := r.MarshalJSON()
+	return string(b)
+}
+
+// body is a snapshot without the applied index.
+func body(t *rapid.T, s *State) []byte {
+	c := s.Clone()
+	c.applied = 0
+	b, err := c.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b[snapshotHeaderBytes:]
+}
+
+func restored(t *rapid.T, s *State) *State {
+	b, err := s.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := Restore(bytes.NewReader(b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}

@@ -1,0 +1,188 @@
+package catalog
+
+import (
+	"bytes"
+	"encoding/binary"
+	"flag"
+	"hash/crc32"
+	"os"
+	"testing"
+	"testing/iotest"
+
+	storage "github.com/storaged/storaged"
+)
+
+var update = flag.Bool("update", false, "rewrite testdata")
+
+// full is a state with something of everything.
+func full(t *testing.T) *State {
+	f := newFixture(t)
+	for n := byte(1); n <= 3; n++ {
+		f.node(n)
+	}
+	f.group(1)
+	f.group(2)
+	f.ok(AddGroup{3, 3, StoreText(storeID(3))})
+	k2 := f.ok(PlanReplica{1, 2, StoreText(storeID(2))}).Replica
+	f.ok(SetReplica{1, k2, RoleLearner})
+	f.ok(PlanReplica{1, 3, StoreText(storeID(3))})
+	f.ok(CreateVolume{Name: "web-data", SizeBytes: 10 << 30, RequestID: "req-1", At: testTime})
+	gone := f.volume("gone")
+	f.volume("old")
+	f.ok(DeleteVolume{ByName("old")})
+	f.ok(DeleteVolume{ByID(gone.ID)})
+	f.ok(FinishDelete{gone.ID})
+	f.ok(OpenSession{Volume: ByName("web-data"), Gateway: Gateway{Node: 1}, Instance: "4f2a", At: testTime})
+	f.ok(OpenSession{Volume: ByName("web-data"), Gateway: Gateway{Host: "web-1"}, Instance: "77", ReadOnly: true, At: testTime})
+	f.ok(ExpireSessions{[]storage.SessionID{2}})
+	f.ok(SetNodeState{3, "", NodeDown})
+	return f.s
+}
+
+func TestGoldenSnapshot(t *testing.T) {
+	const file = "testdata/snapshot_v1.golden"
+	got, err := full(t).Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if *update {
+		if err := os.WriteFile(file, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Errorf("the format of snapshots changed; nodes could not read each other's:\n%q\nwant\n%q", got, want)
+	}
+	s, err := Restore(bytes.NewReader(want))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v, ok := s.VolumeByName("web-data"); !ok || len(v.Groups) != 2 {
+		t.Errorf("the golden snapshot holds %+v", v)
+	}
+}
+
+func TestEmptySnapshot(t *testing.T) {
+	b, err := New().Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s, err := Restore(iotest.OneByteReader(bytes.NewReader(b))); err != nil || s.Initialised() {
+		t.Fatalf("got %+v, %v", s, err)
+	}
+}
+
+// TestDamagedSnapshots: every flipped bit and every cut is noticed.
+func TestDamagedSnapshots(t *testing.T) {
+	good, err := full(t).Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range good {
+		bad := bytes.Clone(good)
+		bad[i] ^= 1 << (i % 8)
+		if _, err := Restore(bytes.NewReader(bad)); err == nil {
+			t.Fatalf("a flipped bit in byte %d is not noticed", i)
+		}
+		if _, err := Restore(bytes.NewReader(good[:i])); storage.KindOf(err) != storage.KindCorrupt {
+			t.Fatalf("cut to %d bytes: %v", i, err)
+		}
+	}
+	if _, err := Restore(bytes.NewReader(append(bytes.Clone(good), 'x'))); storage.KindOf(err) != storage.KindCorrupt {
+		t.Errorf("bytes after the end: %v", err)
+	}
+	if _, err := Restore(iotest.ErrReader(os.ErrClosed)); err == nil {
+		t.Error("an error of the reader is lost")
+	}
+}
+
+// seal makes a snapshot of any body, with good checksums.
+func seal(version uint32, body string) []byte {
+	h := make([]byte, snapshotHeaderBytes)
+	copy(h, snapshotMagic)
+	binary.LittleEndian.PutUint32(h[8:], version)
+	binary.LittleEndian.PutUint32(h[12:], uint32(len(body)))
+	binary.LittleEndian.PutUint32(h[16:], crc32.Checksum([]byte(body), castagnoli))
+	binary.LittleEndian.PutUint32(h[20:], crc32.Checksum(h[:20], castagnoli))
+	return append(h, body...)
+}
+
+func TestImpossibleSnapshots(t *testing.T) {
+	for _, c := range []struct {
+		version uint32
+		body    string
+		kind    storage.Kind
+	}{
+		{2, `{}`, storage.KindUnsupported},
+		{1, `{"applied":1,"unknown":1}`, storage.KindCorrupt},
+		{1, `{"nodes":[{"id":1,"name":"a","addrs":{"peer":"h:1"},"stores":[],"state":"up","added_at":"2026-01-02T03:04:05Z"}]}`, storage.KindCorrupt}, // above last_node
+		{1, `{"last_group":1,"groups":[{"id":1,"state":"ready","replicas":[],"last_incarnation":0}]}`, storage.KindCorrupt},                           // no voter
+		{1, `{"last_volume":1,"volumes":[{"id":1,"name":"v","size_bytes":4096,"groups":[1],"epoch":1,"generation":1,"state":"ready","created_at":"2026-01-02T03:04:05Z","revision":1}]}`, storage.KindCorrupt},
+		{1, `{"last_session":1,"sessions":[{"id":1,"volume":1,"gateway":{},"instance":"i","generation":1,"state":"live","opened_at":"2026-01-02T03:04:05Z"}]}`, storage.KindCorrupt},
+	} {
+		if _, err := Restore(bytes.NewReader(seal(c.version, c.body))); storage.KindOf(err) != c.kind {
+			t.Errorf("%s: got %v, want %v", c.body, err, c.kind)
+		}
+	}
+}
+
+func FuzzRestore(f *testing.F) {
+	f.Add([]byte(`{"applied":1}`))
+	golden, err := os.ReadFile("testdata/snapshot_v1.golden")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(golden[snapshotHeaderBytes:])
+	f.Fuzz(func(t *testing.T, body []byte) {
+		s, err := Restore(bytes.NewReader(seal(1, string(body))))
+		if err != nil {
+			return
+		}
+		if err := s.Check(); err != nil {
+			t.Fatalf("restored what it must not hold: %v", err)
+		}
+		b, err := s.Snapshot()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Restore(bytes.NewReader(b)); err != nil {
+			t.Fatalf("its own snapshot does not come back: %v", err)
+		}
+	})
+}
+
+func FuzzDecode(f *testing.F) {
+	for _, c := range []Command{
+		InitCluster{Cluster{ID: storage.ClusterID{1}}}, AddNode{Name: "n", Addrs: Addrs{Peer: "h:1"}, Stores: []Store{{storeID(1), 1}}},
+		OpenSession{Volume: ByName("v"), Gateway: Gateway{Host: "h"}, Instance: "i"}, ExpireSessions{[]storage.SessionID{1}},
+		SetReplica{1, ReplicaKey{storeID(1), 2}, RoleVoter}, CreateVolume{Name: "v", SizeBytes: 4096},
+	} {
+		b, err := Encode(c)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		s := full(t)
+		s.Apply(s.Applied()+1, b) // must not panic
+		if err := s.Check(); err != nil {
+			t.Fatalf("%q broke the state: %v", b, err)
+		}
+		c, err := Decode(b)
+		if err != nil {
+			return
+		}
+		again, err := Encode(c)
+		if err != nil {
+			t.Fatalf("%q decodes to what cannot be encoded: %v", b, err)
+		}
+		if d, err := Decode(again); err != nil {
+			t.Fatalf("%q became %q: %+v, %v", b, again, d, err)
+		}
+	})
+}
