@@ -37,6 +37,21 @@ type crasher struct {
 	kinds map[errorfs.OpKind]int
 }
 
+func newCrasher(t *testing.T, disk *vfs.MemFS, every int) *crasher {
+	return &crasher{t: t, disk: disk, every: every, rng: rand.New(rand.NewPCG(1, 2)), kinds: map[errorfs.OpKind]int{}}
+}
+
+func (c *crasher) wrap() vfs.FS { return errorfs.Wrap(c.disk, c) }
+
+// take returns the cuts so far, once.
+func (c *crasher) take() []cut {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	cuts := c.cuts
+	c.cuts = nil
+	return cuts
+}
+
 // cut is what a power cut leaves behind, and what had been acknowledged before.
 type cut struct {
 	disk    *vfs.MemFS
@@ -113,18 +128,15 @@ func TestPowerCut(t *testing.T) {
 		every = 7
 	}
 	disk := vfs.NewCrashableMem() // without the directory: Open makes it
-	c := &crasher{t: t, disk: disk, every: every, rng: rand.New(rand.NewPCG(1, 2)), kinds: map[errorfs.OpKind]int{}}
-	cfg := testConfig(errorfs.Wrap(disk, c))
+	c := newCrasher(t, disk, every)
+	cfg := testConfig(c.wrap())
 	cfg.SegmentBytes = 64 * kib
 	c.on.Store(true)
 	r := newRig(t, cfg)
 	c.created.Store(true)
 	verified := 0
 	verify := func() {
-		c.mu.Lock()
-		cuts := c.cuts
-		c.cuts = nil
-		c.mu.Unlock()
+		cuts := c.take()
 		for i := range cuts {
 			cuts[i].verify(t, cfg)
 		}

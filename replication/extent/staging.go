@@ -289,24 +289,40 @@ func (st *Staging) PutBlocks(ref ExtentRef, first int, payload []byte) error {
 	}
 	// From before the blocks are in a segment until they are counted, none that may hold them is recycled.
 	defer st.s.holdFrom(st.set.id)()
-	data, end, err := st.s.appendData(dataHeader{Group: st.key.Group, Volume: ref.Volume, Extent: ref.Extent, Epoch: ref.Epoch,
-		FirstBlock: uint16(places[0])}, bytes.Clone(payload))
-	if err != nil {
-		return err
+	payload = bytes.Clone(payload) // the log keeps it by reference
+	for len(places) > 0 {
+		k := min(len(places), st.s.blocksPerRecord())
+		if err := st.appendLocked(ref, p, places[:k], payload[:k*storage.BlockSize]); err != nil {
+			return err
+		}
+		places, payload = places[k:], payload[k*storage.BlockSize:]
 	}
-	st.end = max(st.end, end)
-	live := counts{}
-	for i, b := range places {
-		e := &p.table.pages[b/blocksPerPage].entries[b%blocksPerPage]
-		e.segment, e.offset = data.Segment(), data.Offset()+uint32(i)*storage.BlockSize
-		p.missing[b/blocksPerPage] &^= 1 << (b % blocksPerPage)
-		live.bump(e.segment, 1)
-	}
-	st.set.live.change(live)
 	if p.missing.count() > 0 {
 		return nil
 	}
 	return st.completeLocked(ref, p)
+}
+
+// blocksPerRecord is how many blocks fit well into one record: all of a call, unless segments are very small.
+func (s *Store) blocksPerRecord() int {
+	return max(1, min(MaxBlocksPerRead, int(s.cfg.SegmentBytes/4/storage.BlockSize)))
+}
+
+// appendLocked puts blocks into the log and notes their places.
+func (st *Staging) appendLocked(ref ExtentRef, p *pendingTable, places []int, payload []byte) error {
+	data, end, err := st.s.log.AppendData(segment.DataHeader{Group: st.key.Group, Volume: ref.Volume, Extent: ref.Extent, Epoch: ref.Epoch,
+		FirstBlock: uint16(places[0])}, payload)
+	if err != nil {
+		return err
+	}
+	st.end = max(st.end, end)
+	for i, b := range places {
+		e := &p.table.pages[b/blocksPerPage].entries[b%blocksPerPage]
+		e.segment, e.offset = data.Segment(), data.Offset()+uint32(i)*storage.BlockSize
+		p.missing[b/blocksPerPage] &^= 1 << (b % blocksPerPage)
+	}
+	st.set.live.change(counts{data.Segment(): int64(len(places))})
+	return nil
 }
 
 // completeLocked writes a table all of whose blocks have a place. What was pulled is counted; shared blocks are not

@@ -1,0 +1,435 @@
+package extent
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/op"
+	"github.com/storaged/storaged/replication/segment"
+)
+
+// pull moves a manifest into a staging as replication does, over encoded messages, and returns the blocks it moved.
+func pull(t testing.TB, m *Manifest, st *Staging) (moved int) {
+	t.Helper()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range int(m.StateParts) {
+		part, err := m.StatePart(i)
+		must(err)
+		must(st.PutState(i, part))
+	}
+	var after ExtentRef
+	for {
+		list, err := m.Extents(after, 2)
+		must(err)
+		refs, err := DecodeExtents(AppendExtents(nil, list))
+		must(err)
+		if len(refs) == 0 {
+			return moved
+		}
+		after = refs[len(refs)-1]
+		want, err := st.Want(refs)
+		must(err)
+		for _, ref := range want {
+			table, err := m.Table(ref)
+			must(err)
+			runs, err := st.PutTable(ref, table)
+			must(err)
+			for _, run := range runs {
+				payload, err := m.Blocks(ref, run.First, run.N)
+				must(err)
+				must(st.PutBlocks(ref, run.First, payload))
+				moved += run.N
+			}
+		}
+	}
+}
+
+func header(t testing.TB, m *Manifest) ManifestHeader {
+	t.Helper()
+	h, err := DecodeManifestHeader(m.ManifestHeader.Append(nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+// source is a replica with a history: the crash test's workload, checkpointed at its end.
+func sourceRig(t testing.TB, n int) (*rig, *model) {
+	t.Helper()
+	cfg := testConfig(memFS(t))
+	cfg.SegmentBytes = 64 * kib
+	r, m := newRig(t, cfg), newModel()
+	for _, q := range workload()[:n] {
+		r.ok(q)
+		m.apply(q, 1)
+	}
+	r.checkpoint()
+	return r, m
+}
+
+func TestManifestIntoEmptyReplica(t *testing.T) {
+	src, m := sourceRig(t, len(workload()))
+	disk := memFS(t)
+	cfg := testConfig(disk)
+	dst := newRig(t, cfg)
+	man, err := src.g.OpenManifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The source goes on meanwhile; the manifest does not change.
+	for i := range uint64(30) {
+		q := src.write(0, uint32(i)*4096, blocks(900+i, 2))
+		q.o.Seq, q.o.Epoch = 100+i, 2
+		src.ok(q)
+	}
+	src.checkpoint()
+	st, err := dst.s.Stage(testKey, header(t, man))
+	if err != nil {
+		t.Fatal(err)
+	}
+	moved := pull(t, man, st)
+	man.Close()
+	if _, err := man.StatePart(0); !errors.Is(err, storage.ErrNotFound) {
+		t.Errorf("a closed manifest: %v", err)
+	}
+	if err := dst.g.Install("staging-77"); !errors.Is(err, storage.ErrNotFound) {
+		t.Errorf("an unknown staging: %v", err)
+	}
+	id, err := st.Commit(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if index, _ := dst.g.Applied(); index != 0 {
+		t.Errorf("applied %d before the install", index)
+	}
+	if err := dst.g.Install(id); err != nil {
+		t.Fatal(err)
+	}
+	check := func() {
+		t.Helper()
+		if c := dst.g.Checkpointed(); c.Index != uint64(len(workload())) || string(c.Config) != "config" {
+			t.Errorf("checkpoint %+v", c)
+		}
+		if err := m.compare(dst.g, crashExtents, crashBlocks); err != nil {
+			t.Fatal(err)
+		}
+		if err := checkLive(dst.g); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check()
+	dst.reopen(cfg)
+	check()
+	// The replica goes on from the manifest's index.
+	q := dst.write(1, 0, blocks(5, 3))
+	q.o.Seq, q.o.Epoch = 60, 2
+	dst.ok(q)
+	m.apply(q, 1)
+	dst.checkpoint()
+	dst.reopen(cfg)
+	if err := m.compare(dst.g, crashExtents, crashBlocks); err != nil {
+		t.Fatal(err)
+	}
+
+	// A second pull moves only what differs: nothing.
+	src2 := dst
+	man2, err := src2.g.OpenManifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer man2.Close()
+	third := newRig(t, testConfig(memFS(t)))
+	st, err = third.s.Stage(testKey, header(t, man2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pull(t, man2, st)
+	if id, err = st.Commit(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if err := third.g.Install(id); err != nil {
+		t.Fatal(err)
+	}
+	st, err = third.s.Stage(testKey, header(t, man2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again := pull(t, man2, st); again != 0 || moved == 0 {
+		t.Errorf("%d blocks were pulled, then again %d", moved, again)
+	}
+	st.Abort()
+	if err := m.compare(third.g, crashExtents, crashBlocks); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A power cut at any moment of a pull leaves the replica what it was, until Install has returned; then it is what the
+// manifest says.
+//
+// Guards I7 and I8: install's one batch, and Commit's wait for the log. Each was taken apart once (two batches; no
+// wait), and this test failed.
+func TestPowerCutDuringInstall(t *testing.T) {
+	src, after := sourceRig(t, len(workload()))
+	man, err := src.g.OpenManifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer man.Close()
+	disk := memFS(t)
+	c := newCrasher(t, disk, 1)
+	cfg := testConfig(c.wrap())
+	cfg.SegmentBytes = 64 * kib
+	r, before := newRig(t, cfg), newModel()
+	for _, q := range workload()[:9] {
+		r.ok(q)
+		before.apply(q, 1)
+	}
+	r.checkpoint()
+	c.acked.Store(9)
+	c.on.Store(true)
+	st, err := r.s.Stage(testKey, header(t, man))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pull(t, man, st)
+	id, err := st.Commit(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.g.Install(id); err != nil {
+		t.Fatal(err)
+	}
+	c.acked.Store(uint64(len(workload())))
+	r.checkpoint()
+	was, is := 0, 0
+	for _, cut := range c.take() {
+		cfg.FS = cut.disk
+		s, err := Open(cfg)
+		if err != nil {
+			t.Fatalf("cut at %s: %v", cut.call, err)
+		}
+		g := s.Group(testKey)
+		if d := s.Log().Damaged(); len(d) > 0 {
+			t.Fatalf("cut at %s: damaged %+v", cut.call, d)
+		}
+		replay(t, g)
+		index, _ := g.Applied()
+		m := before
+		switch {
+		case index == uint64(len(workload())):
+			m = after
+			is++
+		case index == 9 && cut.acked == 9:
+			was++
+		default:
+			t.Fatalf("cut at %s: applied %d", cut.call, index)
+		}
+		if err := errors.Join(m.compare(g, crashExtents, crashBlocks), checkLive(g)); err != nil {
+			t.Fatalf("cut at %s, applied %d: %v", cut.call, index, err)
+		}
+		_ = s.Close()
+	}
+	if was < 10 || is < 2 {
+		t.Errorf("%d cuts before, %d after the install", was, is)
+	}
+}
+
+func TestStagingRefusesDamage(t *testing.T) {
+	src, _ := sourceRig(t, 20)
+	man, err := src.g.OpenManifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer man.Close()
+	dst := newRig(t, testConfig(memFS(t)))
+	st, err := dst.s.Stage(testKey, header(t, man))
+	if err != nil {
+		t.Fatal(err)
+	}
+	refs, err := man.Extents(ExtentRef{}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	table, err := man.Table(refs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := st.PutTable(refs[0], table); !errors.Is(err, storage.ErrInvalid) {
+		t.Errorf("a table that was not asked for: %v", err)
+	}
+	if _, err := st.Want(refs); err != nil {
+		t.Fatal(err)
+	}
+	table[len(table)-1] ^= 1
+	if _, err := st.PutTable(refs[0], table); !errors.Is(err, storage.ErrCorrupt) {
+		t.Errorf("a flipped bit in a table: %v", err)
+	}
+	table[len(table)-1] ^= 1
+	runs, err := st.PutTable(refs[0], table)
+	if err != nil {
+		t.Fatal(err)
+	}
+	payload, err := man.Blocks(refs[0], runs[0].First, runs[0].N)
+	if err != nil {
+		t.Fatal(err)
+	}
+	payload[500] ^= 4
+	if err := st.PutBlocks(refs[0], runs[0].First, payload); !errors.Is(err, storage.ErrCorrupt) {
+		t.Errorf("a flipped bit in a block: %v", err)
+	}
+	if _, err := st.Commit(context.Background()); !errors.Is(err, storage.ErrConflict) {
+		t.Errorf("committed with something missing: %v", err)
+	}
+	st.Abort()
+	st.Abort()
+	if err := st.PutState(0, nil); !errors.Is(err, storage.ErrConflict) {
+		t.Errorf("an aborted staging: %v", err)
+	}
+}
+
+func TestManifestClosesWhenSilent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := testConfig(vfs.NewCrashableMem())
+		s := openStore(t, cfg)
+		defer s.Close()
+		g, err := s.CreateGroup(testKey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := g.OpenManifest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		wait := func(part float64) {
+			ctx, cancel := context.WithTimeout(context.Background(), ManifestSilence*9/10)
+			<-ctx.Done()
+			cancel()
+		}
+		for range 3 {
+			wait(0.9)
+			if err := m.Touch(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		wait(0.9)
+		wait(0.9)
+		if err := m.Touch(); !errors.Is(err, storage.ErrNotFound) {
+			t.Errorf("it is still open: %v", err)
+		}
+	})
+}
+
+// Guards I1: OpenManifest's pins. Removed once; this test failed.
+func TestManifestPinsSegments(t *testing.T) {
+	src, m := sourceRig(t, 10)
+	man, err := src.g.OpenManifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer man.Close()
+	for i := range uint64(60) { // overwrite everything, more than once
+		q := src.write(storage.ExtentIndex(i%2), uint32(i/2%16)*5*4096, blocks(i, 5))
+		q.o.Seq, q.o.Epoch = 50+i, 1
+		src.ok(q)
+		if i%10 == 9 {
+			src.checkpoint()
+			src.g.Log().Compact(src.g.Checkpointed().Index)
+		}
+	}
+	dst := newRig(t, testConfig(memFS(t)))
+	st, err := dst.s.Stage(testKey, header(t, man))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pull(t, man, st)
+	id, err := st.Commit(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := dst.g.Install(id); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.compare(dst.g, crashExtents, crashBlocks); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestCheckFindsDamage(t *testing.T) {
+	disk := memFS(t)
+	cfg := testConfig(disk)
+	cfg.SegmentBytes = 64 * kib
+	r := newRig(t, cfg)
+	for _, q := range workload() {
+		r.ok(q)
+	}
+	if _, err := Check(context.Background(), CheckConfig{FS: disk, Dir: testDir, Finding: func(string) {}}); !errors.Is(err, storage.ErrConflict) {
+		t.Errorf("a store in use: %v", err)
+	}
+	r.checkpoint()
+	var at [1]entry
+	if err := r.g.lookup(1, 0, op.HeadEpoch, 20, at[:]); err != nil || !at[0].mapped() {
+		t.Fatalf("%+v, %v", at, err)
+	}
+	if err := r.s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	check := func(fs vfs.FS) (CheckReport, []string) {
+		t.Helper()
+		var found []string
+		report, err := Check(context.Background(), CheckConfig{FS: fs, Dir: testDir, Finding: func(s string) { found = append(found, s) }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return report, found
+	}
+	report, found := check(disk)
+	if len(found) > 0 || report.Groups != 1 || report.Volumes != 2 || report.Blocks == 0 || report.Pages == 0 {
+		t.Fatalf("%+v %q", report, found)
+	}
+	names, err := disk.List(disk.PathJoin(testDir, logDirName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Somewhere among the segments is the block: flip the bit in each in turn.
+	damaged := 0
+	for _, name := range names {
+		path := disk.PathJoin(testDir, logDirName, name)
+		if info, err := disk.Stat(path); err != nil || info.Size() < int64(at[0].offset)+100 {
+			continue
+		}
+		clone := disk.CrashClone(vfs.CrashCloneCfg{})
+		flip(t, clone, path, int64(at[0].offset)+99, 1)
+		if report, found := check(clone); report.Damaged > 0 {
+			damaged++
+			if len(found) < 1 {
+				t.Errorf("%+v %q", report, found)
+			}
+		}
+	}
+	if damaged == 0 {
+		t.Error("a damaged block was not found")
+	}
+	// A live count that is wrong.
+	r.s = openStore(t, cfg)
+	g := r.s.Group(testKey)
+	g.set.live.change(counts{segment.SegmentNo(1): 3})
+	r.g = g
+	replay(t, g)
+	r.checkpoint()
+	if err := r.s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, found := check(disk); len(found) != 1 {
+		t.Errorf("a wrong live count: %q", found)
+	}
+}
