@@ -123,6 +123,9 @@ func (d *demo) start(ctx context.Context) error {
 		return err
 	}
 	say("every group has grown to three replicas, %.1f s later", time.Since(from).Seconds())
+	if err := d.awaitLeaders(full); err != nil {
+		return err
+	}
 	say("creating a volume of the image's size: storagectl volume create %s --size %d", volumeName, d.image.sizeBytes)
 	return d.storagectl(ctx, "volume", "create", volumeName, "--size", fmt.Sprint(d.image.sizeBytes))
 }
@@ -161,9 +164,9 @@ func (d *demo) streamAndKill(ctx context.Context) (victim int, err error) {
 	killed := make(chan death, 1)
 	s := &stream{image: d.image, bar: newBar("    writing", d.image.sizeBytes)}
 	s.atThird = func() {
-		victim, err := d.killLeader(ctx)
+		victim, led, err := d.killLeader(ctx)
 		if err == nil {
-			s.bar.note(fmt.Sprintf("--> killed %s with SIGKILL: it led most of the groups; the stream goes on", d.cluster.Node(victim).Name))
+			s.bar.note(fmt.Sprintf("--> killed %s with SIGKILL: it led %d of the groups; the stream goes on", d.cluster.Node(victim).Name, led))
 		}
 		killed <- death{victim, err}
 	}
@@ -176,17 +179,35 @@ func (d *demo) streamAndKill(ctx context.Context) (victim int, err error) {
 	return dead.victim, dead.err
 }
 
-// killLeader kills the node that leads most groups and is not the one that the stream goes through.
-func (d *demo) killLeader(ctx context.Context) (int, error) {
+// awaitLeaders waits until the leaders are spread, so that the death of one node is felt.
+func (d *demo) awaitLeaders(ctx context.Context) error {
+	var leads map[string]int
+	err := testcluster.Poll(ctx, 100*time.Millisecond, func() bool {
+		var err error
+		leads, err = d.cluster.Leaders(ctx)
+		return err == nil && leads[d.cluster.Node(1).Name] > 0 && leads[d.cluster.Node(2).Name] > 0
+	})
+	if err != nil {
+		return fmt.Errorf("leaders are not spread over the nodes: %v: %w", leads, err)
+	}
+	for _, n := range d.cluster.Nodes() {
+		fmt.Printf("    %s leads %d of the groups\n", n.Name, leads[n.Name])
+	}
+	return nil
+}
+
+// killLeader kills the node that leads most groups and is not the one that the stream goes through, and says how
+// many it led.
+func (d *demo) killLeader(ctx context.Context) (victim, led int, err error) {
 	leads, err := d.cluster.Leaders(ctx)
 	if err != nil {
-		return -1, fmt.Errorf("ask who leads: %w", err)
+		return 0, 0, fmt.Errorf("ask who leads: %w", err)
 	}
-	victim := 1
+	victim = 1
 	if leads[d.cluster.Node(2).Name] > leads[d.cluster.Node(1).Name] {
 		victim = 2
 	}
-	return victim, d.cluster.Node(victim).Kill()
+	return victim, leads[d.cluster.Node(victim).Name], d.cluster.Node(victim).Kill()
 }
 
 // readBack reads the volume through a node that is neither the first nor dead.
