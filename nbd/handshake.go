@@ -58,7 +58,7 @@ func (c *conn) handshake() error {
 			c.end(errStalled)
 		}
 	})
-	defer stop()
+	defer stop() // if that is too late, the first read of a request says so
 	h := &handshake{c: c, ctx: ctx}
 	if err := h.greet(); err != nil {
 		return err
@@ -69,11 +69,6 @@ func (c *conn) handshake() error {
 			return err
 		}
 		if done {
-			if !stop() { // too late: the connection is being ended
-				err := c.export.Close(false)
-				c.srv.metrics.release(c.series)
-				return errors.Join(errStalled, err)
-			}
 			return nil
 		}
 	}
@@ -307,6 +302,10 @@ func (h *handshake) open(name string) error {
 	c := h.c
 	export, err := c.srv.cfg.Backend.Open(h.ctx, name, c.peer())
 	if err != nil {
+		return err
+	}
+	if err := h.ctx.Err(); err != nil { // too late
+		_ = export.Close(false)
 		return err
 	}
 	c.export = export
