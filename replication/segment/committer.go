@@ -241,6 +241,7 @@ func (c *committer) finish() {
 	l.durableIndex = l.taken
 	l.tailBytes -= bytes
 	l.cacheBytes += bytes
+	l.perSync += (bytes - l.perSync) / 8
 	l.trimCacheLocked()
 	c.sealBelowLocked(last.seg)
 	l.room.Broadcast()

@@ -20,6 +20,8 @@ const (
 	DefaultRetainBytes  = 16 << 20
 	DefaultIdleAfter    = 100 * time.Millisecond
 	DefaultMaxOpenFiles = 256
+	// DefaultPrewriteBelowBytes: at about eight entries of 4 KiB a sync the journal commit no longer counts.
+	DefaultPrewriteBelowBytes = 32 << 10
 )
 
 // Config is what a log is opened with. Zero values mean the defaults above.
@@ -34,6 +36,10 @@ type Config struct {
 	SegmentBytes int64
 	// FreeSegments is how many segments are kept ready.
 	FreeSegments int
+	// PrewriteBelowBytes says when new segments are filled with zeroes ahead of time: while a sync covers fewer bytes
+	// than this on average. A sync into blocks that were never written costs a journal commit; large batches pay it
+	// easily, and writing everything twice would cost them more. -1: never.
+	PrewriteBelowBytes int64
 	// MaxTailBytes bounds the memory for records that are not durable yet; Append blocks at the bound.
 	MaxTailBytes int64
 	// CacheBytes bounds the data of durable entries that is kept in memory for followers and apply, per disk.
@@ -75,6 +81,9 @@ func (c *Config) setDefaults() {
 	}
 	if c.IdleAfter == 0 {
 		c.IdleAfter = DefaultIdleAfter
+	}
+	if c.PrewriteBelowBytes == 0 {
+		c.PrewriteBelowBytes = DefaultPrewriteBelowBytes
 	}
 	if c.MaxOpenFiles == 0 {
 		c.MaxOpenFiles = DefaultMaxOpenFiles

@@ -131,11 +131,14 @@ func TestRotAtTheEnd(t *testing.T) {
 }
 
 // TestCheckpointProves: the end of the log is gone, and the only proof that it was ever there is where a checkpoint
-// wants recovery to begin.
+// wants recovery to begin. It guards r.proven in recovery.start.
 func TestCheckpointProves(t *testing.T) {
 	fs := vfs.NewMem()
 	at := fill(t, fs)
-	truncateFile(t, fs, at[key(1)][5])
+	cut := at[key(1)][5]
+	truncateFile(t, fs, cut)
+	for no := cut.Segment() + 1; fs.Remove("log/"+segmentName(no)) == nil; no++ {
+	}
 	groups := threeGroups()
 	groups[2] = GroupStart{Key: key(3), AppliedIndex: 9, AppliedTerm: 1, From: at[key(3)][10]}
 	for range 2 {

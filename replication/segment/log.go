@@ -48,6 +48,7 @@ type Log struct {
 	unready  []*segmentFile             // the ones of current and future that are not ready, ascending
 	nextNo   SegmentNo                  // above every number ever used
 	recycled []*segmentFile             // files to be used again, still under their old number
+	perSync  int64                      // bytes that a sync covers, a moving average
 	prepFull bool                       // the last attempt to make a segment found no space
 	openLRU  []*segmentFile             // segments with an open file for reading, oldest use first
 

@@ -196,9 +196,20 @@ func (l *Log) finishPrepare(f vfs.File, s *segmentFile, err error) (vfs.File, er
 	return f, nil
 }
 
-// fill writes zeroes from the offset to the segment's end: a sync of the log into a file whose blocks were never
-// written costs the file system a journal commit. It is paced while nobody waits for the segment.
+// fill makes the file as long as the segment. It writes zeroes from the offset on, paced while nobody waits for the
+// segment, because a sync of the log into blocks that were never written costs the file system a journal commit. It
+// only reserves the space if batches are so large that they would lose more by it, or if records wait already.
 func (l *Log) fill(f vfs.File, offset int64, s *segmentFile) error {
+	l.mu.Lock()
+	reserve := s.claimed && l.durableIndex < l.recent.next || l.perSync >= l.cfg.PrewriteBelowBytes
+	l.mu.Unlock()
+	if reserve {
+		if err := f.Preallocate(offset, int64(s.capacity)-offset); err != nil && !errors.Is(err, syscall.EOPNOTSUPP) {
+			return err
+		}
+		_, err := f.WriteAt(zeroPage[:], int64(s.capacity)-pageBytes) // gives the file its length
+		return err
+	}
 	zeroes := make([]byte, min(fillBytes, int(s.capacity)))
 	for unsynced := int64(0); offset < int64(s.capacity); {
 		n := min(int64(len(zeroes)), int64(s.capacity)-offset)
