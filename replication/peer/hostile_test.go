@@ -478,3 +478,17 @@ func TestBufferClasses(t *testing.T) {
 		t.Error("64 MiB have a class")
 	}
 }
+
+// TestNewerSetReplacesOlder: what a node left behind when it lost track of its connections does not linger.
+func TestNewerSetReplacesOlder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := simnet.New(lan)
+		m := newMesh(t, simulated(network), 2, nil, conformHandlers)
+		older := rawSet(t, network, m.addrs[2], 1)
+		rawSet(t, network, m.addrs[2], 2)
+		within(t, "closing the older set", 10*time.Millisecond, func() { io.ReadAll(older[Data]) })
+		if n := m.nodes[2].accepting.Load(); n != laneCount {
+			t.Errorf("%d connections are open", n)
+		}
+	})
+}
