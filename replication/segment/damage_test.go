@@ -240,24 +240,7 @@ func TestTornPayload(t *testing.T) {
 	w.l = openLog(t, w.config(mem))
 	w.append(t, key(1), 5000)
 	w.waitAll(t)
-	g := w.l.Group(key(1))
-	// Write the next record past the log, header whole and payload half.
-	e := testEntry(2, 1, 9000)
-	records, _, err := g.prepare([]Entry{e})
-	if err != nil {
-		t.Fatal(err)
-	}
-	records[0].header.position = w.l.End()
-	records[0].seg = w.l.current
-	c := &committer{l: w.l}
-	c.gather([]*record{&records[0]}, w.l.Durable())
-	var b []byte
-	for _, v := range c.vectors {
-		b = append(b, v...)
-	}
-	if _, err := w.l.current.file.WriteAt(b[:4096], int64(w.l.End().Offset())); err != nil {
-		t.Fatal(err)
-	}
+	w.writeBehind(t, testEntry(2, 1, 9000), 4096)
 	if err := w.l.current.file.Sync(); err != nil {
 		t.Fatal(err)
 	}
@@ -277,4 +260,45 @@ func TestTornPayload(t *testing.T) {
 		t.Fatal("the entry after the torn one is lost")
 	}
 	_ = w.l.Close()
+}
+
+// writeBehind writes the first bytes of the record of an entry behind the end of the log, unsynced, as a process does
+// that is killed after its write.
+func (w *world) writeBehind(t *testing.T, e Entry, limit int) {
+	t.Helper()
+	records, _, err := w.l.Group(key(1)).prepare([]Entry{e})
+	if err != nil {
+		t.Fatal(err)
+	}
+	records[0].header.position = w.l.End()
+	records[0].seg = w.l.current
+	c := &committer{l: w.l}
+	c.gather([]*record{&records[0]}, w.l.Durable())
+	var b []byte
+	for _, v := range c.vectors {
+		b = append(b, v...)
+	}
+	if _, err := w.l.current.file.WriteAt(b[:min(limit, len(b))], int64(w.l.End().Offset())); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestKilledThenCut: the process was killed between a write and its sync. The next start finds the record, and takes
+// it for durable; then the power goes. It guards the sync in syncFound.
+func TestKilledThenCut(t *testing.T) {
+	w := newWorld(1)
+	w.cfg.FS = w.mem
+	w.l = openLog(t, w.config(w.mem))
+	w.append(t, key(1), 5000)
+	w.waitAll(t)
+	e := testEntry(2, 1, 100)
+	w.writeBehind(t, e, 1<<20)
+	again := openLog(t, w.config(w.mem)) // the killed process's log is not closed
+	if again.Group(key(1)).LastIndex() != 2 {
+		t.Fatal("the record is not there")
+	}
+	after := openLog(t, w.config(w.mem.CrashClone(vfs.CrashCloneCfg{})))
+	if after.Group(key(1)).LastIndex() != 2 {
+		t.Fatal("what the log took for durable was not")
+	}
 }
