@@ -419,3 +419,20 @@ func TestResultTravels(t *testing.T) {
 		}
 	}
 }
+
+// TestCloneKeepsItsSessions: the index of a clone does not share memory that the original writes.
+func TestCloneKeepsItsSessions(t *testing.T) {
+	f := newFixture(t)
+	f.node(1)
+	f.group(1)
+	v := f.volume("v")
+	for _, host := range []string{"a", "b", "c"} {
+		f.ok(OpenSession{Volume: ByName("v"), Gateway: Gateway{Host: host}, Instance: "i"})
+	}
+	clone := f.s.Clone()
+	f.ok(CloseSession{1})
+	f.ok(OpenSession{Volume: ByName("v"), Gateway: Gateway{Host: "d"}, Instance: "i"})
+	if n := len(clone.SessionsOf(v.ID)); n != 3 || clone.Check() != nil {
+		t.Fatalf("the clone has %d sessions (%v)", n, clone.Check())
+	}
+}

@@ -205,7 +205,7 @@ func (k *cluster) until(what string, cond func() bool) {
 	defer cancel()
 	for !cond() {
 		if pauseFor(ctx, 20*time.Millisecond) != nil {
-			k.t.Fatalf("it never came true that %s; orders: %v", what, k.acts)
+			k.t.Fatalf("it never came true that %s; orders: %v", what, k.orders())
 		}
 	}
 }

@@ -26,7 +26,7 @@ func TestOneNodeBootstraps(t *testing.T) {
 	if f := c.Freshness(); f.Age != 0 || f.Leader != 1 {
 		t.Fatalf("the leader's view is %+v", f)
 	}
-	orders := len(k.acts)
+	orders := len(k.orders())
 	k.stopNode(1)
 	c = k.startNode(1)
 	k.leader()
@@ -40,8 +40,8 @@ func TestOneNodeBootstraps(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(k.acts) != orders {
-		t.Errorf("a restart gave orders: %v", k.acts[orders:])
+	if len(k.orders()) != orders {
+		t.Errorf("a restart gave orders: %v", k.orders()[orders:])
 	}
 }
 

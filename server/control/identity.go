@@ -71,6 +71,9 @@ func SaveIdentity(fsys vfs.FS, dir string, id Identity) error {
 	if err := fsys.MkdirAll(dir, 0o750); err != nil {
 		return storage.E(op, storage.KindIO, dir, err)
 	}
+	if err := syncDir(fsys, fsys.PathDir(dir)); err != nil { // the directory may be new
+		return storage.E(op, storage.KindIO, dir, err)
+	}
 	return writeJSON(fsys, dir, identityFile, identityJSON{Version: fileVersion, Cluster: id.Cluster.String(), Node: id.Node,
 		HeartbeatTimeout: id.HeartbeatTimeout, Bootstrap: id.Bootstrap})
 }
@@ -115,14 +118,18 @@ func writeJSON(fsys vfs.FS, dir, name string, v any) (err error) {
 	if err := fsys.Rename(path+".tmp", path); err != nil {
 		return fail(err)
 	}
-	d, err := fsys.OpenDir(dir)
-	if err != nil {
-		return fail(err)
-	}
-	if err := errors.Join(d.Sync(), d.Close()); err != nil {
+	if err := syncDir(fsys, dir); err != nil {
 		return fail(err)
 	}
 	return nil
+}
+
+func syncDir(fsys vfs.FS, dir string) error {
+	d, err := fsys.OpenDir(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
 
 func readJSON(fsys vfs.FS, dir, name string, v any) error {

@@ -1,0 +1,465 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+	"github.com/hashicorp/raft"
+	"pgregory.net/rapid"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/server/catalog"
+	"github.com/storaged/storaged/server/placement"
+)
+
+func TestJudge(t *testing.T) {
+	for _, c := range []struct {
+		was     catalog.NodeState
+		silence time.Duration
+		want    catalog.NodeState
+	}{
+		{catalog.NodeUp, 3 * time.Second, catalog.NodeUp},
+		{catalog.NodeUp, 3001 * time.Millisecond, catalog.NodeSuspect},
+		{catalog.NodeSuspect, 15 * time.Second, catalog.NodeSuspect},
+		{catalog.NodeSuspect, 16 * time.Second, catalog.NodeDown},
+		{catalog.NodeUp, time.Hour, catalog.NodeDown},
+		{catalog.NodeDown, 10 * time.Second, catalog.NodeDown}, // a new leader's term is young
+		{catalog.NodeDown, 0, catalog.NodeUp},
+		{catalog.NodeDraining, time.Hour, catalog.NodeDraining},
+		{catalog.NodeRemoved, 0, catalog.NodeRemoved},
+	} {
+		if got := judge(c.was, c.silence, 3*time.Second, 15*time.Second); got != c.want {
+			t.Errorf("%s, silent for %v: %s, want %s", c.was, c.silence, got, c.want)
+		}
+	}
+}
+
+// members is a configuration of the catalog: "v1 v2 n3" are two voters and a non-voter.
+func members(text string) (servers []raft.Server) {
+	for _, w := range strings.Fields(text) {
+		s := raft.Server{ID: raft.ServerID(w[1:]), Address: raft.ServerAddress(w[1:])}
+		if w[0] == 'n' {
+			s.Suffrage = raft.Nonvoter
+		}
+		servers = append(servers, s)
+	}
+	return servers
+}
+
+func TestCatalogChanges(t *testing.T) {
+	for _, c := range []struct {
+		servers string
+		nodes   int
+		lagging []storage.NodeID // heard of, far behind
+		silent  []storage.NodeID
+		removed []storage.NodeID
+		want    string
+	}{
+		{"v1", 1, nil, nil, nil, "[]"},
+		{"v1", 2, nil, nil, nil, "[{add_nonvoter 2}]"},
+		{"v1 n2", 2, nil, nil, nil, "[]"}, // two voters survive nothing
+		{"v1 n2 n3", 3, nil, nil, nil, "[{add_voter 2} {add_voter 3}]"},
+		{"v1 n2 n3", 3, []storage.NodeID{2}, nil, nil, "[]"},
+		{"v1 n2 n3", 3, nil, []storage.NodeID{3}, nil, "[]"},
+		{"v1 v2 n3", 3, nil, nil, nil, "[{add_voter 3}]"}, // interrupted between the two
+		{"v1 v2 v3 n4", 4, nil, nil, nil, "[]"},
+		{"v1 v2 v3 n4 n5 n6", 6, nil, nil, nil, "[{add_voter 4} {add_voter 5}]"},
+		{"v1 v2 v3 n4 n5 n6", 6, []storage.NodeID{4}, nil, nil, "[{add_voter 5} {add_voter 6}]"},
+		{"v1 v2 v3 v4 v5 n6 n7", 7, nil, nil, nil, "[]"},
+		{"v1 v2 v3", 3, nil, nil, []storage.NodeID{3}, "[{remove 3}]"},
+		{"v1", 1, nil, nil, []storage.NodeID{1}, "[]"}, // the last voter stays
+	} {
+		v := placement.View{Reports: map[storage.NodeID]placement.NodeReport{}}
+		for id := storage.NodeID(1); id <= storage.NodeID(c.nodes); id++ {
+			n := catalog.Node{ID: id, State: catalog.NodeUp}
+			if slices.Contains(c.removed, id) {
+				n.State = catalog.NodeRemoved
+			}
+			v.Nodes = append(v.Nodes, n)
+			report := placement.NodeReport{Node: id, CatalogIndex: 1000 - placement.PromotionLag}
+			if slices.Contains(c.lagging, id) {
+				report.CatalogIndex--
+			}
+			if !slices.Contains(c.silent, id) {
+				v.Reports[id] = report
+			}
+		}
+		if got := fmt.Sprint(catalogChanges(members(c.servers), v, 1000)); got != c.want {
+			t.Errorf("%s of %d nodes (lagging %v, silent %v, removed %v): %s, want %s", c.servers, c.nodes, c.lagging, c.silent,
+				c.removed, got, c.want)
+		}
+	}
+}
+
+// TestCatalogChangesConverge: from any configuration, with nodes that come and go, the catalog ends with an odd number
+// of voters, at most five, and never asks for an even number while nobody fails.
+func TestCatalogChangesConverge(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		n := rapid.IntRange(1, 9).Draw(t, "nodes")
+		servers := members("v1")
+		v := placement.View{Reports: map[storage.NodeID]placement.NodeReport{}}
+		for id := storage.NodeID(1); id <= storage.NodeID(n); id++ {
+			v.Nodes = append(v.Nodes, catalog.Node{ID: id, State: catalog.NodeUp})
+		}
+		voters := func() (n int) {
+			for _, s := range servers {
+				if s.Suffrage == raft.Voter {
+					n++
+				}
+			}
+			return n
+		}
+		step := func() bool {
+			changes := catalogChanges(servers, v, 100)
+			for _, ch := range changes {
+				at := slices.IndexFunc(servers, func(s raft.Server) bool { return s.ID == ServerID(ch.Node) })
+				switch {
+				case ch.Change == AddNonvoter && at < 0:
+					servers = append(servers, raft.Server{ID: ServerID(ch.Node), Suffrage: raft.Nonvoter})
+				case ch.Change == AddVoter && at >= 0:
+					servers[at].Suffrage = raft.Voter
+				default:
+					t.Fatalf("%v of %v", ch, servers)
+				}
+			}
+			if voters()%2 == 0 || voters() > maxCatalogVoters {
+				t.Fatalf("%v leaves %d voters", changes, voters())
+			}
+			return len(changes) > 0
+		}
+		for range rapid.IntRange(0, 30).Draw(t, "steps") {
+			id := storage.NodeID(rapid.IntRange(1, n).Draw(t, "node"))
+			v.Reports[id] = placement.NodeReport{Node: id, CatalogIndex: rapid.Uint64Range(0, 100).Draw(t, "index")}
+			if rapid.Bool().Draw(t, "silent") {
+				delete(v.Reports, id)
+			}
+			step()
+		}
+		for _, x := range v.Nodes {
+			v.Reports[x.ID] = placement.NodeReport{Node: x.ID, CatalogIndex: 100}
+		}
+		for range 20 {
+			if !step() {
+				break
+			}
+		}
+		if want := min(n-(n+1)%2, maxCatalogVoters); voters() != want || len(servers) != n {
+			t.Fatalf("%d nodes end as %v", n, servers)
+		}
+	})
+}
+
+func TestTasksRunOnePerKeyAndRest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		ts := newTasks(ctx, 3, slog.New(slog.DiscardHandler), func(task, error) {})
+		block := make(chan struct{})
+		hold := func(key, kind string) bool {
+			return ts.start(task{key: key, kind: kind, run: func(ctx context.Context) error {
+				select {
+				case <-block:
+				case <-ctx.Done():
+				}
+				return nil
+			}}, time.Now())
+		}
+		if !hold("a", slowKind) || hold("a", "x") {
+			t.Error("a key takes one task")
+		}
+		if hold("b", slowKind) {
+			t.Error("slow tasks take all places")
+		}
+		if !hold("b", "x") || !hold("c", "x") || hold("d", "x") {
+			t.Error("three places are three places")
+		}
+		close(block)
+		synctest.Wait()
+		var runs []time.Duration
+		begin := time.Now()
+		fails := func() bool {
+			return ts.start(task{key: "a", run: func(context.Context) error {
+				runs = append(runs, time.Since(begin))
+				return errors.New("no")
+			}}, time.Now())
+		}
+		for time.Since(begin) < 5*time.Minute {
+			fails()
+			synctest.Wait()
+			<-time.After(10 * time.Millisecond)
+		}
+		if n := len(runs); n < 8 || n > 30 {
+			t.Errorf("a task that fails ran %d times in five minutes: %v", n, runs)
+		}
+		if last := runs[len(runs)-1] - runs[len(runs)-2]; last < maxRetry/2 || last > 2*maxRetry {
+			t.Errorf("it rests for %v in the end", last)
+		}
+		cancel()
+		if hold("z", "x") {
+			t.Error("a task began after the end")
+		}
+		ts.wait()
+	})
+}
+
+func TestIdentity(t *testing.T) {
+	mem := vfs.NewMem()
+	if _, err := LoadIdentity(mem, "/d"); !errors.Is(err, storage.ErrNotFound) {
+		t.Fatalf("got %v", err)
+	}
+	id, err := NewCluster(catalog.Cluster{ID: storage.ClusterID{1}, Replicas: 5})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := SaveIdentity(mem, "/d", id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := LoadIdentity(mem, "/d")
+	if err != nil || got.Cluster != id.Cluster || got.Node != 1 || got.HeartbeatTimeout != 500*time.Millisecond || got.Bootstrap.Replicas != 5 {
+		t.Fatalf("got %+v, %v", got, err)
+	}
+	other := id
+	other.Cluster = storage.ClusterID{2}
+	if err := SaveIdentity(mem, "/d", other); !errors.Is(err, storage.ErrConflict) || !strings.Contains(err.Error(), "empty data directory") {
+		t.Errorf("got %v", err)
+	}
+	if _, err := NewCluster(catalog.Cluster{}); !errors.Is(err, storage.ErrInvalid) {
+		t.Errorf("a cluster without an id: %v", err)
+	}
+	if _, err := SaveJoin(Config{Dir: "/d", FS: mem}, JoinResponse{Cluster: other.Cluster.String(), Node: 4, HeartbeatTimeout: 1}); !errors.Is(err, storage.ErrConflict) {
+		t.Errorf("joining another cluster: %v", err)
+	}
+	for _, text := range []string{"", "{", "null", `{"version":1}`, `{"version":1,"cluster":"x","node":1,"heartbeat_timeout_ns":1}`} {
+		write(t, mem, "/e", identityFile, text)
+		if _, err := LoadIdentity(mem, "/e"); err == nil || errors.Is(err, storage.ErrNotFound) {
+			t.Errorf("%q is an identity: %v", text, err)
+		}
+	}
+	write(t, mem, "/e", identityFile, `{"version":2}`)
+	if _, err := LoadIdentity(mem, "/e"); !errors.Is(err, storage.ErrUnsupported) {
+		t.Errorf("a later version: %v", err)
+	}
+}
+
+func write(t *testing.T, fsys vfs.FS, dir, name, text string) {
+	t.Helper()
+	if err := fsys.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	f, err := fsys.Create(fsys.PathJoin(dir, name), vfs.WriteCategoryUnspecified)
+	if err == nil {
+		_, err = f.Write([]byte(text))
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestIdentitySurvivesPowerCuts: whatever call fails, and if the power goes then, the identity is there whole or not
+// at all; once saved it stays.
+func TestIdentitySurvivesPowerCuts(t *testing.T) {
+	id, err := NewCluster(catalog.Cluster{ID: storage.ClusterID{1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for failing := int32(0); ; failing++ {
+		mem := vfs.NewCrashableMem()
+		index, reached := errorfs.OnIndex(failing), false
+		injector := errorfs.InjectorFunc(func(op errorfs.Op) error {
+			err := index.MaybeError(op)
+			reached = reached || err != nil
+			return err
+		})
+		err := SaveIdentity(errorfs.Wrap(mem, injector), "/d", id)
+		after := mem.CrashClone(vfs.CrashCloneCfg{})
+		got, lerr := LoadIdentity(after, "/d")
+		switch {
+		case err == nil && (lerr != nil || got.Cluster != id.Cluster):
+			t.Fatalf("call %d: saved, and then %v", failing, lerr)
+		case lerr != nil && !errors.Is(lerr, storage.ErrNotFound):
+			t.Fatalf("call %d: half an identity: %v", failing, lerr)
+		}
+		if !reached { // all calls have failed once
+			if failing < 5 {
+				t.Fatalf("only %d calls", failing)
+			}
+			return
+		}
+	}
+}
+
+func TestBook(t *testing.T) {
+	mem := vfs.NewMem()
+	if err := mem.MkdirAll("/d", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	b, err := openBook(mem, "/d")
+	if err != nil {
+		t.Fatal(err)
+	}
+	nodes := []catalog.Node{{ID: 1, Addrs: catalog.Addrs{Peer: "a:1"}}, {ID: 2, Addrs: catalog.Addrs{Peer: "b:1"}, State: catalog.NodeRemoved}}
+	if err := b.update(7, nodes); err != nil {
+		t.Fatal(err)
+	}
+	nodes[0].Addrs.Peer = "old:1"
+	if err := b.update(6, nodes); err != nil { // a copy that was restored from an older state
+		t.Fatal(err)
+	}
+	if b, err = openBook(mem, "/d"); err != nil {
+		t.Fatal(err)
+	}
+	if a, ok := b.lookup(1); !ok || a != "a:1" {
+		t.Errorf("node 1 is at %q", a)
+	}
+	if a, ok := b.lookup(2); ok {
+		t.Errorf("a removed node is at %q", a)
+	}
+	write(t, mem, "/d", bookFile, "{")
+	if _, err := openBook(mem, "/d"); !errors.Is(err, storage.ErrCorrupt) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestConfigSaysAllThatIsWrong(t *testing.T) {
+	_, err := Open(Config{Self: catalog.AddNode{Addrs: catalog.Addrs{Peer: "nowhere"}}, SuspectAfter: time.Second})
+	for _, want := range []string{"Dir", "Transport", "Peers", "Actions", "Report", "host:port", "SuspectAfter"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v does not name %s", err, want)
+		}
+	}
+}
+
+func TestErrorsTravel(t *testing.T) {
+	for _, kind := range storage.Kinds() {
+		if kind == storage.KindNotLeader {
+			continue
+		}
+		for _, cause := range []error{nil, errors.New("why")} {
+			want := storage.E("op", kind, "volume v", cause)
+			_, err := decodeReply(encodeReply(failed(fmt.Errorf("wrapped: %w", want))))
+			var got *storage.Error
+			if !errors.As(err, &got) || got.Kind != kind || got.Error() != want.Error() {
+				t.Errorf("%v came back as %v", want, err)
+			}
+		}
+	}
+	_, err := decodeReply(encodeReply(failed(notLeader(7))))
+	var nl *NotLeaderError
+	if !errors.As(err, &nl) || nl.Leader != 7 || !errors.Is(err, storage.ErrNotLeader) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := decodeReply([]byte(`{"err":{"kind":0}}`)); err == nil {
+		t.Error("an error of kind none is no error")
+	}
+	if _, err := decodeReply([]byte("nonsense")); !errors.Is(err, storage.ErrInvalid) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestServeRefuses: what a node must not accept from another.
+func TestServeRefuses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newCluster(t, "")
+		c := k.addNode(1)
+		k.until("the groups are ready", func() bool { return k.grown(1) })
+		report := func(as storage.NodeID) []byte {
+			b, err := json.Marshal(placement.NodeReport{Node: as})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return b
+		}
+		session, err := catalog.Encode(catalog.CloseSession{Session: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := c.Freshness().Index
+		for _, x := range []struct {
+			what string
+			from storage.NodeID
+			m    Method
+			body []byte
+			want storage.Kind
+		}{
+			{"no method", 1, 99, nil, storage.KindUnsupported},
+			{"no command", 1, MethodPropose, []byte("{"), storage.KindInvalid},
+			{"a huge command", 1, MethodPropose, make([]byte, catalog.MaxCommandBytes+1), storage.KindInvalid},
+			{"a later command", 1, MethodPropose, []byte(`{"v":2,"cmd":"x","body":{}}`), storage.KindUnsupported},
+			{"another node's report", 1, MethodReport, report(2), storage.KindPermission},
+			{"a stranger's report", 0, MethodReport, report(0), storage.KindPermission},
+			{"an unknown node's report", 9, MethodReport, report(9), storage.KindPermission},
+			{"a huge report", 1, MethodReport, make([]byte, maxReportBytes+1), storage.KindInvalid},
+			{"no read", 1, MethodRead, []byte("["), storage.KindInvalid},
+			{"a join that is none", 0, MethodJoin, session, storage.KindInvalid},
+		} {
+			if _, err := decodeReply(c.Serve(t.Context(), x.from, x.m, x.body)); storage.KindOf(err) != x.want {
+				t.Errorf("%s: got %v, want %v", x.what, err, x.want)
+			}
+		}
+		if after := c.Freshness().Index; after != before {
+			t.Errorf("the log grew from %d to %d", before, after)
+		}
+	})
+}
+
+// TestReportsOfALostTerm: a leader that is cut off stops reigning; its successor does.
+func TestReportsOfALostTerm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newCluster(t, "")
+		k.three()
+		old := k.leader()
+		k.isolate(old, true)
+		k.until("the old leader reigns no longer", func() bool { return k.running()[old].leading() == nil })
+		k.until("there is a new one", func() bool { return k.leader() != old })
+		orders := len(k.orders())
+		<-time.After(5 * time.Minute)
+		for id, c := range k.running() {
+			if id == old && c.Freshness().Age < 5*time.Minute {
+				t.Errorf("a node that is cut off says its copy is %v old", c.Freshness().Age)
+			}
+		}
+		if !k.grown(3) {
+			t.Errorf("groups changed while a node was away: %v", k.orders()[orders:])
+		}
+		k.isolate(old, false)
+		k.until("all are up", func() bool { return k.nodeState(old) == catalog.NodeUp })
+	})
+}
+
+// isolate cuts a node's catalog traffic; its groups go on, as seen by the world.
+func (k *cluster) isolate(id storage.NodeID, cut bool) {
+	k.mu.Lock()
+	k.cut[id] = cut
+	k.mu.Unlock()
+	own := k.running()[id].cfg.Transport.(*raft.InmemTransport)
+	for other, c := range k.running() {
+		if other == id {
+			continue
+		}
+		trans := c.cfg.Transport.(*raft.InmemTransport)
+		if cut {
+			own.Disconnect(ServerAddress(other))
+			trans.Disconnect(ServerAddress(id))
+		} else {
+			own.Connect(ServerAddress(other), trans)
+			trans.Connect(ServerAddress(id), own)
+		}
+	}
+}
+
+func (k *cluster) orders() []string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Clone(k.acts)
+}
