@@ -80,7 +80,7 @@ func (r *rig) app(stdout, stderr io.Writer) *app {
 
 // open is openNBD over a server of its own: every device is one connection's worth of a server, ended with the test.
 func (r *rig) open(ctx context.Context, t target) (device, error) {
-	server, err := nbd.NewServer(nbd.Config{Backend: r.volumes})
+	server, err := nbd.NewServer(nbd.Config{Backend: r.volumes, DrainTimeout: 50 * time.Millisecond})
 	if err != nil {
 		return nil, err
 	}

@@ -11,9 +11,6 @@ import (
 	storage "github.com/storaged/storaged"
 )
 
-// sizeHelp is what every flag for a size refers to.
-const sizeHelp = "10G and 10GiB are both 10 x 1024^3 bytes, as with other storage tools; K, M, T and P likewise; a plain number is bytes"
-
 // parseSize reads what people write for a number of bytes: digits, perhaps with a decimal point, then perhaps one of
 // K, M, G, T, P, alone or with "iB", in any case. Powers are of 1024. KB, MB and so on mean 1000 to some and 1024 to
 // others, and are refused.

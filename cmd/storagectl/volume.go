@@ -31,7 +31,8 @@ func newVolumeCreate(a *app) *cobra.Command {
 		Short: "Make a volume",
 		Long: `Makes a volume that reads as zeroes and takes no room until it is written to.
 
-A name has 1 to 63 lower-case letters, digits and hyphens, with a letter or digit at both ends. For SIZE, ` + sizeHelp + `.
+A name has 1 to 63 lower-case letters, digits and hyphens, with a letter or digit at both ends. For SIZE, 10G and 10GiB
+are both 10 x 1024^3 bytes, as with other storage tools; see 'storagectl help sizes'.
 
 A script that may run twice gives --request-id: the same id, name and size make one volume, and the second run succeeds
 like the first.`,
