@@ -25,6 +25,7 @@ type committer struct {
 	vectors [][]byte // what one segment's part of the batch is made of
 	joined  []byte   // for files without a descriptor
 	due     []note
+	surplus []vfs.File // of sealed segments, to be closed
 }
 
 // run is the committer's loop; it ends when the log is closed and everything is written, or when the disk failed.
@@ -258,6 +259,11 @@ func (c *committer) finish() {
 	l.metrics.batch.Observe(float64(len(c.batch)))
 	clear(c.batch)
 	clear(c.vectors)
+	if len(c.surplus) > 0 {
+		l.closeFiles(c.surplus)
+		clear(c.surplus)
+		c.surplus = c.surplus[:0]
+	}
 }
 
 // trimCacheLocked lets go of the oldest durable records above CacheBytes.
@@ -279,7 +285,10 @@ func (c *committer) sealBelowLocked(last *segmentFile) {
 	}
 	for _, r := range c.batch {
 		if r.seg != last {
-			r.seg.state = SegmentSealed
+			if r.seg.state != SegmentSealed {
+				r.seg.state = SegmentSealed
+				c.surplus = append(c.surplus, c.l.noteOpenLocked(r.seg)...)
+			}
 			r.seg.used = r.end().Offset()
 		}
 	}

@@ -1,6 +1,7 @@
 package segment
 
 import (
+	"bytes"
 	"errors"
 	"slices"
 	"testing"
@@ -301,4 +302,52 @@ func TestKilledThenCut(t *testing.T) {
 	if after.Group(key(1)).LastIndex() != 2 {
 		t.Fatal("what the log took for durable was not")
 	}
+}
+
+// FuzzRecovery overwrites bytes of a log. It opens or refuses to; an entry that it returns is the one that was
+// written, and a replica that has lost entries is reported.
+func FuzzRecovery(f *testing.F) {
+	fs := vfs.NewMem()
+	at := fill(f, fs)
+	file, err := fs.Open("log/" + segmentName(1))
+	if err != nil {
+		f.Fatal(err)
+	}
+	whole := make([]byte, 64<<10)
+	if _, err := file.ReadAt(whole, 0); err != nil {
+		f.Fatal(err)
+	}
+	_ = file.Close()
+	f.Add(uint32(0), []byte("SLOG"))
+	f.Add(at[key(2)][4].Offset(), bytes.Clone(whole[at[key(1)][3].Offset():][:128]))
+	f.Add(at[key(2)][4].Offset()+8, []byte{0xff, 0xff, 0xff, 0x7f})
+	f.Fuzz(func(t *testing.T, offset uint32, patch []byte) {
+		fs := vfs.NewMem()
+		fill(t, fs)
+		offset %= 64 << 10
+		patch = patch[:min(len(patch), 64<<10-int(offset))]
+		file, err := fs.OpenReadWrite("log/"+segmentName(1), writeCategory)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := file.WriteAt(patch, int64(offset)); err != nil {
+			t.Fatal(err)
+		}
+		_ = file.Close()
+		l, err := Open(testConfig(fs, threeGroups()...))
+		if err != nil {
+			return
+		}
+		defer l.Close()
+		hurt := damagedGroups(l)
+		for n := 1; n <= 3; n++ {
+			g := l.Group(key(n))
+			for i := uint64(1); i <= g.LastIndex(); i++ {
+				checkEntry(t, g, testEntry(i, 1, 3000))
+			}
+			if g.LastIndex() != 10 && !slices.Contains(hurt, g.key.Group) {
+				t.Fatalf("group %d has %d entries and is not damaged", n, g.LastIndex())
+			}
+		}
+	})
 }

@@ -283,3 +283,32 @@ func TestStaleTerm(t *testing.T) {
 	}
 	checkEntry(t, g, testEntry(6, 2, 10))
 }
+
+// TestOpenFilesAreBounded: no more files of sealed segments than MaxOpenFiles stay open, and all can be read.
+func TestOpenFilesAreBounded(t *testing.T) {
+	cfg := testConfig(vfs.NewMem())
+	cfg.CacheBytes, cfg.MaxOpenFiles = 1, 3
+	l := openLog(t, cfg)
+	g, err := l.CreateGroup(key(1), 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := uint64(1); i <= 80; i++ {
+		mustWait(t, l, mustAppend(t, g, testEntry(i, 1, 7000)))
+	}
+	for i := uint64(1); i <= 80; i++ {
+		checkEntry(t, g, testEntry(i, 1, 7000))
+	}
+	open, sealed := 0, 0
+	for _, s := range l.segments {
+		if s.state == SegmentSealed {
+			sealed++
+			if s.file != nil {
+				open++
+			}
+		}
+	}
+	if open > 3 || sealed < 8 {
+		t.Fatalf("%d of %d sealed segments have an open file", open, sealed)
+	}
+}

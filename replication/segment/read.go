@@ -71,12 +71,17 @@ func (l *Log) openForReading(s *segmentFile) (vfs.File, error) {
 		f = s.file
 	}
 	l.mu.Unlock()
-	for _, x := range surplus {
-		if err := x.Close(); err != nil {
-			l.log.Warn("closing a segment file", "err", err)
+	l.closeFiles(surplus)
+	return f, nil
+}
+
+// closeFiles closes files of sealed segments. Everything in them is synced, so an error loses nothing.
+func (l *Log) closeFiles(files []vfs.File) {
+	for _, f := range files {
+		if err := f.Close(); err != nil {
+			l.log.Warn("close segment", "dir", l.cfg.Dir, "err", err)
 		}
 	}
-	return f, nil
 }
 
 // noteOpenLocked counts an open file of a sealed segment, and returns the files to be closed for it.
