@@ -63,7 +63,9 @@ func (r *router) learn(group storage.GroupID, asked storage.NodeID, err error) {
 		if now == asked { // it has just lost it
 			now = 0
 		}
-	case kind == storage.KindUnavailable || kind == storage.KindIO:
+	case kind == storage.KindUnavailable, kind == storage.KindIO, kind == storage.KindNotFound, kind == storage.KindCanceled:
+		// No answer, or none of a leader: ask another next time. What a volume's state says (KindNotFound of an
+		// operation) comes as a result, not as an error.
 		now = 0
 	}
 	if now != known {
@@ -106,7 +108,7 @@ func (r *router) readAt(ctx context.Context, node storage.NodeID, group storage.
 		return r.host.Read(ctx, group, req)
 	}
 	resp, err := r.peers.Call(ctx, node, peer.Data, &peer.Request{Method: peer.MethodRead, Group: group,
-		Header: req.Append(make([]byte, 0, op.ReadRequestLen))})
+		Header: req.Append(make([]byte, 0, op.ReadRequestLen)), ReplyBytes: replyBytes(req)})
 	if err != nil {
 		return nil, err
 	}
@@ -116,6 +118,12 @@ func (r *router) readAt(ctx context.Context, node storage.NodeID, group storage.
 		return nil, err
 	}
 	return op.NewReadData(header, resp.Payload, resp.Release), nil
+}
+
+// replyBytes is how much the answer to a read may carry.
+func replyBytes(req op.ReadRequest) int {
+	_, n := req.Blocks()
+	return n * storage.BlockSize
 }
 
 // Status asks the group's leader which blocks are mapped.
