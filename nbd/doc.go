@@ -40,8 +40,7 @@
 //
 // BUG(nbd): The namespace storaged: is not registered with the protocol's authors.
 //
-// BUG(nbd): ERROR_OFFSET chunks are not sent; a read fails as a whole. INFO does not report MULTI_CONN limits, and
-// ROTATIONAL is never set.
+// BUG(nbd): ERROR_OFFSET chunks are not sent: a request fails as a whole. ROTATIONAL is never set.
 //
 // BUG(nbd): A client that sends its last request and then closes only its sending direction is taken for one that is
 // gone: its requests in flight are cancelled. DISC is the way to say goodbye.
