@@ -89,7 +89,7 @@ func decodePage(key, value []byte) (*page, error) {
 		return nil, corrupt("decode page", "%s of extent %d of volume %d: %w", pageName(v.page), v.extent, v.volume, err)
 	}
 	if len(body) < pageFixedLen || body[0] != pageVersion {
-		return nil, corrupt("decode page", "%d bytes, version %d", len(body), body[0])
+		return nil, corrupt("decode page", "%d bytes with an unknown beginning", len(body))
 	}
 	le := binary.LittleEndian
 	p := &page{epoch: v.epoch, index: le.Uint64(body[1:])}
