@@ -77,11 +77,12 @@ func (w *workload) client(ctx context.Context, c int, began time.Time) {
 		case <-tick.C:
 		}
 		if dev == nil {
-			var err error
-			if dev, err = w.connect(ctx, gateway%w.gateways); err != nil {
+			opened, err := w.connect(ctx, gateway%w.gateways)
+			if err != nil {
 				gateway++
 				continue
 			}
+			dev = opened
 		}
 		if err := w.operation(ctx, c, rng, dev, w.window(began)); err != nil {
 			closeDevice(dev)

@@ -102,7 +102,12 @@ func TestWorkload(t *testing.T) {
 				tc.mem.data = make([]byte, size)
 				w := &workload{seed: 1, clients: 6, gateways: 3, sizeBytes: size, perSecond: 100, windowEvery: 2 * time.Second,
 					patience: time.Second, history: history.New(), answered: make([]atomic.Int64, 6),
-					dial: func(context.Context, int) (device, error) { return tc.mem, nil }}
+					dial: func(_ context.Context, gateway int) (device, error) {
+						if gateway == 2 { // is down, and its connection a typed nil
+							return (*memory)(nil), errLost
+						}
+						return tc.mem, nil
+					}}
 				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 				defer cancel()
 				w.run(ctx)
