@@ -39,9 +39,9 @@ func (w *world) script(t tb, rng *rand.Rand, steps int) {
 // disk kept of what was not synced, the log opens, holds what was reported durable and nothing torn; and what a
 // recovery discarded does not come back after a second cut.
 //
-// It guards: the sync in committer.writeSegment; the syncs and their order in reuse, create and seal; resume, which
-// must not go on in a segment with something behind its end (without "x.own" in cleanAt it fails); the sync of the
-// directory.
+// It guards: the sync in committer.writeSegment, and that durable is set after it; the syncs of the directory in
+// create and reuse; the seal and its sync in resume; the checksum of payloads in recovery.read; the position in
+// decodeRecordHeader; needsLocked in Recycle; Durable() in NextNeeded; the truncation record.
 func TestPowerCutAtEveryCall(t *testing.T) {
 	for _, percent := range []int{0, 50, 90} {
 		w := newWorld(3)
