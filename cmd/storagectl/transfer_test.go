@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -25,11 +26,11 @@ import (
 // noise returns n bytes of which none of a block's is zero for long.
 func noise(seed uint64, n int) []byte {
 	random := rand.New(rand.NewPCG(seed, 0))
-	p := make([]byte, n)
-	for i := range p {
-		p[i] = byte(random.Uint32() | 1)
+	p := make([]byte, 0, n+8)
+	for len(p) < n {
+		p = binary.LittleEndian.AppendUint64(p, random.Uint64()|0x0101010101010101)
 	}
-	return p
+	return p[:n:n]
 }
 
 // contents returns the bytes of a volume.
