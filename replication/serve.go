@@ -41,6 +41,15 @@ func (h *Host) Propose(ctx context.Context, id storage.GroupID, data [][]byte) (
 	}
 }
 
+// Leader returns the node that leads a group, as far as this node's replica of it knows; 0 for none.
+func (h *Host) Leader(id storage.GroupID) storage.NodeID {
+	g, err := h.group(id)
+	if err != nil {
+		return 0
+	}
+	return g.leader()
+}
+
 // Read answers a read from this node's replica of a group, which must lead it. The caller releases the answer.
 func (h *Host) Read(ctx context.Context, id storage.GroupID, req op.ReadRequest) (*op.ReadData, error) {
 	g, err := h.group(id)

@@ -2,7 +2,9 @@ package server
 
 import (
 	"context"
+	"errors"
 	"sync"
+	"time"
 
 	"github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication"
@@ -22,20 +24,28 @@ type router struct {
 	mu      sync.RWMutex
 	leaders map[storage.GroupID]storage.NodeID // as last heard; guarded by mu
 	next    map[storage.GroupID]int            // whom to ask when nobody is known; guarded by mu
+	// silentUntil is when a node that left a request unanswered is asked like others again; guarded by mu
+	silentUntil map[storage.NodeID]time.Time
 }
 
 func newRouter(self storage.NodeID, host *replication.Host, peers *peer.Transport,
 	replicas func(storage.GroupID) []storage.NodeID) *router {
 	return &router{self: self, host: host, peers: peers, replicas: replicas,
-		leaders: map[storage.GroupID]storage.NodeID{}, next: map[storage.GroupID]int{}}
+		leaders: map[storage.GroupID]storage.NodeID{}, next: map[storage.GroupID]int{},
+		silentUntil: map[storage.NodeID]time.Time{}}
 }
 
-// target returns the node to ask.
+// target returns the node to ask: the leader as last heard, or as this node's own replica knows it, or each replica in
+// turn. A node that has just left a request unanswered is asked last.
 func (r *router) target(group storage.GroupID) storage.NodeID {
 	r.mu.RLock()
 	n := r.leaders[group]
 	r.mu.RUnlock()
 	if n != 0 {
+		return n
+	}
+	now := time.Now()
+	if n := r.host.Leader(group); n != 0 && !r.silent(n, now) {
 		return n
 	}
 	nodes := r.replicas(group)
@@ -44,34 +54,63 @@ func (r *router) target(group storage.GroupID) storage.NodeID {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	i := r.next[group] % len(nodes)
-	r.next[group] = i + 1
-	return nodes[i]
+	for range nodes {
+		n = nodes[r.next[group]%len(nodes)]
+		r.next[group]++
+		if now.After(r.silentUntil[n]) {
+			return n
+		}
+	}
+	return n
+}
+
+// silentFor is how long a node that left a request unanswered is asked last.
+const silentFor = 3 * time.Second
+
+func (r *router) silent(n storage.NodeID, now time.Time) bool {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return now.Before(r.silentUntil[n])
 }
 
 // learn keeps what an attempt at a node came to.
 func (r *router) learn(group storage.GroupID, asked storage.NodeID, err error) {
 	r.mu.RLock()
-	known := r.leaders[group]
+	known, silent := r.leaders[group], !r.silentUntil[asked].IsZero()
 	r.mu.RUnlock()
 	now := known
-	switch kind := storage.KindOf(err); {
-	case err == nil:
+	var unanswered bool
+	switch kind := storage.KindOf(err); kind {
+	case storage.KindNone:
 		now = asked
-	case kind == storage.KindNotLeader:
+	case storage.KindNotLeader:
 		now = replication.LeaderHint(err)
-		if now == asked { // it has just lost it
+		if now == asked || r.silent(now, time.Now()) { // it has just lost it, or does not answer
 			now = 0
 		}
-	case kind == storage.KindUnavailable, kind == storage.KindIO, kind == storage.KindNotFound, kind == storage.KindCanceled:
+	case storage.KindUnavailable, storage.KindIO, storage.KindNotFound, storage.KindCanceled:
 		// No answer, or none of a leader: ask another next time. What a volume's state says (KindNotFound of an
 		// operation) comes as a result, not as an error.
 		now = 0
+		var send *peer.SendError
+		unanswered = errors.As(err, &send)
 	}
-	if now != known {
-		r.mu.Lock()
-		r.leaders[group] = now
-		r.mu.Unlock()
+	if now == known && !unanswered && (err != nil || !silent) {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.leaders[group] = now
+	switch {
+	case unanswered:
+		r.silentUntil[asked] = time.Now().Add(silentFor)
+		for g, n := range r.leaders { // nor will it answer for the other groups
+			if n == asked {
+				delete(r.leaders, g)
+			}
+		}
+	case err == nil:
+		delete(r.silentUntil, asked)
 	}
 }
 
