@@ -6,6 +6,7 @@ import (
 	"flag"
 	"hash/crc32"
 	"os"
+	"slices"
 	"testing"
 	"testing/iotest"
 
@@ -108,7 +109,7 @@ func seal(version uint32, body string) []byte {
 	binary.LittleEndian.PutUint32(h[12:], uint32(len(body)))
 	binary.LittleEndian.PutUint32(h[16:], crc32.Checksum([]byte(body), castagnoli))
 	binary.LittleEndian.PutUint32(h[20:], crc32.Checksum(h[:20], castagnoli))
-	return append(h, body...)
+	return slices.Concat(h, []byte(body))
 }
 
 func TestImpossibleSnapshots(t *testing.T) {

@@ -24,7 +24,7 @@ const (
 func (c *Controller) ask(ctx context.Context, m Method, body []byte) (reply, error) {
 	var hint storage.NodeID
 	var last error
-	pause := firstPause
+	pause, patience := firstPause, c.firstPatience()
 	for {
 		to := hint
 		if to == 0 {
@@ -32,7 +32,7 @@ func (c *Controller) ask(ctx context.Context, m Method, body []byte) (reply, err
 		}
 		hint = 0
 		if to != 0 {
-			r, err := c.askNode(ctx, to, m, body)
+			r, err := c.askNode(ctx, patience, to, m, body)
 			kind := storage.KindOf(err)
 			if err == nil || kind != storage.KindNotLeader && kind != storage.KindUnavailable && kind != storage.KindCanceled {
 				return r, err
@@ -49,23 +49,47 @@ func (c *Controller) ask(ctx context.Context, m Method, body []byte) (reply, err
 			}
 			return reply{}, storage.E("ask the catalog", storage.KindUnavailable, "", fmt.Errorf("%w: %w", err, last))
 		}
-		pause = min(2*pause, maxPause)
+		pause, patience = min(2*pause, maxPause), min(2*patience, c.cfg.RequestTimeout)
 	}
 }
 
+// firstPatience is how long a first attempt waits: a leader that is frozen or cut off does not refuse, it is silent,
+// and its successor is there after about two heartbeat timeouts. Later attempts wait longer, in case all is just slow.
+func (c *Controller) firstPatience() time.Duration {
+	return min(2*c.id.HeartbeatTimeout, c.cfg.RequestTimeout)
+}
+
 // askNode is one attempt.
-func (c *Controller) askNode(ctx context.Context, to storage.NodeID, m Method, body []byte) (reply, error) {
-	ctx, cancel := context.WithTimeout(ctx, c.cfg.RequestTimeout)
+func (c *Controller) askNode(ctx context.Context, patience time.Duration, to storage.NodeID, m Method, body []byte) (reply, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	if to == c.id.Node {
 		r := c.serve(ctx, c.id.Node, m, body)
 		return r, r.err()
 	}
+	ctx, stop := c.whileLeads(ctx, to)
+	defer stop()
 	b, err := c.cfg.Peers.Call(ctx, to, m, body)
 	if err != nil {
 		return reply{}, err
 	}
 	return decodeReply(b)
+}
+
+// whileLeads returns a context that ends when this node learns that another node leads now: the one that was asked
+// will not answer. stop ends the watch and waits for it.
+func (c *Controller) whileLeads(ctx context.Context, asked storage.NodeID) (_ context.Context, stop func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	before, done := c.Leader(), make(chan struct{})
+	go func() {
+		defer close(done)
+		for pauseFor(ctx, c.id.HeartbeatTimeout/10) == nil {
+			if now := c.Leader(); now != 0 && now != asked && now != before {
+				cancel(notLeader(now))
+			}
+		}
+	}()
+	return ctx, func() { cancel(nil); <-done }
 }
 
 func pauseFor(ctx context.Context, d time.Duration) error {

@@ -31,11 +31,13 @@ type cluster struct {
 	mu    sync.Mutex // guards the fields below
 	nodes map[storage.NodeID]*member
 	cut   map[storage.NodeID]bool
-	busy  map[storage.GroupID]int
-	acts  []string
-	live  map[storage.NodeID][]storage.SessionID // what gateways report
-	fail  error                                  // what CloseSession and DeleteVolume answer
-	done  map[string]bool                        // what they were asked for
+	// frozen nodes take requests and never answer.
+	frozen map[storage.NodeID]bool
+	busy   map[storage.GroupID]int
+	acts   []string
+	live   map[storage.NodeID][]storage.SessionID // what gateways report
+	fail   error                                  // what CloseSession and DeleteVolume answer
+	done   map[string]bool                        // what they were asked for
 }
 
 type member struct {
@@ -47,7 +49,7 @@ type member struct {
 
 func newCluster(t *testing.T, dir string) *cluster {
 	k := &cluster{t: t, dir: dir, world: placementtest.New(), nodes: map[storage.NodeID]*member{},
-		cut: map[storage.NodeID]bool{}, busy: map[storage.GroupID]int{}, live: map[storage.NodeID][]storage.SessionID{},
+		cut: map[storage.NodeID]bool{}, frozen: map[storage.NodeID]bool{}, busy: map[storage.GroupID]int{}, live: map[storage.NodeID][]storage.SessionID{},
 		done: map[string]bool{}, tune: func(*Config) {}}
 	t.Cleanup(func() {
 		for id := range k.running() {
@@ -248,6 +250,13 @@ func (p peersOf) Call(ctx context.Context, to storage.NodeID, m Method, body []b
 	p.k.mu.Lock()
 	cut := p.k.cut[to] || p.k.cut[p.from]
 	p.k.mu.Unlock()
+	p.k.mu.Lock()
+	frozen := p.k.frozen[to]
+	p.k.mu.Unlock()
+	if frozen { // takes the request and does not answer
+		<-ctx.Done()
+		return nil, storage.E("call", storage.KindUnavailable, "node "+to.String(), ctx.Err())
+	}
 	if c == nil || cut {
 		return nil, storage.E("call", storage.KindUnavailable, "node "+to.String(), errors.New("it does not answer"))
 	}

@@ -69,7 +69,8 @@ type Config struct {
 	// BalanceCooldown is the time between two moves of one group's leader, and after a node came back before it is
 	// given leaders. Default 10 s.
 	BalanceCooldown time.Duration
-	// RequestTimeout bounds one attempt of a request to the leader, and an order. Default 5 s.
+	// RequestTimeout bounds one attempt of a request to the leader, and an order. First attempts wait for two
+	// heartbeat timeouts only. Default 5 s.
 	RequestTimeout time.Duration
 	// CreateTimeout bounds the creation of one replica, which pulls all that the group holds. Default 6 h.
 	CreateTimeout time.Duration

@@ -94,11 +94,91 @@ func TestCatalogChanges(t *testing.T) {
 				v.Reports[id] = report
 			}
 		}
-		if got := fmt.Sprint(catalogChanges(members(c.servers), v, 1000)); got != c.want {
+		if got := fmt.Sprint(catalogChanges(members(c.servers), v, 900, 1000)); got != c.want {
 			t.Errorf("%s of %d nodes (lagging %v, silent %v, removed %v): %s, want %s", c.servers, c.nodes, c.lagging, c.silent,
 				c.removed, got, c.want)
 		}
 	}
+}
+
+// TestYoungCatalog: a short log is no proof that a node follows it.
+func TestYoungCatalog(t *testing.T) {
+	v := placement.View{Reports: map[storage.NodeID]placement.NodeReport{2: {CatalogIndex: 9}, 3: {CatalogIndex: 8}}}
+	for id := storage.NodeID(1); id <= 3; id++ {
+		v.Nodes = append(v.Nodes, catalog.Node{ID: id, State: catalog.NodeUp})
+	}
+	if got := catalogChanges(members("v1 n2 n3"), v, 9, 10); len(got) != 0 {
+		t.Errorf("node 3 does not hold the configuration yet: %v", got)
+	}
+	if got := catalogChanges(members("v1 n2 n3"), v, 8, 10); len(got) != 2 {
+		t.Errorf("got %v", got)
+	}
+}
+
+// TestYoungTerm: a new leader calls nobody silent before it has listened for as long as that takes.
+func TestYoungTerm(t *testing.T) {
+	cfg := Config{}
+	cfg.setDefaults()
+	begin := time.Unix(1000, 0)
+	c := &Controller{cfg: cfg}
+	l := newLeadership(t.Context(), c, 1, begin)
+	v := placement.View{Nodes: []catalog.Node{{ID: 1, State: catalog.NodeUp}, {ID: 2, State: catalog.NodeUp}, {ID: 3, State: catalog.NodeDown}}}
+	l.reports[1] = heardReport{at: begin.Add(time.Second)}
+	for _, x := range []struct {
+		after time.Duration
+		want  string
+	}{
+		{0, ""}, {3 * time.Second, ""}, {3500 * time.Millisecond, "node 2"}, {5 * time.Second, "node 1 node 2"},
+	} {
+		var keys []string
+		for _, task := range l.nodesLocked(v, begin.Add(x.after)) {
+			keys = append(keys, task.key)
+		}
+		if got := strings.Join(keys, " "); got != x.want {
+			t.Errorf("after %v: %q is judged anew, want %q", x.after, got, x.want)
+		}
+	}
+}
+
+// TestFrozenLeader: a leader that takes requests and answers none holds a command up for about one election.
+func TestFrozenLeader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newCluster(t, "")
+		k.three()
+		old := k.leader()
+		k.mu.Lock()
+		k.frozen[old] = true
+		k.mu.Unlock()
+		k.isolate(old, true)
+		begin := time.Now()
+		k.propose(k.running()[old%3+1], catalog.CreateVolume{Name: "v", SizeBytes: 4096, At: time.Now()})
+		if stall := time.Since(begin); stall > 2500*time.Millisecond {
+			t.Errorf("the command took %v", stall)
+		}
+		k.mu.Lock()
+		k.frozen[old] = false
+		k.mu.Unlock()
+		k.isolate(old, false)
+	})
+}
+
+// TestNoStaleRead: a leader that was cut off a moment ago, and does not know it, answers no linearizable read.
+func TestNoStaleRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newCluster(t, "")
+		k.three()
+		c := k.running()[k.leader()]
+		k.isolate(c.Identity().Node, true)
+		if c.raft.State() != raft.Leader {
+			t.Fatal("it knows already")
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 400*time.Millisecond)
+		defer cancel()
+		if err := c.Read(ctx, func(*catalog.State) { t.Error("it answered") }); !errors.Is(err, storage.ErrUnavailable) {
+			t.Errorf("got %v", err)
+		}
+		k.isolate(c.Identity().Node, false)
+	})
 }
 
 // TestCatalogChangesConverge: from any configuration, with nodes that come and go, the catalog ends with an odd number
@@ -120,7 +200,7 @@ func TestCatalogChangesConverge(t *testing.T) {
 			return n
 		}
 		step := func() bool {
-			changes := catalogChanges(servers, v, 100)
+			changes := catalogChanges(servers, v, 50, 100)
 			for _, ch := range changes {
 				at := slices.IndexFunc(servers, func(s raft.Server) bool { return s.ID == ServerID(ch.Node) })
 				switch {

@@ -285,7 +285,7 @@ func (l *leadership) voters(v placement.View) []task {
 	const key = "catalog"
 	future := l.c.raft.GetConfiguration() // answered from memory
 	servers, index, last := future.Configuration().Servers, future.Index(), l.c.raft.LastIndex()
-	changes := catalogChanges(servers, v, last)
+	changes := catalogChanges(servers, v, index, last)
 	if len(changes) == 0 {
 		return nil
 	}

@@ -51,7 +51,7 @@ func (c *Controller) report(ctx context.Context) {
 	}
 	body, err := json.Marshal(report)
 	if err == nil {
-		_, err = c.askNode(ctx, leader, MethodReport, body)
+		_, err = c.askNode(ctx, c.firstPatience(), leader, MethodReport, body)
 	}
 	if err != nil && ctx.Err() == nil && !errors.Is(err, storage.ErrNotLeader) {
 		c.cfg.Logger.Debug("the catalog's leader did not take the report", "leader", leader, "error", err)

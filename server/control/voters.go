@@ -19,8 +19,9 @@ type serverChange struct {
 
 // catalogChanges decides the next change of the catalog's own members: removed nodes go, new nodes follow, and of
 // those that have caught up so many become voters, back to back, that their number is odd: the first five at most.
-// More than one change is returned only to get past an even number.
-func catalogChanges(servers []raft.Server, v placement.View, lastIndex uint64) []serverChange {
+// More than one change is returned only to get past an even number. A node has caught up when it holds the
+// configuration that made it a follower, and nearly all of the log.
+func catalogChanges(servers []raft.Server, v placement.View, configIndex, lastIndex uint64) []serverChange {
 	member := map[storage.NodeID]raft.ServerSuffrage{}
 	voters := 0
 	for _, s := range servers {
@@ -44,7 +45,7 @@ func catalogChanges(servers []raft.Server, v placement.View, lastIndex uint64) [
 		}
 		usable++
 		report, heard := v.Reports[n.ID]
-		if suffrage != raft.Voter && heard && n.State == catalog.NodeUp && report.CatalogIndex > 0 &&
+		if suffrage != raft.Voter && heard && n.State == catalog.NodeUp && report.CatalogIndex >= max(configIndex, 1) &&
 			report.CatalogIndex+placement.PromotionLag >= lastIndex {
 			ready = append(ready, serverChange{AddVoter, n.ID})
 		}

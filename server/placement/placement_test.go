@@ -219,13 +219,22 @@ func TestPromotionWaitsForBoth(t *testing.T) {
 		also           int
 	}{
 		{1000, 935, placement.StepNone, 0}, {935, 1000, placement.StepNone, 0}, {936, 936, placement.StepPromote, 1},
-		{1000, 0, placement.StepNone, 0}, // unknown to the leader, and the replica itself says 10
+		{1000, 0, placement.StepNone, 0},
 	} {
 		if s := placement.Next(view(c.acked2, c.acked3, 1), g); s.Kind != c.want || len(s.Also) != c.also {
 			t.Errorf("acknowledged %d and %d: %+v, want %v", c.acked2, c.acked3, s, c.want)
 		}
 	}
-	v := view(1000, 1000, 1)
+	v := view(5, 0, 1) // a young group: nobody is far behind, but node 3 has not answered yet
+	v.Reports[1].Replicas[0].Last, v.Reports[1].Replicas[0].ConfigIndex = 5, 5
+	if s := placement.Next(v, g); s.Kind != placement.StepNone {
+		t.Errorf("replica 3 never answered: %+v", s)
+	}
+	v.Reports[1].Replicas[0].Members[2].AckedIndex = 4
+	if s := placement.Next(v, g); s.Kind != placement.StepNone {
+		t.Errorf("replica 3 does not know that it is a member: %+v", s)
+	}
+	v = view(1000, 1000, 1)
 	r := v.Reports[3]
 	delete(v.Reports, 3)
 	if s := placement.Next(v, g); s.Kind != placement.StepNone {

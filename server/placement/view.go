@@ -66,17 +66,14 @@ func (v View) Leader(g catalog.Group) (storage.NodeID, ReplicaReport, bool) {
 	return node, best, node != 0
 }
 
-// caughtUp reports whether a member works and has nearly all of the leader's log.
+// caughtUp reports whether a member works and has acknowledged nearly all of the leader's log, the configuration
+// included: a young group has so few entries that a replica which never answered would count otherwise.
 func (v View) caughtUp(g catalog.Group, leader ReplicaReport, m Member) bool {
 	own, ok := v.Reports[m.Node].replica(g.ID, m.Key)
 	if !ok || !v.works(m.Node) || own.State == ReplicaStopped || own.State == ReplicaPulling {
 		return false
 	}
-	has := m.AckedIndex
-	if has == 0 { // the leader does not know; the replica's own word is good enough to begin with
-		has = own.Last
-	}
-	return has+PromotionLag >= leader.Last
+	return m.AckedIndex > 0 && m.AckedIndex >= leader.ConfigIndex && m.AckedIndex+PromotionLag >= leader.Last
 }
 
 // ErrNoStore says that no store may take a replica; its text in the chain says why.

@@ -264,6 +264,7 @@ func (w *World) AddVoter(id storage.GroupID, leader storage.NodeID, key catalog.
 	next := slices.Clone(g.members)
 	next[at].Voter = true
 	g.change(next)
+	w.followLocked(id, g)
 	return nil
 }
 
@@ -287,6 +288,7 @@ func (w *World) Remove(id storage.GroupID, leader storage.NodeID, key catalog.Re
 		w.violateLocked("group %s: voter %s was removed though the others cannot commit", id, key)
 	}
 	g.change(next)
+	w.followLocked(id, g)
 	return nil
 }
 
