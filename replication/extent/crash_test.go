@@ -119,9 +119,8 @@ func workload() []request {
 // TestPowerCut cuts the power at every call of a workload that changes the disk. After each cut the store opens,
 // holds every acknowledged write and nothing torn: its contents are exactly those of a prefix of the log.
 //
-// Guards I1 and I7: in checkpoint.go, Persist's wait for the log, and fill's one batch; in store.go, Open's syncDir and
-// identity.go's makeDir; in recycle.go, the question whether a segment is in use. Each was removed once, and this test
-// failed.
+// Guards I1: in recycle.go, the question whether a segment is in use; in identity.go, makeDir's sync of the parent.
+// Each was removed once, and this test failed.
 func TestPowerCut(t *testing.T) {
 	every := 1
 	if testing.Short() {

@@ -63,11 +63,12 @@ func header(t testing.TB, m *Manifest) ManifestHeader {
 	return h
 }
 
-// source is a replica with a history: the crash test's workload, checkpointed at its end.
+// sourceRig is a replica with a history: the crash test's workload, checkpointed at its end.
 func sourceRig(t testing.TB, n int) (*rig, *model) {
 	t.Helper()
 	cfg := testConfig(memFS(t))
 	cfg.SegmentBytes = 64 * kib
+	cfg.Segment.RetainBytes, cfg.Segment.CacheBytes = -1, 1 // keep nothing that is not needed
 	r, m := newRig(t, cfg), newModel()
 	for _, q := range workload()[:n] {
 		r.ok(q)

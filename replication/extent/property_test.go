@@ -19,8 +19,8 @@ const (
 
 // TestAgainstModel drives a store and a plain model with the same random commands.
 //
-// Among others it guards the lines in session.go that say so (I2, I3, I4): each was removed once, and this test
-// failed each time. rapid prints the seed of a failure.
+// Beside the table in session_test.go it guards the line in session.go that finds a number applied (I3): it was removed
+// once, and this test failed. rapid prints the seed of a failure.
 func TestAgainstModel(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		fs := vfs.NewCrashableMem()

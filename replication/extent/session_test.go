@@ -10,7 +10,7 @@ import (
 )
 
 // TestExactlyOnceAndFencing is the table of what a group answers, step by step. Each step says kind, duplicate and
-// detail. It guards I2, I3 and I4 by name, beside the model: see the lines in session.go that say so.
+// detail. It guards the lines of session.go that say so (I2, I3, I4): each was removed once, and this test failed.
 func TestExactlyOnceAndFencing(t *testing.T) {
 	type step struct {
 		name   string
