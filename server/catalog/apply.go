@@ -33,9 +33,6 @@ func (s *State) Apply(index uint64, command []byte) (Result, []Effect) {
 	return Result{Index: index, Err: asError(err)}, nil
 }
 
-// SkipTo records that the log's entries up to index held no commands.
-func (s *State) SkipTo(index uint64) { s.applied = max(s.applied, index) }
-
 func asError(err error) *storage.Error {
 	var e *storage.Error
 	if errors.As(err, &e) {
