@@ -76,7 +76,7 @@ func TestFaults(t *testing.T) {
 					at += 10 * tc.step
 				}
 			}
-			if hits < 10 {
+			if hits < 10 && !testing.Short() || hits == 0 {
 				t.Errorf("only %d calls were failed", hits)
 			}
 		})
