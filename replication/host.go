@@ -31,7 +31,7 @@ type Config struct {
 	HeartbeatTimeout time.Duration
 	// ReadMode is lease (default) or quorum.
 	ReadMode op.ReadMode
-	// MaxAppendEntries bounds the entries of one request of the library. Default 512.
+	// MaxAppendEntries bounds the entries of one request of the library, which allocates room for so many each time. Default 128.
 	MaxAppendEntries int
 	// GroupInFlightBytes and StoreInFlightBytes bound what is proposed and not applied. Defaults 32 MiB and 128 MiB.
 	GroupInFlightBytes, StoreInFlightBytes int64
@@ -48,7 +48,7 @@ func (c *Config) setDefaults() {
 		c.ReadMode = op.ReadLease
 	}
 	if c.MaxAppendEntries == 0 {
-		c.MaxAppendEntries = 512
+		c.MaxAppendEntries = 128
 	}
 	if c.GroupInFlightBytes == 0 {
 		c.GroupInFlightBytes = 32 << 20

@@ -43,7 +43,7 @@ type Config struct {
 	Groups           int           `flag:"groups" default:"8" help:"replication groups to start with; set when the cluster is made"`
 	HeartbeatTimeout time.Duration `flag:"heartbeat-timeout" default:"500ms" help:"how long a leader may be silent; one value per cluster, set when it is made"`
 	ReadMode         string        `flag:"read-mode" default:"lease" help:"lease: a leader answers reads while a majority has lately confirmed it; quorum: it asks a majority for every read"`
-	MaxAppendEntries int           `flag:"max-append-entries" default:"512" help:"entries in one replication request"`
+	MaxAppendEntries int           `flag:"max-append-entries" default:"128" help:"entries in one replication request"`
 
 	NBDCert        string `flag:"nbd-tls-cert" help:"certificate of the NBD server (PEM); with it clients may, and with --nbd-tls-require must, use TLS"`
 	NBDKey         string `flag:"nbd-tls-key" help:"its key (PEM)"`
