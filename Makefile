@@ -35,8 +35,8 @@ unit: ## go vet and go test, without root and without tools; power cuts and simu
 race: ## the unit tests under the race detector
 	$(GO) test -race -timeout 20m ./...
 
-interop: ## the NBD server against Debian's NBD clients
-	$(GO) test -tags interop -timeout 10m -count 1 ./test/interop/...
+interop: build ## Debian's NBD clients against the server in memory, one real node and three
+	$(GO) test -tags interop -timeout 10m -count 1 ./test/interop -storaged $(abspath $(BIN))/storaged
 
 e2e: build ## three real processes: growth, failover, restart
 	@test/deps.sh --root ip nft || echo "left out: partitions"

@@ -27,6 +27,8 @@ type Config struct {
 	Command []string
 	// Args are appended to the arguments of every node's `serve`.
 	Args []string
+	// NodeArgs are appended after Args to those of node i, from 0. Default: nothing.
+	NodeArgs func(i int) []string
 	// Dir keeps a data directory and a log per node. It must exist. Required.
 	Dir string
 	// Nodes is how many nodes New prepares. Default 3.
@@ -211,8 +213,8 @@ func ask[T any](ctx context.Context, c *Cluster, f func(context.Context, *grpc.C
 	return answer, err
 }
 
-// WaitFull returns when every group has all the replicas it is meant to have, one per node up to the wanted
-// number, and a leader.
+// WaitFull returns when all nodes are up and every group has a leader and all the replicas that these nodes can hold:
+// one per node up to the wanted number, voting and up.
 func (c *Cluster) WaitFull(ctx context.Context) error {
 	var last string
 	err := Poll(ctx, 100*time.Millisecond, func() bool {
@@ -221,14 +223,35 @@ func (c *Cluster) WaitFull(ctx context.Context) error {
 			last = err.Error()
 			return false
 		}
-		last = fmt.Sprintf("%d of %d nodes up, %d of %d groups full, %d without leader, %d replicas wanted",
-			s.NodesUp, len(c.nodes), s.GroupsFull, s.GroupsTotal, s.GroupsWithoutLeader, s.ReplicasWanted)
-		return int(s.NodesUp) >= len(c.nodes) && s.GroupsTotal > 0 && s.GroupsFull == s.GroupsTotal && s.GroupsWithoutLeader == 0
+		groups, err := c.Groups(ctx)
+		if err != nil {
+			last = err.Error()
+			return false
+		}
+		want := min(int(s.ReplicasWanted), len(c.nodes))
+		full := 0
+		for _, g := range groups {
+			if g.LeaderName != "" && votersUp(g) >= want {
+				full++
+			}
+		}
+		last = fmt.Sprintf("%d of %d nodes up, %d of %d groups with a leader and %d replicas",
+			s.NodesUp, len(c.nodes), full, len(groups), want)
+		return int(s.NodesUp) >= len(c.nodes) && full > 0 && full == len(groups)
 	})
 	if err != nil {
 		return fmt.Errorf("testcluster: groups are not full: %s: %w", last, err)
 	}
 	return nil
+}
+
+func votersUp(g *storagev1.Group) (n int) {
+	for _, r := range g.Replicas {
+		if r.Role == storagev1.ReplicaRole_REPLICA_ROLE_VOTER && r.Online {
+			n++
+		}
+	}
+	return n
 }
 
 // Leaders returns how many groups each node leads, by node name.

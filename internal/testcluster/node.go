@@ -27,6 +27,7 @@ type Node struct {
 
 	cfg    Config
 	prefix []string
+	args   []string // Config.Args and NodeArgs
 
 	mu       sync.Mutex // guards what follows; never held while waiting
 	proc     *process   // nil when not running
@@ -49,6 +50,10 @@ func newNode(cfg Config, i int) (*Node, error) {
 	}
 	if cfg.Prefix != nil {
 		n.prefix = cfg.Prefix(i)
+	}
+	n.args = slices.Clone(cfg.Args)
+	if cfg.NodeArgs != nil {
+		n.args = append(n.args, cfg.NodeArgs(i)...)
 	}
 	host := cfg.Host(i)
 	ports := cfg.Ports
@@ -85,7 +90,7 @@ func (n *Node) serveArgs(join string) []string {
 	if join != "" {
 		args = append(args, "--join", join)
 	}
-	return append(args, n.cfg.Args...)
+	return append(args, n.args...)
 }
 
 // CommandLine returns what starts the node; join is the peer address of the node to join, empty for none.

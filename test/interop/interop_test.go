@@ -1,7 +1,8 @@
 //go:build interop
 
-// Package interop_test runs the suite of NBD clients against the server on an export in memory, or against the export
-// that STORAGED_INTEROP_URI names (nbd://host:port/export or nbd+unix:///export?socket=path), which loses its contents.
+// Package interop_test runs the suite of NBD clients against the server on an export in memory, against clusters of one
+// and of three real nodes (`make interop`), or against the export that STORAGED_INTEROP_URI names
+// (nbd://host:port/export or nbd+unix:///export?socket=path), which loses its contents.
 package interop_test
 
 import (
@@ -78,7 +79,14 @@ func serve(t *testing.T, network string, cfg nbd.Config) string {
 func TestTLS(t *testing.T) {
 	dir := t.TempDir()
 	cfg := nbd.Config{RequireTLS: true, TLS: &tls.Config{Certificates: []tls.Certificate{certificate(t, dir)}}}
-	_, port, err := net.SplitHostPort(serve(t, "tcp", cfg))
+	secureClients(t, serve(t, "tcp", cfg), dir)
+}
+
+// secureClients copies both ways with libnbd and qemu over TLS, to volume-1 of a server that requires it and that
+// the authority in dir vouches for.
+func secureClients(t *testing.T, address, dir string) {
+	t.Helper()
+	_, port, err := net.SplitHostPort(address)
 	if err != nil {
 		t.Fatal(err)
 	}

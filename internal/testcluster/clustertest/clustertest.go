@@ -13,11 +13,13 @@ import (
 
 // Options say what to start.
 type Options struct {
-	Binary  string // storaged; required
-	Nodes   int    // default 3
-	Args    []string
-	Network *testcluster.Network // puts the nodes into namespaces; nil: loopback
-	Keep    bool                 // leave the data behind in any case
+	Binary string // storaged; required
+	Nodes  int    // default 3
+	Args   []string
+	// NodeArgs are appended for node i, from 0.
+	NodeArgs func(i int) []string
+	Network  *testcluster.Network // puts the nodes into namespaces; nil: loopback
+	Keep     bool                 // leave the data behind in any case
 }
 
 // New prepares a cluster that ends with the test. It starts nothing.
@@ -30,7 +32,7 @@ func New(t *testing.T, o Options) *testcluster.Cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := testcluster.Config{Command: []string{o.Binary}, Args: o.Args, Dir: dir, Nodes: o.Nodes}
+	cfg := testcluster.Config{Command: []string{o.Binary}, Args: o.Args, NodeArgs: o.NodeArgs, Dir: dir, Nodes: o.Nodes}
 	if o.Network != nil {
 		cfg.Host, cfg.Prefix = o.Network.Host, o.Network.Prefix
 		cfg.Ports = &testcluster.Ports{Peer: 7001, API: 7000, NBD: 10809, HTTP: 7002}
