@@ -87,8 +87,9 @@ type Host struct {
 	pulls  *pullServer
 
 	mu     sync.RWMutex
-	groups map[storage.GroupID]*group // guarded by mu
-	closed bool                       // guarded by mu
+	groups map[storage.GroupID]*group         // guarded by mu
+	out    map[storage.GroupID]damagedReplica // replicas that stay out, none of them in groups; guarded by mu
+	closed bool                               // guarded by mu
 
 	changing sync.Mutex // one creation or removal of a replica at a time
 
@@ -103,7 +104,7 @@ func NewHost(cfg Config) (*Host, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, storage.E("new host", storage.KindInvalid, "", err)
 	}
-	h := &Host{cfg: cfg, router: cfg.Router, groups: map[storage.GroupID]*group{},
+	h := &Host{cfg: cfg, router: cfg.Router, groups: map[storage.GroupID]*group{}, out: map[storage.GroupID]damagedReplica{},
 		checkpointCh: make(chan segment.GroupKey, 1024)}
 	for _, s := range cfg.Stores {
 		d := &disk{store: s, logger: cfg.Logger, hungAfter: max(time.Second, 2*cfg.HeartbeatTimeout),
@@ -135,11 +136,12 @@ func (h *Host) Start() error {
 		}
 		for _, key := range d.store.Groups() {
 			if dmg, bad := damaged[key]; bad { // I7
-				h.cfg.Logger.Error("replica is damaged and stays out: it comes back as a new member", "group", key.Group,
-					"store", d.store.ID(), "position", dmg.At, "reason", dmg.Reason)
+				h.keepOut(d, key, fmt.Sprintf("its log is damaged at segment %d, byte %d: %s", dmg.At.Segment(), dmg.At.Offset(), dmg.Reason))
 				continue
 			}
-			if _, err := h.startGroup(d, key); err != nil {
+			if _, err := h.startGroup(d, key); storage.KindOf(err) == storage.KindCorrupt { // I7
+				h.keepOut(d, key, err.Error())
+			} else if err != nil {
 				return err
 			}
 		}
@@ -273,8 +275,12 @@ func (h *Host) Bootstrap(id storage.GroupID, store storage.StoreID, inc storage.
 func (h *Host) openReplica(id storage.GroupID, store storage.StoreID, inc storage.Incarnation) (*group, error) {
 	self := ServerID(store, inc)
 	h.mu.RLock()
-	g := h.groups[id]
+	g, damaged := h.groups[id], h.out[id]
 	h.mu.RUnlock()
+	if damaged.reason != "" {
+		return nil, storage.E("create replica", storage.KindConflict, "group "+id.String(),
+			fmt.Errorf("this node holds the damaged replica %s, which must be dropped first: %s", damaged.self(), damaged.reason))
+	}
 	if g != nil {
 		if g.self != self {
 			return nil, storage.E("create replica", storage.KindConflict, "group "+id.String(),
@@ -329,6 +335,10 @@ func (h *Host) RemoveReplica(id storage.GroupID, store storage.StoreID, inc stor
 	h.changing.Lock()
 	defer h.changing.Unlock()
 	h.mu.Lock()
+	if d, ok := h.out[id]; ok && d.self() == ServerID(store, inc) {
+		h.mu.Unlock()
+		return h.removeDamaged(d)
+	}
 	g := h.groups[id]
 	if g == nil || g.self != ServerID(store, inc) {
 		h.mu.Unlock()

@@ -3,6 +3,7 @@ package replication
 import (
 	"context"
 	"errors"
+	"sort"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -25,7 +26,8 @@ type ReplicaStatus struct {
 type GroupStatus struct {
 	Group        storage.GroupID
 	Self         raft.ServerID
-	Role         string // leader, follower, candidate, stopped
+	Role         string // leader, follower, candidate, stopped, damaged
+	Reason       string // why the replica is out of service for good; empty: it serves, or soon will
 	Ready        bool   // leads, and its Barrier is done
 	Term         uint64
 	Leader       storage.NodeID
@@ -45,6 +47,12 @@ func (h *Host) Status() []GroupStatus {
 	for _, g := range gs {
 		out = append(out, g.describe())
 	}
+	h.mu.RLock()
+	for _, d := range h.out {
+		out = append(out, d.describe())
+	}
+	h.mu.RUnlock()
+	sort.Slice(out, func(i, j int) bool { return out[i].Group < out[j].Group })
 	return out
 }
 
@@ -52,6 +60,13 @@ func (g *group) describe() GroupStatus {
 	s := GroupStatus{Group: g.id, Self: g.self, Role: "stopped", PullTotalBytes: g.pullTotal.Load()}
 	if s.PullTotalBytes > 0 {
 		s.PulledBytes = g.pulled.Load()
+	}
+	if g.disk.failed.Load() { // its Raft instance may still believe that it leads
+		s.Reason = "its disk has failed"
+		if err := g.disk.store.Failed(); err != nil {
+			s.Reason += ": " + err.Error()
+		}
+		return s
 	}
 	in := g.inst.Load()
 	if in == nil {
