@@ -47,6 +47,7 @@ type instance struct {
 	log       *logStore
 	cancel    context.CancelFunc
 	ctx       context.Context // done when the instance stops
+	futures   futures         // stopped is closed with cancel
 	wg        sync.WaitGroup
 }
 
@@ -78,7 +79,7 @@ func (g *group) startLocked() error {
 		return storage.E("start", storage.KindCorrupt, "group "+g.id.String(),
 			errors.New("the checkpoint's configuration cannot be read"))
 	}
-	in := &instance{}
+	in := &instance{futures: futures{stopped: make(chan struct{})}}
 	in.ctx, in.cancel = context.WithCancel(context.Background())
 	var err error
 	in.log, err = newLogStore(g.extents.Log(), g.disk.store.Log().Wait, g.park(in.ctx), checkpoint)
@@ -132,6 +133,7 @@ func (g *group) stopLocked() {
 	}
 	future := in.raft.Shutdown()
 	in.cancel()
+	close(in.futures.stopped)
 	in.transport.Close()
 	if err := future.Error(); err != nil {
 		g.logger.Warn("raft did not shut down cleanly", "group", g.id, "error", err)
@@ -180,7 +182,7 @@ func (g *group) becomeReady(in *instance) {
 	term := in.raft.CurrentTerm()
 	in.transport.lease.begin(term)
 	for in.raft.State() == raft.Leader && in.raft.CurrentTerm() == term {
-		err := in.raft.Barrier(0).Error()
+		err := until(&in.futures, in.raft.Barrier(0)).Error()
 		if err == nil && in.raft.State() == raft.Leader && in.raft.CurrentTerm() == term {
 			in.transport.lease.setReady(term)
 			g.logger.Info("leads", "group", g.id, "term", term)
@@ -274,7 +276,7 @@ func (g *group) propose(ctx context.Context, data []byte) (op.Result, error) {
 			}
 		}
 	}
-	future := in.raft.Apply(data, 0)
+	future := until(&in.futures, in.raft.Apply(data, 0))
 	if err := future.Error(); err != nil {
 		return op.Result{}, g.fromRaft(name, err)
 	}

@@ -164,7 +164,7 @@ func (h *Host) ChangeMembership(ctx context.Context, id storage.GroupID, change 
 	default:
 		return storage.E(name, storage.KindInvalid, "group "+id.String(), errors.New("unknown change"))
 	}
-	return g.fromRaft(name, future.Error())
+	return g.fromRaft(name, until(&in.futures, future).Error())
 }
 
 // TransferLeadership asks the given replica to lead a group that this node leads.
