@@ -187,6 +187,6 @@ func (g *Group) announceDue() {
 // CheckpointDue reports whether the group should be checkpointed: it has applied its share of CheckpointBytes, or
 // changed so many pages that they would not fit beside the cache.
 func (g *Group) CheckpointDue() bool {
-	return g.sinceFreeze.Load() >= g.store.checkpointShare.Load() ||
+	return g.wanted.Load() || g.sinceFreeze.Load() >= g.store.checkpointShare.Load() ||
 		g.dirtyPages.Load()*pageMemory >= 2*g.store.cacheShare.Load()
 }

@@ -56,6 +56,7 @@ func (g *Group) Freeze() (*Frozen, error) {
 	g.set.live.freeze()
 	g.sinceFreeze.Store(0)
 	g.dirtyPages.Store(0)
+	g.wanted.Store(false)
 	g.dueAnnounced = false
 	return f, nil
 }

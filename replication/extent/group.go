@@ -5,6 +5,7 @@ import (
 	"math"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/op"
@@ -103,6 +104,12 @@ type Group struct {
 
 	// Since the last Freeze: bytes of log applied, pages changed.
 	sinceFreeze, dirtyPages atomic.Int64
+	// wanted: a checkpoint was asked for, though little was written since the last Freeze.
+	wanted atomic.Bool
+
+	// Owned by runReclaim: since when the group was seen with changes, and after how many freezes.
+	changedAt      time.Time
+	changedFreezes uint64
 
 	// Owned by the goroutine that applies.
 	delta        counts // changes of live counts that were not handed on yet

@@ -46,7 +46,7 @@ func (s *Store) advanceIdle() {
 			return
 		}
 		if !moved && now >= from+late {
-			s.cfg.OnCheckpointDue(g.key)
+			g.wantCheckpoint()
 		}
 	}
 }

@@ -517,6 +517,7 @@ func (g *Group) install(st *Staging) error {
 	clear(g.delta)
 	g.sinceFreeze.Store(0)
 	g.dirtyPages.Store(0)
+	g.wanted.Store(false)
 	g.dueAnnounced = false
 	g.store.dropSet(old.id)
 	return nil

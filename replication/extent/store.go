@@ -103,6 +103,7 @@ func Open(cfg Config) (_ *Store, err error) {
 	ctx, stop := context.WithCancel(context.Background())
 	s.stop = stop
 	s.stopped.Go(func() { s.runPurge(ctx) })
+	s.stopped.Go(func() { s.runReclaim(ctx) })
 	return s, nil
 }
 

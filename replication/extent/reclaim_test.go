@@ -1,0 +1,82 @@
+package extent
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/segment"
+)
+
+// reclaimRig is a rig that counts how often its group was asked for a checkpoint.
+func reclaimRig(t *testing.T, change func(*Config)) (*rig, *int) {
+	t.Helper()
+	asked := 0
+	cfg := testConfig(vfs.NewCrashableMem())
+	cfg.OnCheckpointDue = func(segment.GroupKey) { asked++ }
+	change(&cfg)
+	r := &rig{t: t, s: openStore(t, cfg), term: 1}
+	g, err := r.s.CreateGroup(testKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.g = g
+	r.ok(openSession(1))
+	return r, &asked
+}
+
+// Guards I6: runReclaim, and `wanted` in CheckpointDue. Either was removed once; both tests failed.
+func TestChangesAreCheckpointedInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, asked := reclaimRig(t, func(*Config) {})
+		defer r.s.Close()
+		r.ok(r.write(0, 0, blocks(1, 1)))
+		time.Sleep(maxCheckpointAge - 2*reclaimEvery)
+		synctest.Wait()
+		if *asked > 0 {
+			t.Errorf("asked for %d checkpoints of a single block at once", *asked)
+		}
+		time.Sleep(4 * reclaimEvery)
+		synctest.Wait()
+		if *asked == 0 || !r.g.CheckpointDue() {
+			t.Fatalf("asked for %d checkpoints after %v, due %v", *asked, maxCheckpointAge, r.g.CheckpointDue())
+		}
+		r.checkpoint()
+		*asked = 0
+		time.Sleep(3 * maxCheckpointAge)
+		synctest.Wait()
+		if *asked > 0 || r.g.CheckpointDue() {
+			t.Errorf("asked for %d checkpoints, though nothing has changed; due %v", *asked, r.g.CheckpointDue())
+		}
+	})
+}
+
+func TestDiscardFreesFullStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, asked := reclaimRig(t, func(c *Config) { c.CapacityBytes, c.ReserveBytes = 16<<20, 4<<20 })
+		defer r.s.Close()
+		for x := storage.ExtentIndex(0); !r.s.Space().Full(); x++ {
+			r.ok(r.write(x, 0, blocks(1, 48)))
+			time.Sleep(2 * spaceTTL)
+		}
+		for x := range storage.ExtentIndex(100) {
+			r.ok(r.clear(x, 0, storage.ExtentSize))
+		}
+		for range 10 {
+			time.Sleep(reclaimEvery)
+			synctest.Wait()
+			if *asked > 0 && r.g.CheckpointDue() {
+				r.checkpoint()
+				r.g.Log().Compact(r.index - 1) // as Raft does, but for its trailing entries
+			}
+		}
+		time.Sleep(2 * reclaimEvery)
+		synctest.Wait()
+		if space := r.s.Space(); space.FreeBytes < space.CapacityBytes*3/4 {
+			t.Errorf("%d of %d bytes are free, though everything was discarded", space.FreeBytes, space.CapacityBytes)
+		}
+	})
+}
