@@ -62,7 +62,7 @@ func (h *Host) raftConfig(group storage.GroupID, self raft.ServerID, notify chan
 	c.MaxAppendEntries = h.cfg.MaxAppendEntries
 	c.BatchApplyCh = true
 	c.ShutdownOnRemove = false
-	c.TrailingLogs = 64
+	c.TrailingLogs = 1 // what followers that lag need beyond it is kept by the log's byte budget, DeleteRange being advice
 	c.SnapshotInterval = 24 * time.Hour
 	c.SnapshotThreshold = math.MaxUint64
 	c.NoSnapshotRestoreOnStart = true
