@@ -157,9 +157,8 @@ func (n *node) listen(context.Context) error {
 	}
 	c, l := &n.config, &n.listeners
 	if c.NBDSocket != "" {
-		// What a killed process left behind; a living one holds the lock of the data directory.
-		if fi, err := os.Lstat(c.NBDSocket); err == nil && fi.Mode()&os.ModeSocket != 0 {
-			_ = os.Remove(c.NBDSocket)
+		if err := clearSocket(c.NBDSocket); err != nil {
+			return err
 		}
 	}
 	return errors.Join(open(&l.peer, "tcp", c.ListenPeer, "listen-peer"), open(&l.api, "tcp", c.ListenAPI, "listen-api"),
