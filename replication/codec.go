@@ -162,7 +162,7 @@ func decodeAppend(header, payload []byte) (to raft.ServerID, r *raft.AppendEntri
 				l.Data = p.take(int(size))
 			}
 			l.Extensions = d.bytes(maxExtensionBytes)
-			if i > 0 && l.Index != logs[i-1].Index+1 || l.Type > raft.LogConfiguration {
+			if l.Index != r.PrevLogEntry+uint64(i)+1 || l.Index == 0 || l.Type > raft.LogConfiguration {
 				d.bad = true
 			}
 			if l.Type == raft.LogConfiguration && !validConfiguration(l.Data) {
@@ -290,8 +290,16 @@ func decodeTimeoutNow(header []byte) (to raft.ServerID, h raft.RPCHeader, term u
 	return to, h, term, d.done("timeout now")
 }
 
-// encodeInstall carries, instead of the data of a snapshot, the name of the manifest that the receiver is to pull.
-func encodeInstall(to raft.ServerID, r *raft.InstallSnapshotRequest, manifest string) []byte {
+// installPart is what travels of a snapshot with one request: the name of the manifest that the receiver is to pull,
+// or a chunk of the content, which is the frame's payload.
+type installPart struct {
+	manifest string
+	stream   uint64 // chunks of one snapshot have the same
+	offset   uint64 // of the chunk in the content
+	last     bool   // hand it to Raft
+}
+
+func encodeInstall(to raft.ServerID, r *raft.InstallSnapshotRequest, part installPart) []byte {
 	e := enc{make([]byte, 0, 256)}
 	e.bytes([]byte(to))
 	e.rpcHeader(r.RPCHeader)
@@ -301,22 +309,25 @@ func encodeInstall(to raft.ServerID, r *raft.InstallSnapshotRequest, manifest st
 	e.u64(r.LastLogTerm)
 	e.bytes(r.Configuration)
 	e.u64(r.ConfigurationIndex)
-	e.bytes([]byte(manifest))
+	e.bytes([]byte(part.manifest))
+	e.u64(part.stream)
+	e.u64(part.offset)
+	e.bool(part.last)
 	return e.b
 }
 
-func decodeInstall(header []byte) (to raft.ServerID, r *raft.InstallSnapshotRequest, manifest string, err error) {
+func decodeInstall(header []byte) (to raft.ServerID, r *raft.InstallSnapshotRequest, part installPart, err error) {
 	d := dec{b: header}
 	to = raft.ServerID(d.bytes(maxIDBytes))
 	r = &raft.InstallSnapshotRequest{RPCHeader: d.rpcHeader(), SnapshotVersion: raft.SnapshotVersion(d.u8()),
 		Term: d.u64(), LastLogIndex: d.u64(), LastLogTerm: d.u64(), Configuration: d.bytes(maxConfigBytes),
 		ConfigurationIndex: d.u64()}
 	r.Leader = r.RPCHeader.Addr
-	manifest = string(d.bytes(maxIDBytes))
-	if !validConfiguration(r.Configuration) {
+	part = installPart{manifest: string(d.bytes(maxIDBytes)), stream: d.u64(), offset: d.u64(), last: d.bool()}
+	if r.SnapshotVersion != snapshotVersion || !validConfiguration(r.Configuration) {
 		d.bad = true
 	}
-	return to, r, manifest, d.done("install snapshot")
+	return to, r, part, d.done("install snapshot")
 }
 
 func encodeInstallResponse(r *raft.InstallSnapshotResponse) []byte {

@@ -18,11 +18,14 @@ type disk struct {
 	// hungAfter is how old the oldest append may be that is not durable: max(1 s, 2 x HeartbeatTimeout).
 	hungAfter time.Duration
 
+	onFail   func() // stops the disk's replicas, without waiting; may be nil
 	failed   atomic.Bool
 	hung     atomic.Bool // as of the last look
+	stable   pendingSets
 	free     atomic.Int64
 	reserve  atomic.Int64
 	inflight *semaphore.Weighted
+	due      chan struct{} // a group's checkpoint is due
 	failOnce sync.Once
 }
 
@@ -35,6 +38,9 @@ func (d *disk) look(now time.Time) {
 		d.fail(err)
 	}
 	since, pending := d.store.Log().OldestPending()
+	if at, waits := d.stable.oldest(); waits && (!pending || at.Before(since)) {
+		since, pending = at, true
+	}
 	hung := pending && now.Sub(since) > d.hungAfter
 	if d.hung.Swap(hung) != hung {
 		if hung {
@@ -47,7 +53,7 @@ func (d *disk) look(now time.Time) {
 }
 
 // silent reports that the replicas of this disk must not be heard: it has failed, or hangs.
-func (d *disk) silent() bool { return d.failed.Load() || d.hung.Load() }
+func (d *disk) silent() bool { return d.failed.Load() || d.hung.Load() || d.store.Failed() != nil }
 
 func (d *disk) freeBytes() int64    { return d.free.Load() }
 func (d *disk) reserveBytes() int64 { return d.reserve.Load() }
@@ -58,5 +64,42 @@ func (d *disk) fail(err error) {
 		d.failed.Store(true)
 		d.logger.Error("disk failed: its replicas stop; replace it and start the node again", "store", d.store.ID(),
 			"error", err)
+		if d.onFail != nil {
+			d.onFail()
+		}
 	})
+}
+
+// pendingSets knows since when writes of terms and votes wait for the disk.
+type pendingSets struct {
+	mu    sync.Mutex
+	since map[int]time.Time // guarded by mu, like next
+	next  int
+}
+
+func (p *pendingSets) begin() (end func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.since == nil {
+		p.since = map[int]time.Time{}
+	}
+	n := p.next
+	p.next++
+	p.since[n] = time.Now()
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.since, n)
+	}
+}
+
+func (p *pendingSets) oldest() (since time.Time, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, t := range p.since {
+		if !ok || t.Before(since) {
+			since, ok = t, true
+		}
+	}
+	return since, ok
 }

@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync/atomic"
 
 	"github.com/hashicorp/raft"
 
+	"github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/extent"
 	"github.com/storaged/storaged/replication/op"
 )
@@ -18,6 +20,8 @@ const maxStagingNameBytes = 256
 // is streamed; a restore installs what the transport has pulled and staged.
 type fsm struct {
 	extents *extent.Group
+	// lastBeforeInstall is set to the log's last index before a manifest puts the log at its own.
+	lastBeforeInstall *atomic.Uint64
 }
 
 var _ raft.BatchingFSM = (*fsm)(nil)
@@ -59,14 +63,20 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 	if len(name) == 0 || len(name) > maxStagingNameBytes {
 		return fmt.Errorf("the name of a staging area has %d bytes", len(name))
 	}
+	f.lastBeforeInstall.Store(f.extents.Log().LastIndex()) // Raft's main loop waits for us: nothing is appended
 	return f.extents.Install(string(name))
 }
 
-// resultOf takes a *op.Result out of an apply future.
-func resultOf(response any) (op.Result, error) {
+// resultOf takes a *op.Result out of an apply future. What only this replica came to is not the group's decision: when
+// its disk failed meanwhile the entry is applied by the others.
+func (g *group) resultOf(response any) (op.Result, error) {
 	r, ok := response.(*op.Result)
 	if !ok {
 		return op.Result{}, fmt.Errorf("unexpected response %T", response)
+	}
+	if r.Kind == storage.KindIO || r.Kind == storage.KindInternal || r.Kind == storage.KindCorrupt {
+		return op.Result{}, storage.E("propose", storage.KindUnavailable, "group "+g.id.String(),
+			fmt.Errorf("this replica cannot apply it: %s", r.Text))
 	}
 	return *r, nil
 }

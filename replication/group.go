@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,8 +34,8 @@ type group struct {
 	pulled atomic.Int64             // bytes that a pull has brought so far; 0 when none runs
 	// pullTotal is what a pull has to bring in all; 0 when none runs.
 	pullTotal atomic.Int64
-	// lastBeforePull is the log's last index when the newest pull began.
-	lastBeforePull atomic.Uint64
+	// lastBeforeInstall is the log's last index when the newest manifest was installed.
+	lastBeforeInstall atomic.Uint64
 
 	mu      sync.Mutex // serialises start, stop and restart
 	stopped bool       // guarded by mu
@@ -49,6 +50,7 @@ type instance struct {
 	ctx       context.Context // done when the instance stops
 	futures   futures         // stopped is closed with cancel
 	wg        sync.WaitGroup
+	asking    askRound
 }
 
 // raftConfig is the library's configuration of every data group; design.md, section 5, "Settings".
@@ -62,7 +64,7 @@ func (h *Host) raftConfig(group storage.GroupID, self raft.ServerID, notify chan
 	c.MaxAppendEntries = h.cfg.MaxAppendEntries
 	c.BatchApplyCh = true
 	c.ShutdownOnRemove = false
-	c.TrailingLogs = 1 // what followers that lag need beyond it is kept by the log's byte budget, DeleteRange being advice
+	c.TrailingLogs = 64
 	c.SnapshotInterval = 24 * time.Hour
 	c.SnapshotThreshold = math.MaxUint64
 	c.NoSnapshotRestoreOnStart = true
@@ -82,7 +84,7 @@ func (g *group) startLocked() error {
 	in := &instance{futures: futures{stopped: make(chan struct{})}}
 	in.ctx, in.cancel = context.WithCancel(context.Background())
 	var err error
-	in.log, err = newLogStore(g.extents.Log(), g.disk.store.Log().Wait, g.park(in.ctx), checkpoint)
+	in.log, err = newLogStore(in.ctx, g.extents.Log(), g.disk.store.Log().Wait, g.park(in), checkpoint)
 	if err != nil {
 		in.cancel()
 		return err
@@ -90,22 +92,24 @@ func (g *group) startLocked() error {
 	in.transport = NewTransport(TransportConfig{
 		Group: g.id, Self: g.self, Node: g.host.cfg.Node, Peers: g.host.cfg.Peers, Router: g.host.router,
 		HeartbeatTimeout: g.host.cfg.HeartbeatTimeout, Logger: g.logger,
-		Gate:      logGate{g.extents.Log(), g.disk.store.Log()},
-		Silent:    g.disk.silent,
-		FreeBytes: g.disk.freeBytes,
-		Pull:      g.pull,
-		Installed: g.installed,
+		Gate:       logGate{g.extents.Log(), g.disk.store.Log()},
+		Silent:     g.disk.silent,
+		FreeBytes:  g.disk.freeBytes,
+		Checkpoint: func() uint64 { return g.extents.Checkpointed().Index },
+		Pull:       g.pull,
+		Installed:  g.installed,
 	})
 	notify := make(chan bool, 64)
 	snaps := &snapshotStore{extents: g.extents, open: g.openManifest, installing: in.log.installed}
-	stable := &stableStore{store: g.disk.store.Stable(g.extents.Key()), parked: g.park(in.ctx)}
-	in.raft, err = raft.NewRaft(g.host.raftConfig(g.id, g.self, notify, g.logger), &fsm{g.extents}, in.log, stable, snaps, in.transport)
+	in.raft, err = newRaft(g.host.raftConfig(g.id, g.self, notify, g.logger), &fsm{g.extents, &g.lastBeforeInstall},
+		in.log, g.stable(in), snaps, in.transport)
 	if err != nil {
 		in.cancel()
 		in.transport.Close()
 		return storage.E("start", storage.KindInternal, "group "+g.id.String(), err)
 	}
-	in.transport.SetInstance(Instance{Term: in.raft.CurrentTerm, Configuration: func() raft.Configuration { return g.configuration(in) }})
+	in.transport.SetInstance(Instance{Term: in.raft.CurrentTerm, Configuration: func() raft.Configuration { return g.configuration(in) },
+		Follows: func() bool { return in.raft.State() == raft.Follower }})
 	g.inst.Store(in)
 	in.wg.Add(1)
 	go func() {
@@ -115,17 +119,40 @@ func (g *group) startLocked() error {
 	return nil
 }
 
-// park returns what the library's stores do with an error that the library would panic on: the store is failed, and
-// the caller waits until the instance stops.
-func (g *group) park(ctx context.Context) func(error) error {
+// newRaft is raft.NewRaft, which panics when a store fails while it reads the log.
+func newRaft(c *raft.Config, f raft.FSM, logs raft.LogStore, stable raft.StableStore, snaps raft.SnapshotStore,
+	t raft.Transport) (r *raft.Raft, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("start: %v", p)
+		}
+	}()
+	return raft.NewRaft(c, f, logs, stable, snaps, t)
+}
+
+func (g *group) stable(in *instance) *stableStore {
+	return &stableStore{store: g.disk.store.Stable(g.extents.Key()), pending: &g.disk.stable, parked: g.park(in)}
+}
+
+// park returns what the library's stores do with an error that the library would panic on: the disk is failed, and the
+// calling goroutine, which is one of the library's, waits until the instance stops and then ends. (To return even then
+// would be a panic.) While the instance is being made the error is returned.
+func (g *group) park(in *instance) func(error) error {
 	return func(err error) error {
 		g.disk.fail(err)
-		<-ctx.Done()
-		return raft.ErrRaftShutdown
+		if in.transport == nil || in.transport.beat.Load() == nil {
+			return err // NewRaft enters the handler of heartbeats when it has read everything
+		}
+		<-in.ctx.Done()
+		runtime.Goexit()
+		return err
 	}
 }
 
-// stop ends the instance. The replica can be started again.
+// stopPatience bounds the wait for an instance whose disk hangs.
+const stopPatience = 10 * time.Second
+
+// stopLocked ends the instance. The replica can be started again.
 func (g *group) stopLocked() {
 	in := g.inst.Swap(nil)
 	if in == nil {
@@ -135,10 +162,19 @@ func (g *group) stopLocked() {
 	in.cancel()
 	close(in.futures.stopped)
 	in.transport.Close()
-	if err := future.Error(); err != nil {
-		g.logger.Warn("raft did not shut down cleanly", "group", g.id, "error", err)
+	ended := make(chan error, 1)
+	go func() { ended <- future.Error() }() // ends when the disk answers
+	patience := time.NewTimer(stopPatience)
+	defer patience.Stop()
+	select {
+	case err := <-ended:
+		if err != nil {
+			g.logger.Warn("raft did not shut down cleanly", "group", g.id, "error", err)
+		}
+		in.wg.Wait()
+	case <-patience.C:
+		g.logger.Error("raft does not stop: its disk hangs", "group", g.id, "store", g.disk.store.ID())
 	}
-	in.wg.Wait()
 }
 
 func (g *group) stop() {
@@ -159,6 +195,48 @@ func (g *group) restart() {
 	if err := g.startLocked(); err != nil {
 		g.logger.Error("replica does not start again", "group", g.id, "error", err)
 	}
+}
+
+// replace runs change, which may stop the instance, and starts the replica if it does not run then.
+func (g *group) replace(change func() error) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.stopped {
+		return storage.E("start", storage.KindUnavailable, "group "+g.id.String(), errors.New("the replica is stopped"))
+	}
+	if err := change(); err != nil || g.inst.Load() != nil {
+		return err
+	}
+	return g.startLocked()
+}
+
+// bootstrap makes the replica the only voter of its group. Running it again goes on, or does nothing.
+func (g *group) bootstrap() error {
+	c := raft.Configuration{Servers: []raft.Server{{Suffrage: raft.Voter, ID: g.self, Address: NodeAddress(g.host.cfg.Node)}}}
+	return g.replace(func() error {
+		if g.extents.Checkpointed().Index > 0 || g.extents.Log().LastIndex() > 0 {
+			return nil
+		}
+		in := g.inst.Load()
+		if in == nil {
+			return storage.E("bootstrap", storage.KindUnavailable, "group "+g.id.String(), errors.New("the replica is stopped"))
+		}
+		err := in.raft.BootstrapCluster(c).Error()
+		if !errors.Is(err, raft.ErrCantBootstrap) {
+			return g.fromRaft("bootstrap", err)
+		}
+		// The library stores the term first and the entry then; a crash between the two leaves a replica that it
+		// neither bootstraps nor starts.
+		g.stopLocked()
+		half := &instance{}
+		half.ctx, half.cancel = context.WithCancel(context.Background())
+		defer half.cancel()
+		logs, err := newLogStore(half.ctx, g.extents.Log(), g.disk.store.Log().Wait, g.park(half), extent.Checkpoint{})
+		if err == nil {
+			err = logs.StoreLog(&raft.Log{Index: 1, Term: 1, Type: raft.LogConfiguration, Data: raft.EncodeConfiguration(c)})
+		}
+		return err
+	})
 }
 
 // watchLeadership opens the books of each term this replica leads: ready once a Barrier has completed, because
@@ -223,6 +301,9 @@ func (g *group) leading(ctx context.Context, opName string) (*instance, uint64, 
 		return nil, 0, notLeader(opName, g.id, g.leader())
 	}
 	term := in.raft.CurrentTerm()
+	if g.disk.silent() {
+		return nil, 0, notLeader(opName, g.id, 0) // others lead soon
+	}
 	if in.transport.lease.isReady(term) {
 		return in, term, nil
 	}
@@ -280,7 +361,7 @@ func (g *group) propose(ctx context.Context, data []byte) (op.Result, error) {
 	if err := future.Error(); err != nil {
 		return op.Result{}, g.fromRaft(name, err)
 	}
-	return resultOf(future.Response())
+	return g.resultOf(future.Response())
 }
 
 // merge fills a partial write up to whole blocks with what the table holds, in the term that the leader reads it in.
@@ -347,14 +428,58 @@ func (g *group) confirmRead(ctx context.Context, mode op.ReadMode) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*g.host.cfg.HeartbeatTimeout)
 	defer cancel()
-	verify := in.raft.VerifyLeader() // makes the library send heartbeats now
-	g.host.router.FlushHeartbeats()
-	_ = verify // its own verdict counts answers to older requests and is not used
+	g.ask(in, term) // raft.VerifyLeader counts answers to older requests, and waits for the next heartbeat
 	if in.transport.lease.confirm(ctx, term, g.self, func() raft.Configuration { return g.configuration(in) }, arrived) &&
 		in.raft.State() == raft.Leader && in.raft.CurrentTerm() == term && !g.disk.silent() {
 		return nil
 	}
 	return notLeader(name, g.id, 0)
+}
+
+// askRound sends heartbeats for those who wait for a majority: one round at a time, and another if someone came
+// meanwhile.
+type askRound struct {
+	mu      sync.Mutex
+	running bool // guarded by mu, like again
+	again   bool
+}
+
+// ask sends a heartbeat to every other voter now, or as soon as the round before has its first answer.
+func (g *group) ask(in *instance, term uint64) {
+	a := &in.asking
+	a.mu.Lock()
+	if a.running {
+		a.again = true
+		a.mu.Unlock()
+		return
+	}
+	a.running = true
+	a.mu.Unlock()
+	ended := sync.OnceFunc(func() {
+		a.mu.Lock()
+		again := a.again && in.ctx.Err() == nil
+		a.running, a.again = false, false
+		a.mu.Unlock()
+		if again {
+			g.ask(in, term)
+		}
+	})
+	asked := false
+	for _, s := range g.configuration(in).Servers {
+		node, err := ParseNodeAddress(s.Address)
+		if err != nil || s.ID == g.self || s.Suffrage != raft.Voter {
+			continue
+		}
+		asked = true
+		req := &raft.AppendEntriesRequest{Term: term, RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax,
+			ID: []byte(g.self), Addr: []byte(in.transport.LocalAddr())}}
+		g.host.router.heartbeat(in.transport, node, s.ID, req, &raft.AppendEntriesResponse{}, func(error) { ended() })
+	}
+	if !asked {
+		ended()
+		return
+	}
+	g.host.router.FlushHeartbeats()
 }
 
 // read answers a read of whole blocks.
@@ -379,24 +504,31 @@ func (g *group) status(ctx context.Context, req op.StatusRequest) ([]op.Run, err
 	return g.extents.Status(req)
 }
 
-// checkpoint asks the library for a snapshot, which persists the tables. Nothing new to write is no error.
-func (g *group) checkpoint() error {
+// checkpoint asks the library for a snapshot, which persists the tables, and waits for it until ctx is done. Nothing
+// new to write is no error.
+func (g *group) checkpoint(ctx context.Context) error {
 	in := g.inst.Load()
-	if in == nil {
+	if in == nil || g.disk.silent() {
 		return nil
 	}
-	err := in.raft.Snapshot().Error()
-	if errors.Is(err, raft.ErrNothingNewToSnapshot) || errors.Is(err, raft.ErrRaftShutdown) {
-		return nil
+	done := make(chan error, 1)
+	go func() { done <- in.raft.Snapshot().Error() }() // ends when the disk answers or fails
+	select {
+	case err := <-done:
+		if errors.Is(err, raft.ErrNothingNewToSnapshot) || errors.Is(err, raft.ErrRaftShutdown) {
+			return nil
+		}
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	return err
 }
 
 // installed follows the installation of a manifest. The library keeps the last index it has seen; when the manifest
 // lies below that, only a new instance reads the log as it is.
 func (g *group) installed(req *raft.InstallSnapshotRequest) {
 	g.logger.Info("manifest installed", "group", g.id, "index", req.LastLogIndex)
-	if g.lastBeforePull.Load() > req.LastLogIndex {
+	if g.lastBeforeInstall.Load() > req.LastLogIndex {
 		g.restart()
 	}
 }

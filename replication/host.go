@@ -93,9 +93,9 @@ type Host struct {
 
 	changing sync.Mutex // one creation or removal of a replica at a time
 
-	checkpointCh chan segment.GroupKey
-	cancel       context.CancelFunc
-	wg           sync.WaitGroup
+	ctx    context.Context // done when the Host closes
+	cancel context.CancelFunc
+	wg     sync.WaitGroup // the Host's own goroutines; added to under mu while closed is not set
 }
 
 // NewHost makes a Host and enters its methods with the peers. Start starts the replicas.
@@ -104,11 +104,12 @@ func NewHost(cfg Config) (*Host, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, storage.E("new host", storage.KindInvalid, "", err)
 	}
-	h := &Host{cfg: cfg, router: cfg.Router, groups: map[storage.GroupID]*group{}, out: map[storage.GroupID]damagedReplica{},
-		checkpointCh: make(chan segment.GroupKey, 1024)}
+	h := &Host{cfg: cfg, router: cfg.Router, groups: map[storage.GroupID]*group{}, out: map[storage.GroupID]damagedReplica{}}
+	h.ctx, h.cancel = context.WithCancel(context.Background())
 	for _, s := range cfg.Stores {
 		d := &disk{store: s, logger: cfg.Logger, hungAfter: max(time.Second, 2*cfg.HeartbeatTimeout),
-			inflight: semaphore.NewWeighted(cfg.StoreInFlightBytes)}
+			inflight: semaphore.NewWeighted(cfg.StoreInFlightBytes), due: make(chan struct{}, 1)}
+		d.onFail = func() { h.goRun(func() { h.stopDisk(d) }) }
 		d.look(time.Now())
 		h.disks = append(h.disks, d)
 	}
@@ -127,8 +128,6 @@ func NewHost(cfg Config) (*Host, error) {
 // Start starts every replica that the stores hold. A damaged one stays stopped: it must not vote with less than it
 // once acknowledged.
 func (h *Host) Start() error {
-	ctx, cancel := context.WithCancel(context.Background())
-	h.cancel = cancel
 	for _, d := range h.disks {
 		damaged := map[segment.GroupKey]segment.Damage{}
 		for _, dmg := range d.store.Log().Damaged() {
@@ -146,16 +145,29 @@ func (h *Host) Start() error {
 			}
 		}
 	}
-	h.wg.Add(2)
-	go func() {
-		defer h.wg.Done()
-		h.watchDisks(ctx)
-	}()
-	go func() {
-		defer h.wg.Done()
-		h.runCheckpoints(ctx)
-	}()
+	h.goRun(h.watchDisks)
+	for _, d := range h.disks {
+		h.goRun(func() { h.runCheckpoints(d) })
+	}
 	return nil
+}
+
+// goRun starts a goroutine that Close waits for, unless the Host is closed.
+func (h *Host) goRun(f func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.closed {
+		h.wg.Go(f)
+	}
+}
+
+// stopDisk stops the replicas of a disk that has failed, so that those who wait for them are released.
+func (h *Host) stopDisk(d *disk) {
+	for _, g := range h.all() {
+		if g.disk == d {
+			g.stop()
+		}
+	}
 }
 
 // ServerID is the name of a replica in its group's configuration: a store and an incarnation, never used twice.
@@ -211,12 +223,12 @@ func (h *Host) all() []*group {
 	return gs
 }
 
-func (h *Host) watchDisks(ctx context.Context) {
+func (h *Host) watchDisks() {
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		select {
-		case <-ctx.Done():
+		case <-h.ctx.Done():
 			return
 		case now := <-tick.C:
 			for _, d := range h.disks {
@@ -228,24 +240,35 @@ func (h *Host) watchDisks(ctx context.Context) {
 
 // CheckpointDue asks for a checkpoint of a group soon; it never blocks. It is what a store's OnCheckpointDue calls.
 func (h *Host) CheckpointDue(key segment.GroupKey) {
-	select {
-	case h.checkpointCh <- key:
-	default: // as many are waiting as there can be; the store asks again
+	if g, err := h.group(key.Group); err == nil {
+		select {
+		case g.disk.due <- struct{}{}:
+		default: // the disk's turn is coming anyway
+		}
 	}
 }
 
-func (h *Host) runCheckpoints(ctx context.Context) {
+// checkpointTick is how often every group is asked whether a checkpoint is due: one that failed is repeated.
+const checkpointTick = 5 * time.Second
+
+// runCheckpoints writes the checkpoints of one disk, one after another. Each disk has its own turn: one that hangs must
+// not keep the others' logs from being freed.
+func (h *Host) runCheckpoints(d *disk) {
+	tick := time.NewTicker(checkpointTick)
+	defer tick.Stop()
 	for {
 		select {
-		case <-ctx.Done():
+		case <-h.ctx.Done():
 			return
-		case key := <-h.checkpointCh:
-			g, err := h.group(key.Group)
-			if err != nil || g.extents.Key() != key || !g.extents.CheckpointDue() {
+		case <-d.due:
+		case <-tick.C:
+		}
+		for _, g := range h.all() {
+			if g.disk != d || d.silent() || !g.extents.CheckpointDue() {
 				continue
 			}
-			if err := g.checkpoint(); err != nil {
-				h.cfg.Logger.Warn("checkpoint not written", "group", key.Group, "error", err)
+			if err := g.checkpoint(h.ctx); err != nil && h.ctx.Err() == nil {
+				h.cfg.Logger.Warn("checkpoint not written", "group", g.id, "error", err)
 			}
 		}
 	}
@@ -259,16 +282,7 @@ func (h *Host) Bootstrap(id storage.GroupID, store storage.StoreID, inc storage.
 	if err != nil {
 		return err
 	}
-	in := g.inst.Load()
-	if in == nil {
-		return storage.E("bootstrap", storage.KindUnavailable, "group "+id.String(), errors.New("the replica is stopped"))
-	}
-	err = in.raft.BootstrapCluster(raft.Configuration{Servers: []raft.Server{{Suffrage: raft.Voter, ID: g.self,
-		Address: NodeAddress(h.cfg.Node)}}}).Error()
-	if err != nil && !errors.Is(err, raft.ErrCantBootstrap) {
-		return g.fromRaft("bootstrap", err)
-	}
-	return nil
+	return g.bootstrap()
 }
 
 // openReplica returns this node's replica of a group, made new if there is none. changing is held.
@@ -305,6 +319,9 @@ func (h *Host) openReplica(id storage.GroupID, store storage.StoreID, inc storag
 // can join the group as a non-voter. Running it again goes on, or does nothing.
 func (h *Host) CreateReplica(ctx context.Context, id storage.GroupID, store storage.StoreID, inc storage.Incarnation,
 	source storage.NodeID) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(h.ctx, cancel)() // the node stops
 	h.changing.Lock()
 	defer h.changing.Unlock()
 	g, err := h.openReplica(id, store, inc)
@@ -312,22 +329,16 @@ func (h *Host) CreateReplica(ctx context.Context, id storage.GroupID, store stor
 		return err
 	}
 	if index, _ := g.extents.Applied(); index > 0 || g.extents.Log().LastIndex() > 0 {
-		return nil // it has been brought up before
+		return g.replace(func() error { return nil }) // it has been brought up before
 	}
 	name, err := g.pull(ctx, source, "", nil)
 	if err != nil {
 		return err
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.stopped {
-		return storage.E("create replica", storage.KindUnavailable, "group "+id.String(), errors.New("the node stops"))
-	}
-	g.stopLocked()
-	if err := g.extents.Install(name); err != nil {
-		return err
-	}
-	return g.startLocked()
+	return g.replace(func() error {
+		g.stopLocked()
+		return g.extents.Install(name)
+	})
 }
 
 // RemoveReplica stops and forgets this node's replica of a group. Its space is freed.
@@ -339,15 +350,20 @@ func (h *Host) RemoveReplica(id storage.GroupID, store storage.StoreID, inc stor
 		h.mu.Unlock()
 		return h.removeDamaged(d)
 	}
-	g := h.groups[id]
-	if g == nil || g.self != ServerID(store, inc) {
+	if g := h.groups[id]; g != nil && g.self == ServerID(store, inc) {
+		delete(h.groups, id)
 		h.mu.Unlock()
-		return nil
+		g.stop()
+	} else {
+		h.mu.Unlock()
 	}
-	delete(h.groups, id)
-	h.mu.Unlock()
-	g.stop()
-	return g.disk.store.RemoveGroup(g.extents.Key())
+	key := segment.GroupKey{Group: id, Incarnation: inc}
+	for _, d := range h.disks { // also what an earlier attempt has stopped and not removed
+		if d.store.ID() == store && d.store.Group(key) != nil {
+			return d.store.RemoveGroup(key)
+		}
+	}
+	return nil
 }
 
 // HandOver gives every leadership of this node to another voter, as far as there is one, before the node stops.
@@ -369,14 +385,14 @@ func (h *Host) Close(ctx context.Context) error {
 	}
 	h.closed = true
 	h.mu.Unlock()
-	if h.cancel != nil {
-		h.cancel()
-	}
+	h.cancel()
+	h.changing.Lock() // a creation that runs has been told to end
+	defer h.changing.Unlock()
 	var wg sync.WaitGroup
 	for _, g := range h.all() {
 		wg.Go(func() {
 			if ctx.Err() == nil {
-				if err := g.checkpoint(); err != nil {
+				if err := g.checkpoint(ctx); err != nil {
 					h.cfg.Logger.Info("no checkpoint at the end; the log is read at the next start", "group", g.id, "error", err)
 				}
 			}

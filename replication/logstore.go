@@ -25,12 +25,13 @@ import (
 //   - a batch with a configuration entry, because the library counts it under the configuration it brings in, and
 //     commits an AddVoter of a one-voter group the moment StoreLogs returns.
 //
-// StoreLogs and DeleteRange are called by one goroutine (Raft's main loop); the others by several.
+// StoreLogs is called by one goroutine (Raft's main loop), DeleteRange by that one and the snapshots', the others by
+// several.
 type logStore struct {
 	log    *segment.GroupLog
+	ctx    context.Context                                     // done when the instance stops
 	wait   func(ctx context.Context, p segment.Position) error // segment.Log.Wait
-	parked func(err error) error                               // fails the store and blocks until the group stops
-	retain func(entries []*raft.Log)                           // told what was appended; may be nil
+	parked func(err error) error                               // see group.park
 
 	mu      sync.Mutex
 	configs []configAt // ascending by index, the checkpoint's first if there is one; guarded by mu
@@ -48,9 +49,9 @@ var (
 )
 
 // newLogStore reads the configurations that the log holds above the checkpoint.
-func newLogStore(log *segment.GroupLog, wait func(context.Context, segment.Position) error,
+func newLogStore(ctx context.Context, log *segment.GroupLog, wait func(context.Context, segment.Position) error,
 	parked func(error) error, checkpoint extent.Checkpoint) (*logStore, error) {
-	s := &logStore{log: log, wait: wait, parked: parked}
+	s := &logStore{log: log, ctx: ctx, wait: wait, parked: parked}
 	if checkpoint.Index > 0 {
 		s.configs = []configAt{{checkpoint.ConfigIndex, countVoters(raft.DecodeConfiguration(checkpoint.Config))}}
 	}
@@ -134,23 +135,21 @@ func (s *logStore) StoreLogs(logs []*raft.Log) error {
 		return err
 	}
 	if mustWait { // I1: take this out, and a lone voter acknowledges what its disk does not hold
-		return s.wait(context.Background(), end)
+		return s.wait(s.ctx, end)
 	}
 	return nil
 }
 
-// DeleteRange obeys at once when the range reaches the end of the log (a conflicting suffix), and is advice
-// otherwise: the log keeps a prefix for followers that lag, within its byte budget.
+// DeleteRange obeys at once when the range begins within the log or reaches its end (a conflicting suffix), and is
+// advice when it is a prefix: the log keeps that for followers that lag, within its byte budget. After an installed
+// manifest, whose Reset has emptied the log, there is nothing to do.
 func (s *logStore) DeleteRange(first, last uint64) error {
-	if last < s.log.LastIndex() {
-		s.log.Compact(last)
+	logFirst, logLast := s.log.FirstIndex(), s.log.LastIndex()
+	switch {
+	case logLast == 0 || first > logLast || last < logFirst:
 		return nil
-	}
-	if first <= s.log.FirstIndex() {
-		// All of it: what Raft asks for after an installed snapshot, whose Reset has emptied the log already.
+	case first <= logFirst && last < logLast:
 		s.log.Compact(last)
-	}
-	if first > s.log.LastIndex() {
 		return nil
 	}
 	s.dropConfigsFrom(first)
@@ -182,7 +181,7 @@ func (s *logStore) dropConfigsFrom(index uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := len(s.configs)
-	for n > 0 && s.configs[n-1].index >= index && s.configs[n-1].index > 0 {
+	for n > 0 && s.configs[n-1].index >= index {
 		n--
 	}
 	s.configs = s.configs[:n]

@@ -68,6 +68,7 @@ func (p *pipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *raft.App
 	}
 	p.queue = append(p.queue, f)
 	p.mu.Unlock()
+	p.t.leads(args.Term)
 	// Called by one goroutine, so that requests go out in the order of the queue.
 	p.t.startAppend(p.id, p.node, args, resp, func(err error) { p.complete(f, err) })
 	return f, nil

@@ -137,7 +137,7 @@ func (s *pullServer) serveManifest(in *peer.Inbound) {
 		in.ReplyError(err)
 		return
 	}
-	header, payload, err := s.manifest(in.Group, what, name, arg, in.Payload)
+	header, payload, err := s.manifest(in.Context(), in.Group, what, name, arg, in.Payload)
 	if err != nil {
 		in.ReplyError(err)
 		return
@@ -145,7 +145,7 @@ func (s *pullServer) serveManifest(in *peer.Inbound) {
 	in.Reply(header, [][]byte{payload})
 }
 
-func (s *pullServer) manifest(id storage.GroupID, what uint8, name string, arg uint32, after []byte) (header, payload []byte, err error) {
+func (s *pullServer) manifest(ctx context.Context, id storage.GroupID, what uint8, name string, arg uint32, after []byte) (header, payload []byte, err error) {
 	switch what {
 	case manifestOpen:
 		g, err := s.host.group(id)
@@ -153,7 +153,7 @@ func (s *pullServer) manifest(id storage.GroupID, what uint8, name string, arg u
 			return nil, nil, err
 		}
 		// A young group has no checkpoint yet, and a new one makes the way to the log's end shorter.
-		if err := g.checkpoint(); err != nil && g.extents.Checkpointed().Index == 0 {
+		if err := g.checkpoint(ctx); err != nil && g.extents.Checkpointed().Index == 0 {
 			return nil, nil, storage.E("open manifest", storage.KindUnavailable, "group "+id.String(), err)
 		}
 		o, err := s.add(g)
@@ -250,7 +250,6 @@ type puller struct {
 // returns the area's name. The replica is what it was until that is installed. req, if given, says what the leader
 // wants installed.
 func (g *group) pull(ctx context.Context, from storage.NodeID, name string, req *raft.InstallSnapshotRequest) (id string, err error) {
-	g.lastBeforePull.Store(g.extents.Log().LastIndex())
 	p := &puller{g: g, from: from, name: name}
 	header, err := p.open(ctx)
 	if err != nil {

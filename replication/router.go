@@ -123,9 +123,9 @@ func (r *Router) serveTimeoutNow(in *peer.Inbound) {
 }
 
 func (r *Router) serveInstall(in *peer.Inbound) {
-	to, req, manifest, err := decodeInstall(in.Header)
+	to, req, part, err := decodeInstall(in.Header)
 	if t := r.findOrRefuse(in, to, err); t != nil {
-		t.serveInstall(in, req, manifest)
+		t.serveInstall(in, req, part)
 	}
 }
 
@@ -148,11 +148,18 @@ func (r *Router) serveHeartbeats(in *peer.Inbound) {
 		return
 	}
 	answers := make([]heartbeatAnswer, len(hs))
+	var slow sync.WaitGroup // a group whose main loop is busy must not keep the answers of the others
 	for i := range hs {
-		if t, err := r.find(hs[i].group, hs[i].to); err == nil {
+		t, err := r.find(hs[i].group, hs[i].to)
+		switch {
+		case err != nil:
+		case t.fastBeat(hs[i].req.Term):
 			answers[i] = t.serveHeartbeat(hs[i].req)
+		default:
+			slow.Go(func() { answers[i] = t.serveHeartbeat(hs[i].req) })
 		}
 	}
+	slow.Wait()
 	in.Reply(encodeHeartbeatAnswers(answers), nil)
 }
 

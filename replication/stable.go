@@ -10,14 +10,16 @@ import (
 // the disk of its log. The library panics on an error here, so there is none: the store is failed, and the caller
 // parked until the instance stops.
 type stableStore struct {
-	store  *extent.Stable
-	parked func(error) error
+	store   *extent.Stable
+	pending *pendingSets
+	parked  func(error) error
 }
 
 var _ raft.StableStore = (*stableStore)(nil)
 
 // Set stores a value.
 func (s *stableStore) Set(key, val []byte) error {
+	defer s.pending.begin()()
 	if err := s.store.Set(key, val); err != nil {
 		return s.parked(err)
 	}
@@ -35,6 +37,7 @@ func (s *stableStore) Get(key []byte) ([]byte, error) {
 
 // SetUint64 stores a number.
 func (s *stableStore) SetUint64(key []byte, val uint64) error {
+	defer s.pending.begin()()
 	if err := s.store.SetUint64(key, val); err != nil {
 		return s.parked(err)
 	}

@@ -4,15 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/peer"
@@ -23,8 +22,12 @@ const (
 	appendFrameBytes = 4 << 20
 	// maxPipelined bounds the unanswered requests of one pipeline.
 	maxPipelined = 128
-	// maxSnapshotBytes bounds an inline snapshot (the catalog's).
-	maxSnapshotBytes = 256 << 20
+	// appendWindowBytes bounds the entry data on its way to one follower. The receiver's queue of a group holds twice
+	// as much (peer.Config.MaxGroupQueueBytes): without the window a follower that lags is sent what it must refuse, and
+	// never catches up.
+	appendWindowBytes = 8 << 20
+	// appendPatience bounds the wait for the answer to a request with entries, and for room in the window.
+	appendPatience = 10 * time.Second
 )
 
 // TransportConfig describes one group's transport.
@@ -43,6 +46,8 @@ type TransportConfig struct {
 	Silent func() bool
 	// FreeBytes is sent with every answer; nil for unknown.
 	FreeBytes func() int64
+	// Checkpoint is the index of the durable checkpoint, below which the log store may hold nothing; nil for 0.
+	Checkpoint func() uint64
 	// Pull brings the named manifest of another node into a staging area and returns what Restore will be given.
 	// Nil: snapshots travel inline, as the library reads and writes them.
 	Pull func(ctx context.Context, from storage.NodeID, manifest string, req *raft.InstallSnapshotRequest) (string, error)
@@ -61,9 +66,12 @@ type Transport struct {
 	cancel   context.CancelFunc
 	instance atomic.Pointer[Instance] // once it exists
 	beat     atomic.Pointer[func(raft.RPC)]
-	free     sync.Map // raft.ServerID -> int64: free bytes as last told by each follower
+	free     sync.Map      // raft.ServerID -> int64: free bytes as last told by each follower
+	windows  sync.Map      // raft.ServerID -> *semaphore.Weighted: appendWindowBytes of each follower
+	ledTerm  atomic.Uint64 // highest term in which this replica has sent an AppendEntries
 
 	installing sync.Mutex // one snapshot at a time
+	chunks     snapshotChunks
 }
 
 var (
@@ -82,6 +90,9 @@ func NewTransport(cfg TransportConfig) *Transport {
 	if cfg.FreeBytes == nil {
 		cfg.FreeBytes = func() int64 { return 0 }
 	}
+	if cfg.Checkpoint == nil {
+		cfg.Checkpoint = func() uint64 { return 0 }
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -96,6 +107,7 @@ func NewTransport(cfg TransportConfig) *Transport {
 type Instance struct {
 	Term          func() uint64             // the current term
 	Configuration func() raft.Configuration // the newest configuration
+	Follows       func() bool               // it is a follower; nil if that is not known
 }
 
 // SetInstance gives the transport its instance, as soon as there is one.
@@ -145,29 +157,52 @@ func isHeartbeat(r *raft.AppendEntriesRequest) bool {
 	return len(r.Entries) == 0 && r.PrevLogEntry == 0 && r.PrevLogTerm == 0 && r.LeaderCommitIndex == 0
 }
 
-// AppendEntries sends a request and waits for its answer.
+// AppendEntries sends a request and waits for its answer, for a heartbeat twice the heartbeat time-out at most. resp is
+// filled only when the answer came in time: the library uses it again.
 func (t *Transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, args *raft.AppendEntriesRequest,
 	resp *raft.AppendEntriesResponse) error {
 	node, err := ParseNodeAddress(target)
 	if err != nil {
 		return err
 	}
+	t.leads(args.Term)
 	done := make(chan error, 1)
 	fn := func(err error) { done <- err }
+	answer, patience := new(raft.AppendEntriesResponse), appendPatience
 	if isHeartbeat(args) {
-		t.cfg.Router.heartbeat(t, node, id, args, resp, fn)
+		patience = 2 * t.cfg.HeartbeatTimeout
+		t.cfg.Router.heartbeat(t, node, id, args, answer, fn)
 	} else {
-		t.startAppend(id, node, args, resp, fn)
+		patience = max(patience, 4*t.cfg.HeartbeatTimeout)
+		req := *args // its slice of entries is made anew for every request
+		t.startAppend(id, node, &req, answer, fn)
 	}
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
 	select {
 	case err := <-done:
+		if err == nil {
+			*resp = *answer
+		}
 		return err
+	case <-timer.C:
+		return t.unavailable("append entries", fmt.Errorf("no answer for %v", patience))
 	case <-t.ctx.Done():
 		return raft.ErrTransportShutdown
 	}
 }
 
-// startAppend sends args and calls done once: with nil when resp is filled and may be counted by the library.
+// leads notes that this replica leads the term.
+func (t *Transport) leads(term uint64) {
+	for {
+		if old := t.ledTerm.Load(); term <= old || t.ledTerm.CompareAndSwap(old, term) {
+			return
+		}
+	}
+}
+
+// startAppend sends args and calls done once: with nil when resp is filled and may be counted by the library. It waits
+// while appendWindowBytes are on their way to the follower.
 func (t *Transport) startAppend(id raft.ServerID, node storage.NodeID, args *raft.AppendEntriesRequest,
 	resp *raft.AppendEntriesResponse, done func(error)) {
 	if t.cfg.Silent() {
@@ -177,13 +212,44 @@ func (t *Transport) startAppend(id raft.ServerID, node storage.NodeID, args *raf
 	parts := splitAppend(args)
 	join := &appendJoin{left: len(parts), resp: resp, done: done}
 	for _, part := range parts {
+		release, err := t.admitAppend(id, part)
+		if err != nil {
+			join.add(raft.AppendEntriesResponse{}, err)
+			continue
+		}
 		sent := time.Now()
 		header, payload := encodeAppend(id, part)
 		req := &peer.Request{Method: peer.MethodRaftAppend, Group: t.cfg.Group, Header: header, Payload: payload}
 		t.cfg.Peers.Go(node, peer.Data, req, func(r *peer.Response, err error) {
+			release()
 			t.answered(id, part, sent, r, err, join)
 		})
 	}
+}
+
+// admitAppend takes room for the request's data in the follower's window.
+func (t *Transport) admitAppend(id raft.ServerID, r *raft.AppendEntriesRequest) (release func(), err error) {
+	var n int64
+	for _, l := range r.Entries {
+		n += int64(len(l.Data))
+	}
+	if n == 0 {
+		return func() {}, nil
+	}
+	n = min(n, appendWindowBytes)
+	w, ok := t.windows.Load(id)
+	if !ok {
+		w, _ = t.windows.LoadOrStore(id, semaphore.NewWeighted(appendWindowBytes))
+	}
+	window := w.(*semaphore.Weighted)
+	if !window.TryAcquire(n) {
+		ctx, cancel := context.WithTimeout(t.ctx, appendPatience)
+		defer cancel()
+		if err := window.Acquire(ctx, n); err != nil {
+			return nil, t.unavailable("append entries", fmt.Errorf("%d bytes are unanswered: %w", appendWindowBytes, err))
+		}
+	}
+	return func() { window.Release(n) }, nil
 }
 
 // answered takes the answer to one part. A Success with entries is passed on only when this node's own log is
@@ -273,9 +339,32 @@ func splitAppend(r *raft.AppendEntriesRequest) []*raft.AppendEntriesRequest {
 	return parts
 }
 
+// bringIntoLine changes a request so that the library takes it for what it is.
+//
+// The library sets its commit index to the smaller of the leader's and its own last index. A request whose entries end
+// below the follower's log says nothing about the rest of that log, which may be of a deposed leader, so the leader's
+// index counts up to the request's own end only.
+//
+// A log store that was opened anew holds nothing at and below its checkpoint at c, and the library refuses a request
+// whose preceding entry it cannot find. But everything up to c is committed, so every leader's log agrees with it:
+// entries up to c are left out, and so is the check. Without this a follower that restarted is never brought up again
+// while the leader's log reaches back to its beginning.
+func (t *Transport) bringIntoLine(req *raft.AppendEntriesRequest) {
+	end := req.PrevLogEntry + uint64(len(req.Entries))
+	req.LeaderCommitIndex = min(req.LeaderCommitIndex, end)
+	c := t.cfg.Checkpoint()
+	if req.PrevLogEntry == 0 || req.PrevLogEntry > c {
+		return
+	}
+	skip := min(c-req.PrevLogEntry, uint64(len(req.Entries)))
+	req.Entries = req.Entries[skip:]
+	req.PrevLogEntry, req.PrevLogTerm = 0, 0
+}
+
 // serveAppend hands a leader's request to Raft and answers when the answer may leave.
 func (t *Transport) serveAppend(in *peer.Inbound, req *raft.AppendEntriesRequest) {
-	out, err := t.deliver(raft.RPC{Command: req})
+	t.bringIntoLine(req)
+	out, err := t.deliver(t.ctx, raft.RPC{Command: req})
 	if err != nil {
 		in.ReplyError(err)
 		return
@@ -313,28 +402,49 @@ func (t *Transport) replySuccess(in *peer.Inbound, term uint64, resp *raft.Appen
 	in.Reply(encodeAppendResponse(resp, t.cfg.FreeBytes()), nil)
 }
 
-// serveHeartbeat answers a heartbeat on Raft's fast path.
+// serveHeartbeat answers a heartbeat on Raft's fast path, beside its main loop, if that may be.
+//
+// I1: a heartbeat of a term that is not the replica's own goes through the main loop. On the fast path the library would
+// raise the term under the feet of a leader that has not noticed yet that it is deposed, and that one would then append
+// what it is asked to in the *new* term: two different entries of one index and term, which no later check finds.
 func (t *Transport) serveHeartbeat(req *raft.AppendEntriesRequest) (a heartbeatAnswer) {
 	beat := t.beat.Load()
 	if beat == nil || t.cfg.Silent() {
 		return a
 	}
-	respCh := make(chan raft.RPCResponse, 1)
-	(*beat)(raft.RPC{Command: req, RespChan: respCh})
-	select {
-	case out := <-respCh:
-		resp, ok := out.Response.(*raft.AppendEntriesResponse)
-		if out.Error != nil || !ok || resp.Success && !t.promise.success(req.Term, time.Now()) {
-			return a
+	var resp *raft.AppendEntriesResponse
+	if t.fastBeat(req.Term) {
+		respCh := make(chan raft.RPCResponse, 1)
+		(*beat)(raft.RPC{Command: req, RespChan: respCh})
+		select {
+		case out := <-respCh:
+			if out.Error == nil {
+				resp, _ = out.Response.(*raft.AppendEntriesResponse)
+			}
+		default: // the instance is shutting down and ignores the request
 		}
-		return heartbeatAnswer{present: true, resp: *resp, freeBytes: t.cfg.FreeBytes()}
-	default: // the instance is shutting down and ignores the request
+	} else {
+		ctx, cancel := context.WithTimeout(t.ctx, t.cfg.HeartbeatTimeout/2)
+		defer cancel()
+		if out, err := t.deliver(ctx, raft.RPC{Command: req}); err == nil {
+			resp, _ = out.(*raft.AppendEntriesResponse)
+		}
+	}
+	if resp == nil || resp.Success && !t.promise.success(req.Term, time.Now()) {
 		return a
 	}
+	return heartbeatAnswer{present: true, resp: *resp, freeBytes: t.cfg.FreeBytes()}
 }
 
-// deliver hands a request to Raft's main loop and waits for its answer.
-func (t *Transport) deliver(rpc raft.RPC) (any, error) {
+// fastBeat reports whether a heartbeat of the term may pass by Raft's main loop: nothing but a follower's time of last
+// contact changes.
+func (t *Transport) fastBeat(term uint64) bool {
+	i := t.instance.Load()
+	return i != nil && i.Term() == term && (i.Follows == nil || i.Follows())
+}
+
+// deliver hands a request to Raft's main loop and waits for its answer until ctx is done.
+func (t *Transport) deliver(ctx context.Context, rpc raft.RPC) (any, error) {
 	if t.cfg.Silent() {
 		return nil, t.unavailable("deliver", errSilent)
 	}
@@ -342,6 +452,8 @@ func (t *Transport) deliver(rpc raft.RPC) (any, error) {
 	rpc.RespChan = respCh
 	select {
 	case t.consumer <- rpc:
+	case <-ctx.Done():
+		return nil, t.unavailable("deliver", ctx.Err())
 	case <-t.ctx.Done():
 		return nil, t.unavailable("deliver", raft.ErrTransportShutdown)
 	}
@@ -351,9 +463,18 @@ func (t *Transport) deliver(rpc raft.RPC) (any, error) {
 			return nil, t.unavailable("deliver", out.Error)
 		}
 		return out.Response, nil
+	case <-ctx.Done():
+		return nil, t.unavailable("deliver", ctx.Err())
 	case <-t.ctx.Done():
 		return nil, t.unavailable("deliver", raft.ErrTransportShutdown)
 	}
+}
+
+// deliverSoon is deliver for what its sender waits for during two heartbeat time-outs only.
+func (t *Transport) deliverSoon(rpc raft.RPC) (any, error) {
+	ctx, cancel := context.WithTimeout(t.ctx, 2*t.cfg.HeartbeatTimeout)
+	defer cancel()
+	return t.deliver(ctx, rpc)
 }
 
 // call sends one small request and returns the answer's header.
@@ -397,7 +518,7 @@ func (t *Transport) RequestVote(id raft.ServerID, target raft.ServerAddress, arg
 }
 
 func (t *Transport) serveVote(in *peer.Inbound, req *raft.RequestVoteRequest) {
-	out, err := t.deliver(raft.RPC{Command: req})
+	out, err := t.deliverSoon(raft.RPC{Command: req})
 	if err != nil {
 		in.ReplyError(err)
 		return
@@ -433,7 +554,7 @@ func (t *Transport) servePreVote(in *peer.Inbound, req *raft.RequestPreVoteReque
 			}
 		}
 	}
-	out, err := t.deliver(raft.RPC{Command: req})
+	out, err := t.deliverSoon(raft.RPC{Command: req})
 	if err != nil {
 		in.ReplyError(err)
 		return
@@ -442,10 +563,12 @@ func (t *Transport) servePreVote(in *peer.Inbound, req *raft.RequestPreVoteReque
 	in.Reply(encodeVoteResponse(resp.RPCHeader, resp.Term, resp.Granted), nil)
 }
 
-// TimeoutNow asks a follower to take over. From here on this leader has no lease.
+// TimeoutNow asks a follower to take over. From here on this leader has no lease. The term is the newest that this
+// replica has led, not the newest it knows: a leader that is deposed while it hands over must not speak for its successor,
+// who still has a lease.
 func (t *Transport) TimeoutNow(id raft.ServerID, target raft.ServerAddress, args *raft.TimeoutNowRequest,
 	_ *raft.TimeoutNowResponse) error {
-	term := t.currentTerm()
+	term := t.ledTerm.Load()
 	t.lease.giveUp(term)
 	_, err := t.call(target, peer.Control, peer.MethodRaftTimeoutNow, encodeTimeoutNow(id, args.RPCHeader, term), nil,
 		t.cfg.HeartbeatTimeout)
@@ -457,7 +580,7 @@ func (t *Transport) serveTimeoutNow(in *peer.Inbound, h raft.RPCHeader, term uin
 		in.ReplyError(t.unavailable("timeout now", fmt.Errorf("term %d is over", term)))
 		return
 	}
-	if _, err := t.deliver(raft.RPC{Command: &raft.TimeoutNowRequest{RPCHeader: h}}); err != nil {
+	if _, err := t.deliverSoon(raft.RPC{Command: &raft.TimeoutNowRequest{RPCHeader: h}}); err != nil {
 		in.ReplyError(err)
 		return
 	}
@@ -469,63 +592,6 @@ func (t *Transport) currentTerm() uint64 {
 		return i.Term()
 	}
 	return 0
-}
-
-// InstallSnapshot sends the name of a manifest (or, for the catalog, the snapshot itself) and waits for as long as
-// the receiver takes; a lost connection ends the wait.
-func (t *Transport) InstallSnapshot(id raft.ServerID, target raft.ServerAddress, args *raft.InstallSnapshotRequest,
-	resp *raft.InstallSnapshotResponse, data io.Reader) error {
-	var manifest string
-	var payload [][]byte
-	content, err := io.ReadAll(io.LimitReader(data, maxSnapshotBytes+1))
-	switch {
-	case err != nil:
-		return err
-	case len(content) > maxSnapshotBytes:
-		return storage.E("install snapshot", storage.KindUnsupported, "group "+t.cfg.Group.String(),
-			fmt.Errorf("the snapshot has more than %d bytes", maxSnapshotBytes))
-	case t.cfg.Pull != nil:
-		manifest = string(content)
-	case len(content) > 0:
-		payload = [][]byte{content}
-	}
-	header, err := t.call(target, peer.Bulk, peer.MethodRaftInstallSnapshot, encodeInstall(id, args, manifest), payload, 0)
-	if err != nil {
-		return err
-	}
-	return decodeInstallResponse(header, resp)
-}
-
-// serveInstall brings a snapshot here and hands it to Raft. The pull comes first, because Raft's main loop is blocked
-// from the moment it has the request.
-func (t *Transport) serveInstall(in *peer.Inbound, req *raft.InstallSnapshotRequest, manifest string) {
-	if !t.installing.TryLock() {
-		in.ReplyError(t.unavailable("install snapshot", errors.New("another snapshot is being installed")))
-		return
-	}
-	defer t.installing.Unlock()
-	var content string
-	if t.cfg.Pull == nil {
-		content = string(in.Payload)
-	} else {
-		var err error
-		if content, err = t.cfg.Pull(t.ctx, in.From, manifest, req); err != nil {
-			t.cfg.Logger.Warn("manifest not pulled", "group", t.cfg.Group, "from", in.From, "error", err)
-			in.ReplyError(err)
-			return
-		}
-	}
-	req.Size = int64(len(content))
-	out, err := t.deliver(raft.RPC{Command: req, Reader: strings.NewReader(content)})
-	if err != nil {
-		in.ReplyError(err)
-		return
-	}
-	resp := out.(*raft.InstallSnapshotResponse)
-	in.Reply(encodeInstallResponse(resp), nil)
-	if resp.Success && t.cfg.Installed != nil {
-		t.cfg.Installed(req)
-	}
 }
 
 // AppendEntriesPipeline opens a pipeline to a follower.
