@@ -172,6 +172,8 @@ func (c SetReplica) apply(s *State, tx *change) error {
 	switch {
 	case old == c.Role:
 		return nil
+	case old == RoleLeaving: // it may be dropped already
+		return refuse(op, storage.KindConflict, "group "+g.ID.String(), "replica %s leaves; another one takes its place", c.Key)
 	case old == RoleVoter && c.Role == RoleLearner:
 		return refuse(op, storage.KindConflict, "group "+g.ID.String(), "replica %s votes; voters leave, they are not demoted",
 			c.Key)

@@ -1,6 +1,7 @@
 package catalog
 
 import (
+	"maps"
 	"slices"
 	"strings"
 
@@ -188,18 +189,72 @@ func (s *State) mayDrain(op, subject string, n *Node) error {
 	return nil
 }
 
+// mayRemove lets a drained node go when it holds nothing any more, and a node that is down when every group on it has
+// a majority of its voters elsewhere, on nodes that are up: the group's leader can then replace what was on the node.
 func (s *State) mayRemove(op, subject string, n *Node) error {
-	if n.State != NodeDraining && n.State != NodeDown {
-		return refuse(op, storage.KindConflict, subject, "it is %s; drain it first", n.State)
+	switch n.State {
+	case NodeDraining:
+		if groups := s.groupsOnNode(n); len(groups) > 0 {
+			return refuse(op, storage.KindConflict, subject, "it holds replicas of groups %s; wait until they have moved",
+				listGroups(groups))
+		}
+		return nil
+	case NodeDown:
+		return s.mayLose(op, subject, n)
 	}
+	return refuse(op, storage.KindConflict, subject,
+		"it is %s; stop storaged there for good and wait until the node is shown as down", n.State)
+}
+
+func (s *State) groupsOnNode(n *Node) []storage.GroupID {
 	var groups []storage.GroupID
 	for _, st := range n.Stores {
 		groups = append(groups, s.groupsOn(st.ID)...)
 	}
 	slices.Sort(groups)
-	if len(groups) > 0 {
-		return refuse(op, storage.KindConflict, subject, "it holds replicas of groups %s; wait until they have moved",
-			listGroups(groups))
+	return groups
+}
+
+func (s *State) mayLose(op, subject string, n *Node) error {
+	var last, minor []storage.GroupID
+	need := map[string]bool{}
+	for _, id := range s.groupsOnNode(n) {
+		g := s.groups[id]
+		if r, _ := g.OnNode(n.ID); r.Role == RolePulling || r.Role == RoleLearner {
+			continue
+		}
+		voters, up := 0, 0
+		for _, r := range g.Replicas {
+			if r.Role != RoleVoter && r.Role != RoleLeaving { // one that leaves may still vote
+				continue
+			}
+			voters++
+			switch on := s.nodes[r.Node]; {
+			case r.Node == n.ID || r.Role == RoleLeaving:
+			case on.State == NodeUp || on.State == NodeDraining:
+				up++
+			default:
+				need[on.Name] = true
+			}
+		}
+		switch {
+		case g.Count(RoleVoter) == 1 && up == 0:
+			last = append(last, id)
+		case up < voters/2+1:
+			minor = append(minor, id)
+		}
+	}
+	switch {
+	case len(last) > 0:
+		return refuse(op, storage.KindConflict, subject,
+			"it holds the only copy of groups %s; start it again with its data directory, or that data is lost", listGroups(last))
+	case len(minor) > 0 && len(need) == 0:
+		return refuse(op, storage.KindConflict, subject,
+			"groups %s have no majority without it; wait until their other replicas have been replaced", listGroups(minor))
+	case len(minor) > 0:
+		return refuse(op, storage.KindConflict, subject,
+			"groups %s have no majority without it; start node %s first, or this one with its data directory", listGroups(minor),
+			listed(slices.Sorted(maps.Keys(need))))
 	}
 	return nil
 }

@@ -138,6 +138,33 @@ func TestNodes(t *testing.T) {
 	f.refused(up, storage.KindExists)
 }
 
+// TestRemoveLostNode: a node that is down can be removed with its replicas, but not with the last copy or the majority.
+func TestRemoveLostNode(t *testing.T) {
+	f := newFixture(t)
+	n1, n2, n3 := f.node(1), f.node(2), f.node(3)
+	f.group(1)
+	f.ok(SetNodeState{n1, "", NodeDown})
+	f.refused(SetNodeState{n1, "", NodeRemoved}, storage.KindConflict, "only copy of groups 1", "data directory")
+	f.ok(SetNodeState{n1, "", NodeUp})
+	for i, n := range []storage.NodeID{n2, n3} {
+		key := f.ok(PlanReplica{1, n, StoreText(storeID(byte(i + 2)))}).Replica
+		f.ok(SetReplica{1, key, RoleVoter})
+	}
+	f.refused(SetNodeState{n3, "", NodeRemoved}, storage.KindConflict, "it is up", "down")
+	f.ok(SetNodeState{n2, "", NodeDown})
+	f.ok(SetNodeState{n3, "", NodeDown})
+	f.refused(SetNodeState{n3, "", NodeRemoved}, storage.KindConflict, "no majority", "start node n2 first")
+	f.ok(SetNodeState{n2, "", NodeUp})
+	f.ok(SetNodeState{n3, "", NodeRemoved})
+	if g, _ := f.s.Group(1); len(g.Replicas) != 3 {
+		t.Errorf("replicas %v; they leave one step at a time", g.Replicas)
+	}
+	if err := f.s.Check(); err != nil {
+		t.Error(err)
+	}
+	f.ok(AddNode{Name: "n3", Addrs: Addrs{Peer: "h:1"}, Stores: []Store{{storeID(4), 5}}}) // the name is free again
+}
+
 func TestNodeStates(t *testing.T) {
 	f := newFixture(t)
 	n1, n2 := f.node(1), f.node(2)
@@ -147,7 +174,7 @@ func TestNodeStates(t *testing.T) {
 	f.ok(SetNodeState{n1, "", NodeDown})
 	f.refused(SetNodeState{n1, "", NodeRemoved}, storage.KindConflict, "groups 1")
 	f.ok(SetNodeState{n1, "", NodeUp})
-	f.refused(SetNodeState{n1, "", NodeRemoved}, storage.KindConflict, "drain")
+	f.refused(SetNodeState{n1, "", NodeRemoved}, storage.KindConflict, "down")
 	f.ok(SetNodeState{n1, "", NodeDraining})
 	f.refused(SetNodeState{n1, "", NodeDown}, storage.KindConflict, "draining")
 	f.refused(SetNodeState{n2, "", NodeDraining}, storage.KindConflict, "join another node")

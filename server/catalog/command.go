@@ -94,7 +94,7 @@ type PlanReplica struct {
 	Store StoreText       `json:"store"`
 }
 
-// SetReplica records a replica's role.
+// SetReplica records a replica's role. One that leaves takes no other role again.
 type SetReplica struct {
 	Group storage.GroupID `json:"group"`
 	Key   ReplicaKey      `json:"key"`

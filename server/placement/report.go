@@ -19,7 +19,9 @@ const (
 	ReplicaFollower  ReplicaState = "follower"
 	ReplicaCandidate ReplicaState = "candidate"
 	ReplicaPulling   ReplicaState = "pulling" // fetches a manifest, before its group knows it
-	ReplicaStopped   ReplicaState = "stopped" // its disk failed, or its log is damaged
+	ReplicaStopped   ReplicaState = "stopped" // for a moment; with a Reason for good
+	// ReplicaDamaged has lost something it may have acknowledged: it keeps out until a new member takes its place.
+	ReplicaDamaged ReplicaState = "damaged"
 )
 
 // Member is one server of a group's Raft configuration.
@@ -36,6 +38,7 @@ type ReplicaReport struct {
 	Group   storage.GroupID    `json:"group"`
 	Key     catalog.ReplicaKey `json:"key"`
 	State   ReplicaState       `json:"state"`
+	Reason  string             `json:"reason,omitempty"` // why it is stopped for good, or damaged
 	Term    uint64             `json:"term,omitempty"`
 	Leader  storage.NodeID     `json:"leader,omitempty"` // whom it follows; 0: nobody
 	Last    uint64             `json:"last,omitempty"`   // last index of its log
@@ -48,6 +51,11 @@ type ReplicaReport struct {
 	PulledBytes   int64     `json:"pulled_bytes,omitempty"`
 	PullBytes     int64     `json:"pull_bytes,omitempty"`
 	PullStartedAt time.Time `json:"pull_started_at,omitzero"`
+}
+
+// OutOfService reports whether the replica does nothing for its group, now or for good.
+func (r ReplicaReport) OutOfService() bool {
+	return r.State == ReplicaStopped || r.State == ReplicaDamaged
 }
 
 // member finds a replica in the configuration.

@@ -65,7 +65,7 @@ func Next(v View, g catalog.Group) Step {
 	if p.leaderNode, p.leader, ok = v.Leader(g); !ok {
 		return p.none("nobody leads it, or its leader is not heard of")
 	}
-	for _, decide := range []func() (Step, bool){p.record, p.leave, p.promote, p.join, p.plan} {
+	for _, decide := range []func() (Step, bool){p.record, p.orphan, p.leave, p.giveUp, p.promote, p.join, p.stray, p.plan} {
 		if s, ok := decide(); ok {
 			return s
 		}
@@ -136,9 +136,9 @@ func (p *planner) leave() (Step, bool) {
 			return p.drop(r), true
 		case !m.Voter:
 			return p.step(StepRemove, r), true
-		case !p.spare(r):
+		case !p.spare(r) && !p.inTheWay(r):
 			p.waiting = "replica " + r.Key.String() + " leaves once another voter has taken its place"
-		case r.Node == p.leaderNode:
+		case r.Key == p.leader.Key:
 			return p.handOver()
 		default:
 			return p.step(StepRemove, r), true
@@ -150,9 +150,15 @@ func (p *planner) leave() (Step, bool) {
 // spare reports whether the group can do without the voter: as many others as are wanted, a majority of them caught
 // up now.
 func (p *planner) spare(r catalog.Replica) bool {
-	others, well := 0, 0
+	others, quorum := p.without(r.Key)
+	return others >= p.v.Wanted() && quorum
+}
+
+// without returns how many voters there are beside one, and whether a majority of them has caught up now.
+func (p *planner) without(key catalog.ReplicaKey) (others int, quorum bool) {
+	well := 0
 	for _, m := range p.leader.Members {
-		if !m.Voter || m.Key == r.Key {
+		if !m.Voter || m.Key == key {
 			continue
 		}
 		others++
@@ -160,7 +166,7 @@ func (p *planner) spare(r catalog.Replica) bool {
 			well++
 		}
 	}
-	return others >= p.v.Wanted() && well >= others/2+1
+	return others, others > 0 && well >= others/2+1
 }
 
 func (p *planner) handOver() (Step, bool) {
@@ -174,11 +180,12 @@ func (p *planner) handOver() (Step, bool) {
 	return Step{}, false
 }
 
-// drop deletes what the node of a replica that left still holds, if the node can be asked.
+// drop deletes what the node of a replica that left still holds, if the node can be asked. What a node that cannot
+// be asked holds is dropped when it is back; see stray.
 func (p *planner) drop(r catalog.Replica) Step {
 	report, heard := p.v.Reports[r.Node]
 	n, known := p.v.node(r.Node)
-	if _, holds := report.replica(p.g.ID, r.Key); heard && holds {
+	if _, holds := report.replica(p.g.ID, r.Key); heard && holds && p.v.storeWorks(r.Node, r.Key.Store) {
 		return p.step(StepDrop, r)
 	}
 	if !heard && known && n.State != catalog.NodeDown && n.State != catalog.NodeRemoved {
@@ -236,8 +243,8 @@ func (p *planner) join() (Step, bool) {
 		}
 		report, holds := p.v.Reports[r.Node].replica(p.g.ID, r.Key)
 		switch {
-		case holds && report.State == ReplicaStopped:
-			p.waiting = "replica " + r.Key.String() + " is stopped; its disk failed or its log is damaged"
+		case holds && report.OutOfService():
+			p.waiting = "replica " + r.Key.String() + " is " + string(report.State)
 		case holds && report.State == ReplicaPulling:
 			p.waiting = "replica " + r.Key.String() + " pulls"
 		case holds && report.Last > 0: // it was brought up: an empty replica must not join

@@ -38,6 +38,12 @@ func (v View) works(id storage.NodeID) bool {
 	return ok && fresh && (n.State == catalog.NodeUp || n.State == catalog.NodeDraining)
 }
 
+// storeWorks reports whether the node was heard of and says that the store is in service.
+func (v View) storeWorks(node storage.NodeID, store storage.StoreID) bool {
+	s, ok := v.Reports[node].store(store)
+	return ok && s.Failed == ""
+}
+
 // Wanted returns how many voters a group should have: the largest odd number of usable nodes up to
 // Cluster.Replicas. Nodes that are down count, since they may come back.
 func (v View) Wanted() int {
@@ -70,7 +76,7 @@ func (v View) Leader(g catalog.Group) (storage.NodeID, ReplicaReport, bool) {
 // included: a young group has so few entries that a replica which never answered would count otherwise.
 func (v View) caughtUp(g catalog.Group, leader ReplicaReport, m Member) bool {
 	own, ok := v.Reports[m.Node].replica(g.ID, m.Key)
-	if !ok || !v.works(m.Node) || own.State == ReplicaStopped || own.State == ReplicaPulling {
+	if !ok || !v.works(m.Node) || own.OutOfService() || own.State == ReplicaPulling {
 		return false
 	}
 	return m.AckedIndex > 0 && m.AckedIndex >= leader.ConfigIndex && m.AckedIndex+PromotionLag >= leader.Last

@@ -24,6 +24,7 @@ type World struct {
 
 type node struct {
 	up       bool
+	failed   bool // its disk
 	store    storage.StoreID
 	replicas map[storage.GroupID]*replica
 	// used is the highest incarnation of a group the store has ever held; it holds none at or below it again.
@@ -31,8 +32,9 @@ type node struct {
 }
 
 type replica struct {
-	key  catalog.ReplicaKey
-	last uint64 // 0: empty
+	key     catalog.ReplicaKey
+	last    uint64 // 0: empty
+	damaged bool   // it neither votes nor acknowledges, for good
 }
 
 type group struct {
@@ -70,6 +72,70 @@ func (w *World) SetUp(id storage.NodeID, up bool) {
 	}
 }
 
+// Damage makes a node's replica of a group one that has lost something it acknowledged. It reports whether the group
+// has a leader afterwards.
+func (w *World) Damage(id storage.NodeID, group storage.GroupID) (led bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if r := w.nodes[id].replicas[group]; r != nil {
+		r.damaged = true
+	}
+	return w.settleLocked(group)
+}
+
+// Damaged reports whether a node's replica of a group is damaged.
+func (w *World) Damaged(id storage.NodeID, group storage.GroupID) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	r := w.nodes[id].replicas[group]
+	return r != nil && r.damaged
+}
+
+// FailDisk takes a node's disk out of service, with all replicas on it.
+func (w *World) FailDisk(id storage.NodeID) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.nodes[id].failed = true
+	for gid := range w.groups {
+		w.settleLocked(gid)
+	}
+}
+
+// Spare reports whether a group goes on when a node's replica is lost.
+func (w *World) Spare(id storage.NodeID, group storage.GroupID) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	g := w.groups[group]
+	if g == nil {
+		return false
+	}
+	voters, well := 0, 0
+	for _, m := range g.members {
+		if m.Voter {
+			voters++
+			if m.Node != id && w.worksLocked(group, m) {
+				well++
+			}
+		}
+	}
+	return well > voters/2
+}
+
+func (w *World) settleLocked(id storage.GroupID) (led bool) {
+	g := w.groups[id]
+	if g == nil {
+		return false
+	}
+	w.electLocked(id, g)
+	return g.leader != 0
+}
+
+// worksLocked reports whether a member votes and acknowledges.
+func (w *World) worksLocked(id storage.GroupID, m placement.Member) bool {
+	r := w.replicaLocked(id, m)
+	return r != nil && !r.damaged && w.nodes[m.Node].up && !w.nodes[m.Node].failed
+}
+
 // Up reports whether a node runs.
 func (w *World) Up(id storage.NodeID) bool {
 	w.mu.Lock()
@@ -87,7 +153,7 @@ func (w *World) Write(id storage.GroupID, entries, lag uint64) {
 	}
 	g.last += entries
 	for _, m := range g.members {
-		if r := w.replicaLocked(id, m); r != nil && w.nodes[m.Node].up {
+		if r := w.replicaLocked(id, m); w.worksLocked(id, m) {
 			r.last = max(r.last, g.last-min(lag, g.last-1))
 		}
 	}
@@ -134,18 +200,26 @@ func (w *World) Report(id storage.NodeID) (report placement.NodeReport, ok bool)
 	}
 	report = placement.NodeReport{Node: id, Stores: []placement.StoreReport{{ID: catalog.StoreText(n.store),
 		CapacityBytes: 1 << 40, UsedBytes: 1 << 30, FreeBytes: 1<<40 - 1<<30}}}
+	if n.failed {
+		report.Stores[0].Failed = "EIO"
+	}
 	for gid, r := range n.replicas {
 		x := placement.ReplicaReport{Group: gid, Key: r.key, State: placement.ReplicaFollower, Last: r.last}
 		if g := w.groups[gid]; g != nil {
 			x.Term, x.Leader = g.term, g.leader
-			if g.leader == id {
+			if g.leader == id && r.key == g.key(id) {
 				x.State, x.Members, x.ConfigIndex = placement.ReplicaLeader, slices.Clone(g.members), g.configIndex
 				for i, m := range x.Members {
-					if f := w.replicaLocked(gid, m); f != nil && w.nodes[m.Node].up {
+					if f := w.replicaLocked(gid, m); w.worksLocked(gid, m) {
 						x.Members[i].AckedIndex = f.last
 					}
 				}
 			}
+		}
+		if n.failed {
+			x.State, x.Reason = placement.ReplicaStopped, "its disk has failed"
+		} else if r.damaged {
+			x.State, x.Reason = placement.ReplicaDamaged, "its log is damaged"
 		}
 		report.Replicas = append(report.Replicas, x)
 	}
@@ -194,7 +268,7 @@ func (w *World) Create(id storage.GroupID, on storage.NodeID, key catalog.Replic
 		return nil
 	}
 	src := from.replicas[id]
-	if src == nil || src.last == 0 {
+	if src == nil || src.last == 0 || src.damaged || from.failed || n.failed {
 		return unavailable("node %s has nothing of group %s to pull", source, id)
 	}
 	return n.hold(id, &replica{key: key, last: src.last})
@@ -217,8 +291,13 @@ func (w *World) Drop(id storage.GroupID, on storage.NodeID, key catalog.ReplicaK
 	if err != nil {
 		return err
 	}
-	if g := w.groups[id]; g != nil && g.find(key) >= 0 {
-		w.violateLocked("group %s: replica %s is dropped while it is a member", id, key)
+	if g := w.groups[id]; g != nil {
+		if at := g.find(key); at >= 0 && g.members[at].Voter { // what a non-voter holds counts for nothing
+			w.violateLocked("group %s: replica %s is dropped while it votes", id, key)
+		}
+	}
+	if n.failed {
+		return unavailable("the disk of node %s has failed", on)
 	}
 	if r := n.replicas[id]; r != nil && r.key == key {
 		delete(n.replicas, id)
@@ -235,7 +314,8 @@ func (w *World) AddLearner(id storage.GroupID, leader, on storage.NodeID, key ca
 		return err
 	}
 	m := placement.Member{Key: key, Node: on}
-	if r := w.replicaLocked(id, m); r == nil || r.last == 0 {
+	// One that was dropped meanwhile may join when the order is late: it cannot be promoted, and is taken out again.
+	if r := w.replicaLocked(id, m); r != nil && r.last == 0 || r == nil && w.nodes[on].used[id] < key.Incarnation {
 		w.violateLocked("group %s: replica %s joins empty", id, key)
 	}
 	g.change(append(slices.Clone(g.members), m))
@@ -258,7 +338,7 @@ func (w *World) AddVoter(id storage.GroupID, leader storage.NodeID, key catalog.
 	case g.members[at].Voter:
 		return nil
 	}
-	if r := w.replicaLocked(id, g.members[at]); r == nil || !w.nodes[g.members[at].Node].up || r.last+placement.PromotionLag < g.last {
+	if r := w.replicaLocked(id, g.members[at]); !w.worksLocked(id, g.members[at]) || r.last+placement.PromotionLag < g.last {
 		return unavailable("replica %s has not caught up", key) // as a leader answers that knows better than the report
 	}
 	next := slices.Clone(g.members)
@@ -301,7 +381,7 @@ func (w *World) Transfer(id storage.GroupID, leader, to storage.NodeID) error {
 		return err
 	}
 	for _, m := range g.members {
-		if m.Node == to && m.Voter && w.nodes[to].up {
+		if m.Node == to && m.Voter && w.worksLocked(id, m) {
 			g.leader = to
 			g.term++
 			return nil
@@ -351,7 +431,7 @@ func (w *World) replicaLocked(id storage.GroupID, m placement.Member) *replica {
 // followLocked brings the replicas that are up to the leader's end.
 func (w *World) followLocked(id storage.GroupID, g *group) {
 	for _, m := range g.members {
-		if r := w.replicaLocked(id, m); r != nil && w.nodes[m.Node].up {
+		if r := w.replicaLocked(id, m); w.worksLocked(id, m) {
 			r.last = g.last
 		}
 	}
@@ -364,7 +444,7 @@ func (w *World) majorityLocked(id storage.GroupID, members []placement.Member) b
 			continue
 		}
 		voters++
-		if r := w.replicaLocked(id, m); r != nil && r.last > 0 && w.nodes[m.Node].up {
+		if r := w.replicaLocked(id, m); w.worksLocked(id, m) && r.last > 0 {
 			up++
 		}
 	}
@@ -372,7 +452,7 @@ func (w *World) majorityLocked(id storage.GroupID, members []placement.Member) b
 }
 
 func (w *World) electLocked(id storage.GroupID, g *group) {
-	if g.leader != 0 && w.nodes[g.leader].up && w.majorityLocked(id, g.members) {
+	if g.leader != 0 && w.worksLocked(id, placement.Member{Node: g.leader, Key: g.key(g.leader)}) && w.majorityLocked(id, g.members) {
 		return
 	}
 	g.leader = 0
@@ -380,7 +460,7 @@ func (w *World) electLocked(id storage.GroupID, g *group) {
 		return
 	}
 	for _, m := range g.members {
-		if r := w.replicaLocked(id, m); m.Voter && r != nil && w.nodes[m.Node].up && (g.leader == 0 || r.last > w.nodes[g.leader].replicas[id].last) {
+		if r := w.replicaLocked(id, m); m.Voter && w.worksLocked(id, m) && (g.leader == 0 || r.last > w.nodes[g.leader].replicas[id].last) {
 			g.leader = m.Node
 		}
 	}

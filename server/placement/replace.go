@@ -1,0 +1,120 @@
+package placement
+
+import (
+	"slices"
+
+	"github.com/storaged/storaged/server/catalog"
+)
+
+// A replica that will not come back is replaced in steps that are each safe, and each found again after an
+// interruption: it is recorded as leaving; if another node can take a replica, that one is pulled, joined and
+// promoted first; then the lost one is taken out of the configuration, dropped where its node can be asked, and
+// forgotten. On a cluster whose nodes all hold a replica of the group, the node of a damaged one is the only place for
+// the new one: the damaged one goes first, while the others are a majority without it.
+
+// loss says why a replica will not come back by itself.
+type loss uint8
+
+const (
+	lossNone    loss = iota
+	lossDamaged      // its log is damaged, its store works: the new one may lie on the same store
+	lossRemoved      // its node was removed for ever
+	lossStore        // its disk failed; it may be good again when the node starts anew
+	lossNode         // it did not vote yet, and its node is down
+	lossSurplus      // it does not vote, and there are as many voters as are wanted
+)
+
+// lost judges a replica. A voter on a node that is down is not lost here: the node may come back.
+func (p *planner) lost(r catalog.Replica) loss {
+	n, known := p.v.node(r.Node)
+	report, heard := p.v.Reports[r.Node]
+	own, holds := report.replica(p.g.ID, r.Key)
+	switch {
+	case !known || n.State == catalog.NodeRemoved:
+		return lossRemoved
+	case n.State == catalog.NodeDown && (r.Role == catalog.RolePulling || r.Role == catalog.RoleLearner):
+		return lossNode
+	case heard && !p.v.storeWorks(r.Node, r.Key.Store):
+		return lossStore
+	case heard && holds && own.State == ReplicaDamaged:
+		return lossDamaged
+	case r.Role != catalog.RoleVoter && r.Role != catalog.RoleLeaving && p.g.Count(catalog.RoleVoter) >= p.v.Wanted():
+		return lossSurplus
+	}
+	return lossNone
+}
+
+// giveUp records a lost replica as leaving, one voter at a time, and only if that brings another one. The last voter
+// is never given up: what it holds is all there is.
+func (p *planner) giveUp() (Step, bool) {
+	for _, r := range p.g.Replicas {
+		why := p.lost(r)
+		if why == lossNone || r.Role == catalog.RoleLeaving || r.Role == catalog.RoleVoter && p.g.Count(catalog.RoleLeaving) > 0 {
+			continue
+		}
+		if r.Role == catalog.RoleVoter {
+			if _, quorum := p.without(r.Key); !quorum {
+				p.waiting = "replica " + r.Key.String() + " is lost, and the others are no majority that has caught up"
+				continue
+			}
+		}
+		if _, _, err := Choose(p.v, p.g.Replicas); err != nil && (why == lossStore || why == lossNode) {
+			p.waiting = "replica " + r.Key.String() + " is out of service: " + err.Error()
+			continue
+		}
+		s := p.step(StepSetRole, r)
+		s.Role = catalog.RoleLeaving
+		return s, true
+	}
+	return Step{}, false
+}
+
+// inTheWay reports whether a leaving voter must go before its replacement comes: it is damaged, nothing is on its way
+// in its place, no node but its own can take a replica, and the others are a majority without it, as they are with it.
+func (p *planner) inTheWay(r catalog.Replica) bool {
+	if p.lost(r) != lossDamaged || len(p.g.Replicas)-p.g.Count(catalog.RoleLeaving) >= p.v.Wanted() {
+		return false
+	}
+	if _, _, err := Choose(p.v, p.g.Replicas); err == nil {
+		return false
+	}
+	rest := slices.DeleteFunc(slices.Clone(p.g.Replicas), func(x catalog.Replica) bool { return x.Key == r.Key })
+	if _, _, err := Choose(p.v, rest); err != nil {
+		return false
+	}
+	_, quorum := p.without(r.Key)
+	return quorum
+}
+
+// stray takes out members that the catalog has forgotten; the leader refuses if the report is older than its
+// configuration.
+func (p *planner) stray() (Step, bool) {
+	for _, m := range p.leader.Members {
+		if _, known := p.g.Replica(m.Key); known || m.Key == p.leader.Key {
+			continue
+		}
+		if _, quorum := p.without(m.Key); !m.Voter || quorum {
+			return p.step(StepRemove, catalog.Replica{Node: m.Node, Key: m.Key}), true
+		}
+	}
+	return Step{}, false
+}
+
+// orphan drops what a node still holds of a replica that was forgotten while the node was down. The catalog names a
+// replica before its node makes it, and this view of the catalog is not older than the reports.
+func (p *planner) orphan() (Step, bool) {
+	for _, n := range p.v.Nodes { // in the order of their ids, so that the same view gives the same step
+		if !p.v.works(n.ID) {
+			continue
+		}
+		for _, own := range p.v.Reports[n.ID].Replicas {
+			if _, known := p.g.Replica(own.Key); own.Group != p.g.ID || known || own.Key.Incarnation > p.g.LastIncarnation {
+				continue
+			}
+			if _, member := p.leader.member(own.Key); !member && p.v.storeWorks(n.ID, own.Key.Store) {
+				return p.step(StepDrop, catalog.Replica{Node: n.ID, Key: own.Key}), true
+			}
+		}
+	}
+	return Step{}, false
+}
