@@ -2,6 +2,7 @@ package segment
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -168,7 +169,12 @@ func (l *Log) Recycle(no SegmentNo) error {
 			return refuse(fmt.Sprintf("group %s needs it: %s", g.key, why))
 		}
 	}
+	for _, g := range l.groups {
+		g.dropThroughLocked(no)
+	}
 	delete(l.segments, no)
+	// From here on its file belongs to the preparer: nobody else may close it to keep within MaxOpenFiles.
+	l.openLRU = slices.DeleteFunc(l.openLRU, func(o *segmentFile) bool { return o == s })
 	l.recycled = append(l.recycled, s)
 	l.prepFull = false
 	l.prepare.Signal()

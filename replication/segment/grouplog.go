@@ -292,7 +292,8 @@ func (g *GroupLog) Reset(appliedIndex, appliedTerm uint64) error {
 }
 
 // Compact allows the entries up to and including to to be dropped. They are kept while they are not covered by a
-// durable checkpoint, while HoldFrom asks for them, and as long as RetainBytes allows.
+// durable checkpoint, while HoldFrom asks for them, and as long as RetainBytes allows and their segment is not
+// recycled.
 func (g *GroupLog) Compact(to uint64) {
 	g.l.mu.Lock()
 	defer g.l.mu.Unlock()
@@ -307,10 +308,7 @@ func (g *GroupLog) Compact(to uint64) {
 // dropPrefixLocked drops compacted entries that are not held until no more than budget bytes of them are left, and
 // those that lie in segments up to and including through.
 func (g *GroupLog) dropPrefixLocked(budget int64, through SegmentNo) {
-	limit := g.compactTo
-	for h := range g.holds {
-		limit = min(limit, max(*h, 1)-1)
-	}
+	limit := g.unheldLocked(g.compactTo)
 	n := uint64(0)
 	for g.base+n < limit {
 		e := &g.entries[n]
@@ -343,11 +341,15 @@ func (g *GroupLog) HoldFrom(index uint64) (release func()) {
 
 // NextNeeded returns where recovery has to begin for this group if a checkpoint holds everything up to
 // appliedIndex: the position of the first record with a larger index or, if there is none, a position that is durable
-// already and after which all later records of the group lie. It must be taken when the log is durable up to
-// appliedIndex, and be stored with the checkpoint.
+// already and after which all later records of the group lie. A damaged group needs what it needed before. It must be
+// taken when the log is durable up to appliedIndex, and be stored with the checkpoint.
 func (g *GroupLog) NextNeeded(appliedIndex uint64) Position {
 	g.l.mu.Lock()
 	defer g.l.mu.Unlock()
+	if g.damage != nil {
+		// Guards I7: a later position would hide the damage from the next start.
+		return g.need
+	}
 	next := g.l.Durable()
 	if e := g.entryLocked(appliedIndex + 1); e != nil {
 		next = min(next, e.at)
@@ -357,17 +359,43 @@ func (g *GroupLog) NextNeeded(appliedIndex uint64) Position {
 	return next
 }
 
-// needsLocked says in words why the group needs the segment; "" if it does not. Entries that are kept only because
-// there was room for them are dropped.
+// needsLocked says in words why the group needs the segment; "" if it does not, and dropThroughLocked may be called.
+// Entries that a checkpoint covers are there for followers that lag. While they are compacted, or lie more than a
+// segment behind the end, they do not hold a segment: the trailing entries of an idle group would hold it for ever.
 func (g *GroupLog) needsLocked(no SegmentNo) string {
 	if g.need.Segment() <= no {
 		return "no checkpoint covers it"
 	}
-	g.dropPrefixLocked(1<<62, no)
-	if len(g.entries) > 0 && g.entries[0].at.Segment() <= no {
+	limit := g.applied
+	if no+1 >= g.l.current.no {
+		limit = min(limit, g.compactTo)
+	}
+	first := g.entryLocked(max(g.base, g.unheldLocked(limit)) + 1)
+	if first != nil && first.at.Segment() <= no {
 		return "the log has not been compacted past it"
 	}
 	return ""
+}
+
+// unheldLocked is the last index up to limit that HoldFrom does not ask for.
+func (g *GroupLog) unheldLocked(limit uint64) uint64 {
+	for h := range g.holds {
+		limit = min(limit, max(*h, 1)-1)
+	}
+	return limit
+}
+
+// dropThroughLocked drops the entries in segments up to and including no, which needsLocked has found not needed.
+func (g *GroupLog) dropThroughLocked(no SegmentNo) {
+	for i := max(g.compactTo, g.base) + 1; ; i++ {
+		e := g.entryLocked(i)
+		if e == nil || e.at.Segment() > no {
+			break
+		}
+		g.retained += e.size()
+		g.compactTo = i
+	}
+	g.dropPrefixLocked(1<<62, no)
 }
 
 // DurableCheckpoint tells that a checkpoint of the group is stored durably: entries at or below appliedIndex, and

@@ -241,7 +241,7 @@ func TestRecycleRefuses(t *testing.T) {
 	}
 	refused(1, storage.ErrConflict) // no checkpoint
 	l.DurableCheckpoint(key(1), last, 1, g.NextNeeded(last))
-	refused(1, storage.ErrConflict) // not compacted
+	refused(2, storage.ErrConflict) // not compacted, and the last one before the end
 	g.Compact(last)
 	unpin := l.Pin(1)
 	refused(1, storage.ErrConflict) // pinned

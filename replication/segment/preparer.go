@@ -204,11 +204,15 @@ func (l *Log) fill(f vfs.File, offset int64, s *segmentFile) error {
 	reserve := s.claimed && l.durableIndex < l.recent.next || l.perSync >= l.cfg.PrewriteBelowBytes
 	l.mu.Unlock()
 	if reserve {
-		if err := f.Preallocate(offset, int64(s.capacity)-offset); err != nil && !errors.Is(err, syscall.EOPNOTSUPP) {
+		err := f.Preallocate(offset, int64(s.capacity)-offset)
+		if err == nil {
+			_, err = f.WriteAt(zeroPage[:], int64(s.capacity)-pageBytes) // gives the file its length
 			return err
 		}
-		_, err := f.WriteAt(zeroPage[:], int64(s.capacity)-pageBytes) // gives the file its length
-		return err
+		if !errors.Is(err, syscall.EOPNOTSUPP) {
+			return err
+		}
+		// Where space cannot be reserved it has to be written: a write of the log that finds none fails the disk.
 	}
 	zeroes := make([]byte, min(fillBytes, int(s.capacity)))
 	for unsynced := int64(0); offset < int64(s.capacity); {

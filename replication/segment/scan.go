@@ -1,8 +1,10 @@
 package segment
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/storaged/storaged"
@@ -102,12 +104,11 @@ func (h *recordHeader) describe() string {
 }
 
 func (r *recovery) segment(no SegmentNo) *scanSegment {
-	for _, s := range r.found {
-		if s.no == no {
-			return s
-		}
+	i, ok := slices.BinarySearchFunc(r.found, no, func(s *scanSegment, no SegmentNo) int { return cmp.Compare(s.no, no) })
+	if !ok {
+		return nil
 	}
-	return nil
+	return r.found[i]
 }
 
 // cleanAt reports whether the log may go on in the segment in which it ended: nothing of its own was found behind
