@@ -64,7 +64,9 @@ func (h *Host) raftConfig(group storage.GroupID, self raft.ServerID, notify chan
 	c.MaxAppendEntries = h.cfg.MaxAppendEntries
 	c.BatchApplyCh = true
 	c.ShutdownOnRemove = false
-	c.TrailingLogs = 64
+	// The log keeps what followers that lag need, within its byte budget: DeleteRange is advice to it. What the library
+	// keeps by itself holds segments that nothing else needs (I6): of an idle group, one for each entry.
+	c.TrailingLogs = 1
 	c.SnapshotInterval = 24 * time.Hour
 	c.SnapshotThreshold = math.MaxUint64
 	c.NoSnapshotRestoreOnStart = true
