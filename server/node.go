@@ -148,6 +148,11 @@ func (n *node) listen(context.Context) error {
 		if addr == "" {
 			return nil
 		}
+		if network == "unix" {
+			if err := clearSocket(addr); err != nil {
+				return err
+			}
+		}
 		l, err := net.Listen(network, addr)
 		if err != nil {
 			return storage.E("listen", storage.KindInvalid, "--"+flag+" "+addr, err)
@@ -156,11 +161,6 @@ func (n *node) listen(context.Context) error {
 		return nil
 	}
 	c, l := &n.config, &n.listeners
-	if c.NBDSocket != "" {
-		if err := clearSocket(c.NBDSocket); err != nil {
-			return err
-		}
-	}
 	return errors.Join(open(&l.peer, "tcp", c.ListenPeer, "listen-peer"), open(&l.api, "tcp", c.ListenAPI, "listen-api"),
 		open(&l.nbd, "tcp", c.ListenNBD, "listen-nbd"), open(&l.http, "tcp", c.ListenHTTP, "listen-http"),
 		open(&l.unix, "unix", c.NBDSocket, "nbd-socket"), open(&l.pprof, "tcp", c.Pprof, "listen-pprof"))

@@ -3,12 +3,8 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"flag"
-	"fmt"
-	"os/exec"
-	"strings"
 	"testing"
 	"time"
 
@@ -24,6 +20,7 @@ const (
 	// Bounds of the longest stall that a client sees with default settings.
 	stallAfterKill      = 2 * time.Second
 	stallAfterPartition = 3 * time.Second
+	stallAfterStop      = time.Second
 )
 
 // startWithVolume starts three nodes with one volume.
@@ -188,48 +185,28 @@ func TestLossOfPower(t *testing.T) {
 	l.verifyAcknowledged(t, c.Node(1), volumeName)
 }
 
-// TestRefusals: a data directory that is in use, or of another cluster, is refused in words.
-func TestRefusals(t *testing.T) {
-	c := clustertest.New(t, clustertest.Options{Binary: *storagedFlag, Nodes: 1})
-	if err := c.StartNode(t.Context(), 0); err != nil {
+// TestStopUnderLoad: a node that is told to stop ends within ten seconds, with leaderships handed over: a client of
+// another node sees a short pause at most, and one of the node itself is told that it ends.
+func TestStopUnderLoad(t *testing.T) {
+	c := startWithVolume(t, nil)
+	awaitSpread(t, c)
+	victim := c.Node(1)
+	l := startLoad(t, c.Node(0), volumeName)
+	if err := c.CreateVolume(t.Context(), "own", volumeBytes); err != nil {
 		t.Fatal(err)
 	}
-	inUse := c.Node(0)
-	refused(t, "in use", serveArgs(t, inUse.DataDir)...)
-
-	other := clustertest.New(t, clustertest.Options{Binary: *storagedFlag, Nodes: 1})
-	if err := other.StartNode(t.Context(), 0); err != nil {
-		t.Fatal(err)
-	}
-	if err := other.Stop(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	refused(t, "another cluster", append(serveArgs(t, other.Node(0).DataDir), "--join", inUse.Peer)...)
-}
-
-// serveArgs returns the arguments of a node on free ports.
-func serveArgs(t *testing.T, dataDir string) []string {
-	t.Helper()
-	ports, err := testcluster.FreePorts("127.0.0.1", 4)
-	if err != nil {
-		t.Fatal(err)
-	}
-	args := []string{"serve", "--data-dir", dataDir}
-	for i, listener := range []string{"peer", "api", "nbd", "http"} {
-		args = append(args, "--listen-"+listener, fmt.Sprintf("127.0.0.1:%d", ports[i]))
-	}
-	return args
-}
-
-// refused runs storaged and wants it to end by itself with an error that contains a text.
-func refused(t *testing.T, want string, args ...string) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	own := startLoad(t, victim, "own")
+	l.awaitMore(t, 200)
+	own.awaitMore(t, 100)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	var out bytes.Buffer
-	cmd := exec.CommandContext(ctx, *storagedFlag, args...)
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Run(); err == nil || ctx.Err() != nil || !strings.Contains(out.String(), want) {
-		t.Errorf("storaged %v: %v; want it to end with %q, it printed:\n%s", args, err, want, out.String())
+	from := time.Now()
+	if err := victim.Stop(ctx); err != nil {
+		t.Fatal(err)
 	}
+	t.Logf("stopped after %v", time.Since(from).Round(time.Millisecond))
+	checkStall(t, l.awaitMore(t, 300), stallAfterStop)
+	<-own.done
+	own.verifyAcknowledged(t, c.Node(2), "own")
+	l.end(t, c.Node(2), volumeName)
 }

@@ -1,0 +1,86 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/api/client"
+	"github.com/storaged/storaged/internal/testcluster"
+)
+
+// apiClient connects to the API of all nodes.
+func apiClient(t *testing.T, c *testcluster.Cluster) *client.Client {
+	t.Helper()
+	var endpoints []string
+	for _, n := range c.Nodes() {
+		endpoints = append(endpoints, n.API)
+	}
+	api, err := client.New(client.Config{Endpoints: endpoints})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := api.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return api
+}
+
+// deleteClosed deletes a volume whose last connection was closed a moment ago.
+func deleteClosed(t *testing.T, api *client.Client, name string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	var err error
+	if testcluster.Poll(ctx, 50*time.Millisecond, func() bool {
+		err = api.DeleteVolume(ctx, name, 0)
+		return !errors.Is(err, storage.ErrConflict)
+	}) != nil || err != nil {
+		t.Fatalf("delete of a volume that nobody uses: %v", err)
+	}
+}
+
+// TestVolumeInUse: a connected volume is not deleted; one that has grown is larger for the next connection, and the
+// one that is there goes on.
+func TestVolumeInUse(t *testing.T) {
+	c := oneNode(t)
+	api := apiClient(t, c)
+	first := connect(t, c.Node(0), volumeName)
+	p := random(4096)
+	if err := first.WriteAt(t.Context(), p, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := api.DeleteVolume(t.Context(), volumeName, 0); !errors.Is(err, storage.ErrConflict) {
+		t.Errorf("delete of a connected volume: %v", err)
+	} else {
+		t.Logf("delete of a connected volume: %v", err)
+	}
+	if _, err := api.ResizeVolume(t.Context(), volumeName, volumeBytes/2); !errors.Is(err, storage.ErrInvalid) {
+		t.Errorf("shrink: %v", err)
+	} else {
+		t.Logf("shrink: %v", err)
+	}
+	if _, err := api.ResizeVolume(t.Context(), volumeName, 2*volumeBytes); err != nil {
+		t.Fatalf("resize: %v", err)
+	}
+	second := connect(t, c.Node(0), volumeName)
+	if size := second.Info().SizeBytes; size != 2*volumeBytes {
+		t.Errorf("a new connection sees %d bytes, the volume has %d", size, 2*volumeBytes)
+	}
+	if err := second.WriteAt(t.Context(), p, 2*volumeBytes-4096); err != nil {
+		t.Errorf("write into the new part: %v", err)
+	}
+	if err := first.WriteAt(t.Context(), p, 4096); err != nil {
+		t.Errorf("write over the older connection: %v", err)
+	}
+	if err := errors.Join(first.Close(), second.Close()); err != nil {
+		t.Fatal(err)
+	}
+	deleteClosed(t, api, volumeName)
+}
