@@ -31,6 +31,10 @@ type harness struct {
 	t     *testing.T
 	net   *simnet.Network
 	nodes map[storage.NodeID]*simNode
+
+	// For nodes that start afterwards: what the log keeps beyond its checkpoints (0: default), and Host settings.
+	retainBytes int64
+	configure   func(*Config)
 }
 
 // simNode is one node, running or not; disk outlives the process.
@@ -85,7 +89,7 @@ func (n *simNode) start() {
 	var host atomic.Pointer[Host]
 	var err error
 	n.store, err = extent.Open(extent.Config{FS: fs, Dir: "store", Cluster: simCluster, Store: storeID(n.id),
-		SegmentBytes: 4 << 20, Segment: segment.Config{FreeSegments: 1}, ReserveBytes: 1 << 20, CapacityBytes: 1 << 30,
+		SegmentBytes: 4 << 20, Segment: segment.Config{FreeSegments: 1, RetainBytes: n.h.retainBytes}, ReserveBytes: 1 << 20, CapacityBytes: 1 << 30,
 		OnCheckpointDue: func(k segment.GroupKey) {
 			if h := host.Load(); h != nil {
 				h.CheckpointDue(k)
@@ -108,7 +112,11 @@ func (n *simNode) start() {
 		t.Fatal(err)
 	}
 	router := NewRouter(n.peers, 500*time.Millisecond, logger)
-	n.host, err = NewHost(Config{Node: n.id, Stores: []*extent.Store{n.store}, Peers: n.peers, Router: router, Logger: logger})
+	config := Config{Node: n.id, Stores: []*extent.Store{n.store}, Peers: n.peers, Router: router, Logger: logger}
+	if n.h.configure != nil {
+		n.h.configure(&config)
+	}
+	n.host, err = NewHost(config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,12 +134,22 @@ func (n *simNode) start() {
 
 // diskStall makes the syncs of a node's segments wait, as a slow or hanging disk does.
 type diskStall struct {
-	mu   sync.Mutex
-	gate chan struct{} // closed when syncs pass; nil: they pass
+	mu     sync.Mutex
+	gate   chan struct{} // closed when syncs pass; nil: they pass
+	broken string        // writes and syncs of files under it fail; "": none
 }
 
 // MaybeError implements errorfs.Injector.
 func (d *diskStall) MaybeError(o errorfs.Op) error {
+	switch o.Kind {
+	case errorfs.OpFileSync, errorfs.OpFileSyncData, errorfs.OpFileSyncTo, errorfs.OpFileWrite, errorfs.OpFileWriteAt:
+		d.mu.Lock()
+		broken := d.broken
+		d.mu.Unlock()
+		if broken != "" && strings.Contains(o.Path, broken) {
+			return errorfs.ErrInjected
+		}
+	}
 	if o.Kind == errorfs.OpFileSyncData && strings.Contains(o.Path, "store/log/") {
 		d.mu.Lock()
 		gate := d.gate
@@ -141,6 +159,13 @@ func (d *diskStall) MaybeError(o errorfs.Op) error {
 		}
 	}
 	return nil
+}
+
+// breaks makes every write and sync of files under path fail from now on.
+func (d *diskStall) breaks(path string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.broken = path
 }
 
 // String implements errorfs.Injector.
@@ -194,7 +219,7 @@ func (n *simNode) shutdown() {
 	}
 	n.stop()
 	<-n.ended
-	if err := n.store.Close(); err != nil {
+	if err := n.store.Close(); err != nil && n.stall.broken == "" {
 		n.h.t.Errorf("node %d: close store: %v", n.id, err)
 	}
 	n.host = nil

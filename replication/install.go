@@ -53,7 +53,11 @@ func (t *Transport) InstallSnapshot(id raft.ServerID, target raft.ServerAddress,
 	if len(name) > maxIDBytes {
 		return storage.E("install snapshot", storage.KindInternal, "group "+t.cfg.Group.String(), errors.New("the manifest's name is too long"))
 	}
-	return t.sendInstall(target, encodeInstall(id, args, installPart{manifest: string(name), last: true}), nil, 0, resp)
+	err = t.sendInstall(target, encodeInstall(id, args, installPart{manifest: string(name), last: true}), nil, 0, resp)
+	if err == nil && resp.Success {
+		t.lease.success(id, args.Term, time.Time{}, args.LastLogIndex) // held durably; no lease comes of it
+	}
+	return err
 }
 
 // sendInline sends the content in chunks. The sender reads ahead by one, to know which is the last.

@@ -1,0 +1,394 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/simnet"
+	"github.com/storaged/storaged/replication/op"
+)
+
+// readAt asks one node, which may not lead, for a block's first byte.
+func (c *client) readAt(n storage.NodeID, block uint32, mode op.ReadMode) (byte, error) {
+	d, err := c.h.nodes[n].host.Read(context.Background(), c.group, op.ReadRequest{Volume: c.volume, Offset: block * storage.BlockSize,
+		Length: storage.BlockSize, Epoch: op.HeadEpoch, Mode: mode})
+	if err != nil {
+		return 0, err
+	}
+	defer d.Release()
+	if d.Header.AllHoles() {
+		return 0, nil
+	}
+	return d.Payload[0], nil
+}
+
+// TestShrinkToOneVoterWaitsForItsDisk guards I1: without the LogConfiguration condition of logStore.StoreLogs (tried) the
+// library commits all that the last voter has, durable or not, on the return of StoreLogs.
+func TestShrinkToOneVoterWaitsForItsDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHarness(t, 2)
+		defer h.close()
+		h.nodes[1].start()
+		h.nodes[2].start()
+		h.bootstrapVoters(1, 1, 2)
+		c := h.open(1, 7, 1)
+		c.write(0, block(1))
+		leader := h.awaitLeader(1)
+		other := 3 - leader
+		h.net.Isolate(nodeName(other))
+		n := h.nodes[leader]
+		n.stall.begin()
+		done := c.pending(leader, 0, block(2))
+		synctest.Wait()
+		changed := make(chan error, 1)
+		host := n.host
+		go func() {
+			changed <- host.ChangeMembership(context.Background(), 1, RemoveServer, string(serverID(other)), other, 0)
+		}()
+		<-time.After(300 * time.Millisecond)
+		select {
+		case err := <-done:
+			t.Fatalf("answered (%v) before the disk of the last voter was", err)
+		case err := <-changed:
+			t.Fatalf("changed (%v) before the disk of the last voter was", err)
+		default:
+		}
+		n.stall.end()
+		if err := <-changed; err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		n.crash()
+		n.start()
+		h.equal(c.read(0, storage.BlockSize), block(2), "after a power cut")
+	})
+}
+
+// TestGrowthKeepsWhatWasAcknowledged grows a group 1 -> 2 -> 3 while disks stall, one after another, cuts the power of the
+// newest leader each time, and has one node out of reach. It guards I1 together with the waits of StoreLogs.
+func TestGrowthKeepsWhatWasAcknowledged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHarness(t, 3)
+		defer h.close()
+		for id := storage.NodeID(1); id <= 3; id++ {
+			h.nodes[id].start()
+		}
+		if err := h.nodes[1].host.Bootstrap(1, storeID(1), 1); err != nil {
+			t.Fatal(err)
+		}
+		c := h.open(1, 7, 1)
+		want := byte(0)
+		write := func() {
+			want++
+			c.write(0, block(want))
+		}
+		powerCut := func(n storage.NodeID) {
+			h.nodes[n].crash()
+			h.nodes[n].start()
+			h.equal(c.read(0, storage.BlockSize), block(want), "after a power cut")
+			c.session, c.seq = c.session+1, 0
+			if r := c.do(op.Op{Kind: op.OpenSession, Volume: c.volume, Session: c.session}, nil); r.Kind != storage.KindNone {
+				t.Fatalf("%+v", r)
+			}
+		}
+		write()
+		for _, n := range []storage.NodeID{2, 3} {
+			leader := h.awaitLeader(1)
+			if err := h.nodes[n].host.CreateReplica(context.Background(), 1, storeID(n), storage.Incarnation(n), leader); err != nil {
+				t.Fatal(err)
+			}
+			h.change(1, AddNonvoter, n, storage.Incarnation(n))
+			write()
+			h.nodes[leader].stall.begin()
+			release := time.AfterFunc(150*time.Millisecond, h.nodes[leader].stall.end)
+			h.change(1, AddVoter, n, storage.Incarnation(n))
+			write()
+			release.Stop()
+			h.nodes[leader].stall.end()
+			powerCut(h.awaitLeader(1))
+		}
+		leader := h.awaitLeader(1)
+		a, b := others(leader)
+		h.net.Isolate(nodeName(a))
+		write()
+		h.net.Isolate(nodeName(leader))
+		h.net.Rejoin(nodeName(a))
+		h.equal(c.read(0, storage.BlockSize), block(want), "with the leader out of reach")
+		h.net.HealAll()
+		powerCut(b)
+	})
+}
+
+// TestPartialWriteWaitsForTheFullOneBesideIt guards I3: without ranges.acquire in group.propose (tried) the partial
+// write is merged with what the full one, acknowledged first, has replaced.
+func TestPartialWriteWaitsForTheFullOneBesideIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, c, leader := three(t)
+		defer h.close()
+		c.write(0, block(1))
+		h.nodes[leader].stall.begin()
+		full := c.pending(leader, 0, block(2))
+		synctest.Wait() // proposed, and not committed while the leader's disk waits
+		partial := c.pending(leader, 100, []byte("partial"))
+		<-time.After(100 * time.Millisecond)
+		h.nodes[leader].stall.end()
+		if err := errors.Join(<-full, <-partial); err != nil {
+			t.Fatal(err)
+		}
+		want := block(2)
+		copy(want[100:], "partial")
+		h.equal(c.read(0, storage.BlockSize), want, "both writes")
+	})
+}
+
+// TestDuplicateAfterALaterWriteIsNotApplied guards I3: without the window of the session (tried: Duplicate never set in
+// extent's admit) the old copy lands on the later write.
+func TestDuplicateAfterALaterWriteIsNotApplied(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, c, leader := three(t)
+		defer h.close()
+		old := c.writeOp(0, block(1))
+		send := func(n storage.NodeID, o op.Op, data []byte) op.Result {
+			r, err := h.nodes[n].host.Propose(context.Background(), 1, [][]byte{o.AppendHeader(nil), data})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return r
+		}
+		if r := send(leader, old, block(1)); r.Kind != storage.KindNone || r.Duplicate {
+			t.Fatalf("%+v", r)
+		}
+		c.write(0, block(2))
+		if r := send(leader, old, block(1)); r.Kind != storage.KindNone || !r.Duplicate {
+			t.Fatalf("%+v", r)
+		}
+		h.equal(c.read(0, storage.BlockSize), block(2), "after the duplicate")
+		h.nodes[leader].crash()
+		next := h.awaitLeader(1)
+		if r := send(next, old, block(1)); r.Kind != storage.KindNone || !r.Duplicate {
+			t.Fatalf("at the next leader: %+v", r)
+		}
+		h.equal(c.read(0, storage.BlockSize), block(2), "after the duplicate at the next leader")
+		h.nodes[leader].start()
+	})
+}
+
+// TestDeposedLeaderAnswersNothingStale guards I1: an isolated leader answers its clients while its lease stands and not
+// after (tried: lease.valid always true), and what it answers is never older than what was acknowledged elsewhere.
+func TestDeposedLeaderAnswersNothingStale(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, c, leader := three(t)
+		defer h.close()
+		c.write(0, block(1))
+		h.net.Isolate(nodeName(leader))
+		cut := time.Now()
+		if _, err := c.readAt(leader, 0, op.ReadLease); err != nil {
+			t.Fatalf("a live lease answers: %v", err)
+		}
+		acknowledged := make(chan time.Time, 1)
+		h.eventually("another leader", func() bool {
+			if _, err := c.readAt(leader, 0, op.ReadLease); err == nil && time.Since(cut) > span*8/10 {
+				t.Fatalf("answered %v after the cut", time.Since(cut))
+			}
+			next := h.leaderOf(1)
+			return next != 0 && next != leader
+		})
+		c.write(0, block(2))
+		acknowledged <- time.Now()
+		for range 100 {
+			if b, err := c.readAt(leader, 0, op.ReadLease); err == nil && b != 2 {
+				t.Fatalf("read %d after 2 was acknowledged", b)
+			}
+			<-time.After(10 * time.Millisecond)
+		}
+	})
+}
+
+// TestLeaseCountsFromTheSendTime guards I1: a leader whose answers come late (frozen and thawed, or far away) has no lease
+// from them. Tried: time.Now() for sent in finishHeartbeats and answered.
+func TestLeaseCountsFromTheSendTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, c, leader := three(t)
+		defer h.close()
+		c.write(0, block(1))
+		a, b := others(leader)
+		for _, n := range []storage.NodeID{a, b} {
+			h.net.SetLink(nodeName(leader), nodeName(n), simnet.Link{Delay: 210 * time.Millisecond})
+			h.net.SetLink(nodeName(n), nodeName(leader), simnet.Link{Delay: 210 * time.Millisecond})
+		}
+		<-time.After(2 * time.Second)
+		in := h.instance(leader)
+		led := 0
+		for range 200 {
+			if in.raft.State() == raft.Leader {
+				led++
+			}
+			if h.nodes[leader].host.mustGroup(1).leaseValid() {
+				t.Fatal("a lease, though every answer is to a request of more than 0.8 heartbeat time-outs ago")
+			}
+			<-time.After(10 * time.Millisecond)
+		}
+		if led == 0 {
+			t.Fatal("it did not lead: the test shows nothing")
+		}
+	})
+}
+
+// TestQuorumReads: they are answered by a leader, and not at all by one that is cut off.
+func TestQuorumReads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, c, leader := three(t)
+		defer h.close()
+		c.write(0, block(1))
+		for range 10 {
+			if b, err := c.readAt(leader, 0, op.ReadQuorum); err != nil || b != 1 {
+				t.Fatalf("%d, %v", b, err)
+			}
+		}
+		h.net.Isolate(nodeName(leader))
+		if b, err := c.readAt(leader, 0, op.ReadQuorum); err == nil {
+			t.Fatalf("a leader without followers answered %d", b)
+		}
+	})
+}
+
+// TestHungDiskFallsSilent: a disk that does not answer makes its replicas keep silent, others lead, and it comes back.
+// Guards disk.silent: without hung in it (tried) the leader keeps its followers and nobody can write.
+func TestHungDiskFallsSilent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, c, leader := three(t)
+		defer h.close()
+		c.write(0, block(1))
+		h.nodes[leader].stall.begin()
+		pending := c.pending(leader, storage.BlockSize, block(9))
+		start := time.Now()
+		h.eventually("another leader", func() bool { n := h.leaderOf(1); return n != 0 && n != leader })
+		if took := time.Since(start); took > 6*time.Second {
+			t.Errorf("another leads after %v", took)
+		}
+		c.write(0, block(2))
+		if _, err := c.readAt(leader, 0, op.ReadDefault); err == nil {
+			t.Error("a silent replica answered a read")
+		}
+		h.nodes[leader].stall.end()
+		<-pending
+		h.eventually("the hung node to follow", func() bool {
+			n := h.leaderOf(1)
+			return n != 0 && h.instance(leader).raft.AppliedIndex() >= h.instance(n).raft.CommitIndex()
+		})
+		h.equal(c.read(0, storage.BlockSize), block(2), "after the disk came back")
+	})
+}
+
+// TestFailedDiskStopsItsReplicas: an error of the disk, under the log or under the terms and votes, is for good. The
+// replicas stop, others lead, and the process lives and ends in order. Guards group.park (tried: an error returned instead
+// of Goexit panics) and the stop of a failed disk's groups (tried: without onFail the role stays).
+func TestFailedDiskStopsItsReplicas(t *testing.T) {
+	for name, path := range map[string]string{"log": "store/log/", "everything": "store/"} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h, c, leader := three(t)
+				defer h.close()
+				c.write(0, block(1))
+				h.nodes[leader].stall.breaks(path)
+				_ = <-c.pending(leader, storage.BlockSize, block(9))
+				h.eventually("another leader", func() bool { n := h.leaderOf(1); return n != 0 && n != leader })
+				c.write(0, block(2))
+				h.eventually("the replica to stop", func() bool { return h.nodes[leader].host.Status()[0].Role == "stopped" })
+				h.equal(c.read(0, storage.BlockSize), block(2), "with a failed disk")
+				h.nodes[leader].crash() // the power goes, and the disk is itself again
+				h.nodes[leader].stall.breaks("")
+				h.nodes[leader].start()
+				h.eventually("the node to catch up", func() bool {
+					n := h.leaderOf(1)
+					return n != 0 && h.instance(leader).raft.AppliedIndex() >= h.instance(n).raft.CommitIndex()
+				})
+			})
+		})
+	}
+}
+
+// TestVotingOnABrokenStore: the library's main loop is in the store of votes when the disk fails, and the host still stops.
+func TestVotingOnABrokenStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, c, leader := three(t)
+		defer h.close()
+		c.write(0, block(1))
+		a, _ := others(leader)
+		h.nodes[a].stall.breaks("store/")
+		h.nodes[leader].crash() // a has to vote, or to ask for votes
+		h.eventually("the replica to stop", func() bool { return h.nodes[a].host.Status()[0].Role == "stopped" })
+		h.nodes[leader].start()
+		h.equal(c.read(0, storage.BlockSize), block(1), "with two of three")
+	})
+}
+
+// TestBytesProposedAreBounded guards I9: without admission.acquire in group.propose (tried) everything that arrives goes into
+// the log of a leader that cannot commit.
+func TestBytesProposedAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHarness(t, 3)
+		h.configure = func(c *Config) { c.GroupInFlightBytes = 128 << 10 }
+		defer h.close()
+		for id := storage.NodeID(1); id <= 3; id++ {
+			h.nodes[id].start()
+		}
+		h.bootstrapVoters(1, 1, 2, 3)
+		c := h.open(1, 7, 1)
+		c.write(0, block(1))
+		leader := h.awaitLeader(1)
+		before := h.instance(leader).raft.LastIndex()
+		h.nodes[leader].stall.begin()
+		var answers []<-chan error
+		for i := range uint32(500) {
+			answers = append(answers, c.pending(leader, i*storage.BlockSize, block(2)))
+		}
+		<-time.After(200 * time.Millisecond)
+		if n := h.instance(leader).raft.LastIndex() - before; n == 0 || n*(storage.BlockSize+overheadBytes) > 128<<10 {
+			t.Errorf("%d entries of a block are proposed and not applied, within 128 KiB", n)
+		}
+		h.nodes[leader].stall.end()
+		for _, a := range answers {
+			if err := <-a; err != nil && storage.KindOf(err) != storage.KindUnavailable {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
+// TestCorruptBlockIsNeverReturned guards I5 at the leader: rot below the checkpoint, which no recovery reads.
+func TestCorruptBlockIsNeverReturned(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHarness(t, 1)
+		defer h.close()
+		n := h.nodes[1]
+		n.start()
+		if err := n.host.Bootstrap(1, storeID(1), 1); err != nil {
+			t.Fatal(err)
+		}
+		c := h.open(1, 7, 1)
+		c.write(0, block(0xe7))
+		c.write(storage.BlockSize, block(1))
+		n.shutdown() // with a checkpoint
+		n.flip(block(0xe7))
+		n.start()
+		h.equal(c.read(storage.BlockSize, storage.BlockSize), block(1), "the block beside it")
+		if b, err := c.readAt(1, 0, op.ReadDefault); storage.KindOf(err) != storage.KindCorrupt {
+			t.Fatalf("read %#x, %v", b, err)
+		}
+		o := c.writeOp(100, []byte("partial"))
+		if _, err := n.host.Propose(context.Background(), 1, [][]byte{o.AppendHeader(nil), []byte("partial")}); storage.KindOf(err) != storage.KindCorrupt {
+			t.Fatalf("a partial write beside bytes that are lost: %v", err)
+		}
+		c.write(0, block(3))
+		h.equal(c.read(0, storage.BlockSize), block(3), "written anew")
+	})
+}
