@@ -20,7 +20,7 @@ func checkCommand() *cobra.Command {
 		Long: `Read everything that the store of a stopped node holds and compare it with its checksums: every record of the log,
 every extent table, every block that a table refers to. Nothing is written. What is wrong is said in words, one
 finding a line; the exit code is 3 if there is any.`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if dir == "" {
 				return storage.E("check", storage.KindInvalid, "--data-dir", fmt.Errorf("it is missing: say which store to check"))

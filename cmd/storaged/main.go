@@ -1,5 +1,9 @@
 // Command storaged is a node of the block store: it keeps replicas, serves volumes over NBD, and answers storagectl.
+//
+// docs/storaged.md is written from its settings by "go generate".
 package main
+
+//go:generate go run . docs ../../docs/storaged.md
 
 import (
 	"context"
@@ -41,21 +45,38 @@ func exitCode(err error) int {
 
 // run is the whole program but for the process around it; tests call it.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	root := rootCommand()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	return root.ExecuteContext(ctx)
+}
+
+func rootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "storaged",
 		Short:         "A node of a distributed block store",
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(serveCommand(), checkCommand(), versionCommand())
-	root.SetArgs(args)
-	root.SetOut(stdout)
-	root.SetErr(stderr)
-	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return storage.E("", storage.KindInvalid, "", fmt.Errorf("%w; see `%s --help`", err, c.CommandPath()))
-	})
-	return root.ExecuteContext(ctx)
+	root.AddCommand(serveCommand(), checkCommand(), versionCommand(), docsCommand())
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usageError(c, err) })
+	return root
 }
+
+func usageError(c *cobra.Command, err error) error {
+	return storage.E("", storage.KindInvalid, "", fmt.Errorf("%w; see `%s --help`", err, c.CommandPath()))
+}
+
+// noArgs is cobra.NoArgs with an error that is the operator's.
+func noArgs(c *cobra.Command, args []string) error {
+	if err := cobra.NoArgs(c, args); err != nil {
+		return usageError(c, err)
+	}
+	return nil
+}
+
+const configHelp = "YAML file with the same settings"
 
 func serveCommand() *cobra.Command {
 	var config server.Config
@@ -73,7 +94,7 @@ Every flag can be given in the environment too (--data-dir as STORAGED_DATA_DIR)
 keys are the flags' names. The command line wins over the environment, the environment over the file.`,
 		Example: `  storaged serve --data-dir /var/lib/storaged
   storaged serve --data-dir /var/lib/storaged --join storage-1 --zone rack-b`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := applySources(cmd.Flags(), file, os.LookupEnv); err != nil {
 				return err
@@ -82,7 +103,7 @@ keys are the flags' names. The command line wins over the environment, the envir
 		},
 	}
 	bindFlags(c.Flags(), &config)
-	c.Flags().StringVar(&file, "config", "", "YAML file with the same settings")
+	c.Flags().StringVar(&file, "config", "", configHelp)
 	return c
 }
 
@@ -90,7 +111,7 @@ func versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
 		Short: "Print what was built",
-		Args:  cobra.NoArgs,
+		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_, err := fmt.Fprintf(cmd.OutOrStdout(), "storaged %s\ncommit   %s\ngo       %s\nplatform %s\n", version.Version,
 				version.Revision(), runtime.Version(), version.Platform())
