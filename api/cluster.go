@@ -36,6 +36,10 @@ type Cluster interface {
 	// Nodes returns every node that was not removed, by id.
 	Nodes(ctx context.Context) ([]Node, error)
 
+	// RemoveNode removes a node that is down for ever; its replicas are made anew elsewhere in the background. KindNotFound;
+	// KindConflict, with what to do, while the node is up or data would be lost. Again is no error.
+	RemoveNode(ctx context.Context, id storage.NodeID) error
+
 	// Groups returns every data group, by id.
 	Groups(ctx context.Context) ([]Group, error)
 

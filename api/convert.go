@@ -211,13 +211,15 @@ func GroupFromProto(g *pb.Group) Group {
 
 func replicaToProto(r Replica) *pb.Replica {
 	return &pb.Replica{Node: uint32(r.Node), NodeName: r.NodeName, Store: r.Store.String(), Incarnation: uint32(r.Incarnation),
-		Role: toWire(replicaRoles, r.Role), Online: r.Online, LagEntries: r.LagEntries, Progress: progressToProto(r.Progress)}
+		Role: toWire(replicaRoles, r.Role), Online: r.Online, LagEntries: r.LagEntries, Progress: progressToProto(r.Progress),
+		Reason: toValidUTF8(r.Reason)}
 }
 
 func replicaFromProto(r *pb.Replica) Replica {
 	return Replica{Node: storage.NodeID(r.GetNode()), NodeName: r.GetNodeName(), Store: storeID(r.GetStore()),
 		Incarnation: storage.Incarnation(r.GetIncarnation()), Role: fromWire(replicaRoles, r.GetRole()),
-		Online: r.GetOnline(), LagEntries: r.GetLagEntries(), Progress: progressFromProto(r.GetProgress())}
+		Online: r.GetOnline(), LagEntries: r.GetLagEntries(), Progress: progressFromProto(r.GetProgress()),
+		Reason: r.GetReason()}
 }
 
 func progressToProto(p *Progress) *pb.Progress {

@@ -28,6 +28,8 @@ type Replica struct {
 	Role        ReplicaRole
 	// Online: the leader hears from it.
 	Online bool
+	// Reason says in words why it is out of service for good; empty when it is not.
+	Reason string
 	// LagEntries counts the entries that the leader has committed and this replica does not hold yet.
 	LagEntries uint64
 	// Progress is set for a replica that pulls or learns.

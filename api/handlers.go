@@ -167,23 +167,41 @@ func (s *nodes) List(ctx context.Context, _ *pb.ListNodesRequest) (*pb.ListNodes
 
 // Get implements pb.NodesServer. A name wins over an id.
 func (s *nodes) Get(ctx context.Context, r *pb.GetNodeRequest) (*pb.GetNodeResponse, error) {
-	const op = "show"
-	if r.GetNode() == "" {
-		return nil, storage.E(op, storage.KindInvalid, "", errors.New("the request names no node; give a name or an id"))
-	}
-	list, err := s.cluster.Nodes(ctx)
+	n, err := s.find(ctx, "show", r.GetNode())
 	if err != nil {
 		return nil, err
 	}
-	at := slices.IndexFunc(list, func(n Node) bool { return n.Name == r.GetNode() })
+	return &pb.GetNodeResponse{Node: NodeToProto(n)}, nil
+}
+
+// Remove implements pb.NodesServer.
+func (s *nodes) Remove(ctx context.Context, r *pb.RemoveNodeRequest) (*pb.RemoveNodeResponse, error) {
+	if r.GetId() == 0 {
+		return nil, storage.E("remove", storage.KindInvalid, "", errors.New("the request names no node; give its id"))
+	}
+	if err := s.cluster.RemoveNode(ctx, storage.NodeID(r.GetId())); err != nil {
+		return nil, err
+	}
+	return &pb.RemoveNodeResponse{}, nil
+}
+
+// find returns the node of that name or id.
+func (s *nodes) find(ctx context.Context, op, name string) (Node, error) {
+	if name == "" {
+		return Node{}, storage.E(op, storage.KindInvalid, "", errors.New("the request names no node; give a name or an id"))
+	}
+	list, err := s.cluster.Nodes(ctx)
+	if err != nil {
+		return Node{}, err
+	}
+	at := slices.IndexFunc(list, func(n Node) bool { return n.Name == name })
 	if at < 0 {
-		at = slices.IndexFunc(list, func(n Node) bool { return n.ID.String() == r.GetNode() })
+		at = slices.IndexFunc(list, func(n Node) bool { return n.ID.String() == name })
 	}
 	if at < 0 {
-		return nil, storage.E(op, storage.KindNotFound, "node "+clip(strconv.Quote(r.GetNode())),
-			errors.New("no node has that name or id"))
+		return Node{}, storage.E(op, storage.KindNotFound, "node "+clip(strconv.Quote(name)), errors.New("no node has that name or id"))
 	}
-	return &pb.GetNodeResponse{Node: NodeToProto(list[at])}, nil
+	return list[at], nil
 }
 
 // groups implements the service Groups.

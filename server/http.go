@@ -17,16 +17,17 @@ type problem struct {
 }
 
 // httpHandler serves metrics and health. healthy says what is broken for good (restart or repair this node), ready
-// what keeps this node from serving now.
-func httpHandler(gatherer prometheus.Gatherer, healthy, ready func() []problem) http.Handler {
+// what keeps this node from serving now, warnings what is wrong though neither a restart nor another node's service
+// would mend it: /healthz tells it and stays ok.
+func httpHandler(gatherer prometheus.Gatherer, healthy, ready, warnings func() []problem) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(gatherer, promhttp.HandlerOpts{}))
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { writeProblems(w, healthy()) })
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { writeProblems(w, ready()) })
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { writeProblems(w, healthy(), warnings()) })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { writeProblems(w, ready(), nil) })
 	return mux
 }
 
-func writeProblems(w http.ResponseWriter, problems []problem) {
+func writeProblems(w http.ResponseWriter, problems, warnings []problem) {
 	w.Header().Set("Content-Type", "application/json")
 	if len(problems) > 0 {
 		w.WriteHeader(http.StatusServiceUnavailable)
@@ -34,7 +35,8 @@ func writeProblems(w http.ResponseWriter, problems []problem) {
 	_ = json.NewEncoder(w).Encode(struct {
 		OK       bool      `json:"ok"`
 		Problems []problem `json:"problems,omitempty"`
-	}{len(problems) == 0, problems}) // the client has gone if this fails
+		Warnings []problem `json:"warnings,omitempty"`
+	}{len(problems) == 0, problems, warnings}) // the client has gone if this fails
 }
 
 // pprofHandler serves the Go profiler, without the default mux.

@@ -287,7 +287,7 @@ func (n *node) startGateway(context.Context) error {
 
 // serve opens the doors to hosts and people.
 func (n *node) serve(ctx context.Context) error {
-	n.http = newHTTPServer(httpHandler(n.metrics, n.unhealthy, n.unready))
+	n.http = newHTTPServer(httpHandler(n.metrics, n.unhealthy, n.unready, n.warnings))
 	n.goRun(&n.peersWG, "http", func() error { return ignoreClosed(n.http.Serve(n.listeners.http)) })
 	if n.listeners.pprof != nil {
 		profiler := newHTTPServer(pprofHandler())
@@ -381,6 +381,16 @@ func (n *node) stop() error {
 func (n *node) unhealthy() (ps []problem) {
 	if err := n.store.Failed(); err != nil {
 		ps = append(ps, problem{"store " + n.storeDir(), "the disk has failed: " + err.Error()})
+	}
+	return ps
+}
+
+// warnings returns what is wrong on this node and mended by others: damaged replicas come back as new members.
+func (n *node) warnings() (ps []problem) {
+	for _, s := range n.host.Status() {
+		if s.Role == "damaged" {
+			ps = append(ps, problem{"group " + s.Group.String(), "this node's replica keeps out until the group has made it anew: " + s.Reason})
+		}
 	}
 	return ps
 }

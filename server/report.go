@@ -32,16 +32,16 @@ func replicaReport(s replication.GroupStatus) (placement.ReplicaReport, bool) {
 		return placement.ReplicaReport{}, false
 	}
 	state, ok := map[string]placement.ReplicaState{"leader": placement.ReplicaLeader, "follower": placement.ReplicaFollower,
-		"candidate": placement.ReplicaCandidate}[s.Role]
+		"candidate": placement.ReplicaCandidate, "damaged": placement.ReplicaDamaged}[s.Role]
 	switch {
-	case s.PullTotalBytes > 0:
+	case s.PullTotalBytes > 0 && s.Reason == "":
 		state = placement.ReplicaPulling
 	case !ok:
 		state = placement.ReplicaStopped
 	}
 	r := placement.ReplicaReport{Group: s.Group, Key: key, Term: s.Term, Leader: s.Leader, Last: s.LastIndex,
 		Commit: s.CommitIndex, Applied: s.AppliedIndex, ConfigIndex: s.ConfigIndex, PulledBytes: s.PulledBytes, PullBytes: s.PullTotalBytes,
-		State: state}
+		State: state, Reason: s.Reason}
 	for _, m := range s.Replicas {
 		k, err := catalog.ParseReplicaKey(string(m.ID))
 		if err != nil {

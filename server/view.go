@@ -3,7 +3,9 @@ package server
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -193,6 +195,16 @@ func apiStore(s catalog.Store, report placement.NodeReport) api.Store {
 	return out
 }
 
+// RemoveNode implements api.Cluster.
+func (v *view) RemoveNode(ctx context.Context, id storage.NodeID) error {
+	_, err := v.n.control.Propose(ctx, catalog.SetNodeState{Node: id, State: catalog.NodeRemoved})
+	var e *storage.Error
+	if errors.As(err, &e) && e.Op == "set node state" { // say what was asked for
+		return storage.E("remove", e.Kind, e.Subject, e.Err)
+	}
+	return err
+}
+
 // Groups implements api.Cluster.
 func (v *view) Groups(ctx context.Context) ([]api.Group, error) {
 	p := v.look(ctx, true)
@@ -233,7 +245,10 @@ func (p *picture) apiGroup(g catalog.Group) api.Group {
 	for _, r := range g.Replicas {
 		a := api.Replica{Node: r.Node, NodeName: p.names[r.Node], Store: r.Key.Store, Incarnation: r.Key.Incarnation, Role: api.ReplicaRole(r.Role)}
 		rep, ok := p.replica(r, g.ID)
-		a.Online = ok && p.reports[r.Node].Age < staleReport && rep.State != placement.ReplicaStopped
+		a.Online = ok && p.reports[r.Node].Age < staleReport && !rep.OutOfService()
+		if ok {
+			a.Reason = rep.Reason
+		}
 		for _, m := range lead.Members {
 			if m.Key == r.Key && m.AckedIndex < lead.Commit {
 				a.LagEntries = lead.Commit - m.AckedIndex
@@ -298,13 +313,13 @@ func (p *picture) judgeNodes(s *api.Status) {
 			s.NodesUp++
 		} else {
 			s.Reasons = append(s.Reasons, api.Reason{Severity: api.HealthDegraded, Subject: "node " + n.Name, Text: string(n.State),
-				NextStep: "start storaged there, and look at its log"})
+				NextStep: downStep(n)})
 		}
 		for _, st := range n.Stores {
 			switch st.State {
 			case api.StoreFailed:
 				s.Reasons = append(s.Reasons, api.Reason{Severity: api.HealthDegraded, Subject: "store " + st.ID.String(),
-					Text: "the disk of node " + n.Name + " has failed", NextStep: "replace the disk and start the node with an empty data directory"})
+					Text: "the disk of node " + n.Name + " has failed", NextStep: "replace the disk, start storaged with an empty data directory and --join under a new name, and remove this node with `storagectl node remove " + n.Name + "` once it is down"})
 			case api.StoreFull:
 				s.Reasons = append(s.Reasons, api.Reason{Severity: api.HealthCritical, Subject: "store " + st.ID.String(),
 					Text: "the disk of node " + n.Name + " is full up to its reserve: writes are refused", NextStep: "delete volumes, discard blocks, or add nodes"})
@@ -318,18 +333,44 @@ func (p *picture) judgeNodes(s *api.Status) {
 	}
 }
 
+func downStep(n api.Node) string {
+	step := "start storaged there, and look at its log"
+	if n.State == api.NodeDown {
+		step += "; if it is lost, `storagectl node remove " + n.Name + "`"
+	}
+	return step
+}
+
+// replicaOn finds what a node says about its replica of a group, whichever it is.
+func (p *picture) replicaOn(node storage.NodeID, group storage.GroupID) (placement.ReplicaReport, bool) {
+	for _, rep := range p.reports[node].Report.Replicas {
+		if rep.Group == group && p.reports[node].Age < staleReport {
+			return rep, true
+		}
+	}
+	return placement.ReplicaReport{}, false
+}
+
 func (p *picture) judgeGroups(s *api.Status) {
-	var leaderless, short []string
+	var leaderless, short, beyond []string
+	broken := map[string][]string{} // groups by what is wrong with their replicas
 	for _, g := range p.groups {
 		a := p.apiGroup(g)
 		if a.Leader == 0 && p.reports != nil {
 			s.GroupsWithoutLeader++
 			leaderless = append(leaderless, g.ID.String())
 		}
-		voters := 0
+		voters, damaged, all := 0, 0, 0
 		for _, r := range a.Replicas {
+			if r.Role == api.RoleVoter || r.Role == api.RoleLeaving {
+				all++
+			}
 			if r.Role == api.RoleVoter && r.Online {
 				voters++
+			}
+			if rep, ok := p.replicaOn(r.Node, g.ID); ok && rep.State == placement.ReplicaDamaged {
+				broken[r.NodeName] = append(broken[r.NodeName], g.ID.String())
+				damaged++
 			}
 			if r.Role == api.RolePulling || r.Role == api.RoleLearner {
 				step := "pulling"
@@ -339,11 +380,24 @@ func (p *picture) judgeGroups(s *api.Status) {
 				s.Tasks = append(s.Tasks, api.Task{Kind: api.TaskGrow, Group: g.ID, Node: r.Node, NodeName: r.NodeName, Step: step, Progress: r.Progress})
 			}
 		}
+		if damaged > 0 && damaged >= all-all/2 { // what is left is no majority
+			beyond = append(beyond, g.ID.String())
+		}
 		if voters >= p.cluster.Replicas {
 			s.GroupsFull++
 		} else {
 			short = append(short, g.ID.String())
 		}
+	}
+	if len(beyond) > 0 {
+		s.Reasons = append(s.Reasons, api.Reason{Severity: api.HealthCritical, Subject: "groups " + strings.Join(beyond, ", "),
+			Text:     "their logs are damaged on so many nodes that no majority of the copies is left: they stay out of service",
+			NextStep: "restore the volumes from a backup; keep the data directories, `storaged check` says what in them can be read"})
+	}
+	for _, node := range slices.Sorted(maps.Keys(broken)) {
+		s.Reasons = append(s.Reasons, api.Reason{Severity: api.HealthDegraded, Subject: "node " + node,
+			Text:     "the log of its disk is damaged: its replicas of groups " + strings.Join(broken[node], ", ") + " keep out",
+			NextStep: "nothing while a majority of each group is up: they are made anew; see `storaged check`, and mistrust the disk"})
 	}
 	if len(leaderless) > 0 {
 		s.Reasons = append(s.Reasons, api.Reason{Severity: api.HealthCritical, Subject: "groups " + strings.Join(leaderless, ", "),

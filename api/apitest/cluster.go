@@ -27,6 +27,7 @@ type Cluster struct {
 	volumes  map[string]api.Volume // by name
 	requests map[string]storage.VolumeID
 	nodes    []api.Node
+	removed  map[storage.NodeID]bool
 	groups   []api.Group
 	status   api.Status
 	calls    int
@@ -239,6 +240,33 @@ func (c *Cluster) Nodes(ctx context.Context) ([]api.Node, error) {
 		list[i].Stores = slices.Clone(list[i].Stores)
 	}
 	return slices.SortedFunc(slices.Values(list), func(a, b api.Node) int { return cmp.Compare(a.ID, b.ID) }), nil
+}
+
+// RemoveNode implements api.Cluster.
+func (c *Cluster) RemoveNode(ctx context.Context, id storage.NodeID) error {
+	const op = "remove"
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.beginLocked(ctx, op); err != nil {
+		return err
+	}
+	if c.removed[id] {
+		return nil
+	}
+	at := slices.IndexFunc(c.nodes, func(n api.Node) bool { return n.ID == id })
+	if at < 0 {
+		return storage.E(op, storage.KindNotFound, "node "+id.String(), errors.New("there is no such node"))
+	}
+	if n := c.nodes[at]; n.State != api.NodeDown {
+		return storage.E(op, storage.KindConflict, "node "+n.Name,
+			fmt.Errorf("it is %s; stop storaged there for good and wait until the node is shown as down", n.State))
+	}
+	c.nodes = slices.Delete(c.nodes, at, at+1)
+	if c.removed == nil {
+		c.removed = map[storage.NodeID]bool{}
+	}
+	c.removed[id] = true
+	return nil
 }
 
 // Groups implements api.Cluster.

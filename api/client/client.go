@@ -298,6 +298,15 @@ func (c *Client) Node(ctx context.Context, nameOrID string) (api.Node, error) {
 	return api.NodeFromProto(answer.GetNode()), err
 }
 
+// RemoveNode implements api.Cluster.
+func (c *Client) RemoveNode(ctx context.Context, id storage.NodeID) error {
+	_, err := call(ctx, c, "remove", "node "+id.String(),
+		func(ctx context.Context, conn grpc.ClientConnInterface) (*pb.RemoveNodeResponse, error) {
+			return pb.NewNodesClient(conn).Remove(ctx, &pb.RemoveNodeRequest{Id: uint32(id)})
+		})
+	return err
+}
+
 // Groups implements api.Cluster.
 func (c *Client) Groups(ctx context.Context) ([]api.Group, error) {
 	answer, err := call(ctx, c, "list groups", "",

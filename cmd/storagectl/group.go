@@ -23,7 +23,8 @@ func newGroupList(a *app) *cobra.Command {
 		Short:   "List the groups and their replicas",
 		Long: `Lists the Raft groups that hold the volumes' data. A replica is written as the node it is on; an asterisk marks the
 leader. Others than voters say what they are, how far they are, and replicas that the leader does not hear from say so.
-With -o wide every replica has its own row.`,
+Out of service is a replica whose log is damaged or whose disk has failed. With -o wide every replica has its own row,
+which says why.`,
 		Args: takes(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			client, err := a.client()
@@ -80,7 +81,10 @@ func describeReplica(g api.Group, r api.Replica) string {
 	if r.Progress != nil {
 		notes = append(notes, describeProgress(*r.Progress))
 	}
-	if !r.Online {
+	switch {
+	case r.Reason != "":
+		notes = append(notes, "out of service")
+	case !r.Online:
 		notes = append(notes, "offline")
 	}
 	if len(notes) > 0 {
@@ -97,7 +101,7 @@ func describeProgress(p api.Progress) string {
 }
 
 func writeReplicas(w io.Writer, list []api.Group) {
-	t := newTable("GROUP", "NODE", "ROLE", "ONLINE", "LAG", "PROGRESS", "TERM", "COMMIT", "APPLIED", "INCARNATION", "STORE")
+	t := newTable("GROUP", "NODE", "ROLE", "ONLINE", "LAG", "PROGRESS", "TERM", "COMMIT", "APPLIED", "INCARNATION", "STORE", "REASON")
 	for _, g := range list {
 		for _, r := range g.Replicas {
 			role, online, progress := string(r.Role), "yes", "-"
@@ -111,7 +115,8 @@ func writeReplicas(w io.Writer, list []api.Group) {
 				progress = fmt.Sprintf("%s of %s", formatSize(r.Progress.DoneBytes), formatSize(r.Progress.TotalBytes))
 			}
 			t.row(g.ID.String(), nodeLabel(r.Node, r.NodeName), role, online, fmt.Sprint(r.LagEntries), progress, fmt.Sprint(g.Term),
-				fmt.Sprint(g.CommitIndex), fmt.Sprint(g.AppliedIndex), fmt.Sprint(uint32(r.Incarnation)), r.Store.String())
+				fmt.Sprint(g.CommitIndex), fmt.Sprint(g.AppliedIndex), fmt.Sprint(uint32(r.Incarnation)), r.Store.String(),
+				orDash(r.Reason))
 		}
 	}
 	t.write(w, "no groups")

@@ -1,17 +1,20 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api"
 )
 
 func newNode(a *app) *cobra.Command {
-	noun := newNoun("node", "Show the nodes", newNodeList(a), newNodeShow(a))
+	noun := newNoun("node", "Show and remove the nodes", newNodeList(a), newNodeShow(a), newNodeRemove(a))
 	noun.Aliases = []string{"nodes"}
 	return noun
 }
@@ -83,6 +86,61 @@ func newNodeShow(a *app) *cobra.Command {
 			return a.show(viewNode(n), func(w io.Writer, _ bool) { a.writeNode(w, n) })
 		},
 	}
+}
+
+func newNodeRemove(a *app) *cobra.Command {
+	var yes bool
+	c := &cobra.Command{
+		Use:     "remove NAME|ID",
+		Aliases: []string{"rm"},
+		Short:   "Remove a node that will not come back",
+		Long: `Removes a node from the cluster for ever, after its machine or its disk was lost. The node must be down. Its replicas
+leave their groups, and other nodes that have none of the group take them over; "storagectl status" shows how far that
+is. It is refused while the node is up, and when the node holds the only copy or the majority of any data: the message
+says which node to start first.
+
+A machine whose disk was replaced joins as a new node: "storaged serve --data-dir EMPTY --join HOST". It may take the
+removed node's name. Start it before or after the removal; before, it needs another name.
+
+On a terminal it asks first; elsewhere it needs --yes.`,
+		Example:           "  storagectl node remove server-c\n  storagectl node remove 3 --yes",
+		Args:              takes("NAME|ID"),
+		ValidArgsFunction: a.completeNodes(),
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.removeNode(c.Context(), args[0], yes)
+		},
+	}
+	c.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	return c
+}
+
+// removeNode removes the node that it asks about, whoever takes its name meanwhile.
+func (a *app) removeNode(ctx context.Context, name string, yes bool) error {
+	client, err := a.client()
+	if err != nil {
+		return err
+	}
+	n, err := client.Node(ctx, name)
+	if err != nil {
+		var e *storage.Error
+		if errors.As(err, &e) {
+			err = storage.E("remove", e.Kind, e.Subject, e.Err)
+		}
+		return err
+	}
+	if !yes {
+		question := fmt.Sprintf("Remove node %s (id %s, %s, seen %s, %d replicas) for ever?", n.Name, n.ID, n.State, a.ago(n.SeenAt), n.Replicas)
+		if err := a.confirm(ctx, "remove", "node "+n.Name, question); err != nil {
+			return err
+		}
+	}
+	if err := client.RemoveNode(ctx, n.ID); err != nil {
+		return err
+	}
+	if !a.forProgram() {
+		fmt.Fprintf(a.out, "node %s removed; its replicas are made anew on other nodes\n", n.Name)
+	}
+	return nil
 }
 
 func (a *app) writeNode(w io.Writer, n api.Node) {

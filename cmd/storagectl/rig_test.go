@@ -211,6 +211,12 @@ func (r *rig) scene(name string) {
 				{Severity: api.HealthDegraded, Subject: "node a", Text: "down for 3m20s",
 					NextStep: "start it again, or remove it so that its replicas are made anew"},
 			}
+		case "damaged": // the log of node c lost a record of group 1
+			(*groups)[0].Replicas[2].Online = false
+			(*groups)[0].Replicas[2].Reason = "its log is damaged at segment 3, byte 81920: the checksum of a record does not match"
+			status.Health, status.GroupsFull = api.HealthDegraded, 1
+			status.Reasons = []api.Reason{{Severity: api.HealthDegraded, Subject: "node c",
+				Text: "the log of its disk is damaged: its replicas of groups 1 keep out", NextStep: "nothing while a majority of each group is up"}}
 		case "empty":
 			*nodes, *groups = nil, nil
 		default:

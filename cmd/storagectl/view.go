@@ -124,6 +124,7 @@ type replicaView struct {
 	Online      bool          `json:"online"`
 	LagEntries  uint64        `json:"lag_entries"`
 	Progress    *progressView `json:"progress,omitempty"`
+	Reason      string        `json:"reason,omitempty"` // why it is out of service for good
 }
 
 type progressView struct {
@@ -139,7 +140,7 @@ func viewGroup(g api.Group) groupView {
 		Replicas: views(g.Replicas, func(r api.Replica) replicaView {
 			return replicaView{Node: uint32(r.Node), NodeName: r.NodeName, Store: r.Store.String(),
 				Incarnation: uint32(r.Incarnation), Role: string(r.Role), Online: r.Online, LagEntries: r.LagEntries,
-				Progress: viewProgress(r.Progress)}
+				Progress: viewProgress(r.Progress), Reason: r.Reason}
 		}),
 	}
 }

@@ -103,6 +103,9 @@ func (l *leadership) settlingLocked(g catalog.Group, now time.Time) bool {
 // groupTask makes a step a task: a command to the catalog, or an order followed by a rest until it shows.
 func (l *leadership) groupTask(key string, s placement.Step) task {
 	text := fmt.Sprintf("%s %s on node %s", s.Kind, s.Key, s.Node)
+	if s.Reason != "" {
+		text += ": " + s.Reason
+	}
 	switch s.Kind {
 	case placement.StepSetReady:
 		return l.propose(key, s.Kind.String(), catalog.SetGroupReady{Group: s.Group}, text)

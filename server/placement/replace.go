@@ -24,6 +24,12 @@ const (
 	lossSurplus      // it does not vote, and there are as many voters as are wanted
 )
 
+// String returns the loss in words, as in logs.
+func (l loss) String() string {
+	return [...]string{lossNone: "it is well", lossDamaged: "its log is damaged", lossRemoved: "its node was removed",
+		lossStore: "its disk has failed", lossNode: "its node is down", lossSurplus: "there are enough voters"}[l]
+}
+
 // lost judges a replica. A voter on a node that is down is not lost here: the node may come back.
 func (p *planner) lost(r catalog.Replica) loss {
 	n, known := p.v.node(r.Node)
@@ -63,7 +69,7 @@ func (p *planner) giveUp() (Step, bool) {
 			continue
 		}
 		s := p.step(StepSetRole, r)
-		s.Role = catalog.RoleLeaving
+		s.Role, s.Reason = catalog.RoleLeaving, why.String()
 		return s, true
 	}
 	return Step{}, false

@@ -1401,6 +1401,87 @@ func (x *GetNodeResponse) GetNode() *Node {
 	return nil
 }
 
+type RemoveNodeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As Get tells it: a name may come to mean another node.
+	Id            uint32 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveNodeRequest) Reset() {
+	*x = RemoveNodeRequest{}
+	mi := &file_storage_v1_storage_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveNodeRequest) ProtoMessage() {}
+
+func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_v1_storage_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
+func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *RemoveNodeRequest) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+type RemoveNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveNodeResponse) Reset() {
+	*x = RemoveNodeResponse{}
+	mi := &file_storage_v1_storage_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveNodeResponse) ProtoMessage() {}
+
+func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_v1_storage_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
+func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{18}
+}
+
 type Node struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Id        uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1422,7 +1503,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_storage_v1_storage_proto_msgTypes[17]
+	mi := &file_storage_v1_storage_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1434,7 +1515,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[17]
+	mi := &file_storage_v1_storage_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1447,7 +1528,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{17}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Node) GetId() uint32 {
@@ -1533,7 +1614,7 @@ type NodeAddresses struct {
 
 func (x *NodeAddresses) Reset() {
 	*x = NodeAddresses{}
-	mi := &file_storage_v1_storage_proto_msgTypes[18]
+	mi := &file_storage_v1_storage_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1545,7 +1626,7 @@ func (x *NodeAddresses) String() string {
 func (*NodeAddresses) ProtoMessage() {}
 
 func (x *NodeAddresses) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[18]
+	mi := &file_storage_v1_storage_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1558,7 +1639,7 @@ func (x *NodeAddresses) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeAddresses.ProtoReflect.Descriptor instead.
 func (*NodeAddresses) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{18}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *NodeAddresses) GetPeer() string {
@@ -1603,7 +1684,7 @@ type Store struct {
 
 func (x *Store) Reset() {
 	*x = Store{}
-	mi := &file_storage_v1_storage_proto_msgTypes[19]
+	mi := &file_storage_v1_storage_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1615,7 +1696,7 @@ func (x *Store) String() string {
 func (*Store) ProtoMessage() {}
 
 func (x *Store) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[19]
+	mi := &file_storage_v1_storage_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1628,7 +1709,7 @@ func (x *Store) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Store.ProtoReflect.Descriptor instead.
 func (*Store) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{19}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Store) GetId() string {
@@ -1674,7 +1755,7 @@ type ListGroupsRequest struct {
 
 func (x *ListGroupsRequest) Reset() {
 	*x = ListGroupsRequest{}
-	mi := &file_storage_v1_storage_proto_msgTypes[20]
+	mi := &file_storage_v1_storage_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1686,7 +1767,7 @@ func (x *ListGroupsRequest) String() string {
 func (*ListGroupsRequest) ProtoMessage() {}
 
 func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[20]
+	mi := &file_storage_v1_storage_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1699,7 +1780,7 @@ func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGroupsRequest.ProtoReflect.Descriptor instead.
 func (*ListGroupsRequest) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{20}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{22}
 }
 
 type ListGroupsResponse struct {
@@ -1711,7 +1792,7 @@ type ListGroupsResponse struct {
 
 func (x *ListGroupsResponse) Reset() {
 	*x = ListGroupsResponse{}
-	mi := &file_storage_v1_storage_proto_msgTypes[21]
+	mi := &file_storage_v1_storage_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1723,7 +1804,7 @@ func (x *ListGroupsResponse) String() string {
 func (*ListGroupsResponse) ProtoMessage() {}
 
 func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[21]
+	mi := &file_storage_v1_storage_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1736,7 +1817,7 @@ func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGroupsResponse.ProtoReflect.Descriptor instead.
 func (*ListGroupsResponse) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{21}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListGroupsResponse) GetGroups() []*Group {
@@ -1762,7 +1843,7 @@ type Group struct {
 
 func (x *Group) Reset() {
 	*x = Group{}
-	mi := &file_storage_v1_storage_proto_msgTypes[22]
+	mi := &file_storage_v1_storage_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1774,7 +1855,7 @@ func (x *Group) String() string {
 func (*Group) ProtoMessage() {}
 
 func (x *Group) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[22]
+	mi := &file_storage_v1_storage_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1787,7 +1868,7 @@ func (x *Group) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Group.ProtoReflect.Descriptor instead.
 func (*Group) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{22}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Group) GetId() uint32 {
@@ -1852,14 +1933,16 @@ type Replica struct {
 	// Entries that the leader has committed and this replica does not hold yet.
 	LagEntries uint64 `protobuf:"varint,7,opt,name=lag_entries,json=lagEntries,proto3" json:"lag_entries,omitempty"`
 	// Of a replica that pulls or learns.
-	Progress      *Progress `protobuf:"bytes,8,opt,name=progress,proto3" json:"progress,omitempty"`
+	Progress *Progress `protobuf:"bytes,8,opt,name=progress,proto3" json:"progress,omitempty"`
+	// Why the replica is out of service for good, in words; empty when it is not.
+	Reason        string `protobuf:"bytes,9,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_storage_v1_storage_proto_msgTypes[23]
+	mi := &file_storage_v1_storage_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1871,7 +1954,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[23]
+	mi := &file_storage_v1_storage_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1884,7 +1967,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{23}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Replica) GetNode() uint32 {
@@ -1943,6 +2026,13 @@ func (x *Replica) GetProgress() *Progress {
 	return nil
 }
 
+func (x *Replica) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 type Progress struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	DoneBytes int64                  `protobuf:"varint,1,opt,name=done_bytes,json=doneBytes,proto3" json:"done_bytes,omitempty"`
@@ -1955,7 +2045,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_storage_v1_storage_proto_msgTypes[24]
+	mi := &file_storage_v1_storage_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1967,7 +2057,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[24]
+	mi := &file_storage_v1_storage_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1980,7 +2070,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{24}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Progress) GetDoneBytes() int64 {
@@ -2012,7 +2102,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_storage_v1_storage_proto_msgTypes[25]
+	mi := &file_storage_v1_storage_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2024,7 +2114,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[25]
+	mi := &file_storage_v1_storage_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2037,7 +2127,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{25}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{27}
 }
 
 type GetStatusResponse struct {
@@ -2049,7 +2139,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_storage_v1_storage_proto_msgTypes[26]
+	mi := &file_storage_v1_storage_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2061,7 +2151,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[26]
+	mi := &file_storage_v1_storage_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2074,7 +2164,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{26}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *GetStatusResponse) GetStatus() *ClusterStatus {
@@ -2122,7 +2212,7 @@ type ClusterStatus struct {
 
 func (x *ClusterStatus) Reset() {
 	*x = ClusterStatus{}
-	mi := &file_storage_v1_storage_proto_msgTypes[27]
+	mi := &file_storage_v1_storage_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2134,7 +2224,7 @@ func (x *ClusterStatus) String() string {
 func (*ClusterStatus) ProtoMessage() {}
 
 func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[27]
+	mi := &file_storage_v1_storage_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2147,7 +2237,7 @@ func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterStatus.ProtoReflect.Descriptor instead.
 func (*ClusterStatus) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{27}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ClusterStatus) GetClusterId() string {
@@ -2320,7 +2410,7 @@ type Reason struct {
 
 func (x *Reason) Reset() {
 	*x = Reason{}
-	mi := &file_storage_v1_storage_proto_msgTypes[28]
+	mi := &file_storage_v1_storage_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2332,7 +2422,7 @@ func (x *Reason) String() string {
 func (*Reason) ProtoMessage() {}
 
 func (x *Reason) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[28]
+	mi := &file_storage_v1_storage_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2345,7 +2435,7 @@ func (x *Reason) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reason.ProtoReflect.Descriptor instead.
 func (*Reason) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{28}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Reason) GetSeverity() Health {
@@ -2393,7 +2483,7 @@ type Task struct {
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_storage_v1_storage_proto_msgTypes[29]
+	mi := &file_storage_v1_storage_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2405,7 +2495,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[29]
+	mi := &file_storage_v1_storage_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2418,7 +2508,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{29}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Task) GetKind() TaskKind {
@@ -2471,7 +2561,7 @@ type GetVersionRequest struct {
 
 func (x *GetVersionRequest) Reset() {
 	*x = GetVersionRequest{}
-	mi := &file_storage_v1_storage_proto_msgTypes[30]
+	mi := &file_storage_v1_storage_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2483,7 +2573,7 @@ func (x *GetVersionRequest) String() string {
 func (*GetVersionRequest) ProtoMessage() {}
 
 func (x *GetVersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[30]
+	mi := &file_storage_v1_storage_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2496,7 +2586,7 @@ func (x *GetVersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVersionRequest.ProtoReflect.Descriptor instead.
 func (*GetVersionRequest) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{30}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{32}
 }
 
 type GetVersionResponse struct {
@@ -2513,7 +2603,7 @@ type GetVersionResponse struct {
 
 func (x *GetVersionResponse) Reset() {
 	*x = GetVersionResponse{}
-	mi := &file_storage_v1_storage_proto_msgTypes[31]
+	mi := &file_storage_v1_storage_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2525,7 +2615,7 @@ func (x *GetVersionResponse) String() string {
 func (*GetVersionResponse) ProtoMessage() {}
 
 func (x *GetVersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[31]
+	mi := &file_storage_v1_storage_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2538,7 +2628,7 @@ func (x *GetVersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVersionResponse.ProtoReflect.Descriptor instead.
 func (*GetVersionResponse) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{31}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *GetVersionResponse) GetVersion() string {
@@ -2587,7 +2677,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_storage_v1_storage_proto_msgTypes[32]
+	mi := &file_storage_v1_storage_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2599,7 +2689,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[32]
+	mi := &file_storage_v1_storage_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2612,7 +2702,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{32}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ErrorDetail) GetOp() string {
@@ -2727,7 +2817,10 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\x0eGetNodeRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\"7\n" +
 	"\x0fGetNodeResponse\x12$\n" +
-	"\x04node\x18\x01 \x01(\v2\x10.storage.v1.NodeR\x04node\"\xd4\x02\n" +
+	"\x04node\x18\x01 \x01(\v2\x10.storage.v1.NodeR\x04node\"#\n" +
+	"\x11RemoveNodeRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\rR\x02id\"\x14\n" +
+	"\x12RemoveNodeResponse\"\xd4\x02\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -2764,7 +2857,7 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\x04term\x18\x04 \x01(\x04R\x04term\x12!\n" +
 	"\fcommit_index\x18\x05 \x01(\x04R\vcommitIndex\x12#\n" +
 	"\rapplied_index\x18\x06 \x01(\x04R\fappliedIndex\x12/\n" +
-	"\breplicas\x18\a \x03(\v2\x13.storage.v1.ReplicaR\breplicas\"\x8a\x02\n" +
+	"\breplicas\x18\a \x03(\v2\x13.storage.v1.ReplicaR\breplicas\"\xa2\x02\n" +
 	"\aReplica\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\rR\x04node\x12\x1b\n" +
 	"\tnode_name\x18\x02 \x01(\tR\bnodeName\x12\x14\n" +
@@ -2774,7 +2867,8 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\x06online\x18\x06 \x01(\bR\x06online\x12\x1f\n" +
 	"\vlag_entries\x18\a \x01(\x04R\n" +
 	"lagEntries\x120\n" +
-	"\bprogress\x18\b \x01(\v2\x14.storage.v1.ProgressR\bprogress\"\x85\x01\n" +
+	"\bprogress\x18\b \x01(\v2\x14.storage.v1.ProgressR\bprogress\x12\x16\n" +
+	"\x06reason\x18\t \x01(\tR\x06reason\"\x85\x01\n" +
 	"\bProgress\x12\x1d\n" +
 	"\n" +
 	"done_bytes\x18\x01 \x01(\x03R\tdoneBytes\x12\x1f\n" +
@@ -2895,10 +2989,11 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\x03Get\x12\x1c.storage.v1.GetVolumeRequest\x1a\x1d.storage.v1.GetVolumeResponse\x12G\n" +
 	"\x04List\x12\x1e.storage.v1.ListVolumesRequest\x1a\x1f.storage.v1.ListVolumesResponse\x12K\n" +
 	"\x06Resize\x12\x1f.storage.v1.ResizeVolumeRequest\x1a .storage.v1.ResizeVolumeResponse\x12K\n" +
-	"\x06Delete\x12\x1f.storage.v1.DeleteVolumeRequest\x1a .storage.v1.DeleteVolumeResponse2\x8c\x01\n" +
+	"\x06Delete\x12\x1f.storage.v1.DeleteVolumeRequest\x1a .storage.v1.DeleteVolumeResponse2\xd5\x01\n" +
 	"\x05Nodes\x12C\n" +
 	"\x04List\x12\x1c.storage.v1.ListNodesRequest\x1a\x1d.storage.v1.ListNodesResponse\x12>\n" +
-	"\x03Get\x12\x1a.storage.v1.GetNodeRequest\x1a\x1b.storage.v1.GetNodeResponse2O\n" +
+	"\x03Get\x12\x1a.storage.v1.GetNodeRequest\x1a\x1b.storage.v1.GetNodeResponse\x12G\n" +
+	"\x06Remove\x12\x1d.storage.v1.RemoveNodeRequest\x1a\x1e.storage.v1.RemoveNodeResponse2O\n" +
 	"\x06Groups\x12E\n" +
 	"\x04List\x12\x1d.storage.v1.ListGroupsRequest\x1a\x1e.storage.v1.ListGroupsResponse2\x9a\x01\n" +
 	"\aCluster\x12E\n" +
@@ -2918,7 +3013,7 @@ func file_storage_v1_storage_proto_rawDescGZIP() []byte {
 }
 
 var file_storage_v1_storage_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_storage_v1_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_storage_v1_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_storage_v1_storage_proto_goTypes = []any{
 	(VolumeState)(0),              // 0: storage.v1.VolumeState
 	(NodeState)(0),                // 1: storage.v1.NodeState
@@ -2944,24 +3039,26 @@ var file_storage_v1_storage_proto_goTypes = []any{
 	(*ListNodesResponse)(nil),     // 21: storage.v1.ListNodesResponse
 	(*GetNodeRequest)(nil),        // 22: storage.v1.GetNodeRequest
 	(*GetNodeResponse)(nil),       // 23: storage.v1.GetNodeResponse
-	(*Node)(nil),                  // 24: storage.v1.Node
-	(*NodeAddresses)(nil),         // 25: storage.v1.NodeAddresses
-	(*Store)(nil),                 // 26: storage.v1.Store
-	(*ListGroupsRequest)(nil),     // 27: storage.v1.ListGroupsRequest
-	(*ListGroupsResponse)(nil),    // 28: storage.v1.ListGroupsResponse
-	(*Group)(nil),                 // 29: storage.v1.Group
-	(*Replica)(nil),               // 30: storage.v1.Replica
-	(*Progress)(nil),              // 31: storage.v1.Progress
-	(*GetStatusRequest)(nil),      // 32: storage.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),     // 33: storage.v1.GetStatusResponse
-	(*ClusterStatus)(nil),         // 34: storage.v1.ClusterStatus
-	(*Reason)(nil),                // 35: storage.v1.Reason
-	(*Task)(nil),                  // 36: storage.v1.Task
-	(*GetVersionRequest)(nil),     // 37: storage.v1.GetVersionRequest
-	(*GetVersionResponse)(nil),    // 38: storage.v1.GetVersionResponse
-	(*ErrorDetail)(nil),           // 39: storage.v1.ErrorDetail
-	(*timestamppb.Timestamp)(nil), // 40: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 41: google.protobuf.Duration
+	(*RemoveNodeRequest)(nil),     // 24: storage.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),    // 25: storage.v1.RemoveNodeResponse
+	(*Node)(nil),                  // 26: storage.v1.Node
+	(*NodeAddresses)(nil),         // 27: storage.v1.NodeAddresses
+	(*Store)(nil),                 // 28: storage.v1.Store
+	(*ListGroupsRequest)(nil),     // 29: storage.v1.ListGroupsRequest
+	(*ListGroupsResponse)(nil),    // 30: storage.v1.ListGroupsResponse
+	(*Group)(nil),                 // 31: storage.v1.Group
+	(*Replica)(nil),               // 32: storage.v1.Replica
+	(*Progress)(nil),              // 33: storage.v1.Progress
+	(*GetStatusRequest)(nil),      // 34: storage.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),     // 35: storage.v1.GetStatusResponse
+	(*ClusterStatus)(nil),         // 36: storage.v1.ClusterStatus
+	(*Reason)(nil),                // 37: storage.v1.Reason
+	(*Task)(nil),                  // 38: storage.v1.Task
+	(*GetVersionRequest)(nil),     // 39: storage.v1.GetVersionRequest
+	(*GetVersionResponse)(nil),    // 40: storage.v1.GetVersionResponse
+	(*ErrorDetail)(nil),           // 41: storage.v1.ErrorDetail
+	(*timestamppb.Timestamp)(nil), // 42: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 43: google.protobuf.Duration
 }
 var file_storage_v1_storage_proto_depIdxs = []int32{
 	17, // 0: storage.v1.CreateVolumeResponse.volume:type_name -> storage.v1.Volume
@@ -2969,31 +3066,31 @@ var file_storage_v1_storage_proto_depIdxs = []int32{
 	17, // 2: storage.v1.ListVolumesResponse.volumes:type_name -> storage.v1.Volume
 	17, // 3: storage.v1.ResizeVolumeResponse.volume:type_name -> storage.v1.Volume
 	0,  // 4: storage.v1.Volume.state:type_name -> storage.v1.VolumeState
-	40, // 5: storage.v1.Volume.created_at:type_name -> google.protobuf.Timestamp
+	42, // 5: storage.v1.Volume.created_at:type_name -> google.protobuf.Timestamp
 	18, // 6: storage.v1.Volume.sessions:type_name -> storage.v1.Session
 	19, // 7: storage.v1.Volume.connections:type_name -> storage.v1.Connection
-	40, // 8: storage.v1.Session.opened_at:type_name -> google.protobuf.Timestamp
-	40, // 9: storage.v1.Connection.opened_at:type_name -> google.protobuf.Timestamp
-	24, // 10: storage.v1.ListNodesResponse.nodes:type_name -> storage.v1.Node
-	24, // 11: storage.v1.GetNodeResponse.node:type_name -> storage.v1.Node
+	42, // 8: storage.v1.Session.opened_at:type_name -> google.protobuf.Timestamp
+	42, // 9: storage.v1.Connection.opened_at:type_name -> google.protobuf.Timestamp
+	26, // 10: storage.v1.ListNodesResponse.nodes:type_name -> storage.v1.Node
+	26, // 11: storage.v1.GetNodeResponse.node:type_name -> storage.v1.Node
 	1,  // 12: storage.v1.Node.state:type_name -> storage.v1.NodeState
-	25, // 13: storage.v1.Node.addresses:type_name -> storage.v1.NodeAddresses
-	26, // 14: storage.v1.Node.stores:type_name -> storage.v1.Store
-	40, // 15: storage.v1.Node.seen_at:type_name -> google.protobuf.Timestamp
+	27, // 13: storage.v1.Node.addresses:type_name -> storage.v1.NodeAddresses
+	28, // 14: storage.v1.Node.stores:type_name -> storage.v1.Store
+	42, // 15: storage.v1.Node.seen_at:type_name -> google.protobuf.Timestamp
 	2,  // 16: storage.v1.Store.state:type_name -> storage.v1.StoreState
-	29, // 17: storage.v1.ListGroupsResponse.groups:type_name -> storage.v1.Group
-	30, // 18: storage.v1.Group.replicas:type_name -> storage.v1.Replica
+	31, // 17: storage.v1.ListGroupsResponse.groups:type_name -> storage.v1.Group
+	32, // 18: storage.v1.Group.replicas:type_name -> storage.v1.Replica
 	3,  // 19: storage.v1.Replica.role:type_name -> storage.v1.ReplicaRole
-	31, // 20: storage.v1.Replica.progress:type_name -> storage.v1.Progress
-	40, // 21: storage.v1.Progress.started_at:type_name -> google.protobuf.Timestamp
-	34, // 22: storage.v1.GetStatusResponse.status:type_name -> storage.v1.ClusterStatus
+	33, // 20: storage.v1.Replica.progress:type_name -> storage.v1.Progress
+	42, // 21: storage.v1.Progress.started_at:type_name -> google.protobuf.Timestamp
+	36, // 22: storage.v1.GetStatusResponse.status:type_name -> storage.v1.ClusterStatus
 	4,  // 23: storage.v1.ClusterStatus.health:type_name -> storage.v1.Health
-	35, // 24: storage.v1.ClusterStatus.reasons:type_name -> storage.v1.Reason
-	36, // 25: storage.v1.ClusterStatus.tasks:type_name -> storage.v1.Task
-	41, // 26: storage.v1.ClusterStatus.age:type_name -> google.protobuf.Duration
+	37, // 24: storage.v1.ClusterStatus.reasons:type_name -> storage.v1.Reason
+	38, // 25: storage.v1.ClusterStatus.tasks:type_name -> storage.v1.Task
+	43, // 26: storage.v1.ClusterStatus.age:type_name -> google.protobuf.Duration
 	4,  // 27: storage.v1.Reason.severity:type_name -> storage.v1.Health
 	5,  // 28: storage.v1.Task.kind:type_name -> storage.v1.TaskKind
-	31, // 29: storage.v1.Task.progress:type_name -> storage.v1.Progress
+	33, // 29: storage.v1.Task.progress:type_name -> storage.v1.Progress
 	6,  // 30: storage.v1.ErrorDetail.kind:type_name -> storage.v1.ErrorKind
 	7,  // 31: storage.v1.Volumes.Create:input_type -> storage.v1.CreateVolumeRequest
 	9,  // 32: storage.v1.Volumes.Get:input_type -> storage.v1.GetVolumeRequest
@@ -3002,21 +3099,23 @@ var file_storage_v1_storage_proto_depIdxs = []int32{
 	15, // 35: storage.v1.Volumes.Delete:input_type -> storage.v1.DeleteVolumeRequest
 	20, // 36: storage.v1.Nodes.List:input_type -> storage.v1.ListNodesRequest
 	22, // 37: storage.v1.Nodes.Get:input_type -> storage.v1.GetNodeRequest
-	27, // 38: storage.v1.Groups.List:input_type -> storage.v1.ListGroupsRequest
-	32, // 39: storage.v1.Cluster.Status:input_type -> storage.v1.GetStatusRequest
-	37, // 40: storage.v1.Cluster.Version:input_type -> storage.v1.GetVersionRequest
-	8,  // 41: storage.v1.Volumes.Create:output_type -> storage.v1.CreateVolumeResponse
-	10, // 42: storage.v1.Volumes.Get:output_type -> storage.v1.GetVolumeResponse
-	12, // 43: storage.v1.Volumes.List:output_type -> storage.v1.ListVolumesResponse
-	14, // 44: storage.v1.Volumes.Resize:output_type -> storage.v1.ResizeVolumeResponse
-	16, // 45: storage.v1.Volumes.Delete:output_type -> storage.v1.DeleteVolumeResponse
-	21, // 46: storage.v1.Nodes.List:output_type -> storage.v1.ListNodesResponse
-	23, // 47: storage.v1.Nodes.Get:output_type -> storage.v1.GetNodeResponse
-	28, // 48: storage.v1.Groups.List:output_type -> storage.v1.ListGroupsResponse
-	33, // 49: storage.v1.Cluster.Status:output_type -> storage.v1.GetStatusResponse
-	38, // 50: storage.v1.Cluster.Version:output_type -> storage.v1.GetVersionResponse
-	41, // [41:51] is the sub-list for method output_type
-	31, // [31:41] is the sub-list for method input_type
+	24, // 38: storage.v1.Nodes.Remove:input_type -> storage.v1.RemoveNodeRequest
+	29, // 39: storage.v1.Groups.List:input_type -> storage.v1.ListGroupsRequest
+	34, // 40: storage.v1.Cluster.Status:input_type -> storage.v1.GetStatusRequest
+	39, // 41: storage.v1.Cluster.Version:input_type -> storage.v1.GetVersionRequest
+	8,  // 42: storage.v1.Volumes.Create:output_type -> storage.v1.CreateVolumeResponse
+	10, // 43: storage.v1.Volumes.Get:output_type -> storage.v1.GetVolumeResponse
+	12, // 44: storage.v1.Volumes.List:output_type -> storage.v1.ListVolumesResponse
+	14, // 45: storage.v1.Volumes.Resize:output_type -> storage.v1.ResizeVolumeResponse
+	16, // 46: storage.v1.Volumes.Delete:output_type -> storage.v1.DeleteVolumeResponse
+	21, // 47: storage.v1.Nodes.List:output_type -> storage.v1.ListNodesResponse
+	23, // 48: storage.v1.Nodes.Get:output_type -> storage.v1.GetNodeResponse
+	25, // 49: storage.v1.Nodes.Remove:output_type -> storage.v1.RemoveNodeResponse
+	30, // 50: storage.v1.Groups.List:output_type -> storage.v1.ListGroupsResponse
+	35, // 51: storage.v1.Cluster.Status:output_type -> storage.v1.GetStatusResponse
+	40, // 52: storage.v1.Cluster.Version:output_type -> storage.v1.GetVersionResponse
+	42, // [42:53] is the sub-list for method output_type
+	31, // [31:42] is the sub-list for method input_type
 	31, // [31:31] is the sub-list for extension type_name
 	31, // [31:31] is the sub-list for extension extendee
 	0,  // [0:31] is the sub-list for field type_name
@@ -3034,7 +3133,7 @@ func file_storage_v1_storage_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_storage_v1_storage_proto_rawDesc), len(file_storage_v1_storage_proto_rawDesc)),
 			NumEnums:      7,
-			NumMessages:   33,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

@@ -292,18 +292,22 @@ var Volumes_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	Nodes_List_FullMethodName = "/storage.v1.Nodes/List"
-	Nodes_Get_FullMethodName  = "/storage.v1.Nodes/Get"
+	Nodes_List_FullMethodName   = "/storage.v1.Nodes/List"
+	Nodes_Get_FullMethodName    = "/storage.v1.Nodes/Get"
+	Nodes_Remove_FullMethodName = "/storage.v1.Nodes/Remove"
 )
 
 // NodesClient is the client API for Nodes service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Nodes shows the storaged processes of the cluster.
+// Nodes shows the storaged processes of the cluster, and removes those that will not come back.
 type NodesClient interface {
 	List(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error)
 	Get(ctx context.Context, in *GetNodeRequest, opts ...grpc.CallOption) (*GetNodeResponse, error)
+	// Remove takes a node that is down out of the cluster for ever; other nodes take over what it held. It is refused while
+	// the node is up, and when it holds the only copy or the majority of any data. Repeating it is no error.
+	Remove(ctx context.Context, in *RemoveNodeRequest, opts ...grpc.CallOption) (*RemoveNodeResponse, error)
 }
 
 type nodesClient struct {
@@ -334,14 +338,27 @@ func (c *nodesClient) Get(ctx context.Context, in *GetNodeRequest, opts ...grpc.
 	return out, nil
 }
 
+func (c *nodesClient) Remove(ctx context.Context, in *RemoveNodeRequest, opts ...grpc.CallOption) (*RemoveNodeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RemoveNodeResponse)
+	err := c.cc.Invoke(ctx, Nodes_Remove_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // NodesServer is the server API for Nodes service.
 // All implementations must embed UnimplementedNodesServer
 // for forward compatibility.
 //
-// Nodes shows the storaged processes of the cluster.
+// Nodes shows the storaged processes of the cluster, and removes those that will not come back.
 type NodesServer interface {
 	List(context.Context, *ListNodesRequest) (*ListNodesResponse, error)
 	Get(context.Context, *GetNodeRequest) (*GetNodeResponse, error)
+	// Remove takes a node that is down out of the cluster for ever; other nodes take over what it held. It is refused while
+	// the node is up, and when it holds the only copy or the majority of any data. Repeating it is no error.
+	Remove(context.Context, *RemoveNodeRequest) (*RemoveNodeResponse, error)
 	mustEmbedUnimplementedNodesServer()
 }
 
@@ -357,6 +374,9 @@ func (UnimplementedNodesServer) List(context.Context, *ListNodesRequest) (*ListN
 }
 func (UnimplementedNodesServer) Get(context.Context, *GetNodeRequest) (*GetNodeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Get not implemented")
+}
+func (UnimplementedNodesServer) Remove(context.Context, *RemoveNodeRequest) (*RemoveNodeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Remove not implemented")
 }
 func (UnimplementedNodesServer) mustEmbedUnimplementedNodesServer() {}
 func (UnimplementedNodesServer) testEmbeddedByValue()               {}
@@ -415,6 +435,24 @@ func _Nodes_Get_Handler(srv interface{}, ctx context.Context, dec func(interface
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Nodes_Remove_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RemoveNodeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodesServer).Remove(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Nodes_Remove_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodesServer).Remove(ctx, req.(*RemoveNodeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Nodes_ServiceDesc is the grpc.ServiceDesc for Nodes service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -429,6 +467,10 @@ var Nodes_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Get",
 			Handler:    _Nodes_Get_Handler,
+		},
+		{
+			MethodName: "Remove",
+			Handler:    _Nodes_Remove_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
