@@ -289,8 +289,8 @@ func TestHungDiskFallsSilent(t *testing.T) {
 }
 
 // TestFailedDiskStopsItsReplicas: an error of the disk, under the log or under the terms and votes, is for good. The
-// replicas stop, others lead, and the process lives and ends in order. Guards group.park (tried: an error returned instead
-// of Goexit panics) and the stop of a failed disk's groups (tried: without onFail the role stays).
+// replicas stop, others lead, and the process lives and ends in order. Guards the stop of a failed disk's groups (tried: no
+// onFail).
 func TestFailedDiskStopsItsReplicas(t *testing.T) {
 	for name, path := range map[string]string{"log": "store/log/", "everything": "store/"} {
 		t.Run(name, func(t *testing.T) {
@@ -302,7 +302,7 @@ func TestFailedDiskStopsItsReplicas(t *testing.T) {
 				_ = <-c.pending(leader, storage.BlockSize, block(9))
 				h.eventually("another leader", func() bool { n := h.leaderOf(1); return n != 0 && n != leader })
 				c.write(0, block(2))
-				h.eventually("the replica to stop", func() bool { return h.nodes[leader].host.Status()[0].Role == "stopped" })
+				h.eventually("the replica to stop", func() bool { return h.instance(leader) == nil })
 				h.equal(c.read(0, storage.BlockSize), block(2), "with a failed disk")
 				h.nodes[leader].crash() // the power goes, and the disk is itself again
 				h.nodes[leader].stall.breaks("")
@@ -317,18 +317,52 @@ func TestFailedDiskStopsItsReplicas(t *testing.T) {
 }
 
 // TestVotingOnABrokenStore: the library's main loop is in the store of votes when the disk fails, and the host still stops.
+// Guards group.park (tried: without Goexit the error reaches the library, which panics).
 func TestVotingOnABrokenStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, c, leader := three(t)
 		defer h.close()
 		c.write(0, block(1))
 		a, _ := others(leader)
-		h.nodes[a].stall.breaks("store/")
-		h.nodes[leader].crash() // a has to vote, or to ask for votes
-		h.eventually("the replica to stop", func() bool { return h.nodes[a].host.Status()[0].Role == "stopped" })
-		h.nodes[leader].start()
+		h.nodes[a].stall.breaks("store/meta")
+		go h.instance(a).transport.deliver(context.Background(), raft.RPC{Command: &raft.RequestVoteRequest{ //nolint:errcheck // nobody answers
+			RPCHeader: headerOf(leader), Term: h.instance(a).raft.CurrentTerm() + 1, LastLogIndex: 1000, LastLogTerm: 1000, LeadershipTransfer: true}})
+		h.eventually("the replica to stop", func() bool { return h.instance(a) == nil })
 		h.equal(c.read(0, storage.BlockSize), block(1), "with two of three")
 	})
+}
+
+// TestStartOnABrokenStore: a replica whose store fails while the library starts is reported, and nobody hangs.
+func TestStartOnABrokenStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, c, leader := three(t)
+		defer h.close()
+		c.write(0, block(1))
+		a, _ := others(leader)
+		g := h.nodes[a].host.mustGroup(1)
+		h.nodes[a].stall.breaks("store/meta")
+		g.restart()
+		if h.instance(a) != nil {
+			t.Fatal("started without a store of votes")
+		}
+		h.equal(c.read(0, storage.BlockSize), block(1), "with two of three")
+	})
+}
+
+// TestLocalFailureIsNoDecision: what only this replica came to is answered as unknown, so that the gateway sends the same
+// number again (tried: without the kinds in group.resultOf the number counts as refused and is used for something else).
+func TestLocalFailureIsNoDecision(t *testing.T) {
+	g := &group{id: 1}
+	for _, k := range []storage.Kind{storage.KindIO, storage.KindInternal, storage.KindCorrupt} {
+		if r, err := g.resultOf(&op.Result{Kind: k}); storage.KindOf(err) != storage.KindUnavailable {
+			t.Errorf("%v: %+v, %v", k, r, err)
+		}
+	}
+	for _, k := range []storage.Kind{storage.KindNone, storage.KindFenced, storage.KindInvalid} {
+		if r, err := g.resultOf(&op.Result{Kind: k}); err != nil || r.Kind != k {
+			t.Errorf("%v: %+v, %v", k, r, err)
+		}
+	}
 }
 
 // TestBytesProposedAreBounded guards I9: without admission.acquire in group.propose (tried) everything that arrives goes into
