@@ -18,7 +18,7 @@ help: ## say what there is
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## build storaged and storagectl into bin/
-	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/...
+	$(GO) build -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/...
 
 demo: ## three nodes on loopback, a file tree streamed in, the leader killed meanwhile (DEMO=--keep keeps them)
 	@$(GO) run ./test/demo $(DEMO)
