@@ -20,7 +20,10 @@ type ApplyEntry struct {
 // Apply applies committed entries in order and returns what each came to. Entries at or below the applied index are
 // refused with KindInternal. The results are the same on every replica, but for a disk that fails meanwhile: then
 // they are of KindIO, nothing is checkpointed any more, and the store's OnFailure is called.
+//
+// It waits while checkpoints of this store are being written and too many pages wait for theirs (I9).
 func (g *Group) Apply(entries []ApplyEntry) []op.Result {
+	g.store.unsaved.awaitRoom()
 	results := make([]op.Result, len(entries))
 	for i := range entries {
 		results[i] = g.applyEntry(&entries[i])
@@ -56,6 +59,9 @@ func (g *Group) applyEntry(e *ApplyEntry) op.Result {
 		return op.Result{Kind: storage.KindOf(err), Text: err.Error()}
 	}
 	result, effect := g.decideLocked(&o, e.Term)
+	if o.Kind == op.DeleteVolume && !result.Duplicate {
+		g.sinceFreeze.Add(g.store.checkpointShare.Load()) // a checkpoint is due: after it, what it held is freed
+	}
 	if !effect {
 		return result
 	}

@@ -21,7 +21,9 @@ type Frozen struct {
 	volumes []pair               // encoded
 	purges  [][]byte             // keys that say which volumes' tables are to be removed
 	seq     uint64               // dirtySince of its pages
-	done    bool                 // persisted; guarded by g.mu
+	bytes   int64                // of log, since the freeze before
+
+	done, released bool // persisted; given up by Release; guarded by g.mu
 }
 
 type pair struct{ key, value []byte }
@@ -40,7 +42,7 @@ func (g *Group) Freeze() (*Frozen, error) {
 	if g.frozen != nil {
 		return fail(storage.KindConflict, errors.New("another checkpoint is being written"))
 	}
-	f := &Frozen{g: g, set: g.set, index: g.applied, pages: g.dirty, seq: g.freezes}
+	f := &Frozen{g: g, set: g.set, index: g.applied, pages: g.dirty, seq: g.freezes, bytes: g.sinceFreeze.Swap(0)}
 	for id := range g.dirtyVolumes {
 		v := g.volumes[id]
 		key := volumeKey(keyVolume, g.set.id, id)
@@ -54,7 +56,7 @@ func (g *Group) Freeze() (*Frozen, error) {
 	g.dirty = map[versionKey]*page{}
 	clear(g.dirtyVolumes)
 	g.set.live.freeze()
-	g.sinceFreeze.Store(0)
+	g.store.unsaved.begin()
 	g.dirtyPages.Store(0)
 	g.wanted.Store(false)
 	g.dueAnnounced = false
@@ -166,6 +168,7 @@ func (f *Frozen) persistedLocked() {
 	g := f.g
 	f.done = true
 	g.persists++
+	g.store.unsaved.add(&g.unsaved, -int64(len(f.pages)))
 	f.set.live.persisted()
 	for v, p := range f.pages {
 		p.dirtySince = 0
@@ -185,14 +188,19 @@ func (f *Frozen) Release() {
 	g := f.g
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if !f.released {
+		f.released = true
+		g.store.unsaved.end()
+	}
 	if g.frozen != f {
 		return
 	}
 	g.frozen = nil
-	if f.done || g.set.id != f.set.id {
+	if f.done || g.removed || g.set.id != f.set.id {
 		return
 	}
 	f.set.live.thaw()
+	g.sinceFreeze.Add(f.bytes)
 	for v, p := range f.pages {
 		if _, newer := g.dirty[v]; !newer {
 			p.dirtySince = g.freezes
@@ -201,6 +209,7 @@ func (f *Frozen) Release() {
 			continue
 		}
 		// A newer copy of the same version took its place: the frozen one is not in any slot.
+		g.store.unsaved.add(&g.unsaved, -1)
 	}
 	for _, v := range f.volumes {
 		g.dirtyVolumes[parseVolumeKey(v.key)] = struct{}{}

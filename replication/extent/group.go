@@ -104,6 +104,8 @@ type Group struct {
 
 	// Since the last Freeze: bytes of log applied, pages changed.
 	sinceFreeze, dirtyPages atomic.Int64
+	// unsaved is the number of pages in memory that Pebble does not hold; changed by way of store.unsaved.
+	unsaved atomic.Int64
 	// wanted: a checkpoint was asked for, though little was written since the last Freeze.
 	wanted atomic.Bool
 

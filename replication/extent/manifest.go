@@ -47,6 +47,18 @@ type Manifest struct {
 
 // OpenManifest keeps the durable checkpoint for a pull, and the log from there on.
 func (g *Group) OpenManifest() (*Manifest, error) {
+	m, err := g.keepManifest()
+	if err != nil {
+		return nil, err
+	}
+	if !g.store.noteManifest(m, true) {
+		m.Close()
+		return nil, storage.E("open manifest", storage.KindUnavailable, "group "+g.key.String(), errors.New("the store is closed"))
+	}
+	return m, nil
+}
+
+func (g *Group) keepManifest() (*Manifest, error) {
 	// No checkpoint is written meanwhile, so the snapshot's segments are in use, and cannot be recycled, until pinned.
 	g.commitMu.Lock()
 	defer g.commitMu.Unlock()
@@ -74,10 +86,6 @@ func (g *Group) OpenManifest() (*Manifest, error) {
 	m.mu.Lock()
 	m.silence = time.AfterFunc(ManifestSilence, m.Close)
 	m.mu.Unlock()
-	if !g.store.noteManifest(m, true) {
-		m.Close()
-		return nil, storage.E("open manifest", storage.KindUnavailable, "group "+g.key.String(), errors.New("the store is closed"))
-	}
 	return m, nil
 }
 

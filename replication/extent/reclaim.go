@@ -45,7 +45,9 @@ func (s *Store) reclaim(now time.Time) {
 	s.mu.Lock()
 	var due []*Group
 	for _, g := range s.groups {
-		if g.changedFor(now) >= age {
+		// A checkpoint that is due by what was written has been asked for; but the request may have been lost, or the
+		// checkpoint failed.
+		if d := g.changedFor(now); d >= age || d >= shortOfRoomAge && g.CheckpointDue() {
 			due = append(due, g)
 		}
 	}

@@ -32,7 +32,7 @@ func (s *Store) advanceIdle() {
 	}
 	s.mu.Unlock()
 	now := s.log.Durable().Segment()
-	late := max(idleSegments, 2*segment.SegmentNo(s.cfg.CheckpointBytes/s.cfg.SegmentBytes))
+	late := max(idleSegments, segment.SegmentNo(s.cfg.CheckpointBytes/s.cfg.SegmentBytes))
 	for _, g := range groups {
 		g.mu.RLock()
 		from := g.record.from.Segment()
@@ -81,11 +81,12 @@ func (g *Group) advance() (moved bool, err error) {
 // somebody reads.
 func (s *Store) recycle() {
 	for _, info := range s.log.Segments() {
-		// Guards I1: a segment is recycled only when neither memory nor a durable checkpoint refers to it.
 		if info.State != segment.SegmentSealed || s.segmentInUse(info.No) {
-			continue
+			continue // most are, and need not hold up the log
 		}
-		err := s.log.Recycle(info.No)
+		// Guards I1: a segment is recycled only when neither memory nor a durable checkpoint refers to it, at a
+		// moment when the log does not need it any more.
+		err := s.log.RecycleUnless(info.No, func() bool { return s.segmentInUse(info.No) })
 		if err != nil && !errors.Is(err, storage.ErrConflict) && !errors.Is(err, storage.ErrNotFound) {
 			s.logger.Warn("segment not recycled", "segment", info.No, "err", err)
 			return

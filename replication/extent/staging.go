@@ -186,7 +186,9 @@ func (st *Staging) Want(refs []ExtentRef) ([]ExtentRef, error) {
 	return want, nil
 }
 
-// keepLocked copies the version from what the replica holds, if it has it. Only the table is copied.
+// keepLocked copies the version from what the replica holds, if it has it. Only the table is copied. Beside the digest,
+// which is of 32-bit sums, the index must be the same: both replicas have applied the same entries up to it, and none
+// that changed the version since.
 func (st *Staging) keepLocked(ref ExtentRef) (bool, error) {
 	tables, err := st.s.meta.loadTables(st.sources.snapshot, st.sources.set, extentID{ref.Volume, ref.Extent})
 	if err != nil {
@@ -196,7 +198,7 @@ func (st *Staging) keepLocked(ref ExtentRef) (bool, error) {
 		return false, err
 	}
 	for _, t := range tables {
-		if t.epoch == ref.Epoch && t.ref().Digest == ref.Digest {
+		if have := t.ref(); t.epoch == ref.Epoch && have.Digest == ref.Digest && have.Index == ref.Index {
 			st.countLocked(t, nil)
 			return true, st.writeLocked(t)
 		}
@@ -513,6 +515,7 @@ func (g *Group) install(st *Staging) error {
 	g.freezes++
 	g.dirty, g.dirtyVolumes = map[versionKey]*page{}, map[storage.VolumeID]struct{}{}
 	g.frozen = nil
+	g.store.unsaved.drop(&g.unsaved)
 	g.persists++
 	clear(g.delta)
 	g.sinceFreeze.Store(0)

@@ -28,6 +28,7 @@ type Store struct {
 	logger   *slog.Logger
 	metrics  *metrics
 	space    spaceCache
+	unsaved  unsavedPages
 	scratch  scratchPool
 
 	cacheShare, checkpointShare atomic.Int64 // bytes a group may have; change with the number of groups
@@ -398,6 +399,7 @@ func (s *Store) RemoveGroup(key segment.GroupKey) error {
 		return err
 	}
 	delete(s.groups, key)
+	s.unsaved.drop(&g.unsaved)
 	s.dropSet(set.id)
 	s.log.DropGroup(key)
 	s.shareLocked()
@@ -472,6 +474,7 @@ func (s *Store) shareLocked() {
 	n := int64(max(1, len(s.groups)))
 	s.cacheShare.Store(max(s.cfg.CacheBytes/n, 64*pageMemory))
 	s.checkpointShare.Store(max(s.cfg.CheckpointBytes/n, 1))
+	s.unsaved.limit.Store(unsavedShares * n * s.cacheShare.Load() / pageMemory)
 }
 
 // Close stops what runs in the background, closes the log (which syncs it) and the database. Nothing may use the

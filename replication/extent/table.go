@@ -120,6 +120,7 @@ func (g *Group) markDirtyLocked(k pageKey, s *slot, p *page) {
 	p.dirtySince = g.freezes
 	g.dirty[versionKey{k, p.epoch}] = p
 	g.dirtyPages.Add(1)
+	g.store.unsaved.add(&g.unsaved, 1)
 	if !s.pinned {
 		s.pinned = true
 		g.pinned++

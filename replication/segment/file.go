@@ -147,6 +147,14 @@ func (l *Log) Pin(no SegmentNo) (unpin func()) {
 // refused with KindConflict while the segment is free or open, a group needs it for recovery or for its log, or it
 // is pinned; with KindNotFound if there is no such segment.
 func (l *Log) Recycle(no SegmentNo) error {
+	return l.RecycleUnless(no, func() bool { return false })
+}
+
+// RecycleUnless is Recycle, but for asking inUse at the last moment: when nothing else is in the way, and under the lock
+// of the log. inUse must not call back, nor wait for anybody who does. Whoever knows of references to entries from the
+// time they are applied must be asked so late: asked before, it may not know yet of an entry that is applied and
+// checkpointed right after, and from then on is not needed by the log.
+func (l *Log) RecycleUnless(no SegmentNo, inUse func() bool) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.failure != nil {
@@ -168,6 +176,9 @@ func (l *Log) Recycle(no SegmentNo) error {
 		if why := g.needsLocked(no); why != "" {
 			return refuse(fmt.Sprintf("group %s needs it: %s", g.key, why))
 		}
+	}
+	if inUse() {
+		return refuse("a table refers to it")
 	}
 	for _, g := range l.groups {
 		g.dropThroughLocked(no)

@@ -146,3 +146,44 @@ func TestSegmentsAreNeverSparse(t *testing.T) {
 		t.Fatalf("%d bytes were written for two segments of %d", n, cfg.SegmentBytes)
 	}
 }
+
+// TestInUseIsAskedLast: references are asked for only when the log needs the segment no more, and under its lock, so that
+// no entry of it can be checkpointed between the two. Asked before, a table could refer to a recycled segment: an
+// acknowledged write would be lost. It guards the order in RecycleUnless.
+func TestInUseIsAskedLast(t *testing.T) {
+	l := openLog(t, testConfig(vfs.NewMem()))
+	g, err := l.CreateGroup(key(1), 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	index := uint64(0)
+	for l.End().Segment() < 3 {
+		index++
+		mustWait(t, l, mustAppend(t, g, testEntry(index, 1, 8000)))
+	}
+	asked, used := 0, true
+	inUse := func() bool {
+		asked++
+		if l.mu.TryLock() {
+			l.mu.Unlock()
+			t.Error("a checkpoint may become known meanwhile")
+		}
+		return used
+	}
+	if err := l.RecycleUnless(1, inUse); err == nil || asked > 0 {
+		t.Fatalf("no checkpoint: %v, asked %d times", err, asked)
+	}
+	l.DurableCheckpoint(key(1), index, 1, g.NextNeeded(index))
+	unpin := l.Pin(1)
+	if err := l.RecycleUnless(1, inUse); err == nil || asked > 0 {
+		t.Fatalf("pinned: %v, asked %d times", err, asked)
+	}
+	unpin()
+	if err := l.RecycleUnless(1, inUse); err == nil || asked != 1 {
+		t.Fatalf("in use: %v, asked %d times", err, asked)
+	}
+	used = false
+	if err := l.RecycleUnless(1, inUse); err != nil || asked != 2 {
+		t.Fatalf("not in use: %v, asked %d times", err, asked)
+	}
+}

@@ -1,0 +1,180 @@
+package extent
+
+import (
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/op"
+	"github.com/storaged/storaged/replication/segment"
+)
+
+// metaStall holds back syncs of the tables while it is on.
+type metaStall struct {
+	on   atomic.Bool
+	open chan struct{}
+}
+
+func (s *metaStall) String() string { return "stall" }
+
+func (s *metaStall) MaybeError(o errorfs.Op) error {
+	if s.on.Load() && isSync(o) && strings.Contains(o.Path, "/"+metaDirName+"/") {
+		<-s.open
+	}
+	return nil
+}
+
+// Guards I9: awaitRoom. While the tables' disk stands still and the log goes on, Apply waits before the pages that no
+// checkpoint holds take all memory; it goes on when the checkpoint is written. Removed once; this test failed.
+func TestStalledCheckpointBoundsMemory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := &metaStall{open: make(chan struct{})}
+		cfg := testConfig(errorfs.Wrap(vfs.NewCrashableMem(), st))
+		cfg.CacheBytes = 64 * pageMemory
+		r := &rig{t: t, s: openStore(t, cfg), term: 1}
+		defer r.s.Close()
+		r.g, _ = r.s.CreateGroup(testKey)
+		r.ok(openSession(1))
+		r.ok(r.write(0, 0, blocks(1, 1)))
+		f, err := r.g.Freeze()
+		if err != nil {
+			t.Fatal(err)
+		}
+		st.on.Store(true)
+		index, term := r.g.Applied()
+		persisted, applied := make(chan error, 1), make(chan struct{})
+		go func() {
+			persisted <- f.Persist(index, term, nil, 0)
+			f.Release()
+		}()
+		const pages = 1000
+		go func() {
+			defer close(applied)
+			for i := range uint32(pages) {
+				r.ok(r.write(storage.ExtentIndex(i/16), i%16*blocksPerPage*storage.BlockSize, blocks(1, 1)))
+			}
+		}()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		r.g.mu.RLock()
+		slots := len(r.g.slots)
+		r.g.mu.RUnlock()
+		if slots < 100 || slots > 300 {
+			t.Errorf("%d pages wait for a checkpoint, with room for %d in the cache", slots, cfg.CacheBytes/pageMemory)
+		}
+		st.on.Store(false)
+		close(st.open)
+		if err := <-persisted; err != nil {
+			t.Fatal(err)
+		}
+		<-applied
+		r.checkpoint()
+		if n := r.s.unsaved.pages.Load(); n != 0 {
+			t.Errorf("%d pages are counted as unsaved after a checkpoint", n)
+		}
+	})
+}
+
+// What a checkpoint that failed was to hold is due again, and counted once.
+func TestReleasedCheckpointIsDueAgain(t *testing.T) {
+	cfg := testConfig(memFS(t))
+	cfg.CheckpointBytes = 64 * kib
+	r := newRig(t, cfg)
+	r.ok(openSession(1))
+	for i := range uint32(20) {
+		r.ok(r.write(0, i*4096, blocks(1, 1)))
+	}
+	f, err := r.g.Freeze()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.ok(r.write(0, 0, blocks(2, 1)))
+	if n := r.s.unsaved.pages.Load(); n != 2 || r.g.CheckpointDue() {
+		t.Errorf("%d pages of one that was frozen and copied, due %v", n, r.g.CheckpointDue())
+	}
+	f.Release()
+	f.Release()
+	if n := r.s.unsaved.pages.Load(); n != 1 || !r.g.CheckpointDue() {
+		t.Errorf("%d pages after the release, due %v", n, r.g.CheckpointDue())
+	}
+	r.checkpoint()
+	if n := r.s.unsaved.pages.Load(); n != 0 {
+		t.Errorf("%d pages after the checkpoint", n)
+	}
+}
+
+// Guards I6 and I8: a request for a checkpoint that came to nothing is made again. Removed once; this test failed.
+func TestLostRequestIsRepeated(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, asked := reclaimRig(t, func(c *Config) { c.CheckpointBytes = 64 * kib })
+		defer r.s.Close()
+		for i := range uint32(20) {
+			r.ok(r.write(0, i*4096, blocks(1, 1)))
+		}
+		first := *asked
+		time.Sleep(3 * shortOfRoomAge)
+		synctest.Wait()
+		if first != 1 || *asked <= first {
+			t.Errorf("asked %d times, then %d", first, *asked)
+		}
+	})
+}
+
+// Guards I6: what a deleted volume held is freed soon, without another write. Removed the line in applyEntry once; this
+// test failed.
+func TestDeleteAsksForCheckpoint(t *testing.T) {
+	r, asked := reclaimRig(t, func(*Config) {})
+	defer r.s.Close()
+	r.ok(r.write(0, 0, blocks(1, 1)))
+	r.ok(request{o: op.Op{Kind: op.DeleteVolume, Volume: 1}})
+	if *asked != 1 || !r.g.CheckpointDue() {
+		t.Errorf("asked %d times, due %v", *asked, r.g.CheckpointDue())
+	}
+	r.checkpoint()
+	r.ok(request{o: op.Op{Kind: op.DeleteVolume, Volume: 1}})
+	if *asked != 1 {
+		t.Error("asked again, though the volume was deleted before")
+	}
+}
+
+// A manifest may be opened while its group is being removed: neither waits for the other for ever. Guards the order of
+// the locks in OpenManifest.
+func TestOpenManifestBesideRemoval(t *testing.T) {
+	cfg := testConfig(memFS(t))
+	s := openStore(t, cfg) // closed at the end only: it would hang after a failure
+	for round := range 200 {
+		key := segment.GroupKey{Group: 1, Incarnation: storage.Incarnation(round + 1)}
+		g, err := s.CreateGroup(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var both sync.WaitGroup
+		for range 2 {
+			both.Go(func() {
+				if m, err := g.OpenManifest(); err == nil {
+					m.Close()
+				}
+			})
+		}
+		both.Go(func() {
+			if err := s.RemoveGroup(key); err != nil {
+				t.Error(err)
+			}
+		})
+		done := make(chan struct{})
+		go func() { both.Wait(); close(done) }()
+		select {
+		case <-done:
+		case <-time.After(20 * time.Second):
+			panic("a manifest and a removal wait for each other")
+		}
+	}
+	_ = s.Close()
+}
