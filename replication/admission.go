@@ -2,6 +2,7 @@ package replication
 
 import (
 	"context"
+	"time"
 
 	"golang.org/x/sync/semaphore"
 )
@@ -13,17 +14,20 @@ type admission struct {
 	groupBytes, storeBytes int64
 }
 
-// overheadBytes is what an operation costs beside its data.
-const overheadBytes = 512
+// overheadBytes is what an operation costs beside its data: a goroutine that waits, and the library's records of it.
+const overheadBytes = 4 << 10
 
-// acquire waits for room for n bytes and returns what gives it back.
+// admissionPatience bounds the wait for room: what waits longer waits for a disk or a majority that is not there.
+const admissionPatience = 5 * time.Second
+
+// acquire waits for room for n bytes, no longer than admissionPatience, and returns what gives it back.
 func (a *admission) acquire(ctx context.Context, n int64) (release func(), err error) {
 	n += overheadBytes
 	inGroup, inStore := min(n, a.groupBytes), min(n, a.storeBytes)
-	if err := a.group.Acquire(ctx, inGroup); err != nil {
+	if err := acquireWithin(ctx, a.group, inGroup); err != nil {
 		return nil, err
 	}
-	if err := a.store.Acquire(ctx, inStore); err != nil {
+	if err := acquireWithin(ctx, a.store, inStore); err != nil {
 		a.group.Release(inGroup)
 		return nil, err
 	}
@@ -31,4 +35,13 @@ func (a *admission) acquire(ctx context.Context, n int64) (release func(), err e
 		a.store.Release(inStore)
 		a.group.Release(inGroup)
 	}, nil
+}
+
+func acquireWithin(ctx context.Context, s *semaphore.Weighted, n int64) error {
+	if s.TryAcquire(n) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, admissionPatience)
+	defer cancel()
+	return s.Acquire(ctx, n)
 }

@@ -162,7 +162,7 @@ func decodeAppend(header, payload []byte) (to raft.ServerID, r *raft.AppendEntri
 				l.Data = p.take(int(size))
 			}
 			l.Extensions = d.bytes(maxExtensionBytes)
-			if l.Index != r.PrevLogEntry+uint64(i)+1 || l.Index == 0 || l.Type > raft.LogConfiguration {
+			if l.Index != r.PrevLogEntry+uint64(i)+1 || l.Index == 0 || !validType(l.Type) {
 				d.bad = true
 			}
 			if l.Type == raft.LogConfiguration && !validConfiguration(l.Data) {
@@ -177,6 +177,12 @@ func decodeAppend(header, payload []byte) (to raft.ServerID, r *raft.AppendEntri
 		d.bad = true
 	}
 	return to, r, d.done("append entries")
+}
+
+// validType reports whether a leader of this protocol version appends such entries. The library stores others, and does
+// not start again with them.
+func validType(t raft.LogType) bool {
+	return t == raft.LogCommand || t == raft.LogNoop || t == raft.LogBarrier || t == raft.LogConfiguration
 }
 
 // validConfiguration reports whether raft.DecodeConfiguration can read data.

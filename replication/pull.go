@@ -24,6 +24,9 @@ const (
 	pullExtentsLimit = 512              // extent versions of one answer
 	pullParallel     = 4                // extents that one pull fetches at the same time
 	maxOpenManifests = 16
+
+	manifestReplyBytes = 4 << 20                      // a part of the small state, or a list of versions
+	tableReplyBytes    = storage.BlocksPerExtent * 16 // an encoded table, about
 )
 
 // pullServer serves manifests to other nodes.
@@ -298,7 +301,9 @@ func (p *puller) open(ctx context.Context) (header extent.ManifestHeader, err er
 }
 
 func (p *puller) close() {
-	_, _, _ = p.ask(context.Background(), manifestClose, 0, nil) // the source closes it by itself otherwise
+	ctx, cancel := context.WithTimeout(p.g.host.ctx, time.Second)
+	defer cancel()
+	_, _, _ = p.ask(ctx, manifestClose, 0, nil) // the source closes it by itself otherwise
 }
 
 func (p *puller) ask(ctx context.Context, what uint8, arg uint32, payload []byte) (header, answer []byte, err error) {
@@ -306,14 +311,15 @@ func (p *puller) ask(ctx context.Context, what uint8, arg uint32, payload []byte
 	e.u8(what)
 	e.bytes([]byte(p.name))
 	e.u32(arg)
-	return p.call(ctx, peer.MethodManifest, e.b, payload)
+	return p.call(ctx, peer.MethodManifest, e.b, payload, manifestReplyBytes)
 }
 
 // call is one request, which fails when there is no answer for pullStallTimeout.
-func (p *puller) call(ctx context.Context, m peer.Method, header, payload []byte) (h, answer []byte, err error) {
+// replyBytes is how large the answer may become: the source is not asked for more than it may buffer.
+func (p *puller) call(ctx context.Context, m peer.Method, header, payload []byte, replyBytes int) (h, answer []byte, err error) {
 	ctx, cancel := context.WithTimeout(ctx, pullStallTimeout)
 	defer cancel()
-	req := &peer.Request{Method: m, Group: p.g.id, Header: header}
+	req := &peer.Request{Method: m, Group: p.g.id, Header: header, ReplyBytes: replyBytes}
 	if len(payload) > 0 {
 		req.Payload = [][]byte{payload}
 	}
@@ -412,6 +418,10 @@ func (p *puller) ofVersion(ctx context.Context, m peer.Method, ref []byte, first
 	e.bytes([]byte(p.name))
 	e.u32(uint32(first))
 	e.u32(uint32(n))
-	_, answer, err := p.call(ctx, m, e.b, ref)
+	replyBytes := tableReplyBytes
+	if m == peer.MethodBlocks {
+		replyBytes = n * storage.BlockSize
+	}
+	_, answer, err := p.call(ctx, m, e.b, ref, replyBytes)
 	return answer, err
 }
