@@ -107,7 +107,8 @@ type Group struct {
 	// unsaved is the number of pages in memory that Pebble does not hold; changed by way of store.unsaved.
 	unsaved atomic.Int64
 	// wanted: a checkpoint was asked for, though little was written since the last Freeze.
-	wanted atomic.Bool
+	wanted  atomic.Bool
+	askedAt atomic.Uint32 // segment of the log when a checkpoint was last asked for to move the recovery position
 
 	// Owned by runReclaim: since when the group was seen with changes, and after how many freezes.
 	changedAt      time.Time

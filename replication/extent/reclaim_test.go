@@ -80,3 +80,39 @@ func TestDiscardFreesFullStore(t *testing.T) {
 		}
 	})
 }
+
+// A follower that is cut off holds the log with an entry that nobody commits. Its group is asked for a checkpoint as the
+// log goes on, and not again and again while it stands still: each checkpoint would ask for the next (askedAt, tried).
+func TestHeldLogAsksOncePerSegment(t *testing.T) {
+	cfg := testConfig(memFS(t))
+	cfg.CheckpointBytes, cfg.SegmentBytes = 512*kib, 256*kib
+	held := segment.GroupKey{Group: 2, Incarnation: 1}
+	asked := 0
+	cfg.OnCheckpointDue = func(k segment.GroupKey) {
+		if k == held {
+			asked++
+		}
+	}
+	r := newRig(t, cfg)
+	g, err := r.s.CreateGroup(held)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.Log().Append([]segment.Entry{{Index: 1, Term: 1, Data: openSession(1).data()}}); err != nil {
+		t.Fatal(err)
+	}
+	r.ok(openSession(1))
+	for from := r.s.Log().End().Segment(); r.s.Log().End().Segment() < from+idleSegments+2*segment.SegmentNo(cfg.CheckpointBytes/cfg.SegmentBytes)+2; {
+		r.ok(r.write(0, 0, blocks(1, 16)))
+	}
+	r.checkpoint()
+	if asked == 0 {
+		t.Fatal("the group that holds the log was not asked for a checkpoint")
+	}
+	for range 5 {
+		r.checkpoint()
+	}
+	if asked > 1 {
+		t.Errorf("asked %d times although the log stood still", asked)
+	}
+}

@@ -45,7 +45,9 @@ func (s *Store) advanceIdle() {
 			s.logger.Warn("recovery position not moved", "group", g.key, "err", err)
 			return
 		}
-		if !moved && now >= from+late {
+		// Once for every segment that the log has gone on: what holds the position may be an entry that nobody commits
+		// (a follower that is cut off), and a checkpoint that changes nothing would ask for the next one for ever.
+		if !moved && now >= from+late && g.askedAt.Swap(uint32(now)) != uint32(now) {
 			g.wantCheckpoint()
 		}
 	}
