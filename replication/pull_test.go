@@ -12,6 +12,12 @@ import (
 	"github.com/storaged/storaged/internal/simnet"
 )
 
+func (s *pullServer) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.open)
+}
+
 // lagging starts three voters that keep no log beyond a checkpoint, takes one away, writes n blocks and compacts the logs
 // of the others.
 func lagging(t *testing.T, n uint32) (h *harness, c *client, gone storage.NodeID) {
@@ -81,7 +87,7 @@ func TestLaggingReplicaPullsAManifest(t *testing.T) {
 		if at := h.nodes[gone].host.mustGroup(1).extents.Checkpointed().Index; at < 100 {
 			t.Fatalf("it was brought up from the log, its checkpoint is of %d: the test shows nothing", at)
 		}
-		if n := len(h.nodes[1].host.pulls.open) + len(h.nodes[2].host.pulls.open) + len(h.nodes[3].host.pulls.open); n != 0 {
+		if n := h.nodes[1].host.pulls.count() + h.nodes[2].host.pulls.count() + h.nodes[3].host.pulls.count(); n != 0 {
 			t.Errorf("%d manifests are open afterwards", n)
 		}
 	})
@@ -242,12 +248,12 @@ func TestManifestsOpenedAreBounded(t *testing.T) {
 				refused++
 			}
 		}
-		if len(s.open) > maxOpenManifests || refused == 0 {
-			t.Fatalf("%d are open, %d were refused", len(s.open), refused)
+		if s.count() > maxOpenManifests || refused == 0 {
+			t.Fatalf("%d are open, %d were refused", s.count(), refused)
 		}
 		<-time.After(manifestSilence + time.Second)
-		if len(s.open) != 0 {
-			t.Fatalf("%d are open after the silence", len(s.open))
+		if s.count() != 0 {
+			t.Fatalf("%d are open after the silence", s.count())
 		}
 		if _, _, err := s.manifest(context.Background(), 1, manifestOpen, "", 0, nil); err != nil {
 			t.Fatal(err)

@@ -229,6 +229,8 @@ func TestInlineSnapshotOfAnySize(t *testing.T) {
 				if err != nil || !resp.Success {
 					t.Fatalf("%+v, %v", resp, err)
 				}
+				b.chunks.mu.Lock()
+				defer b.chunks.mu.Unlock()
 				if b.chunks.bytes != 0 {
 					t.Errorf("%d bytes are kept afterwards", b.chunks.bytes)
 				}
@@ -258,6 +260,8 @@ func TestChunksThatDoNotContinueAreRefused(t *testing.T) {
 			}
 		}
 		<-time.After(snapshotSilence + time.Second)
+		c.mu.Lock()
+		defer c.mu.Unlock()
 		if c.bytes != 0 || c.content != nil {
 			t.Error("an unfinished snapshot is kept for ever")
 		}
