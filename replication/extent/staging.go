@@ -452,11 +452,15 @@ func (st *Staging) finish() bool {
 
 // Install makes the replica what the committed staging holds, in one synced batch, and empties its log. It is called
 // by the goroutine that applies. Everything the replica had is gone, checkpoints that are being written included.
-// KindNotFound if there is no committed staging of that id for this replica.
+// KindNotFound if there is no committed staging of that id for this replica, KindConflict if the replica has all that the
+// staging holds already.
 func (g *Group) Install(id string) error {
 	st := g.store.committedStaging(id, g.key)
 	if st == nil {
 		return storage.E("install", storage.KindNotFound, "group "+g.key.String(), fmt.Errorf("no committed manifest %q", id))
+	}
+	if err := g.mayInstall(&st.header); err != nil {
+		return err
 	}
 	if err := g.install(st); err != nil {
 		return storage.E("install", storage.KindOf(err), "group "+g.key.String(), err)
@@ -468,6 +472,18 @@ func (g *Group) Install(id string) error {
 	g.store.wakePurge()
 	g.store.recycle()
 	return nil
+}
+
+// mayInstall refuses a manifest that agrees with the replica's log, or lies below what it has applied. Guards I7: what
+// follows it in the log was acknowledged, and counts towards what is committed; an install would empty the log.
+func (g *Group) mayInstall(h *ManifestHeader) error {
+	applied, _ := g.Applied()
+	_, agrees := g.log.EndOf(h.Index, h.Term)
+	if h.Index > applied && !agrees || applied == 0 && g.log.LastIndex() == 0 {
+		return nil
+	}
+	return storage.E("install", storage.KindConflict, "group "+g.key.String(), fmt.Errorf(
+		"the manifest is of entry %d; the replica has it, and has applied %d", h.Index, applied))
 }
 
 func (s *Store) committedStaging(id string, key segment.GroupKey) *Staging {
