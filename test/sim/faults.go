@@ -1,0 +1,439 @@
+package sim
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/simnet"
+	"github.com/storaged/storaged/replication"
+)
+
+// faults are what may strike. Each undoes what it did before it returns, but for processes that start again in the
+// background. The first ones are what the world does; the later ones are rows of events that an attacker of one rule
+// would choose, because chance needs long to find them.
+var faults = map[string]func(r *run, s Step){
+	"kill":            (*run).faultKill,
+	"power":           (*run).faultPower,
+	"power all":       (*run).faultPowerAll,
+	"restart":         (*run).faultRestart,
+	"pause":           (*run).faultPause,
+	"pause leader":    func(r *run, s Step) { s.A = r.leaderIndex(s.Group, s.A); r.faultPause(s) },
+	"isolate":         (*run).faultIsolate,
+	"leader alone":    func(r *run, s Step) { s.A = r.leaderIndex(s.Group, s.A); r.faultIsolate(s) },
+	"cut":             (*run).faultCut,
+	"one way":         (*run).faultOneWay,
+	"leader deaf":     (*run).faultLeaderDeaf,
+	"leader mute":     (*run).faultLeaderMute,
+	"slow link":       (*run).faultSlowLink,
+	"reset":           (*run).faultReset,
+	"slow disk":       (*run).faultSlowDisk,
+	"stalled disk":    (*run).faultStalledDisk,
+	"gateway":         (*run).faultGateway,
+	"transfer":        (*run).faultTransfer,
+	"held, power all": (*run).faultHeldPower,
+	"late vote":       (*run).faultLateVote,
+	"late answers":    (*run).faultLateAnswers,
+	"deaf transfer":   (*run).faultDeafTransfer,
+	"slow merge":      (*run).faultSlowMerge,
+	"torn twice":      (*run).faultTornTwice,
+	"shrink and cut":  (*run).faultShrink,
+}
+
+func faultNames() []string {
+	var names []string
+	for n := range faults {
+		names = append(names, n)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// strike runs one track of faults.
+func (r *run) strike(ctx context.Context, steps []Step) {
+	for _, s := range steps {
+		if !r.sleep(ctx, s.After) {
+			return
+		}
+		r.note("%s: group %d a %d b %d for %v n %d", s.Fault, s.Group, s.A, s.B, s.For, s.N)
+		faults[s.Fault](r, s)
+	}
+}
+
+func (r *run) sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return ctx.Err() == nil
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// others returns the two nodes beside one.
+func (r *run) others(n *node) (a, b *node) {
+	i := int(n.id) - 1
+	return r.nodes[(i+1)%3], r.nodes[(i+2)%3]
+}
+
+// leader returns the node that leads a group, or one that could.
+func (r *run) leader(g storage.GroupID, otherwise int) *node {
+	return r.nodes[r.leaderIndex(g, otherwise)]
+}
+
+func (r *run) leaderIndex(g storage.GroupID, otherwise int) int {
+	best, term := otherwise, uint64(0)
+	for i, n := range r.nodes {
+		if s, ok := n.status(g); ok && s.Role == "leader" && s.Term > term {
+			best, term = i, s.Term
+		}
+	}
+	return best
+}
+
+func (n *node) status(g storage.GroupID) (replication.GroupStatus, bool) {
+	p := n.p.Load()
+	if p == nil {
+		return replication.GroupStatus{}, false
+	}
+	for _, s := range p.host.Status() {
+		if s.Group == g {
+			return s, true
+		}
+	}
+	return replication.GroupStatus{}, false
+}
+
+// take makes the caller the only one that kills or starts the machine; false if somebody else does.
+func (n *node) take() bool {
+	select {
+	case n.busy <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
+func (n *node) give() { <-n.busy }
+
+// downFor ends the process now and starts another one after a while, in the background.
+func (r *run) downFor(n *node, power bool, survivors int, d time.Duration) {
+	if !n.take() {
+		return
+	}
+	n.down(power, survivors)
+	r.later.Go(func() {
+		defer n.give()
+		time.Sleep(d)
+		if err := n.start(); err != nil {
+			r.fail("%v", err)
+		}
+	})
+}
+
+func (r *run) faultKill(s Step) { r.downFor(r.nodes[s.A], false, 0, s.For/2) }
+
+func (r *run) faultPower(s Step) { r.downFor(r.nodes[s.A], true, s.N, s.For/2) }
+
+func (r *run) faultPowerAll(s Step) {
+	for i, n := range r.nodes {
+		r.downFor(n, true, s.N, s.For*time.Duration((i+s.A)%3)/3+time.Millisecond)
+	}
+	time.Sleep(s.For)
+}
+
+func (r *run) faultRestart(s Step) {
+	n := r.nodes[s.A]
+	if !n.take() {
+		return
+	}
+	defer n.give()
+	n.shutdown()
+	time.Sleep(s.For / 4)
+	if err := n.start(); err != nil {
+		r.fail("%v", err)
+	}
+}
+
+// upset does something to the disk of the process that runs on a node, and returns what undoes it: to the same disk,
+// although that process may be stopping by then.
+func (n *node) upset(do, undo func(d *disk)) (end func()) {
+	p := n.p.Load()
+	if p == nil {
+		return func() {}
+	}
+	do(p.disk)
+	return func() { undo(p.disk) }
+}
+
+func (n *node) stallSyncs() (end func()) {
+	return n.upset(func(d *disk) { d.stallSyncs(true) }, func(d *disk) { d.stallSyncs(false) })
+}
+
+func (n *node) stallReads() (end func()) {
+	return n.upset(func(d *disk) { d.stallReads(true) }, func(d *disk) { d.stallReads(false) })
+}
+
+func (n *node) slowSyncs(most time.Duration) (end func()) {
+	return n.upset(func(d *disk) { d.setDelay(most) }, func(d *disk) { d.setDelay(n.r.plan.SyncDelay) })
+}
+
+func (r *run) faultPause(s Step) {
+	n := r.nodes[s.A]
+	r.net.Freeze(nodeName(n.id))
+	syncs, reads := n.stallSyncs(), n.stallReads()
+	time.Sleep(s.For)
+	syncs()
+	reads()
+	r.net.Thaw(nodeName(n.id))
+}
+
+func (r *run) faultIsolate(s Step) {
+	name := nodeName(r.nodes[s.A].id)
+	r.net.Isolate(name)
+	time.Sleep(s.For)
+	r.net.Rejoin(name)
+}
+
+func (r *run) pair(s Step) (a, b string) {
+	n := r.nodes[s.A]
+	x, y := r.others(n)
+	if s.B == 1 {
+		x = y
+	}
+	return nodeName(n.id), nodeName(x.id)
+}
+
+func (r *run) faultCut(s Step) {
+	a, b := r.pair(s)
+	r.net.CutBoth(a, b)
+	time.Sleep(s.For)
+	r.net.HealBoth(a, b)
+}
+
+func (r *run) faultOneWay(s Step) {
+	a, b := r.pair(s)
+	r.net.Cut(a, b)
+	time.Sleep(s.For)
+	r.net.Heal(a, b)
+}
+
+func (r *run) faultReset(s Step) {
+	a, b := r.pair(s)
+	r.net.Reset(a, b)
+}
+
+// toLeader cuts or heals the way from both others to a node, fromLeader the way back.
+func (r *run) toLeader(l *node, do func(from, to string)) {
+	a, b := r.others(l)
+	do(nodeName(a.id), nodeName(l.id))
+	do(nodeName(b.id), nodeName(l.id))
+}
+
+func (r *run) fromLeader(l *node, do func(from, to string)) {
+	r.toLeader(l, func(from, to string) { do(to, from) })
+}
+
+func (r *run) faultLeaderDeaf(s Step) {
+	l := r.leader(s.Group, s.A)
+	r.toLeader(l, r.net.Cut)
+	time.Sleep(s.For)
+	r.toLeader(l, r.net.Heal)
+}
+
+func (r *run) faultLeaderMute(s Step) {
+	l := r.leader(s.Group, s.A)
+	r.fromLeader(l, r.net.Cut)
+	time.Sleep(s.For)
+	r.fromLeader(l, r.net.Heal)
+}
+
+func (r *run) link() simnet.Link {
+	return simnet.Link{Delay: r.plan.LinkDelay, Jitter: r.plan.LinkJitter}
+}
+
+func (r *run) slow(a, b string, d time.Duration) {
+	r.net.SetLink(a, b, simnet.Link{Delay: d, Jitter: d})
+}
+
+func (r *run) faultSlowLink(s Step) {
+	a, b := r.pair(s)
+	r.slow(a, b, time.Duration(1+s.N)*5*time.Millisecond)
+	if s.For%2 == 0 {
+		r.slow(b, a, time.Duration(1+s.N)*5*time.Millisecond)
+	}
+	time.Sleep(s.For)
+	r.net.SetLink(a, b, r.link())
+	r.net.SetLink(b, a, r.link())
+}
+
+func (r *run) faultSlowDisk(s Step) {
+	n := r.nodes[s.A]
+	end := n.slowSyncs(time.Duration(1+s.N) * 5 * time.Millisecond)
+	time.Sleep(s.For)
+	end()
+}
+
+func (r *run) faultStalledDisk(s Step) {
+	n := r.nodes[s.A]
+	end := n.stallSyncs()
+	time.Sleep(s.For)
+	end()
+}
+
+func (r *run) faultGateway(s Step) {
+	p := r.nodes[s.A].p.Load()
+	if p == nil {
+		return
+	}
+	p.closeGateway(s.B == 0)
+	r.later.Go(p.openGateway)
+}
+
+// transfer asks the leader of a group to give its leadership to another node, and waits for the answer.
+func (r *run) transfer(g storage.GroupID, from, to *node) {
+	p := from.p.Load()
+	st, ok := to.status(g)
+	if p == nil || !ok {
+		return
+	}
+	_ = p.host.TransferLeadership(context.Background(), g, string(st.Self), to.id)
+}
+
+func (r *run) faultTransfer(s Step) {
+	l := r.leader(s.Group, s.A)
+	a, b := r.others(l)
+	r.transfer(s.Group, l, pick2(a, b, s.B))
+}
+
+func pick2[T any](a, b T, i int) T {
+	if i == 0 {
+		return a
+	}
+	return b
+}
+
+// faultHeldPower stalls some disks, so that acknowledgements would have to be made up, and then cuts all power; the
+// node whose disk was well comes back last.
+func (r *run) faultHeldPower(s Step) {
+	l := r.leader(s.Group, s.A)
+	a, b := r.others(l)
+	stalled := []*node{a, b}
+	if s.B == 1 {
+		stalled = []*node{l, a}
+	}
+	for _, n := range stalled {
+		defer n.stallSyncs()() // a power cut ends it before
+	}
+	time.Sleep(min(s.For, 600*time.Millisecond))
+	for _, n := range r.nodes {
+		wait := 10 * time.Millisecond
+		if !slices.Contains(stalled, n) {
+			wait = 3 * time.Second
+		}
+		r.downFor(n, true, 0, wait)
+	}
+	time.Sleep(3 * time.Second)
+}
+
+// faultLateVote attacks the promise of a process start: a follower that has just answered the leader forgets it by a
+// restart, and could elect another one under the leader's lease.
+func (r *run) faultLateVote(s Step) {
+	l := r.leader(s.Group, s.A)
+	a, b := r.others(l)
+	if s.B == 1 {
+		a, b = b, a
+	}
+	r.net.CutBoth(nodeName(l.id), nodeName(a.id))
+	time.Sleep(time.Second + s.For/2)
+	r.net.CutBoth(nodeName(l.id), nodeName(b.id))
+	r.downFor(b, false, 0, time.Millisecond)
+	time.Sleep(1200 * time.Millisecond)
+	r.net.HealBoth(nodeName(l.id), nodeName(a.id))
+	r.net.HealBoth(nodeName(l.id), nodeName(b.id))
+}
+
+// faultLateAnswers attacks the lease: answers reach the leader late, so that it hears of its followers for longer than
+// they hear of it.
+func (r *run) faultLateAnswers(s Step) {
+	l := r.leader(s.Group, s.A)
+	late := 200*time.Millisecond + s.For/8
+	r.toLeader(l, func(from, to string) { r.net.SetLink(from, to, simnet.Link{Delay: late}) })
+	time.Sleep(time.Second)
+	r.fromLeader(l, r.net.Cut)
+	time.Sleep(2 * time.Second)
+	r.fromLeader(l, r.net.Heal)
+	r.toLeader(l, func(from, to string) { r.net.SetLink(from, to, r.link()) })
+}
+
+// faultDeafTransfer attacks the lease of a leader that has asked for a transfer and does not hear what came of it.
+func (r *run) faultDeafTransfer(s Step) {
+	l := r.leader(s.Group, s.A)
+	a, b := r.others(l)
+	r.toLeader(l, r.net.Cut)
+	r.transfer(s.Group, l, pick2(a, b, s.B))
+	time.Sleep(min(s.For, time.Second))
+	r.toLeader(l, r.net.Heal)
+}
+
+// faultSlowMerge attacks the term of merged blocks: the leader reads slowly what it merges, loses its leadership and
+// gets it back meanwhile.
+func (r *run) faultSlowMerge(s Step) {
+	l := r.leader(s.Group, s.A)
+	a, b := r.others(l)
+	to := pick2(a, b, s.B)
+	end := l.stallReads()
+	time.Sleep(50*time.Millisecond + s.For/20)
+	r.transfer(s.Group, l, to)
+	time.Sleep(50*time.Millisecond + s.For/10)
+	r.transfer(s.Group, to, l)
+	time.Sleep(20 * time.Millisecond)
+	end()
+}
+
+// faultTornTwice cuts the power of one node in short succession, with some of the unsynced bytes surviving: what the
+// first cut left behind the log's end must not come back after the second.
+func (r *run) faultTornTwice(s Step) {
+	n := r.nodes[s.A]
+	for i := range 3 {
+		n.slowSyncs(20 * time.Millisecond)
+		time.Sleep(100*time.Millisecond + s.For/8)
+		r.downFor(n, true, 30+20*i, time.Millisecond)
+		time.Sleep(50 * time.Millisecond)
+	}
+	n.slowSyncs(r.plan.SyncDelay)
+}
+
+// faultShrink takes a group down to one voter while that one's disk is slow, and cuts its power as soon as it says so.
+func (r *run) faultShrink(s Step) {
+	m := r.members[s.Group-1]
+	m.take()
+	defer m.give()
+	l := r.leader(s.Group, s.A)
+	a, b := r.others(l)
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Second)
+	defer cancel()
+	if !r.removeNow(ctx, s.Group, a) {
+		return
+	}
+	l = r.leader(s.Group, s.A)
+	if l == a {
+		return
+	}
+	if b == l {
+		b = nil
+		for _, n := range r.nodes {
+			if n != l && n != a {
+				b = n
+			}
+		}
+	}
+	var again sync.WaitGroup
+	defer l.stallSyncs()()            // the power cut ends it before
+	time.Sleep(20 * time.Millisecond) // writes gather in the leader's log
+	again.Go(func() { r.removeNow(ctx, s.Group, b) })
+	time.Sleep(30*time.Millisecond + s.For/20)
+	r.downFor(l, true, 0, 100*time.Millisecond)
+	again.Wait()
+}
