@@ -1,9 +1,12 @@
 package replication
 
 import (
+	"reflect"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/hashicorp/raft"
 
 	"github.com/storaged/storaged"
 )
@@ -43,6 +46,32 @@ func TestProposalsEndWithTheirInstance(t *testing.T) {
 			if len(g.ranges.extents) != 0 {
 				t.Fatalf("blocks stay reserved: %v", g.ranges.extents)
 			}
+		}
+	})
+}
+
+// TestFuturesOfTheLibraryTakeAnEnd guards until against a library whose futures have no such field any more.
+func TestFuturesOfTheLibraryTakeAnEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHarness(t, 1)
+		defer h.close()
+		n := h.nodes[1]
+		n.start()
+		if err := n.host.Bootstrap(1, storeID(1), 1); err != nil {
+			t.Fatal(err)
+		}
+		h.awaitLeader(1)
+		in := n.host.mustGroup(1).inst.Load()
+		for name, future := range map[string]raft.Future{
+			"apply": in.raft.Apply([]byte{0}, 0), "barrier": in.raft.Barrier(0),
+			"change":   in.raft.AddNonvoter("other", "2", 0, time.Second),
+			"transfer": in.raft.LeadershipTransferToServer("other", "2"),
+		} {
+			v := reflect.ValueOf(until(&in.futures, future)).Elem()
+			if f := v.FieldByName(shutdownField); !f.IsValid() || f.IsNil() {
+				t.Errorf("%s: the future does not end with its instance", name)
+			}
+			_ = future.Error()
 		}
 	})
 }

@@ -182,7 +182,7 @@ func (h *Host) TransferLeadership(ctx context.Context, id storage.GroupID, repli
 	if !caughtUp(in.transport.lease.ackedIndex(server), in.raft.LastIndex()) {
 		return storage.E(name, storage.KindConflict, "group "+id.String(), errors.New("the replica has not caught up yet"))
 	}
-	return g.fromRaft(name, in.raft.LeadershipTransferToServer(server, NodeAddress(node)).Error())
+	return g.fromRaft(name, until(&in.futures, in.raft.LeadershipTransferToServer(server, NodeAddress(node))).Error())
 }
 
 // handOver gives leadership to the voter that is furthest, before this replica stops.
@@ -202,7 +202,7 @@ func (g *group) handOver(ctx context.Context) {
 		return
 	}
 	done := make(chan error, 1)
-	go func() { done <- in.raft.LeadershipTransferToServer(best.ID, best.Address).Error() }() // ends within the election time-out
+	go func() { done <- until(&in.futures, in.raft.LeadershipTransferToServer(best.ID, best.Address)).Error() }() // ends within the election time-out
 	select {
 	case err := <-done:
 		if err != nil {
