@@ -137,7 +137,7 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 		return err
 	case <-ctx.Done():
 		s.Close()
-		<-done
+		_ = <-done // it has ended because it was told to
 		return nil
 	}
 }

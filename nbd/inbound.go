@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"errors"
 	"io"
 	"sync/atomic"
 	"time"
@@ -115,7 +116,7 @@ func (in *inbound) discard(n uint64) error {
 
 // noEOF turns an end in the middle of a message into what it is.
 func noEOF(err error) error {
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
 	}
 	return err

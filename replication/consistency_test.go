@@ -325,7 +325,7 @@ func TestVotingOnABrokenStore(t *testing.T) {
 		c.write(0, block(1))
 		a, _ := others(leader)
 		h.nodes[a].stall.breaks("store/meta")
-		go h.instance(a).transport.deliver(context.Background(), raft.RPC{Command: &raft.RequestVoteRequest{ //nolint:errcheck // nobody answers
+		go h.instance(a).transport.deliver(context.Background(), raft.RPC{Command: &raft.RequestVoteRequest{
 			RPCHeader: headerOf(leader), Term: h.instance(a).raft.CurrentTerm() + 1, LastLogIndex: 1000, LastLogTerm: 1000, LeadershipTransfer: true}})
 		h.eventually("the replica to stop", func() bool { return h.instance(a) == nil })
 		h.equal(c.read(0, storage.BlockSize), block(1), "with two of three")

@@ -107,7 +107,7 @@ func (g *group) startLocked() error {
 		in.log, g.stable(in), snaps, in.transport)
 	if err != nil {
 		in.cancel()
-		in.transport.Close()
+		_ = in.transport.Close() // what failed before is the one to report
 		return storage.E("start", storage.KindInternal, "group "+g.id.String(), err)
 	}
 	in.transport.SetInstance(Instance{Term: in.raft.CurrentTerm, Configuration: func() raft.Configuration { return g.configuration(in) },
@@ -163,7 +163,7 @@ func (g *group) stopLocked() {
 	future := in.raft.Shutdown()
 	in.cancel()
 	close(in.futures.stopped)
-	in.transport.Close()
+	_ = in.transport.Close() // it holds nothing that could be lost
 	ended := make(chan error, 1)
 	go func() { ended <- future.Error() }() // ends when the disk answers
 	patience := time.NewTimer(stopPatience)

@@ -71,7 +71,7 @@ func (t *Transport) sendInline(id raft.ServerID, target raft.ServerAddress, args
 			return err
 		}
 		var m int
-		var nextErr error = io.EOF
+		nextErr := io.EOF
 		if err == nil {
 			m, nextErr = io.ReadFull(data, next)
 		}

@@ -9,19 +9,23 @@ import (
 	"github.com/storaged/storaged"
 )
 
-// clearSocket removes the unix socket that a killed process left behind. One on which somebody answers is in use.
+// clearSocket removes the unix socket that a killed process left behind. One on which somebody answers is in use. What else
+// is wrong with the path, listening will say.
 func clearSocket(path string) error {
-	fi, err := os.Lstat(path)
-	if err != nil || fi.Mode()&os.ModeSocket == 0 {
-		return nil // nothing to remove: what is wrong with the path, listening will say
+	if fi, err := os.Lstat(path); err == nil && fi.Mode()&os.ModeSocket != 0 {
+		return removeDead(path)
 	}
-	conn, err := net.DialTimeout("unix", path, time.Second)
-	if err == nil {
+	return nil
+}
+
+func removeDead(path string) error {
+	fail := func(err error) error { return storage.E("listen", storage.KindInvalid, "--nbd-socket "+path, err) }
+	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
 		_ = conn.Close() // nothing was said on it
-		return storage.E("listen", storage.KindInvalid, "--nbd-socket "+path, errors.New("another process answers on it"))
+		return fail(errors.New("another process answers on it"))
 	}
 	if err := os.Remove(path); err != nil {
-		return storage.E("listen", storage.KindInvalid, "--nbd-socket "+path, err)
+		return fail(err)
 	}
 	return nil
 }

@@ -185,7 +185,7 @@ type streamSource struct{ r io.Reader }
 // Next implements source.
 func (s streamSource) Next(buf []byte) (int64, bool, error) {
 	n, err := io.ReadFull(s.r, buf)
-	if err == io.ErrUnexpectedEOF || err == io.EOF && n > 0 { //nolint:errorlint // io.ReadFull returns these as they are
+	if err == io.ErrUnexpectedEOF || err == io.EOF && n > 0 {
 		err = nil
 	}
 	return int64(n), false, err

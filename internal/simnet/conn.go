@@ -1,6 +1,7 @@
 package simnet
 
 import (
+	"errors"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -65,7 +66,7 @@ func (c *Conn) Read(b []byte) (int, error) {
 		case len(b) == 0:
 			return 0, nil
 		}
-		if n, err := p.takeLocked(b); n > 0 || err == io.EOF {
+		if n, err := p.takeLocked(b); n > 0 || errors.Is(err, io.EOF) {
 			return n, err
 		} else if err != nil {
 			p.err, c.out.err = err, err

@@ -262,7 +262,7 @@ func (m *meta) close() error {
 	timer := time.NewTimer(closeTimeout)
 	defer timer.Stop()
 	select {
-	case <-done:
+	case _ = <-done: // the disk has failed already: m.err says how
 	case <-timer.C:
 		m.logger.Warn("the tables of a failed disk could not be closed, their memory is lost until the process ends")
 	}

@@ -318,7 +318,7 @@ func (c *conn) drop() []*call {
 func (c *conn) readHeader() (frameHeader, error) {
 	b, err := c.br.Peek(frameHeaderBytes)
 	if err != nil {
-		if err == io.EOF && len(b) > 0 {
+		if errors.Is(err, io.EOF) && len(b) > 0 {
 			err = io.ErrUnexpectedEOF
 		}
 		return frameHeader{}, err

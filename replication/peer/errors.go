@@ -51,7 +51,7 @@ func sendError(node storage.NodeID, sent bool, cause error) error {
 }
 
 // canceledError says that the caller gave up.
-func canceledError(node storage.NodeID, sent bool, ctx context.Context) error {
+func canceledError(ctx context.Context, node storage.NodeID, sent bool) error {
 	return storage.E("call", storage.KindCanceled, "node "+node.String(),
 		&SendError{Node: node, Sent: sent, Err: context.Cause(ctx)})
 }
@@ -69,7 +69,7 @@ func appendError(b []byte, err error) []byte {
 	switch {
 	case err == nil:
 		kind, text = storage.KindInternal, "an error reply without an error"
-	case e == nil || err != error(e):
+	case e == nil || err != error(e): //nolint:errorlint // wrapped is what is asked
 		op, subject, text = "", "", err.Error() // wrapped from outside: its text says it all
 	case e.Err != nil:
 		text = e.Err.Error()

@@ -54,7 +54,7 @@ func (l *localCalls) drop(t *Transport) {
 func (t *Transport) callLocal(ctx context.Context, lane Lane, req *Request, size int64) (*Response, error) {
 	b, charge := &t.self.budgets[lane], size+int64(req.ReplyBytes)
 	if err := b.wait(ctx, charge); err != nil {
-		return nil, canceledError(t.cfg.Self, false, ctx)
+		return nil, canceledError(ctx, t.cfg.Self, false)
 	}
 	cl := t.newCall(charge, b, nil)
 	id := cl.id
@@ -69,7 +69,7 @@ func (t *Transport) callLocal(ctx context.Context, lane Lane, req *Request, size
 		if t.local.take(id) == cl {
 			b.release(charge)
 			t.recycleCall(cl)
-			return nil, canceledError(t.cfg.Self, true, ctx)
+			return nil, canceledError(ctx, t.cfg.Self, true)
 		}
 		<-cl.ended
 	case <-t.ctx.Done():

@@ -216,7 +216,7 @@ func (p *outPeer) connected(ctx context.Context) (*connSet, error) {
 	select {
 	case <-attempt:
 	case <-ctx.Done():
-		return nil, canceledError(p.node, false, ctx)
+		return nil, canceledError(ctx, p.node, false)
 	}
 	if s := p.set.Load(); s != nil {
 		return s, nil
@@ -317,7 +317,7 @@ func (c *conn) await(ctx context.Context, cl *call) (*Response, error) {
 		if abandoned, sent := c.abandon(cl); abandoned {
 			cl.budget.release(cl.size)
 			c.set.t.recycleCall(cl)
-			return nil, canceledError(c.set.node, sent, ctx)
+			return nil, canceledError(ctx, c.set.node, sent)
 		}
 		<-cl.ended // it ended meanwhile
 	}

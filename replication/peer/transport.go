@@ -189,7 +189,7 @@ func (t *Transport) Call(ctx context.Context, to storage.NodeID, lane Lane, req 
 func (t *Transport) callOn(ctx context.Context, s *connSet, b *budget, lane Lane, req *Request, size int64) (*Response, error) {
 	size += int64(req.ReplyBytes)
 	if err := b.wait(ctx, size); err != nil {
-		return nil, canceledError(s.node, false, ctx)
+		return nil, canceledError(ctx, s.node, false)
 	}
 	cl := t.newCall(size, b, nil)
 	if err := s.send(lane, req, cl); err != nil {
@@ -363,7 +363,7 @@ func (t *Transport) accept(l net.Listener) error {
 		nc, err := l.Accept()
 		if err != nil {
 			if t.ctx.Err() != nil {
-				return nil
+				return nil //nolint:nilerr // Close has closed the listener
 			}
 			var temporary interface{ Temporary() bool }
 			if errors.As(err, &temporary) && temporary.Temporary() { // out of descriptors, say

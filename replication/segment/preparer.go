@@ -64,7 +64,10 @@ func (l *Log) wantedLocked() *segmentFile {
 
 // prepareOne makes a segment ready. Lack of space is a failure of the disk only if records wait for the segment.
 func (l *Log) prepareOne(s, old *segmentFile) {
-	f, err := vfs.File(nil), error(nil)
+	var (
+		f   vfs.File
+		err error
+	)
 	if old != nil {
 		f, err = l.reuse(s, old)
 	} else {

@@ -159,20 +159,6 @@ func (h *DataHeader) encodePrefix() (b [prefixBytes]byte) {
 	return b
 }
 
-// decodeDataHeader is the inverse, from the header of the record and its payload.
-func decodeDataHeader(r *recordHeader, payload []byte) (h DataHeader, ok bool) {
-	if len(payload) < prefixBytes {
-		return DataHeader{}, false
-	}
-	return DataHeader{
-		Group:      r.key.Group,
-		Volume:     storage.VolumeID(r.index),
-		Epoch:      storage.Epoch(binary.LittleEndian.Uint64(payload)),
-		Extent:     storage.ExtentIndex(binary.LittleEndian.Uint32(payload[8:])),
-		FirstBlock: binary.LittleEndian.Uint16(payload[12:]),
-	}, true
-}
-
 // StreamKind says what a segment's records are.
 type StreamKind uint8
 

@@ -388,7 +388,10 @@ func (r *recovery) beginSegment(end Position) error {
 	if len(l.recycled) > 0 {
 		old, l.recycled = l.recycled[0], l.recycled[1:]
 	}
-	f, err := vfs.File(nil), error(nil)
+	var (
+		f   vfs.File
+		err error
+	)
 	if old != nil {
 		f, err = l.reuse(s, old)
 	} else {

@@ -37,7 +37,7 @@ func (d *device) send(ctx context.Context, pc *piece) error {
 	}
 	f := flight{piece: pc}
 	err := d.fly(ctx, &f)
-	if err != errLeft {
+	if !errors.Is(err, errLeft) {
 		d.giveBack(pc.weight)
 		return err
 	}
@@ -199,7 +199,7 @@ func (d *device) consult(attempt context.Context) bool {
 	if storage.KindOf(err) == storage.KindNotFound {
 		d.fail(err)
 	} else if err == nil {
-		err = d.adopt(st)
+		_ = d.adopt(st) // a volume that is not ours any more has failed by it
 	}
 	return d.ctx.Err() == nil
 }
