@@ -54,9 +54,8 @@ type node struct {
 	api       *api.Server
 	http      *http.Server
 
-	serving  atomic.Bool    // NBD and API accept
-	failures chan error     // parts that ended by themselves; capacity of all parts
-	running  sync.WaitGroup // everything started by goRun
+	serving  atomic.Bool // NBD and API accept
+	failures chan error  // parts that ended by themselves; capacity of all parts
 
 	// The scopes end in this order: those who serve hosts, the control loop, the peers.
 	serveCtx, controlCtx, peersCtx          context.Context
