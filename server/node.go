@@ -55,6 +55,7 @@ type node struct {
 	http      *http.Server
 
 	serving  atomic.Bool // NBD and API accept
+	mute     atomic.Bool // the catalog's disk has failed: its Raft group must not hear this node
 	failures chan error  // parts that ended by themselves; capacity of all parts
 
 	// The scopes end in this order: those who serve hosts, the control loop, the peers.
@@ -227,13 +228,14 @@ func (n *node) startPeers(context.Context) error {
 func (n *node) startControl(context.Context) error {
 	self := n.identity.Node
 	n.catalogRT = replication.NewTransport(replication.TransportConfig{Group: storage.CatalogGroup, Self: control.ServerID(self),
-		Node: self, Peers: n.peers, Router: n.rafts, HeartbeatTimeout: n.identity.HeartbeatTimeout, Logger: n.logger})
+		Node: self, Peers: n.peers, Router: n.rafts, HeartbeatTimeout: n.identity.HeartbeatTimeout, Logger: n.logger,
+		Silent: n.mute.Load})
 	r := newRouter(self, n.host, n.peers, n.replicasOf)
 	acts := &actions{self: self, host: n.host, peers: n.peers, router: r, done: func() { n.control.ReportSoon() }}
 	acts.register()
 	var err error
 	n.control, err = control.Open(control.Config{Dir: n.catalogDir(), Transport: n.catalogRT, Peers: controlPeers{n.peers},
-		Actions: acts, Self: n.self(n.store.ID(), n.store.Space().CapacityBytes), Report: n.report,
+		Actions: acts, OnFailure: n.catalogFailed, Self: n.self(n.store.ID(), n.store.Space().CapacityBytes), Report: n.report,
 		Logger: n.logger, Metrics: n.metrics})
 	if err != nil {
 		return err
@@ -247,6 +249,13 @@ func (n *node) startControl(context.Context) error {
 	}
 	n.goRun(&n.controlWG, "control", func() error { return n.control.Run(n.controlCtx) })
 	return nil
+}
+
+// catalogFailed is told when the catalog's log cannot be written: the control loop ends with the error, and the node with
+// it. Until then other nodes lead.
+func (n *node) catalogFailed(err error) {
+	n.mute.Store(true)
+	n.logger.Error("the disk of the catalog has failed: this node stops", "dir", n.catalogDir(), "error", err)
 }
 
 func (n *node) catalogDir() string { return filepath.Join(n.config.DataDir, "catalog") }

@@ -26,6 +26,9 @@ func (c *Controller) ask(ctx context.Context, m Method, body []byte) (reply, err
 	var last error
 	pause, patience := firstPause, c.firstPatience()
 	for {
+		if err := c.Failed(); err != nil {
+			return reply{}, err
+		}
 		to := hint
 		if to == 0 {
 			to = c.Leader()

@@ -44,6 +44,7 @@ type member struct {
 	c      *Controller
 	cfg    Config
 	stop   func()
+	ended  chan error  // gets what Run returned
 	stores *RaftStores // survive a restart
 }
 
@@ -142,14 +143,15 @@ func (k *cluster) startNode(id storage.NodeID) *Controller {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
+	result := make(chan error, 1)
 	go func() {
 		defer close(ended)
-		_ = c.Run(ctx)
+		result <- c.Run(ctx)
 	}()
 	k.world.SetUp(id, true)
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	m.c = c
+	m.c, m.ended = c, result
 	m.stop = func() { cancel(); <-ended }
 	return c
 }

@@ -50,6 +50,10 @@ type Config struct {
 	// Actions carries out what the reconcilers decide.
 	Actions Actions
 
+	// OnFailure is told, once, that the disk of the catalog's log has failed for good: Run ends, and the transport should
+	// fall silent, so that another node leads. It must not block. Default: nothing.
+	OnFailure func(error)
+
 	// Self is what the node says about itself; the catalog is brought in step with it. Name, Peer address and stores.
 	Self catalog.AddNode
 	// Report says how the node is; it is called every ReportInterval and must not block.
@@ -108,6 +112,9 @@ func (c *Config) setDefaults() {
 	}
 	if c.SnapshotThreshold == 0 {
 		c.SnapshotThreshold = 4096
+	}
+	if c.OnFailure == nil {
+		c.OnFailure = func(error) {}
 	}
 	if c.FS == nil {
 		c.FS = vfs.Default

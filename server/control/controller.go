@@ -29,6 +29,7 @@ type Controller struct {
 	id      Identity
 	fsm     *fsm
 	raft    *raft.Raft
+	disk    *disk
 	files   io.Closer // the bolt store; nil if the stores were given
 	book    *book
 	metrics *metrics
@@ -97,19 +98,31 @@ func (c *Controller) start() error {
 	if err != nil {
 		return err
 	}
+	c.disk = newDisk(stores, c.cfg.OnFailure)
 	conf := c.raftConfig()
 	if c.id.Bootstrap != nil {
 		// The library syncs what it bootstraps, and refuses a second time.
-		err := raft.BootstrapCluster(conf, stores.Log, stores.Stable, stores.Snapshots, c.cfg.Transport,
+		err := raft.BootstrapCluster(conf, c.disk, c.disk, stores.Snapshots, c.cfg.Transport,
 			raft.Configuration{Servers: []raft.Server{{Suffrage: raft.Voter, ID: conf.LocalID, Address: ServerAddress(c.id.Node)}}})
 		if err != nil && !errors.Is(err, raft.ErrCantBootstrap) {
 			return storage.E("bootstrap catalog", storage.KindIO, c.cfg.Dir, err)
 		}
 	}
-	if c.raft, err = raft.NewRaft(conf, c.fsm, stores.Log, stores.Stable, stores.Snapshots, c.cfg.Transport); err != nil {
+	if c.raft, err = newRaft(conf, c.fsm, c.disk, stores.Snapshots, c.cfg.Transport); err != nil {
 		return storage.E("open catalog", storage.KindIO, c.cfg.Dir, err)
 	}
+	c.disk.running.Store(true) // the library's goroutines do nothing before its first time-out, and nobody calls them yet
 	return nil
+}
+
+// newRaft is raft.NewRaft, which panics when a store fails while it reads the log.
+func newRaft(conf *raft.Config, f raft.FSM, d *disk, snaps raft.SnapshotStore, t raft.Transport) (r *raft.Raft, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			r, err = nil, fmt.Errorf("start: %v", p)
+		}
+	}()
+	return raft.NewRaft(conf, f, d, d, snaps, t)
 }
 
 func (c *Controller) openStores() (*RaftStores, error) {
@@ -156,9 +169,18 @@ func (c *Controller) raftConfig() *raft.Config {
 }
 
 // Run does the node's part until ctx is done: it reports, keeps the node's record up to date, and reconciles while
-// this node leads. It runs once; Close follows it.
+// this node leads. It ends with KindIO when the disk of the catalog's log fails. It runs once; Close follows it.
 func (c *Controller) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	var wg sync.WaitGroup
+	wg.Go(func() {
+		select {
+		case <-c.disk.failed:
+			cancel(c.disk.failure())
+		case <-ctx.Done():
+		}
+	})
 	for _, loop := range []func(context.Context){c.runReports, c.runBook, c.runSelf, c.runLeader} {
 		wg.Go(func() { loop(ctx) })
 	}
@@ -170,13 +192,18 @@ func (c *Controller) Run(ctx context.Context) error {
 func (c *Controller) Close() error {
 	c.closeOnce.Do(func() {
 		close(c.closing)
-		c.drain()
-		if c.raft.State() == raft.Leader && c.voters() > 1 {
+		well := c.disk.failure() == nil // otherwise nothing that waits can end before Raft does
+		if well {
+			c.drain()
+		}
+		if well && c.raft.State() == raft.Leader && c.voters() > 1 {
 			if err := c.raft.LeadershipTransfer().Error(); err != nil {
 				c.cfg.Logger.Info("leadership of the catalog was not handed over; another node is elected", "reason", err)
 			}
 		}
-		c.closeErr = c.raft.Shutdown().Error()
+		down := c.raft.Shutdown()
+		close(c.disk.released)
+		c.closeErr = down.Error()
 		if c.files != nil {
 			c.closeErr = errors.Join(c.closeErr, c.files.Close())
 		}
@@ -213,6 +240,10 @@ func (c *Controller) voters() int {
 	}
 	return n
 }
+
+// Failed returns why the disk of the catalog's log is out of service: KindIO, nil while it is in service. The node must
+// stop then.
+func (c *Controller) Failed() error { return c.disk.failure() }
 
 // Identity returns who the node is.
 func (c *Controller) Identity() Identity { return c.id }

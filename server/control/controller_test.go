@@ -119,6 +119,40 @@ func (k *cluster) three() {
 	k.until("three nodes vote in the catalog", func() bool { return k.running()[k.leader()].voters() == 3 })
 }
 
+// TestDamagedReplicasAreMadeAnew: all groups of one node at once, with a replica on every node; and the leader of the
+// catalog stops in the middle.
+func TestDamagedReplicasAreMadeAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newCluster(t, "")
+		k.three()
+		victim := k.leader()%3 + 1
+		for g := storage.GroupID(1); g <= catalog.DefaultGroups; g++ {
+			k.world.Damage(victim, g)
+		}
+		whole := func() bool {
+			for g := storage.GroupID(1); g <= catalog.DefaultGroups; g++ {
+				if k.world.Damaged(victim, g) || !k.world.Holds(victim, g) {
+					return false
+				}
+			}
+			return k.grown(3)
+		}
+		k.until("the first damaged replica is dropped", func() bool {
+			for g := storage.GroupID(1); g <= catalog.DefaultGroups; g++ {
+				if !k.world.Damaged(victim, g) {
+					return true
+				}
+			}
+			return false
+		})
+		leader := k.leader()
+		k.stopNode(leader)
+		k.until("another node leads", func() bool { return k.leader() != leader })
+		k.startNode(leader)
+		k.until("every group has three sound voters", whole)
+	})
+}
+
 // TestAnyNodeServes: commands and linearizable reads work on every node, refusals come back as they were.
 func TestAnyNodeServes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

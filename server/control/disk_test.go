@@ -1,0 +1,134 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/server/catalog"
+)
+
+// badStore fails one of its operations from a moment on, like a disk that refuses it.
+type badStore struct {
+	*raft.InmemStore
+	op    string
+	bad   atomic.Bool
+	mu    sync.Mutex
+	calls int // since it is bad; guarded by mu
+}
+
+var errDisk = errors.New("input/output error")
+
+func (s *badStore) fault(op string) error {
+	if !s.bad.Load() || op != s.op {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.calls++
+	return errDisk
+}
+
+func (s *badStore) StoreLogs(ls []*raft.Log) error {
+	if err := s.fault("store"); err != nil {
+		return err
+	}
+	return s.InmemStore.StoreLogs(ls)
+}
+
+func (s *badStore) StoreLog(l *raft.Log) error { return s.StoreLogs([]*raft.Log{l}) }
+
+func (s *badStore) SetUint64(k []byte, v uint64) error {
+	if err := s.fault("term"); err != nil {
+		return err
+	}
+	return s.InmemStore.SetUint64(k, v)
+}
+
+// TestFailedDisk: whatever the disk of the catalog refuses, on the leader or on a follower, the node ends with KindIO and
+// not with a panic of the library; the disk is not asked again; the others go on.
+func TestFailedDisk(t *testing.T) {
+	for _, c := range []struct {
+		op     string
+		leader bool
+	}{{"store", true}, {"store", false}, {"term", true}, {"term", false}} {
+		name := c.op + " of a follower"
+		if c.leader {
+			name = c.op + " of the leader"
+		}
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { failDisk(t, c.op, c.leader) })
+		})
+	}
+}
+
+func failDisk(t *testing.T, op string, ofLeader bool) {
+	k := newCluster(t, "")
+	stores := map[storage.NodeID]*badStore{}
+	var told atomic.Int32
+	k.tune = func(cfg *Config) {
+		id := storage.NodeID(len(stores) + 1)
+		if stores[id] == nil && cfg.Stores != nil {
+			s := &badStore{InmemStore: cfg.Stores.Log.(*raft.InmemStore), op: op}
+			stores[id] = s
+			cfg.Stores = &RaftStores{Log: s, Stable: s, Snapshots: cfg.Stores.Snapshots}
+			cfg.OnFailure = func(error) { told.Add(1) }
+		}
+	}
+	k.three()
+	victim := k.leader()
+	if !ofLeader {
+		victim = victim%3 + 1
+	}
+	other := victim%3 + 1
+	c := k.running()[victim]
+	stores[victim].bad.Store(true)
+	if op == "term" { // it hears of a later one when it is back
+		k.isolate(victim, true)
+		<-time.After(5 * time.Second)
+		k.isolate(victim, false)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	_, _ = k.running()[other].Propose(ctx, catalog.CreateVolume{Name: "first", SizeBytes: 4096, At: time.Now().UTC()}) // it may go to the victim
+	k.until("the node notices", func() bool { return c.Failed() != nil })
+	if err := c.Failed(); !errors.Is(err, storage.ErrIO) || !errors.Is(err, errDisk) {
+		t.Errorf("it failed with %v", err)
+	}
+	k.isolate(victim, true) // as its transport falls silent
+	k.mu.Lock()
+	m := k.nodes[victim]
+	ended := m.ended
+	k.mu.Unlock()
+	if err := <-ended; !errors.Is(err, storage.ErrIO) {
+		t.Errorf("Run ended with %v, want the disk's error", err)
+	}
+	if _, err := c.Propose(ctx, catalog.CreateVolume{Name: "none", SizeBytes: 4096, At: time.Now().UTC()}); !errors.Is(err, storage.ErrIO) {
+		t.Errorf("a command on the failed node: %v", err)
+	}
+	k.stopNode(victim) // Close returns
+	k.until("another node leads", func() bool {
+		for id, c := range k.running() {
+			if id != victim && c.leading() != nil {
+				return true
+			}
+		}
+		return false
+	})
+	k.propose(k.running()[other], catalog.CreateVolume{Name: "after", SizeBytes: 4096, At: time.Now().UTC()})
+	if n := told.Load(); n != 1 {
+		t.Errorf("the failure was told %d times", n)
+	}
+	stores[victim].mu.Lock()
+	defer stores[victim].mu.Unlock()
+	if stores[victim].calls != 1 {
+		t.Errorf("the disk was asked %d times after it had failed", stores[victim].calls-1)
+	}
+}
