@@ -240,7 +240,8 @@ func (n *node) startControl(context.Context) error {
 	if err != nil {
 		return err
 	}
-	n.catalogRT.SetInstance(replication.Instance{Term: n.control.Term, Configuration: n.control.Configuration})
+	n.catalogRT.SetInstance(replication.Instance{Term: n.control.Term, Configuration: n.control.Configuration,
+		Follows: n.control.Follows})
 	registerControl(n.peers, n.control)
 	n.cluster = newCluster(r, n.control, self, rand.Text())
 	n.goRun(&n.peersWG, "peers", func() error { return n.peers.Run(n.peersCtx) })

@@ -423,3 +423,6 @@ func SaveJoin(cfg Config, r JoinResponse) (Identity, error) {
 func (c *Controller) Configuration() raft.Configuration {
 	return c.raft.GetConfiguration().Configuration()
 }
+
+// Follows reports whether this node follows a leader of the catalog.
+func (c *Controller) Follows() bool { return c.raft.State() == raft.Follower }
