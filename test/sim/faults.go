@@ -29,6 +29,7 @@ var faults = map[string]func(r *run, s Step){
 	"leader mute":     (*run).faultLeaderMute,
 	"slow link":       (*run).faultSlowLink,
 	"reset":           (*run).faultReset,
+	"reset storm":     (*run).faultResetStorm,
 	"slow disk":       (*run).faultSlowDisk,
 	"stalled disk":    (*run).faultStalledDisk,
 	"gateway":         (*run).faultGateway,
@@ -224,6 +225,17 @@ func (r *run) faultReset(s Step) {
 	r.net.Reset(a, b)
 }
 
+// faultResetStorm loses answers: what was asked for is done, and asked for again.
+func (r *run) faultResetStorm(s Step) {
+	l := r.leader(s.Group, s.A)
+	a, b := r.others(l)
+	for range 20 {
+		r.net.Reset(nodeName(l.id), nodeName(a.id))
+		r.net.Reset(nodeName(l.id), nodeName(b.id))
+		time.Sleep(s.For / 20)
+	}
+}
+
 // toLeader cuts or heals the way from both others to a node, fromLeader the way back.
 func (r *run) toLeader(l *node, do func(from, to string)) {
 	a, b := r.others(l)
@@ -345,10 +357,13 @@ func (r *run) faultLateVote(s Step) {
 	if s.B == 1 {
 		a, b = b, a
 	}
+	r.hush.Add(1) // or the third one's log falls behind, and it gets no vote
+	time.Sleep(50 * time.Millisecond)
 	r.net.CutBoth(nodeName(l.id), nodeName(a.id))
 	time.Sleep(time.Second + s.For/2)
 	r.net.CutBoth(nodeName(l.id), nodeName(b.id))
 	r.downFor(b, false, 0, time.Millisecond)
+	r.hush.Add(-1)
 	time.Sleep(1200 * time.Millisecond)
 	r.net.HealBoth(nodeName(l.id), nodeName(a.id))
 	r.net.HealBoth(nodeName(l.id), nodeName(b.id))

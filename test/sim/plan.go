@@ -17,6 +17,7 @@ type Plan struct {
 	Clients         int
 	Load            time.Duration // how long clients and faults go on
 	Think           time.Duration // a client pauses at most so long between operations
+	Crowded         bool          // all clients meet at one block
 	GrowFirst       bool          // groups have three replicas before the load begins
 	SyncDelay       time.Duration // a sync of the log takes at most so long
 	LinkDelay       time.Duration
@@ -69,6 +70,7 @@ func NewPlan(seed uint64) *Plan {
 	p.Clients = 3 + r.IntN(6)
 	p.Load = between(r, 5*time.Second, 11*time.Second)
 	p.Think = pick(r, 10*time.Millisecond, 30*time.Millisecond, 60*time.Millisecond)
+	p.Crowded = r.IntN(3) == 0
 	p.GrowFirst = r.IntN(5) > 0
 	p.SyncDelay = pick(r, 500*time.Microsecond, 2*time.Millisecond, 8*time.Millisecond, 30*time.Millisecond)
 	p.LinkDelay = pick(r, 50*time.Microsecond, 200*time.Microsecond, 2*time.Millisecond)

@@ -29,6 +29,7 @@ type run struct {
 	members []*membership
 	history *history.History
 
+	hush     atomic.Int64 // clients begin nothing while it is above 0
 	answered atomic.Int64
 	digest   atomic.Uint64  // sum over the operations of what they were, when they ended and how
 	later    sync.WaitGroup // what goes on in the background: starts of nodes and gateways

@@ -36,7 +36,10 @@ func (s span) bytes() int64 { return s.n * cellBytes }
 func cell(vol int, at int64) int64 { return int64(vol)<<40 | at }
 
 // blocks draws one to three consecutive hot blocks.
-func drawBlocks(r *rand.Rand) span {
+func drawBlocks(r *rand.Rand, crowded bool) span {
+	if crowded {
+		return span{hot[1] * cellsInBlock, cellsInBlock}
+	}
 	run := hotRuns[r.IntN(len(hotRuns))]
 	i := r.IntN(run[1])
 	n := 1
@@ -47,8 +50,8 @@ func drawBlocks(r *rand.Rand) span {
 }
 
 // drawCells draws some cells within hot blocks, mostly of one block.
-func drawCells(r *rand.Rand) span {
-	s := drawBlocks(r)
+func drawCells(r *rand.Rand, crowded bool) span {
+	s := drawBlocks(r, crowded)
 	from := r.Int64N(s.n)
 	return span{s.first + from, 1 + r.Int64N(min(s.n-from, 3))}
 }
@@ -66,9 +69,9 @@ func (r *run) client(ctx context.Context, id int) {
 		if random.IntN(8) == 0 {
 			n = r.nodes[random.IntN(len(r.nodes))]
 		}
-		choice := drawChoice(random, r.plan.Volumes)
+		choice := drawChoice(random, r.plan.Volumes, r.plan.Crowded)
 		p := n.p.Load()
-		if p == nil {
+		if p == nil || r.hush.Load() > 0 {
 			continue
 		}
 		if g := p.serving(); g != nil {
@@ -86,8 +89,8 @@ type choice struct {
 	patience time.Duration // 0: for ever
 }
 
-func drawChoice(random *rand.Rand, volumes int) choice {
-	c := choice{what: random.IntN(100), vol: random.IntN(volumes), blocks: drawBlocks(random), cells: drawCells(random)}
+func drawChoice(random *rand.Rand, volumes int, crowded bool) choice {
+	c := choice{what: random.IntN(100), vol: random.IntN(volumes), blocks: drawBlocks(random, crowded), cells: drawCells(random, crowded)}
 	if random.IntN(25) == 0 {
 		c.patience = time.Duration(random.Int64N(int64(300 * time.Millisecond)))
 	}
