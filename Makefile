@@ -9,6 +9,7 @@ FUZZTIME ?= 1m
 CHAOS_FOR ?= 10m
 CHAOS_ARGS ?=
 BENCH    ?=
+RACE     ?= -short
 DEMO     ?=
 
 .PHONY: help build demo test unit race interop e2e chaos-short chaos fuzz bench bench-quick fmt fmt-check vet lint \
@@ -32,8 +33,8 @@ unit: ## go vet and go test, without root and without tools; power cuts and simu
 	$(GO) vet -tags $(TAGS) ./...
 	$(GO) test -timeout 15m ./...
 
-race: ## the unit tests under the race detector
-	$(GO) test -race -timeout 20m ./...
+race: ## the unit tests in their short form under the race detector (RACE= for the long one)
+	$(GO) test -race $(RACE) -timeout 20m ./...
 
 interop: build ## Debian's NBD clients against the server in memory, one real node and three
 	$(GO) test -tags interop -timeout 10m -count 1 ./test/interop -storaged $(abspath $(BIN))/storaged
