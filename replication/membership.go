@@ -115,8 +115,9 @@ func caughtUp(acked, last uint64) bool { return acked > 0 && acked+PromotionLag 
 // changeTimeout bounds how long a change waits for its turn in the library's queue.
 const changeTimeout = 5 * time.Second
 
-// ChangeMembership makes one change of a group that this node leads: replica is a ServerID. With a configIndex it is refused unless that is
-// the newest configuration (GroupStatus.ConfigIndex).
+// ChangeMembership makes one change of a group that this node leads: replica is a ServerID. With a configIndex it is
+// refused unless that is the newest configuration (GroupStatus.ConfigIndex). It returns nil only when the change is
+// committed, also one that was asked for before: who removes a replica relies on it.
 func (h *Host) ChangeMembership(ctx context.Context, id storage.GroupID, change Change, replica string,
 	node storage.NodeID, configIndex uint64) error {
 	const name = "change membership"
@@ -129,7 +130,7 @@ func (h *Host) ChangeMembership(ctx context.Context, id storage.GroupID, change 
 	if err != nil {
 		return err
 	}
-	var voter, member bool
+	var voter, member, done bool
 	for _, m := range g.configuration(in).Servers {
 		if m.ID == server {
 			member, voter = true, m.Suffrage == raft.Voter
@@ -138,13 +139,13 @@ func (h *Host) ChangeMembership(ctx context.Context, id storage.GroupID, change 
 	var future raft.IndexFuture
 	switch change {
 	case AddNonvoter:
-		if member {
-			return nil
+		if done = member; done {
+			break
 		}
 		future = in.raft.AddNonvoter(server, NodeAddress(node), configIndex, changeTimeout)
 	case AddVoter:
-		if voter {
-			return nil
+		if done = voter; done {
+			break
 		}
 		if !member {
 			return storage.E(name, storage.KindConflict, "group "+id.String(), errors.New("the replica must catch up as a non-voter first"))
@@ -154,8 +155,8 @@ func (h *Host) ChangeMembership(ctx context.Context, id storage.GroupID, change 
 		}
 		future = in.raft.AddVoter(server, NodeAddress(node), configIndex, changeTimeout)
 	case RemoveServer:
-		if !member {
-			return nil
+		if done = !member; done {
+			break
 		}
 		if server == g.self {
 			return storage.E(name, storage.KindConflict, "group "+id.String(), errors.New("a leader is not removed: transfer leadership first"))
@@ -163,6 +164,9 @@ func (h *Host) ChangeMembership(ctx context.Context, id storage.GroupID, change 
 		future = in.raft.RemoveServer(server, configIndex, changeTimeout)
 	default:
 		return storage.E(name, storage.KindInvalid, "group "+id.String(), errors.New("unknown change"))
+	}
+	if done { // in the newest configuration, which may still be lost: what follows it in the log says that it is not
+		return g.fromRaft(name, until(&in.futures, in.raft.Barrier(changeTimeout)).Error())
 	}
 	return g.fromRaft(name, until(&in.futures, future).Error())
 }
