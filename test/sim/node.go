@@ -264,11 +264,13 @@ func (p *process) closeGateway(abandon bool) {
 	p.mu.Lock()
 	g := p.gateway
 	p.gateway = nil
+	if g != nil {
+		p.closing.Add(1) // under mu, so that wind, which comes by here, waits for it
+	}
 	p.mu.Unlock()
 	if g == nil {
 		return
 	}
-	p.closing.Add(1)
 	defer p.closing.Done()
 	g.end(abandon)
 }
