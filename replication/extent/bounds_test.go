@@ -119,11 +119,11 @@ func TestLostRequestIsRepeated(t *testing.T) {
 		for i := range uint32(20) {
 			r.ok(r.write(0, i*4096, blocks(1, 1)))
 		}
-		first := *asked
+		first := asked.Load()
 		time.Sleep(3 * shortOfRoomAge)
 		synctest.Wait()
-		if first != 1 || *asked <= first {
-			t.Errorf("asked %d times, then %d", first, *asked)
+		if first != 1 || asked.Load() <= first {
+			t.Errorf("asked %d times, then %d", first, asked.Load())
 		}
 	})
 }
@@ -135,12 +135,12 @@ func TestDeleteAsksForCheckpoint(t *testing.T) {
 	defer r.s.Close()
 	r.ok(r.write(0, 0, blocks(1, 1)))
 	r.ok(request{o: op.Op{Kind: op.DeleteVolume, Volume: 1}})
-	if *asked != 1 || !r.g.CheckpointDue() {
-		t.Errorf("asked %d times, due %v", *asked, r.g.CheckpointDue())
+	if asked.Load() != 1 || !r.g.CheckpointDue() {
+		t.Errorf("asked %d times, due %v", asked.Load(), r.g.CheckpointDue())
 	}
 	r.checkpoint()
 	r.ok(request{o: op.Op{Kind: op.DeleteVolume, Volume: 1}})
-	if *asked != 1 {
+	if asked.Load() != 1 {
 		t.Error("asked again, though the volume was deleted before")
 	}
 }

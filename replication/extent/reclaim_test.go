@@ -1,6 +1,7 @@
 package extent
 
 import (
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,11 +13,11 @@ import (
 )
 
 // reclaimRig is a rig that counts how often its group was asked for a checkpoint.
-func reclaimRig(t *testing.T, change func(*Config)) (*rig, *int) {
+func reclaimRig(t *testing.T, change func(*Config)) (*rig, *atomic.Int64) {
 	t.Helper()
-	asked := 0
+	asked := new(atomic.Int64)
 	cfg := testConfig(vfs.NewCrashableMem())
-	cfg.OnCheckpointDue = func(segment.GroupKey) { asked++ }
+	cfg.OnCheckpointDue = func(segment.GroupKey) { asked.Add(1) }
 	change(&cfg)
 	r := &rig{t: t, s: openStore(t, cfg), term: 1}
 	g, err := r.s.CreateGroup(testKey)
@@ -25,7 +26,7 @@ func reclaimRig(t *testing.T, change func(*Config)) (*rig, *int) {
 	}
 	r.g = g
 	r.ok(openSession(1))
-	return r, &asked
+	return r, asked
 }
 
 // Guards I6: runReclaim, and `wanted` in CheckpointDue. Either was removed once; both tests failed.
@@ -36,20 +37,20 @@ func TestChangesAreCheckpointedInTime(t *testing.T) {
 		r.ok(r.write(0, 0, blocks(1, 1)))
 		time.Sleep(maxCheckpointAge - 2*reclaimEvery)
 		synctest.Wait()
-		if *asked > 0 {
-			t.Errorf("asked for %d checkpoints of a single block at once", *asked)
+		if asked.Load() > 0 {
+			t.Errorf("asked for %d checkpoints of a single block at once", asked.Load())
 		}
 		time.Sleep(4 * reclaimEvery)
 		synctest.Wait()
-		if *asked == 0 || !r.g.CheckpointDue() {
-			t.Fatalf("asked for %d checkpoints after %v, due %v", *asked, maxCheckpointAge, r.g.CheckpointDue())
+		if asked.Load() == 0 || !r.g.CheckpointDue() {
+			t.Fatalf("asked for %d checkpoints after %v, due %v", asked.Load(), maxCheckpointAge, r.g.CheckpointDue())
 		}
 		r.checkpoint()
-		*asked = 0
+		asked.Store(0)
 		time.Sleep(3 * maxCheckpointAge)
 		synctest.Wait()
-		if *asked > 0 || r.g.CheckpointDue() {
-			t.Errorf("asked for %d checkpoints, though nothing has changed; due %v", *asked, r.g.CheckpointDue())
+		if asked.Load() > 0 || r.g.CheckpointDue() {
+			t.Errorf("asked for %d checkpoints, though nothing has changed; due %v", asked.Load(), r.g.CheckpointDue())
 		}
 	})
 }
@@ -68,7 +69,7 @@ func TestDiscardFreesFullStore(t *testing.T) {
 		for range 10 {
 			time.Sleep(reclaimEvery)
 			synctest.Wait()
-			if *asked > 0 && r.g.CheckpointDue() {
+			if asked.Load() > 0 && r.g.CheckpointDue() {
 				r.checkpoint()
 				r.g.Log().Compact(r.index - 1) // as Raft does, but for its trailing entries
 			}

@@ -28,8 +28,13 @@ func TestSpaceComesBack(t *testing.T) {
 		cfg := testConfig(vfs.NewCrashableMem())
 		cfg.CheckpointBytes = checkpoint
 		cfg.Segment.CacheBytes = 1 << 20
-		var due []segment.GroupKey
-		cfg.OnCheckpointDue = func(k segment.GroupKey) { due = append(due, k) }
+		due := make(chan segment.GroupKey, 100)
+		cfg.OnCheckpointDue = func(k segment.GroupKey) {
+			select {
+			case due <- k:
+			default: // lost: the store asks again
+			}
+		}
 		r := &rig{t: t, s: openStore(t, cfg), term: 1}
 		defer r.s.Close()
 		r.g, _ = r.s.CreateGroup(testKey)
@@ -41,8 +46,7 @@ func TestSpaceComesBack(t *testing.T) {
 		// serve does what Raft does with the requests for checkpoints: it keeps one trailing entry.
 		serve := func() {
 			for len(due) > 0 {
-				k := due[0]
-				due = due[1:]
+				k := <-due
 				for _, x := range []*rig{r, idle} {
 					if x.g.Key() == k && x.g.CheckpointDue() {
 						x.checkpoint()

@@ -121,7 +121,8 @@ func TestStalledDisk(t *testing.T) {
 				appended = int(i)
 				if i == 20 {
 					for _, j := range []int{5, 3, 3, 19, 0} {
-						l.Notify(ends[j], func(error) { called = append(called, ends[j]) })
+						end := ends[j]
+						l.Notify(end, func(error) { called = append(called, end) })
 					}
 				}
 			}

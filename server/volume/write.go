@@ -142,9 +142,12 @@ func (d *device) try(ctx context.Context, f *flight) (done bool, err error) {
 			d.metrics.retry(kind)
 			d.consult(s.attempts.context())
 		default:
+			// Guards I1: a number is free again only if the group has refused it, or the leader has for want of space,
+			// and nothing else was sent under it. Any other error may be that of an answer which cannot be read: were
+			// the number given back, the next request under it would be taken for a duplicate of the one applied.
+			free := f.attempts == 1 && (err == nil && kind != storage.KindInternal || kind == storage.KindNoSpace)
 			err = refusal(res, err, d.subject)
-			if f.attempts == 1 && kind != storage.KindInternal {
-				// Nothing else was sent under this number.
+			if free {
 				lane.giveBack(f.seq)
 				return true, err
 			}
