@@ -9,7 +9,7 @@ import (
 )
 
 func (c AddNode) apply(s *State, tx *change) error {
-	const op = "add node"
+	const op = "add"
 	subject := "node " + c.Name
 	known, err := s.ownerOf(op, subject, c.Stores)
 	if err != nil {
@@ -69,7 +69,7 @@ func (s *State) nameFree(op, name string, self storage.NodeID) error {
 }
 
 func (c UpdateNode) apply(s *State, tx *change) error {
-	const op = "update node"
+	const op = "update"
 	old, ok := s.nodes[c.Node]
 	if !ok || old.State == NodeRemoved {
 		return refuse(op, storage.KindNotFound, "node "+c.Node.String(), "there is no such node, or it was removed")

@@ -7,7 +7,7 @@ import (
 )
 
 func (c CreateVolume) apply(s *State, tx *change) error {
-	const op = "create volume"
+	const op = "create"
 	subject := "volume " + c.Name
 	if id, ok := s.volumeByRequest[c.RequestID]; ok && c.RequestID != "" {
 		v := s.volumes[id].clone()
@@ -84,7 +84,7 @@ func (s *State) volume(op string, ref VolumeRef) (Volume, error) {
 }
 
 func (c ResizeVolume) apply(s *State, tx *change) error {
-	const op = "resize volume"
+	const op = "resize"
 	v, err := s.volume(op, c.Volume)
 	if err != nil {
 		return err
@@ -108,7 +108,7 @@ func (c ResizeVolume) apply(s *State, tx *change) error {
 }
 
 func (c DeleteVolume) apply(s *State, tx *change) error {
-	const op = "delete volume"
+	const op = "delete"
 	v, err := s.volume(op, c.Volume)
 	if err != nil {
 		return err
