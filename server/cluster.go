@@ -52,14 +52,13 @@ func (c *cluster) OpenSession(ctx context.Context, name string, req volume.Sessi
 	return info, nil
 }
 
-// CloseSession implements volume.Cluster.
+// CloseSession implements volume.Cluster. The session is not named in reports any more, whatever the catalog answers:
+// one that it has not heard of the close of expires, instead of keeping its volume open for ever.
 func (c *cluster) CloseSession(ctx context.Context, session storage.SessionID) error {
+	c.mu.Lock()
+	delete(c.sessions, session)
+	c.mu.Unlock()
 	_, err := c.control.Propose(ctx, catalog.CloseSession{Session: session})
-	if err == nil {
-		c.mu.Lock()
-		delete(c.sessions, session)
-		c.mu.Unlock()
-	}
 	return err
 }
 
@@ -82,6 +81,13 @@ func (c *cluster) WatchVolume(ctx context.Context, id storage.VolumeID, after ui
 		fresh := c.control.View(func(s *catalog.State) { v, ok = s.Volume(id) })
 		switch {
 		case !ok:
+			// This node's copy may lag behind the leader that opened the volume: only one that does not can say so.
+			if err := c.control.Read(ctx, func(s *catalog.State) { v, ok = s.Volume(id) }); err != nil {
+				return volume.VolumeState{}, err
+			}
+			if ok {
+				continue
+			}
 			return volume.VolumeState{Revision: fresh.Index, Deleted: true}, nil
 		case v.Revision > after:
 			return volume.VolumeState{Revision: v.Revision, SizeBytes: v.SizeBytes, Epoch: v.Epoch, Generation: v.Generation,

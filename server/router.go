@@ -131,7 +131,17 @@ func (r *router) proposeAt(ctx context.Context, node storage.NodeID, group stora
 		return op.Result{}, err
 	}
 	defer resp.Release()
-	return op.DecodeResult(resp.Header)
+	result, err := op.DecodeResult(resp.Header)
+	return result, unreadable(node, err)
+}
+
+// unreadable says of an answer that cannot be decoded that its outcome is not known here: it must not be taken for a
+// refusal of the request.
+func unreadable(node storage.NodeID, err error) error {
+	if err == nil {
+		return nil
+	}
+	return storage.E("read the answer of", storage.KindInternal, "node "+node.String(), err)
 }
 
 // Read asks the group's leader for blocks.
@@ -154,7 +164,7 @@ func (r *router) readAt(ctx context.Context, node storage.NodeID, group storage.
 	var header op.ReadResponse
 	if err := header.Decode(resp.Header); err != nil {
 		resp.Release()
-		return nil, err
+		return nil, unreadable(node, err)
 	}
 	return op.NewReadData(header, resp.Payload, resp.Release), nil
 }
@@ -184,5 +194,5 @@ func (r *router) statusAt(ctx context.Context, node storage.NodeID, group storag
 	}
 	defer resp.Release()
 	answer, err := op.DecodeStatusResponse(resp.Header)
-	return answer.Runs, err
+	return answer.Runs, unreadable(node, err)
 }
