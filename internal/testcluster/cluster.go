@@ -78,8 +78,9 @@ func New(cfg Config) (*Cluster, error) {
 		return nil, fmt.Errorf("testcluster: %s is not a directory", cfg.Dir)
 	}
 	c := &Cluster{cfg: cfg, conns: map[*Node]*grpc.ClientConn{}}
+	taken := map[int]bool{} // two nodes of this cluster are never given the same port
 	for i := range cfg.Nodes {
-		n, err := newNode(cfg, i)
+		n, err := newNode(cfg, i, taken)
 		if err != nil {
 			return nil, err
 		}

@@ -188,3 +188,23 @@ func processState(t *testing.T, pid int) string {
 	}
 	return strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))[0]
 }
+
+// TestPortsDiffer: with ports that the kernel chose, closed and chose again, two nodes of a cluster were given the same
+// one now and then.
+func TestPortsDiffer(t *testing.T) {
+	taken := map[int]bool{}
+	for range 50 {
+		ports, err := freePorts("127.0.0.1", 4, taken)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range ports {
+			if p < firstPort || p >= endPort {
+				t.Errorf("port %d lies where outgoing connections take theirs", p)
+			}
+		}
+	}
+	if len(taken) != 200 {
+		t.Errorf("%d different ports of 200", len(taken))
+	}
+}

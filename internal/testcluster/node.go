@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -42,7 +43,7 @@ type process struct {
 	err    error
 }
 
-func newNode(cfg Config, i int) (*Node, error) {
+func newNode(cfg Config, i int, taken map[int]bool) (*Node, error) {
 	name := "node" + strconv.Itoa(i+1)
 	n := &Node{
 		Name: name, Zone: "zone" + strconv.Itoa(i+1), cfg: cfg,
@@ -58,7 +59,7 @@ func newNode(cfg Config, i int) (*Node, error) {
 	host := cfg.Host(i)
 	ports := cfg.Ports
 	if ports == nil {
-		free, err := FreePorts(host, 4)
+		free, err := freePorts(host, 4, taken)
 		if err != nil {
 			return nil, err
 		}
@@ -69,16 +70,35 @@ func newNode(cfg Config, i int) (*Node, error) {
 	return n, nil
 }
 
+// Ports are drawn from below the range that Linux gives to outgoing connections (ip_local_port_range, from 32768):
+// one of those could take a port between the look and the start of the node, or while the node is restarted.
+const firstPort, endPort = 15000, 30000
+
 // FreePorts returns count different TCP ports of host that were free a moment ago.
 func FreePorts(host string, count int) ([]int, error) {
+	return freePorts(host, count, map[int]bool{})
+}
+
+// freePorts is FreePorts without the ports in taken, to which it adds what it returns.
+func freePorts(host string, count int, taken map[int]bool) ([]int, error) {
 	var ports []int
-	for range count {
-		l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
-		if err != nil {
-			return nil, fmt.Errorf("testcluster: %w", err)
+	var last error
+	for attempt := 0; len(ports) < count; attempt++ {
+		if attempt == 1000 {
+			return nil, fmt.Errorf("testcluster: no free port of %s in 1000 attempts: %w", host, last)
 		}
-		defer l.Close()
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+		port := firstPort + rand.IntN(endPort-firstPort)
+		if taken[port] {
+			continue
+		}
+		l, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(port)))
+		if err != nil {
+			last = err
+			continue
+		}
+		_ = l.Close()
+		taken[port] = true
+		ports = append(ports, port)
 	}
 	return ports, nil
 }
