@@ -90,6 +90,29 @@ func withoutEach(t *testing.T, c *testcluster.Cluster, but int, data []byte) {
 	}
 }
 
+// awaitRenewed returns when the node holds a replica of an incarnation that its cluster's growth did not give out.
+func awaitRenewed(t *testing.T, c *testcluster.Cluster, node string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := testcluster.Poll(ctx, 100*time.Millisecond, func() bool {
+		groups, err := c.Groups(ctx)
+		if err != nil {
+			return false
+		}
+		for _, g := range groups {
+			for _, r := range g.Replicas {
+				if r.NodeName == node && r.Incarnation > 3 { // 1 to 3 are those of the growth
+					return true
+				}
+			}
+		}
+		return false
+	}); err != nil {
+		t.Fatal("no replica was made anew")
+	}
+}
+
 // TestDamagedLog: a replica whose log lost an acknowledged record comes back as a new member by itself, with all data.
 func TestDamagedLog(t *testing.T) {
 	c := startWithVolume(t, nil)
@@ -108,26 +131,13 @@ func TestDamagedLog(t *testing.T) {
 	if err := c.StartNode(t.Context(), 1); err != nil {
 		t.Fatal(err)
 	}
+	// Until the node has reported what it lost, the status is the one of before: wait for the new member, then for health.
+	awaitRenewed(t, c, victim.Name)
 	awaitHealthy(t, c)
 	clustertest.WaitFull(t, c)
 	t.Logf("whole again %v after the start", time.Since(begun).Round(time.Millisecond))
 	if log := victim.LogTail(10000); !strings.Contains(log, "replica is damaged and stays out") {
 		t.Error("the node's log does not say that a replica is damaged")
-	}
-	groups, err := c.Groups(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	renewed := 0
-	for _, g := range groups {
-		for _, r := range g.Replicas {
-			if r.NodeName == victim.Name && r.Incarnation > 3 { // 1 to 3 are those of the growth
-				renewed++
-			}
-		}
-	}
-	if renewed == 0 {
-		t.Error("no replica was made anew")
 	}
 	readBack(t, c, data)
 	withoutEach(t, c, 1, data)
