@@ -206,7 +206,30 @@ func TestImpossibleHoles(t *testing.T) {
 	}
 }
 
-// script is a server that says what it is told, whatever the client says.
+// awaitRequest reads what the client sends, to the end, and closes asked at its first request: a reply before that
+// would be a reply to nothing.
+func awaitRequest(r io.Reader, asked chan<- struct{}) {
+	const requestMagic = 0x25609513
+	var last uint32
+	buf := make([]byte, 4096)
+	for {
+		n, err := r.Read(buf)
+		for _, b := range buf[:n] {
+			if last = last<<8 | uint32(b); last == requestMagic && asked != nil {
+				close(asked)
+				asked = nil
+			}
+		}
+		if err != nil {
+			if asked != nil {
+				close(asked)
+			}
+			return
+		}
+	}
+}
+
+// script is a server that answers the first request with what it is told, whatever the client says.
 func script(t *testing.T, transmission []byte) *nbd.Client {
 	b := append([]byte("NBDMAGICIHAVEOPT"), 0, 3)
 	reply := func(option, kind uint32, data []byte) {
@@ -219,9 +242,11 @@ func script(t *testing.T, transmission []byte) *nbd.Client {
 	reply(7, 1, nil)
 	ours, theirs := net.Pipe()
 	var wg sync.WaitGroup
-	wg.Go(func() { _, _ = io.Copy(io.Discard, theirs) })
+	asked := make(chan struct{})
+	wg.Go(func() { awaitRequest(theirs, asked) })
 	wg.Go(func() {
 		_, _ = theirs.Write(b)
+		<-asked
 		_, _ = theirs.Write(transmission)
 	})
 	c, err := nbd.NewClient(bg, ours, nbd.ClientConfig{CompactHeaders: true})
