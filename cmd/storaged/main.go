@@ -99,6 +99,7 @@ keys are the flags' names. The command line wins over the environment, the envir
 			if err := applySources(cmd.Flags(), file, os.LookupEnv); err != nil {
 				return err
 			}
+			leaveKernelShare()
 			return server.Run(cmd.Context(), config, cmd.ErrOrStderr())
 		},
 	}

@@ -24,6 +24,7 @@ type committer struct {
 	meta    []byte   // headers, prefixes, small data and padding of a batch
 	vectors [][]byte // what one segment's part of the batch is made of
 	joined  []byte   // for files without a descriptor
+	sync    dataSync
 	due     []note
 	surplus []vfs.File // of sealed segments, to be closed
 }
@@ -129,7 +130,7 @@ func (c *committer) writeSegment(records []*record, mark Position) (op string, e
 		return "write segment", err
 	}
 	written := time.Now()
-	if err := s.file.SyncData(); err != nil {
+	if err := c.sync.of(s.file); err != nil {
 		return "sync segment", err
 	}
 	c.l.metrics.write.Observe(written.Sub(start).Seconds())
@@ -320,6 +321,7 @@ func (c *committer) call(err error) {
 
 // leave tells everyone who still waits that nothing more will become durable.
 func (c *committer) leave() {
+	c.sync.close()
 	l := c.l
 	l.mu.Lock()
 	err := l.refusalLocked()

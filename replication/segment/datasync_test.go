@@ -1,0 +1,76 @@
+package segment
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"golang.org/x/sys/unix"
+)
+
+// TestDataSync syncs a real file by way of the kernel's AIO, many times, and looks whether that way was taken at all.
+func TestDataSync(t *testing.T) {
+	f := realFile(t)
+	var s dataSync
+	defer s.close()
+	for i := range 100 {
+		if _, err := f.WriteAt(zeroPage[:], int64(i)*pageBytes); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.of(f); err != nil {
+			t.Fatalf("sync %d: %v", i, err)
+		}
+	}
+	if s.refused || s.event == nil {
+		t.Fatal("the kernel has AIO, but the file was synced without")
+	}
+}
+
+// TestDataSyncWithoutAIO: where AIO is not to be had, files are synced all the same, and errors are still seen.
+func TestDataSyncWithoutAIO(t *testing.T) {
+	f := realFile(t)
+	s := dataSync{refused: true}
+	if err := s.of(f); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.of(f); err == nil {
+		t.Fatal("a closed file was synced")
+	}
+}
+
+// TestDataSyncError: an error of the device comes back as the sync's. A pipe cannot be synced.
+func TestDataSyncError(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _, _ = r.Close(), w.Close() }()
+	var s dataSync
+	defer s.close()
+	if err := s.of(pipeFile{fd: w.Fd()}); !errors.Is(err, unix.EINVAL) {
+		t.Fatalf("got %v, want EINVAL", err)
+	}
+}
+
+type pipeFile struct {
+	vfs.File
+	fd uintptr
+}
+
+func (f pipeFile) Fd() uintptr     { return f.fd }
+func (f pipeFile) SyncData() error { return unix.Fdatasync(int(f.fd)) }
+
+func realFile(t *testing.T) vfs.File {
+	t.Helper()
+	f, err := vfs.Default.Create(filepath.Join(t.TempDir(), "file"), writeCategory)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = f.Close() })
+	return f
+}
