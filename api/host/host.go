@@ -1,0 +1,147 @@
+package host
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	storage "github.com/storaged/storaged"
+)
+
+// DefaultSocket is where the gateway of a host listens.
+const DefaultSocket = "/run/storaged/gateway.sock"
+
+// Gateway attaches volumes to a host as block devices. Errors are *storage.Error. Its methods may be called concurrently;
+// calls about one volume are carried out one after another.
+type Gateway interface {
+	// Attach makes a volume a block device of this host and returns when the device can be used. Repeated with equal
+	// terms it returns the device that is there; with others it is KindConflict. KindConflict too when somebody else has
+	// the volume: the text says who, since when, and how to take it over. KindNotFound without such a volume;
+	// KindUnsupported when this host cannot make such a device.
+	Attach(ctx context.Context, request Request) (Attachment, error)
+	// Detach removes the volume's device and gives the volume up. While the device is in use it is KindConflict, unless
+	// force is set: then its users get errors. A volume that is not attached here is no error.
+	Detach(ctx context.Context, volume string, force bool) error
+	// Refresh asks the cluster how large the volume is now, and returns when the device has at least sizeBytes; 0: as
+	// many as the volume has. KindNotFound if the volume is not attached here.
+	Refresh(ctx context.Context, volume string, sizeBytes int64) (Attachment, error)
+	// Attachments returns what is attached here, by volume.
+	Attachments(ctx context.Context) ([]Attachment, error)
+	// Info describes the gateway and its host.
+	Info(ctx context.Context) (Info, error)
+}
+
+// Request asks for a volume as a block device. Equal terms are equal values of all fields but TakeOver, where
+// ViaAuto equals any Via and AttachmentID 0 any id.
+type Request struct {
+	Volume string
+	// Access is AccessExclusive unless it is said.
+	Access   Access
+	ReadOnly bool
+	// TakeOver takes the volume from whoever has it: nothing that others have in flight lands afterwards.
+	TakeOver bool
+	// Via is ViaAuto unless it is said.
+	Via Via
+	// AttachmentID is the catalog's attachment under which the volume is used, if it was made for this host before; such a
+	// one outlives Detach. With 0 the gateway makes one, and Detach removes it.
+	AttachmentID uint64
+}
+
+// Validate returns what is wrong with the request (KindInvalid); it fills in the defaults.
+func (r *Request) Validate() error {
+	if err := storage.CheckVolumeName(r.Volume); err != nil {
+		return err
+	}
+	if r.Access == "" {
+		r.Access = AccessExclusive
+	}
+	if r.Via == "" {
+		r.Via = ViaAuto
+	}
+	var why error
+	switch {
+	case r.Access != AccessExclusive && r.Access != AccessShared:
+		why = fmt.Errorf("access %q: use exclusive or shared", r.Access)
+	case r.Via != ViaAuto && r.Via != ViaNBD && r.Via != ViaFUSE:
+		why = fmt.Errorf("via %q: use auto, nbd or fuse", r.Via)
+	case r.TakeOver && r.AttachmentID != 0:
+		why = fmt.Errorf("an attachment that was made before cannot take the volume over once more")
+	}
+	if why != nil {
+		return storage.E("attach", storage.KindInvalid, "volume "+r.Volume, why)
+	}
+	return nil
+}
+
+// Access says whether others may attach the volume beside this host.
+type Access string
+
+// The values of Access.
+const (
+	// AccessExclusive: nobody else.
+	AccessExclusive Access = "exclusive"
+	// AccessShared: others that say so too; all of them read what any of them wrote.
+	AccessShared Access = "shared"
+)
+
+// Via says what makes the block device.
+type Via string
+
+// The values of Via.
+const (
+	// ViaAuto is ViaNBD where the kernel has it, ViaFUSE elsewhere.
+	ViaAuto Via = "auto"
+	// ViaNBD is the kernel's network block device, over a unix socket.
+	ViaNBD Via = "nbd"
+	// ViaFUSE is a loop device over a file of a FUSE file system.
+	ViaFUSE Via = "fuse"
+)
+
+// State says where an attachment is in its life.
+type State string
+
+// The states of an attachment.
+const (
+	// StateConnecting: the device is being made, or found again after a start of the gateway; its requests wait.
+	StateConnecting State = "connecting"
+	// StateReady: the device serves requests.
+	StateReady State = "ready"
+	// StateDetaching: the device is being removed.
+	StateDetaching State = "detaching"
+	// StateFailed: every request is answered with an error, for good. Detach removes the device.
+	StateFailed State = "failed"
+)
+
+// Attachment is a volume as a block device of this host.
+type Attachment struct {
+	Volume   string
+	VolumeID storage.VolumeID
+	// ID is the catalog's; 0 in a cluster that keeps none.
+	ID         uint64
+	Generation storage.Generation
+	Access     Access
+	ReadOnly   bool
+	Via        Via // never ViaAuto
+	// Device is the path of the block device: /dev/nbd0, /dev/loop3. Link is a path that leads to it for as long as the
+	// volume is attached, whatever device it is; empty without one.
+	Device, Link string
+	SizeBytes    int64 // of the device
+	State        State
+	// Reason says why State is what it is; empty when it is StateReady.
+	Reason string
+	Since  time.Time
+}
+
+// Info describes a gateway and its host.
+type Info struct {
+	// HostID is what the cluster knows this host as: the holder of its attachments, the node id of the CSI driver.
+	HostID  string
+	Zone    string
+	Version string
+	// Endpoints are those of the cluster's API.
+	Endpoints []string
+	// Vias are what Attach can use here, the one that ViaAuto stands for first.
+	Vias []Via
+	// Cluster is zero while the cluster was not reached yet.
+	Cluster storage.ClusterID
+}
