@@ -60,6 +60,10 @@ type ExtentIndex uint32
 // SessionID names a session for ever: the catalog hands them out in ascending order from 1; zero is no session.
 type SessionID uint64
 
+// AttachmentID names a holder's right to use a volume for ever: the catalog hands them out in ascending order from 1;
+// zero is no attachment.
+type AttachmentID uint64
+
 // Epoch is a volume's snapshot counter.
 type Epoch uint64
 
@@ -90,13 +94,14 @@ func ParseStoreID(s string) (StoreID, error) {
 	return StoreID(b), err
 }
 
-func (id NodeID) String() string     { return strconv.FormatUint(uint64(id), 10) }
-func (id GroupID) String() string    { return strconv.FormatUint(uint64(id), 10) }
-func (id VolumeID) String() string   { return strconv.FormatUint(uint64(id), 10) }
-func (id SessionID) String() string  { return strconv.FormatUint(uint64(id), 10) }
-func (g Generation) String() string  { return strconv.FormatUint(uint64(g), 10) }
-func (e Epoch) String() string       { return strconv.FormatUint(uint64(e), 10) }
-func (x ExtentIndex) String() string { return strconv.FormatUint(uint64(x), 10) }
+func (id NodeID) String() string       { return strconv.FormatUint(uint64(id), 10) }
+func (id GroupID) String() string      { return strconv.FormatUint(uint64(id), 10) }
+func (id VolumeID) String() string     { return strconv.FormatUint(uint64(id), 10) }
+func (id SessionID) String() string    { return strconv.FormatUint(uint64(id), 10) }
+func (id AttachmentID) String() string { return strconv.FormatUint(uint64(id), 10) }
+func (g Generation) String() string    { return strconv.FormatUint(uint64(g), 10) }
+func (e Epoch) String() string         { return strconv.FormatUint(uint64(e), 10) }
+func (x ExtentIndex) String() string   { return strconv.FormatUint(uint64(x), 10) }
 
 func formatUUID(b [16]byte) string {
 	h := hex.EncodeToString(b[:])

@@ -78,6 +78,107 @@ func (VolumeState) EnumDescriptor() ([]byte, []int) {
 	return file_storage_v1_storage_proto_rawDescGZIP(), []int{0}
 }
 
+type HolderKind int32
+
+const (
+	HolderKind_HOLDER_KIND_UNSPECIFIED HolderKind = 0
+	// A host, by its own gateway.
+	HolderKind_HOLDER_KIND_HOST HolderKind = 1
+	// A node, for the plain NBD clients that are connected to it.
+	HolderKind_HOLDER_KIND_NBD HolderKind = 2
+)
+
+// Enum value maps for HolderKind.
+var (
+	HolderKind_name = map[int32]string{
+		0: "HOLDER_KIND_UNSPECIFIED",
+		1: "HOLDER_KIND_HOST",
+		2: "HOLDER_KIND_NBD",
+	}
+	HolderKind_value = map[string]int32{
+		"HOLDER_KIND_UNSPECIFIED": 0,
+		"HOLDER_KIND_HOST":        1,
+		"HOLDER_KIND_NBD":         2,
+	}
+)
+
+func (x HolderKind) Enum() *HolderKind {
+	p := new(HolderKind)
+	*p = x
+	return p
+}
+
+func (x HolderKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (HolderKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_storage_v1_storage_proto_enumTypes[1].Descriptor()
+}
+
+func (HolderKind) Type() protoreflect.EnumType {
+	return &file_storage_v1_storage_proto_enumTypes[1]
+}
+
+func (x HolderKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use HolderKind.Descriptor instead.
+func (HolderKind) EnumDescriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{1}
+}
+
+type Access int32
+
+const (
+	// In requests: exclusive.
+	Access_ACCESS_UNSPECIFIED Access = 0
+	Access_ACCESS_EXCLUSIVE   Access = 1
+	Access_ACCESS_SHARED      Access = 2
+)
+
+// Enum value maps for Access.
+var (
+	Access_name = map[int32]string{
+		0: "ACCESS_UNSPECIFIED",
+		1: "ACCESS_EXCLUSIVE",
+		2: "ACCESS_SHARED",
+	}
+	Access_value = map[string]int32{
+		"ACCESS_UNSPECIFIED": 0,
+		"ACCESS_EXCLUSIVE":   1,
+		"ACCESS_SHARED":      2,
+	}
+)
+
+func (x Access) Enum() *Access {
+	p := new(Access)
+	*p = x
+	return p
+}
+
+func (x Access) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Access) Descriptor() protoreflect.EnumDescriptor {
+	return file_storage_v1_storage_proto_enumTypes[2].Descriptor()
+}
+
+func (Access) Type() protoreflect.EnumType {
+	return &file_storage_v1_storage_proto_enumTypes[2]
+}
+
+func (x Access) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Access.Descriptor instead.
+func (Access) EnumDescriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{2}
+}
+
 type NodeState int32
 
 const (
@@ -122,11 +223,11 @@ func (x NodeState) String() string {
 }
 
 func (NodeState) Descriptor() protoreflect.EnumDescriptor {
-	return file_storage_v1_storage_proto_enumTypes[1].Descriptor()
+	return file_storage_v1_storage_proto_enumTypes[3].Descriptor()
 }
 
 func (NodeState) Type() protoreflect.EnumType {
-	return &file_storage_v1_storage_proto_enumTypes[1]
+	return &file_storage_v1_storage_proto_enumTypes[3]
 }
 
 func (x NodeState) Number() protoreflect.EnumNumber {
@@ -135,7 +236,7 @@ func (x NodeState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use NodeState.Descriptor instead.
 func (NodeState) EnumDescriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{1}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{3}
 }
 
 type StoreState int32
@@ -176,11 +277,11 @@ func (x StoreState) String() string {
 }
 
 func (StoreState) Descriptor() protoreflect.EnumDescriptor {
-	return file_storage_v1_storage_proto_enumTypes[2].Descriptor()
+	return file_storage_v1_storage_proto_enumTypes[4].Descriptor()
 }
 
 func (StoreState) Type() protoreflect.EnumType {
-	return &file_storage_v1_storage_proto_enumTypes[2]
+	return &file_storage_v1_storage_proto_enumTypes[4]
 }
 
 func (x StoreState) Number() protoreflect.EnumNumber {
@@ -189,7 +290,7 @@ func (x StoreState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use StoreState.Descriptor instead.
 func (StoreState) EnumDescriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{2}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{4}
 }
 
 type ReplicaRole int32
@@ -234,11 +335,11 @@ func (x ReplicaRole) String() string {
 }
 
 func (ReplicaRole) Descriptor() protoreflect.EnumDescriptor {
-	return file_storage_v1_storage_proto_enumTypes[3].Descriptor()
+	return file_storage_v1_storage_proto_enumTypes[5].Descriptor()
 }
 
 func (ReplicaRole) Type() protoreflect.EnumType {
-	return &file_storage_v1_storage_proto_enumTypes[3]
+	return &file_storage_v1_storage_proto_enumTypes[5]
 }
 
 func (x ReplicaRole) Number() protoreflect.EnumNumber {
@@ -247,7 +348,7 @@ func (x ReplicaRole) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ReplicaRole.Descriptor instead.
 func (ReplicaRole) EnumDescriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{3}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{5}
 }
 
 type Health int32
@@ -288,11 +389,11 @@ func (x Health) String() string {
 }
 
 func (Health) Descriptor() protoreflect.EnumDescriptor {
-	return file_storage_v1_storage_proto_enumTypes[4].Descriptor()
+	return file_storage_v1_storage_proto_enumTypes[6].Descriptor()
 }
 
 func (Health) Type() protoreflect.EnumType {
-	return &file_storage_v1_storage_proto_enumTypes[4]
+	return &file_storage_v1_storage_proto_enumTypes[6]
 }
 
 func (x Health) Number() protoreflect.EnumNumber {
@@ -301,7 +402,7 @@ func (x Health) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Health.Descriptor instead.
 func (Health) EnumDescriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{4}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{6}
 }
 
 type TaskKind int32
@@ -343,11 +444,11 @@ func (x TaskKind) String() string {
 }
 
 func (TaskKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_storage_v1_storage_proto_enumTypes[5].Descriptor()
+	return file_storage_v1_storage_proto_enumTypes[7].Descriptor()
 }
 
 func (TaskKind) Type() protoreflect.EnumType {
-	return &file_storage_v1_storage_proto_enumTypes[5]
+	return &file_storage_v1_storage_proto_enumTypes[7]
 }
 
 func (x TaskKind) Number() protoreflect.EnumNumber {
@@ -356,7 +457,7 @@ func (x TaskKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use TaskKind.Descriptor instead.
 func (TaskKind) EnumDescriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{5}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{7}
 }
 
 // ErrorKind is the class of a failure: what a program acts on.
@@ -429,11 +530,11 @@ func (x ErrorKind) String() string {
 }
 
 func (ErrorKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_storage_v1_storage_proto_enumTypes[6].Descriptor()
+	return file_storage_v1_storage_proto_enumTypes[8].Descriptor()
 }
 
 func (ErrorKind) Type() protoreflect.EnumType {
-	return &file_storage_v1_storage_proto_enumTypes[6]
+	return &file_storage_v1_storage_proto_enumTypes[8]
 }
 
 func (x ErrorKind) Number() protoreflect.EnumNumber {
@@ -442,7 +543,7 @@ func (x ErrorKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ErrorKind.Descriptor instead.
 func (ErrorKind) EnumDescriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{6}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{8}
 }
 
 type CreateVolumeRequest struct {
@@ -957,6 +1058,7 @@ type Volume struct {
 	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	Sessions      []*Session             `protobuf:"bytes,10,rep,name=sessions,proto3" json:"sessions,omitempty"`
 	Connections   []*Connection          `protobuf:"bytes,11,rep,name=connections,proto3" json:"connections,omitempty"`
+	Attachments   []*Attachment          `protobuf:"bytes,12,rep,name=attachments,proto3" json:"attachments,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1068,16 +1170,25 @@ func (x *Volume) GetConnections() []*Connection {
 	return nil
 }
 
+func (x *Volume) GetAttachments() []*Attachment {
+	if x != nil {
+		return x.Attachments
+	}
+	return nil
+}
+
 // A Session is a gateway's right to write to a volume.
 type Session struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	// The node whose gateway holds it.
-	Node          uint32                 `protobuf:"varint,2,opt,name=node,proto3" json:"node,omitempty"`
-	NodeName      string                 `protobuf:"bytes,3,opt,name=node_name,json=nodeName,proto3" json:"node_name,omitempty"`
-	Generation    uint64                 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
-	ReadOnly      bool                   `protobuf:"varint,5,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
-	OpenedAt      *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=opened_at,json=openedAt,proto3" json:"opened_at,omitempty"`
+	Node       uint32                 `protobuf:"varint,2,opt,name=node,proto3" json:"node,omitempty"`
+	NodeName   string                 `protobuf:"bytes,3,opt,name=node_name,json=nodeName,proto3" json:"node_name,omitempty"`
+	Generation uint64                 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
+	ReadOnly   bool                   `protobuf:"varint,5,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	OpenedAt   *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=opened_at,json=openedAt,proto3" json:"opened_at,omitempty"`
+	// The attachment that it lives under.
+	Attachment    uint64 `protobuf:"varint,7,opt,name=attachment,proto3" json:"attachment,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1154,6 +1265,568 @@ func (x *Session) GetOpenedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Session) GetAttachment() uint64 {
+	if x != nil {
+		return x.Attachment
+	}
+	return 0
+}
+
+// A Holder is who may use a volume.
+type Holder struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 1 to 128 letters, digits and - . _ : / @, beginning with a letter or digit. Those of nodes begin with "nbd:", no
+	// others do.
+	Id   string     `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Kind HolderKind `protobuf:"varint,2,opt,name=kind,proto3,enum=storage.v1.HolderKind" json:"kind,omitempty"`
+	// The host's name, for people.
+	Host string `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
+	// The node, of kind NBD.
+	Node          uint32 `protobuf:"varint,4,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Holder) Reset() {
+	*x = Holder{}
+	mi := &file_storage_v1_storage_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Holder) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Holder) ProtoMessage() {}
+
+func (x *Holder) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_v1_storage_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Holder.ProtoReflect.Descriptor instead.
+func (*Holder) Descriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Holder) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Holder) GetKind() HolderKind {
+	if x != nil {
+		return x.Kind
+	}
+	return HolderKind_HOLDER_KIND_UNSPECIFIED
+}
+
+func (x *Holder) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *Holder) GetNode() uint32 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
+
+// An Attachment is a holder's right to use a volume.
+type Attachment struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Id       uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	VolumeId uint64                 `protobuf:"varint,2,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	Volume   string                 `protobuf:"bytes,3,opt,name=volume,proto3" json:"volume,omitempty"`
+	Holder   *Holder                `protobuf:"bytes,4,opt,name=holder,proto3" json:"holder,omitempty"`
+	Access   Access                 `protobuf:"varint,5,opt,name=access,proto3,enum=storage.v1.Access" json:"access,omitempty"`
+	ReadOnly bool                   `protobuf:"varint,6,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	// The volume's generation that its requests carry.
+	Generation uint64                 `protobuf:"varint,7,opt,name=generation,proto3" json:"generation,omitempty"`
+	Since      *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=since,proto3" json:"since,omitempty"`
+	// Its gateway was not heard of for a while.
+	Silent        bool `protobuf:"varint,9,opt,name=silent,proto3" json:"silent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Attachment) Reset() {
+	*x = Attachment{}
+	mi := &file_storage_v1_storage_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Attachment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Attachment) ProtoMessage() {}
+
+func (x *Attachment) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_v1_storage_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
+func (*Attachment) Descriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Attachment) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Attachment) GetVolumeId() uint64 {
+	if x != nil {
+		return x.VolumeId
+	}
+	return 0
+}
+
+func (x *Attachment) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *Attachment) GetHolder() *Holder {
+	if x != nil {
+		return x.Holder
+	}
+	return nil
+}
+
+func (x *Attachment) GetAccess() Access {
+	if x != nil {
+		return x.Access
+	}
+	return Access_ACCESS_UNSPECIFIED
+}
+
+func (x *Attachment) GetReadOnly() bool {
+	if x != nil {
+		return x.ReadOnly
+	}
+	return false
+}
+
+func (x *Attachment) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *Attachment) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *Attachment) GetSilent() bool {
+	if x != nil {
+		return x.Silent
+	}
+	return false
+}
+
+type AttachRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The volume by its name, by its id, or by both: then they must belong together.
+	Volume   string  `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	VolumeId uint64  `protobuf:"varint,2,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	Holder   *Holder `protobuf:"bytes,3,opt,name=holder,proto3" json:"holder,omitempty"`
+	Access   Access  `protobuf:"varint,4,opt,name=access,proto3,enum=storage.v1.Access" json:"access,omitempty"`
+	ReadOnly bool    `protobuf:"varint,5,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	// Ends every other attachment of the volume, whatever its holder is doing.
+	TakeOver bool `protobuf:"varint,6,opt,name=take_over,json=takeOver,proto3" json:"take_over,omitempty"`
+	// With take_over, when not 0: only if the volume's generation is still this one. Of two holders that take the volume
+	// over at once one wins, and the other is told; a request that is repeated does not take over twice.
+	IfGeneration  uint64 `protobuf:"varint,7,opt,name=if_generation,json=ifGeneration,proto3" json:"if_generation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachRequest) Reset() {
+	*x = AttachRequest{}
+	mi := &file_storage_v1_storage_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachRequest) ProtoMessage() {}
+
+func (x *AttachRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_v1_storage_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
+func (*AttachRequest) Descriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *AttachRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *AttachRequest) GetVolumeId() uint64 {
+	if x != nil {
+		return x.VolumeId
+	}
+	return 0
+}
+
+func (x *AttachRequest) GetHolder() *Holder {
+	if x != nil {
+		return x.Holder
+	}
+	return nil
+}
+
+func (x *AttachRequest) GetAccess() Access {
+	if x != nil {
+		return x.Access
+	}
+	return Access_ACCESS_UNSPECIFIED
+}
+
+func (x *AttachRequest) GetReadOnly() bool {
+	if x != nil {
+		return x.ReadOnly
+	}
+	return false
+}
+
+func (x *AttachRequest) GetTakeOver() bool {
+	if x != nil {
+		return x.TakeOver
+	}
+	return false
+}
+
+func (x *AttachRequest) GetIfGeneration() uint64 {
+	if x != nil {
+		return x.IfGeneration
+	}
+	return 0
+}
+
+type AttachResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Attachment    *Attachment            `protobuf:"bytes,1,opt,name=attachment,proto3" json:"attachment,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachResponse) Reset() {
+	*x = AttachResponse{}
+	mi := &file_storage_v1_storage_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachResponse) ProtoMessage() {}
+
+func (x *AttachResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_v1_storage_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
+func (*AttachResponse) Descriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *AttachResponse) GetAttachment() *Attachment {
+	if x != nil {
+		return x.Attachment
+	}
+	return nil
+}
+
+type DetachRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in AttachRequest.
+	Volume   string `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	VolumeId uint64 `protobuf:"varint,2,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	HolderId string `protobuf:"bytes,3,opt,name=holder_id,json=holderId,proto3" json:"holder_id,omitempty"`
+	// When not 0: only this attachment; a later one of the same holder stays.
+	AttachmentId  uint64 `protobuf:"varint,4,opt,name=attachment_id,json=attachmentId,proto3" json:"attachment_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DetachRequest) Reset() {
+	*x = DetachRequest{}
+	mi := &file_storage_v1_storage_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DetachRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DetachRequest) ProtoMessage() {}
+
+func (x *DetachRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_v1_storage_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DetachRequest.ProtoReflect.Descriptor instead.
+func (*DetachRequest) Descriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *DetachRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *DetachRequest) GetVolumeId() uint64 {
+	if x != nil {
+		return x.VolumeId
+	}
+	return 0
+}
+
+func (x *DetachRequest) GetHolderId() string {
+	if x != nil {
+		return x.HolderId
+	}
+	return ""
+}
+
+func (x *DetachRequest) GetAttachmentId() uint64 {
+	if x != nil {
+		return x.AttachmentId
+	}
+	return 0
+}
+
+type DetachResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DetachResponse) Reset() {
+	*x = DetachResponse{}
+	mi := &file_storage_v1_storage_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DetachResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DetachResponse) ProtoMessage() {}
+
+func (x *DetachResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_v1_storage_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DetachResponse.ProtoReflect.Descriptor instead.
+func (*DetachResponse) Descriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{17}
+}
+
+type ListAttachmentsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only those of this volume, by name; empty: of all.
+	Volume string `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	// Only those of this holder; empty: of all.
+	HolderId string `protobuf:"bytes,2,opt,name=holder_id,json=holderId,proto3" json:"holder_id,omitempty"`
+	// At most so many; 0 means 1000, which is also the most.
+	PageSize uint32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// next_page_token of the answer before; empty begins.
+	PageToken     string `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAttachmentsRequest) Reset() {
+	*x = ListAttachmentsRequest{}
+	mi := &file_storage_v1_storage_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAttachmentsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAttachmentsRequest) ProtoMessage() {}
+
+func (x *ListAttachmentsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_v1_storage_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAttachmentsRequest.ProtoReflect.Descriptor instead.
+func (*ListAttachmentsRequest) Descriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ListAttachmentsRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *ListAttachmentsRequest) GetHolderId() string {
+	if x != nil {
+		return x.HolderId
+	}
+	return ""
+}
+
+func (x *ListAttachmentsRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListAttachmentsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+type ListAttachmentsResponse struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Attachments []*Attachment          `protobuf:"bytes,1,rep,name=attachments,proto3" json:"attachments,omitempty"`
+	// Empty after the last page.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAttachmentsResponse) Reset() {
+	*x = ListAttachmentsResponse{}
+	mi := &file_storage_v1_storage_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAttachmentsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAttachmentsResponse) ProtoMessage() {}
+
+func (x *ListAttachmentsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_v1_storage_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAttachmentsResponse.ProtoReflect.Descriptor instead.
+func (*ListAttachmentsResponse) Descriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ListAttachmentsResponse) GetAttachments() []*Attachment {
+	if x != nil {
+		return x.Attachments
+	}
+	return nil
+}
+
+func (x *ListAttachmentsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
 // A Connection is one NBD client of a volume.
 type Connection struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -1169,7 +1842,7 @@ type Connection struct {
 
 func (x *Connection) Reset() {
 	*x = Connection{}
-	mi := &file_storage_v1_storage_proto_msgTypes[12]
+	mi := &file_storage_v1_storage_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1181,7 +1854,7 @@ func (x *Connection) String() string {
 func (*Connection) ProtoMessage() {}
 
 func (x *Connection) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[12]
+	mi := &file_storage_v1_storage_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1194,7 +1867,7 @@ func (x *Connection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Connection.ProtoReflect.Descriptor instead.
 func (*Connection) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{12}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Connection) GetNode() uint32 {
@@ -1240,7 +1913,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_storage_v1_storage_proto_msgTypes[13]
+	mi := &file_storage_v1_storage_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1252,7 +1925,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[13]
+	mi := &file_storage_v1_storage_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1265,7 +1938,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{13}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{21}
 }
 
 type ListNodesResponse struct {
@@ -1277,7 +1950,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_storage_v1_storage_proto_msgTypes[14]
+	mi := &file_storage_v1_storage_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1289,7 +1962,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[14]
+	mi := &file_storage_v1_storage_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1302,7 +1975,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{14}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -1322,7 +1995,7 @@ type GetNodeRequest struct {
 
 func (x *GetNodeRequest) Reset() {
 	*x = GetNodeRequest{}
-	mi := &file_storage_v1_storage_proto_msgTypes[15]
+	mi := &file_storage_v1_storage_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1334,7 +2007,7 @@ func (x *GetNodeRequest) String() string {
 func (*GetNodeRequest) ProtoMessage() {}
 
 func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[15]
+	mi := &file_storage_v1_storage_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1347,7 +2020,7 @@ func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeRequest.ProtoReflect.Descriptor instead.
 func (*GetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{15}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GetNodeRequest) GetNode() string {
@@ -1366,7 +2039,7 @@ type GetNodeResponse struct {
 
 func (x *GetNodeResponse) Reset() {
 	*x = GetNodeResponse{}
-	mi := &file_storage_v1_storage_proto_msgTypes[16]
+	mi := &file_storage_v1_storage_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1378,7 +2051,7 @@ func (x *GetNodeResponse) String() string {
 func (*GetNodeResponse) ProtoMessage() {}
 
 func (x *GetNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[16]
+	mi := &file_storage_v1_storage_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1391,7 +2064,7 @@ func (x *GetNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeResponse.ProtoReflect.Descriptor instead.
 func (*GetNodeResponse) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{16}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *GetNodeResponse) GetNode() *Node {
@@ -1411,7 +2084,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_storage_v1_storage_proto_msgTypes[17]
+	mi := &file_storage_v1_storage_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1423,7 +2096,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[17]
+	mi := &file_storage_v1_storage_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1436,7 +2109,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{17}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RemoveNodeRequest) GetId() uint32 {
@@ -1454,7 +2127,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_storage_v1_storage_proto_msgTypes[18]
+	mi := &file_storage_v1_storage_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1466,7 +2139,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[18]
+	mi := &file_storage_v1_storage_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1479,7 +2152,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{18}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{26}
 }
 
 type Node struct {
@@ -1503,7 +2176,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_storage_v1_storage_proto_msgTypes[19]
+	mi := &file_storage_v1_storage_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1515,7 +2188,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[19]
+	mi := &file_storage_v1_storage_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1528,7 +2201,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{19}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Node) GetId() uint32 {
@@ -1614,7 +2287,7 @@ type NodeAddresses struct {
 
 func (x *NodeAddresses) Reset() {
 	*x = NodeAddresses{}
-	mi := &file_storage_v1_storage_proto_msgTypes[20]
+	mi := &file_storage_v1_storage_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1626,7 +2299,7 @@ func (x *NodeAddresses) String() string {
 func (*NodeAddresses) ProtoMessage() {}
 
 func (x *NodeAddresses) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[20]
+	mi := &file_storage_v1_storage_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1639,7 +2312,7 @@ func (x *NodeAddresses) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeAddresses.ProtoReflect.Descriptor instead.
 func (*NodeAddresses) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{20}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *NodeAddresses) GetPeer() string {
@@ -1684,7 +2357,7 @@ type Store struct {
 
 func (x *Store) Reset() {
 	*x = Store{}
-	mi := &file_storage_v1_storage_proto_msgTypes[21]
+	mi := &file_storage_v1_storage_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1696,7 +2369,7 @@ func (x *Store) String() string {
 func (*Store) ProtoMessage() {}
 
 func (x *Store) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[21]
+	mi := &file_storage_v1_storage_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1709,7 +2382,7 @@ func (x *Store) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Store.ProtoReflect.Descriptor instead.
 func (*Store) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{21}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Store) GetId() string {
@@ -1755,7 +2428,7 @@ type ListGroupsRequest struct {
 
 func (x *ListGroupsRequest) Reset() {
 	*x = ListGroupsRequest{}
-	mi := &file_storage_v1_storage_proto_msgTypes[22]
+	mi := &file_storage_v1_storage_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1767,7 +2440,7 @@ func (x *ListGroupsRequest) String() string {
 func (*ListGroupsRequest) ProtoMessage() {}
 
 func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[22]
+	mi := &file_storage_v1_storage_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1780,7 +2453,7 @@ func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGroupsRequest.ProtoReflect.Descriptor instead.
 func (*ListGroupsRequest) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{22}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{30}
 }
 
 type ListGroupsResponse struct {
@@ -1792,7 +2465,7 @@ type ListGroupsResponse struct {
 
 func (x *ListGroupsResponse) Reset() {
 	*x = ListGroupsResponse{}
-	mi := &file_storage_v1_storage_proto_msgTypes[23]
+	mi := &file_storage_v1_storage_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1804,7 +2477,7 @@ func (x *ListGroupsResponse) String() string {
 func (*ListGroupsResponse) ProtoMessage() {}
 
 func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[23]
+	mi := &file_storage_v1_storage_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1817,7 +2490,7 @@ func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGroupsResponse.ProtoReflect.Descriptor instead.
 func (*ListGroupsResponse) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{23}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListGroupsResponse) GetGroups() []*Group {
@@ -1843,7 +2516,7 @@ type Group struct {
 
 func (x *Group) Reset() {
 	*x = Group{}
-	mi := &file_storage_v1_storage_proto_msgTypes[24]
+	mi := &file_storage_v1_storage_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1855,7 +2528,7 @@ func (x *Group) String() string {
 func (*Group) ProtoMessage() {}
 
 func (x *Group) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[24]
+	mi := &file_storage_v1_storage_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1868,7 +2541,7 @@ func (x *Group) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Group.ProtoReflect.Descriptor instead.
 func (*Group) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{24}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Group) GetId() uint32 {
@@ -1942,7 +2615,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_storage_v1_storage_proto_msgTypes[25]
+	mi := &file_storage_v1_storage_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1954,7 +2627,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[25]
+	mi := &file_storage_v1_storage_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1967,7 +2640,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{25}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Replica) GetNode() uint32 {
@@ -2045,7 +2718,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_storage_v1_storage_proto_msgTypes[26]
+	mi := &file_storage_v1_storage_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2057,7 +2730,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[26]
+	mi := &file_storage_v1_storage_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2070,7 +2743,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{26}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Progress) GetDoneBytes() int64 {
@@ -2102,7 +2775,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_storage_v1_storage_proto_msgTypes[27]
+	mi := &file_storage_v1_storage_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2114,7 +2787,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[27]
+	mi := &file_storage_v1_storage_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2127,7 +2800,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{27}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{35}
 }
 
 type GetStatusResponse struct {
@@ -2139,7 +2812,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_storage_v1_storage_proto_msgTypes[28]
+	mi := &file_storage_v1_storage_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2151,7 +2824,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[28]
+	mi := &file_storage_v1_storage_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2164,7 +2837,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{28}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *GetStatusResponse) GetStatus() *ClusterStatus {
@@ -2212,7 +2885,7 @@ type ClusterStatus struct {
 
 func (x *ClusterStatus) Reset() {
 	*x = ClusterStatus{}
-	mi := &file_storage_v1_storage_proto_msgTypes[29]
+	mi := &file_storage_v1_storage_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2224,7 +2897,7 @@ func (x *ClusterStatus) String() string {
 func (*ClusterStatus) ProtoMessage() {}
 
 func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[29]
+	mi := &file_storage_v1_storage_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2237,7 +2910,7 @@ func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterStatus.ProtoReflect.Descriptor instead.
 func (*ClusterStatus) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{29}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ClusterStatus) GetClusterId() string {
@@ -2410,7 +3083,7 @@ type Reason struct {
 
 func (x *Reason) Reset() {
 	*x = Reason{}
-	mi := &file_storage_v1_storage_proto_msgTypes[30]
+	mi := &file_storage_v1_storage_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2422,7 +3095,7 @@ func (x *Reason) String() string {
 func (*Reason) ProtoMessage() {}
 
 func (x *Reason) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[30]
+	mi := &file_storage_v1_storage_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2435,7 +3108,7 @@ func (x *Reason) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reason.ProtoReflect.Descriptor instead.
 func (*Reason) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{30}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Reason) GetSeverity() Health {
@@ -2483,7 +3156,7 @@ type Task struct {
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_storage_v1_storage_proto_msgTypes[31]
+	mi := &file_storage_v1_storage_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2495,7 +3168,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[31]
+	mi := &file_storage_v1_storage_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2508,7 +3181,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{31}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Task) GetKind() TaskKind {
@@ -2561,7 +3234,7 @@ type GetVersionRequest struct {
 
 func (x *GetVersionRequest) Reset() {
 	*x = GetVersionRequest{}
-	mi := &file_storage_v1_storage_proto_msgTypes[32]
+	mi := &file_storage_v1_storage_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2573,7 +3246,7 @@ func (x *GetVersionRequest) String() string {
 func (*GetVersionRequest) ProtoMessage() {}
 
 func (x *GetVersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[32]
+	mi := &file_storage_v1_storage_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2586,7 +3259,7 @@ func (x *GetVersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVersionRequest.ProtoReflect.Descriptor instead.
 func (*GetVersionRequest) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{32}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{40}
 }
 
 type GetVersionResponse struct {
@@ -2603,7 +3276,7 @@ type GetVersionResponse struct {
 
 func (x *GetVersionResponse) Reset() {
 	*x = GetVersionResponse{}
-	mi := &file_storage_v1_storage_proto_msgTypes[33]
+	mi := &file_storage_v1_storage_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2615,7 +3288,7 @@ func (x *GetVersionResponse) String() string {
 func (*GetVersionResponse) ProtoMessage() {}
 
 func (x *GetVersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[33]
+	mi := &file_storage_v1_storage_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2628,7 +3301,7 @@ func (x *GetVersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVersionResponse.ProtoReflect.Descriptor instead.
 func (*GetVersionResponse) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{33}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *GetVersionResponse) GetVersion() string {
@@ -2677,7 +3350,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_storage_v1_storage_proto_msgTypes[34]
+	mi := &file_storage_v1_storage_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2689,7 +3362,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[34]
+	mi := &file_storage_v1_storage_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2702,7 +3375,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{34}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ErrorDetail) GetOp() string {
@@ -2776,7 +3449,7 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\x13DeleteVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\x04R\x02id\"\x16\n" +
-	"\x14DeleteVolumeResponse\"\xb0\x03\n" +
+	"\x14DeleteVolumeResponse\"\xea\x03\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
@@ -2793,8 +3466,9 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"created_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12/\n" +
 	"\bsessions\x18\n" +
 	" \x03(\v2\x13.storage.v1.SessionR\bsessions\x128\n" +
-	"\vconnections\x18\v \x03(\v2\x16.storage.v1.ConnectionR\vconnectionsB\x12\n" +
-	"\x10_allocated_bytes\"\xc0\x01\n" +
+	"\vconnections\x18\v \x03(\v2\x16.storage.v1.ConnectionR\vconnections\x128\n" +
+	"\vattachments\x18\f \x03(\v2\x16.storage.v1.AttachmentR\vattachmentsB\x12\n" +
+	"\x10_allocated_bytes\"\xe0\x01\n" +
 	"\aSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\rR\x04node\x12\x1b\n" +
@@ -2803,7 +3477,55 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"generation\x18\x04 \x01(\x04R\n" +
 	"generation\x12\x1b\n" +
 	"\tread_only\x18\x05 \x01(\bR\breadOnly\x127\n" +
-	"\topened_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\bopenedAt\"\xab\x01\n" +
+	"\topened_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\bopenedAt\x12\x1e\n" +
+	"\n" +
+	"attachment\x18\a \x01(\x04R\n" +
+	"attachment\"l\n" +
+	"\x06Holder\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12*\n" +
+	"\x04kind\x18\x02 \x01(\x0e2\x16.storage.v1.HolderKindR\x04kind\x12\x12\n" +
+	"\x04host\x18\x03 \x01(\tR\x04host\x12\x12\n" +
+	"\x04node\x18\x04 \x01(\rR\x04node\"\xb0\x02\n" +
+	"\n" +
+	"Attachment\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1b\n" +
+	"\tvolume_id\x18\x02 \x01(\x04R\bvolumeId\x12\x16\n" +
+	"\x06volume\x18\x03 \x01(\tR\x06volume\x12*\n" +
+	"\x06holder\x18\x04 \x01(\v2\x12.storage.v1.HolderR\x06holder\x12*\n" +
+	"\x06access\x18\x05 \x01(\x0e2\x12.storage.v1.AccessR\x06access\x12\x1b\n" +
+	"\tread_only\x18\x06 \x01(\bR\breadOnly\x12\x1e\n" +
+	"\n" +
+	"generation\x18\a \x01(\x04R\n" +
+	"generation\x120\n" +
+	"\x05since\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x16\n" +
+	"\x06silent\x18\t \x01(\bR\x06silent\"\xfb\x01\n" +
+	"\rAttachRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x1b\n" +
+	"\tvolume_id\x18\x02 \x01(\x04R\bvolumeId\x12*\n" +
+	"\x06holder\x18\x03 \x01(\v2\x12.storage.v1.HolderR\x06holder\x12*\n" +
+	"\x06access\x18\x04 \x01(\x0e2\x12.storage.v1.AccessR\x06access\x12\x1b\n" +
+	"\tread_only\x18\x05 \x01(\bR\breadOnly\x12\x1b\n" +
+	"\ttake_over\x18\x06 \x01(\bR\btakeOver\x12#\n" +
+	"\rif_generation\x18\a \x01(\x04R\fifGeneration\"H\n" +
+	"\x0eAttachResponse\x126\n" +
+	"\n" +
+	"attachment\x18\x01 \x01(\v2\x16.storage.v1.AttachmentR\n" +
+	"attachment\"\x86\x01\n" +
+	"\rDetachRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x1b\n" +
+	"\tvolume_id\x18\x02 \x01(\x04R\bvolumeId\x12\x1b\n" +
+	"\tholder_id\x18\x03 \x01(\tR\bholderId\x12#\n" +
+	"\rattachment_id\x18\x04 \x01(\x04R\fattachmentId\"\x10\n" +
+	"\x0eDetachResponse\"\x89\x01\n" +
+	"\x16ListAttachmentsRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x1b\n" +
+	"\tholder_id\x18\x02 \x01(\tR\bholderId\x12\x1b\n" +
+	"\tpage_size\x18\x03 \x01(\rR\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x04 \x01(\tR\tpageToken\"{\n" +
+	"\x17ListAttachmentsResponse\x128\n" +
+	"\vattachments\x18\x01 \x03(\v2\x16.storage.v1.AttachmentR\vattachments\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xab\x01\n" +
 	"\n" +
 	"Connection\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\rR\x04node\x12\x1b\n" +
@@ -2937,7 +3659,16 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\vVolumeState\x12\x1c\n" +
 	"\x18VOLUME_STATE_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12VOLUME_STATE_READY\x10\x01\x12\x19\n" +
-	"\x15VOLUME_STATE_DELETING\x10\x02*\x98\x01\n" +
+	"\x15VOLUME_STATE_DELETING\x10\x02*T\n" +
+	"\n" +
+	"HolderKind\x12\x1b\n" +
+	"\x17HOLDER_KIND_UNSPECIFIED\x10\x00\x12\x14\n" +
+	"\x10HOLDER_KIND_HOST\x10\x01\x12\x13\n" +
+	"\x0fHOLDER_KIND_NBD\x10\x02*I\n" +
+	"\x06Access\x12\x16\n" +
+	"\x12ACCESS_UNSPECIFIED\x10\x00\x12\x14\n" +
+	"\x10ACCESS_EXCLUSIVE\x10\x01\x12\x11\n" +
+	"\rACCESS_SHARED\x10\x02*\x98\x01\n" +
 	"\tNodeState\x12\x1a\n" +
 	"\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rNODE_STATE_UP\x10\x01\x12\x16\n" +
@@ -2998,7 +3729,11 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\x04List\x12\x1d.storage.v1.ListGroupsRequest\x1a\x1e.storage.v1.ListGroupsResponse2\x9a\x01\n" +
 	"\aCluster\x12E\n" +
 	"\x06Status\x12\x1c.storage.v1.GetStatusRequest\x1a\x1d.storage.v1.GetStatusResponse\x12H\n" +
-	"\aVersion\x12\x1d.storage.v1.GetVersionRequest\x1a\x1e.storage.v1.GetVersionResponseB9Z7github.com/storaged/storaged/proto/storage/v1;storagev1b\x06proto3"
+	"\aVersion\x12\x1d.storage.v1.GetVersionRequest\x1a\x1e.storage.v1.GetVersionResponse2\xe0\x01\n" +
+	"\vAttachments\x12?\n" +
+	"\x06Attach\x12\x19.storage.v1.AttachRequest\x1a\x1a.storage.v1.AttachResponse\x12?\n" +
+	"\x06Detach\x12\x19.storage.v1.DetachRequest\x1a\x1a.storage.v1.DetachResponse\x12O\n" +
+	"\x04List\x12\".storage.v1.ListAttachmentsRequest\x1a#.storage.v1.ListAttachmentsResponseB9Z7github.com/storaged/storaged/proto/storage/v1;storagev1b\x06proto3"
 
 var (
 	file_storage_v1_storage_proto_rawDescOnce sync.Once
@@ -3012,113 +3747,138 @@ func file_storage_v1_storage_proto_rawDescGZIP() []byte {
 	return file_storage_v1_storage_proto_rawDescData
 }
 
-var file_storage_v1_storage_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_storage_v1_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_storage_v1_storage_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
+var file_storage_v1_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_storage_v1_storage_proto_goTypes = []any{
-	(VolumeState)(0),              // 0: storage.v1.VolumeState
-	(NodeState)(0),                // 1: storage.v1.NodeState
-	(StoreState)(0),               // 2: storage.v1.StoreState
-	(ReplicaRole)(0),              // 3: storage.v1.ReplicaRole
-	(Health)(0),                   // 4: storage.v1.Health
-	(TaskKind)(0),                 // 5: storage.v1.TaskKind
-	(ErrorKind)(0),                // 6: storage.v1.ErrorKind
-	(*CreateVolumeRequest)(nil),   // 7: storage.v1.CreateVolumeRequest
-	(*CreateVolumeResponse)(nil),  // 8: storage.v1.CreateVolumeResponse
-	(*GetVolumeRequest)(nil),      // 9: storage.v1.GetVolumeRequest
-	(*GetVolumeResponse)(nil),     // 10: storage.v1.GetVolumeResponse
-	(*ListVolumesRequest)(nil),    // 11: storage.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),   // 12: storage.v1.ListVolumesResponse
-	(*ResizeVolumeRequest)(nil),   // 13: storage.v1.ResizeVolumeRequest
-	(*ResizeVolumeResponse)(nil),  // 14: storage.v1.ResizeVolumeResponse
-	(*DeleteVolumeRequest)(nil),   // 15: storage.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),  // 16: storage.v1.DeleteVolumeResponse
-	(*Volume)(nil),                // 17: storage.v1.Volume
-	(*Session)(nil),               // 18: storage.v1.Session
-	(*Connection)(nil),            // 19: storage.v1.Connection
-	(*ListNodesRequest)(nil),      // 20: storage.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),     // 21: storage.v1.ListNodesResponse
-	(*GetNodeRequest)(nil),        // 22: storage.v1.GetNodeRequest
-	(*GetNodeResponse)(nil),       // 23: storage.v1.GetNodeResponse
-	(*RemoveNodeRequest)(nil),     // 24: storage.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),    // 25: storage.v1.RemoveNodeResponse
-	(*Node)(nil),                  // 26: storage.v1.Node
-	(*NodeAddresses)(nil),         // 27: storage.v1.NodeAddresses
-	(*Store)(nil),                 // 28: storage.v1.Store
-	(*ListGroupsRequest)(nil),     // 29: storage.v1.ListGroupsRequest
-	(*ListGroupsResponse)(nil),    // 30: storage.v1.ListGroupsResponse
-	(*Group)(nil),                 // 31: storage.v1.Group
-	(*Replica)(nil),               // 32: storage.v1.Replica
-	(*Progress)(nil),              // 33: storage.v1.Progress
-	(*GetStatusRequest)(nil),      // 34: storage.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),     // 35: storage.v1.GetStatusResponse
-	(*ClusterStatus)(nil),         // 36: storage.v1.ClusterStatus
-	(*Reason)(nil),                // 37: storage.v1.Reason
-	(*Task)(nil),                  // 38: storage.v1.Task
-	(*GetVersionRequest)(nil),     // 39: storage.v1.GetVersionRequest
-	(*GetVersionResponse)(nil),    // 40: storage.v1.GetVersionResponse
-	(*ErrorDetail)(nil),           // 41: storage.v1.ErrorDetail
-	(*timestamppb.Timestamp)(nil), // 42: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 43: google.protobuf.Duration
+	(VolumeState)(0),                // 0: storage.v1.VolumeState
+	(HolderKind)(0),                 // 1: storage.v1.HolderKind
+	(Access)(0),                     // 2: storage.v1.Access
+	(NodeState)(0),                  // 3: storage.v1.NodeState
+	(StoreState)(0),                 // 4: storage.v1.StoreState
+	(ReplicaRole)(0),                // 5: storage.v1.ReplicaRole
+	(Health)(0),                     // 6: storage.v1.Health
+	(TaskKind)(0),                   // 7: storage.v1.TaskKind
+	(ErrorKind)(0),                  // 8: storage.v1.ErrorKind
+	(*CreateVolumeRequest)(nil),     // 9: storage.v1.CreateVolumeRequest
+	(*CreateVolumeResponse)(nil),    // 10: storage.v1.CreateVolumeResponse
+	(*GetVolumeRequest)(nil),        // 11: storage.v1.GetVolumeRequest
+	(*GetVolumeResponse)(nil),       // 12: storage.v1.GetVolumeResponse
+	(*ListVolumesRequest)(nil),      // 13: storage.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),     // 14: storage.v1.ListVolumesResponse
+	(*ResizeVolumeRequest)(nil),     // 15: storage.v1.ResizeVolumeRequest
+	(*ResizeVolumeResponse)(nil),    // 16: storage.v1.ResizeVolumeResponse
+	(*DeleteVolumeRequest)(nil),     // 17: storage.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),    // 18: storage.v1.DeleteVolumeResponse
+	(*Volume)(nil),                  // 19: storage.v1.Volume
+	(*Session)(nil),                 // 20: storage.v1.Session
+	(*Holder)(nil),                  // 21: storage.v1.Holder
+	(*Attachment)(nil),              // 22: storage.v1.Attachment
+	(*AttachRequest)(nil),           // 23: storage.v1.AttachRequest
+	(*AttachResponse)(nil),          // 24: storage.v1.AttachResponse
+	(*DetachRequest)(nil),           // 25: storage.v1.DetachRequest
+	(*DetachResponse)(nil),          // 26: storage.v1.DetachResponse
+	(*ListAttachmentsRequest)(nil),  // 27: storage.v1.ListAttachmentsRequest
+	(*ListAttachmentsResponse)(nil), // 28: storage.v1.ListAttachmentsResponse
+	(*Connection)(nil),              // 29: storage.v1.Connection
+	(*ListNodesRequest)(nil),        // 30: storage.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),       // 31: storage.v1.ListNodesResponse
+	(*GetNodeRequest)(nil),          // 32: storage.v1.GetNodeRequest
+	(*GetNodeResponse)(nil),         // 33: storage.v1.GetNodeResponse
+	(*RemoveNodeRequest)(nil),       // 34: storage.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),      // 35: storage.v1.RemoveNodeResponse
+	(*Node)(nil),                    // 36: storage.v1.Node
+	(*NodeAddresses)(nil),           // 37: storage.v1.NodeAddresses
+	(*Store)(nil),                   // 38: storage.v1.Store
+	(*ListGroupsRequest)(nil),       // 39: storage.v1.ListGroupsRequest
+	(*ListGroupsResponse)(nil),      // 40: storage.v1.ListGroupsResponse
+	(*Group)(nil),                   // 41: storage.v1.Group
+	(*Replica)(nil),                 // 42: storage.v1.Replica
+	(*Progress)(nil),                // 43: storage.v1.Progress
+	(*GetStatusRequest)(nil),        // 44: storage.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),       // 45: storage.v1.GetStatusResponse
+	(*ClusterStatus)(nil),           // 46: storage.v1.ClusterStatus
+	(*Reason)(nil),                  // 47: storage.v1.Reason
+	(*Task)(nil),                    // 48: storage.v1.Task
+	(*GetVersionRequest)(nil),       // 49: storage.v1.GetVersionRequest
+	(*GetVersionResponse)(nil),      // 50: storage.v1.GetVersionResponse
+	(*ErrorDetail)(nil),             // 51: storage.v1.ErrorDetail
+	(*timestamppb.Timestamp)(nil),   // 52: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 53: google.protobuf.Duration
 }
 var file_storage_v1_storage_proto_depIdxs = []int32{
-	17, // 0: storage.v1.CreateVolumeResponse.volume:type_name -> storage.v1.Volume
-	17, // 1: storage.v1.GetVolumeResponse.volume:type_name -> storage.v1.Volume
-	17, // 2: storage.v1.ListVolumesResponse.volumes:type_name -> storage.v1.Volume
-	17, // 3: storage.v1.ResizeVolumeResponse.volume:type_name -> storage.v1.Volume
+	19, // 0: storage.v1.CreateVolumeResponse.volume:type_name -> storage.v1.Volume
+	19, // 1: storage.v1.GetVolumeResponse.volume:type_name -> storage.v1.Volume
+	19, // 2: storage.v1.ListVolumesResponse.volumes:type_name -> storage.v1.Volume
+	19, // 3: storage.v1.ResizeVolumeResponse.volume:type_name -> storage.v1.Volume
 	0,  // 4: storage.v1.Volume.state:type_name -> storage.v1.VolumeState
-	42, // 5: storage.v1.Volume.created_at:type_name -> google.protobuf.Timestamp
-	18, // 6: storage.v1.Volume.sessions:type_name -> storage.v1.Session
-	19, // 7: storage.v1.Volume.connections:type_name -> storage.v1.Connection
-	42, // 8: storage.v1.Session.opened_at:type_name -> google.protobuf.Timestamp
-	42, // 9: storage.v1.Connection.opened_at:type_name -> google.protobuf.Timestamp
-	26, // 10: storage.v1.ListNodesResponse.nodes:type_name -> storage.v1.Node
-	26, // 11: storage.v1.GetNodeResponse.node:type_name -> storage.v1.Node
-	1,  // 12: storage.v1.Node.state:type_name -> storage.v1.NodeState
-	27, // 13: storage.v1.Node.addresses:type_name -> storage.v1.NodeAddresses
-	28, // 14: storage.v1.Node.stores:type_name -> storage.v1.Store
-	42, // 15: storage.v1.Node.seen_at:type_name -> google.protobuf.Timestamp
-	2,  // 16: storage.v1.Store.state:type_name -> storage.v1.StoreState
-	31, // 17: storage.v1.ListGroupsResponse.groups:type_name -> storage.v1.Group
-	32, // 18: storage.v1.Group.replicas:type_name -> storage.v1.Replica
-	3,  // 19: storage.v1.Replica.role:type_name -> storage.v1.ReplicaRole
-	33, // 20: storage.v1.Replica.progress:type_name -> storage.v1.Progress
-	42, // 21: storage.v1.Progress.started_at:type_name -> google.protobuf.Timestamp
-	36, // 22: storage.v1.GetStatusResponse.status:type_name -> storage.v1.ClusterStatus
-	4,  // 23: storage.v1.ClusterStatus.health:type_name -> storage.v1.Health
-	37, // 24: storage.v1.ClusterStatus.reasons:type_name -> storage.v1.Reason
-	38, // 25: storage.v1.ClusterStatus.tasks:type_name -> storage.v1.Task
-	43, // 26: storage.v1.ClusterStatus.age:type_name -> google.protobuf.Duration
-	4,  // 27: storage.v1.Reason.severity:type_name -> storage.v1.Health
-	5,  // 28: storage.v1.Task.kind:type_name -> storage.v1.TaskKind
-	33, // 29: storage.v1.Task.progress:type_name -> storage.v1.Progress
-	6,  // 30: storage.v1.ErrorDetail.kind:type_name -> storage.v1.ErrorKind
-	7,  // 31: storage.v1.Volumes.Create:input_type -> storage.v1.CreateVolumeRequest
-	9,  // 32: storage.v1.Volumes.Get:input_type -> storage.v1.GetVolumeRequest
-	11, // 33: storage.v1.Volumes.List:input_type -> storage.v1.ListVolumesRequest
-	13, // 34: storage.v1.Volumes.Resize:input_type -> storage.v1.ResizeVolumeRequest
-	15, // 35: storage.v1.Volumes.Delete:input_type -> storage.v1.DeleteVolumeRequest
-	20, // 36: storage.v1.Nodes.List:input_type -> storage.v1.ListNodesRequest
-	22, // 37: storage.v1.Nodes.Get:input_type -> storage.v1.GetNodeRequest
-	24, // 38: storage.v1.Nodes.Remove:input_type -> storage.v1.RemoveNodeRequest
-	29, // 39: storage.v1.Groups.List:input_type -> storage.v1.ListGroupsRequest
-	34, // 40: storage.v1.Cluster.Status:input_type -> storage.v1.GetStatusRequest
-	39, // 41: storage.v1.Cluster.Version:input_type -> storage.v1.GetVersionRequest
-	8,  // 42: storage.v1.Volumes.Create:output_type -> storage.v1.CreateVolumeResponse
-	10, // 43: storage.v1.Volumes.Get:output_type -> storage.v1.GetVolumeResponse
-	12, // 44: storage.v1.Volumes.List:output_type -> storage.v1.ListVolumesResponse
-	14, // 45: storage.v1.Volumes.Resize:output_type -> storage.v1.ResizeVolumeResponse
-	16, // 46: storage.v1.Volumes.Delete:output_type -> storage.v1.DeleteVolumeResponse
-	21, // 47: storage.v1.Nodes.List:output_type -> storage.v1.ListNodesResponse
-	23, // 48: storage.v1.Nodes.Get:output_type -> storage.v1.GetNodeResponse
-	25, // 49: storage.v1.Nodes.Remove:output_type -> storage.v1.RemoveNodeResponse
-	30, // 50: storage.v1.Groups.List:output_type -> storage.v1.ListGroupsResponse
-	35, // 51: storage.v1.Cluster.Status:output_type -> storage.v1.GetStatusResponse
-	40, // 52: storage.v1.Cluster.Version:output_type -> storage.v1.GetVersionResponse
-	42, // [42:53] is the sub-list for method output_type
-	31, // [31:42] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	52, // 5: storage.v1.Volume.created_at:type_name -> google.protobuf.Timestamp
+	20, // 6: storage.v1.Volume.sessions:type_name -> storage.v1.Session
+	29, // 7: storage.v1.Volume.connections:type_name -> storage.v1.Connection
+	22, // 8: storage.v1.Volume.attachments:type_name -> storage.v1.Attachment
+	52, // 9: storage.v1.Session.opened_at:type_name -> google.protobuf.Timestamp
+	1,  // 10: storage.v1.Holder.kind:type_name -> storage.v1.HolderKind
+	21, // 11: storage.v1.Attachment.holder:type_name -> storage.v1.Holder
+	2,  // 12: storage.v1.Attachment.access:type_name -> storage.v1.Access
+	52, // 13: storage.v1.Attachment.since:type_name -> google.protobuf.Timestamp
+	21, // 14: storage.v1.AttachRequest.holder:type_name -> storage.v1.Holder
+	2,  // 15: storage.v1.AttachRequest.access:type_name -> storage.v1.Access
+	22, // 16: storage.v1.AttachResponse.attachment:type_name -> storage.v1.Attachment
+	22, // 17: storage.v1.ListAttachmentsResponse.attachments:type_name -> storage.v1.Attachment
+	52, // 18: storage.v1.Connection.opened_at:type_name -> google.protobuf.Timestamp
+	36, // 19: storage.v1.ListNodesResponse.nodes:type_name -> storage.v1.Node
+	36, // 20: storage.v1.GetNodeResponse.node:type_name -> storage.v1.Node
+	3,  // 21: storage.v1.Node.state:type_name -> storage.v1.NodeState
+	37, // 22: storage.v1.Node.addresses:type_name -> storage.v1.NodeAddresses
+	38, // 23: storage.v1.Node.stores:type_name -> storage.v1.Store
+	52, // 24: storage.v1.Node.seen_at:type_name -> google.protobuf.Timestamp
+	4,  // 25: storage.v1.Store.state:type_name -> storage.v1.StoreState
+	41, // 26: storage.v1.ListGroupsResponse.groups:type_name -> storage.v1.Group
+	42, // 27: storage.v1.Group.replicas:type_name -> storage.v1.Replica
+	5,  // 28: storage.v1.Replica.role:type_name -> storage.v1.ReplicaRole
+	43, // 29: storage.v1.Replica.progress:type_name -> storage.v1.Progress
+	52, // 30: storage.v1.Progress.started_at:type_name -> google.protobuf.Timestamp
+	46, // 31: storage.v1.GetStatusResponse.status:type_name -> storage.v1.ClusterStatus
+	6,  // 32: storage.v1.ClusterStatus.health:type_name -> storage.v1.Health
+	47, // 33: storage.v1.ClusterStatus.reasons:type_name -> storage.v1.Reason
+	48, // 34: storage.v1.ClusterStatus.tasks:type_name -> storage.v1.Task
+	53, // 35: storage.v1.ClusterStatus.age:type_name -> google.protobuf.Duration
+	6,  // 36: storage.v1.Reason.severity:type_name -> storage.v1.Health
+	7,  // 37: storage.v1.Task.kind:type_name -> storage.v1.TaskKind
+	43, // 38: storage.v1.Task.progress:type_name -> storage.v1.Progress
+	8,  // 39: storage.v1.ErrorDetail.kind:type_name -> storage.v1.ErrorKind
+	9,  // 40: storage.v1.Volumes.Create:input_type -> storage.v1.CreateVolumeRequest
+	11, // 41: storage.v1.Volumes.Get:input_type -> storage.v1.GetVolumeRequest
+	13, // 42: storage.v1.Volumes.List:input_type -> storage.v1.ListVolumesRequest
+	15, // 43: storage.v1.Volumes.Resize:input_type -> storage.v1.ResizeVolumeRequest
+	17, // 44: storage.v1.Volumes.Delete:input_type -> storage.v1.DeleteVolumeRequest
+	30, // 45: storage.v1.Nodes.List:input_type -> storage.v1.ListNodesRequest
+	32, // 46: storage.v1.Nodes.Get:input_type -> storage.v1.GetNodeRequest
+	34, // 47: storage.v1.Nodes.Remove:input_type -> storage.v1.RemoveNodeRequest
+	39, // 48: storage.v1.Groups.List:input_type -> storage.v1.ListGroupsRequest
+	44, // 49: storage.v1.Cluster.Status:input_type -> storage.v1.GetStatusRequest
+	49, // 50: storage.v1.Cluster.Version:input_type -> storage.v1.GetVersionRequest
+	23, // 51: storage.v1.Attachments.Attach:input_type -> storage.v1.AttachRequest
+	25, // 52: storage.v1.Attachments.Detach:input_type -> storage.v1.DetachRequest
+	27, // 53: storage.v1.Attachments.List:input_type -> storage.v1.ListAttachmentsRequest
+	10, // 54: storage.v1.Volumes.Create:output_type -> storage.v1.CreateVolumeResponse
+	12, // 55: storage.v1.Volumes.Get:output_type -> storage.v1.GetVolumeResponse
+	14, // 56: storage.v1.Volumes.List:output_type -> storage.v1.ListVolumesResponse
+	16, // 57: storage.v1.Volumes.Resize:output_type -> storage.v1.ResizeVolumeResponse
+	18, // 58: storage.v1.Volumes.Delete:output_type -> storage.v1.DeleteVolumeResponse
+	31, // 59: storage.v1.Nodes.List:output_type -> storage.v1.ListNodesResponse
+	33, // 60: storage.v1.Nodes.Get:output_type -> storage.v1.GetNodeResponse
+	35, // 61: storage.v1.Nodes.Remove:output_type -> storage.v1.RemoveNodeResponse
+	40, // 62: storage.v1.Groups.List:output_type -> storage.v1.ListGroupsResponse
+	45, // 63: storage.v1.Cluster.Status:output_type -> storage.v1.GetStatusResponse
+	50, // 64: storage.v1.Cluster.Version:output_type -> storage.v1.GetVersionResponse
+	24, // 65: storage.v1.Attachments.Attach:output_type -> storage.v1.AttachResponse
+	26, // 66: storage.v1.Attachments.Detach:output_type -> storage.v1.DetachResponse
+	28, // 67: storage.v1.Attachments.List:output_type -> storage.v1.ListAttachmentsResponse
+	54, // [54:68] is the sub-list for method output_type
+	40, // [40:54] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_storage_v1_storage_proto_init() }
@@ -3132,10 +3892,10 @@ func file_storage_v1_storage_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_storage_v1_storage_proto_rawDesc), len(file_storage_v1_storage_proto_rawDesc)),
-			NumEnums:      7,
-			NumMessages:   35,
+			NumEnums:      9,
+			NumMessages:   43,
 			NumExtensions: 0,
-			NumServices:   4,
+			NumServices:   5,
 		},
 		GoTypes:           file_storage_v1_storage_proto_goTypes,
 		DependencyIndexes: file_storage_v1_storage_proto_depIdxs,

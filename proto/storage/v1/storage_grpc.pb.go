@@ -730,3 +730,201 @@ var Cluster_ServiceDesc = grpc.ServiceDesc{
 	Streams:  []grpc.StreamDesc{},
 	Metadata: "storage/v1/storage.proto",
 }
+
+const (
+	Attachments_Attach_FullMethodName = "/storage.v1.Attachments/Attach"
+	Attachments_Detach_FullMethodName = "/storage.v1.Attachments/Detach"
+	Attachments_List_FullMethodName   = "/storage.v1.Attachments/List"
+)
+
+// AttachmentsClient is the client API for Attachments service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Attachments says who may use a volume. An exclusive attachment has no other beside it; of shared ones there may be any
+// number. Sessions and connections live under an attachment and end with it.
+type AttachmentsClient interface {
+	// Attach gives a holder the right to use a volume. Asking again on the same terms is answered with the same attachment.
+	// FAILED_PRECONDITION, with who holds it, since when and what to do: another one is in the way, or the holder has the
+	// volume on other terms. With take_over every other attachment ends: when the answer arrives, nothing that their
+	// holders have sent can land any more.
+	Attach(ctx context.Context, in *AttachRequest, opts ...grpc.CallOption) (*AttachResponse, error)
+	// Detach ends a holder's attachment. When the answer arrives, nothing that it has sent can land any more, whether it is
+	// alive or not. What is not there any more is no error.
+	Detach(ctx context.Context, in *DetachRequest, opts ...grpc.CallOption) (*DetachResponse, error)
+	// List returns attachments by ascending id, a page at a time.
+	List(ctx context.Context, in *ListAttachmentsRequest, opts ...grpc.CallOption) (*ListAttachmentsResponse, error)
+}
+
+type attachmentsClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewAttachmentsClient(cc grpc.ClientConnInterface) AttachmentsClient {
+	return &attachmentsClient{cc}
+}
+
+func (c *attachmentsClient) Attach(ctx context.Context, in *AttachRequest, opts ...grpc.CallOption) (*AttachResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AttachResponse)
+	err := c.cc.Invoke(ctx, Attachments_Attach_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *attachmentsClient) Detach(ctx context.Context, in *DetachRequest, opts ...grpc.CallOption) (*DetachResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DetachResponse)
+	err := c.cc.Invoke(ctx, Attachments_Detach_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *attachmentsClient) List(ctx context.Context, in *ListAttachmentsRequest, opts ...grpc.CallOption) (*ListAttachmentsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListAttachmentsResponse)
+	err := c.cc.Invoke(ctx, Attachments_List_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// AttachmentsServer is the server API for Attachments service.
+// All implementations must embed UnimplementedAttachmentsServer
+// for forward compatibility.
+//
+// Attachments says who may use a volume. An exclusive attachment has no other beside it; of shared ones there may be any
+// number. Sessions and connections live under an attachment and end with it.
+type AttachmentsServer interface {
+	// Attach gives a holder the right to use a volume. Asking again on the same terms is answered with the same attachment.
+	// FAILED_PRECONDITION, with who holds it, since when and what to do: another one is in the way, or the holder has the
+	// volume on other terms. With take_over every other attachment ends: when the answer arrives, nothing that their
+	// holders have sent can land any more.
+	Attach(context.Context, *AttachRequest) (*AttachResponse, error)
+	// Detach ends a holder's attachment. When the answer arrives, nothing that it has sent can land any more, whether it is
+	// alive or not. What is not there any more is no error.
+	Detach(context.Context, *DetachRequest) (*DetachResponse, error)
+	// List returns attachments by ascending id, a page at a time.
+	List(context.Context, *ListAttachmentsRequest) (*ListAttachmentsResponse, error)
+	mustEmbedUnimplementedAttachmentsServer()
+}
+
+// UnimplementedAttachmentsServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedAttachmentsServer struct{}
+
+func (UnimplementedAttachmentsServer) Attach(context.Context, *AttachRequest) (*AttachResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Attach not implemented")
+}
+func (UnimplementedAttachmentsServer) Detach(context.Context, *DetachRequest) (*DetachResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Detach not implemented")
+}
+func (UnimplementedAttachmentsServer) List(context.Context, *ListAttachmentsRequest) (*ListAttachmentsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method List not implemented")
+}
+func (UnimplementedAttachmentsServer) mustEmbedUnimplementedAttachmentsServer() {}
+func (UnimplementedAttachmentsServer) testEmbeddedByValue()                     {}
+
+// UnsafeAttachmentsServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to AttachmentsServer will
+// result in compilation errors.
+type UnsafeAttachmentsServer interface {
+	mustEmbedUnimplementedAttachmentsServer()
+}
+
+func RegisterAttachmentsServer(s grpc.ServiceRegistrar, srv AttachmentsServer) {
+	// If the following call panics, it indicates UnimplementedAttachmentsServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&Attachments_ServiceDesc, srv)
+}
+
+func _Attachments_Attach_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AttachRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AttachmentsServer).Attach(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Attachments_Attach_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AttachmentsServer).Attach(ctx, req.(*AttachRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Attachments_Detach_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DetachRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AttachmentsServer).Detach(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Attachments_Detach_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AttachmentsServer).Detach(ctx, req.(*DetachRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Attachments_List_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListAttachmentsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AttachmentsServer).List(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Attachments_List_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AttachmentsServer).List(ctx, req.(*ListAttachmentsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// Attachments_ServiceDesc is the grpc.ServiceDesc for Attachments service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var Attachments_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "storage.v1.Attachments",
+	HandlerType: (*AttachmentsServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Attach",
+			Handler:    _Attachments_Attach_Handler,
+		},
+		{
+			MethodName: "Detach",
+			Handler:    _Attachments_Detach_Handler,
+		},
+		{
+			MethodName: "List",
+			Handler:    _Attachments_List_Handler,
+		},
+	},
+	Streams:  []grpc.StreamDesc{},
+	Metadata: "storage/v1/storage.proto",
+}
