@@ -11,6 +11,7 @@ import (
 	"github.com/storaged/storaged/replication/op"
 	"github.com/storaged/storaged/replication/peer"
 	"github.com/storaged/storaged/server/control"
+	"github.com/storaged/storaged/server/route"
 )
 
 // maxOrderBytes bounds an order before it is decoded.
@@ -22,7 +23,7 @@ type actions struct {
 	self   storage.NodeID
 	host   *replication.Host
 	peers  *peer.Transport
-	router *router
+	router *route.Router
 	done   func() // an order was carried out: the leader wants to know
 }
 

@@ -10,13 +10,14 @@ import (
 	"github.com/storaged/storaged/replication/peer"
 	"github.com/storaged/storaged/server/catalog"
 	"github.com/storaged/storaged/server/control"
+	"github.com/storaged/storaged/server/route"
 	"github.com/storaged/storaged/server/volume"
 )
 
 // cluster is what this node's gateway sees: groups through the router, sessions and volumes through the catalog. It
 // implements volume.Cluster.
 type cluster struct {
-	*router
+	*route.Router
 	control  *control.Controller
 	self     storage.NodeID
 	instance string // new at every start
@@ -27,8 +28,8 @@ type cluster struct {
 
 var _ volume.Cluster = (*cluster)(nil)
 
-func newCluster(r *router, c *control.Controller, self storage.NodeID, instance string) *cluster {
-	return &cluster{router: r, control: c, self: self, instance: instance, sessions: map[storage.SessionID]bool{}}
+func newCluster(r *route.Router, c *control.Controller, self storage.NodeID, instance string) *cluster {
+	return &cluster{Router: r, control: c, self: self, instance: instance, sessions: map[storage.SessionID]bool{}}
 }
 
 // OpenSession implements volume.Cluster.

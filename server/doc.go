@@ -3,6 +3,6 @@
 //
 //	stores -> peers -> groups -> catalog -> gateway -> NBD, API, HTTP
 //
-// It holds no logic of its own beyond that wiring: routing to leaders (router), what the control loop does to other
-// nodes (actions), and the views that the API shows.
+// It holds no logic of its own beyond that wiring: what the gateway sees of the cluster (cluster), what the control loop
+// does to other nodes (actions), and the views that the API shows.
 package server

@@ -31,6 +31,7 @@ import (
 	"github.com/storaged/storaged/server/catalog"
 	"github.com/storaged/storaged/server/control"
 	"github.com/storaged/storaged/server/export"
+	"github.com/storaged/storaged/server/route"
 	"github.com/storaged/storaged/server/volume"
 )
 
@@ -230,7 +231,7 @@ func (n *node) startControl(context.Context) error {
 	n.catalogRT = replication.NewTransport(replication.TransportConfig{Group: storage.CatalogGroup, Self: control.ServerID(self),
 		Node: self, Peers: n.peers, Router: n.rafts, HeartbeatTimeout: n.identity.HeartbeatTimeout, Logger: n.logger,
 		Silent: n.mute.Load})
-	r := newRouter(self, n.host, n.peers, n.replicasOf)
+	r := route.New(route.Config{Self: self, Host: n.host, Peers: n.peers, Replicas: n.replicasOf})
 	acts := &actions{self: self, host: n.host, peers: n.peers, router: r, done: func() { n.control.ReportSoon() }}
 	acts.register()
 	var err error

@@ -10,6 +10,7 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/server/catalog"
+	"github.com/storaged/storaged/server/route"
 	"github.com/storaged/storaged/server/volume"
 )
 
@@ -85,18 +86,19 @@ func (c *clusterCatalog) view(read func(*catalog.State)) <-chan struct{} {
 
 // gatewayView is volume.Cluster of one gateway: groups through the router, the rest through the catalog.
 type gatewayView struct {
-	*router
+	*route.Router
+	p        *process
 	catalog  *clusterCatalog
 	instance string
 }
 
 var _ volume.Cluster = (*gatewayView)(nil)
 
-func (v *gatewayView) at() catalog.Gateway { return catalog.Gateway{Node: v.self} }
+func (v *gatewayView) at() catalog.Gateway { return catalog.Gateway{Node: v.p.n.id} }
 
 // gone is the answer to a process that was killed.
 func (v *gatewayView) gone(what string) error {
-	if v.dead.Load() {
+	if v.p.dead.Load() {
 		return storage.E(what, storage.KindUnavailable, "catalog", errors.New("this process was killed"))
 	}
 	return nil

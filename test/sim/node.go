@@ -17,6 +17,7 @@ import (
 	"github.com/storaged/storaged/replication/extent"
 	"github.com/storaged/storaged/replication/peer"
 	"github.com/storaged/storaged/replication/segment"
+	"github.com/storaged/storaged/server/route"
 	"github.com/storaged/storaged/server/volume"
 )
 
@@ -217,7 +218,8 @@ func (p *process) openGateway() {
 	p.opened++
 	instance := fmt.Sprintf("%d-%d-%d", p.n.id, p.n.starts, p.opened)
 	p.mu.Unlock()
-	view := &gatewayView{router: newRouter(p.n.id, p.host, p.peers, &p.dead, p.n.r.ids()), catalog: p.n.r.catalog, instance: instance}
+	view := &gatewayView{p: p, catalog: p.n.r.catalog, instance: instance, Router: route.New(route.Config{Self: p.n.id, Host: p.host,
+		Peers: p.peers, Replicas: func(storage.GroupID) []storage.NodeID { return p.n.r.ids() }})}
 	gw, err := volume.New(volume.Config{Cluster: view, Logger: p.n.r.logger.With("gateway", instance)})
 	if err != nil {
 		p.n.r.fail("gateway: %v", err)

@@ -1,4 +1,4 @@
-package server
+package route
 
 import (
 	"context"
@@ -12,32 +12,53 @@ import (
 	"github.com/storaged/storaged/replication/peer"
 )
 
-// router brings a gateway's requests to the leaders of their groups, locally or over the peers. Each call is one
-// attempt; what it learns about leaders it keeps for the next.
-type router struct {
-	self  storage.NodeID
-	host  *replication.Host
-	peers *peer.Transport
-	// replicas returns the nodes that have a replica of a group, as the catalog knows them.
-	replicas func(storage.GroupID) []storage.NodeID
+// Host is what a Router asks of this node's own replicas. *replication.Host implements it.
+type Host interface {
+	// Leader returns the node that leads a group, as this node's replica knows it; 0 for none.
+	Leader(group storage.GroupID) storage.NodeID
+	Propose(ctx context.Context, group storage.GroupID, data [][]byte) (op.Result, error)
+	Read(ctx context.Context, group storage.GroupID, req op.ReadRequest) (*op.ReadData, error)
+	BlockStatus(ctx context.Context, group storage.GroupID, req op.StatusRequest) ([]op.Run, error)
+}
+
+// Peers is what a Router asks of the way to other nodes. *peer.Transport implements it.
+type Peers interface {
+	// Call sends a request and waits for the answer, which the caller releases. An error has a *peer.SendError in it
+	// if no answer came.
+	Call(ctx context.Context, to storage.NodeID, lane peer.Lane, req *peer.Request) (*peer.Response, error)
+}
+
+// Config is what a Router is made of. All of it is required.
+type Config struct {
+	Self  storage.NodeID
+	Host  Host
+	Peers Peers
+	// Replicas returns the nodes that have a replica of a group, as the catalog knows them; none if it does not know the
+	// group. It is called often and must not block.
+	Replicas func(group storage.GroupID) []storage.NodeID
+}
+
+// Router brings a gateway's requests to the leaders of their groups, locally or over the peers. Each call is one
+// attempt; what it learns about leaders it keeps for the next. Its methods may be called concurrently.
+type Router struct {
+	cfg Config
 
 	mu      sync.RWMutex
-	leaders map[storage.GroupID]storage.NodeID // as last heard; guarded by mu
+	leaders map[storage.GroupID]storage.NodeID // as last heard; 0 or absent: nobody is known; guarded by mu
 	next    map[storage.GroupID]int            // whom to ask when nobody is known; guarded by mu
 	// silentUntil is when a node that left a request unanswered is asked like others again; guarded by mu
 	silentUntil map[storage.NodeID]time.Time
 }
 
-func newRouter(self storage.NodeID, host *replication.Host, peers *peer.Transport,
-	replicas func(storage.GroupID) []storage.NodeID) *router {
-	return &router{self: self, host: host, peers: peers, replicas: replicas,
-		leaders: map[storage.GroupID]storage.NodeID{}, next: map[storage.GroupID]int{},
+// New makes a router that knows of no leader yet.
+func New(cfg Config) *Router {
+	return &Router{cfg: cfg, leaders: map[storage.GroupID]storage.NodeID{}, next: map[storage.GroupID]int{},
 		silentUntil: map[storage.NodeID]time.Time{}}
 }
 
 // target returns the node to ask: the leader as last heard, or as this node's own replica knows it, or each replica in
 // turn. A node that has just left a request unanswered is asked last.
-func (r *router) target(group storage.GroupID) storage.NodeID {
+func (r *Router) target(group storage.GroupID) storage.NodeID {
 	r.mu.RLock()
 	n := r.leaders[group]
 	r.mu.RUnlock()
@@ -45,12 +66,12 @@ func (r *router) target(group storage.GroupID) storage.NodeID {
 		return n
 	}
 	now := time.Now()
-	if n := r.host.Leader(group); n != 0 && !r.silent(n, now) {
+	if n := r.cfg.Host.Leader(group); n != 0 && !r.silent(n, now) {
 		return n
 	}
-	nodes := r.replicas(group)
+	nodes := r.cfg.Replicas(group)
 	if len(nodes) == 0 {
-		return r.self // which says that it has no replica
+		return r.cfg.Self // which says that it has no replica
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -67,14 +88,14 @@ func (r *router) target(group storage.GroupID) storage.NodeID {
 // silentFor is how long a node that left a request unanswered is asked last.
 const silentFor = 3 * time.Second
 
-func (r *router) silent(n storage.NodeID, now time.Time) bool {
+func (r *Router) silent(n storage.NodeID, now time.Time) bool {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	return now.Before(r.silentUntil[n])
 }
 
 // learn keeps what an attempt at a node came to.
-func (r *router) learn(group storage.GroupID, asked storage.NodeID, err error) {
+func (r *Router) learn(group storage.GroupID, asked storage.NodeID, err error) {
 	r.mu.RLock()
 	known, silent := r.leaders[group], !r.silentUntil[asked].IsZero()
 	r.mu.RUnlock()
@@ -89,6 +110,9 @@ func (r *router) learn(group storage.GroupID, asked storage.NodeID, err error) {
 			now = 0
 		}
 	case storage.KindUnavailable, storage.KindIO, storage.KindNotFound, storage.KindCanceled:
+		if errors.Is(err, context.Canceled) {
+			return // the caller did not wait for the answer: nothing is known of who would have given it
+		}
 		// No answer, or none of a leader: ask another next time. What a volume's state says (KindNotFound of an
 		// operation) comes as a result, not as an error.
 		now = 0
@@ -115,18 +139,18 @@ func (r *router) learn(group storage.GroupID, asked storage.NodeID, err error) {
 }
 
 // Propose asks the group's leader to apply an operation.
-func (r *router) Propose(ctx context.Context, group storage.GroupID, data [][]byte) (op.Result, error) {
+func (r *Router) Propose(ctx context.Context, group storage.GroupID, data [][]byte) (op.Result, error) {
 	node := r.target(group)
 	result, err := r.proposeAt(ctx, node, group, data)
 	r.learn(group, node, err)
 	return result, err
 }
 
-func (r *router) proposeAt(ctx context.Context, node storage.NodeID, group storage.GroupID, data [][]byte) (op.Result, error) {
-	if node == r.self {
-		return r.host.Propose(ctx, group, data)
+func (r *Router) proposeAt(ctx context.Context, node storage.NodeID, group storage.GroupID, data [][]byte) (op.Result, error) {
+	if node == r.cfg.Self {
+		return r.cfg.Host.Propose(ctx, group, data)
 	}
-	resp, err := r.peers.Call(ctx, node, peer.Data, &peer.Request{Method: peer.MethodPropose, Group: group, Payload: data})
+	resp, err := r.cfg.Peers.Call(ctx, node, peer.Data, &peer.Request{Method: peer.MethodPropose, Group: group, Payload: data})
 	if err != nil {
 		return op.Result{}, err
 	}
@@ -145,18 +169,18 @@ func unreadable(node storage.NodeID, err error) error {
 }
 
 // Read asks the group's leader for blocks.
-func (r *router) Read(ctx context.Context, group storage.GroupID, req op.ReadRequest) (*op.ReadData, error) {
+func (r *Router) Read(ctx context.Context, group storage.GroupID, req op.ReadRequest) (*op.ReadData, error) {
 	node := r.target(group)
 	data, err := r.readAt(ctx, node, group, req)
 	r.learn(group, node, err)
 	return data, err
 }
 
-func (r *router) readAt(ctx context.Context, node storage.NodeID, group storage.GroupID, req op.ReadRequest) (*op.ReadData, error) {
-	if node == r.self {
-		return r.host.Read(ctx, group, req)
+func (r *Router) readAt(ctx context.Context, node storage.NodeID, group storage.GroupID, req op.ReadRequest) (*op.ReadData, error) {
+	if node == r.cfg.Self {
+		return r.cfg.Host.Read(ctx, group, req)
 	}
-	resp, err := r.peers.Call(ctx, node, peer.Data, &peer.Request{Method: peer.MethodRead, Group: group,
+	resp, err := r.cfg.Peers.Call(ctx, node, peer.Data, &peer.Request{Method: peer.MethodRead, Group: group,
 		Header: req.Append(make([]byte, 0, op.ReadRequestLen)), ReplyBytes: replyBytes(req)})
 	if err != nil {
 		return nil, err
@@ -176,18 +200,18 @@ func replyBytes(req op.ReadRequest) int {
 }
 
 // Status asks the group's leader which blocks are mapped.
-func (r *router) Status(ctx context.Context, group storage.GroupID, req op.StatusRequest) ([]op.Run, error) {
+func (r *Router) Status(ctx context.Context, group storage.GroupID, req op.StatusRequest) ([]op.Run, error) {
 	node := r.target(group)
 	runs, err := r.statusAt(ctx, node, group, req)
 	r.learn(group, node, err)
 	return runs, err
 }
 
-func (r *router) statusAt(ctx context.Context, node storage.NodeID, group storage.GroupID, req op.StatusRequest) ([]op.Run, error) {
-	if node == r.self {
-		return r.host.BlockStatus(ctx, group, req)
+func (r *Router) statusAt(ctx context.Context, node storage.NodeID, group storage.GroupID, req op.StatusRequest) ([]op.Run, error) {
+	if node == r.cfg.Self {
+		return r.cfg.Host.BlockStatus(ctx, group, req)
 	}
-	resp, err := r.peers.Call(ctx, node, peer.Data, &peer.Request{Method: peer.MethodStatus, Group: group,
+	resp, err := r.cfg.Peers.Call(ctx, node, peer.Data, &peer.Request{Method: peer.MethodStatus, Group: group,
 		Header: req.Append(make([]byte, 0, op.StatusRequestLen))})
 	if err != nil {
 		return nil, err
