@@ -3,6 +3,7 @@ package replication
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"math/bits"
 	"sync"
 
@@ -88,12 +89,32 @@ func (h *Host) servePropose(in *peer.Inbound) {
 		in.ReplyError(err)
 		return
 	}
+	if in.Client {
+		if err := mayPropose(in.Payload); err != nil {
+			in.ReplyError(err)
+			return
+		}
+	}
 	result, err := g.propose(in.Context(), in.TakePayload())
 	if err != nil {
 		in.ReplyError(err)
 		return
 	}
 	in.Reply(result.Append(nil), nil)
+}
+
+// mayPropose returns why a gateway outside of the nodes may not have an operation run: generations, epochs and deletions
+// are the catalog's to set.
+func mayPropose(data []byte) error {
+	o, _, err := op.DecodeHeader(data)
+	if err != nil {
+		return err
+	}
+	switch o.Kind {
+	case op.Write, op.Clear, op.OpenSession, op.CloseSession:
+		return nil
+	}
+	return storage.E("propose", storage.KindPermission, "", fmt.Errorf("operation %d is not for gateways", o.Kind))
 }
 
 func (h *Host) serveRead(in *peer.Inbound) {

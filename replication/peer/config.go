@@ -22,6 +22,9 @@ type Config struct {
 	Cluster storage.ClusterID
 	// Self is this node; 0 while it has no id yet: then only CallAddr works.
 	Self storage.NodeID
+	// Client makes this the Transport of a gateway outside of the nodes: Self is 0, there is no Listener, Cluster is
+	// required. It may call the methods that serve gateways, at any node.
+	Client bool
 	// Listener accepts other nodes' connections; nil: none are accepted. The Transport closes it.
 	Listener net.Listener
 	// Dial opens a connection; nil: TCP.
@@ -46,11 +49,15 @@ type Config struct {
 	// MaxUnanswered bounds the requests received and not answered, a peer and lane [16384]. Requests over it are
 	// refused with KindUnavailable.
 	MaxUnanswered int
+	// MaxClientInboundBytes bounds the requests received from all clients together whose handlers have not returned
+	// [512 MiB]. Requests over it are refused with KindUnavailable.
+	MaxClientInboundBytes int64
 	// MaxReplyBytes bounds the replies that the peer has not read yet, a connection [32 MiB]: over it nothing more
 	// is read from the connection, over four times of it the connection set is closed.
 	MaxReplyBytes int64
-	// MaxConnections bounds the connections accepted and not closed [1024].
-	MaxConnections int
+	// MaxConnections bounds the connections accepted and not closed [4096], MaxClientConnections those of them that are
+	// of clients [3072]: clients never take a node's place.
+	MaxConnections, MaxClientConnections int
 
 	// DialTimeout bounds one attempt to connect all lanes of a peer, HandshakeTimeout what an accepted connection
 	// may take to say hello and a set to become complete [3 s, 3 s].
@@ -86,7 +93,9 @@ func (c Config) withDefaults() Config {
 	orDefault(&c.MaxInboundBytes, 128<<20)
 	orDefault(&c.MaxUnanswered, 16384)
 	orDefault(&c.MaxReplyBytes, 32<<20)
-	orDefault(&c.MaxConnections, 1024)
+	orDefault(&c.MaxClientInboundBytes, 512<<20)
+	orDefault(&c.MaxConnections, 4096)
+	orDefault(&c.MaxClientConnections, 3072)
 	orDefault(&c.DialTimeout, 3*time.Second)
 	orDefault(&c.HandshakeTimeout, 3*time.Second)
 	orDefault(&c.BackoffMin, 50*time.Millisecond)
@@ -121,11 +130,14 @@ func (c Config) Validate() error {
 	}
 	refuse(c.Self != 0 && c.Cluster.IsZero(), "a node with an id needs a cluster id")
 	refuse(c.Self == 0 && c.Listener != nil, "a node without an id cannot accept connections")
+	refuse(c.Client && c.Self != 0, "a client has no node's id")
+	refuse(c.Client && c.Cluster.IsZero(), "a client needs a cluster id")
 	for name, n := range map[string]int64{
 		"MaxInFlightBytes": c.MaxInFlightBytes, "MaxInFlight": int64(c.MaxInFlight),
 		"MaxGroupQueueBytes": c.MaxGroupQueueBytes, "MaxInboundBytes": c.MaxInboundBytes,
 		"MaxUnanswered": int64(c.MaxUnanswered), "MaxReplyBytes": c.MaxReplyBytes,
-		"MaxConnections": int64(c.MaxConnections), "DialTimeout": int64(c.DialTimeout),
+		"MaxConnections": int64(c.MaxConnections), "MaxClientConnections": int64(c.MaxClientConnections),
+		"MaxClientInboundBytes": c.MaxClientInboundBytes, "DialTimeout": int64(c.DialTimeout),
 		"HandshakeTimeout": int64(c.HandshakeTimeout), "BackoffMin": int64(c.BackoffMin),
 		"BackoffMax": int64(c.BackoffMax), "PingInterval": int64(c.PingInterval),
 		"KeepaliveTimeout": int64(c.KeepaliveTimeout), "StallTimeout": int64(c.StallTimeout),
@@ -133,10 +145,10 @@ func (c Config) Validate() error {
 		refuse(n < 0, "%s is negative", name)
 	}
 	if t := c.TLS; t != nil {
-		refuse(len(t.Certificates) == 0 && t.GetCertificate == nil && t.GetConfigForClient == nil,
+		refuse(!c.Client && len(t.Certificates) == 0 && t.GetCertificate == nil && t.GetConfigForClient == nil,
 			"TLS has no certificate for those who dial us")
 		refuse(len(t.Certificates) == 0 && t.GetClientCertificate == nil, "TLS has no certificate for those we dial")
-		refuse(t.ClientCAs == nil, "TLS has no ClientCAs to verify those who dial us")
+		refuse(!c.Client && t.ClientCAs == nil, "TLS has no ClientCAs to verify those who dial us")
 		refuse(t.RootCAs == nil, "TLS has no RootCAs to verify those we dial")
 		refuse(t.InsecureSkipVerify && t.VerifyConnection == nil && t.VerifyPeerCertificate == nil,
 			"TLS skips verification")

@@ -348,6 +348,12 @@ func testBuffers(t *testing.T, m *mesh) {
 // testTLS makes a certificate authority and one certificate for 127.0.0.1, used by every node.
 func testTLS(t testing.TB) *tls.Config {
 	t.Helper()
+	return testTLSFor(t, "")[0]
+}
+
+// testTLSFor makes a certificate authority and one certificate for 127.0.0.1 for each organizational unit; "" is none.
+func testTLSFor(t testing.TB, units ...string) (configs []*tls.Config) {
+	t.Helper()
 	newKey := func() *ecdsa.PrivateKey {
 		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 		if err != nil {
@@ -375,8 +381,14 @@ func testTLS(t testing.TB) *tls.Config {
 		t.Fatal(err)
 	}
 	roots.AddCert(parsed)
-	return &tls.Config{RootCAs: roots, ClientCAs: roots,
-		Certificates: []tls.Certificate{{Certificate: [][]byte{sign(leaf, parsed, key, caKey)}, PrivateKey: key}}}
+	for _, unit := range units {
+		if leaf.Subject = (pkix.Name{}); unit != "" {
+			leaf.Subject.OrganizationalUnit = []string{unit}
+		}
+		configs = append(configs, &tls.Config{RootCAs: roots, ClientCAs: roots,
+			Certificates: []tls.Certificate{{Certificate: [][]byte{sign(leaf, parsed, key, caKey)}, PrivateKey: key}}})
+	}
+	return configs
 }
 
 // TestTLSRefusesStrangers: without a certificate of the cluster's authority nobody gets in, nor is believed.

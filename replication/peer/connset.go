@@ -23,6 +23,7 @@ type connSet struct {
 	nonce   uint64
 	dialled bool    // we send the requests, the other side answers
 	lone    bool    // consists of the control lane only
+	client  bool    // of an accepted set: the other side is a gateway outside of the nodes
 	in      *inPeer // of an accepted set
 
 	ctx  context.Context // done when the set failed; context.Cause says why

@@ -25,7 +25,7 @@ const (
 type hello struct {
 	version uint16
 	lane    Lane
-	code    helloCode // hello: lone or helloPart; answer: accepted or why not
+	code    helloCode // hello: lone, helloPart or helloClient; answer: accepted or why not
 	cluster storage.ClusterID
 	from    storage.NodeID // the speaker; 0: has no id yet
 	to      storage.NodeID // whom the speaker wants to reach; 0: whoever it is
@@ -37,6 +37,8 @@ type helloCode uint8
 const (
 	helloPart helloCode = 1 // hello: one lane of a set
 	helloLone helloCode = 2 // hello: a set of one connection, for a single call
+	// hello: one lane of a set of a gateway outside of the nodes; from is 0
+	helloClient helloCode = 3
 
 	helloAccepted      helloCode = 16
 	helloWrongVersion  helloCode = 17
@@ -45,6 +47,7 @@ const (
 	helloBadLane       helloCode = 20
 	helloTooMany       helloCode = 21
 	helloWithoutNodeID helloCode = 22
+	helloClientsOnly   helloCode = 23
 )
 
 func (h *hello) appendTo(b []byte, magic string) []byte {
@@ -102,14 +105,14 @@ func (h *hello) judge(cluster storage.ClusterID, self storage.NodeID) helloCode 
 	switch {
 	case h.version != ProtocolVersion:
 		return helloWrongVersion
-	case h.cluster != cluster && !(stranger && h.cluster.IsZero()):
+	case h.cluster != cluster && !(stranger && h.code != helloClient && h.cluster.IsZero()):
 		return helloWrongCluster
 	case self == 0:
 		return helloWithoutNodeID
 	case h.to != 0 && h.to != self, h.from == self:
 		return helloWrongNode
-	case h.lane >= laneCount, h.code != helloPart && h.code != helloLone, stranger && h.code != helloLone,
-		h.code == helloLone && h.lane != Control:
+	case h.lane >= laneCount, h.code != helloPart && h.code != helloLone && h.code != helloClient, stranger && h.code == helloPart,
+		!stranger && h.code == helloClient, h.code == helloLone && h.lane != Control:
 		return helloBadLane
 	}
 	return helloAccepted
@@ -129,6 +132,9 @@ func (h *hello) refusal(sent hello) error {
 	case h.code == helloWrongNode || sent.to != 0 && h.from != sent.to:
 		return storage.E("", storage.KindPermission, "", fmt.Errorf(
 			"node %v answers at the address of node %v (called by node %v)", h.from, sent.to, sent.from))
+	case h.code == helloClientsOnly:
+		return storage.E("", storage.KindPermission, "", errors.New(
+			"the certificate is one of gateways (organizational unit "+ClientUnit+"): it does not make a node"))
 	case h.code == helloTooMany:
 		return storage.E("", storage.KindUnavailable, "", errors.New("the peer has too many connections"))
 	case h.code != helloAccepted || h.nonce != sent.nonce || h.lane != sent.lane:

@@ -17,7 +17,8 @@ import (
 // Header and Payload are valid until the handler returns. Retain prolongs that until a Release for each Retain;
 // TakePayload makes both the handler's own for ever.
 type Inbound struct {
-	From     storage.NodeID // 0: a node without an id
+	From     storage.NodeID // 0: a node without an id, or a client
+	Client   bool           // the sender is a gateway outside of the nodes
 	Lane     Lane
 	Method   Method
 	Group    storage.GroupID
@@ -171,6 +172,9 @@ func (p *inPeer) admit(cfg *Config, lane Lane, order Order, group storage.GroupI
 func (t *Transport) dispatch(p *inPeer, in *Inbound) {
 	in.usage.bytes.Add(in.size)
 	in.usage.unanswered.Add(1)
+	if in.Client {
+		t.clientBytes.Add(in.size)
+	}
 	if in.handler.order == Concurrent {
 		t.wg.Go(in.handle)
 		return
@@ -223,6 +227,9 @@ func (in *Inbound) handle() {
 
 func (in *Inbound) handledBytes() {
 	in.usage.bytes.Add(-in.size)
+	if in.Client {
+		in.handler.t.clientBytes.Add(-in.size)
+	}
 	in.buf.release()
 }
 
@@ -259,7 +266,7 @@ func (c *conn) readRequests() error {
 			return err
 		}
 		t.dispatch(s.in, &Inbound{
-			From: s.node, Lane: c.lane, Method: h.method, Group: h.group,
+			From: s.node, Client: s.client, Lane: c.lane, Method: h.method, Group: h.group,
 			Header: buf.data[:h.headerBytes:h.headerBytes], Payload: buf.data[h.headerBytes:], Received: received,
 			conn: c, usage: &s.in.lanes[c.lane], handler: hd, id: h.id, buf: buf, size: int64(len(buf.data)) + frameHeaderBytes,
 		})
@@ -274,11 +281,18 @@ func (t *Transport) receivable(s *connSet, lane Lane, h frameHeader) (*handler, 
 	case hd == nil:
 		return nil, storage.E("call", storage.KindUnsupported, "node "+t.cfg.Self.String(),
 			fmt.Errorf("method %d is not known here", h.method))
-	case s.node == 0 && !h.method.openToStrangers():
+	case s.client && !h.method.openToClients():
+		return nil, storage.E("call", storage.KindPermission, "node "+t.cfg.Self.String(),
+			fmt.Errorf("method %d is not for gateways", h.method))
+	case s.node == 0 && !s.client && !h.method.openToStrangers():
 		return nil, storage.E("call", storage.KindPermission, "node "+t.cfg.Self.String(),
 			fmt.Errorf("method %d is for members of the cluster only", h.method))
 	}
 	size := int64(h.headerBytes+h.payloadBytes) + frameHeaderBytes
+	if n := t.clientBytes.Load(); s.client && n > 0 && n+size > t.cfg.MaxClientInboundBytes {
+		return nil, storage.E("call", storage.KindUnavailable, "node "+t.cfg.Self.String(),
+			errors.New("too many bytes of gateways' requests are being handled"))
+	}
 	if err := s.in.admit(&t.cfg, lane, hd.order, h.group, size); err != nil {
 		return nil, storage.E("call", storage.KindUnavailable, "node "+t.cfg.Self.String(), err)
 	}

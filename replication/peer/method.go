@@ -43,6 +43,10 @@ const (
 	MethodRead    Method = 17 // blocks from a group's leader (Data)
 	MethodStatus  Method = 18 // block status from a group's leader (Data)
 
+	MethodGatewayOpen   Method = 24 // a gateway outside of the nodes asks for a session (Control)
+	MethodGatewayClose  Method = 25 // and says that one is closed in every group (Control)
+	MethodGatewayFollow Method = 26 // keeps its sessions alive, and learns what has changed (Control)
+
 	MethodManifest Method = 32 // open or renew a manifest for a pull (Bulk)
 	MethodTable    Method = 33 // extent tables of a manifest (Bulk)
 	MethodBlocks   Method = 34 // blocks of a manifest (Bulk)
@@ -59,6 +63,16 @@ const (
 
 // openToStrangers reports whether the method may be called by a node that has no id in the cluster yet.
 func (m Method) openToStrangers() bool { return m == MethodJoin || m == MethodNodeInfo }
+
+// openToClients reports whether the method may be called by a gateway outside of the nodes: what a gateway does, and
+// nothing that concerns membership or replication.
+func (m Method) openToClients() bool {
+	switch m {
+	case MethodPropose, MethodRead, MethodStatus, MethodNodeInfo, MethodGatewayOpen, MethodGatewayClose, MethodGatewayFollow:
+		return true
+	}
+	return false
+}
 
 // Order says how the requests of a method are handed to its handler.
 type Order uint8

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -35,19 +36,23 @@ type Transport struct {
 	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup // every goroutine; added to under mu, or by one of them
 
-	accepting atomic.Int64 // connections accepted and not closed
+	accepting   atomic.Int64 // connections accepted and not closed
+	clientBytes atomic.Int64 // of clients' requests whose handlers have not returned
 
 	mu     sync.Mutex // guards what follows
 	closed bool
 	peers  map[storage.NodeID]*outPeer
 	inSets map[setKey]*connSet // accepted and running
-	inFrom map[storage.NodeID]*inPeer
+	// clientConns counts the connections of inSets' clients; <= MaxClientConnections
+	clientConns int
+	inFrom      map[storage.NodeID]*inPeer
 }
 
 // setKey names an accepted set.
 type setKey struct {
-	node  storage.NodeID
-	nonce uint64
+	node   storage.NodeID // 0: of a stranger or a client
+	client bool
+	nonce  uint64
 }
 
 // New checks the configuration and makes a Transport. It opens nothing. Errors: KindInvalid.
@@ -203,7 +208,7 @@ func (t *Transport) callOn(ctx context.Context, s *connSet, b *budget, lane Lane
 // checkTarget returns why no request can be sent to a node at all.
 func (t *Transport) checkTarget(to storage.NodeID) error {
 	switch {
-	case t.cfg.Self == 0:
+	case t.cfg.Self == 0 && !t.cfg.Client:
 		return storage.E("call", storage.KindInvalid, "node "+to.String(), errors.New("this node has no id yet"))
 	case to == 0:
 		return storage.E("call", storage.KindInvalid, "", errors.New("no node given"))
@@ -324,8 +329,11 @@ func (t *Transport) dialLane(ctx context.Context, s *connSet, lane Lane) error {
 		nc = tls.Client(raw, cfg)
 	}
 	code := helloPart
-	if s.lone {
+	switch {
+	case s.lone:
 		code = helloLone
+	case t.cfg.Client:
+		code = helloClient
 	}
 	sent := hello{version: ProtocolVersion, lane: lane, code: code, cluster: t.cfg.Cluster, from: t.cfg.Self,
 		to: s.node, nonce: s.nonce}
@@ -412,6 +420,9 @@ func (t *Transport) answerHello(raw net.Conn) error {
 		return err
 	}
 	code := h.judge(t.cfg.Cluster, t.cfg.Self)
+	if code == helloAccepted && h.code != helloClient && forClients(nc) {
+		code = helloClientsOnly
+	}
 	answer := hello{version: ProtocolVersion, lane: h.lane, code: code, cluster: t.cfg.Cluster, from: t.cfg.Self,
 		to: h.from, nonce: h.nonce}
 	if err := writeHello(nc, answer, answerMagic); err != nil {
@@ -435,10 +446,19 @@ func (t *Transport) join(h hello, nc net.Conn) error {
 	if t.closed {
 		return errTransportClosed
 	}
-	key := setKey{h.from, h.nonce}
+	lone, client := h.code == helloLone, h.code == helloClient
+	if client && t.clientConns >= t.cfg.MaxClientConnections {
+		return fmt.Errorf("%d connections of gateways are open, the limit", t.clientConns)
+	}
+	key := setKey{h.from, client, h.nonce}
 	s := t.inSets[key]
+	if s == nil && client {
+		s = t.newSet(0, nc.RemoteAddr().String(), h.nonce, false, false)
+		s.client, s.in = true, newInPeer(0)
+		t.inSets[key] = s
+		t.wg.Go(func() { t.serve(key, s) })
+	}
 	if s == nil {
-		lone := h.code == helloLone
 		for k, old := range t.inSets {
 			if k.node == h.from && !lone && !old.lone {
 				old.fail(errors.New("the peer has opened newer connections"))
@@ -456,6 +476,9 @@ func (t *Transport) join(h hello, nc net.Conn) error {
 		s.fail(fmt.Errorf("the %v lane was opened twice", h.lane))
 		return fmt.Errorf("the %v lane was opened twice", h.lane)
 	}
+	if client {
+		t.clientConns++
+	}
 	return nil
 }
 
@@ -465,17 +488,34 @@ func (t *Transport) serve(key setKey, s *connSet) {
 	s.dropCalls()
 	t.mu.Lock()
 	delete(t.inSets, key)
-	gone := s.in.idle()
+	gone := !s.client && s.in.idle()
 	for k := range t.inSets {
-		gone = gone && k.node != key.node
+		gone = gone && (k.node != key.node || k.client)
 	}
 	if gone {
 		delete(t.inFrom, key.node)
 	}
-	t.mu.Unlock()
 	for _, c := range s.conns {
 		if c != nil {
 			t.accepting.Add(-1)
+			if s.client {
+				t.clientConns--
+			}
 		}
 	}
+	t.mu.Unlock()
+}
+
+// ClientUnit is the organizational unit in the subject of certificates that make gateways, and not nodes: the authority
+// of the cluster's certificates signs both, and who has one of these can do what gateways do and nothing else.
+const ClientUnit = "storaged-gateway"
+
+// forClients reports whether the certificate that the other side has shown is one of gateways only.
+func forClients(nc net.Conn) bool {
+	c, ok := nc.(*tls.Conn)
+	if !ok {
+		return false
+	}
+	certs := c.ConnectionState().PeerCertificates
+	return len(certs) > 0 && slices.Contains(certs[0].Subject.OrganizationalUnit, ClientUnit)
 }
