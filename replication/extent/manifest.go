@@ -38,11 +38,16 @@ type Manifest struct {
 	deleted map[storage.VolumeID]bool // their extents are not part of it
 	parts   [][]byte
 
-	mu       sync.RWMutex // guards what follows; held for reading while the snapshot is used
+	// snapshot and release are used while users counts the caller, and let go when nobody is left. No lock is held
+	// meanwhile: a user may wait for a disk for as long as that takes.
 	snapshot *pebble.Snapshot
 	release  []func()
-	silence  *time.Timer
-	closed   bool
+	users    sync.WaitGroup
+	released chan struct{} // closed by the first Close when everything is let go
+
+	mu      sync.Mutex // guards what follows, and that users grows only while the manifest is open
+	silence *time.Timer
+	closed  bool
 }
 
 // OpenManifest keeps the durable checkpoint for a pull, and the log from there on.
@@ -72,7 +77,7 @@ func (g *Group) keepManifest() (*Manifest, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Manifest{g: g, set: set.id, deleted: map[storage.VolumeID]bool{}, snapshot: snapshot}
+	m := &Manifest{g: g, set: set.id, deleted: map[storage.VolumeID]bool{}, snapshot: snapshot, released: make(chan struct{})}
 	m.release = append(m.release, func() { _ = snapshot.Close() }) // its only error is to be closed already
 	if err := m.readState(); err != nil {
 		m.releaseAll()
@@ -155,13 +160,14 @@ func decodeStatePart(part []byte, fn func(storage.VolumeID, *volume) error) erro
 
 // enter begins the use of the snapshot; leave ends it.
 func (m *Manifest) enter() (leave func(), err error) {
-	m.mu.RLock()
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if m.closed {
-		m.mu.RUnlock()
 		return nil, storage.E("read manifest", storage.KindNotFound, "group "+m.g.key.String(), errors.New("the manifest is closed"))
 	}
 	m.silence.Reset(ManifestSilence)
-	return m.mu.RUnlock, nil
+	m.users.Add(1)
+	return m.users.Done, nil
 }
 
 // Touch says that the puller is still there.
@@ -173,18 +179,22 @@ func (m *Manifest) Touch() error {
 	return err
 }
 
-// Close lets the checkpoint and its segments go. It may be called again.
+// Close refuses further calls, waits for those under way, and lets the checkpoint and its segments go. It may be called
+// again, and returns when that is done, whoever does it: the store is closed right after.
 func (m *Manifest) Close() {
 	m.mu.Lock()
-	if m.closed {
-		m.mu.Unlock()
-		return
-	}
+	first := !m.closed
 	m.closed = true
 	m.silence.Stop()
 	m.mu.Unlock()
+	if !first {
+		<-m.released
+		return
+	}
+	m.users.Wait()
 	m.releaseAll()
 	m.g.store.noteManifest(m, false)
+	close(m.released)
 }
 
 func (m *Manifest) releaseAll() {

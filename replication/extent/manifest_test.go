@@ -3,6 +3,7 @@ package extent
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 
@@ -331,6 +332,44 @@ func TestManifestClosesWhenSilent(t *testing.T) {
 }
 
 // Guards I1: OpenManifest's pins. Removed once; this test failed.
+// TestManifestClosesBesideReads: a read that waits for the disk keeps what it reads, and holds up the Closes (the store's
+// comes right before Pebble's) but nobody else: who asks for something is told at once that the manifest is gone.
+func TestManifestClosesBesideReads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, _ := sourceRig(t, 20)
+		m, err := r.g.OpenManifest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		leave, err := m.enter()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var closed atomic.Int32
+		for range 2 {
+			go func() { m.Close(); closed.Add(1) }()
+		}
+		synctest.Wait()
+		if n := closed.Load(); n != 0 {
+			t.Errorf("%d Closes have returned beside a read", n)
+		}
+		if _, err := m.StatePart(0); !errors.Is(err, storage.ErrNotFound) {
+			t.Errorf("a closed manifest answers %v", err)
+		}
+		if _, err := m.g.store.meta.loadTables(m.snapshot, m.set, extentID{1, 0}); err != nil {
+			t.Errorf("the read has lost its snapshot: %v", err)
+		}
+		leave()
+		synctest.Wait()
+		if n := closed.Load(); n != 2 {
+			t.Errorf("%d of 2 Closes have returned after the read", n)
+		}
+		if err := r.s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestManifestPinsSegments(t *testing.T) {
 	src, m := sourceRig(t, 10)
 	man, err := src.g.OpenManifest()
