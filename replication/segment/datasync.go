@@ -22,6 +22,8 @@ import (
 // The kernel runs vfs_fsync on the file that the descriptor stands for, as fdatasync does, and the result says the same:
 // an error of writing back any page since the file was opened or last synced.
 //
+// It writes zeroes in the same way, for segments that are filled ahead of time.
+//
 // It belongs to one goroutine. The zero value is ready; close frees what it holds.
 type dataSync struct {
 	context aioContext
@@ -57,6 +59,7 @@ type aioEvent struct {
 }
 
 const (
+	aioWrite     = 1 // IOCB_CMD_PWRITE
 	aioFDSync    = 3 // IOCB_CMD_FDSYNC
 	aioEventFD   = 1 // IOCB_FLAG_RESFD
 	aioQueueSize = 1
@@ -65,23 +68,24 @@ const (
 // of syncs the file's data, and what is needed to find it, to the disk. Files of other file systems than the kernel's
 // sync in their own way.
 func (s *dataSync) of(f vfs.File) error {
-	if f.Fd() == vfs.InvalidFd || s.refused {
-		return f.SyncData()
+	if !s.possible(f) || s.submit(&aioControl{opcode: aioFDSync, fd: uint32(f.Fd())}) != nil {
+		return f.SyncData() // nothing was started
 	}
-	if s.event == nil {
-		if err := s.setUp(); err != nil {
-			s.refused = true
-			return f.SyncData()
-		}
-	}
-	err := s.submit(uint32(f.Fd()))
-	if err != nil {
-		s.refused = true // nothing was started: io_submit says so by refusing
-		return f.SyncData()
-	}
-	err = s.wait()
+	_, err := s.wait()
 	runtime.KeepAlive(f)
 	return err
+}
+
+// possible reports whether the kernel can work on the file by itself.
+func (s *dataSync) possible(f vfs.File) bool {
+	if f.Fd() == vfs.InvalidFd || s.refused {
+		return false
+	}
+	if s.event == nil && s.setUp() != nil {
+		s.refused = true
+		return false
+	}
+	return true
 }
 
 func (s *dataSync) setUp() error {
@@ -98,9 +102,9 @@ func (s *dataSync) setUp() error {
 	return nil
 }
 
-// submit starts the sync.
-func (s *dataSync) submit(fd uint32) error {
-	control := &aioControl{opcode: aioFDSync, fd: fd, flags: aioEventFD, eventFD: s.eventFD}
+// submit starts what control says. After an error nothing was started, and nothing is tried any more.
+func (s *dataSync) submit(control *aioControl) error {
+	control.flags, control.eventFD = aioEventFD, s.eventFD
 	list := [1]*aioControl{control}
 	for {
 		n, _, errno := unix.RawSyscall(unix.SYS_IO_SUBMIT, uintptr(s.context), 1, uintptr(unsafe.Pointer(&list)))
@@ -108,17 +112,18 @@ func (s *dataSync) submit(fd uint32) error {
 		case errno == unix.EINTR || errno == 0 && n == 0:
 			continue
 		case errno != 0:
+			s.refused = true
 			return os.NewSyscallError("io_submit", errno)
 		}
 		return nil
 	}
 }
 
-// wait waits for the end of the sync that was started. Whatever goes wrong here leaves unknown whether the data is
-// durable, and is an error.
-func (s *dataSync) wait() error {
+// wait waits for the end of what was started, and returns its result. Whatever goes wrong here leaves unknown whether the
+// data is durable, and is an error.
+func (s *dataSync) wait() (int64, error) {
 	if _, err := s.event.Read(s.counter[:]); err != nil {
-		return fmt.Errorf("wait for a sync: %w", err)
+		return 0, fmt.Errorf("wait for the kernel's AIO: %w", err)
 	}
 	var (
 		event aioEvent
@@ -131,13 +136,13 @@ func (s *dataSync) wait() error {
 		case errno == unix.EINTR:
 			continue
 		case errno != 0:
-			return os.NewSyscallError("io_getevents", errno)
+			return 0, os.NewSyscallError("io_getevents", errno)
 		case n != 1:
-			return errors.New("wait for a sync: the kernel announced an event and had none")
+			return 0, errors.New("wait for the kernel's AIO: it announced an event and had none")
 		case event.result < 0:
-			return os.NewSyscallError("fdatasync", unix.Errno(-event.result))
+			return 0, os.NewSyscallError("write or sync", unix.Errno(-event.result))
 		}
-		return nil
+		return event.result, nil
 	}
 }
 

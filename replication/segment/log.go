@@ -71,6 +71,7 @@ type Log struct {
 	stopOnce   sync.Once
 	closeOnce  sync.Once
 	background sync.WaitGroup
+	preparing  dataSync // the preparer's
 }
 
 // note is a callback that waits for a position.

@@ -18,6 +18,7 @@ const (
 // preparer keeps Config.FreeSegments segments ready, until the log is closed or failed.
 func (l *Log) preparer() {
 	defer l.background.Done()
+	defer l.preparing.close()
 	for {
 		s, old := l.nextToPrepare()
 		if s == nil {
@@ -189,7 +190,9 @@ func (l *Log) finishPrepare(f vfs.File, s *segmentFile, err error) (vfs.File, er
 		l.mu.Unlock()
 		err = l.writeHeader(f, s.no, s.capacity, start)
 	}
-	if err == nil {
+	if err == nil && l.preparing.possible(f) {
+		err = l.preparing.of(f)
+	} else if err == nil {
 		err = f.Sync()
 	}
 	if err != nil {
@@ -206,26 +209,40 @@ func (l *Log) fill(f vfs.File, offset int64, s *segmentFile) error {
 	l.mu.Lock()
 	reserve := s.claimed && l.durableIndex < l.recent.next || l.perSync >= l.cfg.PrewriteBelowBytes
 	l.mu.Unlock()
-	if reserve {
-		err := f.Preallocate(offset, int64(s.capacity)-offset)
-		if err == nil {
-			_, err = f.WriteAt(zeroPage[:], int64(s.capacity)-pageBytes) // gives the file its length
-			return err
-		}
-		if !errors.Is(err, syscall.EOPNOTSUPP) {
-			return err
-		}
-		// Where space cannot be reserved it has to be written: a write of the log that finds none fails the disk.
+	err := f.Preallocate(offset, int64(s.capacity)-offset)
+	if err == nil {
+		_, err = f.WriteAt(zeroPage[:], int64(s.capacity)-pageBytes) // gives the file its length
 	}
-	zeroes := make([]byte, min(fillBytes, int(s.capacity)))
+	switch {
+	case err == nil && reserve:
+		return nil
+	case err != nil && !errors.Is(err, syscall.EOPNOTSUPP):
+		return err
+	case err == nil: // direct writes that made the file longer would not be asynchronous
+		if z := directZeroes(&l.preparing, f); z != nil {
+			defer z.close()
+			if err := l.writeZeroes(z.writeAt, nil, offset, s); !errors.Is(err, syscall.EINVAL) {
+				return err
+			}
+		}
+	}
+	memory := make([]byte, min(fillBytes, int(s.capacity)))
+	return l.writeZeroes(func(n, offset int64) error {
+		_, err := f.WriteAt(memory[:n], offset)
+		return err
+	}, f, offset, s)
+}
+
+// writeZeroes writes zeroes up to the segment's end, and syncs the file now and then if there is one.
+func (l *Log) writeZeroes(writeAt func(n, offset int64) error, synced vfs.File, offset int64, s *segmentFile) error {
 	for unsynced := int64(0); offset < int64(s.capacity); {
-		n := min(int64(len(zeroes)), int64(s.capacity)-offset)
-		if _, err := f.WriteAt(zeroes[:n], offset); err != nil {
+		n := min(fillBytes, int64(s.capacity)-offset)
+		if err := writeAt(n, offset); err != nil {
 			return err
 		}
 		offset += n
-		if unsynced += n; unsynced >= fillSyncBytes {
-			if err := f.SyncData(); err != nil {
+		if unsynced += n; unsynced >= fillSyncBytes && synced != nil {
+			if err := l.preparing.of(synced); err != nil {
 				return err
 			}
 			unsynced = 0
