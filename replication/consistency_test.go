@@ -316,6 +316,37 @@ func TestFailedDiskStopsItsReplicas(t *testing.T) {
 	}
 }
 
+// TestUnreadableLogStopsAtOnce: a leader that cannot read its log for its followers stops, and the node's stop does not
+// wait for what the library has left running. The line is the last answer that pipeline.end gives (tried: without it the
+// reader of the pipeline's answers stays, the stop takes stopPatience, and the bubble never ends).
+func TestUnreadableLogStopsAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHarness(t, 3)
+		h.cacheBytes = 1
+		for _, n := range h.nodes {
+			n.start()
+		}
+		defer h.close()
+		h.bootstrapVoters(1, 1, 2, 3)
+		leader := h.awaitLeader(1)
+		c := h.open(1, 1, 1)
+		for i := range byte(5) {
+			c.write(0, block(i))
+		}
+		<-time.After(time.Second) // the followers are sent pipelines
+		h.nodes[leader].stall.unreadable("store/log/")
+		_ = <-c.pending(leader, storage.BlockSize, block(9))
+		h.eventually("another leader", func() bool { n := h.leaderOf(1); return n != 0 && n != leader })
+		h.eventually("the replica to stop", func() bool { return h.instance(leader) == nil })
+		began := time.Now()
+		h.nodes[leader].shutdown()
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("the node took %v to stop", took)
+		}
+		h.equal(c.read(0, storage.BlockSize), block(4), "with two of three")
+	})
+}
+
 // TestVotingOnABrokenStore: the library's main loop is in the store of votes when the disk fails, and the host still stops.
 // Guards group.park (tried: without Goexit the error reaches the library, which panics).
 func TestVotingOnABrokenStore(t *testing.T) {

@@ -34,6 +34,7 @@ type harness struct {
 
 	// For nodes that start afterwards: what the log keeps beyond its checkpoints (0: default), and Host settings.
 	retainBytes int64
+	cacheBytes  int64 // of entries, in memory
 	configure   func(*Config)
 }
 
@@ -89,7 +90,7 @@ func (n *simNode) start() {
 	var host atomic.Pointer[Host]
 	var err error
 	n.store, err = extent.Open(extent.Config{FS: fs, Dir: "store", Cluster: simCluster, Store: storeID(n.id),
-		SegmentBytes: 4 << 20, Segment: segment.Config{FreeSegments: 1, RetainBytes: n.h.retainBytes}, ReserveBytes: 1 << 20, CapacityBytes: 1 << 30,
+		SegmentBytes: 4 << 20, Segment: segment.Config{FreeSegments: 1, RetainBytes: n.h.retainBytes, CacheBytes: n.h.cacheBytes}, ReserveBytes: 1 << 20, CapacityBytes: 1 << 30,
 		OnCheckpointDue: func(k segment.GroupKey) {
 			if h := host.Load(); h != nil {
 				h.CheckpointDue(k)
@@ -137,6 +138,7 @@ type diskStall struct {
 	mu     sync.Mutex
 	gate   chan struct{} // closed when syncs pass; nil: they pass
 	broken string        // writes and syncs of files under it fail; "": none
+	unread string        // the same for reads
 }
 
 // MaybeError implements errorfs.Injector.
@@ -147,6 +149,13 @@ func (d *diskStall) MaybeError(o errorfs.Op) error {
 		broken := d.broken
 		d.mu.Unlock()
 		if broken != "" && strings.Contains(o.Path, broken) {
+			return errorfs.ErrInjected
+		}
+	case errorfs.OpFileReadAt:
+		d.mu.Lock()
+		unread := d.unread
+		d.mu.Unlock()
+		if unread != "" && strings.Contains(o.Path, unread) {
 			return errorfs.ErrInjected
 		}
 	}
@@ -166,6 +175,13 @@ func (d *diskStall) breaks(path string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.broken = path
+}
+
+// unreadable makes every read of files under path fail from now on.
+func (d *diskStall) unreadable(path string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.unread = path
 }
 
 // String implements errorfs.Injector.

@@ -20,13 +20,13 @@ type pipeline struct {
 	node storage.NodeID
 
 	slots  chan struct{}          // one per unanswered request
-	done   chan raft.AppendFuture // to the library; never closed
+	done   chan raft.AppendFuture // to the library; never closed; the last place is for the end (Close); sends are under mu
 	closed chan struct{}
 	close  func()
 
 	mu     sync.Mutex
 	queue  []*appendFuture // sent, in order; guarded by mu
-	broken bool            // the library does not read its answers: start over; guarded by mu
+	broken bool            // the library does not read its answers, or has given the pipeline up; guarded by mu
 }
 
 // appendFuture is one request of a pipeline.
@@ -46,8 +46,8 @@ func (f *appendFuture) Response() *raft.AppendEntriesResponse { return f.resp }
 
 func newPipeline(t *Transport, id raft.ServerID, node storage.NodeID) *pipeline {
 	p := &pipeline{t: t, id: id, node: node, slots: make(chan struct{}, maxPipelined),
-		done: make(chan raft.AppendFuture, 2*maxPipelined), closed: make(chan struct{})}
-	p.close = sync.OnceFunc(func() { close(p.closed) })
+		done: make(chan raft.AppendFuture, 2*maxPipelined+1), closed: make(chan struct{})}
+	p.close = sync.OnceFunc(p.end)
 	return p
 }
 
@@ -85,22 +85,38 @@ func (p *pipeline) complete(f *appendFuture, err error) {
 	f.ready = true
 	close(f.wait)
 	for len(p.queue) > 0 && p.queue[0].ready && !p.broken {
-		select {
-		case p.done <- p.queue[0]:
-			p.queue[0] = nil
-			p.queue = p.queue[1:]
-			<-p.slots
-		default:
+		if len(p.done) == cap(p.done)-1 {
 			p.broken = true
+			return
 		}
+		p.done <- p.queue[0]
+		p.queue[0] = nil
+		p.queue = p.queue[1:]
+		<-p.slots
 	}
 }
 
 // Consumer is the channel of answers, in the order of the requests.
 func (p *pipeline) Consumer() <-chan raft.AppendFuture { return p.done }
 
-// Close releases a blocked AppendEntries. Answers that still come are dropped with the pipeline.
+// Close releases a blocked AppendEntries, and whoever still reads the answers. Those that come later are dropped with the
+// pipeline.
 func (p *pipeline) Close() error {
 	p.close()
 	return nil
+}
+
+// end closes the pipeline. The library stops its reader of the answers before it closes a pipeline, but for one case: the
+// sender was parked at a log that cannot be read, and ends without a word (group.park). The reader would wait for ever
+// then, and the instance, whose goroutines are all waited for, would not stop. So the last answer is one that ends it: no
+// Success, of no term.
+func (p *pipeline) end() {
+	close(p.closed)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.broken = true
+	last := &appendFuture{start: time.Now(), req: &raft.AppendEntriesRequest{}, resp: &raft.AppendEntriesResponse{},
+		err: errPipelineClosed, ready: true, wait: make(chan struct{})}
+	close(last.wait)
+	p.done <- last
 }
