@@ -33,6 +33,19 @@ type Cluster interface {
 	// name has another, it is KindNotFound. KindConflict: the volume has sessions.
 	DeleteVolume(ctx context.Context, name string, id storage.VolumeID) error
 
+	// Attach gives a holder the right to use a volume. The same holder again on the same terms: the attachment it has.
+	// KindNotFound; KindConflict, with who holds the volume, since when and what to do, when others are in the way or the
+	// holder has it on other terms. When it returns after a takeover, nothing that former holders have sent can land any
+	// more; KindUnavailable: that is not certain, the same request may be repeated.
+	Attach(ctx context.Context, n NewAttachment) (Attachment, error)
+
+	// Detach ends the attachment of a holder, alive or not. When it returns, nothing that it has sent can land any more.
+	// What is not attached, or not there, is no error.
+	Detach(ctx context.Context, d Detachment) error
+
+	// Attachments returns at most limit attachments whose ids are greater than after, in ascending order.
+	Attachments(ctx context.Context, f AttachmentFilter, after storage.AttachmentID, limit int) ([]Attachment, error)
+
 	// Nodes returns every node that was not removed, by id.
 	Nodes(ctx context.Context) ([]Node, error)
 

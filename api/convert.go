@@ -112,6 +112,7 @@ func VolumeToProto(v Volume) *pb.Volume {
 		Groups:      each(v.Groups, func(g storage.GroupID) uint32 { return uint32(g) }),
 		Sessions:    each(v.Sessions, sessionToProto),
 		Connections: each(v.Connections, connectionToProto),
+		Attachments: each(v.Attachments, AttachmentToProto),
 	}
 	if v.AllocatedBytes >= 0 {
 		out.AllocatedBytes = &v.AllocatedBytes
@@ -128,6 +129,7 @@ func VolumeFromProto(v *pb.Volume) Volume {
 		Groups:      each(v.GetGroups(), func(g uint32) storage.GroupID { return storage.GroupID(g) }),
 		Sessions:    each(v.GetSessions(), sessionFromProto),
 		Connections: each(v.GetConnections(), connectionFromProto),
+		Attachments: each(v.GetAttachments(), AttachmentFromProto),
 	}
 	if v != nil && v.AllocatedBytes != nil {
 		out.AllocatedBytes = *v.AllocatedBytes
@@ -137,12 +139,13 @@ func VolumeFromProto(v *pb.Volume) Volume {
 
 func sessionToProto(s Session) *pb.Session {
 	return &pb.Session{Id: uint64(s.ID), Node: uint32(s.Node), NodeName: s.NodeName, Generation: uint64(s.Generation),
-		ReadOnly: s.ReadOnly, OpenedAt: timeToProto(s.OpenedAt)}
+		ReadOnly: s.ReadOnly, OpenedAt: timeToProto(s.OpenedAt), Attachment: uint64(s.Attachment)}
 }
 
 func sessionFromProto(s *pb.Session) Session {
 	return Session{ID: storage.SessionID(s.GetId()), Node: storage.NodeID(s.GetNode()), NodeName: s.GetNodeName(),
-		Generation: storage.Generation(s.GetGeneration()), ReadOnly: s.GetReadOnly(), OpenedAt: timeFromProto(s.GetOpenedAt())}
+		Generation: storage.Generation(s.GetGeneration()), ReadOnly: s.GetReadOnly(), OpenedAt: timeFromProto(s.GetOpenedAt()),
+		Attachment: storage.AttachmentID(s.GetAttachment())}
 }
 
 func connectionToProto(c Connection) *pb.Connection {

@@ -41,6 +41,7 @@ func fill(v reflect.Value, n *int) {
 			reflect.TypeFor[VolumeState](): string(VolumeDeleting), reflect.TypeFor[NodeState](): string(NodeDraining),
 			reflect.TypeFor[StoreState](): string(StoreFull), reflect.TypeFor[ReplicaRole](): string(RolePulling),
 			reflect.TypeFor[Health](): string(HealthCritical), reflect.TypeFor[TaskKind](): string(TaskBalance),
+			reflect.TypeFor[Access](): string(AccessShared), reflect.TypeFor[HolderKind](): string(HolderHost),
 		}[v.Type()])
 		if v.String() == "" {
 			v.SetString("text")
@@ -88,6 +89,8 @@ func TestEveryFieldSurvivesTheWire(t *testing.T) {
 	roundTrip(t, GroupToProto, GroupFromProto)
 	roundTrip(t, StatusToProto, StatusFromProto)
 	roundTrip(t, VersionToProto, VersionFromProto)
+	roundTrip(t, AttachmentToProto, AttachmentFromProto)
+	roundTrip(t, NewAttachmentToProto, NewAttachmentFromProto)
 }
 
 func enumTable[D ~string, W interface {
@@ -118,6 +121,8 @@ func TestEnumerations(t *testing.T) {
 	enumTable(t, replicaRoles, pb.ReplicaRole_name)
 	enumTable(t, healths, pb.Health_name)
 	enumTable(t, taskKinds, pb.TaskKind_name)
+	enumTable(t, accesses, pb.Access_name)
+	enumTable(t, holderKinds, pb.HolderKind_name)
 }
 
 // Answers of a newer or a defective node do not stop a client.

@@ -103,6 +103,7 @@ func NewServer(config Config) (*Server, error) {
 	}
 	s.grpc = grpc.NewServer(options...)
 	pb.RegisterVolumesServer(s.grpc, &volumes{cluster: config.Cluster})
+	pb.RegisterAttachmentsServer(s.grpc, &attachments{cluster: config.Cluster})
 	pb.RegisterNodesServer(s.grpc, &nodes{cluster: config.Cluster})
 	pb.RegisterGroupsServer(s.grpc, &groups{cluster: config.Cluster})
 	pb.RegisterClusterServer(s.grpc, &cluster{cluster: config.Cluster, version: config.Version})

@@ -32,6 +32,7 @@ type Volume struct {
 	CreatedAt   time.Time
 	Sessions    []Session
 	Connections []Connection
+	Attachments []Attachment
 }
 
 // VolumeState says where a volume is in its life.
@@ -54,6 +55,8 @@ type Session struct {
 	Generation storage.Generation
 	ReadOnly   bool
 	OpenedAt   time.Time
+	// Attachment is the one that the session lives under.
+	Attachment storage.AttachmentID
 }
 
 // Connection is one NBD client of a volume.

@@ -111,6 +111,15 @@ func (a *actions) CloseSession(ctx context.Context, group storage.GroupID, volum
 	return a.propose(ctx, group, op.Op{Kind: op.CloseSession, Volume: volume, Session: session})
 }
 
+// SetGeneration implements control.Actions.
+func (a *actions) SetGeneration(ctx context.Context, group storage.GroupID, volume storage.VolumeID, generation storage.Generation) error {
+	err := a.propose(ctx, group, op.Op{Kind: op.SetGeneration, Volume: volume, Generation: generation})
+	if errors.Is(err, storage.ErrFenced) { // the group refuses even later ones
+		return nil
+	}
+	return err
+}
+
 // DeleteVolume implements control.Actions.
 func (a *actions) DeleteVolume(ctx context.Context, group storage.GroupID, volume storage.VolumeID) error {
 	return a.propose(ctx, group, op.Op{Kind: op.DeleteVolume, Volume: volume})

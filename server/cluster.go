@@ -20,22 +20,32 @@ type cluster struct {
 	*route.Router
 	control  *control.Controller
 	self     storage.NodeID
+	name     string // of the node
 	instance string // new at every start
 
 	mu       sync.Mutex
-	sessions map[storage.SessionID]bool // named in every report, which keeps them alive; guarded by mu
+	sessions map[storage.SessionID]bool     // named in every report, which keeps them alive; guarded by mu
+	held     map[storage.AttachmentID]*held // what Attach has answered and nobody has given up; guarded by mu
+	busy     map[string]chan struct{}       // volumes, by name, that are being attached or detached; closed when that ends; guarded by mu
+}
+
+// held is an attachment of this node for plain NBD clients.
+type held struct {
+	refs    int
+	unclean bool // something of it may be on its way
 }
 
 var _ volume.Cluster = (*cluster)(nil)
 
-func newCluster(r *route.Router, c *control.Controller, self storage.NodeID, instance string) *cluster {
-	return &cluster{Router: r, control: c, self: self, instance: instance, sessions: map[storage.SessionID]bool{}}
+func newCluster(r *route.Router, c *control.Controller, self storage.NodeID, name, instance string) *cluster {
+	return &cluster{Router: r, control: c, self: self, name: name, instance: instance, sessions: map[storage.SessionID]bool{},
+		held: map[storage.AttachmentID]*held{}, busy: map[string]chan struct{}{}}
 }
 
 // OpenSession implements volume.Cluster.
 func (c *cluster) OpenSession(ctx context.Context, name string, req volume.SessionRequest) (volume.SessionInfo, error) {
 	r, err := c.control.Propose(ctx, catalog.OpenSession{Volume: catalog.ByName(name), Gateway: catalog.Gateway{Node: c.self},
-		Instance: c.instance, After: req.After, ReadOnly: req.ReadOnly, At: time.Now().UTC()})
+		Attachment: req.Attachment, Instance: c.instance, After: req.After, ReadOnly: req.ReadOnly, At: time.Now().UTC()})
 	if err != nil {
 		return volume.SessionInfo{}, err
 	}
@@ -74,12 +84,16 @@ func (c *cluster) liveSessions() []storage.SessionID {
 }
 
 // WatchVolume implements volume.Cluster.
-func (c *cluster) WatchVolume(ctx context.Context, id storage.VolumeID, after uint64) (volume.VolumeState, error) {
+func (c *cluster) WatchVolume(ctx context.Context, id storage.VolumeID, attachment storage.AttachmentID, after uint64) (volume.VolumeState, error) {
 	for {
 		_, changed := c.control.Changed()
 		var v catalog.Volume
 		var ok bool
-		fresh := c.control.View(func(s *catalog.State) { v, ok = s.Volume(id) })
+		var lost string
+		fresh := c.control.View(func(s *catalog.State) {
+			v, ok = s.Volume(id)
+			lost = s.Lost(id, attachment)
+		})
 		switch {
 		case !ok:
 			// This node's copy may lag behind the leader that opened the volume: only one that does not can say so.
@@ -92,7 +106,7 @@ func (c *cluster) WatchVolume(ctx context.Context, id storage.VolumeID, after ui
 			return volume.VolumeState{Revision: fresh.Index, Deleted: true}, nil
 		case v.Revision > after:
 			return volume.VolumeState{Revision: v.Revision, SizeBytes: v.SizeBytes, Epoch: v.Epoch, Generation: v.Generation,
-				Deleted: v.State == catalog.VolumeDeleting}, nil
+				Deleted: v.State == catalog.VolumeDeleting, Lost: lost}, nil
 		}
 		select {
 		case <-changed:

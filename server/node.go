@@ -244,7 +244,7 @@ func (n *node) startControl(context.Context) error {
 	n.catalogRT.SetInstance(replication.Instance{Term: n.control.Term, Configuration: n.control.Configuration,
 		Follows: n.control.Follows})
 	registerControl(n.peers, n.control)
-	n.cluster = newCluster(r, n.control, self, rand.Text())
+	n.cluster = newCluster(r, n.control, self, n.config.Name, rand.Text())
 	n.goRun(&n.peersWG, "peers", func() error { return n.peers.Run(n.peersCtx) })
 	if err := n.host.Start(); err != nil {
 		return err
@@ -308,6 +308,7 @@ func (n *node) serve(ctx context.Context) error {
 		n.goRun(&n.serveWG, "nbd socket", func() error { return n.nbd.Serve(n.serveCtx, n.listeners.unix) })
 	}
 	n.goRun(&n.serveWG, "api", func() error { return n.api.Serve(n.serveCtx, n.listeners.api) })
+	n.goRun(&n.serveWG, "attachments", func() error { n.cluster.tidy(n.serveCtx); return nil })
 	n.serving.Store(true)
 	n.logger.Info("serving", "node", n.identity.Node, "name", n.config.Name, "cluster", n.identity.Cluster,
 		"nbd", n.listeners.nbd.Addr(), "api", n.listeners.api.Addr(), "peers", n.listeners.peer.Addr(), "http", n.listeners.http.Addr())

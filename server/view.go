@@ -80,11 +80,12 @@ func (v *view) CreateVolume(ctx context.Context, nv api.NewVolume) (api.Volume, 
 func (v *view) Volume(ctx context.Context, name string) (api.Volume, error) {
 	var vol catalog.Volume
 	var sessions []catalog.Session
+	var attachments []catalog.Attachment
 	var ok bool
 	names := map[storage.NodeID]string{}
 	find := func(s *catalog.State) {
 		if vol, ok = s.VolumeByName(name); ok {
-			sessions = s.SessionsOf(vol.ID)
+			sessions, attachments = s.SessionsOf(vol.ID), s.AttachmentsOf(vol.ID)
 		}
 		for _, n := range s.Nodes() {
 			names[n.ID] = n.Name
@@ -96,7 +97,11 @@ func (v *view) Volume(ctx context.Context, name string) (api.Volume, error) {
 	if !ok {
 		return api.Volume{}, storage.E("find", storage.KindNotFound, "volume "+name, nil)
 	}
-	return v.volume(vol, sessions, names), nil
+	shown := v.volume(vol, sessions, names)
+	for _, a := range attachments {
+		shown.Attachments = append(shown.Attachments, apiAttachment(a, vol.Name))
+	}
+	return shown, nil
 }
 
 func (v *view) volume(c catalog.Volume, sessions []catalog.Session, names map[storage.NodeID]string) api.Volume {
@@ -108,7 +113,7 @@ func (v *view) volume(c catalog.Volume, sessions []catalog.Session, names map[st
 			name = s.Gateway.Host
 		}
 		out.Sessions = append(out.Sessions, api.Session{ID: s.ID, Node: s.Gateway.Node, NodeName: name, Generation: s.Generation,
-			ReadOnly: s.ReadOnly, OpenedAt: s.OpenedAt})
+			ReadOnly: s.ReadOnly, OpenedAt: s.OpenedAt, Attachment: s.Attachment})
 	}
 	return out
 }
@@ -144,6 +149,87 @@ func (v *view) DeleteVolume(ctx context.Context, name string, id storage.VolumeI
 	}
 	_, err = v.n.control.Propose(ctx, catalog.DeleteVolume{Volume: catalog.ByID(found.ID)})
 	return err
+}
+
+// Attach implements api.Cluster.
+func (v *view) Attach(ctx context.Context, n api.NewAttachment) (api.Attachment, error) {
+	ref, name, err := v.refer(ctx, "attach", n.Volume)
+	if err != nil {
+		return api.Attachment{}, err
+	}
+	if n.Access == "" {
+		n.Access = api.AccessExclusive
+	}
+	h := n.Holder
+	a, err := v.n.control.Attach(ctx, catalog.Attach{Volume: ref, At: time.Now().UTC(),
+		Holder: catalog.Holder{ID: h.ID, Kind: catalog.HolderKind(h.Kind), Host: h.Host, Node: h.Node},
+		Access: catalog.Access(n.Access), ReadOnly: n.ReadOnly, TakeOver: n.TakeOver, IfGeneration: n.IfGeneration})
+	if err != nil {
+		return api.Attachment{}, err
+	}
+	return apiAttachment(a, name), nil
+}
+
+// refer finds the volume that is meant, as the catalog's leader knows it: from then on it is meant by its id.
+func (v *view) refer(ctx context.Context, op string, r api.VolumeRef) (catalog.VolumeRef, string, error) {
+	var found catalog.Volume
+	var ok bool
+	err := v.n.control.Read(ctx, func(s *catalog.State) {
+		if r.Name != "" {
+			found, ok = s.VolumeByName(r.Name)
+		} else {
+			found, ok = s.Volume(r.ID)
+		}
+	})
+	switch {
+	case err != nil:
+		return catalog.VolumeRef{}, "", err
+	case !ok || r.ID != 0 && found.ID != r.ID:
+		return catalog.VolumeRef{}, "", storage.E(op, storage.KindNotFound, r.String(),
+			errors.New("there is no such volume; `storagectl volume list` shows those there are"))
+	}
+	return catalog.ByID(found.ID), found.Name, nil
+}
+
+// Detach implements api.Cluster.
+func (v *view) Detach(ctx context.Context, d api.Detachment) error {
+	ref, _, err := v.refer(ctx, "detach", d.Volume)
+	if errors.Is(err, storage.ErrNotFound) {
+		return nil // what is not there is not attached
+	}
+	if err != nil {
+		return err
+	}
+	return v.n.control.Detach(ctx, catalog.Detach{Volume: ref, Holder: d.HolderID, Attachment: d.Attachment, At: time.Now().UTC()})
+}
+
+// Attachments implements api.Cluster. It asks the catalog's leader, and without one answers from this node's copy.
+func (v *view) Attachments(ctx context.Context, f api.AttachmentFilter, after storage.AttachmentID, limit int) ([]api.Attachment, error) {
+	var out []api.Attachment
+	list := func(s *catalog.State) {
+		out = nil
+		all := s.Attachments()
+		if f.Volume != "" {
+			v, _ := s.VolumeByName(f.Volume)
+			all = s.AttachmentsOf(v.ID)
+		}
+		for _, a := range all {
+			if a.ID > after && len(out) < limit && (f.HolderID == "" || f.HolderID == a.Holder.ID) {
+				v, _ := s.Volume(a.Volume)
+				out = append(out, apiAttachment(a, v.Name))
+			}
+		}
+	}
+	if err := v.n.control.Read(ctx, list); err != nil {
+		v.n.control.View(list)
+	}
+	return out, nil
+}
+
+func apiAttachment(a catalog.Attachment, volume string) api.Attachment {
+	return api.Attachment{ID: a.ID, VolumeID: a.Volume, Volume: volume, Access: api.Access(a.Access), ReadOnly: a.ReadOnly,
+		Holder:     api.Holder{ID: a.Holder.ID, Kind: api.HolderKind(a.Holder.Kind), Host: a.Holder.Host, Node: a.Holder.Node},
+		Generation: a.Generation, Since: a.Since, Silent: a.Silent}
 }
 
 // Nodes implements api.Cluster.

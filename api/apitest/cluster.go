@@ -21,17 +21,18 @@ import (
 
 // Cluster is an api.Cluster in memory.
 type Cluster struct {
-	mu       sync.Mutex
-	now      func() time.Time
-	lastID   storage.VolumeID
-	volumes  map[string]api.Volume // by name
-	requests map[string]storage.VolumeID
-	nodes    []api.Node
-	removed  map[storage.NodeID]bool
-	groups   []api.Group
-	status   api.Status
-	calls    int
-	fault    func(call int) error
+	mu             sync.Mutex
+	now            func() time.Time
+	lastID         storage.VolumeID
+	volumes        map[string]api.Volume // by name
+	requests       map[string]storage.VolumeID
+	lastAttachment storage.AttachmentID
+	nodes          []api.Node
+	removed        map[storage.NodeID]bool
+	groups         []api.Group
+	status         api.Status
+	calls          int
+	fault          func(call int) error
 }
 
 var _ api.Cluster = (*Cluster)(nil)
@@ -145,7 +146,7 @@ func (c *Cluster) CreateVolume(ctx context.Context, v api.NewVolume) (api.Volume
 		stripe = len(c.groups)
 	}
 	c.lastID++
-	made := api.Volume{ID: c.lastID, Name: v.Name, SizeBytes: v.SizeBytes, State: api.VolumeReady, Epoch: 1, CreatedAt: c.now()}
+	made := api.Volume{ID: c.lastID, Name: v.Name, SizeBytes: v.SizeBytes, State: api.VolumeReady, Epoch: 1, Generation: 1, CreatedAt: c.now()}
 	for _, g := range c.groups[:stripe] {
 		made.Groups = append(made.Groups, g.ID)
 	}
@@ -223,6 +224,9 @@ func (c *Cluster) DeleteVolume(ctx context.Context, name string, id storage.Volu
 	case len(v.Sessions) > 0:
 		return storage.E(op, storage.KindConflict, "volume "+name,
 			fmt.Errorf("it is open through node %s", v.Sessions[0].NodeName))
+	}
+	if len(v.Attachments) > 0 {
+		return storage.E(op, storage.KindConflict, "volume "+name, fmt.Errorf("it is attached by %s", v.Attachments[0].Holder.ID))
 	}
 	delete(c.volumes, name)
 	return nil
@@ -305,5 +309,6 @@ func notFound(op, name string) error {
 
 func copyVolume(v api.Volume) api.Volume {
 	v.Groups, v.Sessions, v.Connections = slices.Clone(v.Groups), slices.Clone(v.Sessions), slices.Clone(v.Connections)
+	v.Attachments = slices.Clone(v.Attachments)
 	return v
 }

@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -274,6 +275,83 @@ func (c *Client) DeleteVolume(ctx context.Context, name string, id storage.Volum
 			return answer, err
 		})
 	return err
+}
+
+// Attach implements api.Cluster. A takeover without IfGeneration is one from the generation that the volume has when it is
+// called: however often the request is repeated, nobody is displaced who attached after it has done its work.
+func (c *Client) Attach(ctx context.Context, n api.NewAttachment) (api.Attachment, error) {
+	if n.TakeOver && n.IfGeneration == 0 {
+		v, err := c.find(ctx, n.Volume)
+		if err != nil {
+			return api.Attachment{}, err
+		}
+		n.Volume.ID, n.IfGeneration = v.ID, v.Generation
+	}
+	request := api.NewAttachmentToProto(n)
+	answer, err := call(ctx, c, "attach", n.Volume.String(),
+		func(ctx context.Context, conn grpc.ClientConnInterface) (*pb.AttachResponse, error) {
+			return pb.NewAttachmentsClient(conn).Attach(ctx, request)
+		})
+	return api.AttachmentFromProto(answer.GetAttachment()), err
+}
+
+// find returns the volume that is meant, as one node knows it.
+func (c *Client) find(ctx context.Context, r api.VolumeRef) (api.Volume, error) {
+	if r.Name == "" {
+		list, err := c.Volumes(ctx, "", 0)
+		if err != nil {
+			return api.Volume{}, err
+		}
+		at := slices.IndexFunc(list, func(v api.Volume) bool { return v.ID == r.ID })
+		if at < 0 {
+			return api.Volume{}, storage.E("attach", storage.KindNotFound, r.String(), errors.New("there is no such volume"))
+		}
+		return list[at], nil
+	}
+	v, err := c.Volume(ctx, r.Name)
+	if err == nil && r.ID != 0 && r.ID != v.ID {
+		err = storage.E("attach", storage.KindNotFound, r.String(), fmt.Errorf("the volume of that name has id %s, not %s", v.ID, r.ID))
+	}
+	return v, err
+}
+
+// Detach implements api.Cluster.
+func (c *Client) Detach(ctx context.Context, d api.Detachment) error {
+	request := &pb.DetachRequest{Volume: d.Volume.Name, VolumeId: uint64(d.Volume.ID), HolderId: d.HolderID, AttachmentId: uint64(d.Attachment)}
+	_, err := call(ctx, c, "detach", d.Volume.String(),
+		func(ctx context.Context, conn grpc.ClientConnInterface) (*pb.DetachResponse, error) {
+			return pb.NewAttachmentsClient(conn).Detach(ctx, request)
+		})
+	return err
+}
+
+// Attachments implements api.Cluster; it asks as often as limit needs. A limit of 0 or less means all.
+func (c *Client) Attachments(ctx context.Context, f api.AttachmentFilter, after storage.AttachmentID, limit int) ([]api.Attachment, error) {
+	var list []api.Attachment
+	for {
+		size := api.MaxPageSize
+		if limit > 0 {
+			size = min(size, limit-len(list))
+		}
+		request := &pb.ListAttachmentsRequest{Volume: f.Volume, HolderId: f.HolderID, PageSize: uint32(size), PageToken: after.String()}
+		answer, err := call(ctx, c, "list attachments", "",
+			func(ctx context.Context, conn grpc.ClientConnInterface) (*pb.ListAttachmentsResponse, error) {
+				return pb.NewAttachmentsClient(conn).List(ctx, request)
+			})
+		if err != nil {
+			return nil, err
+		}
+		for _, a := range answer.GetAttachments() {
+			if a.GetId() <= uint64(after) { // ids ascend, or a defect of the node would keep this loop going for ever
+				return nil, storage.E("list attachments", storage.KindInternal, "", fmt.Errorf("attachment %d follows %s", a.GetId(), after))
+			}
+			after = storage.AttachmentID(a.GetId())
+			list = append(list, api.AttachmentFromProto(a))
+		}
+		if answer.GetNextPageToken() == "" || limit > 0 && len(list) >= limit {
+			return list, nil
+		}
+	}
 }
 
 // Nodes implements api.Cluster.

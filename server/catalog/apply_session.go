@@ -17,6 +17,10 @@ func (c OpenSession) apply(s *State, tx *change) error {
 	if err := s.mayOpen(op, subject, c.Gateway); err != nil {
 		return err
 	}
+	a, err := s.mayUse(op, v, c)
+	if err != nil {
+		return err
+	}
 	if c.After > s.lastSession {
 		return refuse(op, storage.KindInvalid, subject, "session %s, which it is to follow, was never given out", c.After)
 	}
@@ -27,9 +31,13 @@ func (c OpenSession) apply(s *State, tx *change) error {
 			return err
 		}
 		s.lastSession++
-		x = Session{ID: s.lastSession, Volume: v.ID, Gateway: c.Gateway, Instance: c.Instance, Generation: v.Generation,
-			ReadOnly: c.ReadOnly, State: SessionLive, OpenedAt: c.At.UTC()}
+		x = Session{ID: s.lastSession, Volume: v.ID, Gateway: c.Gateway, Attachment: a.ID, Instance: c.Instance,
+			Generation: v.Generation, ReadOnly: c.ReadOnly, State: SessionLive, OpenedAt: c.At.UTC()}
 		s.putSession(x)
+		if a.Silent {
+			a.Silent = false
+			s.putAttachment(a)
+		}
 		tx.session(SessionOpened, x.ID)
 	}
 	for _, o := range others {
@@ -44,7 +52,8 @@ func (c OpenSession) apply(s *State, tx *change) error {
 // reuse finds the session that the command opened when it was applied before.
 func (c OpenSession) reuse(sessions []Session) (Session, bool) {
 	for _, x := range sessions {
-		if x.Instance == c.Instance && x.State == SessionLive && x.ID > c.After && x.ReadOnly == c.ReadOnly {
+		if x.Instance == c.Instance && x.State == SessionLive && x.ID > c.After && x.ReadOnly == c.ReadOnly &&
+			x.Attachment == c.Attachment {
 			return x, true
 		}
 	}
@@ -112,6 +121,10 @@ func (c ExpireSessions) apply(s *State, tx *change) error {
 		x.State = SessionClosing
 		s.putSession(x)
 		tx.session(SessionExpired, id)
+		if a, ok := s.Attachment(x.Attachment); ok && !a.Silent && !s.inUse(a) {
+			a.Silent = true
+			s.putAttachment(a)
+		}
 	}
 	return nil
 }

@@ -33,7 +33,7 @@ func (c CreateVolume) apply(s *State, tx *change) error {
 	}
 	s.lastVolume++
 	v := Volume{ID: s.lastVolume, Name: c.Name, SizeBytes: c.SizeBytes, Groups: groups, Epoch: 1, Generation: 1,
-		State: VolumeReady, CreatedAt: c.At.UTC(), RequestID: c.RequestID}
+		Fenced: 1, State: VolumeReady, CreatedAt: c.At.UTC(), RequestID: c.RequestID}
 	v = s.changeVolume(v)
 	tx.result.Volume = &v
 	tx.volume(VolumeChanged, v.ID)
@@ -117,6 +117,15 @@ func (c DeleteVolume) apply(s *State, tx *change) error {
 		if at := s.openAt(v.ID); len(at) > 0 {
 			return refuse(op, storage.KindConflict, "volume "+v.Name,
 				"it is open at %s; unmount and disconnect it there, then try again", listed(at))
+		}
+		for _, a := range s.AttachmentsOf(v.ID) {
+			if !s.givesWay(a) {
+				return refuse(op, storage.KindConflict, "volume "+v.Name,
+					"it is attached %s by %s since %s; detach it there, then try again", a.Access, a.Holder, since(a))
+			}
+		}
+		for _, a := range s.AttachmentsOf(v.ID) {
+			s.endAttachment(a, tx)
 		}
 		v.State = VolumeDeleting
 		v = s.changeVolume(v)

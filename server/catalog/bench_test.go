@@ -29,14 +29,15 @@ func large(b *testing.B, n int) (s *State, index uint64) {
 	for i := range n {
 		name := fmt.Sprint("v", i)
 		apply(CreateVolume{Name: name, SizeBytes: 1 << 30, At: testTime})
-		apply(OpenSession{Volume: ByName(name), Gateway: Gateway{Node: 1}, Instance: "i", At: testTime})
+		apply(Attach{Volume: ByName(name), Holder: NBDHolder(1, "n", false), Access: Shared, At: testTime})
+		apply(OpenSession{Volume: ByName(name), Gateway: Gateway{Node: 1}, Attachment: s.lastAttachment, Instance: "i", At: testTime})
 	}
 	return s, index
 }
 
 func BenchmarkApply(b *testing.B) {
 	s, index := large(b, 10_000)
-	open, err := Encode(OpenSession{Volume: ByName("v77"), Gateway: Gateway{Host: "h"}, Instance: "i"})
+	open, err := Encode(OpenSession{Volume: ByName("v77"), Gateway: Gateway{Node: 1}, Attachment: 78, Instance: "i"})
 	if err != nil {
 		b.Fatal(err)
 	}

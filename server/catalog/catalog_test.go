@@ -83,6 +83,17 @@ func (f *fixture) volume(name string) Volume {
 	return *f.ok(CreateVolume{Name: name, SizeBytes: 1 << 30, At: testTime}).Volume
 }
 
+// attached has the gateway share the volume, and returns the command with that attachment.
+func (f *fixture) attached(c OpenSession) OpenSession {
+	f.t.Helper()
+	h := Holder{ID: c.Gateway.Host, Kind: HolderHost}
+	if n := c.Gateway.Node; n != 0 {
+		h = NBDHolder(n, "n"+n.String(), false)
+	}
+	c.Attachment = f.ok(Attach{Volume: c.Volume, Holder: h, Access: Shared, At: testTime}).Attachment.ID
+	return c
+}
+
 func TestCommandsNeedACluster(t *testing.T) {
 	f := &fixture{t: t, s: New()}
 	f.refused(CreateVolume{Name: "v", SizeBytes: 4096}, storage.KindUnavailable, "not initialised")
@@ -306,7 +317,7 @@ func TestSessions(t *testing.T) {
 	n1, n2 := f.node(1), f.node(2)
 	f.group(1)
 	v := f.volume("v")
-	open := OpenSession{Volume: ByName("v"), Gateway: Gateway{Node: n1}, Instance: "a", At: testTime}
+	open := f.attached(OpenSession{Volume: ByName("v"), Gateway: Gateway{Node: n1}, Instance: "a", At: testTime})
 	r := f.ok(open)
 	if r.Session.ID != 1 || r.Volume.Generation != 1 || r.Volume.Epoch != 1 || len(r.Predecessors) != 0 {
 		t.Fatalf("got %+v", r)
@@ -337,7 +348,7 @@ func TestSessions(t *testing.T) {
 		t.Fatalf("a reader beside a writer: %+v", r)
 	}
 	f.ok(CloseSession{4})
-	other := OpenSession{Volume: ByID(v.ID), Gateway: Gateway{Node: n2}, Instance: "c", ReadOnly: true, At: testTime}
+	other := f.attached(OpenSession{Volume: ByID(v.ID), Gateway: Gateway{Node: n2}, Instance: "c", ReadOnly: true, At: testTime})
 	if r := f.ok(other); r.Session.ID != 5 || len(r.Predecessors) != 0 || !r.Session.ReadOnly {
 		t.Fatalf("other node: %+v", r)
 	}
@@ -348,7 +359,9 @@ func TestSessions(t *testing.T) {
 		t.Fatalf("after expiry: %+v", r)
 	}
 	f.ok(CloseSession{6})
-	f.ok(DeleteVolume{ByName("v")}) // closing sessions do not hold it
+	f.refused(DeleteVolume{ByName("v")}, storage.KindConflict, "attached shared by NBD clients of node n1", "detach")
+	f.ok(Detach{Volume: ByName("v"), Holder: "nbd:n1"})
+	f.ok(DeleteVolume{ByName("v")}) // closing sessions do not hold it, nor do clients of a node that fell silent
 	f.refused(open, storage.KindNotFound)
 	byID := open
 	byID.Volume = ByID(v.ID)
@@ -359,10 +372,11 @@ func TestSessions(t *testing.T) {
 	}
 
 	f.volume("w")
-	f.refused(OpenSession{Volume: ByName("w"), Gateway: Gateway{Node: 9}, Instance: "x"}, storage.KindPermission)
-	f.refused(OpenSession{Volume: ByName("w"), Instance: "x"}, storage.KindInvalid)
-	f.refused(OpenSession{Volume: ByName("w"), Gateway: Gateway{Node: n1}}, storage.KindInvalid, "instance")
-	if r := f.ok(OpenSession{Volume: ByName("w"), Gateway: Gateway{Host: "web-1"}, Instance: "x"}); r.Session.ID != 7 {
+	f.refused(OpenSession{Volume: ByName("w"), Gateway: Gateway{Node: 9}, Attachment: 1, Instance: "x"}, storage.KindPermission)
+	f.refused(OpenSession{Volume: ByName("w"), Attachment: 1, Instance: "x"}, storage.KindInvalid)
+	f.refused(OpenSession{Volume: ByName("w"), Gateway: Gateway{Node: n1}, Attachment: 1}, storage.KindInvalid, "instance")
+	f.refused(OpenSession{Volume: ByName("w"), Gateway: Gateway{Node: n1}, Instance: "x"}, storage.KindInvalid, "attach")
+	if r := f.ok(f.attached(OpenSession{Volume: ByName("w"), Gateway: Gateway{Host: "web-1"}, Instance: "x"})); r.Session.ID != 7 {
 		t.Fatalf("got session %v, want 7: ids ascend", r.Session.ID)
 	}
 	f.refused(DeleteVolume{ByName("w")}, storage.KindConflict, "host web-1")
@@ -374,11 +388,13 @@ func TestSessionsOfAVolumeAreBounded(t *testing.T) {
 	f.group(1)
 	f.volume("v")
 	for i := range MaxSessionsPerVolume {
-		f.ok(OpenSession{Volume: ByName("v"), Gateway: Gateway{Host: "h" + string(rune('a'+i%26)) + string(rune('a'+i/26))},
-			Instance: "i"})
+		f.ok(f.attached(OpenSession{Volume: ByName("v"), Gateway: Gateway{Host: "h" + string(rune('a'+i%26)) + string(rune('a'+i/26))},
+			Instance: "i"}))
 	}
-	f.refused(OpenSession{Volume: ByName("v"), Gateway: Gateway{Host: "one-more"}, Instance: "i"}, storage.KindConflict,
+	f.refused(OpenSession{Volume: ByName("v"), Gateway: Gateway{Host: "haa"}, Attachment: 1, Instance: "j"}, storage.KindConflict,
 		"and others", "disconnect")
+	f.refused(Attach{Volume: ByName("v"), Holder: Holder{ID: "one-more", Kind: HolderHost}, Access: Shared}, storage.KindConflict,
+		"256 times", "detach")
 }
 
 func TestDecodeRefuses(t *testing.T) {
@@ -424,7 +440,9 @@ func TestResultTravels(t *testing.T) {
 	f.group(1)
 	f.volume("v")
 	for _, c := range []Command{
-		OpenSession{Volume: ByName("v"), Gateway: Gateway{Node: 1}, Instance: "a", At: testTime},
+		f.attached(OpenSession{Volume: ByName("v"), Gateway: Gateway{Node: 1}, Instance: "a", At: testTime}),
+		Attach{Volume: ByName("v"), Holder: NBDHolder(1, "n1", false), Access: Shared},
+		Detach{Volume: ByName("v"), Holder: "nbd:n1", At: testTime},
 		CreateVolume{Name: "v", SizeBytes: 4096},
 		PlanReplica{1, 1, StoreText(storeID(1))},
 	} {
@@ -454,11 +472,15 @@ func TestCloneKeepsItsSessions(t *testing.T) {
 	f.group(1)
 	v := f.volume("v")
 	for _, host := range []string{"a", "b", "c"} {
-		f.ok(OpenSession{Volume: ByName("v"), Gateway: Gateway{Host: host}, Instance: "i"})
+		f.ok(f.attached(OpenSession{Volume: ByName("v"), Gateway: Gateway{Host: host}, Instance: "i"}))
 	}
 	clone := f.s.Clone()
 	f.ok(CloseSession{1})
-	f.ok(OpenSession{Volume: ByName("v"), Gateway: Gateway{Host: "d"}, Instance: "i"})
+	f.ok(f.attached(OpenSession{Volume: ByName("v"), Gateway: Gateway{Host: "d"}, Instance: "i"}))
+	f.ok(Detach{Volume: ByName("v"), Holder: "b"})
+	if n := len(clone.AttachmentsOf(v.ID)); n != 3 {
+		t.Fatalf("the clone has %d attachments", n)
+	}
 	if n := len(clone.SessionsOf(v.ID)); n != 3 || clone.Check() != nil {
 		t.Fatalf("the clone has %d sessions (%v)", n, clone.Check())
 	}

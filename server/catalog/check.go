@@ -214,8 +214,13 @@ func (c OpenSession) check() error {
 	if (c.Gateway.Node == 0) == (c.Gateway.Host == "") {
 		return invalid(op, c.Volume.String(), "a gateway has either a node or a host's name")
 	}
-	if err := checkLabel(op, "host", c.Gateway.Host); err != nil {
-		return err
+	if c.Gateway.Host != "" {
+		if err := checkHolderID(op, c.Gateway.Host); err != nil {
+			return err
+		}
+	}
+	if c.Attachment == 0 {
+		return invalid(op, c.Volume.String(), "it names no attachment; attach the volume first")
 	}
 	if c.Instance == "" || len(c.Instance) > MaxInstanceBytes {
 		return invalid(op, c.Volume.String(), "the gateway's instance id has %d bytes; use 1 to %d", len(c.Instance),
@@ -228,6 +233,62 @@ func (c ExpireSessions) check() error {
 	if len(c.Sessions) > MaxSessionsPerCommand {
 		return invalid("expire sessions", "", "%d sessions in one command; use at most %d", len(c.Sessions),
 			MaxSessionsPerCommand)
+	}
+	return nil
+}
+
+func (c Attach) check() error {
+	const op = "attach"
+	if err := c.Volume.check(op); err != nil {
+		return err
+	}
+	if c.Access != Exclusive && c.Access != Shared {
+		return invalid(op, c.Volume.String(), "there is no access %q; use exclusive or shared", string(c.Access))
+	}
+	return c.Holder.check(op)
+}
+
+func (c Detach) check() error {
+	const op = "detach"
+	if err := c.Volume.check(op); err != nil {
+		return err
+	}
+	if c.Holder == "" && c.Attachment != 0 {
+		return nil
+	}
+	return checkHolderID(op, c.Holder)
+}
+
+func (c SetFenced) check() error { return nil }
+
+func (h Holder) check(op string) error {
+	if err := checkHolderID(op, h.ID); err != nil {
+		return err
+	}
+	subject, ofNode := "holder "+h.ID, strings.HasPrefix(h.ID, nbdPrefix)
+	switch {
+	case h.Kind != HolderHost && h.Kind != HolderNBD:
+		return invalid(op, subject, "there is no kind %q of holders; use host or nbd", string(h.Kind))
+	case (h.Kind == HolderNBD) != ofNode:
+		return invalid(op, subject, "ids that begin with %q, and no others, are those of nodes; choose another id", nbdPrefix)
+	case (h.Kind == HolderNBD) != (h.Node != 0):
+		return invalid(op, subject, "a holder of kind nbd has a node, and no other has")
+	}
+	return checkLabel(op, "host", h.Host)
+}
+
+// checkHolderID accepts the ids of holders.
+func checkHolderID(op, id string) error {
+	if id == "" || len(id) > MaxHolderBytes {
+		return invalid(op, "holder", "its id has %d characters; use 1 to %d", len(id), MaxHolderBytes)
+	}
+	for i := range len(id) {
+		c := id[i]
+		letter := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
+		if !letter && (i == 0 || !strings.ContainsRune("-._:/@", rune(c))) {
+			return invalid(op, "holder "+strconv.Quote(id),
+				"character %q is not allowed there; use letters and digits, and within the id also - . _ : / @", c)
+		}
 	}
 	return nil
 }

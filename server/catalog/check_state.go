@@ -43,8 +43,11 @@ func (s *State) Check() error {
 			bad("session %s has generation %s above its volume's %s", id, x.Generation, v.Generation)
 		case v.State == VolumeDeleting && x.State == SessionLive:
 			bad("volume %s is being deleted under live session %s", v.ID, id)
+		case x.State == SessionLive && x.Attachment != 0 && !s.backed(*x):
+			bad("session %s lives without its attachment %s", id, x.Attachment)
 		}
 	}
+	s.checkAttachments(bad)
 	indexed := 0
 	for id, sessions := range s.sessionsByVolume {
 		for _, x := range s.SessionsOf(id) {
@@ -61,6 +64,43 @@ func (s *State) Check() error {
 		bad("%d of %d sessions are listed for their volumes", indexed, len(s.sessions))
 	}
 	return errors.Join(errs...)
+}
+
+// backed reports whether a live session's attachment stands, on terms that cover it.
+func (s *State) backed(x Session) bool {
+	a, ok := s.attachments[x.Attachment]
+	return ok && a.Volume == x.Volume && a.Generation == x.Generation && (x.ReadOnly || !a.ReadOnly) && !a.Silent
+}
+
+func (s *State) checkAttachments(bad func(string, ...any)) {
+	indexed := 0
+	for id, attachments := range s.attachmentsByVolume {
+		if !slices.IsSorted(attachments) {
+			bad("the attachments of volume %s are out of order", id)
+		}
+		indexed += len(attachments)
+		holders := map[Holder]bool{}
+		for _, a := range s.AttachmentsOf(id) {
+			v, ok := s.volumes[id]
+			h := Holder{ID: a.Holder.ID, Node: a.Holder.Node}
+			switch {
+			case a.ID == 0 || a.ID > s.lastAttachment:
+				bad("attachment %s above the last id %s", a.ID, s.lastAttachment)
+			case a.Volume != id || !ok || v.State != VolumeReady:
+				bad("attachment %s of volume %s, which is none to attach", a.ID, id)
+			case a.Generation != v.Generation:
+				bad("attachment %s has generation %s, its volume %s", a.ID, a.Generation, v.Generation)
+			case a.Access == Exclusive && len(attachments) > 1:
+				bad("exclusive attachment %s of volume %s is one of %d", a.ID, id, len(attachments))
+			case holders[h]:
+				bad("holder %s has volume %s twice", a.Holder.ID, id)
+			}
+			holders[h] = true
+		}
+	}
+	if indexed != len(s.attachments) {
+		bad("%d of %d attachments are listed for their volumes", indexed, len(s.attachments))
+	}
 }
 
 func (s *State) checkGroup(bad func(string, ...any), id storage.GroupID, g *Group) {
@@ -103,6 +143,9 @@ func (s *State) checkVolume(bad func(string, ...any), id storage.VolumeID, v *Vo
 	}
 	if err := storage.CheckVolumeSize(v.SizeBytes); err != nil {
 		bad("volume %s: %w", id, err)
+	}
+	if v.Fenced > v.Generation {
+		bad("volume %s is fenced up to generation %s above its own %s", id, v.Fenced, v.Generation)
 	}
 	if v.State == VolumeReady && s.volumeByName[v.Name] != id {
 		bad("name %s of volume %s is another volume's too", v.Name, id)

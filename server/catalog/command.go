@@ -123,7 +123,7 @@ type ResizeVolume struct {
 	SizeBytes int64     `json:"size_bytes"`
 }
 
-// DeleteVolume frees the name and begins the deletion. It is refused while sessions live. Again, by id: no change.
+// DeleteVolume frees the name and begins the deletion. It is refused while the volume is attached. Again, by id: no change.
 type DeleteVolume struct {
 	Volume VolumeRef `json:"volume"`
 }
@@ -133,17 +133,61 @@ type FinishDelete struct {
 	Volume storage.VolumeID `json:"volume"`
 }
 
-// OpenSession opens a volume at a gateway. It answers with the volume (size, generation, epoch, groups), the
-// session and its predecessors, which the caller must close in every group of the volume before it serves, and then
+// Attach gives a holder the right to use a volume, and answers with the attachment and the volume. The same holder again
+// on the same terms: the attachment that it has. Others in the way are refused with who they are, unless TakeOver is
+// set; those of a node that is not up, or whose sessions have expired, and that stand for plain NBD clients only, give
+// way without.
+//
+// When attachments ended, the volume's generation is a higher one, and Volume.Fenced is below it: the caller must have
+// every group of the volume refuse older ones (SetFenced) before it tells the holder.
+type Attach struct {
+	Volume   VolumeRef `json:"volume"`
+	Holder   Holder    `json:"holder"`
+	Access   Access    `json:"access"`
+	ReadOnly bool      `json:"read_only,omitempty"`
+	// TakeOver ends every other attachment.
+	TakeOver bool `json:"take_over,omitempty"`
+	// IfGeneration, when not 0, makes a takeover one from that generation: another that came first is not undone.
+	IfGeneration storage.Generation `json:"if_generation,omitempty"`
+	At           time.Time          `json:"at"`
+}
+
+// Detach ends the attachment of a holder, with its sessions, and answers with the volume and, as predecessors, the
+// sessions that no attachment stands behind: the caller must close them in every group of the volume, and then in the
+// catalog, before it tells anyone. The end of an exclusive attachment moves the generation as in Attach. Again, or
+// without such an attachment or volume: no change.
+type Detach struct {
+	Volume VolumeRef `json:"volume"`
+	// Holder and Attachment say what ends: all that the holder has, that attachment, or, with both set, that attachment if
+	// it is the holder's.
+	Holder     string               `json:"holder,omitempty"`
+	Attachment storage.AttachmentID `json:"attachment,omitempty"`
+	// Closed is the word of the holder's own gateway that nothing of it is on its way: every session was closed in every
+	// group, and every read answered. The generation then stays, unless a session is left.
+	Closed bool      `json:"closed,omitempty"`
+	At     time.Time `json:"at"`
+}
+
+// SetFenced records that every group of the volume refuses generations below this one, and answers with the volume.
+// Again: no change.
+type SetFenced struct {
+	Volume     storage.VolumeID   `json:"volume"`
+	Generation storage.Generation `json:"generation"`
+}
+
+// OpenSession opens a volume at a gateway, under an attachment of its holder: KindFenced when that has ended, and
+// KindUnavailable while the volume's generation is being moved. It answers with the volume (size, generation, epoch,
+// groups), the session and its predecessors, which the caller must close in every group of the volume before it serves, and then
 // in the catalog: the gateway's sessions on the volume that belong to another instance, that have expired, or that
 // this one follows. An instance's read-only session and its writing one live beside each other.
 //
 // Again by the same instance with the same After and ReadOnly: the session it was given the first time, unless that
 // has expired. A gateway that wants a new session, because the old one is over, names the old one in After.
 type OpenSession struct {
-	Volume   VolumeRef `json:"volume"`
-	Gateway  Gateway   `json:"gateway"`
-	Instance string    `json:"instance"`
+	Volume     VolumeRef            `json:"volume"`
+	Gateway    Gateway              `json:"gateway"`
+	Attachment storage.AttachmentID `json:"attachment"`
+	Instance   string               `json:"instance"`
 	// After is the newest session that this gateway was given for the volume and wants no longer, zero if none: no
 	// session at or below it is answered.
 	After    storage.SessionID `json:"after,omitempty"`
@@ -179,8 +223,10 @@ const (
 	nameOpenSession    = "open_session"
 	nameCloseSession   = "close_session"
 	nameExpireSessions = "expire_sessions"
+	nameAttach         = "attach"
+	nameDetach         = "detach"
+	nameSetFenced      = "set_fenced"
 
-	nameTakeOver       = "take_over"       // reserved: generation g -> g+1
 	nameBeginSnapshot  = "begin_snapshot"  // reserved: pause the gateways
 	nameCommitSnapshot = "commit_snapshot" // reserved: epoch e -> e+1
 	nameAbortSnapshot  = "abort_snapshot"  // reserved
@@ -203,6 +249,9 @@ func (FinishDelete) name() string   { return nameFinishDelete }
 func (OpenSession) name() string    { return nameOpenSession }
 func (CloseSession) name() string   { return nameCloseSession }
 func (ExpireSessions) name() string { return nameExpireSessions }
+func (Attach) name() string         { return nameAttach }
+func (Detach) name() string         { return nameDetach }
+func (SetFenced) name() string      { return nameSetFenced }
 
 // envelope is the encoded form of a command.
 type envelope struct {
@@ -292,7 +341,13 @@ func decodeBody(name string, body []byte) (Command, error) {
 		return decodeAs[CloseSession](body)
 	case nameExpireSessions:
 		return decodeAs[ExpireSessions](body)
-	case nameTakeOver, nameBeginSnapshot, nameCommitSnapshot, nameAbortSnapshot, nameRaiseVersion:
+	case nameAttach:
+		return decodeAs[Attach](body)
+	case nameDetach:
+		return decodeAs[Detach](body)
+	case nameSetFenced:
+		return decodeAs[SetFenced](body)
+	case nameBeginSnapshot, nameCommitSnapshot, nameAbortSnapshot, nameRaiseVersion:
 		return nil, storage.E("decode command", storage.KindUnsupported, name,
 			errors.New("this version has no such command yet; upgrade the node"))
 	default:

@@ -1,5 +1,5 @@
-// Package catalog is the state machine of the cluster's metadata: nodes, groups, volumes and sessions
-// (design section 7).
+// Package catalog is the state machine of the cluster's metadata: nodes, groups, volumes, attachments and
+// sessions (design section 7).
 //
 // It is pure: a State and a command give a changed State, a Result and Effects. It reads no clock, performs no
 // I/O, draws no random numbers and starts no goroutine; times and request ids come in the commands. Package control
@@ -8,13 +8,17 @@
 // # What it keeps true
 //
 //   - Equal commands in equal order give equal states, and equal snapshots, byte for byte.
-//   - Ids of nodes, groups, volumes and sessions ascend from 1 and are never used twice, also after deletion.
+//   - Ids of nodes, groups, volumes, attachments and sessions ascend from 1 and are never used twice, also after deletion.
 //     A group's incarnations ascend in the same way, over all stores.
 //   - A refused command changes nothing.
 //   - Every command may be applied twice in a row: a proposer that lost the answer proposes it again and gets
 //     the answer it missed, or an error that says what it did the first time. State is never changed twice.
 //   - The number and the size of everything is bounded (limits.go).
-//   - A volume that is deleted has no live session, sizes never shrink, generations and epochs never fall.
+//   - A volume that is deleted has no live session and no attachment, sizes never shrink, generations and epochs never
+//     fall.
+//   - An exclusive attachment is its volume's only one. Every attachment has its volume's generation: what ends another
+//     holder's right against its will moves the generation, and nobody gets a session before every group of the volume
+//     is known to refuse the older ones.
 //   - Replicas of one group lie on different nodes, and an incarnation is named by one replica only.
 //
 // # Concurrency

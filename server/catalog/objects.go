@@ -192,9 +192,93 @@ type Volume struct {
 	Generation storage.Generation `json:"generation"`
 	State      VolumeState        `json:"state"`
 	CreatedAt  time.Time          `json:"created_at"`
-	// Revision is the log index of the last change; it ascends with every change.
+	// Fenced is the generation that every group of the volume is known to refuse older ones than; Fenced <= Generation.
+	// While it is less, nobody gets a session: what was sent under older generations may still land.
+	Fenced storage.Generation `json:"fenced,omitempty"`
+	// Moved is how the volume came to its generation; nil for the first.
+	Moved *Move `json:"moved,omitempty"`
+	// Revision is the log index of the last change, of its attachments too; it ascends with every change.
 	Revision  uint64 `json:"revision"`
 	RequestID string `json:"request_id,omitempty"` // of the CreateVolume that made it
+}
+
+// Move is why a volume's generation was raised.
+type Move struct {
+	// By is who has taken the volume over; zero when its holder was detached.
+	By Holder    `json:"by,omitzero"`
+	At time.Time `json:"at"`
+}
+
+// Access says who else may use a volume.
+type Access string
+
+// The access modes.
+const (
+	Exclusive Access = "exclusive" // nobody
+	Shared    Access = "shared"    // others who share it too
+)
+
+// HolderKind says what a holder is.
+type HolderKind string
+
+// The kinds of holders.
+const (
+	HolderHost HolderKind = "host" // a host, by its own gateway
+	HolderNBD  HolderKind = "nbd"  // a node, for the plain NBD clients that are connected to it
+)
+
+// Holder is who may use a volume.
+type Holder struct {
+	// ID names the holder: of a host as it calls itself, of a node as NBDHolder says.
+	ID   string     `json:"id"`
+	Kind HolderKind `json:"kind"`
+	// Host is the host's name, for people.
+	Host string         `json:"host,omitempty"`
+	Node storage.NodeID `json:"node,omitempty"` // of kind nbd only
+}
+
+// The ids of holders of kind nbd, and no others, begin with nbdPrefix; those of read-only clients end with nbdReadOnly,
+// which no name of a node can hold.
+const (
+	nbdPrefix   = "nbd:"
+	nbdReadOnly = "/read-only"
+)
+
+// NBDHolder returns the holder that a node is for the plain NBD clients that are connected to it. Read-only clients are
+// another one: a node may have both, if they share the volume.
+func NBDHolder(node storage.NodeID, name string, readOnly bool) Holder {
+	h := Holder{ID: nbdPrefix + name, Kind: HolderNBD, Node: node}
+	if readOnly {
+		h.ID += nbdReadOnly
+	}
+	return h
+}
+
+// same reports whether two holders are one, whatever people call its host.
+func (h Holder) same(o Holder) bool { return h.ID == o.ID && h.Kind == o.Kind && h.Node == o.Node }
+
+// String returns "host web-1 (holder 4c4c…)", or "NBD clients of node a".
+func (h Holder) String() string {
+	switch {
+	case h.Kind == HolderNBD:
+		return "NBD clients of node " + strings.TrimSuffix(strings.TrimPrefix(h.ID, nbdPrefix), nbdReadOnly)
+	case h.Host == "" || h.Host == h.ID:
+		return "host " + h.ID
+	}
+	return "host " + h.Host + " (holder " + h.ID + ")"
+}
+
+// Attachment is a holder's right to use a volume. Its generation is the volume's: when that moves, attachments end.
+type Attachment struct {
+	ID         storage.AttachmentID `json:"id"`
+	Volume     storage.VolumeID     `json:"volume"`
+	Holder     Holder               `json:"holder"`
+	Access     Access               `json:"access"`
+	ReadOnly   bool                 `json:"read_only,omitempty"`
+	Generation storage.Generation   `json:"generation"`
+	Since      time.Time            `json:"since"`
+	// Silent: its sessions have expired, and it has opened none since.
+	Silent bool `json:"silent,omitempty"`
 }
 
 // SessionState says whether a session may be used.
@@ -203,12 +287,13 @@ type SessionState string
 // The states of a session.
 const (
 	SessionLive SessionState = "live"
-	// SessionClosing: its gateway fell silent. It is being closed in every group of the volume and then forgotten.
+	// SessionClosing: its gateway fell silent, or its attachment has ended. It is being closed in every group of the
+	// volume and then forgotten.
 	SessionClosing SessionState = "closing"
 )
 
-// Gateway names the process that serves a volume to hosts. A node's gateway has the node's id; a gateway on a host
-// that is no node has the host's name. Exactly one of the two is set.
+// Gateway names the process that serves a volume to hosts. A node's gateway has the node's id; the gateway of a host has
+// the id that the host has as a holder. Exactly one of the two is set.
 type Gateway struct {
 	Node storage.NodeID `json:"node,omitempty"`
 	Host string         `json:"host,omitempty"`
@@ -227,6 +312,8 @@ type Session struct {
 	ID      storage.SessionID `json:"id"`
 	Volume  storage.VolumeID  `json:"volume"`
 	Gateway Gateway           `json:"gateway"`
+	// Attachment is the right that it was opened under.
+	Attachment storage.AttachmentID `json:"attachment,omitempty"`
 	// Instance is new at every start of the gateway's process.
 	Instance   string             `json:"instance"`
 	Generation storage.Generation `json:"generation"`

@@ -34,7 +34,10 @@ func randomCommand(t *rapid.T, s *State) Command {
 	if rapid.Bool().Draw(t, "two stores") {
 		stores = append(stores, Store{storeID(byte(10 + small("other"))), 1})
 	}
-	switch rapid.IntRange(0, 15).Draw(t, "command") {
+	holder := rapid.SampledFrom([]Holder{{ID: "h", Kind: HolderHost}, {ID: "g", Kind: HolderHost}, NBDHolder(1, "x", false),
+		NBDHolder(2, "y", false), NBDHolder(2, "y", true)}).Draw(t, "holder")
+	attachment := storage.AttachmentID(rapid.IntRange(0, 12).Draw(t, "attachment"))
+	switch rapid.IntRange(0, 24).Draw(t, "command") {
 	case 0:
 		return InitCluster{Cluster{ID: storage.ClusterID{byte(small("cluster"))}, CreatedAt: at}}
 	case 1:
@@ -61,11 +64,33 @@ func randomCommand(t *rapid.T, s *State) Command {
 		return DeleteVolume{Volume: ref}
 	case 12:
 		return FinishDelete{Volume: ref.ID}
-	case 13:
-		return OpenSession{Volume: ref, Gateway: Gateway{Node: node}, Instance: rapid.SampledFrom([]string{"i", "j"}).Draw(t, "instance"),
+	case 13, 16, 17:
+		gateway := Gateway{Node: node}
+		if list := s.Attachments(); len(list) > 0 && rapid.Bool().Draw(t, "attached") {
+			a := rapid.SampledFrom(list).Draw(t, "under")
+			ref, attachment, gateway = ByID(a.Volume), a.ID, Gateway{Node: a.Holder.Node}
+			if a.Holder.Node == 0 {
+				gateway.Host = a.Holder.ID
+			}
+		}
+		return OpenSession{Volume: ref, Gateway: gateway, Attachment: attachment, Instance: rapid.SampledFrom([]string{"i", "j"}).Draw(t, "instance"),
 			After: session, ReadOnly: rapid.Bool().Draw(t, "read only"), At: at}
 	case 14:
 		return CloseSession{Session: session}
+	case 18, 19, 20:
+		return Attach{Volume: ref, Holder: holder, Access: rapid.SampledFrom([]Access{Exclusive, Shared}).Draw(t, "access"),
+			ReadOnly: rapid.IntRange(0, 3).Draw(t, "ro") == 0, TakeOver: rapid.IntRange(0, 2).Draw(t, "take over") == 0,
+			IfGeneration: storage.Generation(rapid.IntRange(0, 4).Draw(t, "if generation")), At: at}
+	case 21, 22:
+		return Detach{Volume: ref, Holder: holder.ID, Attachment: attachment * storage.AttachmentID(rapid.IntRange(0, 1).Draw(t, "one")),
+			Closed: rapid.Bool().Draw(t, "closed"), At: at}
+	case 23, 24:
+		generation := storage.Generation(rapid.IntRange(0, 5).Draw(t, "generation"))
+		if list := s.Unfenced(); len(list) > 0 {
+			v := rapid.SampledFrom(list).Draw(t, "unfenced")
+			return SetFenced{v.ID, v.Generation}
+		}
+		return SetFenced{ref.ID, generation}
 	default:
 		return ExpireSessions{Sessions: []storage.SessionID{session, session + 1}}
 	}
@@ -77,6 +102,7 @@ type watch struct {
 	volumes  map[storage.VolumeID]Volume
 	sessions map[storage.SessionID]Session
 	lastIncs map[storage.GroupID]storage.Incarnation
+	attached map[storage.AttachmentID]Attachment
 }
 
 func (w *watch) check(t *rapid.T, s *State) {
@@ -89,7 +115,7 @@ func (w *watch) check(t *rapid.T, s *State) {
 	for _, v := range s.Volumes() {
 		old, ok := w.volumes[v.ID]
 		same := old.Name == v.Name && slices.Equal(old.Groups, v.Groups) && old.CreatedAt.Equal(v.CreatedAt)
-		if ok && (!same || v.SizeBytes < old.SizeBytes || v.Generation < old.Generation || v.Epoch < old.Epoch || v.Revision < old.Revision) {
+		if ok && (!same || v.SizeBytes < old.SizeBytes || v.Generation < old.Generation || v.Fenced < old.Fenced || v.Epoch < old.Epoch || v.Revision < old.Revision) {
 			t.Fatalf("volume %+v became %+v", old, v)
 		}
 		if ok && old.State == VolumeDeleting && v.State != VolumeDeleting {
@@ -104,11 +130,35 @@ func (w *watch) check(t *rapid.T, s *State) {
 	}
 	for _, x := range s.Sessions() {
 		old, ok := w.sessions[x.ID]
+		if v, _ := s.Volume(x.Volume); !ok && v.Fenced < v.Generation {
+			t.Fatalf("session %+v was opened before volume %+v was fenced", x, v)
+		}
 		if ok && (old.Volume != x.Volume || old.Gateway != x.Gateway || old.Instance != x.Instance || old.State == SessionClosing && x.State == SessionLive) {
 			t.Fatalf("session %+v became %+v", old, x)
 		}
 		w.sessions[x.ID] = x
 	}
+	now := map[storage.AttachmentID]Attachment{}
+	for _, a := range s.Attachments() {
+		if old, ok := w.attached[a.ID]; ok && (old.Holder != a.Holder || old.Access != a.Access || old.ReadOnly != a.ReadOnly) {
+			t.Fatalf("attachment %+v became %+v", old, a)
+		}
+		now[a.ID] = a
+	}
+	for id, old := range w.attached {
+		// Guards I2: a writer that was ended against its will stays able to write in the groups until the generation moves
+		// or its sessions are closed there.
+		v, ok := s.Volume(old.Volume)
+		if _, there := now[id]; there || !ok || v.State != VolumeReady || v.Generation > old.Generation {
+			continue
+		}
+		for _, x := range s.SessionsOf(v.ID) {
+			if x.Attachment == id && (x.State == SessionLive || old.Access == Exclusive) {
+				t.Fatalf("attachment %+v ended and left session %+v, the volume is %+v", old, x, v)
+			}
+		}
+	}
+	w.attached = now
 	for _, g := range s.Groups() {
 		if g.LastIncarnation < w.lastIncs[g.ID] {
 			t.Fatalf("group %v gives incarnation %d again", g.ID, g.LastIncarnation+1)
@@ -123,14 +173,15 @@ func (w *watch) check(t *rapid.T, s *State) {
 func TestRandomCommands(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		a, b := New(), New()
-		w := watch{map[storage.NodeID]time.Time{}, map[storage.VolumeID]Volume{}, map[storage.SessionID]Session{}, map[storage.GroupID]storage.Incarnation{}}
+		w := watch{map[storage.NodeID]time.Time{}, map[storage.VolumeID]Volume{}, map[storage.SessionID]Session{}, map[storage.GroupID]storage.Incarnation{}, nil}
 		var index uint64
-		lastIDs := [4]uint64{}
+		lastIDs := [5]uint64{}
 		if rapid.Bool().Draw(t, "begun") { // otherwise most commands find no cluster
 			for _, c := range []Command{InitCluster{Cluster{ID: storage.ClusterID{1}}},
 				AddNode{Addrs: Addrs{Peer: "h:1"}, Stores: []Store{{storeID(1), 1}}},
 				AddNode{Addrs: Addrs{Peer: "h:2"}, Stores: []Store{{storeID(2), 1}}},
-				AddGroup{1, 1, StoreText(storeID(1))}, SetGroupReady{1}} {
+				AddGroup{1, 1, StoreText(storeID(1))}, SetGroupReady{1},
+				CreateVolume{Name: "a", SizeBytes: storage.BlockSize}} {
 				raw, err := Encode(c)
 				if err != nil {
 					t.Fatal(err)
@@ -164,7 +215,7 @@ func TestRandomCommands(t *testing.T) {
 			if (r.Err != nil || len(fx) == 0) && !bytes.Equal(before, after) {
 				t.Fatalf("%+v (%v, effects %v) changed\n%s\ninto\n%s", c, r.Err, fx, before, after)
 			}
-			ids := [4]uint64{uint64(a.lastNode), uint64(a.lastGroup), uint64(a.lastVolume), uint64(a.lastSession)}
+			ids := [5]uint64{uint64(a.lastNode), uint64(a.lastGroup), uint64(a.lastVolume), uint64(a.lastSession), uint64(a.lastAttachment)}
 			for i := range ids {
 				if ids[i] < lastIDs[i] {
 					t.Fatalf("an id counter fell from %v to %v", lastIDs, ids)

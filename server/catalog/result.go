@@ -14,12 +14,13 @@ type Result struct {
 	// Err is why the command was refused, nil if it was applied; a refused command changed nothing.
 	Err *storage.Error `json:"-"`
 
-	Node    storage.NodeID  `json:"node,omitempty"`    // AddNode, UpdateNode, SetNodeState
-	Group   storage.GroupID `json:"group,omitempty"`   // the commands on groups and replicas
-	Replica ReplicaKey      `json:"replica,omitzero"`  // AddGroup, PlanReplica
-	Volume  *Volume         `json:"volume,omitempty"`  // the commands on volumes, and OpenSession
-	Session *Session        `json:"session,omitempty"` // OpenSession
-	// Predecessors are what OpenSession wants closed in every group first, by ascending id.
+	Node       storage.NodeID  `json:"node,omitempty"`       // AddNode, UpdateNode, SetNodeState
+	Group      storage.GroupID `json:"group,omitempty"`      // the commands on groups and replicas
+	Replica    ReplicaKey      `json:"replica,omitzero"`     // AddGroup, PlanReplica
+	Volume     *Volume         `json:"volume,omitempty"`     // the commands on volumes, attachments, and OpenSession
+	Attachment *Attachment     `json:"attachment,omitempty"` // Attach
+	Session    *Session        `json:"session,omitempty"`    // OpenSession
+	// Predecessors are what OpenSession and Detach want closed in every group first, by ascending id.
 	Predecessors []Session `json:"predecessors,omitempty"`
 }
 

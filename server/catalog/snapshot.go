@@ -20,22 +20,25 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // snapshotBody is the JSON in a snapshot; every list ascends by id.
 type snapshotBody struct {
-	Applied     uint64            `json:"applied"`
-	Cluster     *Cluster          `json:"cluster,omitempty"`
-	LastNode    storage.NodeID    `json:"last_node"`
-	LastGroup   storage.GroupID   `json:"last_group"`
-	LastVolume  storage.VolumeID  `json:"last_volume"`
-	LastSession storage.SessionID `json:"last_session"`
-	Nodes       []Node            `json:"nodes"`
-	Groups      []Group           `json:"groups"`
-	Volumes     []Volume          `json:"volumes"`
-	Sessions    []Session         `json:"sessions"`
+	Applied        uint64               `json:"applied"`
+	Cluster        *Cluster             `json:"cluster,omitempty"`
+	LastNode       storage.NodeID       `json:"last_node"`
+	LastGroup      storage.GroupID      `json:"last_group"`
+	LastVolume     storage.VolumeID     `json:"last_volume"`
+	LastSession    storage.SessionID    `json:"last_session"`
+	LastAttachment storage.AttachmentID `json:"last_attachment,omitempty"`
+	Nodes          []Node               `json:"nodes"`
+	Groups         []Group              `json:"groups"`
+	Volumes        []Volume             `json:"volumes"`
+	Sessions       []Session            `json:"sessions"`
+	Attachments    []Attachment         `json:"attachments,omitempty"`
 }
 
 // Snapshot returns the state's encoding: equal states have equal snapshots.
 func (s *State) Snapshot() ([]byte, error) {
 	b := snapshotBody{Applied: s.applied, LastNode: s.lastNode, LastGroup: s.lastGroup, LastVolume: s.lastVolume,
-		LastSession: s.lastSession, Nodes: s.Nodes(), Groups: s.Groups(), Volumes: s.Volumes(), Sessions: s.Sessions()}
+		LastSession: s.lastSession, Nodes: s.Nodes(), Groups: s.Groups(), Volumes: s.Volumes(), Sessions: s.Sessions(),
+		LastAttachment: s.lastAttachment, Attachments: s.Attachments()}
 	if s.Initialised() {
 		c := s.cluster
 		b.Cluster = &c
@@ -102,6 +105,7 @@ func (b *snapshotBody) state() *State {
 		s.cluster = *b.Cluster
 	}
 	s.lastNode, s.lastGroup, s.lastVolume, s.lastSession = b.LastNode, b.LastGroup, b.LastVolume, b.LastSession
+	s.lastAttachment = b.LastAttachment
 	for _, n := range b.Nodes {
 		s.putNode(n)
 	}
@@ -113,6 +117,9 @@ func (b *snapshotBody) state() *State {
 	}
 	for _, x := range b.Sessions {
 		s.putSession(x)
+	}
+	for _, a := range b.Attachments {
+		s.putAttachment(a)
 	}
 	return s
 }

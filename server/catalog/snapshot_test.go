@@ -33,8 +33,13 @@ func full(t *testing.T) *State {
 	f.ok(DeleteVolume{ByName("old")})
 	f.ok(DeleteVolume{ByID(gone.ID)})
 	f.ok(FinishDelete{gone.ID})
-	f.ok(OpenSession{Volume: ByName("web-data"), Gateway: Gateway{Node: 1}, Instance: "4f2a", At: testTime})
-	f.ok(OpenSession{Volume: ByName("web-data"), Gateway: Gateway{Host: "web-1"}, Instance: "77", ReadOnly: true, At: testTime})
+	f.ok(Attach{Volume: ByName("web-data"), Holder: Holder{ID: "lost", Kind: HolderHost}, Access: Exclusive, At: testTime})
+	web1 := Attach{Volume: ByName("web-data"), Holder: Holder{ID: "4c4c", Kind: HolderHost, Host: "web-1"}, Access: Shared, At: testTime}
+	web1.ReadOnly, web1.TakeOver = true, true
+	at := f.ok(web1).Attachment
+	f.ok(SetFenced{at.Volume, at.Generation})
+	f.ok(f.attached(OpenSession{Volume: ByName("web-data"), Gateway: Gateway{Node: 1}, Instance: "4f2a", At: testTime}))
+	f.ok(OpenSession{Volume: ByName("web-data"), Gateway: Gateway{Host: "4c4c"}, Attachment: at.ID, Instance: "77", ReadOnly: true, At: testTime})
 	f.ok(ExpireSessions{[]storage.SessionID{2}})
 	f.ok(SetNodeState{3, "", NodeDown})
 	return f.s
@@ -159,8 +164,10 @@ func FuzzRestore(f *testing.F) {
 func FuzzDecode(f *testing.F) {
 	for _, c := range []Command{
 		InitCluster{Cluster{ID: storage.ClusterID{1}}}, AddNode{Name: "n", Addrs: Addrs{Peer: "h:1"}, Stores: []Store{{storeID(1), 1}}},
-		OpenSession{Volume: ByName("v"), Gateway: Gateway{Host: "h"}, Instance: "i"}, ExpireSessions{[]storage.SessionID{1}},
+		OpenSession{Volume: ByName("v"), Gateway: Gateway{Host: "h"}, Attachment: 1, Instance: "i"}, ExpireSessions{[]storage.SessionID{1}},
 		SetReplica{1, ReplicaKey{storeID(1), 2}, RoleVoter}, CreateVolume{Name: "v", SizeBytes: 4096},
+		Attach{Volume: ByName("v"), Holder: Holder{ID: "h", Kind: HolderHost}, Access: Shared, TakeOver: true, IfGeneration: 2},
+		Detach{Volume: ByID(1), Holder: "h"}, SetFenced{1, 2},
 	} {
 		b, err := Encode(c)
 		if err != nil {

@@ -15,37 +15,44 @@ type State struct {
 	applied uint64 // index of the last command applied, refused ones included
 	cluster Cluster
 
-	nodes    map[storage.NodeID]*Node
-	groups   map[storage.GroupID]*Group
-	volumes  map[storage.VolumeID]*Volume
-	sessions map[storage.SessionID]*Session
+	nodes       map[storage.NodeID]*Node
+	groups      map[storage.GroupID]*Group
+	volumes     map[storage.VolumeID]*Volume
+	sessions    map[storage.SessionID]*Session
+	attachments map[storage.AttachmentID]*Attachment
 
 	// The last ids given out: every id in use is at or below its counter.
-	lastNode    storage.NodeID
-	lastGroup   storage.GroupID
-	lastVolume  storage.VolumeID
-	lastSession storage.SessionID
+	lastNode       storage.NodeID
+	lastGroup      storage.GroupID
+	lastVolume     storage.VolumeID
+	lastSession    storage.SessionID
+	lastAttachment storage.AttachmentID
 
 	// Indexes, derived from the maps above and not part of a snapshot.
-	nodeByName       map[string]storage.NodeID // without removed nodes
-	nodeByStore      map[storage.StoreID]storage.NodeID
-	volumeByName     map[string]storage.VolumeID // ready volumes only
-	volumeByRequest  map[string]storage.VolumeID
-	sessionsByVolume map[storage.VolumeID][]storage.SessionID // ascending; slices are replaced, not changed
+	nodeByName          map[string]storage.NodeID // without removed nodes
+	nodeByStore         map[storage.StoreID]storage.NodeID
+	volumeByName        map[string]storage.VolumeID // ready volumes only
+	volumeByRequest     map[string]storage.VolumeID
+	sessionsByVolume    map[storage.VolumeID][]storage.SessionID    // ascending; slices are replaced, not changed
+	attachmentsByVolume map[storage.VolumeID][]storage.AttachmentID // likewise
+	unfenced            map[storage.VolumeID]bool                   // whose Fenced is below their Generation
 }
 
 // New returns the empty state; the first command it accepts is InitCluster.
 func New() *State {
 	return &State{
-		nodes:            map[storage.NodeID]*Node{},
-		groups:           map[storage.GroupID]*Group{},
-		volumes:          map[storage.VolumeID]*Volume{},
-		sessions:         map[storage.SessionID]*Session{},
-		nodeByName:       map[string]storage.NodeID{},
-		nodeByStore:      map[storage.StoreID]storage.NodeID{},
-		volumeByName:     map[string]storage.VolumeID{},
-		volumeByRequest:  map[string]storage.VolumeID{},
-		sessionsByVolume: map[storage.VolumeID][]storage.SessionID{},
+		nodes:               map[storage.NodeID]*Node{},
+		groups:              map[storage.GroupID]*Group{},
+		volumes:             map[storage.VolumeID]*Volume{},
+		sessions:            map[storage.SessionID]*Session{},
+		attachments:         map[storage.AttachmentID]*Attachment{},
+		nodeByName:          map[string]storage.NodeID{},
+		nodeByStore:         map[storage.StoreID]storage.NodeID{},
+		volumeByName:        map[string]storage.VolumeID{},
+		volumeByRequest:     map[string]storage.VolumeID{},
+		sessionsByVolume:    map[storage.VolumeID][]storage.SessionID{},
+		attachmentsByVolume: map[storage.VolumeID][]storage.AttachmentID{},
+		unfenced:            map[storage.VolumeID]bool{},
 	}
 }
 
@@ -57,6 +64,8 @@ func (s *State) Clone() *State {
 	c.nodeByName, c.nodeByStore = maps.Clone(s.nodeByName), maps.Clone(s.nodeByStore)
 	c.volumeByName, c.volumeByRequest = maps.Clone(s.volumeByName), maps.Clone(s.volumeByRequest)
 	c.sessionsByVolume = maps.Clone(s.sessionsByVolume)
+	c.attachments, c.attachmentsByVolume = maps.Clone(s.attachments), maps.Clone(s.attachmentsByVolume)
+	c.unfenced = maps.Clone(s.unfenced)
 	return &c
 }
 
@@ -141,6 +150,51 @@ func (s *State) SessionsOf(id storage.VolumeID) []Session {
 	return out
 }
 
+// Attachment returns an attachment.
+func (s *State) Attachment(id storage.AttachmentID) (Attachment, bool) {
+	a, ok := s.attachments[id]
+	if !ok {
+		return Attachment{}, false
+	}
+	return *a, true
+}
+
+// Attachments returns all attachments by ascending id.
+func (s *State) Attachments() []Attachment { return collect(s.attachments, (*Attachment).clone) }
+
+// AttachmentsBy returns the attachments that a node holds for plain NBD clients, by ascending id.
+func (s *State) AttachmentsBy(node storage.NodeID) []Attachment {
+	var out []Attachment
+	for _, a := range s.attachments {
+		if a.Holder.Node == node && node != 0 {
+			out = append(out, *a)
+		}
+	}
+	slices.SortFunc(out, func(a, b Attachment) int { return cmp.Compare(a.ID, b.ID) })
+	return out
+}
+
+// AttachmentsOf returns the attachments of a volume by ascending id.
+func (s *State) AttachmentsOf(id storage.VolumeID) []Attachment {
+	ids := s.attachmentsByVolume[id]
+	out := make([]Attachment, 0, len(ids))
+	for _, aid := range ids {
+		if a, ok := s.attachments[aid]; ok {
+			out = append(out, *a)
+		}
+	}
+	return out
+}
+
+// Unfenced returns the volumes whose generation is not refused to older ones in every group yet, by ascending id.
+func (s *State) Unfenced() []Volume {
+	out := make([]Volume, 0, len(s.unfenced))
+	for _, id := range slices.Sorted(maps.Keys(s.unfenced)) {
+		out = append(out, s.volumes[id].clone())
+	}
+	return out
+}
+
 func (n *Node) clone() Node {
 	c := *n
 	c.Stores = slices.Clone(n.Stores)
@@ -156,8 +210,14 @@ func (g *Group) clone() Group {
 func (v *Volume) clone() Volume {
 	c := *v
 	c.Groups = slices.Clone(v.Groups)
+	if v.Moved != nil {
+		m := *v.Moved
+		c.Moved = &m
+	}
 	return c
 }
+
+func (a *Attachment) clone() Attachment { return *a }
 
 func (x *Session) clone() Session { return *x }
 
@@ -210,6 +270,9 @@ func (s *State) putVolume(v Volume) {
 	if v.RequestID != "" {
 		s.volumeByRequest[v.RequestID] = v.ID
 	}
+	if v.Fenced < v.Generation && v.State == VolumeReady {
+		s.unfenced[v.ID] = true
+	}
 }
 
 func (s *State) dropVolume(id storage.VolumeID) {
@@ -220,6 +283,7 @@ func (s *State) dropVolume(id storage.VolumeID) {
 }
 
 func (s *State) unindexVolume(v *Volume) {
+	delete(s.unfenced, v.ID)
 	if s.volumeByName[v.Name] == v.ID {
 		delete(s.volumeByName, v.Name)
 	}
@@ -230,11 +294,41 @@ func (s *State) unindexVolume(v *Volume) {
 
 func (s *State) putSession(x Session) {
 	if _, ok := s.sessions[x.ID]; !ok {
-		ids := s.sessionsByVolume[x.Volume]
-		at, _ := slices.BinarySearch(ids, x.ID)
-		s.sessionsByVolume[x.Volume] = slices.Insert(slices.Clone(ids), at, x.ID)
+		list(s.sessionsByVolume, x.Volume, x.ID)
 	}
 	s.sessions[x.ID] = &x
+}
+
+func (s *State) putAttachment(a Attachment) {
+	if _, ok := s.attachments[a.ID]; !ok {
+		list(s.attachmentsByVolume, a.Volume, a.ID)
+	}
+	s.attachments[a.ID] = &a
+}
+
+func (s *State) dropAttachment(id storage.AttachmentID) {
+	if a, ok := s.attachments[id]; ok {
+		delete(s.attachments, id)
+		unlist(s.attachmentsByVolume, a.Volume, id)
+	}
+}
+
+// list enters an id in the list of its volume, and unlist takes it out. Lists are replaced, never changed: clones share
+// them.
+func list[ID cmp.Ordered](lists map[storage.VolumeID][]ID, of storage.VolumeID, id ID) {
+	ids := lists[of]
+	at, _ := slices.BinarySearch(ids, id)
+	lists[of] = slices.Insert(slices.Clone(ids), at, id)
+}
+
+func unlist[ID cmp.Ordered](lists map[storage.VolumeID][]ID, of storage.VolumeID, id ID) {
+	ids := lists[of]
+	if len(ids) == 1 {
+		delete(lists, of)
+		return
+	}
+	at, _ := slices.BinarySearch(ids, id)
+	lists[of] = slices.Delete(slices.Clone(ids), at, at+1)
 }
 
 func (s *State) dropSession(id storage.SessionID) {
@@ -243,13 +337,7 @@ func (s *State) dropSession(id storage.SessionID) {
 		return
 	}
 	delete(s.sessions, id)
-	ids := s.sessionsByVolume[x.Volume]
-	if len(ids) == 1 {
-		delete(s.sessionsByVolume, x.Volume)
-		return
-	}
-	at, _ := slices.BinarySearch(ids, id)
-	s.sessionsByVolume[x.Volume] = slices.Delete(slices.Clone(ids), at, at+1)
+	unlist(s.sessionsByVolume, x.Volume, id)
 }
 
 // DeletingVolumes returns the volumes that are being deleted, by ascending id.

@@ -23,6 +23,9 @@ type Actions interface {
 	TransferLeader(ctx context.Context, o TransferOrder) error
 	// CloseSession has the group's leader close a session by an entry of its log.
 	CloseSession(ctx context.Context, group storage.GroupID, volume storage.VolumeID, session storage.SessionID) error
+	// SetGeneration has the group's leader refuse every generation of a volume below this one from now on, by an entry of
+	// its log. A group that refuses it already, or has deleted the volume, is no error.
+	SetGeneration(ctx context.Context, group storage.GroupID, volume storage.VolumeID, generation storage.Generation) error
 	// DeleteVolume has the group's leader delete the group's part of a volume by an entry of its log.
 	DeleteVolume(ctx context.Context, group storage.GroupID, volume storage.VolumeID) error
 }

@@ -324,6 +324,10 @@ func (k *cluster) CloseSession(_ context.Context, g storage.GroupID, v storage.V
 	return k.groupOp(fmt.Sprintf("close session %s of volume %s in group %s", s, v, g))
 }
 
+func (k *cluster) SetGeneration(_ context.Context, g storage.GroupID, v storage.VolumeID, n storage.Generation) error {
+	return k.groupOp(fmt.Sprintf("set generation %s of volume %s in group %s", n, v, g))
+}
+
 func (k *cluster) DeleteVolume(_ context.Context, g storage.GroupID, v storage.VolumeID) error {
 	return k.groupOp(fmt.Sprintf("delete volume %s in group %s", v, g))
 }

@@ -76,6 +76,8 @@ type Config struct {
 	// RequestTimeout bounds one attempt of a request to the leader, and an order. First attempts wait for two
 	// heartbeat timeouts only. Default 5 s.
 	RequestTimeout time.Duration
+	// GroupTimeout bounds one attempt to have a group refuse former holders of a volume. Default 1.5 s.
+	GroupTimeout time.Duration
 	// CreateTimeout bounds the creation of one replica, which pulls all that the group holds. Default 6 h.
 	CreateTimeout time.Duration
 	// MaxTasks bounds the orders on their way. Default 32.
@@ -102,6 +104,7 @@ func (c *Config) setDefaults() {
 		{&c.CommitTimeout, 100 * time.Millisecond}, {&c.ReportInterval, time.Second}, {&c.ReconcileInterval, time.Second},
 		{&c.SuspectAfter, 3 * time.Second}, {&c.DownAfter, 15 * time.Second}, {&c.SessionTimeout, 30 * time.Second},
 		{&c.BalanceCooldown, 10 * time.Second}, {&c.RequestTimeout, 5 * time.Second}, {&c.CreateTimeout, 6 * time.Hour},
+		{&c.GroupTimeout, 1500 * time.Millisecond},
 	} {
 		if *d.field == 0 {
 			*d.field = d.value

@@ -228,7 +228,9 @@ func TestSessions(t *testing.T) {
 		c := k.running()[1]
 		v := *k.propose(c, catalog.CreateVolume{Name: "v", SizeBytes: 4096, At: time.Now()}).Volume
 		open := func(node storage.NodeID) storage.SessionID {
-			return k.propose(c, catalog.OpenSession{Volume: catalog.ByName("v"), Gateway: catalog.Gateway{Node: node},
+			at := k.propose(c, catalog.Attach{Volume: catalog.ByName("v"), Holder: catalog.NBDHolder(node, "n"+node.String(), false),
+				Access: catalog.Shared, At: time.Now()}).Attachment.ID
+			return k.propose(c, catalog.OpenSession{Volume: catalog.ByName("v"), Gateway: catalog.Gateway{Node: node}, Attachment: at,
 				Instance: "i", At: time.Now()}).Session.ID
 		}
 		kept, silent := open(1), open(2)

@@ -25,6 +25,7 @@ type leadership struct {
 	reports  map[storage.NodeID]heardReport
 	backAt   map[storage.NodeID]time.Time    // when a node was heard first after a silence
 	sessions map[storage.SessionID]time.Time // when a session was last named
+	unfenced map[storage.VolumeID]time.Time  // since when a volume's generation waits to be refused to older ones everywhere
 	settling map[storage.GroupID]time.Time   // when an order for the group ended
 	moved    map[storage.GroupID]time.Time   // when the group's leader was last moved
 }
@@ -120,6 +121,8 @@ func (l *leadership) decide(now time.Time) []task {
 		todo = append(todo, l.groupsLocked(v, now)...)
 		todo = append(todo, l.balanceLocked(v, now)...)
 		todo = append(todo, l.sessionsLocked(s, now)...)
+		todo = append(todo, l.fencesLocked(s, now)...)
+		todo = append(todo, l.leftovers(s)...)
 		todo = append(todo, l.deletions(s)...)
 		todo = append(todo, l.voters(v)...)
 	})

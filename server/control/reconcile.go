@@ -247,6 +247,59 @@ func (l *leadership) closeSession(s *catalog.State, x catalog.Session) []task {
 		}}}
 }
 
+// fenceAfter is how long whoever has begun a takeover is left alone with it.
+const fenceAfter = time.Second
+
+// fencesLocked finishes what a takeover has begun whose caller is gone.
+func (l *leadership) fencesLocked(s *catalog.State, now time.Time) []task {
+	var todo []task
+	seen := map[storage.VolumeID]time.Time{} // forgets those that are done
+	defer func() { l.unfenced = seen }()
+	for _, v := range s.Unfenced() {
+		since, ok := l.unfenced[v.ID]
+		if !ok {
+			since = now
+		}
+		seen[v.ID] = since
+		if now.Sub(since) < fenceAfter {
+			continue
+		}
+		todo = append(todo, task{key: "volume " + v.ID.String(), kind: "fence", text: "fence the former holder of " + v.Name + " in every group",
+			run: func(ctx context.Context) error {
+				err := l.everywhere(ctx, v.Groups, func(ctx context.Context, g storage.GroupID) error {
+					return l.c.cfg.Actions.SetGeneration(ctx, g, v.ID, v.Generation)
+				})
+				if err != nil {
+					return err
+				}
+				return l.c.applyHere(ctx, catalog.SetFenced{Volume: v.ID, Generation: v.Generation})
+			}})
+	}
+	return todo
+}
+
+// leftovers detaches volumes from nodes that were removed.
+func (l *leadership) leftovers(s *catalog.State) []task {
+	removed := map[storage.NodeID]bool{}
+	for _, n := range s.Nodes() {
+		if n.State == catalog.NodeRemoved {
+			removed[n.ID] = true
+		}
+	}
+	if len(removed) == 0 {
+		return nil
+	}
+	var todo []task
+	for _, a := range s.Attachments() {
+		if !removed[a.Holder.Node] {
+			continue
+		}
+		todo = append(todo, l.propose("volume "+a.Volume.String(), "detach", catalog.Detach{Volume: catalog.ByID(a.Volume),
+			Holder: a.Holder.ID, Attachment: a.ID, At: time.Now().UTC()}, "detach it from a node that was removed"))
+	}
+	return todo
+}
+
 // deletions finishes the deletion of volumes.
 func (l *leadership) deletions(s *catalog.State) []task {
 	var todo []task

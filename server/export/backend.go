@@ -45,26 +45,30 @@ func (b *Backend) Exports(ctx context.Context) ([]nbd.ExportInfo, error) {
 
 // Stat implements nbd.Backend.
 func (b *Backend) Stat(ctx context.Context, name string, _ nbd.Peer) (nbd.ExportInfo, error) {
-	if err := checkName(name); err != nil {
+	name, options, err := b.parse(name)
+	if err != nil {
 		return nbd.ExportInfo{}, err
 	}
 	v, err := b.config.Gateway.Stat(ctx, name)
 	if err != nil {
 		return nbd.ExportInfo{}, err
 	}
-	return b.info(v.Name, v.SizeBytes), nil
+	info := b.info(v.Name, v.SizeBytes)
+	info.ReadOnly = options.ReadOnly
+	return info, nil
 }
 
 // Open implements nbd.Backend.
 func (b *Backend) Open(ctx context.Context, name string, _ nbd.Peer) (nbd.Export, error) {
-	if err := checkName(name); err != nil {
-		return nil, err
-	}
-	v, err := b.config.Gateway.Open(ctx, name, volume.OpenOptions{ReadOnly: b.config.ReadOnly})
+	name, options, err := b.parse(name)
 	if err != nil {
 		return nil, err
 	}
-	e := &export{backend: b, handle: v}
+	v, err := b.config.Gateway.Open(ctx, name, options)
+	if err != nil {
+		return nil, err
+	}
+	e := &export{backend: b, handle: v, readOnly: options.ReadOnly}
 	if b.config.Limiter != nil {
 		if l := b.config.Limiter(name); l != nil {
 			e.handle = l.Wrap(v)
@@ -73,12 +77,12 @@ func (b *Backend) Open(ctx context.Context, name string, _ nbd.Peer) (nbd.Export
 	return e, nil
 }
 
-// checkName turns names that no volume can have into KindNotFound, as clients expect of exports that do not exist.
-func checkName(name string) error {
-	if err := storage.CheckVolumeName(name); err != nil {
-		return storage.E("open export", storage.KindNotFound, "", err)
-	}
-	return nil
+// parse reads the name of an export: that of a volume, and how it is to be used. Names that no volume can have are
+// KindNotFound, as clients expect of exports that do not exist.
+func (b *Backend) parse(export string) (name string, options volume.OpenOptions, err error) {
+	name, options, err = ParseName(export)
+	options.ReadOnly = options.ReadOnly || b.config.ReadOnly
+	return name, options, err
 }
 
 func (b *Backend) info(name string, sizeBytes int64) nbd.ExportInfo {
@@ -111,10 +115,15 @@ type handle interface {
 type export struct {
 	backend *Backend
 	handle
+	readOnly bool
 }
 
 // Info implements nbd.Export.
-func (e *export) Info() nbd.ExportInfo { return e.backend.info(e.Name(), e.SizeBytes()) }
+func (e *export) Info() nbd.ExportInfo {
+	info := e.backend.info(e.Name(), e.SizeBytes())
+	info.ReadOnly = e.readOnly
+	return info
+}
 
 // Trim implements nbd.Export.
 func (e *export) Trim(ctx context.Context, off, n int64) error { return e.Discard(ctx, off, n) }

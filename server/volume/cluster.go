@@ -20,15 +20,27 @@ type Cluster interface {
 	// Status asks the leader of group. The runs cover exactly the range asked for.
 	Status(ctx context.Context, group storage.GroupID, req op.StatusRequest) ([]op.Run, error)
 
+	// Attach asks for the right to use the named volume, for clients that bring no attachment of their own: the gateway
+	// attaches on the terms given, or has the attachment already. KindConflict, with who is in the way: others have the
+	// volume. KindNotFound without such a volume. The implementation may wait for a moment before it refuses: a
+	// gateway that has just been left detaches after its client has gone. Each answer is given up by a Detach of its own.
+	Attach(ctx context.Context, name string, terms Terms) (Attachment, error)
+	// Detach gives up what Attach has answered. closed says that nothing is on its way: every session under the
+	// attachment was closed in every group and every read answered. One attempt; what it does not achieve, the
+	// implementation sees to.
+	Detach(ctx context.Context, a Attachment, closed bool) error
+
 	// OpenSession asks the catalog for a session of the named volume with an id above request.After: a new one, or
-	// the one whose answer to the same request was lost. KindNotFound without such a volume. The implementation keeps
-	// the session alive (heartbeats) until CloseSession.
+	// the one whose answer to the same request was lost. KindNotFound without such a volume; KindFenced, with who has
+	// the volume, when the attachment has ended. The implementation keeps the session alive (heartbeats) until
+	// CloseSession.
 	OpenSession(ctx context.Context, name string, request SessionRequest) (SessionInfo, error)
 	// CloseSession tells the catalog that a session was closed in every group of its volume. Closing a session that
 	// the catalog does not know is not an error.
 	CloseSession(ctx context.Context, session storage.SessionID) error
-	// WatchVolume returns the state of a volume once its revision is above after; with after 0, at once.
-	WatchVolume(ctx context.Context, volume storage.VolumeID, after uint64) (VolumeState, error)
+	// WatchVolume returns the state of a volume, as the holder of an attachment sees it, once its revision is above
+	// after; with after 0, at once.
+	WatchVolume(ctx context.Context, volume storage.VolumeID, attachment storage.AttachmentID, after uint64) (VolumeState, error)
 	// Volume describes the named volume without opening it: KindNotFound without such a volume.
 	Volume(ctx context.Context, name string) (VolumeInfo, error)
 	// Volumes lists the volumes that can be opened, in the order of their names.
@@ -39,11 +51,31 @@ type Cluster interface {
 type OpenOptions struct {
 	// ReadOnly refuses mutations. Read-only and other handles of a volume have sessions of their own.
 	ReadOnly bool
+	// Shared lets other gateways use the volume at the same time, if they share it too. It goes with Attachment 0.
+	Shared bool
+	// Attachment is the attachment under which the volume is used; 0: the gateway attaches by itself, when the first
+	// handle on these terms is opened, and detaches when the last one is closed.
+	Attachment storage.AttachmentID
+}
+
+// Terms say how a gateway attaches by itself.
+type Terms struct {
+	ReadOnly bool
+	Shared   bool
+}
+
+// Attachment is a gateway's own attachment.
+type Attachment struct {
+	ID     storage.AttachmentID
+	Name   string // the volume's, by which it was attached
+	Volume storage.VolumeID
 }
 
 // SessionRequest asks for a session.
 type SessionRequest struct {
 	ReadOnly bool
+	// Attachment is what the session is opened under; it ends with it.
+	Attachment storage.AttachmentID
 	// After is the highest id that this gateway was given before, for whichever volume. A session at or below it may
 	// have been used: taking its id once more would make new requests look like duplicates.
 	After storage.SessionID
@@ -69,6 +101,8 @@ type VolumeState struct {
 	Epoch      storage.Epoch
 	Generation storage.Generation
 	Deleted    bool // the volume is deleted, or being deleted
+	// Lost says in words why the attachment is gone, who has the volume now and since when; empty while it is there.
+	Lost string
 }
 
 // VolumeInfo describes a volume that need not be open.

@@ -19,6 +19,7 @@ type device struct {
 	subject    string // of errors
 	id         storage.VolumeID
 	generation storage.Generation // never changes: a volume of a newer generation is not ours any more
+	attachment Attachment         // never changes; what the sessions are opened under
 	stripes    []int              // extent i lives in groups[stripes[i % len(stripes)]]
 	groups     []storage.GroupID  // distinct
 	placement  []storage.GroupID  // as the catalog gave it
@@ -56,8 +57,8 @@ type device struct {
 }
 
 type deviceKey struct {
-	name     string
-	readOnly bool
+	name string
+	OpenOptions
 }
 
 func (d *device) errorf(kind storage.Kind, op, why string) error {

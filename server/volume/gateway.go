@@ -73,7 +73,10 @@ func (g *Gateway) Open(ctx context.Context, name string, options OpenOptions) (*
 	if err := storage.CheckVolumeName(name); err != nil {
 		return nil, err
 	}
-	key := deviceKey{name: name, readOnly: options.ReadOnly}
+	if options.Shared && options.Attachment != 0 {
+		return nil, storage.E("open", storage.KindInvalid, "volume "+name, errTwoTerms)
+	}
+	key := deviceKey{name: name, OpenOptions: options}
 	for {
 		d, wait, err := g.lookup(key)
 		if err != nil {
@@ -137,13 +140,21 @@ func (g *Gateway) fill(ctx context.Context, key deviceKey) error {
 	if err != nil && d != nil {
 		d.forgetSession(d.fresh.ID)
 		d.shutdown()
+		g.detach(d.key, d.attachment, true)
 	}
 	return err
 }
 
+// newDevice attaches the volume, unless the options name an attachment, and opens it. When it fails, it returns the
+// device if that is to be forgotten and shut down.
 func (g *Gateway) newDevice(ctx context.Context, key deviceKey) (*device, error) {
-	info, err := g.openSession(ctx, key)
+	at, err := g.attach(ctx, key)
 	if err != nil {
+		return nil, err
+	}
+	info, err := g.openSession(ctx, key, at.ID)
+	if err != nil {
+		g.detach(key, at, true)
 		return nil, err
 	}
 	d := &device{
@@ -152,6 +163,7 @@ func (g *Gateway) newDevice(ctx context.Context, key deviceKey) (*device, error)
 		subject:    "volume " + key.name,
 		id:         info.Volume,
 		generation: info.Generation,
+		attachment: at,
 		placement:  info.Groups,
 		budget:     semaphore.NewWeighted(g.config.VolumeBytes),
 		metrics:    g.metrics.of(key.name),
@@ -168,11 +180,42 @@ func (g *Gateway) newDevice(ctx context.Context, key deviceKey) (*device, error)
 	return d, nil
 }
 
+// attach returns the attachment that a volume is used under, the gateway's own if the options name none.
+func (g *Gateway) attach(ctx context.Context, key deviceKey) (Attachment, error) {
+	if key.Attachment != 0 {
+		return Attachment{ID: key.Attachment}, nil
+	}
+	for n := 0; ; n++ {
+		a, err := g.config.Cluster.Attach(ctx, key.name, Terms{ReadOnly: key.ReadOnly, Shared: key.Shared})
+		switch {
+		case err == nil && (a.ID == 0 || a.Volume == 0):
+			return a, storage.E("attach", storage.KindInternal, "volume "+key.name, errIncomplete)
+		case err == nil:
+			return a, nil
+		case ctx.Err() != nil:
+			return a, storage.E("attach", storage.KindCanceled, "volume "+key.name, ctx.Err())
+		case !retryable(storage.KindOf(err)):
+			return a, err
+		}
+		g.pause(ctx, n)
+	}
+}
+
+// detach gives up an attachment of the gateway's own.
+func (g *Gateway) detach(key deviceKey, a Attachment, closed bool) {
+	if key.Attachment != 0 {
+		return
+	}
+	if err := g.config.Cluster.Detach(g.attempts.context(), a, closed); err != nil {
+		g.config.Logger.Warn("catalog not told that a volume is detached; it will be", "volume", key.name, "attachment", a.ID, "error", err)
+	}
+}
+
 // openSession asks the catalog for a session until it answers.
-func (g *Gateway) openSession(ctx context.Context, key deviceKey) (SessionInfo, error) {
+func (g *Gateway) openSession(ctx context.Context, key deviceKey, at storage.AttachmentID) (SessionInfo, error) {
 	subject := "volume " + key.name
 	clock := newAttemptClock(ctx, g.config.AttemptTimeout)
-	req := SessionRequest{ReadOnly: key.readOnly, After: storage.SessionID(g.after.Load())}
+	req := SessionRequest{ReadOnly: key.ReadOnly, Attachment: at, After: storage.SessionID(g.after.Load())}
 	for n := 0; ; n++ {
 		info, err := g.config.Cluster.OpenSession(clock.context(), key.name, req)
 		kind := storage.KindOf(err)
@@ -242,11 +285,13 @@ func (g *Gateway) retireLocked(d *device) <-chan struct{} {
 // retire waits until nothing is in flight and the session is closed, and then shuts the device down, unless somebody has
 // opened the volume once more meanwhile.
 func (g *Gateway) retire(d *device) {
+	var closed bool // every session in every group
 	for {
 		_ = d.quiesce(g.ctx) // on an error the gateway is closing, and the device has ended
 		g.mu.Lock()
 		d.mu.Lock()
-		idle := d.failure != nil || d.idleLocked()
+		closed = d.failure == nil && d.idleLocked()
+		idle := d.failure != nil || closed
 		d.mu.Unlock()
 		reopened := d.refs > 0 && !g.closed && g.devices[d] && g.slots[d.key] != nil && g.slots[d.key].device == d
 		if reopened {
@@ -264,13 +309,24 @@ func (g *Gateway) retire(d *device) {
 	}
 	d.forgetLast()
 	d.shutdown()
+	g.detach(d.key, d.attachment, closed)
 	g.mu.Lock()
 	delete(g.devices, d)
-	if g.slots[deviceKey{d.key.name, false}] == nil && g.slots[deviceKey{d.key.name, true}] == nil {
+	if !g.servesLocked(d.key.name) {
 		g.metrics.forget(d.key.name)
 	}
 	g.mu.Unlock()
 	close(d.retirement)
+}
+
+// servesLocked reports whether the volume can be opened once more, or is being opened, on whatever terms.
+func (g *Gateway) servesLocked(name string) bool {
+	for key := range g.slots {
+		if key.name == name {
+			return true
+		}
+	}
+	return false
 }
 
 // forget makes the name free for another opening, when a volume has failed.

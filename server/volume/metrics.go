@@ -12,6 +12,7 @@ import (
 var (
 	errGatewayClosed = errors.New("the gateway is closed")
 	errIncomplete    = errors.New("the catalog's answer is incomplete")
+	errTwoTerms      = errors.New("it is to be used under an attachment, and to be attached as shared; one excludes the other")
 )
 
 // metrics are the gateway's, labelled by volume; a volume's are removed when it is closed.

@@ -132,7 +132,7 @@ func (k *client) run(ctx context.Context) (err error) {
 			if k.v != nil {
 				k.v.Detach()
 			}
-			if k.v, err = k.gateway.Open(ctx, "data", volume.OpenOptions{}); err != nil {
+			if k.v, err = k.gateway.Open(ctx, "data", volume.OpenOptions{Shared: true}); err != nil {
 				return err
 			}
 		}
@@ -242,7 +242,7 @@ func (k *client) read(ctx context.Context, first, n int64) error {
 }
 
 func (k *client) readAll(ctx context.Context) (err error) {
-	if k.v, err = k.gateway.Open(ctx, "data", volume.OpenOptions{}); err != nil {
+	if k.v, err = k.gateway.Open(ctx, "data", volume.OpenOptions{Shared: true}); err != nil {
 		return err
 	}
 	return k.read(ctx, 0, k.cells)
@@ -292,7 +292,7 @@ func (volumeOfParts) check(t *rapid.T, off, n int64) {
 		t.Fatal(err)
 	}
 	defer g.Close(context.Background())
-	v, err := g.Open(context.Background(), "data", volume.OpenOptions{})
+	v, err := g.Open(context.Background(), "data", volume.OpenOptions{Shared: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -152,9 +152,10 @@ func (d *device) catalogSession() (SessionInfo, error) {
 	if info.ID != 0 {
 		return info, nil
 	}
-	info, err := d.gateway.openSession(d.ctx, d.key)
+	info, err := d.gateway.openSession(d.ctx, d.key, d.attachment.ID)
 	if err != nil {
-		if storage.KindOf(err) == storage.KindNotFound {
+		switch storage.KindOf(err) {
+		case storage.KindNotFound, storage.KindFenced, storage.KindPermission: // it will not be otherwise again
 			d.fail(err)
 		}
 		return SessionInfo{}, err
@@ -186,8 +187,8 @@ func (d *device) adopt(st VolumeState) error {
 	switch {
 	case st.Deleted:
 		err = d.errorf(storage.KindNotFound, "use", "the volume was deleted")
-	case st.Generation > d.generation:
-		err = d.fencedError(st.Generation)
+	case st.Lost != "" || st.Generation > d.generation:
+		err = d.fencedError(st)
 	}
 	if err != nil {
 		d.fail(err)
@@ -360,7 +361,7 @@ func (d *device) closePredecessors(ctx context.Context, info SessionInfo) error 
 func (d *device) watch() {
 	var revision uint64
 	for n := 0; d.ctx.Err() == nil; {
-		st, err := d.gateway.config.Cluster.WatchVolume(d.ctx, d.id, revision)
+		st, err := d.gateway.config.Cluster.WatchVolume(d.ctx, d.id, d.attachment.ID, revision)
 		switch {
 		case err == nil:
 			n, revision = 0, st.Revision
@@ -407,7 +408,11 @@ func retryable(k storage.Kind) bool {
 	return false
 }
 
-func (d *device) fencedError(generation storage.Generation) error {
-	return storage.E("use", storage.KindFenced, d.subject,
-		errors.New("another host has taken the volume over: its generation is "+generation.String()+", ours was "+d.generation.String()))
+// fencedError says why the volume is not ours any more, and who has it since.
+func (d *device) fencedError(st VolumeState) error {
+	why := st.Lost
+	if why == "" {
+		why = "another holder has taken the volume over: its generation is " + st.Generation.String() + ", ours was " + d.generation.String()
+	}
+	return storage.E("use", storage.KindFenced, d.subject, errors.New(why))
 }

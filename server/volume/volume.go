@@ -14,7 +14,8 @@ import (
 // They need no alignment; whole blocks cost least. A context ends the waiting, at the latest one AttemptTimeout
 // later, with KindCanceled: a mutation whose context ended may or may not be applied, and is never applied after a
 // request that started later was answered. Use one context per connection: each new one costs an allocation.
-// KindFenced and KindNotFound are final: the volume was taken over by another host, or deleted. KindNoSpace says that
+// KindFenced and KindNotFound are final: the volume was taken over by another holder or detached, and the error says by
+// whom and when, or deleted. KindNoSpace says that
 // the stores are full.
 type Volume struct {
 	device *device
@@ -27,11 +28,17 @@ type Volume struct {
 	unwatch func() bool     // stops that
 }
 
+// Attachment returns the attachment that the volume is used under.
+func (v *Volume) Attachment() storage.AttachmentID { return v.device.attachment.ID }
+
+// Generation returns the generation that its requests carry.
+func (v *Volume) Generation() storage.Generation { return v.device.generation }
+
 // Name returns the name under which the volume was opened.
 func (v *Volume) Name() string { return v.name }
 
 // ReadOnly reports whether the handle refuses mutations.
-func (v *Volume) ReadOnly() bool { return v.device.key.readOnly }
+func (v *Volume) ReadOnly() bool { return v.device.key.ReadOnly }
 
 // SizeBytes returns the volume's size as last heard of; it only grows.
 func (v *Volume) SizeBytes() int64 { return v.device.sizeBytes.Load() }

@@ -42,7 +42,7 @@ func start(t testing.TB, c *volumetest.Cluster, edit func(*volume.Config)) *volu
 
 func open(t testing.TB, g *volume.Gateway, name string) *volume.Volume {
 	t.Helper()
-	v, err := g.Open(t.Context(), name, volume.OpenOptions{})
+	v, err := g.Open(t.Context(), name, volume.OpenOptions{Shared: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -190,7 +190,7 @@ func TestRangesAreChecked(t *testing.T) {
 	if _, err := g.Open(t.Context(), "other", volume.OpenOptions{}); !errors.Is(err, storage.ErrNotFound) {
 		t.Errorf("open of an unknown volume: %v", err)
 	}
-	ro, err := g.Open(t.Context(), "data", volume.OpenOptions{ReadOnly: true})
+	ro, err := g.Open(t.Context(), "data", volume.OpenOptions{ReadOnly: true, Shared: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -198,7 +198,7 @@ func (d *device) decide(ctx context.Context, f *flight) (done bool, err error) {
 // consult asks the catalog for the volume's present state and takes it over. It reports whether the volume is still
 // ours, as far as the catalog could be asked.
 func (d *device) consult(attempt context.Context) bool {
-	st, err := d.gateway.config.Cluster.WatchVolume(attempt, d.id, 0)
+	st, err := d.gateway.config.Cluster.WatchVolume(attempt, d.id, d.attachment.ID, 0)
 	if storage.KindOf(err) == storage.KindNotFound {
 		d.fail(err)
 	} else if err == nil {

@@ -45,7 +45,7 @@ func TestChaos(t *testing.T) {
 	w := &workload{seed: seed, clients: *clientsFlag, gateways: len(c.Nodes()), sizeBytes: volumeBytes, perSecond: 150,
 		windowEvery: 2 * time.Second, patience: 20 * time.Second, history: history.New(), answered: make([]atomic.Int64, *clientsFlag),
 		dial: func(ctx context.Context, gateway int) (device, error) {
-			return nbd.Dial(ctx, nbd.ClientConfig{Network: "tcp", Address: c.Node(gateway).NBD, Export: volumeName})
+			return nbd.Dial(ctx, nbd.ClientConfig{Network: "tcp", Address: c.Node(gateway).NBD, Export: volumeName + "?access=shared"})
 		}}
 	began := time.Now()
 	work, stopWork := context.WithCancel(t.Context())

@@ -137,11 +137,12 @@ func (l *load) verifyAcknowledged(t *testing.T, through *testcluster.Node, volum
 	}
 }
 
+// connect opens a volume through a node, beside whoever else shares it through others.
 func connect(t *testing.T, n *testcluster.Node, volume string) *nbd.Client {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	client, err := nbd.Dial(ctx, nbd.ClientConfig{Network: "tcp", Address: n.NBD, Export: volume})
+	client, err := nbd.Dial(ctx, nbd.ClientConfig{Network: "tcp", Address: n.NBD, Export: volume + "?access=shared"})
 	if err != nil {
 		t.Fatalf("connect to %s through %s: %v", volume, n.Name, err)
 	}

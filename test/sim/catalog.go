@@ -104,13 +104,38 @@ func (v *gatewayView) gone(what string) error {
 	return nil
 }
 
+// holder is the gateway as who may use volumes, beside the other gateways.
+func (v *gatewayView) holder() catalog.Holder {
+	return catalog.NBDHolder(v.p.n.id, fmt.Sprint("node-", v.p.n.id), false)
+}
+
+// Attach implements volume.Cluster. The simulated clients use a volume through several gateways at once.
+func (v *gatewayView) Attach(ctx context.Context, name string, terms volume.Terms) (volume.Attachment, error) {
+	if err := v.gone("attach"); err != nil {
+		return volume.Attachment{}, err
+	}
+	access := catalog.Exclusive
+	if terms.Shared {
+		access = catalog.Shared
+	}
+	r, err := v.catalog.propose(ctx, "attach", catalog.Attach{Volume: catalog.ByName(name), Holder: v.holder(), Access: access,
+		ReadOnly: terms.ReadOnly, At: time.Now().UTC()})
+	if err != nil {
+		return volume.Attachment{}, err
+	}
+	return volume.Attachment{ID: r.Attachment.ID, Name: name, Volume: r.Volume.ID}, nil
+}
+
+// Detach implements volume.Cluster. Attachments stay: the gateways are restarted, and opened again, all the time.
+func (v *gatewayView) Detach(context.Context, volume.Attachment, bool) error { return nil }
+
 // OpenSession implements volume.Cluster.
 func (v *gatewayView) OpenSession(ctx context.Context, name string, req volume.SessionRequest) (volume.SessionInfo, error) {
 	if err := v.gone("open session"); err != nil {
 		return volume.SessionInfo{}, err
 	}
 	r, err := v.catalog.propose(ctx, "open session", catalog.OpenSession{Volume: catalog.ByName(name), Gateway: v.at(),
-		Instance: v.instance, After: req.After, ReadOnly: req.ReadOnly, At: time.Now().UTC()})
+		Attachment: req.Attachment, Instance: v.instance, After: req.After, ReadOnly: req.ReadOnly, At: time.Now().UTC()})
 	if err != nil {
 		return volume.SessionInfo{}, err
 	}
@@ -132,16 +157,21 @@ func (v *gatewayView) CloseSession(ctx context.Context, session storage.SessionI
 }
 
 // WatchVolume implements volume.Cluster.
-func (v *gatewayView) WatchVolume(ctx context.Context, id storage.VolumeID, after uint64) (volume.VolumeState, error) {
+func (v *gatewayView) WatchVolume(ctx context.Context, id storage.VolumeID, attachment storage.AttachmentID, after uint64) (volume.VolumeState, error) {
 	for {
 		var at catalog.Volume
 		var ok bool
-		changed := v.catalog.view(func(s *catalog.State) { at, ok = s.Volume(id) })
+		var lost string
+		changed := v.catalog.view(func(s *catalog.State) {
+			at, ok = s.Volume(id)
+			lost = s.Lost(id, attachment)
+		})
 		if !ok {
 			return volume.VolumeState{}, storage.E("watch", storage.KindNotFound, "volume "+id.String(), nil)
 		}
 		if at.Revision > after {
-			return volume.VolumeState{Revision: at.Revision, SizeBytes: at.SizeBytes, Epoch: at.Epoch, Generation: at.Generation}, nil
+			return volume.VolumeState{Revision: at.Revision, SizeBytes: at.SizeBytes, Epoch: at.Epoch,
+				Generation: at.Generation, Lost: lost}, nil
 		}
 		select {
 		case <-changed:

@@ -237,7 +237,7 @@ func (p *process) openGateway() {
 	p.mu.Unlock()
 	var vs []*volume.Volume
 	for i := range p.n.r.plan.Volumes {
-		v, err := gw.Open(g.ctx, volumeName(i), volume.OpenOptions{})
+		v, err := gw.Open(g.ctx, volumeName(i), volume.OpenOptions{Shared: true})
 		if err != nil {
 			if !g.over.Load() {
 				p.n.r.fail("node %d: open volume: %v", p.n.id, err)

@@ -30,6 +30,8 @@ type Cluster struct {
 	calls     int
 	nextID    storage.VolumeID
 	nextSess  storage.SessionID
+	attached  map[storage.AttachmentID]*catalogAttachment
+	nextAtt   storage.AttachmentID
 	changed   chan struct{} // closed and replaced at each change of a volume
 }
 
@@ -47,10 +49,19 @@ type catalogVolume struct {
 }
 
 type catalogSession struct {
-	volume   string
-	node     storage.NodeID
-	instance int
-	readOnly bool
+	volume     string
+	node       storage.NodeID
+	instance   int
+	readOnly   bool
+	attachment storage.AttachmentID
+}
+
+// catalogAttachment is the attachment of a node, whatever its instance, or one that a test has made.
+type catalogAttachment struct {
+	volume string
+	node   storage.NodeID // 0: a test's
+	terms  volume.Terms
+	refs   int
 }
 
 // New returns a cluster without volumes.
@@ -60,6 +71,7 @@ func New() *Cluster {
 		volumes:   map[string]*catalogVolume{},
 		sessions:  map[storage.SessionID]catalogSession{},
 		instances: map[storage.NodeID]int{},
+		attached:  map[storage.AttachmentID]*catalogAttachment{},
 		changed:   make(chan struct{}),
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
@@ -134,9 +146,54 @@ func (c *Cluster) Delete(name string) {
 	delete(c.volumes, name)
 }
 
-// TakeOver raises a volume's generation.
+// TakeOver ends every attachment of a volume and raises its generation, in the catalog and then in every group.
 func (c *Cluster) TakeOver(name string) {
-	c.change(name, func(v *catalogVolume) { v.Generation++ }, &op.Op{Kind: op.SetGeneration})
+	c.change(name, func(v *catalogVolume) {
+		v.Generation++
+		for id, a := range c.attached {
+			if a.volume == name {
+				delete(c.attached, id)
+			}
+		}
+	}, &op.Op{Kind: op.SetGeneration})
+}
+
+// AttachBy makes an attachment for a test, on shared terms, which is not in the way of others.
+func (c *Cluster) AttachBy(name string) storage.AttachmentID {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.nextAtt++
+	c.attached[c.nextAtt] = &catalogAttachment{volume: name, terms: volume.Terms{Shared: true}, refs: 1}
+	return c.nextAtt
+}
+
+// DetachBy ends an attachment, and closes its sessions in every group.
+func (c *Cluster) DetachBy(name string, id storage.AttachmentID) {
+	c.change(name, func(v *catalogVolume) {
+		delete(c.attached, id)
+		for sid, s := range c.sessions {
+			if s.attachment == id {
+				delete(c.sessions, sid)
+				for _, g := range v.groups {
+					c.groups[g].volume(v.id).close(sid)
+				}
+			}
+		}
+	}, nil)
+}
+
+// Attachments returns the ids of a volume's attachments, in ascending order.
+func (c *Cluster) Attachments(name string) []storage.AttachmentID {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var ids []storage.AttachmentID
+	for id, a := range c.attached {
+		if a.volume == name {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return ids
 }
 
 // RaiseEpoch raises a volume's epoch, as a snapshot does.
@@ -309,6 +366,54 @@ func (n *Node) Status(ctx context.Context, g storage.GroupID, req op.StatusReque
 	return runs, err
 }
 
+// Attach implements volume.Cluster.
+func (n *Node) Attach(ctx context.Context, name string, terms volume.Terms) (volume.Attachment, error) {
+	c := n.cluster
+	var at volume.Attachment
+	err := c.after(ctx, c.ask(Call{Method: Attach, Node: n.id}), func() error {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		v := c.volumes[name]
+		if v == nil {
+			return notFound(name)
+		}
+		at = volume.Attachment{Name: name, Volume: v.id}
+		for id, a := range c.attached {
+			switch {
+			case a.volume != name:
+			case a.node == n.id && a.terms == terms:
+				at.ID = id
+				a.refs++
+			case !a.terms.Shared || !terms.Shared:
+				return storage.E("attach", storage.KindConflict, "volume "+name, text("attached by node "+a.node.String()))
+			}
+		}
+		if at.ID == 0 {
+			c.nextAtt++
+			at.ID = c.nextAtt
+			c.attached[at.ID] = &catalogAttachment{volume: name, node: n.id, terms: terms, refs: 1}
+		}
+		return nil
+	})
+	return at, err
+}
+
+// Detach implements volume.Cluster.
+func (n *Node) Detach(ctx context.Context, at volume.Attachment, closed bool) error {
+	c := n.cluster
+	return c.after(ctx, c.ask(Call{Method: Detach, Node: n.id, Closed: closed}), func() error {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if a := c.attached[at.ID]; a != nil {
+			a.refs--
+			if a.refs == 0 {
+				delete(c.attached, at.ID)
+			}
+		}
+		return nil
+	})
+}
+
 // OpenSession implements volume.Cluster.
 func (n *Node) OpenSession(ctx context.Context, name string, req volume.SessionRequest) (volume.SessionInfo, error) {
 	c := n.cluster
@@ -319,6 +424,9 @@ func (n *Node) OpenSession(ctx context.Context, name string, req volume.SessionR
 		v := c.volumes[name]
 		if v == nil {
 			return notFound(name)
+		}
+		if a := c.attached[req.Attachment]; a == nil || a.volume != name {
+			return storage.E("open session", storage.KindFenced, "volume "+name, text(lost))
 		}
 		info = volume.SessionInfo{
 			ID: c.sessionLocked(n, name, req), Volume: v.id, SizeBytes: v.SizeBytes, Groups: slices.Clone(v.groups), Epoch: v.Epoch, Generation: v.Generation,
@@ -337,7 +445,7 @@ func (n *Node) OpenSession(ctx context.Context, name string, req volume.SessionR
 
 // sessionLocked returns the session that the same request has opened before, or a new one.
 func (c *Cluster) sessionLocked(n *Node, name string, req volume.SessionRequest) storage.SessionID {
-	want := catalogSession{volume: name, node: n.id, instance: n.instance, readOnly: req.ReadOnly}
+	want := catalogSession{volume: name, node: n.id, instance: n.instance, readOnly: req.ReadOnly, attachment: req.Attachment}
 	for id, s := range c.sessions {
 		if s == want && id > req.After {
 			return id
@@ -360,7 +468,7 @@ func (n *Node) CloseSession(ctx context.Context, id storage.SessionID) error {
 }
 
 // WatchVolume implements volume.Cluster.
-func (n *Node) WatchVolume(ctx context.Context, id storage.VolumeID, after uint64) (volume.VolumeState, error) {
+func (n *Node) WatchVolume(ctx context.Context, id storage.VolumeID, attachment storage.AttachmentID, after uint64) (volume.VolumeState, error) {
 	c := n.cluster
 	if err := c.after(ctx, c.ask(Call{Method: WatchVolume, Node: n.id}), func() error { return nil }); err != nil {
 		return volume.VolumeState{}, err
@@ -379,6 +487,9 @@ func (n *Node) WatchVolume(ctx context.Context, id storage.VolumeID, after uint6
 			return volume.VolumeState{}, notFound(id.String())
 		}
 		st := found.VolumeState
+		if c.attached[attachment] == nil {
+			st.Lost = lost
+		}
 		c.mu.Unlock()
 		if st.Revision > after {
 			return st, nil
@@ -489,6 +600,8 @@ func (c *Cluster) later(delay time.Duration, hold <-chan struct{}, fn func()) {
 		fn()
 	})
 }
+
+const lost = "another holder has the volume"
 
 func notFound(name string) error {
 	return storage.E("find", storage.KindNotFound, "volume "+name, nil)

@@ -15,7 +15,9 @@ const (
 	Propose      Method = "propose"
 	Read         Method = "read"
 	Status       Method = "status"
-	OpenSession  Method = "open session" // of the catalog
+	Attach       Method = "attach" // of the catalog
+	Detach       Method = "detach"
+	OpenSession  Method = "open session"
 	CloseSession Method = "close session"
 	WatchVolume  Method = "watch volume"
 )
@@ -28,6 +30,7 @@ type Call struct {
 	Group  storage.GroupID // Propose, Read, Status
 	Op     op.Op           // Propose
 	Read   op.ReadRequest  // Read
+	Closed bool            // Detach
 }
 
 // Fault is what happens to one call. The zero value is none.

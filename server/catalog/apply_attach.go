@@ -1,0 +1,280 @@
+package catalog
+
+import (
+	"time"
+
+	storage "github.com/storaged/storaged"
+)
+
+func (c Attach) apply(s *State, tx *change) error {
+	const op = "attach"
+	v, err := s.volume(op, c.Volume)
+	if err != nil {
+		return err
+	}
+	subject := "volume " + v.Name
+	if v.State != VolumeReady {
+		return refuse(op, storage.KindNotFound, subject, "it is being deleted")
+	}
+	if err := s.mayOpen(op, subject, Gateway{Node: c.Holder.Node}); err != nil {
+		return err
+	}
+	mine, others := s.attachmentsFor(v.ID, c.Holder)
+	if mine != nil && c.again(v, *mine, others) {
+		tx.result.Volume, tx.result.Attachment = &v, mine
+		return nil
+	}
+	if c.TakeOver && c.IfGeneration != 0 && c.IfGeneration != v.Generation {
+		return refuse(op, storage.KindConflict, subject, "its generation is %s and no longer %s: %s. Look again, then decide",
+			v.Generation, c.IfGeneration, s.whoHas(v))
+	}
+	ending, err := c.displaced(s, op, v, mine, others)
+	if err != nil {
+		return err
+	}
+	if err := s.roomForAttachment(op, subject, v.ID); err != nil {
+		return err
+	}
+	for _, a := range ending {
+		s.endAttachment(a, tx)
+	}
+	if len(ending) > 0 {
+		v = moveGeneration(v, Move{By: c.Holder, At: c.At.UTC()})
+	}
+	s.lastAttachment++
+	a := Attachment{ID: s.lastAttachment, Volume: v.ID, Holder: c.Holder, Access: c.Access, ReadOnly: c.ReadOnly,
+		Generation: v.Generation, Since: c.At.UTC()}
+	s.putAttachment(a)
+	v = s.changeVolume(v)
+	tx.result.Volume, tx.result.Attachment = &v, &a
+	tx.volume(VolumeChanged, v.ID)
+	return nil
+}
+
+// again reports whether the holder has what the command asks for: it attached on these terms before, and nobody is to
+// be displaced. Of a takeover that is repeated the generation is one above the one it was from.
+func (c Attach) again(v Volume, mine Attachment, others []Attachment) bool {
+	if mine.Access != c.Access || mine.ReadOnly != c.ReadOnly {
+		return false
+	}
+	if !c.TakeOver || len(others) == 0 {
+		return true
+	}
+	return c.IfGeneration != 0 && v.Generation == c.IfGeneration+1
+}
+
+// displaced returns the attachments that end when the command is applied, or why it is refused.
+func (c Attach) displaced(s *State, op string, v Volume, mine *Attachment, others []Attachment) ([]Attachment, error) {
+	subject := "volume " + v.Name
+	if c.TakeOver {
+		if mine != nil {
+			others = append(others, *mine)
+		}
+		return others, nil
+	}
+	if mine != nil {
+		return nil, refuse(op, storage.KindConflict, subject,
+			"%s has it already, %s since %s; detach it there, then attach it on other terms", c.Holder, mine.terms(), since(*mine))
+	}
+	var weak []Attachment
+	for _, a := range others {
+		if c.Access == Shared && a.Access == Shared {
+			continue
+		}
+		if !s.givesWay(a) {
+			return nil, refuse(op, storage.KindConflict, subject,
+				"it is attached %s by %s since %s; detach it there, or take it over with --take-over", a.terms(), a.Holder, since(a))
+		}
+		weak = append(weak, a)
+	}
+	return weak, nil
+}
+
+// attachmentsFor splits a volume's attachments into the holder's own and the others'.
+func (s *State) attachmentsFor(id storage.VolumeID, h Holder) (mine *Attachment, others []Attachment) {
+	for _, a := range s.AttachmentsOf(id) {
+		if a.Holder.same(h) {
+			mine = &a
+		} else {
+			others = append(others, a)
+		}
+	}
+	return mine, others
+}
+
+// givesWay reports whether an attachment ends as soon as anybody else wants the volume: it was made by itself, for the
+// plain NBD clients of a node, and that node was not heard of lately. Those clients have nobody to detach for them.
+func (s *State) givesWay(a Attachment) bool {
+	if a.Holder.Kind != HolderNBD {
+		return false
+	}
+	n, ok := s.nodes[a.Holder.Node]
+	return a.Silent || !ok || n.State == NodeSuspect || n.State == NodeDown || n.State == NodeRemoved
+}
+
+// inUse reports whether an attachment has a live session.
+func (s *State) inUse(a Attachment) bool {
+	for _, x := range s.SessionsOf(a.Volume) {
+		if x.Attachment == a.ID && x.State == SessionLive {
+			return true
+		}
+	}
+	return false
+}
+
+// endAttachment drops an attachment and begins to close its sessions.
+func (s *State) endAttachment(a Attachment, tx *change) {
+	for _, x := range s.SessionsOf(a.Volume) {
+		if x.Attachment == a.ID && x.State == SessionLive {
+			x.State = SessionClosing
+			s.putSession(x)
+			tx.session(SessionExpired, x.ID)
+		}
+	}
+	s.dropAttachment(a.ID)
+}
+
+// moveGeneration returns the volume under its next generation, which no group knows of yet. This guards I2: without it
+// a holder whose attachment has ended could go on writing.
+func moveGeneration(v Volume, m Move) Volume {
+	v.Generation++
+	v.Moved = &m
+	return v
+}
+
+func (s *State) roomForAttachment(op, subject string, id storage.VolumeID) error {
+	if n := len(s.attachmentsByVolume[id]); n >= MaxAttachmentsPerVolume {
+		return refuse(op, storage.KindConflict, subject, "it is attached %d times, the limit; detach it somewhere", n)
+	}
+	if len(s.attachments) >= MaxAttachments {
+		return refuse(op, storage.KindNoSpace, subject, "the cluster has %d attachments, the limit; detach volumes first",
+			MaxAttachments)
+	}
+	return nil
+}
+
+// terms returns "exclusively", or "shared, read-only".
+func (a Attachment) terms() string {
+	terms := "exclusively"
+	if a.Access == Shared {
+		terms = "shared"
+	}
+	if a.ReadOnly {
+		terms += ", read-only,"
+	}
+	return terms
+}
+
+func since(a Attachment) string { return a.Since.Format(time.RFC3339) }
+
+// whoHas says in words who has the volume now, for those who do not have it any more.
+func (s *State) whoHas(v Volume) string {
+	list := s.AttachmentsOf(v.ID)
+	switch {
+	case len(list) > 0:
+		return list[len(list)-1].Holder.String() + " has it since " + since(list[len(list)-1])
+	case v.Moved != nil && v.Moved.By.ID == "":
+		return "it was detached at " + v.Moved.At.Format(time.RFC3339)
+	case v.Moved != nil:
+		return v.Moved.By.String() + " took it over at " + v.Moved.At.Format(time.RFC3339) + ", and has left it"
+	}
+	return "nobody has it"
+}
+
+// Lost says in words why an attachment of the volume is gone, and who has the volume since; empty while it is there, and
+// while this state has not heard of it yet.
+func (s *State) Lost(volume storage.VolumeID, id storage.AttachmentID) string {
+	if a, ok := s.attachments[id]; ok && a.Volume == volume || id > s.lastAttachment {
+		return ""
+	}
+	v, ok := s.volumes[volume]
+	if !ok {
+		return "the volume is deleted"
+	}
+	return "attachment " + id.String() + " has ended: " + s.whoHas(*v)
+}
+
+// mayUse returns the attachment that a session is asked for under.
+func (s *State) mayUse(op string, v Volume, c OpenSession) (Attachment, error) {
+	subject := "volume " + v.Name
+	a, ok := s.Attachment(c.Attachment)
+	switch {
+	case c.Attachment > s.lastAttachment:
+		return a, refuse(op, storage.KindInvalid, subject, "attachment %s was never made", c.Attachment)
+	case !ok || a.Volume != v.ID:
+		return a, refuse(op, storage.KindFenced, subject, "%s", s.Lost(v.ID, c.Attachment))
+	case a.Holder.Node != c.Gateway.Node || c.Gateway.Node == 0 && a.Holder.ID != c.Gateway.Host:
+		return a, refuse(op, storage.KindPermission, subject, "attachment %s is that of %s, not of %s", a.ID, a.Holder, c.Gateway)
+	case a.ReadOnly && !c.ReadOnly:
+		return a, refuse(op, storage.KindPermission, subject, "it is attached read-only")
+	case v.Fenced < v.Generation:
+		// Guards I2: until every group refuses older generations, what was sent under them may land.
+		return a, refuse(op, storage.KindUnavailable, subject, "its former holder is being fenced; try again in a moment")
+	}
+	return a, nil
+}
+
+func (c Detach) apply(s *State, tx *change) error {
+	const op = "detach"
+	v, err := s.volume(op, c.Volume)
+	if err != nil {
+		return nil // what is not there is not attached
+	}
+	for _, a := range s.AttachmentsOf(v.ID) {
+		if c.Holder != "" && a.Holder.ID != c.Holder || c.Attachment != 0 && a.ID != c.Attachment {
+			continue
+		}
+		quiet := c.Closed && len(s.sessionsUnder(a)) == 0
+		s.endAttachment(a, tx)
+		if a.Access == Exclusive && !quiet {
+			v = moveGeneration(v, Move{At: c.At.UTC()})
+		}
+		v = s.changeVolume(v)
+		tx.volume(VolumeChanged, v.ID)
+	}
+	tx.result.Volume, tx.result.Predecessors = &v, s.Orphans(v.ID)
+	return nil
+}
+
+// sessionsUnder returns the sessions of an attachment, in whatever state.
+func (s *State) sessionsUnder(a Attachment) []Session {
+	var out []Session
+	for _, x := range s.SessionsOf(a.Volume) {
+		if x.Attachment == a.ID {
+			out = append(out, x)
+		}
+	}
+	return out
+}
+
+// Orphans returns the sessions of a volume whose attachment has ended, by ascending id.
+func (s *State) Orphans(id storage.VolumeID) []Session {
+	var out []Session
+	for _, x := range s.SessionsOf(id) {
+		if _, ok := s.attachments[x.Attachment]; !ok {
+			out = append(out, x)
+		}
+	}
+	return out
+}
+
+func (c SetFenced) apply(s *State, tx *change) error {
+	const op = "fence"
+	v, ok := s.Volume(c.Volume)
+	switch {
+	case !ok && c.Volume > 0 && c.Volume <= s.lastVolume:
+		return nil // deleted
+	case !ok:
+		return refuse(op, storage.KindNotFound, "volume "+c.Volume.String(), "there never was such a volume")
+	case c.Generation > v.Generation:
+		return refuse(op, storage.KindInvalid, "volume "+v.Name, "it has not come to generation %s, only to %s", c.Generation,
+			v.Generation)
+	}
+	if c.Generation > v.Fenced {
+		v.Fenced = c.Generation
+		v = s.changeVolume(v)
+		tx.volume(VolumeChanged, v.ID)
+	}
+	tx.result.Volume = &v
+	return nil
+}
