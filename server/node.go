@@ -31,6 +31,7 @@ import (
 	"github.com/storaged/storaged/server/catalog"
 	"github.com/storaged/storaged/server/control"
 	"github.com/storaged/storaged/server/export"
+	"github.com/storaged/storaged/server/remote"
 	"github.com/storaged/storaged/server/route"
 	"github.com/storaged/storaged/server/volume"
 )
@@ -50,6 +51,7 @@ type node struct {
 	host      *replication.Host
 	control   *control.Controller
 	cluster   *cluster
+	remote    *remote.Service // of gateways on hosts that are no nodes
 	gateway   *volume.Gateway
 	nbd       *nbd.Server
 	api       *api.Server
@@ -244,6 +246,8 @@ func (n *node) startControl(context.Context) error {
 	n.catalogRT.SetInstance(replication.Instance{Term: n.control.Term, Configuration: n.control.Configuration,
 		Follows: n.control.Follows})
 	registerControl(n.peers, n.control)
+	n.remote = remote.NewService(n.control)
+	n.remote.Register(n.peers)
 	n.cluster = newCluster(r, n.control, self, n.config.Name, rand.Text())
 	n.goRun(&n.peersWG, "peers", func() error { return n.peers.Run(n.peersCtx) })
 	if err := n.host.Start(); err != nil {

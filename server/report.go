@@ -17,7 +17,7 @@ func (n *node) report() placement.NodeReport {
 		store.Failed = err.Error()
 	}
 	r := placement.NodeReport{Node: n.identity.Node, Version: version.Version, Stores: []placement.StoreReport{store},
-		Sessions: n.cluster.liveSessions()}
+		Sessions: append(n.cluster.liveSessions(), n.remote.Sessions()...)}
 	for _, s := range n.host.Status() {
 		if rep, ok := replicaReport(s); ok {
 			r.Replicas = append(r.Replicas, rep)

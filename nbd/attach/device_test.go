@@ -1,0 +1,311 @@
+//go:build devices
+
+package attach
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/nbd"
+	"github.com/storaged/storaged/nbd/nbdtest"
+)
+
+// helperVariable makes this test binary the drivers' helper.
+const helperVariable = "ATTACH_TEST_HELPER"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(helperVariable) != "" && len(os.Args) > 1 && !strings.HasPrefix(os.Args[1], "-") {
+		err := Helper(context.Background(), os.Args[1:], os.Stdout)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+		os.Exit(HelperExitCode(err))
+	}
+	_ = os.Setenv(helperVariable, "1")
+	os.Exit(m.Run())
+}
+
+// rig is a FUSE driver and a volume in memory.
+type rig struct {
+	driver  *FUSE
+	backend *nbdtest.Backend
+	request Request
+}
+
+func newRig(t *testing.T, sizeBytes uint64) *rig {
+	t.Helper()
+	dir := t.TempDir()
+	keeper := NewKeeperProcess(filepath.Join(dir, "keeper.sock"), []string{os.Args[0]})
+	driver, err := NewFUSE(Config{Dir: filepath.Join(dir, "mnt"), Helper: []string{os.Args[0]}, Keeper: keeper})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := driver.Available(); err != nil {
+		t.Fatalf("these tests need root, /dev/fuse and loop devices: %v", err)
+	}
+	r := &rig{driver: driver, backend: nbdtest.NewBackend()}
+	r.backend.Add("disk", sizeBytes)
+	r.request = Request{Name: "disk", Open: func(ctx context.Context) (nbd.Export, error) { return r.backend.Open(ctx, "disk", nbd.Peer{}) }}
+	t.Cleanup(func() {
+		if err := driver.Detach(context.WithoutCancel(t.Context()), "disk"); err != nil {
+			t.Errorf("clean up: %v", err)
+		}
+		_ = keeper.Close()
+	})
+	return r
+}
+
+func (r *rig) attach(t *testing.T) Device {
+	t.Helper()
+	d, err := r.driver.Attach(t.Context(), r.request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func command(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), args[0], args[1:]...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// mounted mounts a device for the rest of the test, or until unmount is called.
+func mounted(t *testing.T, device string) (at string, unmount func()) {
+	t.Helper()
+	at = t.TempDir()
+	command(t, "mount", device, at)
+	done := false
+	unmount = func() {
+		if !done {
+			done = true
+			command(t, "umount", at)
+		}
+	}
+	t.Cleanup(func() { exec.Command("umount", "-l", at).Run() }) //nolint:errcheck // unmounted already, most often
+	return at, unmount
+}
+
+func writeFile(t *testing.T, path string, data []byte) {
+	t.Helper()
+	f, err := os.Create(path)
+	if err == nil {
+		_, err = f.Write(data)
+		err = errors.Join(err, f.Sync(), f.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestFileSystemOnFUSE(t *testing.T) {
+	for _, mkfs := range []string{"mkfs.ext4 -q", "mkfs.xfs -q -f"} {
+		t.Run(strings.Fields(mkfs)[0], func(t *testing.T) {
+			r := newRig(t, 320<<20)
+			d := r.attach(t)
+			command(t, append(strings.Fields(mkfs), d.Path())...)
+			at, unmount := mounted(t, d.Path())
+			want := bytes.Repeat([]byte("0123456789abcdef"), 1<<18) // 4 MiB
+			writeFile(t, filepath.Join(at, "file"), want)
+			if err := d.Detach(t.Context(), false); !errors.Is(err, storage.ErrConflict) {
+				t.Errorf("detach while mounted: %v, want KindConflict", err)
+			}
+			unmount()
+			if err := d.Detach(t.Context(), false); err != nil {
+				t.Fatal(err)
+			}
+			d = r.attach(t)
+			if strings.Contains(mkfs, "ext4") {
+				command(t, "e2fsck", "-fn", d.Path())
+			} else {
+				command(t, "xfs_repair", "-n", d.Path())
+			}
+			at, unmount = mounted(t, d.Path())
+			if got, err := os.ReadFile(filepath.Join(at, "file")); err != nil || !bytes.Equal(got, want) {
+				t.Errorf("the file was not read back: %d bytes, %v", len(got), err)
+			}
+			command(t, "fstrim", at)
+			unmount()
+			if err := d.Detach(t.Context(), false); err != nil {
+				t.Fatal(err)
+			}
+			if err := d.Detach(t.Context(), false); err != nil {
+				t.Errorf("detach again: %v", err)
+			}
+		})
+	}
+}
+
+// TestGrow: a mounted file system grows with its volume. It is xfs, because to grow ext4 takes CAP_SYS_RESOURCE too.
+func TestGrow(t *testing.T) {
+	const before, after = 320 << 20, 480 << 20
+	r := newRig(t, before)
+	d := r.attach(t)
+	command(t, "mkfs.xfs", "-q", "-f", d.Path())
+	at, unmount := mounted(t, d.Path())
+	export, err := r.backend.Open(t.Context(), "disk", nbd.Peer{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := export.(nbd.Resizer).Resize(t.Context(), after); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Resize(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := d.SizeBytes(); got != after {
+		t.Fatalf("the device has %d bytes", got)
+	}
+	command(t, "xfs_growfs", at)
+	writeFile(t, filepath.Join(at, "big"), make([]byte, 300<<20))
+	unmount()
+	command(t, "xfs_repair", "-n", d.Path())
+}
+
+// TestNextProcessServes: between two servers requests wait, and what the first had read and not answered is served by the
+// second. The line that keeps it is the resendMessage in FUSE.Resume.
+func TestNextProcessServes(t *testing.T) {
+	r := newRig(t, 64<<20)
+	hold := make(chan struct{})
+	started := make(chan struct{}, 64)
+	open := r.request.Open
+	r.request.Open = func(ctx context.Context) (nbd.Export, error) {
+		e, err := open(ctx)
+		return &held{Export: e, hold: hold, started: started}, err
+	}
+	d := r.attach(t)
+	f, err := os.OpenFile(d.Path(), os.O_RDWR|os.O_SYNC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	want := bytes.Repeat([]byte{7}, 64<<10)
+	wrote := make(chan error, 1)
+	go func() {
+		_, err := f.WriteAt(want, 1<<20)
+		wrote <- err
+	}()
+	<-started
+	gone, cancel := context.WithCancel(t.Context())
+	cancel() // no time to answer anything
+	d.Stop(gone)
+	select {
+	case err := <-wrote:
+		t.Fatalf("the write ended without a server: %v", err)
+	case <-time.After(200 * time.Millisecond):
+	}
+	r.request.Open = open
+	next, err := r.driver.Resume(t.Context(), r.request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-wrote:
+		if err != nil {
+			t.Fatalf("the application saw an error: %v", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("the write was not sent again")
+	}
+	if next.Path() != d.Path() {
+		t.Errorf("the device has moved from %s to %s", d.Path(), next.Path())
+	}
+	_ = f.Close()
+	if err := next.Detach(t.Context(), false); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.driver.Resume(t.Context(), r.request); !errors.Is(err, storage.ErrNotFound) {
+		t.Errorf("resume what is not there: %v", err)
+	}
+}
+
+// held is an export whose writes wait until their context ends.
+type held struct {
+	nbd.Export
+	hold    chan struct{}
+	started chan struct{}
+}
+
+func (h *held) WriteAt(ctx context.Context, p []byte, off int64) error {
+	h.started <- struct{}{}
+	select {
+	case <-h.hold:
+		return h.Export.WriteAt(ctx, p, off)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// TestForce: a device in use goes away by force, and its user gets errors instead of waiting for ever.
+func TestForce(t *testing.T) {
+	r := newRig(t, 64<<20)
+	d := r.attach(t)
+	f, err := os.OpenFile(d.Path(), os.O_RDWR|os.O_SYNC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	if err := d.Detach(t.Context(), false); !errors.Is(err, storage.ErrConflict) {
+		t.Fatalf("detach while open: %v, want KindConflict", err)
+	}
+	if _, err := f.WriteAt(make([]byte, 4096), 0); err != nil {
+		t.Fatalf("a write after a refused detach: %v", err)
+	}
+	if err := d.Detach(t.Context(), true); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt(make([]byte, 4096), 0); err == nil {
+		t.Error("a write to a device that was removed had no error")
+	}
+	select {
+	case <-d.Ended():
+	case <-time.After(10 * time.Second):
+		t.Error("the device has not ended")
+	}
+}
+
+// TestZeroes: what a loop device makes of discard and write-zeroes reads as zeroes afterwards.
+func TestZeroes(t *testing.T) {
+	r := newRig(t, 16<<20)
+	d := r.attach(t)
+	writeFile(t, d.Path(), bytes.Repeat([]byte{1}, 16<<20))
+	command(t, "blkdiscard", "-z", "-o", "4096", "-l", "8192", d.Path())
+	command(t, "blkdiscard", "-o", "1048576", "-l", "1048576", d.Path())
+	v, err := r.backend.Open(t.Context(), "disk", nbd.Peer{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct{ off, n, want int }{{0, 4096, 1}, {4096, 8192, 0}, {12288, 4096, 1}, {1 << 20, 1 << 20, 0}, {2 << 20, 4096, 1}} {
+		p := make([]byte, tc.n)
+		if err := v.ReadAt(t.Context(), p, int64(tc.off)); err != nil || !bytes.Equal(p, bytes.Repeat([]byte{byte(tc.want)}, tc.n)) {
+			t.Errorf("%d bytes at %d: %v, or not %d throughout", tc.n, tc.off, err, tc.want)
+		}
+	}
+}
+
+func TestReadOnly(t *testing.T) {
+	r := newRig(t, 16<<20)
+	r.request.ReadOnly = true
+	d := r.attach(t)
+	if text, err := os.ReadFile("/sys/block/" + filepath.Base(d.Path()) + "/ro"); err != nil || strings.TrimSpace(string(text)) != "1" {
+		t.Errorf("the device is not read-only: %q, %v", text, err)
+	}
+	if f, err := os.OpenFile(d.Path(), os.O_RDWR|os.O_SYNC, 0); err == nil { // some kernels refuse here, others below
+		if _, err := f.WriteAt(make([]byte, 4096), 0); err == nil {
+			t.Error("it was written to")
+		}
+		_ = f.Close()
+	}
+}

@@ -1,0 +1,326 @@
+package attach
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/nbd"
+)
+
+// FUSE makes loop devices over files of FUSE file systems, one file system a device, mounted at Config.Dir/NAME. It is made
+// by NewFUSE. It implements Driver.
+type FUSE struct{ config Config }
+
+var _ Driver = (*FUSE)(nil)
+
+// NewFUSE returns the driver.
+func NewFUSE(config Config) (*FUSE, error) {
+	config.fill()
+	if config.Dir == "" || len(config.Helper) == 0 || config.Keeper == nil {
+		return nil, storage.E("make", storage.KindInvalid, "FUSE driver", errors.New("Dir, Helper and Keeper are required"))
+	}
+	return &FUSE{config: config}, nil
+}
+
+const (
+	fuseType    = "fuse.storaged"
+	mountFlags  = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	helpTimeout = 20 * time.Second
+	connections = "/sys/fs/fuse/connections"
+)
+
+// Available implements Driver.
+func (d *FUSE) Available() error {
+	for _, path := range []string{"/dev/fuse", "/dev/loop-control"} {
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			return storage.E("attach by", storage.KindUnsupported, "FUSE",
+				fmt.Errorf("%w; as root: modprobe fuse loop", err))
+		}
+		_ = f.Close()
+	}
+	return nil
+}
+
+func (d *FUSE) mountPoint(name string) string { return filepath.Join(d.config.Dir, name) }
+func (d *FUSE) file(name string) string       { return filepath.Join(d.mountPoint(name), diskName) }
+func keptName(name string) string             { return "fuse/" + name }
+
+// Attach implements Driver.
+func (d *FUSE) Attach(ctx context.Context, r Request) (Device, error) {
+	if err := checkName(r.Name); err != nil {
+		return nil, err
+	}
+	if err := d.Detach(ctx, r.Name); err != nil {
+		return nil, err
+	}
+	export, err := r.Open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := d.mount(r)
+	if err != nil {
+		return nil, errors.Join(storage.E("attach", storage.KindIO, "device "+r.Name, err), export.Close(false))
+	}
+	dev := d.serve(r, fd, export)
+	path, err := d.layLoop(ctx, r)
+	if err != nil {
+		dev.Stop(ctx)
+		return nil, errors.Join(storage.E("attach", storage.KindIO, "device "+r.Name, err), d.Detach(ctx, r.Name))
+	}
+	dev.path = path
+	return dev, nil
+}
+
+// mount mounts the file system and has the keeper hold its connection before anything depends on it.
+func (d *FUSE) mount(r Request) (*os.File, error) {
+	at := d.mountPoint(r.Name)
+	if err := os.MkdirAll(at, 0o700); err != nil {
+		return nil, err
+	}
+	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open /dev/fuse: %w", err)
+	}
+	options := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,max_read=%d", fd, maxIOBytes)
+	if err := unix.Mount("storaged", at, fuseType, mountFlags, options); err != nil {
+		return nil, errors.Join(fmt.Errorf("mount %s: %w", at, err), unix.Close(fd))
+	}
+	f := os.NewFile(uintptr(fd), "/dev/fuse") // only now: a descriptor that was not mounted yet can never be polled
+	if err := d.config.Keeper.Keep(keptName(r.Name), f); err != nil {
+		return nil, errors.Join(err, f.Close(), d.tidy(r.Name))
+	}
+	return f, nil
+}
+
+func (d *FUSE) layLoop(ctx context.Context, r Request) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, helpTimeout)
+	defer cancel()
+	args := []string{"loop-attach", d.file(r.Name)}
+	if r.ReadOnly {
+		args = append(args, "ro")
+	}
+	return d.config.help(ctx, args...)
+}
+
+// serve begins to serve a connection.
+func (d *FUSE) serve(r Request, fd *os.File, export nbd.Export) *fuseDevice {
+	dev := &fuseDevice{driver: d, name: r.Name, fd: fd, export: export, server: newFuseServer(fd, export, r, d.config.Logger),
+		ended: make(chan struct{})}
+	dev.end = sync.OnceFunc(func() { close(dev.ended) })
+	dev.server.resends = dev.noteResends
+	dev.wg.Go(func() {
+		dev.server.run()
+		if dev.server.gone.Load() {
+			dev.end()
+		}
+	})
+	return dev
+}
+
+// Resume implements Driver.
+func (d *FUSE) Resume(ctx context.Context, r Request) (Device, error) {
+	if err := checkName(r.Name); err != nil {
+		return nil, err
+	}
+	fail := func(kind storage.Kind, why error) error { return storage.E("resume", kind, "device "+r.Name, why) }
+	path, connection := loopOver(d.file(r.Name)), d.connection(r.Name)
+	if path == "" && connection == 0 {
+		return nil, fail(storage.KindNotFound, nil)
+	}
+	fd, err := d.config.Keeper.Kept(keptName(r.Name))
+	switch {
+	case err != nil:
+		return nil, fail(storage.KindUnavailable, err)
+	case fd == nil || path == "" || connection == 0:
+		if fd != nil {
+			_ = fd.Close()
+		}
+		return nil, fail(storage.KindIO, errors.New("the connection to the kernel was lost with the gateway and its keeper, or the device was taken apart; "+
+			"detach it by force and attach it again"))
+	}
+	if why := d.lost(r.Name, connection); why != nil {
+		return nil, errors.Join(fail(storage.KindIO, why), fd.Close())
+	}
+	export, err := r.Open(ctx)
+	if err != nil {
+		return nil, errors.Join(err, fd.Close())
+	}
+	dev := d.serve(r, fd, export)
+	dev.path = path
+	if d.resends(r.Name) {
+		if _, err := fd.Write(resendMessage()); err != nil {
+			d.config.Logger.Warn("the kernel does not send unanswered requests again", "device", r.Name, "error", err)
+		}
+	}
+	return dev, nil
+}
+
+// lost returns why a device cannot be served any more: requests that the last process had read and not answered, which
+// the kernel will not send again. To answer them with errors is then the only way to let their senders go on.
+func (d *FUSE) lost(name string, connection uint64) error {
+	if d.resends(name) {
+		return nil
+	}
+	dir := filepath.Join(connections, strconv.FormatUint(connection, 10))
+	text, err := os.ReadFile(filepath.Join(dir, "waiting"))
+	if n := strings.TrimSpace(string(text)); err == nil && n == "0" {
+		return nil
+	}
+	_ = os.WriteFile(filepath.Join(dir, "abort"), []byte("1"), 0) // detaching by force does it again
+	return errors.New("requests were under way when the last gateway ended, and this kernel (before Linux 6.9) does not send them again; detach the device by force and attach it again")
+}
+
+// resendsFile says that the kernel has offered to send requests again. The kernel says so once, to the process that
+// mounts.
+func (d *FUSE) resendsFile(name string) string { return d.mountPoint(name) + ".resends" }
+
+func (d *FUSE) resends(name string) bool {
+	_, err := os.Stat(d.resendsFile(name))
+	return err == nil
+}
+
+// connection returns the number of the FUSE connection that is mounted for a device; 0: none is.
+func (d *FUSE) connection(name string) uint64 {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return 0
+	}
+	defer func() { _ = f.Close() }()
+	at := d.mountPoint(name)
+	var found uint64
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		fields := strings.Fields(lines.Text())
+		if len(fields) < 5 || fields[4] != at || !strings.Contains(lines.Text(), " - "+fuseType+" ") {
+			continue
+		}
+		if _, minor, ok := strings.Cut(fields[2], ":"); ok {
+			found, _ = strconv.ParseUint(minor, 10, 64) // the last mount is the visible one
+		}
+	}
+	return found
+}
+
+// Detach implements Driver: the connection is ended first, so that nothing waits for it.
+func (d *FUSE) Detach(ctx context.Context, name string) error {
+	if err := checkName(name); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, helpTimeout)
+	defer cancel()
+	var errs []error
+	if n := d.connection(name); n != 0 {
+		if err := os.WriteFile(filepath.Join(connections, strconv.FormatUint(n, 10), "abort"), []byte("1"), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
+			d.config.Logger.Warn("FUSE connection not aborted", "device", name, "error", err)
+		}
+	}
+	if path := loopOver(d.file(name)); path != "" {
+		if _, err := d.config.help(ctx, "loop-detach", path, "force"); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	errs = append(errs, d.tidy(name))
+	if err := errors.Join(errs...); err != nil {
+		return storage.E("detach", storage.KindIO, "device "+name, err)
+	}
+	return nil
+}
+
+// tidy removes what is left when the loop device is gone.
+func (d *FUSE) tidy(name string) error {
+	at := d.mountPoint(name)
+	for d.connection(name) != 0 {
+		if err := unix.Unmount(at, unix.MNT_DETACH); err != nil {
+			return fmt.Errorf("unmount %s: %w", at, err)
+		}
+	}
+	_ = os.Remove(d.resendsFile(name)) // not there, most often
+	if err := os.Remove(at); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return d.config.Keeper.Forget(keptName(name))
+}
+
+// fuseDevice is a device of FUSE. It implements Device.
+type fuseDevice struct {
+	driver *FUSE
+	name   string
+	path   string
+	fd     *os.File
+	export nbd.Export
+	server *fuseServer
+	wg     sync.WaitGroup
+	ended  chan struct{} // closed by end
+	end    func()        // may be called more than once
+	once   sync.Once     // of Stop
+}
+
+// Path implements Device.
+func (v *fuseDevice) Path() string { return v.path }
+
+// SizeBytes implements Device.
+func (v *fuseDevice) SizeBytes() int64 { return deviceBytes(v.path) }
+
+// Ended implements Device.
+func (v *fuseDevice) Ended() <-chan struct{} { return v.ended }
+
+// noteResends keeps what the kernel offers, for the processes to come.
+func (v *fuseDevice) noteResends(can bool) {
+	if !can {
+		return
+	}
+	if err := os.WriteFile(v.driver.resendsFile(v.name), nil, 0o600); err != nil {
+		v.driver.config.Logger.Warn("not noted that the kernel sends requests again", "device", v.name, "error", err)
+	}
+}
+
+// Resize implements Device.
+func (v *fuseDevice) Resize(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, helpTimeout)
+	defer cancel()
+	_, err := v.driver.config.help(ctx, "loop-resize", v.path, v.driver.file(v.name))
+	return err
+}
+
+// Detach implements Device.
+func (v *fuseDevice) Detach(ctx context.Context, force bool) error {
+	if !force {
+		helping, cancel := context.WithTimeout(ctx, helpTimeout)
+		defer cancel()
+		if loopFile(v.path) == v.driver.file(v.name) {
+			if _, err := v.driver.config.help(helping, "loop-detach", v.path); errors.Is(err, errBusy) {
+				return storage.E("detach", storage.KindConflict, "device "+v.path,
+					errors.New("it is in use; unmount it first, or force it: its users then get errors"))
+			} else if err != nil {
+				return err
+			}
+		}
+	}
+	if err := v.driver.Detach(ctx, v.name); err != nil {
+		return err
+	}
+	v.end()
+	v.Stop(ctx)
+	return nil
+}
+
+// Stop implements Device.
+func (v *fuseDevice) Stop(ctx context.Context) {
+	v.once.Do(func() {
+		v.server.stop(ctx)
+		v.wg.Wait()
+		_ = v.fd.Close()         // the keeper holds another one
+		_ = v.export.Close(true) // has no error that is not the export's own
+	})
+}

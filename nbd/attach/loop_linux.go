@@ -1,0 +1,175 @@
+package attach
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// This file makes loop devices. All of it but what only reads sysfs is called by helper processes.
+
+const loopTries = 64 // for a free device: others look for one too
+
+// loopAttach lays a loop device with direct I/O over a file and returns its path.
+func loopAttach(file string, readOnly bool) (string, error) {
+	mode, flags := os.O_RDWR, uint32(unix.LO_FLAGS_DIRECT_IO)
+	if readOnly {
+		mode, flags = os.O_RDONLY, flags|unix.LO_FLAGS_READ_ONLY
+	}
+	f, err := os.OpenFile(file, mode, 0)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = f.Close() }()
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = control.Close() }()
+	config := unix.LoopConfig{Fd: uint32(f.Fd()), Size: BlockSize, Info: unix.LoopInfo64{Flags: flags}}
+	copy(config.Info.File_name[:len(config.Info.File_name)-1], file)
+	for range loopTries {
+		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+		if err != nil {
+			return "", os.NewSyscallError("LOOP_CTL_GET_FREE", err)
+		}
+		path := "/dev/loop" + strconv.Itoa(n)
+		err = configureLoop(path, &config)
+		if errors.Is(err, unix.EBUSY) {
+			continue
+		}
+		return path, err
+	}
+	return "", errors.New("no loop device is free")
+}
+
+func configureLoop(path string, config *unix.LoopConfig) error {
+	if err := ensureNode(path); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	return os.NewSyscallError("LOOP_CONFIGURE", unix.IoctlLoopConfigure(int(f.Fd()), config))
+}
+
+// ensureNode makes the device's node in /dev where nothing else does it.
+func ensureNode(path string) error {
+	if _, err := os.Stat(path); err == nil || !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	text, err := os.ReadFile("/sys/block/" + filepath.Base(path) + "/dev")
+	if err != nil {
+		return err
+	}
+	var major, minor uint32
+	if _, err := fmt.Sscanf(string(text), "%d:%d", &major, &minor); err != nil {
+		return err
+	}
+	return unix.Mknod(path, unix.S_IFBLK|0o660, int(unix.Mkdev(major, minor)))
+}
+
+// loopResize makes a loop device as large as its file. To look at the file first is what tells the kernel of its size.
+func loopResize(device, file string) error {
+	if _, err := os.Stat(file); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(device, os.O_RDWR, 0)
+	if errors.Is(err, unix.EROFS) || errors.Is(err, unix.EACCES) {
+		f, err = os.OpenFile(device, os.O_RDONLY, 0)
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	return os.NewSyscallError("LOOP_SET_CAPACITY", unix.IoctlSetInt(int(f.Fd()), unix.LOOP_SET_CAPACITY, 0))
+}
+
+// loopDetach takes a loop device off its file. While it is in use that is errBusy, or, with force, left to the kernel, which
+// does it when the last user has gone.
+func loopDetach(device string, force bool) error {
+	flags := os.O_RDONLY
+	if !force {
+		flags |= os.O_EXCL // refused while the device is mounted, or part of another
+	}
+	f, err := os.OpenFile(device, flags, 0)
+	if errors.Is(err, unix.EBUSY) {
+		return errBusy
+	}
+	if err != nil {
+		return err
+	}
+	if !force {
+		_ = f.Sync() // what was written to the device itself and not synced; an error is the writer's to hear
+	}
+	if err = unix.IoctlSetInt(int(f.Fd()), unix.LOOP_CLR_FD, 0); errors.Is(err, unix.ENXIO) {
+		err = nil // it is free already
+	}
+	if err := errors.Join(os.NewSyscallError("LOOP_CLR_FD", err), f.Close()); err != nil || force {
+		return err
+	}
+	return awaitLoopFree(device)
+}
+
+// awaitLoopFree waits until the device has been taken off its file, which happens when its last user closes it. If
+// somebody has it open still, it stays as it was.
+func awaitLoopFree(device string) error {
+	for deadline := time.Now().Add(2 * time.Second); time.Now().Before(deadline); {
+		if loopFile(device) == "" {
+			return nil
+		}
+		wait := time.NewTimer(10 * time.Millisecond)
+		<-wait.C
+	}
+	f, err := os.OpenFile(device, os.O_RDONLY, 0)
+	if err != nil {
+		return errBusy
+	}
+	defer func() { _ = f.Close() }()
+	if info, err := unix.IoctlLoopGetStatus64(int(f.Fd())); err == nil {
+		info.Flags &^= unix.LO_FLAGS_AUTOCLEAR
+		_ = unix.IoctlLoopSetStatus64(int(f.Fd()), info) // without it the device goes when its user does, as it was asked to
+	}
+	return errBusy
+}
+
+// loopFile returns the file that a loop device lies over; "" if none.
+func loopFile(device string) string {
+	text, err := os.ReadFile("/sys/block/" + filepath.Base(device) + "/loop/backing_file")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSuffix(string(text), "\n")
+}
+
+// loopOver returns the loop device that lies over a file; "" if none does.
+func loopOver(file string) string {
+	entries, _ := filepath.Glob("/sys/block/loop*")
+	for _, e := range entries {
+		if loopFile(e) == file {
+			return "/dev/" + filepath.Base(e)
+		}
+	}
+	return ""
+}
+
+// deviceBytes returns the size of a block device, as the kernel has it; 0 if there is none.
+func deviceBytes(device string) int64 {
+	text, err := os.ReadFile("/sys/block/" + filepath.Base(device) + "/size")
+	if err != nil {
+		return 0
+	}
+	n, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n * 512
+}
