@@ -41,7 +41,7 @@ type rule struct {
 
 // forTests are the packages that serve tests only.
 var forTests = []string{"./test", "./bench", "./internal/testcluster", "./internal/simnet", "./internal/history", "./internal/lint",
-	"./api/apitest", "./nbd/nbdtest"}
+	"./api/apitest", "./api/csi/csitest", "./nbd/nbdtest"}
 
 var rules = []rule{{
 	why: "the vocabulary imports nothing of ours", of: []string{"./$"}, forbid: []string{"./"}, deep: true, inTests: true,
@@ -94,7 +94,11 @@ var rules = []rule{{
 	why: "what serves the tests stays out of what is shipped",
 	of:  []string{"./"}, except: forTests,
 	forbid: append([]string{
-		"github.com/anishathalye/porcupine", "pgregory.net/rapid", "testing"}, forTests...),
+		"github.com/anishathalye/porcupine", "pgregory.net/rapid", "testing",
+		"github.com/kubernetes-csi/csi-test/v5", "github.com/onsi"}, forTests...),
+}, {
+	why: "the CSI services speak to the cluster and to the host's gateway over gRPC, they are none of it",
+	of:  []string{"./api/csi"}, forbid: []string{"./server", "./replication", "./nbd"}, deep: true,
 }, {
 	why: "errors are the standard library's and storage.Error", of: []string{"./"}, forbid: []string{"github.com/pkg/errors", "github.com/cockroachdb/errors"}, inTests: true,
 }}

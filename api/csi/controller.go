@@ -1,0 +1,291 @@
+package csi
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	spec "github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc/codes"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/api"
+)
+
+// Controller is the Controller service. It may be used concurrently, and by several processes at a time: what two of
+// them do to one volume at once is decided by the cluster.
+type Controller struct {
+	spec.UnimplementedControllerServer
+	name    string
+	cluster Cluster
+	limiter Limiter // nil: MODIFY_VOLUME is not offered
+	locks   locks   // by the volume's name
+}
+
+// NewController returns the service of the driver of that name.
+func NewController(name string, cluster Cluster) *Controller {
+	limiter, _ := cluster.(Limiter)
+	return &Controller{name: name, cluster: cluster, limiter: limiter}
+}
+
+// controllerCapabilities are those that ControllerGetCapabilities tells, and MODIFY_VOLUME where the cluster can.
+var controllerCapabilities = []spec.ControllerServiceCapability_RPC_Type{
+	spec.ControllerServiceCapability_RPC_CREATE_DELETE_VOLUME,
+	spec.ControllerServiceCapability_RPC_PUBLISH_UNPUBLISH_VOLUME,
+	spec.ControllerServiceCapability_RPC_PUBLISH_READONLY,
+	spec.ControllerServiceCapability_RPC_LIST_VOLUMES,
+	spec.ControllerServiceCapability_RPC_LIST_VOLUMES_PUBLISHED_NODES,
+	spec.ControllerServiceCapability_RPC_GET_CAPACITY,
+	spec.ControllerServiceCapability_RPC_GET_VOLUME,
+	spec.ControllerServiceCapability_RPC_GET_VOLUME_HEALTH,
+	spec.ControllerServiceCapability_RPC_LIST_VOLUME_HEALTH,
+	spec.ControllerServiceCapability_RPC_EXPAND_VOLUME,
+	spec.ControllerServiceCapability_RPC_SINGLE_NODE_MULTI_WRITER,
+}
+
+// ControllerGetCapabilities implements the CSI Controller service.
+func (c *Controller) ControllerGetCapabilities(context.Context, *spec.ControllerGetCapabilitiesRequest) (*spec.ControllerGetCapabilitiesResponse, error) {
+	answer := &spec.ControllerGetCapabilitiesResponse{}
+	types := slices.Clone(controllerCapabilities)
+	if c.limiter != nil {
+		types = append(types, spec.ControllerServiceCapability_RPC_MODIFY_VOLUME)
+	}
+	for _, t := range types {
+		answer.Capabilities = append(answer.Capabilities, &spec.ControllerServiceCapability{
+			Type: &spec.ControllerServiceCapability_Rpc{Rpc: &spec.ControllerServiceCapability_RPC{Type: t}}})
+	}
+	return answer, nil
+}
+
+// volume finds a volume by its CSI id: NOT_FOUND when it is gone, also when a namesake is there.
+func (c *Controller) volume(ctx context.Context, id string) (api.Volume, error) {
+	ref, ok := parseVolumeID(id)
+	if !ok {
+		return api.Volume{}, noVolume(id)
+	}
+	v, err := c.cluster.Volume(ctx, ref.Name)
+	switch {
+	case errors.Is(err, storage.ErrNotFound), err == nil && (ref.ID != 0 && v.ID != ref.ID || v.State != api.VolumeReady):
+		return api.Volume{}, noVolume(id)
+	}
+	return v, err
+}
+
+// lockVolume is what every call about a volume begins with: its id is read, the volume locked and looked up.
+func (c *Controller) lockVolume(ctx context.Context, id, call string) (v api.Volume, unlock func(), err error) {
+	if id == "" {
+		return v, nil, invalid("volume_id is missing")
+	}
+	ref, ok := parseVolumeID(id)
+	if !ok {
+		return v, nil, noVolume(id)
+	}
+	if unlock, err = c.locks.lock(ref.Name, call); err != nil {
+		return v, nil, err
+	}
+	if v, err = c.volume(ctx, id); err != nil {
+		unlock()
+		return v, nil, err
+	}
+	return v, unlock, nil
+}
+
+// CreateVolume implements the CSI Controller service.
+func (c *Controller) CreateVolume(ctx context.Context, r *spec.CreateVolumeRequest) (*spec.CreateVolumeResponse, error) {
+	if r.GetName() == "" {
+		return nil, invalid("name is missing")
+	}
+	uses, err := parseUses(r.GetVolumeCapabilities())
+	if err != nil {
+		return nil, err
+	}
+	params, err := parseParameters(r.GetParameters())
+	if err != nil {
+		return nil, err
+	}
+	limits, err := parseLimits(r.GetMutableParameters())
+	if err != nil {
+		return nil, err
+	}
+	if r.GetVolumeContentSource() != nil {
+		return nil, invalid("volume_content_source: volumes cannot be made from snapshots or volumes yet")
+	}
+	topology, err := c.accessibleFrom(params, r.GetAccessibilityRequirements())
+	if err != nil {
+		return nil, err
+	}
+	size, err := chooseSize(r.GetCapacityRange(), uses, defaultVolumeBytes)
+	if err != nil {
+		return nil, err
+	}
+	name := volumeName(r.GetName())
+	unlock, err := c.locks.lock(name, "CreateVolume")
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	v, err := c.create(ctx, r, name, size)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.limit(ctx, v, limits); err != nil {
+		return nil, err
+	}
+	described := describe(v)
+	described.VolumeContext, described.AccessibleTopology = params.context(), topology
+	return &spec.CreateVolumeResponse{Volume: described}, nil
+}
+
+// create makes the volume, or finds the one that an earlier call for the same name has made. One that somebody else has
+// made under this name is not adopted: deleting the claim would delete it.
+func (c *Controller) create(ctx context.Context, r *spec.CreateVolumeRequest, name string, sizeBytes int64) (api.Volume, error) {
+	v, err := c.cluster.CreateVolume(ctx, api.NewVolume{RequestID: requestID(r.GetName()), Name: name, SizeBytes: sizeBytes})
+	if !errors.Is(err, storage.ErrConflict) {
+		return v, err
+	}
+	// The request made a volume before, of another size than this call would choose, or one that has grown, or that is being
+	// deleted.
+	v, err = c.cluster.Volume(ctx, name)
+	switch {
+	case errors.Is(err, storage.ErrNotFound), err == nil && v.State != api.VolumeReady:
+		return v, refuse(codes.Aborted, "volume %s: the one before it of this name is being deleted; ask again when it is gone", name)
+	case err == nil && !inRange(r.GetCapacityRange(), v.SizeBytes):
+		return v, refuse(codes.AlreadyExists, "volume %s exists with %d bytes, which is not in the range that is asked for", name, v.SizeBytes)
+	}
+	return v, err
+}
+
+// accessibleFrom returns the zones that the volume is to be used from; none: from anywhere, which is how volumes are.
+func (c *Controller) accessibleFrom(p parameters, r *spec.TopologyRequirement) ([]*spec.Topology, error) {
+	if !p.requested {
+		return nil, nil
+	}
+	var list []*spec.Topology
+	seen := map[string]bool{}
+	for _, t := range r.GetRequisite() {
+		zone, ok := t.GetSegments()[topologyKey(c.name)]
+		if !ok {
+			return nil, invalid("accessibility_requirements: a topology lacks the segment %s", topologyKey(c.name))
+		}
+		if !seen[zone] {
+			list = append(list, &spec.Topology{Segments: map[string]string{topologyKey(c.name): zone}})
+		}
+		seen[zone] = true
+	}
+	return list, nil
+}
+
+func describe(v api.Volume) *spec.Volume {
+	return &spec.Volume{VolumeId: volumeID(api.VolumeRef{Name: v.Name, ID: v.ID}), CapacityBytes: v.SizeBytes}
+}
+
+// DeleteVolume implements the CSI Controller service. A volume that somebody has attached is in use.
+func (c *Controller) DeleteVolume(ctx context.Context, r *spec.DeleteVolumeRequest) (*spec.DeleteVolumeResponse, error) {
+	if r.GetVolumeId() == "" {
+		return nil, invalid("volume_id is missing")
+	}
+	ref, ok := parseVolumeID(r.GetVolumeId())
+	if !ok {
+		return &spec.DeleteVolumeResponse{}, nil // there is none, and never was
+	}
+	unlock, err := c.locks.lock(ref.Name, "DeleteVolume")
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	err = c.cluster.DeleteVolume(ctx, ref.Name, ref.ID)
+	if err != nil && !errors.Is(err, storage.ErrNotFound) {
+		return nil, err
+	}
+	return &spec.DeleteVolumeResponse{}, nil
+}
+
+// ValidateVolumeCapabilities implements the CSI Controller service.
+func (c *Controller) ValidateVolumeCapabilities(ctx context.Context, r *spec.ValidateVolumeCapabilitiesRequest) (*spec.ValidateVolumeCapabilitiesResponse, error) {
+	if r.GetVolumeId() == "" {
+		return nil, invalid("volume_id is missing")
+	}
+	if len(r.GetVolumeCapabilities()) == 0 {
+		return nil, invalid("volume_capabilities is empty")
+	}
+	if _, err := c.volume(ctx, r.GetVolumeId()); err != nil {
+		return nil, err
+	}
+	_, err := parseUses(r.GetVolumeCapabilities())
+	if err == nil {
+		_, err = parseParameters(r.GetParameters())
+	}
+	if err == nil {
+		_, err = parseLimits(r.GetMutableParameters())
+	}
+	if err != nil {
+		return &spec.ValidateVolumeCapabilitiesResponse{Message: messageOf(err)}, nil
+	}
+	return &spec.ValidateVolumeCapabilitiesResponse{Confirmed: &spec.ValidateVolumeCapabilitiesResponse_Confirmed{
+		VolumeContext: r.GetVolumeContext(), VolumeCapabilities: r.GetVolumeCapabilities(), Parameters: r.GetParameters(),
+		MutableParameters: r.GetMutableParameters()}}, nil
+}
+
+// ControllerExpandVolume implements the CSI Controller service. The node must be asked too, whether the volume is mounted
+// or raw: only when it has answered is the device as large.
+func (c *Controller) ControllerExpandVolume(ctx context.Context, r *spec.ControllerExpandVolumeRequest) (*spec.ControllerExpandVolumeResponse, error) {
+	if r.GetVolumeId() == "" {
+		return nil, invalid("volume_id is missing")
+	}
+	if r.GetCapacityRange() == nil {
+		return nil, invalid("capacity_range is missing")
+	}
+	if r.GetVolumeCapability() != nil {
+		if _, err := parseUse(r.GetVolumeCapability()); err != nil {
+			return nil, invalid("volume_capability: %v", err)
+		}
+	}
+	v, unlock, err := c.lockVolume(ctx, r.GetVolumeId(), "ControllerExpandVolume")
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	size, err := chooseSize(r.GetCapacityRange(), nil, v.SizeBytes)
+	if err != nil {
+		return nil, err
+	}
+	if size > v.SizeBytes {
+		if v, err = c.cluster.ResizeVolume(ctx, v.Name, size); err != nil {
+			return nil, err
+		}
+	} else if limit := r.GetCapacityRange().GetLimitBytes(); limit != 0 && v.SizeBytes > limit {
+		return nil, refuse(codes.OutOfRange, "volume %s has %d bytes and cannot shrink to %d", v.Name, v.SizeBytes, limit)
+	}
+	return &spec.ControllerExpandVolumeResponse{CapacityBytes: v.SizeBytes, NodeExpansionRequired: true}, nil
+}
+
+// ControllerModifyVolume implements the CSI Controller service.
+func (c *Controller) ControllerModifyVolume(ctx context.Context, r *spec.ControllerModifyVolumeRequest) (*spec.ControllerModifyVolumeResponse, error) {
+	if c.limiter == nil {
+		return nil, refuse(codes.Unimplemented, "volumes cannot be modified in this cluster")
+	}
+	limits, err := parseLimits(r.GetMutableParameters())
+	if err != nil {
+		return nil, err
+	}
+	v, unlock, err := c.lockVolume(ctx, r.GetVolumeId(), "ControllerModifyVolume")
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if err := c.limit(ctx, v, limits); err != nil {
+		return nil, err
+	}
+	return &spec.ControllerModifyVolumeResponse{}, nil
+}
+
+// limit sets the limits of a volume; nil says nothing of them.
+func (c *Controller) limit(ctx context.Context, v api.Volume, limits *Limits) error {
+	switch {
+	case limits == nil:
+		return nil
+	case c.limiter == nil:
+		return invalid("mutable parameters are not offered by this cluster")
+	}
+	return c.limiter.SetLimits(ctx, api.VolumeRef{Name: v.Name, ID: v.ID}, *limits)
+}

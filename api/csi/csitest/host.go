@@ -1,0 +1,323 @@
+package csitest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/api"
+	"github.com/storaged/storaged/api/csi"
+	"github.com/storaged/storaged/api/host"
+)
+
+// Host is a host of the world: its gateway and its kernel. It implements csi.Devices; Mounts is its csi.Mounts.
+type Host struct {
+	w        *World
+	id, zone string
+
+	mu      sync.Mutex // guards what follows; may be held while the world's is taken, not the other way round
+	number  uint64     // of the device made last
+	devices map[string]host.Attachment
+	numbers map[string]uint64 // by device path
+	mounts  []csi.Mount
+	targets map[string]bool // files and directories that Bind made
+}
+
+// Host returns a new host of the world.
+func (w *World) Host(id, zone string) *Host {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.hosts++
+	return &Host{w: w, id: id, zone: zone, number: uint64(w.hosts) << 20, devices: map[string]host.Attachment{},
+		numbers: map[string]uint64{}, targets: map[string]bool{}}
+}
+
+var (
+	_ csi.Devices = (*Host)(nil)
+	_ csi.Mounts  = (*Mounts)(nil)
+)
+
+// Attach implements csi.Devices. It knows attachments that the controller has made, and no others.
+func (h *Host) Attach(ctx context.Context, r host.Request) (host.Attachment, error) {
+	return get(h.w, "attach", func() (host.Attachment, error) {
+		const op = "attach"
+		subject := "volume " + r.Volume
+		if err := r.Validate(); err != nil {
+			return host.Attachment{}, err
+		}
+		v, err := h.w.cluster.Volume(ctx, r.Volume)
+		if err != nil {
+			return host.Attachment{}, err
+		}
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if d, ok := h.devices[r.Volume]; ok {
+			if d.Access != r.Access || d.ReadOnly != r.ReadOnly || d.ID != r.AttachmentID {
+				return host.Attachment{}, storage.E(op, storage.KindConflict, subject, errors.New("it is attached here on other terms"))
+			}
+			return h.seen(ctx, d), nil
+		}
+		at := slices.IndexFunc(v.Attachments, func(a api.Attachment) bool { return uint64(a.ID) == r.AttachmentID })
+		if at < 0 || v.Attachments[at].Holder.ID != h.id {
+			return host.Attachment{}, storage.E(op, storage.KindFenced, subject, fmt.Errorf("attachment %d is not this host's", r.AttachmentID))
+		}
+		h.number++
+		d := host.Attachment{Volume: r.Volume, VolumeID: v.ID, ID: r.AttachmentID, Access: r.Access, ReadOnly: r.ReadOnly, Via: host.ViaNBD,
+			Device: fmt.Sprintf("/dev/fake%d", h.number), SizeBytes: v.SizeBytes, State: host.StateReady}
+		h.devices[r.Volume], h.numbers[d.Device] = d, h.number
+		return d, nil
+	})
+}
+
+// seen returns the device as it is now: it has failed if its attachment is gone.
+func (h *Host) seen(ctx context.Context, d host.Attachment) host.Attachment {
+	v, err := h.w.cluster.Volume(ctx, d.Volume)
+	if err != nil || !slices.ContainsFunc(v.Attachments, func(a api.Attachment) bool { return uint64(a.ID) == d.ID }) {
+		d.State, d.Reason = host.StateFailed, "the volume was taken over"
+	}
+	return d
+}
+
+// Detach implements csi.Devices.
+func (h *Host) Detach(_ context.Context, volume string, force bool) error {
+	return h.w.step("detach", func() error {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		d, ok := h.devices[volume]
+		if !ok {
+			return nil
+		}
+		number := h.numbers[d.Device]
+		if !force && slices.ContainsFunc(h.mounts, func(m csi.Mount) bool { return m.Device == number || m.Node == number }) {
+			return storage.E("detach", storage.KindConflict, "volume "+volume, errors.New("the device is in use"))
+		}
+		delete(h.devices, volume)
+		delete(h.numbers, d.Device)
+		return nil
+	})
+}
+
+// Refresh implements csi.Devices.
+func (h *Host) Refresh(ctx context.Context, volume string, sizeBytes int64) (host.Attachment, error) {
+	return get(h.w, "refresh", func() (host.Attachment, error) {
+		v, err := h.w.cluster.Volume(ctx, volume)
+		if err != nil {
+			return host.Attachment{}, err
+		}
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		d, ok := h.devices[volume]
+		switch {
+		case !ok:
+			return d, storage.E("refresh", storage.KindNotFound, "volume "+volume, errors.New("it is not attached here"))
+		case v.SizeBytes < sizeBytes:
+			return d, storage.E("refresh", storage.KindUnavailable, "volume "+volume, errors.New("it is not as large"))
+		}
+		d.SizeBytes = v.SizeBytes
+		h.devices[volume] = d
+		return d, nil
+	})
+}
+
+// Attachments implements csi.Devices.
+func (h *Host) Attachments(ctx context.Context) ([]host.Attachment, error) {
+	return get(h.w, "list", func() ([]host.Attachment, error) {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		var list []host.Attachment
+		for _, name := range slices.Sorted(maps.Keys(h.devices)) {
+			list = append(list, h.seen(ctx, h.devices[name]))
+		}
+		return list, nil
+	})
+}
+
+// Info implements csi.Devices.
+func (h *Host) Info(context.Context) (host.Info, error) {
+	return get(h.w, "ask", func() (host.Info, error) {
+		return host.Info{HostID: h.id, Zone: h.zone, Version: "test", Cluster: storage.ClusterID{1}}, nil
+	})
+}
+
+// Freeze makes the kernel refuse writes to the volume's file systems, as it does after an error.
+func (h *Host) Freeze(volume string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for i := range h.mounts {
+		if h.mounts[i].Device == h.numbers[h.devices[volume].Device] {
+			h.mounts[i].FrozenFS = true
+		}
+	}
+}
+
+// Left returns what is mounted, attached or made on the host and not taken away, in words.
+func (h *Host) Left() (left []string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, m := range h.mounts {
+		left = append(left, "mount "+m.Path)
+	}
+	for name := range h.devices {
+		left = append(left, "device of "+name)
+	}
+	for path := range h.targets {
+		left = append(left, "target "+path)
+	}
+	slices.Sort(left)
+	return left
+}
+
+// Made reports whether Bind has made something at path that Remove did not remove.
+func (h *Host) Made(path string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.targets[path]
+}
+
+// Mounts is the kernel of a Host. A step of it may fail as everything else; Bind is two, the target and the mount.
+type Mounts struct{ h *Host }
+
+// Mounts returns the host's kernel.
+func (h *Host) Mounts() *Mounts { return &Mounts{h: h} }
+
+// step is World.step under the host's lock.
+func (m *Mounts) step(op string, do func() error) error {
+	return m.h.w.step(op, func() error {
+		m.h.mu.Lock()
+		defer m.h.mu.Unlock()
+		return do()
+	})
+}
+
+// List implements csi.Mounts.
+func (m *Mounts) List() (list []csi.Mount, err error) {
+	err = m.step("list mounts", func() error {
+		list = slices.Clone(m.h.mounts)
+		return nil
+	})
+	return list, err
+}
+
+// Real implements csi.Mounts.
+func (m *Mounts) Real(path string) string { return filepath.Clean(path) }
+
+// volumeLocked returns the device that is at path.
+func (m *Mounts) volumeLocked(device string) (host.Attachment, error) {
+	for _, d := range m.h.devices {
+		if d.Device == device {
+			return d, nil
+		}
+	}
+	return host.Attachment{}, storage.E("look at", storage.KindNotFound, "device "+device, errors.New("there is none"))
+}
+
+// Device implements csi.Mounts.
+func (m *Mounts) Device(path string) (b csi.BlockDevice, err error) {
+	err = m.step("look at", func() error {
+		d, err := m.volumeLocked(path)
+		b = csi.BlockDevice{Number: m.h.numbers[path], SizeBytes: d.SizeBytes, ReadOnly: d.ReadOnly}
+		return err
+	})
+	return b, err
+}
+
+// Format implements csi.Mounts.
+func (m *Mounts) Format(device, fsType string, readOnly bool) (found string, err error) {
+	err = m.step("format", func() error {
+		d, err := m.volumeLocked(device)
+		if err != nil {
+			return err
+		}
+		m.h.w.mu.Lock()
+		defer m.h.w.mu.Unlock()
+		found = m.h.w.content[d.VolumeID].fsType
+		switch {
+		case found != "" && fsType != "" && found != fsType, found == "" && readOnly:
+			return storage.E("format", storage.KindConflict, "device "+device, fmt.Errorf("it holds %q", found))
+		case found == "":
+			found = fsType
+			if found == "" {
+				found = "ext4"
+			}
+			m.h.w.content[d.VolumeID] = fileSystem{fsType: found, sizeBytes: d.SizeBytes}
+		}
+		return nil
+	})
+	return found, err
+}
+
+// Mount implements csi.Mounts.
+func (m *Mounts) Mount(device, target, fsType string, options []string) error {
+	return m.step("mount", func() error {
+		if _, err := m.volumeLocked(device); err != nil {
+			return err
+		}
+		m.h.mounts = append(m.h.mounts, csi.Mount{Path: target, Device: m.h.numbers[device], FSType: fsType, Whole: true,
+			ReadOnly: slices.Contains(options, "ro")})
+		return nil
+	})
+}
+
+// Bind implements csi.Mounts.
+func (m *Mounts) Bind(source, target string, readOnly bool) error {
+	if err := m.step("make", func() error { m.h.targets[target] = true; return nil }); err != nil {
+		return err
+	}
+	return m.step("bind", func() error {
+		bound := csi.Mount{Path: target, Node: m.h.numbers[source], FSType: "devtmpfs", Whole: true, ReadOnly: readOnly}
+		if bound.Node == 0 {
+			at := slices.IndexFunc(m.h.mounts, func(x csi.Mount) bool { return x.Path == source })
+			if at < 0 {
+				return storage.E("bind", storage.KindInternal, target, fmt.Errorf("nothing is mounted at %s", source))
+			}
+			bound = m.h.mounts[at]
+			bound.Path, bound.ReadOnly = target, bound.ReadOnly || readOnly
+		}
+		m.h.mounts = append(m.h.mounts, bound)
+		return nil
+	})
+}
+
+// Unmount implements csi.Mounts.
+func (m *Mounts) Unmount(target string) error {
+	return m.step("unmount", func() error {
+		m.h.mounts = slices.DeleteFunc(m.h.mounts, func(x csi.Mount) bool { return x.Path == target })
+		return nil
+	})
+}
+
+// Remove implements csi.Mounts.
+func (m *Mounts) Remove(target string) error {
+	return m.step("remove", func() error { delete(m.h.targets, target); return nil })
+}
+
+// Grow implements csi.Mounts.
+func (m *Mounts) Grow(device, path string) error {
+	return m.step("grow", func() error {
+		d, err := m.volumeLocked(device)
+		if err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(m.h.mounts, func(x csi.Mount) bool { return x.Path == path && !x.ReadOnly }) {
+			return storage.E("grow", storage.KindInternal, path, errors.New("nothing is mounted there for writing"))
+		}
+		m.h.w.mu.Lock()
+		defer m.h.w.mu.Unlock()
+		m.h.w.content[d.VolumeID] = fileSystem{fsType: m.h.w.content[d.VolumeID].fsType, sizeBytes: d.SizeBytes}
+		return nil
+	})
+}
+
+// Usage implements csi.Mounts.
+func (m *Mounts) Usage(string) (u csi.Usage, err error) {
+	err = m.step("look at", func() error {
+		u = csi.Usage{TotalBytes: 1 << 30, UsedBytes: 1 << 20, AvailableBytes: 1<<30 - 1<<20, TotalInodes: 1000, UsedInodes: 11, AvailableInodes: 989}
+		return nil
+	})
+	return u, err
+}

@@ -1,0 +1,223 @@
+// Package csitest is a cluster, a host's gateway and a kernel in memory, for tests of the CSI services: what
+// ControllerPublishVolume does to the cluster is what the gateway finds there, and what the node service mounts stays on
+// the volume when it moves to another host.
+//
+// Every call to any of them is a step, and a step can be made to fail before it has had its effect or after. A World
+// outlives the services that use it, as the real things outlive a driver's process. It stores no data. Everything may be
+// used concurrently.
+package csitest
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/api"
+	"github.com/storaged/storaged/api/apitest"
+	"github.com/storaged/storaged/api/csi"
+)
+
+// When says when a step fails.
+type When int
+
+// The outcomes of a step.
+const (
+	Never When = iota
+	// Before: nothing was done.
+	Before
+	// After: it was done, and the answer lost.
+	After
+)
+
+// World is a cluster with hosts.
+type World struct {
+	cluster *apitest.Cluster
+
+	mu      sync.Mutex // guards what follows; never held while the cluster is called
+	steps   int
+	fault   func(step int) When
+	limits  map[storage.VolumeID]csi.Limits
+	content map[storage.VolumeID]fileSystem // what is on the volumes
+	hosts   int
+}
+
+// fileSystem is what a volume holds.
+type fileSystem struct {
+	fsType    string
+	sizeBytes int64
+}
+
+// New returns a world with an empty cluster and no hosts.
+func New() *World {
+	return &World{cluster: apitest.New(time.Now), limits: map[storage.VolumeID]csi.Limits{}, content: map[storage.VolumeID]fileSystem{}}
+}
+
+// Fail lets fault decide the outcome of every later step, counted from 1; nil ends it.
+func (w *World) Fail(fault func(step int) When) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.steps, w.fault = 0, fault
+}
+
+// Steps returns how many steps were made since the last Fail.
+func (w *World) Steps() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.steps
+}
+
+// Limits returns those that were set for the volume.
+func (w *World) Limits(id storage.VolumeID) csi.Limits {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.limits[id]
+}
+
+// Content returns the type and the size of the file system on the volume; empty without one.
+func (w *World) Content(id storage.VolumeID) (fsType string, sizeBytes int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.content[id].fsType, w.content[id].sizeBytes
+}
+
+// Cluster returns the world's cluster without faults, to look at and to change behind the services' back.
+func (w *World) Cluster() *apitest.Cluster { return w.cluster }
+
+// step carries do out with the outcome that Fail says.
+func (w *World) step(op string, do func() error) error {
+	w.mu.Lock()
+	w.steps++
+	when := Never
+	if w.fault != nil {
+		when = w.fault(w.steps)
+	}
+	w.mu.Unlock()
+	lost := storage.E(op, storage.KindUnavailable, "", errors.New("a fault of the test"))
+	if when == Before {
+		return lost
+	}
+	if err := do(); err != nil || when == Never {
+		return err
+	}
+	return lost
+}
+
+// get is step for what returns something.
+func get[A any](w *World, op string, do func() (A, error)) (answer A, err error) {
+	err = w.step(op, func() error {
+		var err error
+		answer, err = do()
+		return err
+	})
+	if err != nil {
+		var none A
+		return none, err
+	}
+	return answer, nil
+}
+
+// Client is a way to the cluster, with faults.
+type Client struct{ w *World }
+
+// Client returns a way to the world's cluster that implements csi.Cluster and csi.Limiter.
+func (w *World) Client() *Client { return &Client{w: w} }
+
+var (
+	_ csi.Cluster = (*Client)(nil)
+	_ csi.Limiter = (*Client)(nil)
+)
+
+// CreateVolume implements csi.Cluster. As the catalog does, it refuses a request id that made a volume of another size
+// with KindConflict.
+func (c *Client) CreateVolume(ctx context.Context, v api.NewVolume) (api.Volume, error) {
+	return get(c.w, "create", func() (api.Volume, error) {
+		made, err := c.w.cluster.CreateVolume(ctx, v)
+		if !errors.Is(err, storage.ErrExists) || v.RequestID == "" {
+			return made, err
+		}
+		// With the size that the volume has, the same request finds it; a request of somebody else does not.
+		have, lookErr := c.w.cluster.Volume(ctx, v.Name)
+		if lookErr != nil {
+			return made, lookErr
+		}
+		v.SizeBytes = have.SizeBytes
+		if _, again := c.w.cluster.CreateVolume(ctx, v); again == nil {
+			return api.Volume{}, storage.E("create", storage.KindConflict, "volume "+v.Name, errors.New("the request id made one of another size"))
+		}
+		return made, err
+	})
+}
+
+// Volume implements csi.Cluster.
+func (c *Client) Volume(ctx context.Context, name string) (api.Volume, error) {
+	return get(c.w, "show", func() (api.Volume, error) { return c.w.cluster.Volume(ctx, name) })
+}
+
+// Volumes implements csi.Cluster.
+func (c *Client) Volumes(ctx context.Context, after string, limit int) ([]api.Volume, error) {
+	return get(c.w, "list volumes", func() ([]api.Volume, error) { return c.w.cluster.Volumes(ctx, after, all(limit)) })
+}
+
+// ResizeVolume implements csi.Cluster.
+func (c *Client) ResizeVolume(ctx context.Context, name string, sizeBytes int64) (api.Volume, error) {
+	return get(c.w, "resize", func() (api.Volume, error) { return c.w.cluster.ResizeVolume(ctx, name, sizeBytes) })
+}
+
+// DeleteVolume implements csi.Cluster.
+func (c *Client) DeleteVolume(ctx context.Context, name string, id storage.VolumeID) error {
+	return c.w.step("delete", func() error { return c.w.cluster.DeleteVolume(ctx, name, id) })
+}
+
+// Attach implements csi.Cluster.
+func (c *Client) Attach(ctx context.Context, n api.NewAttachment) (api.Attachment, error) {
+	return get(c.w, "attach", func() (api.Attachment, error) { return c.w.cluster.Attach(ctx, n) })
+}
+
+// Detach implements csi.Cluster.
+func (c *Client) Detach(ctx context.Context, d api.Detachment) error {
+	return c.w.step("detach", func() error { return c.w.cluster.Detach(ctx, d) })
+}
+
+// Attachments implements csi.Cluster.
+func (c *Client) Attachments(ctx context.Context, f api.AttachmentFilter, after storage.AttachmentID, limit int) ([]api.Attachment, error) {
+	return get(c.w, "list attachments", func() ([]api.Attachment, error) { return c.w.cluster.Attachments(ctx, f, after, all(limit)) })
+}
+
+// Nodes implements csi.Cluster.
+func (c *Client) Nodes(ctx context.Context) ([]api.Node, error) {
+	return get(c.w, "list nodes", func() ([]api.Node, error) { return c.w.cluster.Nodes(ctx) })
+}
+
+// Groups implements csi.Cluster.
+func (c *Client) Groups(ctx context.Context) ([]api.Group, error) {
+	return get(c.w, "list groups", func() ([]api.Group, error) { return c.w.cluster.Groups(ctx) })
+}
+
+// Status implements csi.Cluster.
+func (c *Client) Status(ctx context.Context) (api.Status, error) {
+	return get(c.w, "show status", func() (api.Status, error) { return c.w.cluster.Status(ctx) })
+}
+
+// SetLimits implements csi.Limiter.
+func (c *Client) SetLimits(ctx context.Context, v api.VolumeRef, l csi.Limits) error {
+	return c.w.step("limit", func() error {
+		have, err := c.w.cluster.Volume(ctx, v.Name)
+		if err != nil {
+			return err
+		}
+		c.w.mu.Lock()
+		defer c.w.mu.Unlock()
+		c.w.limits[have.ID] = l
+		return nil
+	})
+}
+
+// all turns the limit of csi.Cluster into that of api.Cluster.
+func all(limit int) int {
+	if limit <= 0 {
+		return 1 << 20
+	}
+	return limit
+}

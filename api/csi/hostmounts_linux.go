@@ -1,0 +1,318 @@
+package csi
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+	mount "k8s.io/mount-utils"
+	"k8s.io/utils/exec"
+
+	storage "github.com/storaged/storaged"
+)
+
+// HostMounts are the Mounts of this host: system calls for mounting, the system's tools for making, checking and growing
+// file systems. It may be used concurrently.
+type HostMounts struct {
+	root   string
+	tools  tools
+	format *mount.SafeFormatAndMount // for what it knows of blkid; it neither formats nor mounts
+	resize *mount.ResizeFs
+}
+
+var _ Mounts = (*HostMounts)(nil)
+
+// NewHostMounts returns the Mounts of the host. root is where this process sees the host's root directory, whose tools are
+// used then; empty: those beside the process. Paths of devices and mounts must be the same on both sides.
+func NewHostMounts(root string) *HostMounts {
+	root = strings.TrimSuffix(filepath.Clean("/"+root), "/")
+	t := tools{root: root}
+	return &HostMounts{root: root, tools: t, format: mount.NewSafeFormatAndMount(nil, t), resize: mount.NewResizeFs(t)}
+}
+
+// List implements Mounts. What lies below the host's root directory is what this process sees at its own place too, and
+// is left out.
+func (h *HostMounts) List() ([]Mount, error) {
+	infos, err := mount.ParseMountInfo("/proc/self/mountinfo")
+	if err != nil {
+		return nil, storage.E("read", storage.KindInternal, "the table of mounts", err)
+	}
+	list := make([]Mount, 0, len(infos))
+	for _, i := range infos {
+		if h.root != "" && (i.MountPoint == h.root || strings.HasPrefix(i.MountPoint, h.root+"/")) {
+			continue
+		}
+		m := Mount{Path: unescape(i.MountPoint), Device: unix.Mkdev(uint32(i.Major), uint32(i.Minor)), FSType: i.FsType, Whole: i.Root == "/",
+			ReadOnly: slices.Contains(i.MountOptions, "ro"), FrozenFS: slices.ContainsFunc(i.SuperOptions, func(o string) bool {
+				return o == "ro" || o == "emergency_ro" || o == "shutdown"
+			})}
+		if (i.FsType == "devtmpfs" || i.FsType == "tmpfs") && i.Root != "/" { // perhaps a device node
+			var st unix.Stat_t
+			if unix.Stat(m.Path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK {
+				m.Node, m.Whole = st.Rdev, true
+			}
+		}
+		list = append(list, m)
+	}
+	return list, nil
+}
+
+// unescape undoes what the kernel does to spaces, tabs, newlines and backslashes in its table.
+func unescape(path string) string {
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(path)
+}
+
+// Real implements Mounts.
+func (h *HostMounts) Real(path string) string {
+	path = filepath.Clean(path)
+	dir, err := filepath.EvalSymlinks(filepath.Dir(path))
+	if err != nil {
+		return path
+	}
+	return filepath.Join(dir, filepath.Base(path))
+}
+
+// Device implements Mounts.
+func (h *HostMounts) Device(path string) (BlockDevice, error) {
+	const op = "look at"
+	subject := "device " + path
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENXIO):
+		return BlockDevice{}, storage.E(op, storage.KindNotFound, subject, err)
+	case err != nil:
+		return BlockDevice{}, storage.E(op, storage.KindIO, subject, err)
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return BlockDevice{}, storage.E(op, storage.KindIO, subject, err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFBLK {
+		return BlockDevice{}, storage.E(op, storage.KindInvalid, subject, errors.New("it is no block device"))
+	}
+	size, readOnly := uint64(0), int32(0)
+	for _, q := range []struct {
+		request uintptr
+		answer  unsafe.Pointer
+	}{{unix.BLKGETSIZE64, unsafe.Pointer(&size)}, {unix.BLKROGET, unsafe.Pointer(&readOnly)}} {
+		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), q.request, uintptr(q.answer)); errno != 0 {
+			return BlockDevice{}, storage.E(op, storage.KindIO, subject, errno)
+		}
+	}
+	return BlockDevice{Number: st.Rdev, SizeBytes: int64(size), ReadOnly: readOnly != 0}, nil
+}
+
+// Options of the tools: a volume reads as zeroes before it is written, there is nothing to discard.
+var formatOptions = map[string][]string{ext4: {"-q", "-E", "nodiscard"}, xfs: {"-q", "-K"}}
+
+// Format implements Mounts.
+func (h *HostMounts) Format(device, fsType string, readOnly bool) (string, error) {
+	const op = "format"
+	subject := "device " + device
+	blank, err := h.inspect(device)
+	if err != nil {
+		return "", err
+	}
+	found, err := h.format.GetDiskFormat(device)
+	if err != nil {
+		return "", storage.E(op, storage.KindIO, subject, err)
+	}
+	switch {
+	case found == "" && !blank:
+		return "", storage.E(op, storage.KindConflict, subject, errors.New("it holds data, but no file system that is known here; if "+
+			"the data is not needed, overwrite the first 64 KiB of the volume with zeroes"))
+	case found == "" && readOnly:
+		return "", storage.E(op, storage.KindConflict, subject, errors.New("it has no file system yet, and is to be mounted read-only; mount it for writing first"))
+	case found != "" && (fsType != "" && found != fsType || found != ext4 && found != xfs):
+		return "", storage.E(op, storage.KindConflict, subject, fmt.Errorf("it holds %q, and %q is asked for", found, fsType))
+	case found != "":
+		return found, nil
+	}
+	if fsType == "" {
+		fsType = ext4
+	}
+	args := append(slices.Clone(formatOptions[fsType]), map[string][]string{ext4: {"-F", "-m0", device}, xfs: {"-f", device}}[fsType]...)
+	if out, err := h.tools.Command("mkfs."+fsType, args...).CombinedOutput(); err != nil {
+		return "", storage.E(op, storage.KindInternal, subject, fmt.Errorf("mkfs.%s: %w: %s", fsType, err, bytes.TrimSpace(out)))
+	}
+	return fsType, nil
+}
+
+// blankBytes is how much of the beginning of a device must be zeroes before it is taken for blank. Every file system,
+// partition table and volume manager that is in use has its mark there, or is known to blkid.
+const blankBytes = 64 << 10
+
+// inspect reads the beginning of the device, past the page cache, and reports whether it is all zeroes. It must come
+// before blkid is believed that nothing is there: blkid does not tell a blank device from one that cannot be read. What a
+// mkfs.xfs left that was interrupted is wiped: it would pass for a file system, and never mount. (mkfs.ext4 writes the
+// superblock last.)
+func (h *HostMounts) inspect(device string) (blank bool, err error) {
+	const op = "read"
+	subject := "device " + device
+	f, err := os.OpenFile(device, os.O_RDONLY|unix.O_DIRECT, 0)
+	if errors.Is(err, unix.EINVAL) { // a file system that does not know O_DIRECT: a file, in tests
+		f, err = os.Open(device)
+	}
+	if err != nil {
+		return false, storage.E(op, storage.KindIO, subject, err)
+	}
+	defer f.Close()
+	buf, err := unix.Mmap(-1, 0, blankBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON) // aligned
+	if err != nil {
+		return false, storage.E(op, storage.KindInternal, subject, err)
+	}
+	defer func() { _ = unix.Munmap(buf) }()
+	n, err := io.ReadFull(f, buf)
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return false, storage.E(op, storage.KindIO, subject, err)
+	}
+	if xfsInProgress(buf[:n]) {
+		return true, wipe(device, n)
+	}
+	return allZero(buf[:n]), nil
+}
+
+// xfsInProgress reports whether the superblock of an XFS says that mkfs has not finished: sb_inprogress, at byte 126.
+func xfsInProgress(b []byte) bool {
+	return len(b) > 126 && bytes.HasPrefix(b, []byte("XFSB")) && b[126] == 1
+}
+
+func allZero(b []byte) bool {
+	return !slices.ContainsFunc(b, func(c byte) bool { return c != 0 })
+}
+
+// wipe zeroes the first n bytes of the device.
+func wipe(device string, n int) error {
+	f, err := os.OpenFile(device, os.O_WRONLY, 0)
+	if err == nil {
+		_, err = f.WriteAt(make([]byte, n), 0)
+		err = errors.Join(err, f.Sync(), f.Close())
+	}
+	if err != nil {
+		return storage.E("wipe", storage.KindIO, "device "+device, err)
+	}
+	return nil
+}
+
+// Mount implements Mounts.
+func (h *HostMounts) Mount(device, target, fsType string, options []string) error {
+	err := os.MkdirAll(target, 0o750)
+	if err == nil && !slices.Contains(options, "ro") {
+		err = h.check(device)
+	}
+	if err == nil {
+		err = mountDevice(device, target, fsType, options)
+	}
+	if err != nil {
+		return storage.E("mount", storage.KindInternal, "device "+device, err)
+	}
+	return nil
+}
+
+// check lets fsck repair what it repairs without being asked, which for ext4 includes the journal. Only errors that it
+// has found and left stop the mount; without an fsck the kernel is the judge.
+func (h *HostMounts) check(device string) error {
+	const errorsLeft = 4
+	out, err := h.tools.Command("fsck", "-a", device).CombinedOutput()
+	var exited exec.ExitError
+	if errors.As(err, &exited) && exited.ExitStatus()&errorsLeft != 0 {
+		return fmt.Errorf("fsck found errors that a person must decide on; detach the volume, attach it with `storagectl attach` and "+
+			"run fsck there: %s", bytes.TrimSpace(out))
+	}
+	return nil
+}
+
+// Bind implements Mounts.
+func (h *HostMounts) Bind(source, target string, readOnly bool) error {
+	err := makeTarget(source, target)
+	if err == nil {
+		err = bind(source, target, readOnly)
+	}
+	if err != nil {
+		return storage.E("bind", storage.KindInternal, target, err)
+	}
+	return nil
+}
+
+// makeTarget makes a directory, or an empty file, for what source is.
+func makeTarget(source, target string) error {
+	info, err := os.Stat(source)
+	if err != nil {
+		return err
+	}
+	if info.IsDir() {
+		return os.MkdirAll(target, 0o750)
+	}
+	if err := os.MkdirAll(filepath.Dir(target), 0o750); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(target, os.O_CREATE|unix.O_NOFOLLOW, 0o660)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// Unmount implements Mounts.
+func (h *HostMounts) Unmount(target string) error {
+	switch err := unmountAll(target); {
+	case errors.Is(err, unix.EBUSY):
+		return storage.E("unmount", storage.KindConflict, target, fmt.Errorf("%w: something uses it", err))
+	case err != nil:
+		return storage.E("unmount", storage.KindInternal, target, err)
+	}
+	return nil
+}
+
+// Remove implements Mounts. It never removes what has something in it.
+func (h *HostMounts) Remove(target string) error {
+	info, err := os.Lstat(target)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+	case !info.IsDir() && info.Size() > 0:
+		err = errors.New("it is a file that is not empty")
+	default:
+		err = os.Remove(target)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return storage.E("remove", storage.KindInternal, target, err)
+	}
+	return nil
+}
+
+// Grow implements Mounts.
+func (h *HostMounts) Grow(device, path string) error {
+	need, err := h.resize.NeedResize(device, path)
+	if err == nil && need {
+		_, err = h.resize.Resize(device, path)
+	}
+	if err != nil {
+		return storage.E("grow the file system of", storage.KindInternal, "device "+device, err)
+	}
+	return nil
+}
+
+// Usage implements Mounts.
+func (h *HostMounts) Usage(path string) (Usage, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(path, &st); err != nil {
+		return Usage{}, storage.E("look at", storage.KindIO, path, err)
+	}
+	block := st.Bsize
+	return Usage{TotalBytes: int64(st.Blocks) * block, UsedBytes: int64(st.Blocks-st.Bfree) * block, AvailableBytes: int64(st.Bavail) * block,
+		TotalInodes: int64(st.Files), UsedInodes: int64(st.Files - st.Ffree), AvailableInodes: int64(st.Ffree)}, nil
+}
+
+// Supported returns why the node service does not run on this system; nil: it does.
+func Supported() error { return nil }

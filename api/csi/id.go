@@ -1,0 +1,114 @@
+package csi
+
+import (
+	"crypto/sha256"
+	"encoding/base32"
+	"fmt"
+	"strconv"
+	"strings"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/api"
+)
+
+// hashed returns n lower-case letters and digits that stand for s.
+func hashed(s string, n int) string {
+	sum := sha256.Sum256([]byte(s))
+	return strings.ToLower(base32.StdEncoding.EncodeToString(sum[:]))[:n]
+}
+
+// volumeName is the name of the volume that the orchestrator calls so: the same if it can be one, else what of it can be
+// and a hash of the whole.
+func volumeName(name string) string {
+	if storage.CheckVolumeName(name) == nil {
+		return name
+	}
+	const hashLen = 26 // 130 bits
+	var b strings.Builder
+	for _, r := range strings.ToLower(name) {
+		if b.Len() == storage.MaxVolumeNameBytes-hashLen-1 {
+			break
+		}
+		if (r < 'a' || r > 'z') && (r < '0' || r > '9') {
+			r = '-'
+		}
+		b.WriteRune(r)
+	}
+	readable := strings.Trim(b.String(), "-")
+	if readable == "" {
+		readable = "volume"
+	}
+	return readable + "-" + hashed(name, hashLen)
+}
+
+// requestID makes a repeated CreateVolume the same request, and tells a volume that the orchestrator asked for from one
+// that happens to have its name.
+func requestID(name string) string { return "csi-" + hashed(name, 40) }
+
+// volumeID is the volume's CSI id: NAME.ID. The name finds the volume, the id tells it from a namesake made later.
+func volumeID(v api.VolumeRef) string {
+	if v.ID == 0 {
+		return v.Name
+	}
+	return v.Name + "." + v.ID.String()
+}
+
+// parseVolumeID is the inverse of volumeID; NAME alone, as people write it for volumes that they made themselves, is an id
+// too. The second result is false for what cannot be an id of ours.
+func parseVolumeID(s string) (api.VolumeRef, bool) {
+	name, number, numbered := strings.Cut(s, ".")
+	ref := api.VolumeRef{Name: name}
+	if numbered {
+		id, err := strconv.ParseUint(number, 10, 64)
+		if err != nil || id == 0 || number[0] == '0' || number[0] == '+' {
+			return api.VolumeRef{}, false
+		}
+		ref.ID = storage.VolumeID(id)
+	}
+	return ref, storage.CheckVolumeName(name) == nil
+}
+
+// nodePrefix marks a CSI node id as ours: the catalog keeps no list of hosts, and an id that was never given out must be
+// told from one that was.
+const nodePrefix = "host:"
+
+// NodeID is the CSI node id of a host.
+func NodeID(hostID string) string { return nodePrefix + hostID }
+
+// parseNodeID is the inverse of NodeID. The second result is false for what cannot be an id of ours.
+func parseNodeID(s string) (hostID string, ok bool) {
+	hostID, ok = strings.CutPrefix(s, nodePrefix)
+	return hostID, ok && CheckHostID(hostID) == nil
+}
+
+// CheckHostID returns an error of KindInvalid for what cannot be a host's id.
+func CheckHostID(id string) error {
+	fail := func(why string) error {
+		return storage.E("check host id", storage.KindInvalid, strconv.Quote(id), fmt.Errorf("%s; use 1 to %d letters, digits and "+
+			"- . _ : / @, beginning with a letter or digit", why, api.MaxHolderBytes))
+	}
+	if id == "" || len(id) > api.MaxHolderBytes {
+		return fail(fmt.Sprintf("it has %d characters", len(id)))
+	}
+	for i := range len(id) {
+		c := id[i]
+		letter := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
+		if !letter && (i == 0 || !strings.ContainsRune("-._:/@", rune(c))) {
+			return fail(fmt.Sprintf("character %q is not allowed there", c))
+		}
+	}
+	return nil
+}
+
+// pageToken continues a list after the volume of that name. It carries a mark, so that what was never given out is
+// refused: any name alone would do as a token.
+func pageToken(name string) string { return "after." + name }
+
+// parsePageToken is the inverse of pageToken; an empty token begins.
+func parsePageToken(token string) (after string, ok bool) {
+	if token == "" {
+		return "", true
+	}
+	after, ok = strings.CutPrefix(token, "after.")
+	return after, ok && storage.CheckVolumeName(after) == nil
+}

@@ -1,0 +1,110 @@
+package csi
+
+import (
+	"context"
+
+	spec "github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/api"
+)
+
+// page returns the volumes after a token, at most max (0: all), and the token of the next page.
+func (c *Controller) page(ctx context.Context, token string, max int32) (list []api.Volume, next string, err error) {
+	after, ok := parsePageToken(token)
+	if !ok {
+		return nil, "", refuse(codes.Aborted, "starting_token %q is not one of this driver; begin again without", token)
+	}
+	if max < 0 {
+		return nil, "", invalid("max_entries is negative")
+	}
+	ask := 0 // all
+	if max > 0 {
+		ask = int(max) + 1 // one more says whether there is a next page
+	}
+	if list, err = c.cluster.Volumes(ctx, after, ask); err != nil {
+		return nil, "", err
+	}
+	if max > 0 && len(list) > int(max) {
+		list = list[:max]
+		next = pageToken(list[max-1].Name)
+	}
+	return list, next, nil
+}
+
+// ListVolumes implements the CSI Controller service.
+func (c *Controller) ListVolumes(ctx context.Context, r *spec.ListVolumesRequest) (*spec.ListVolumesResponse, error) {
+	list, next, err := c.page(ctx, r.GetStartingToken(), r.GetMaxEntries())
+	if err != nil {
+		return nil, err
+	}
+	attachments, err := c.cluster.Attachments(ctx, api.AttachmentFilter{}, 0, 0)
+	if err != nil {
+		return nil, err
+	}
+	nodes := map[storage.VolumeID][]string{}
+	for _, a := range attachments {
+		if a.Holder.Kind == api.HolderHost {
+			nodes[a.VolumeID] = append(nodes[a.VolumeID], NodeID(a.Holder.ID))
+		}
+	}
+	answer := &spec.ListVolumesResponse{NextToken: next}
+	for _, v := range list {
+		if v.State == api.VolumeReady {
+			answer.Entries = append(answer.Entries, &spec.ListVolumesResponse_Entry{Volume: describe(v),
+				Status: &spec.ListVolumesResponse_VolumeStatus{PublishedNodeIds: nodes[v.ID]}})
+		}
+	}
+	return answer, nil
+}
+
+// ControllerGetVolume implements the CSI Controller service.
+func (c *Controller) ControllerGetVolume(ctx context.Context, r *spec.ControllerGetVolumeRequest) (*spec.ControllerGetVolumeResponse, error) {
+	if r.GetVolumeId() == "" {
+		return nil, invalid("volume_id is missing")
+	}
+	v, err := c.volume(ctx, r.GetVolumeId())
+	if err != nil {
+		return nil, err
+	}
+	attachments, err := c.cluster.Attachments(ctx, api.AttachmentFilter{Volume: v.Name}, 0, 0)
+	if err != nil {
+		return nil, err
+	}
+	status := &spec.ControllerGetVolumeResponse_VolumeStatus{}
+	for _, a := range attachments {
+		if a.Holder.Kind == api.HolderHost && a.VolumeID == v.ID {
+			status.PublishedNodeIds = append(status.PublishedNodeIds, NodeID(a.Holder.ID))
+		}
+	}
+	return &spec.ControllerGetVolumeResponse{Volume: describe(v), Status: status}, nil
+}
+
+// GetCapacity implements the CSI Controller service. Volumes take room as they are written, and every zone reaches all of
+// it, so the answer is how much more data the cluster holds, whatever the topology; uses that are not offered have none.
+func (c *Controller) GetCapacity(ctx context.Context, r *spec.GetCapacityRequest) (*spec.GetCapacityResponse, error) {
+	if _, err := parseParameters(r.GetParameters()); err != nil {
+		return nil, err
+	}
+	answer := &spec.GetCapacityResponse{MaximumVolumeSize: wrapperspb.Int64(storage.MaxVolumeBytes),
+		MinimumVolumeSize: wrapperspb.Int64(storage.MinVolumeBytes)}
+	for _, capability := range r.GetVolumeCapabilities() {
+		u, err := parseUse(capability)
+		if err != nil {
+			return &spec.GetCapacityResponse{}, nil //nolint:nilerr // what is not offered has no capacity, which is an answer
+		}
+		answer.MinimumVolumeSize.Value = max(answer.MinimumVolumeSize.GetValue(), minFSBytes[u.fsType])
+	}
+	status, err := c.cluster.Status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	nodes, err := c.cluster.Nodes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	answer.AvailableCapacity = availableBytes(nodes, status.ReplicasWanted)
+	return answer, nil
+}

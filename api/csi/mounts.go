@@ -1,0 +1,75 @@
+package csi
+
+// Mounts is what the node service asks of the host's kernel and of its tools for file systems. HostMounts is the real
+// one; package csitest has one in memory. Every method may be repeated: what is done already is no error. Errors are
+// storage.Error.
+type Mounts interface {
+	// List returns what is mounted as this process sees it, in the order in which it was mounted.
+	List() ([]Mount, error)
+	// Real returns path as List shows it: without symbolic links above its last element.
+	Real(path string) string
+	// Device returns the block device at path. KindNotFound when there is nothing; KindInvalid when it is none.
+	Device(path string) (BlockDevice, error)
+	// Format makes a file system of fsType on the device if the device is blank, and returns the type that is there then.
+	// An empty fsType accepts any, and means ext4 when the device is blank. KindConflict: the device holds something else,
+	// or, with readOnly, nothing. KindIO: it cannot be read.
+	Format(device, fsType string, readOnly bool) (string, error)
+	// Mount mounts the file system of the device at a directory that exists, after repairing what its checker repairs by
+	// itself.
+	Mount(device, target, fsType string, options []string) error
+	// Bind makes source appear at target too. Of a directory target is one, of a device node an empty file; both are made
+	// if need be, with the directories above.
+	Bind(source, target string, readOnly bool) error
+	// Unmount takes away everything that is mounted at target.
+	Unmount(target string) error
+	// Remove removes the empty file or directory that Bind made.
+	Remove(target string) error
+	// Grow makes the file system that is mounted at path as large as its device, if it is not.
+	Grow(device, path string) error
+	// Usage returns how full the file system at path is.
+	Usage(path string) (Usage, error)
+}
+
+// Mount is one line of the kernel's table of mounts.
+type Mount struct {
+	Path string
+	// Device is the number (st_dev) of the file system that is mounted.
+	Device uint64
+	// Node is the number (st_rdev) of the block device whose node is mounted at Path; 0: it is not a device node.
+	Node   uint64
+	FSType string
+	// Whole is whether the file system's root is mounted, and not a directory of it.
+	Whole bool
+	// ReadOnly is whether this mount refuses writes, FrozenFS whether the file system itself does: after an error, if it was
+	// not mounted so.
+	ReadOnly bool
+	FrozenFS bool
+}
+
+// shows reports whether the mount shows the device: its file system or its node.
+func (m Mount) shows(d BlockDevice) bool {
+	return d.Number != 0 && (m.Device == d.Number || m.Node == d.Number)
+}
+
+// BlockDevice is a block device of the host.
+type BlockDevice struct {
+	Number    uint64 // st_rdev; never 0
+	SizeBytes int64
+	ReadOnly  bool
+}
+
+// Usage is how full a file system is.
+type Usage struct {
+	TotalBytes, UsedBytes, AvailableBytes    int64
+	TotalInodes, UsedInodes, AvailableInodes int64
+}
+
+// at returns the topmost mount at path.
+func at(mounts []Mount, path string) (Mount, bool) {
+	for i := len(mounts) - 1; i >= 0; i-- {
+		if mounts[i].Path == path {
+			return mounts[i], true
+		}
+	}
+	return Mount{}, false
+}

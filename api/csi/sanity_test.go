@@ -1,0 +1,69 @@
+package csi_test
+
+import (
+	"context"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"github.com/kubernetes-csi/csi-test/v5/pkg/sanity"
+
+	"github.com/storaged/storaged/api/csi"
+	"github.com/storaged/storaged/api/csi/csitest"
+)
+
+// serve serves both services of a world at a socket, until the test ends.
+func serve(t *testing.T, w *csitest.World, h *csitest.Host) (address string) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "csi") // t.TempDir's is too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	path := filepath.Join(dir, "csi.sock")
+	l, err := csi.Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, l, csi.Config{Identity: csi.NewIdentity(csi.DefaultName, "test", nil), Controller: csi.NewController(csi.DefaultName, w.Client()),
+		Node: csi.NewNode(csi.NodeConfig{Name: csi.DefaultName, Devices: h, Mounts: h.Mounts()})})
+	return "unix://" + path
+}
+
+func run(t *testing.T, l net.Listener, config csi.Config) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		if err := csi.NewServer(config).Serve(ctx, l); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(func() {
+		cancel()
+		serving.Wait()
+	})
+}
+
+// TestSanity runs the official suite on the fakes. test/csi runs it on a cluster and a kernel.
+func TestSanity(t *testing.T) {
+	w := csitest.New()
+	h := w.Host("web-1", "z1")
+	config := sanity.NewTestConfig()
+	config.Address = serve(t, w, h)
+	dir := t.TempDir()
+	config.TargetPath, config.StagingPath = filepath.Join(dir, "target"), filepath.Join(dir, "staging")
+	config.TestVolumeMutableParameters = map[string]string{"requestsPerSecond": "500"}
+	config.CheckPath = func(path string) (sanity.PathKind, error) {
+		if h.Made(path) {
+			return sanity.PathIsDir, nil
+		}
+		return sanity.PathIsNotFound, nil
+	}
+	sanity.Test(t, config)
+	if left := h.Left(); len(left) > 0 {
+		t.Errorf("the suite ended, and there is left: %v", left)
+	}
+}

@@ -1,0 +1,120 @@
+package csi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"time"
+
+	spec "github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	storage "github.com/storaged/storaged"
+)
+
+// Config says what a Server serves. Identity is required, and at least one of the others.
+type Config struct {
+	Identity   *Identity
+	Controller *Controller // nil: not served here
+	Node       *Node       // nil: not served here
+	// Log gets a line a failed call; nil discards.
+	Log *slog.Logger
+}
+
+// Limits of the server.
+const (
+	// maxRequestBytes bounds one request; the specification's own limits on its fields are far below.
+	maxRequestBytes = 1 << 20
+	// maxCalls bounds the calls of one connection that are carried out at once.
+	maxCalls = 256
+	// drainTime is how long a stopping server waits for calls that run. What it cuts off is repeated by the orchestrator.
+	drainTime = 10 * time.Second
+)
+
+// Server serves the CSI services over gRPC.
+type Server struct {
+	log  *slog.Logger
+	grpc *grpc.Server
+}
+
+// NewServer returns a server that serves nothing yet.
+func NewServer(config Config) *Server {
+	s := &Server{log: config.Log}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	s.grpc = grpc.NewServer(grpc.MaxRecvMsgSize(maxRequestBytes), grpc.MaxConcurrentStreams(maxCalls), grpc.UnaryInterceptor(s.intercept))
+	spec.RegisterIdentityServer(s.grpc, config.Identity)
+	if config.Controller != nil {
+		spec.RegisterControllerServer(s.grpc, config.Controller)
+	}
+	if config.Node != nil {
+		spec.RegisterNodeServer(s.grpc, config.Node)
+	}
+	return s
+}
+
+// Listen listens on a unix socket at path, which only the owner may use, in the place of what a predecessor left there.
+func Listen(path string) (net.Listener, error) {
+	const op = "listen on"
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, storage.E(op, storage.KindInvalid, "socket "+path, err)
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, storage.E(op, storage.KindInvalid, "socket "+path, err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, errors.Join(storage.E(op, storage.KindInvalid, "socket "+path, err), l.Close())
+	}
+	return l, nil
+}
+
+// Serve answers calls on l, which it closes, until ctx ends; then it waits a while for the calls that run.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	served := make(chan error, 1) // one value, from the goroutine below, which ends with the server
+	go func() { served <- s.grpc.Serve(l) }()
+	select {
+	case err := <-served:
+		return fmt.Errorf("serve CSI: %w", err)
+	case <-ctx.Done():
+	}
+	cut := time.AfterFunc(drainTime, s.grpc.Stop)
+	defer cut.Stop()
+	s.grpc.GracefulStop()
+	return <-served
+}
+
+// intercept gives errors their codes and logs those that an operator may want to know of. Requests are not logged: they
+// may carry secrets.
+func (s *Server) intercept(ctx context.Context, r any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+	began := time.Now()
+	answer, err := handle(ctx, r)
+	err = statusError(err)
+	switch code := status.Code(err); code {
+	case codes.OK:
+		s.log.Debug("call", "method", info.FullMethod, "took", time.Since(began))
+		return answer, nil
+	case codes.Unimplemented, codes.Aborted, codes.Canceled: // the caller's business
+		s.log.Debug("call refused", "method", info.FullMethod, "code", code, "error", messageOf(err), "took", time.Since(began))
+	default:
+		s.log.Warn("call failed", "method", info.FullMethod, "volume", volumeOf(r), "code", code, "error", messageOf(err), "took", time.Since(began))
+	}
+	return nil, err
+}
+
+// volumeOf returns the id, or the name, of the volume that a request is about.
+func volumeOf(r any) string {
+	switch r := r.(type) {
+	case interface{ GetVolumeId() string }:
+		return r.GetVolumeId()
+	case interface{ GetName() string }:
+		return r.GetName()
+	}
+	return ""
+}

@@ -1,0 +1,229 @@
+package csi
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	spec "github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc/codes"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/api"
+	"github.com/storaged/storaged/api/host"
+)
+
+// NodeStageVolume implements the CSI Node service: it attaches the volume to this host, and unless it is used raw, makes
+// a file system on it if it is blank, and mounts it at the staging path.
+func (n *Node) NodeStageVolume(ctx context.Context, r *spec.NodeStageVolumeRequest) (*spec.NodeStageVolumeResponse, error) {
+	if r.GetVolumeCapability() == nil {
+		return nil, invalid("volume_capability is missing")
+	}
+	u, err := parseUse(r.GetVolumeCapability())
+	if err != nil {
+		return nil, invalid("volume_capability: %v", err)
+	}
+	ref, unlock, err := n.begin(r.GetVolumeId(), "staging_target_path", r.GetStagingTargetPath(), "NodeStageVolume")
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if err := checkPath("staging_target_path", r.GetStagingTargetPath()); err != nil {
+		return nil, err
+	}
+	request, err := parsePublishContext(r.GetPublishContext())
+	if err != nil {
+		return nil, err
+	}
+	request.Volume = ref.Name
+	if request.Access == host.AccessExclusive && u.shared {
+		return nil, invalid("the volume was published for one host, and is to be staged for several")
+	}
+	d, err := n.attach(ctx, ref, request)
+	if err != nil {
+		return nil, err
+	}
+	if !u.block {
+		u.readOnly = u.readOnly || request.ReadOnly
+		if err := n.mountStaged(d, u, r.GetStagingTargetPath()); err != nil {
+			return nil, err
+		}
+	}
+	return &spec.NodeStageVolumeResponse{}, nil
+}
+
+// attach makes the volume a device of this host. A device that is left over from an attachment which was ended, and that
+// nobody uses, gives way.
+func (n *Node) attach(ctx context.Context, ref api.VolumeRef, request host.Request) (device, error) {
+	a, err := n.devices.Attach(ctx, request)
+	if errors.Is(err, storage.ErrConflict) || err == nil && a.State == host.StateFailed {
+		cleared, clearErr := n.clear(ctx, ref)
+		if clearErr != nil {
+			return device{}, clearErr
+		}
+		if cleared {
+			a, err = n.devices.Attach(ctx, request)
+		}
+	}
+	if err != nil {
+		return device{}, err
+	}
+	if a.State == host.StateFailed {
+		return device{}, refuse(codes.FailedPrecondition, "volume %s: its device %s has failed: %s", ref.Name, a.Device, a.Reason)
+	}
+	if ref.ID != 0 && a.VolumeID != ref.ID {
+		return device{}, noVolume(volumeID(ref))
+	}
+	b, err := n.mounts.Device(a.Device)
+	return device{Attachment: a, BlockDevice: b}, err
+}
+
+// clear detaches the volume if its device has failed and shows nowhere, and reports whether it did.
+func (n *Node) clear(ctx context.Context, ref api.VolumeRef) (bool, error) {
+	d, ok, err := n.find(ctx, api.VolumeRef{Name: ref.Name})
+	if err != nil || !ok || d.State != host.StateFailed {
+		return false, err
+	}
+	list, err := n.mounts.List()
+	if err != nil || slices.ContainsFunc(list, func(m Mount) bool { return m.shows(d.BlockDevice) }) {
+		return false, err
+	}
+	return true, n.devices.Detach(ctx, ref.Name, false)
+}
+
+// mountStaged mounts the device at the staging path, unless it is there.
+func (n *Node) mountStaged(d device, u use, path string) error {
+	list, err := n.mounts.List()
+	if err != nil {
+		return err
+	}
+	m, there := at(list, n.mounts.Real(path))
+	switch {
+	case there && m.Device != d.Number:
+		return refuse(codes.FailedPrecondition, "something else is mounted at %s; unmount it", path)
+	case there && (u.fsType != "" && m.FSType != u.fsType || m.ReadOnly != u.readOnly):
+		return refuse(codes.AlreadyExists, "volume %s is staged already, as %s (read-only: %t)", d.Volume, m.FSType, m.ReadOnly)
+	case !there:
+		fsType, err := n.mounts.Format(d.Device, u.fsType, u.readOnly)
+		if err != nil {
+			return err
+		}
+		options := slices.Clone(u.flags)
+		if u.readOnly && !slices.Contains(options, "ro") {
+			options = append(options, "ro")
+		}
+		if err := n.mounts.Mount(d.Device, path, fsType, options); err != nil {
+			return err
+		}
+	}
+	if u.readOnly {
+		return nil
+	}
+	return n.grow(d) // it may have grown while it was not attached
+}
+
+// NodeUnstageVolume implements the CSI Node service: it unmounts the volume from the staging path and gives the device up.
+func (n *Node) NodeUnstageVolume(ctx context.Context, r *spec.NodeUnstageVolumeRequest) (*spec.NodeUnstageVolumeResponse, error) {
+	ref, unlock, err := n.begin(r.GetVolumeId(), "staging_target_path", r.GetStagingTargetPath(), "NodeUnstageVolume")
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if err := checkPath("staging_target_path", r.GetStagingTargetPath()); err != nil {
+		return nil, err
+	}
+	if err := n.mounts.Unmount(r.GetStagingTargetPath()); err != nil {
+		return nil, err
+	}
+	_, ok, err := n.find(ctx, ref)
+	if err == nil && ok {
+		err = n.devices.Detach(ctx, ref.Name, false)
+	}
+	return &spec.NodeUnstageVolumeResponse{}, err
+}
+
+// NodePublishVolume implements the CSI Node service: it shows the staged file system, or the device, at the target path.
+func (n *Node) NodePublishVolume(ctx context.Context, r *spec.NodePublishVolumeRequest) (*spec.NodePublishVolumeResponse, error) {
+	if r.GetVolumeCapability() == nil {
+		return nil, invalid("volume_capability is missing")
+	}
+	u, err := parseUse(r.GetVolumeCapability())
+	if err != nil {
+		return nil, invalid("volume_capability: %v", err)
+	}
+	u.readOnly = u.readOnly || r.GetReadonly()
+	ref, unlock, err := n.begin(r.GetVolumeId(), "target_path", r.GetTargetPath(), "NodePublishVolume")
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if err := checkPath("target_path", r.GetTargetPath()); err != nil {
+		return nil, err
+	}
+	if r.GetStagingTargetPath() == "" {
+		return nil, refuse(codes.FailedPrecondition, "staging_target_path is missing: stage the volume first")
+	}
+	d, ok, err := n.find(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	if !ok || d.Number == 0 {
+		return nil, refuse(codes.FailedPrecondition, "volume %s is not attached on this host: stage it first", ref.Name)
+	}
+	u.readOnly = u.readOnly || d.Attachment.ReadOnly
+	if err := n.publish(d, u, r.GetStagingTargetPath(), r.GetTargetPath()); err != nil {
+		return nil, err
+	}
+	return &spec.NodePublishVolumeResponse{}, nil
+}
+
+// publish binds what is staged to the target, unless it is there.
+func (n *Node) publish(d device, u use, staging, target string) error {
+	list, err := n.mounts.List()
+	if err != nil {
+		return err
+	}
+	staging, real := n.mounts.Real(staging), n.mounts.Real(target)
+	if m, there := at(list, real); there {
+		switch {
+		case !m.shows(d.BlockDevice):
+			return refuse(codes.FailedPrecondition, "something else is mounted at %s; unmount it", target)
+		case (m.Node != 0) != u.block, !u.block && m.ReadOnly != u.readOnly:
+			return refuse(codes.AlreadyExists, "volume %s is published at %s already, on other terms (block: %t, read-only: %t)", d.Volume,
+				target, m.Node != 0, m.ReadOnly)
+		}
+		return nil
+	}
+	other := slices.IndexFunc(list, func(m Mount) bool {
+		return m.shows(d.BlockDevice) && m.Whole && m.Path != staging && m.Path != real
+	})
+	if u.oneUser && other >= 0 {
+		return refuse(codes.FailedPrecondition, "volume %s may have one user, and is published at %s", d.Volume, list[other].Path)
+	}
+	if u.block {
+		return n.mounts.Bind(d.Device, target, u.readOnly)
+	}
+	if m, there := at(list, staging); !there || m.Device != d.Number {
+		return refuse(codes.FailedPrecondition, "volume %s is not mounted at %s: stage it first", d.Volume, staging)
+	}
+	return n.mounts.Bind(staging, target, u.readOnly)
+}
+
+// NodeUnpublishVolume implements the CSI Node service.
+func (n *Node) NodeUnpublishVolume(_ context.Context, r *spec.NodeUnpublishVolumeRequest) (*spec.NodeUnpublishVolumeResponse, error) {
+	_, unlock, err := n.begin(r.GetVolumeId(), "target_path", r.GetTargetPath(), "NodeUnpublishVolume")
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if err := checkPath("target_path", r.GetTargetPath()); err != nil {
+		return nil, err
+	}
+	if err := n.mounts.Unmount(r.GetTargetPath()); err != nil {
+		return nil, err
+	}
+	if err := n.mounts.Remove(r.GetTargetPath()); err != nil {
+		return nil, err
+	}
+	return &spec.NodeUnpublishVolumeResponse{}, nil
+}
