@@ -110,6 +110,7 @@ func (g *group) startLocked() error {
 		_ = in.transport.Close() // what failed before is the one to report
 		return storage.E("start", storage.KindInternal, "group "+g.id.String(), err)
 	}
+	in.log.raft.Store(in.raft)
 	in.transport.SetInstance(Instance{Term: in.raft.CurrentTerm, Configuration: func() raft.Configuration { return g.configuration(in) },
 		Follows: func() bool { return in.raft.State() == raft.Follower }})
 	g.inst.Store(in)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -32,6 +33,8 @@ type logStore struct {
 	ctx    context.Context                                     // done when the instance stops
 	wait   func(ctx context.Context, p segment.Position) error // segment.Log.Wait
 	parked func(err error) error                               // see group.park
+
+	raft atomic.Pointer[raft.Raft] // the instance that this is the log of, as soon as there is one
 
 	mu      sync.Mutex
 	configs []configAt // ascending by index, the checkpoint's first if there is one; guarded by mu
@@ -118,9 +121,11 @@ func (s *logStore) StoreLogs(logs []*raft.Log) error {
 	}
 	entries := make([]segment.Entry, len(logs))
 	mustWait := s.votersBefore(logs[0].Index) <= 1
+	r := s.raft.Load()
+	follows := r != nil && r.State() == raft.Follower // clients read at the leader
 	for i, l := range logs {
 		entries[i] = segment.Entry{Index: l.Index, Term: l.Term, Type: uint8(l.Type), Data: l.Data,
-			Extensions: l.Extensions}
+			Extensions: l.Extensions, Cold: follows}
 		if !l.AppendedAt.IsZero() {
 			entries[i].AppendedAt = l.AppendedAt.UnixNano()
 		}

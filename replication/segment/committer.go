@@ -23,6 +23,9 @@ type committer struct {
 	batch   []*record
 	meta    []byte   // headers, prefixes, small data and padding of a batch
 	vectors [][]byte // what one segment's part of the batch is made of
+	cold    []span   // page-aligned parts of the vectors that are not to stay in the page cache, ascending
+	part    [][]byte // what one system call writes of the vectors
+	cached  bool     // the file system refused a write past its cache once
 	joined  []byte   // for files without a descriptor
 	sync    dataSync
 	due     []note
@@ -133,6 +136,7 @@ func (c *committer) writeSegment(records []*record, mark Position) (op string, e
 	if err := c.sync.of(s.file); err != nil {
 		return "sync segment", err
 	}
+	c.evictCold(s.file)
 	c.l.metrics.write.Observe(written.Sub(start).Seconds())
 	c.l.metrics.sync.Observe(time.Since(written).Seconds())
 	return "", nil
@@ -166,8 +170,11 @@ func (c *committer) gather(records []*record, mark Position) {
 		c.meta = make([]byte, 0, need+need/2)
 	}
 	m, from := c.meta[:0], 0 // m[from:] is not in vectors yet
-	c.vectors = c.vectors[:0]
+	c.vectors, c.cold = c.vectors[:0], c.cold[:0]
 	for _, r := range records {
+		if r.cold {
+			c.chill(int64(r.header.position.Offset()), int64(r.end().Offset()))
+		}
 		h := r.header
 		h.durable = mark
 		at := len(m)
@@ -202,13 +209,24 @@ func (c *committer) put(f vfs.File, offset int64) error {
 		_, err := f.WriteAt(c.joined, offset)
 		return err
 	}
-	return writeVectors(int(f.Fd()), c.vectors, offset)
+	fd, rest := int(f.Fd()), c.vectors
+	for _, p := range c.cold {
+		err := c.writePart(fd, &rest, offset, p.from-offset, unix.Pwritev)
+		if err == nil {
+			err = c.writePart(fd, &rest, p.from, p.to-p.from, c.writeCold)
+		}
+		if err != nil {
+			return err
+		}
+		offset = p.to
+	}
+	return writeVectors(fd, rest, offset, unix.Pwritev)
 }
 
 // writeVectors writes all of vectors at the offset, by reference. It changes the slice.
-func writeVectors(fd int, vectors [][]byte, offset int64) error {
+func writeVectors(fd int, vectors [][]byte, offset int64, write vectorWriter) error {
 	for len(vectors) > 0 {
-		n, err := unix.Pwritev(fd, vectors[:min(len(vectors), maxVectors)], offset)
+		n, err := write(fd, vectors[:min(len(vectors), maxVectors)], offset)
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}

@@ -52,6 +52,9 @@ type Entry struct {
 	// be modified either.
 	Extensions []byte
 	Data       []byte
+	// Cold says that nobody is expected to read Data from this disk soon, as on a follower. Large data is then not
+	// left in the page cache. Get does not tell.
+	Cold bool
 }
 
 // GroupStart is what a durable checkpoint says about one group.

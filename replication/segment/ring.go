@@ -10,6 +10,7 @@ type record struct {
 	data    []byte
 	appends int64 // nanoseconds of Unix time of the append
 	seg     *segmentFile
+	cold    bool // see Entry.Cold; only if the data is large
 }
 
 // dataAt is the position of the first byte of the data of an entry or a data record.
