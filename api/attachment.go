@@ -256,3 +256,6 @@ func NewAttachmentFromProto(r *pb.AttachRequest) NewAttachment {
 		Holder: holderFromProto(r.GetHolder()), Access: fromWire(accesses, r.GetAccess()), ReadOnly: r.GetReadOnly(),
 		TakeOver: r.GetTakeOver(), IfGeneration: storage.Generation(r.GetIfGeneration())}
 }
+
+// VolumeRef points at the attached volume.
+func (a Attachment) VolumeRef() VolumeRef { return VolumeRef{Name: a.Volume, ID: a.VolumeID} }

@@ -172,13 +172,14 @@ func (s *State) whoHas(v Volume) string {
 	list := s.AttachmentsOf(v.ID)
 	switch {
 	case len(list) > 0:
-		return list[len(list)-1].Holder.String() + " has it since " + since(list[len(list)-1])
+		last := list[len(list)-1]
+		return "it is attached by " + last.Holder.String() + " since " + since(last)
 	case v.Moved != nil && v.Moved.By.ID == "":
 		return "it was detached at " + v.Moved.At.Format(time.RFC3339)
 	case v.Moved != nil:
 		return v.Moved.By.String() + " took it over at " + v.Moved.At.Format(time.RFC3339) + ", and has left it"
 	}
-	return "nobody has it"
+	return "it was detached"
 }
 
 // Lost says in words why an attachment of the volume is gone, and who has the volume since; empty while it is there, and
