@@ -91,7 +91,7 @@ type Host struct {
 	out    map[storage.GroupID]damagedReplica // replicas that stay out, none of them in groups; guarded by mu
 	closed bool                               // guarded by mu
 
-	changing sync.Mutex // one creation or removal of a replica at a time
+	changing chan struct{} // holds a token during a creation, a removal or the end: one at a time. No lock: a pull takes minutes
 
 	ctx    context.Context // done when the Host closes
 	cancel context.CancelFunc
@@ -104,7 +104,8 @@ func NewHost(cfg Config) (*Host, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, storage.E("new host", storage.KindInvalid, "", err)
 	}
-	h := &Host{cfg: cfg, router: cfg.Router, groups: map[storage.GroupID]*group{}, out: map[storage.GroupID]damagedReplica{}}
+	h := &Host{cfg: cfg, router: cfg.Router, groups: map[storage.GroupID]*group{}, out: map[storage.GroupID]damagedReplica{},
+		changing: make(chan struct{}, 1)}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	for _, s := range cfg.Stores {
 		d := &disk{store: s, logger: cfg.Logger, hungAfter: max(time.Second, 2*cfg.HeartbeatTimeout),
@@ -276,8 +277,8 @@ func (h *Host) runCheckpoints(d *disk) {
 
 // Bootstrap makes a group with one voter: a replica on this node. Running it again is no error.
 func (h *Host) Bootstrap(id storage.GroupID, store storage.StoreID, inc storage.Incarnation) error {
-	h.changing.Lock()
-	defer h.changing.Unlock()
+	h.changing <- struct{}{}
+	defer func() { <-h.changing }()
 	g, err := h.openReplica(id, store, inc)
 	if err != nil {
 		return err
@@ -322,8 +323,13 @@ func (h *Host) CreateReplica(ctx context.Context, id storage.GroupID, store stor
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(h.ctx, cancel)() // the node stops
-	h.changing.Lock()
-	defer h.changing.Unlock()
+	select {
+	case h.changing <- struct{}{}:
+	case <-ctx.Done():
+		return storage.E("create replica", storage.KindUnavailable, "group "+id.String(),
+			fmt.Errorf("another replica is being made or removed on this node: %w", ctx.Err()))
+	}
+	defer func() { <-h.changing }()
 	g, err := h.openReplica(id, store, inc)
 	if err != nil {
 		return err
@@ -343,8 +349,8 @@ func (h *Host) CreateReplica(ctx context.Context, id storage.GroupID, store stor
 
 // RemoveReplica stops and forgets this node's replica of a group. Its space is freed.
 func (h *Host) RemoveReplica(id storage.GroupID, store storage.StoreID, inc storage.Incarnation) error {
-	h.changing.Lock()
-	defer h.changing.Unlock()
+	h.changing <- struct{}{}
+	defer func() { <-h.changing }()
 	h.mu.Lock()
 	if d, ok := h.out[id]; ok && d.self() == ServerID(store, inc) {
 		h.mu.Unlock()
@@ -386,8 +392,8 @@ func (h *Host) Close(ctx context.Context) error {
 	h.closed = true
 	h.mu.Unlock()
 	h.cancel()
-	h.changing.Lock() // a creation that runs has been told to end
-	defer h.changing.Unlock()
+	h.changing <- struct{}{} // a creation that runs has been told to end
+	defer func() { <-h.changing }()
 	var wg sync.WaitGroup
 	for _, g := range h.all() {
 		wg.Go(func() {

@@ -350,7 +350,7 @@ func (r *run) faultHeldPower(s Step) {
 }
 
 // faultLateVote attacks the promise of a process start: a follower that has just answered the leader forgets it by a
-// restart, and could elect another one under the leader's lease.
+// restart, and could elect another one under the leader's lease. That one is written to while the leader is read.
 func (r *run) faultLateVote(s Step) {
 	l := r.leader(s.Group, s.A)
 	a, b := r.others(l)
@@ -360,13 +360,44 @@ func (r *run) faultLateVote(s Step) {
 	r.hush.Add(1) // or the third one's log falls behind, and it gets no vote
 	time.Sleep(50 * time.Millisecond)
 	r.net.CutBoth(nodeName(l.id), nodeName(a.id))
-	time.Sleep(time.Second + s.For/2)
+	time.Sleep(2*time.Second + s.For/4) // its connections are given up, and it asks for votes
 	r.net.CutBoth(nodeName(l.id), nodeName(b.id))
 	r.downFor(b, false, 0, time.Millisecond)
+	var probes sync.WaitGroup
+	probes.Go(func() { r.insist(a, 900, probeWrite, 500*time.Millisecond) })
+	probes.Go(func() { r.insist(l, 901, probeRead, 500*time.Millisecond) })
+	probes.Wait()
 	r.hush.Add(-1)
-	time.Sleep(1200 * time.Millisecond)
+	time.Sleep(700 * time.Millisecond)
 	r.net.HealBoth(nodeName(l.id), nodeName(a.id))
 	r.net.HealBoth(nodeName(l.id), nodeName(b.id))
+}
+
+// What the probes of an attack do, as a choice's what (operate).
+const (
+	probeRead  = 1
+	probeWrite = 45
+	probeMerge = 70
+)
+
+// probe is one operation on the block where crowds meet: all of it, or for a merge one cell.
+func (r *run) probe(n *node, id, what int, cell int64, patience time.Duration) {
+	p := n.p.Load()
+	if p == nil {
+		return
+	}
+	if g := p.serving(); g != nil {
+		first := hot[1] * cellsInBlock
+		r.operate(g, id, choice{what: what, blocks: span{first, cellsInBlock}, cells: span{first + cell, 1}, patience: patience})
+	}
+}
+
+// insist repeats a probe through one node's gateway for a while, with an attempt every few milliseconds.
+func (r *run) insist(n *node, id, what int, d time.Duration) {
+	for until := time.Now().Add(d); time.Now().Before(until); {
+		r.probe(n, id, what, 0, 120*time.Millisecond)
+		time.Sleep(2 * time.Millisecond)
+	}
 }
 
 // faultLateAnswers attacks the lease: answers reach the leader late, so that it hears of its followers for longer than
@@ -393,18 +424,23 @@ func (r *run) faultDeafTransfer(s Step) {
 }
 
 // faultSlowMerge attacks the term of merged blocks: the leader reads slowly what it merges, loses its leadership and
-// gets it back meanwhile.
+// gets it back meanwhile; the one that led in between has changed the rest of the block.
 func (r *run) faultSlowMerge(s Step) {
 	l := r.leader(s.Group, s.A)
 	a, b := r.others(l)
 	to := pick2(a, b, s.B)
+	r.probe(l, 902, probeWrite, 0, 300*time.Millisecond)
 	end := l.stallReads()
-	time.Sleep(50*time.Millisecond + s.For/20)
+	var slow sync.WaitGroup
+	slow.Go(func() { r.probe(l, 903, probeMerge, 0, 3*time.Second) })
+	time.Sleep(30*time.Millisecond + s.For/50)
 	r.transfer(s.Group, l, to)
-	time.Sleep(50*time.Millisecond + s.For/10)
+	r.probe(to, 904, probeMerge, 2, 300*time.Millisecond)
 	r.transfer(s.Group, to, l)
 	time.Sleep(20 * time.Millisecond)
 	end()
+	slow.Wait()
+	r.probe(l, 905, probeRead, 0, 300*time.Millisecond)
 }
 
 // faultTornTwice cuts the power of one node in short succession, with some of the unsynced bytes surviving: what the

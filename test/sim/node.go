@@ -34,7 +34,7 @@ type node struct {
 	id     storage.NodeID
 	bytes  *vfs.MemFS // changes hands between processes; owned by whoever holds busy
 	random *rand.Rand // of the machine; owned by whoever holds busy
-	starts int
+	starts int        // owned by whoever holds busy
 
 	// busy holds a token while the machine is being killed, cut or started.
 	busy chan struct{}
@@ -44,6 +44,7 @@ type node struct {
 // process is one run of storaged on a node.
 type process struct {
 	n     *node
+	start int         // the how manieth of its node
 	dead  atomic.Bool // set before the kill has any effect: what it says from then on is not believed
 	disk  *disk
 	store *extent.Store
@@ -87,7 +88,7 @@ func newNode(r *run, id storage.NodeID) (*node, error) {
 // start runs a new process. busy is held.
 func (n *node) start() error {
 	n.starts++
-	p := &process{n: n, ended: make(chan struct{}), gone: make(chan struct{}), changing: make(chan struct{}, 1),
+	p := &process{n: n, start: n.starts, ended: make(chan struct{}), gone: make(chan struct{}), changing: make(chan struct{}, 1),
 		disk: newDisk(n.bytes, n.r.plan.SyncDelay, rand.New(rand.NewPCG(n.random.Uint64(), 1)))}
 	logger := n.r.logger.With("node", n.id, "start", n.starts)
 	var host atomic.Pointer[replication.Host]
@@ -216,7 +217,7 @@ func (n *node) shutdown() {
 func (p *process) openGateway() {
 	p.mu.Lock()
 	p.opened++
-	instance := fmt.Sprintf("%d-%d-%d", p.n.id, p.n.starts, p.opened)
+	instance := fmt.Sprintf("%d-%d-%d", p.n.id, p.start, p.opened)
 	p.mu.Unlock()
 	view := &gatewayView{p: p, catalog: p.n.r.catalog, instance: instance, Router: route.New(route.Config{Self: p.n.id, Host: p.host,
 		Peers: p.peers, Replicas: func(storage.GroupID) []storage.NodeID { return p.n.r.ids() }})}
