@@ -1,0 +1,188 @@
+package catalog
+
+import (
+	"testing"
+
+	storage "github.com/storaged/storaged"
+)
+
+func onHost(id string, access Access) Attach {
+	return Attach{Volume: ByName("v"), Holder: Holder{ID: id, Kind: HolderHost, Host: "h-" + id}, Access: access, At: testTime}
+}
+
+func (f *fixture) fence() {
+	f.t.Helper()
+	for _, v := range f.s.Unfenced() {
+		f.ok(SetFenced{v.ID, v.Generation})
+	}
+}
+
+func TestAttach(t *testing.T) {
+	f := newFixture(t)
+	n1 := f.node(1)
+	f.group(1)
+	v := f.volume("v")
+	first := f.ok(onHost("a", Exclusive))
+	if first.Attachment.ID != 1 || first.Attachment.Generation != 1 || first.Volume.Generation != 1 || first.Volume.Revision <= v.Revision {
+		t.Fatalf("got %+v of %+v", first.Attachment, first.Volume)
+	}
+	if again := f.ok(onHost("a", Exclusive)); *again.Attachment != *first.Attachment {
+		t.Fatalf("a retry made %+v", again.Attachment)
+	}
+	f.refused(onHost("a", Shared), storage.KindConflict, "h-a", "exclusively", "other terms")
+	for _, c := range []Attach{onHost("b", Exclusive), onHost("b", Shared), {Volume: ByName("v"), Holder: NBDHolder(n1, "n1", false), Access: Shared}} {
+		f.refused(c, storage.KindConflict, "volume v", "exclusively by host h-a (holder a) since 2026-01-02T03:04:05Z", "detach it there", "--take-over")
+	}
+	f.refused(DeleteVolume{ByName("v")}, storage.KindConflict, "host h-a")
+	f.refused(Attach{Volume: ByName("v"), Holder: NBDHolder(7, "x", false), Access: Shared}, storage.KindPermission)
+
+	over := onHost("b", Exclusive)
+	over.TakeOver, over.IfGeneration = true, 1
+	taken := f.ok(over)
+	if taken.Attachment.Generation != 2 || taken.Volume.Generation != 2 || taken.Volume.Fenced != 1 {
+		t.Fatalf("after a takeover: %+v of %+v", taken.Attachment, taken.Volume)
+	}
+	if again := f.ok(over); *again.Attachment != *taken.Attachment || again.Volume.Generation != 2 {
+		t.Fatalf("repeated: %+v", again)
+	}
+	late := onHost("c", Exclusive)
+	late.TakeOver, late.IfGeneration = true, 1
+	f.refused(late, storage.KindConflict, "generation is 2", "host h-b", "since")
+	if why := f.s.Lost(v.ID, 1); why == "" || f.s.Lost(v.ID, 2) != "" || f.s.Lost(v.ID, 3) != "" {
+		t.Errorf("attachment 1 was lost because %q, 2 because %q", why, f.s.Lost(v.ID, 2))
+	}
+
+	open := OpenSession{Volume: ByName("v"), Gateway: Gateway{Host: "b"}, Attachment: 2, Instance: "i", At: testTime}
+	f.refused(open, storage.KindUnavailable, "fenced")
+	f.refused(SetFenced{v.ID, 3}, storage.KindInvalid)
+	f.fence()
+	f.ok(open)
+	stolen := open
+	stolen.Gateway.Host = "a"
+	f.refused(stolen, storage.KindPermission, "host h-b")
+	stolen.Attachment = 1
+	f.refused(stolen, storage.KindFenced, "attachment 1 has ended", "host h-b")
+	stolen.Attachment = 9
+	f.refused(stolen, storage.KindInvalid, "never made")
+}
+
+func TestSharedAndReadOnly(t *testing.T) {
+	f := newFixture(t)
+	n1 := f.node(1)
+	f.group(1)
+	f.volume("v")
+	ro := onHost("a", Shared)
+	ro.ReadOnly = true
+	a := f.ok(ro).Attachment
+	b := f.ok(onHost("b", Shared)).Attachment
+	for _, readOnly := range []bool{false, true} { // a node has clients of both kinds
+		f.ok(Attach{Volume: ByName("v"), Holder: NBDHolder(n1, "n1", readOnly), Access: Shared, ReadOnly: readOnly})
+	}
+	f.refused(onHost("c", Exclusive), storage.KindConflict, "shared, read-only, by host h-a")
+	writer := OpenSession{Volume: ByName("v"), Gateway: Gateway{Host: "a"}, Attachment: a.ID, Instance: "i"}
+	f.refused(writer, storage.KindPermission, "read-only")
+	writer.ReadOnly = true
+	f.ok(writer)
+	x := f.ok(OpenSession{Volume: ByName("v"), Gateway: Gateway{Host: "b"}, Attachment: b.ID, Instance: "i"}).Session
+
+	r := f.ok(Detach{Volume: ByName("v"), Holder: "b", At: testTime})
+	if r.Volume.Generation != 1 || len(r.Predecessors) != 1 || r.Predecessors[0].ID != x.ID || r.Predecessors[0].State != SessionClosing {
+		t.Fatalf("after the end of one of several: %+v", r)
+	}
+	if again := f.ok(Detach{Volume: ByName("v"), Holder: "b", At: testTime}); len(again.Predecessors) != 1 {
+		t.Errorf("a detach that is repeated does not say what is left to close: %+v", again)
+	}
+	f.ok(CloseSession{x.ID})
+	if again := f.ok(Detach{Volume: ByName("v"), Holder: "b"}); len(again.Predecessors) != 0 {
+		t.Errorf("got %+v", again)
+	}
+	all := onHost("c", Shared)
+	all.TakeOver = true
+	if r := f.ok(all); r.Volume.Generation != 2 || len(f.s.Attachments()) != 1 {
+		t.Fatalf("after a takeover of everything: %+v", r.Volume)
+	}
+}
+
+// TestDetachMovesTheGeneration unless the holder itself says that nothing is on its way, and no session speaks against it.
+func TestDetachMovesTheGeneration(t *testing.T) {
+	f := newFixture(t)
+	f.node(1)
+	f.group(1)
+	f.volume("v")
+	for _, c := range []struct {
+		closed, session bool
+		want            storage.Generation // moved by
+	}{{false, false, 1}, {true, false, 0}, {true, true, 1}, {false, true, 1}} {
+		a := f.ok(onHost("a", Exclusive)).Attachment
+		f.fence()
+		if c.session {
+			f.ok(OpenSession{Volume: ByName("v"), Gateway: Gateway{Host: "a"}, Attachment: a.ID, Instance: "i"})
+		}
+		r := f.ok(Detach{Volume: ByName("v"), Attachment: a.ID, Closed: c.closed, At: testTime})
+		if moved := r.Volume.Generation - a.Generation; moved != c.want {
+			t.Errorf("%+v: moved by %d", c, moved)
+		}
+	}
+	a := f.ok(onHost("a", Exclusive)).Attachment
+	f.ok(Detach{Volume: ByName("v"), Holder: "b", Attachment: a.ID})
+	f.ok(Detach{Volume: ByName("v"), Holder: "a", Attachment: a.ID - 1})
+	f.ok(Detach{Volume: ByName("nobody"), Holder: "a"})
+	if len(f.s.Attachments()) != 1 {
+		t.Error("another one's attachment has ended")
+	}
+	f.refused(Detach{Volume: ByName("v")}, storage.KindInvalid)
+}
+
+// TestClientsOfSilentNodesGiveWay, and hosts do not.
+func TestClientsOfSilentNodesGiveWay(t *testing.T) {
+	f := newFixture(t)
+	n1, n2 := f.node(1), f.node(2)
+	f.group(1)
+	v := f.volume("v")
+	one := Attach{Volume: ByName("v"), Holder: NBDHolder(n1, "n1", false), Access: Exclusive, At: testTime}
+	two := Attach{Volume: ByName("v"), Holder: NBDHolder(n2, "n2", false), Access: Exclusive, At: testTime}
+	f.ok(one)
+	f.refused(two, storage.KindConflict, "NBD clients of node n1")
+	f.ok(SetNodeState{n1, "", NodeSuspect})
+	if r := f.ok(two); r.Volume.Generation != 2 || r.Volume.Fenced != 1 {
+		t.Fatalf("a suspect node's clients were not fenced: %+v", r.Volume)
+	}
+	f.ok(SetNodeState{n1, "", NodeUp})
+	f.refused(one, storage.KindConflict, "NBD clients of node n2")
+
+	f.fence()
+	open := OpenSession{Volume: ByName("v"), Gateway: Gateway{Node: n2}, Attachment: 2, Instance: "i", At: testTime}
+	x := f.ok(open).Session
+	f.ok(ExpireSessions{[]storage.SessionID{x.ID}})
+	if r := f.ok(open); r.Session.ID == x.ID { // it was heard of again, and nobody had come
+		t.Fatalf("got %+v", r.Session)
+	}
+	f.refused(one, storage.KindConflict)
+	f.ok(ExpireSessions{[]storage.SessionID{x.ID + 1}})
+	f.ok(one)
+
+	f.ok(Detach{Volume: ByName("v"), Holder: "nbd:n1"})
+	a := f.ok(onHost("a", Exclusive)).Attachment
+	f.fence()
+	y := f.ok(OpenSession{Volume: ByName("v"), Gateway: Gateway{Host: "a"}, Attachment: a.ID, Instance: "i"}).Session
+	f.ok(ExpireSessions{[]storage.SessionID{y.ID}})
+	if at, _ := f.s.Attachment(a.ID); !at.Silent {
+		t.Error("a host whose session has expired is not shown as silent")
+	}
+	f.refused(one, storage.KindConflict, "host h-a")
+	f.ok(Detach{Volume: ByID(v.ID), Holder: "a"})
+}
+
+func TestHolders(t *testing.T) {
+	f := newFixture(t)
+	n1 := f.node(1)
+	f.group(1)
+	f.volume("v")
+	for _, h := range []Holder{{}, {ID: "a"}, {ID: "-a", Kind: HolderHost}, {ID: "a b", Kind: HolderHost}, {ID: "nbd:x", Kind: HolderHost},
+		{ID: "x", Kind: HolderNBD, Node: n1}, {ID: "nbd:x", Kind: HolderNBD}, {ID: "a", Kind: HolderHost, Node: n1},
+		{ID: string(make([]byte, MaxHolderBytes+1)), Kind: HolderHost}, {ID: "a", Kind: HolderHost, Host: "a b"}} {
+		f.refused(Attach{Volume: ByName("v"), Holder: h, Access: Shared}, storage.KindInvalid)
+	}
+	f.refused(onHost("a", "both"), storage.KindInvalid, "exclusive or shared")
+	f.ok(Attach{Volume: ByName("v"), Holder: Holder{ID: "ns/pod:1@host.example_x", Kind: HolderHost}, Access: Shared})
+}
