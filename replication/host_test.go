@@ -2,6 +2,8 @@ package replication
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -81,5 +83,23 @@ func TestGrowsFromOneToThreeAndSurvivesEachNode(t *testing.T) {
 			})
 		}
 		check("at the end")
+	})
+}
+
+// TestCreateReplicaWaitsForItsTurn: one replica is made at a time, and who waits for that may give up. Guards the
+// token in changing: a lock in its place stops virtual time here, and cannot be given up.
+func TestCreateReplicaWaitsForItsTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHarness(t, 1)
+		h.nodes[1].start()
+		defer h.close()
+		host := h.nodes[1].host
+		host.changing <- struct{}{}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := host.CreateReplica(ctx, 1, storeID(1), 1, 1); !errors.Is(err, storage.ErrUnavailable) {
+			t.Errorf("a creation behind another one: %v", err)
+		}
+		<-host.changing
 	})
 }

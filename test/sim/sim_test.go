@@ -45,6 +45,14 @@ func TestSchedules(t *testing.T) {
 	t.Logf("%d schedules with %d operations in %.1f s: %.2f schedules a second", n, ops, elapsed, float64(n)/elapsed)
 }
 
+// TestFoundBefore runs schedules that found something once: a Manifest.Close behind a read that waits for its disk
+// (1001511, 1010323), a Host.Close behind a replica that is being made (1020143).
+func TestFoundBefore(t *testing.T) {
+	for _, seed := range []uint64{1001511, 1010323, 1020143} {
+		schedule(t, seed)
+	}
+}
+
 // stuckAfter is how long a schedule may take in real time.
 const stuckAfter = time.Minute
 
