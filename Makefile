@@ -8,6 +8,7 @@ TAGS     := interop,e2e,netns,chaos
 FUZZTIME ?= 1m
 CHAOS_FOR ?= 10m
 CHAOS_ARGS ?=
+SIM_SECONDS ?= 600
 BENCH    ?=
 RACE     ?= -short
 DEMO     ?=
@@ -47,9 +48,10 @@ e2e: build ## three real processes: growth, failover, restart
 chaos-short: build ## half a minute of kill -9, pauses and partitions; histories checked for linearizability
 	$(GO) test -tags chaos -timeout 5m -count 1 -run '^TestChaos$$' ./test/chaos -storaged $(abspath $(BIN))/storaged -for 30s $(CHAOS_ARGS)
 
-chaos: build ## the same, long (CHAOS_FOR=10m), and the tools of it
+chaos: build ## the same, long (CHAOS_FOR=10m), its tools, and the simulation from new seeds (SIM_SECONDS=600)
 	if [ "$$(id -u)" = 0 ]; then $(GO) test -tags chaos -count 1 -run '^TestNetwork$$' ./internal/testcluster; fi
 	$(GO) test -tags chaos -timeout 0 -count 1 -v -run '^TestChaos$$' ./test/chaos -storaged $(abspath $(BIN))/storaged -for $(CHAOS_FOR) $(CHAOS_ARGS)
+	$(GO) test -timeout 0 -count 1 -run '^TestSchedules$$' ./test/sim -sim.from=$$(date +%s)000 -sim.seconds=$(SIM_SECONDS)
 
 fuzz: ## every fuzz target for FUZZTIME (1m) each
 	@set -e; for pkg in $$($(GO) list ./...); do \
