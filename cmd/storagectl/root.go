@@ -56,7 +56,7 @@ func newRoot(a *app) *cobra.Command {
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(
 		[]string{formTable, formWide, formJSON, formYAML}, cobra.ShellCompDirectiveNoFileComp))
 	_ = root.RegisterFlagCompletionFunc("endpoint", cobra.NoFileCompletions)
-	root.AddCommand(newVolume(a), newNode(a), newGroup(a), newStatus(a), newBench(a), newVersion(a), newDocs(a))
+	root.AddCommand(newVolume(a), newAttach(a), newDetach(a), newAttachments(a), newNode(a), newGroup(a), newStatus(a), newBench(a), newVersion(a), newDocs(a))
 	root.AddCommand(newTopics()...)
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()

@@ -13,11 +13,10 @@ import (
 
 	"github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/size"
-	"github.com/storaged/storaged/server"
 )
 
-// bindFlags defines a flag for every tagged field of the configuration, with its default.
-func bindFlags(fs *pflag.FlagSet, c *server.Config) {
+// bindFlags defines a flag for every tagged field of the configuration c points to, with its default.
+func bindFlags(fs *pflag.FlagSet, c any) {
 	v := reflect.ValueOf(c).Elem()
 	for i := range v.NumField() {
 		tag := v.Type().Field(i).Tag
@@ -66,7 +65,7 @@ func applySources(fs *pflag.FlagSet, file string, lookup func(string) (string, b
 		for k, v := range raw {
 			if fs.Lookup(k) == nil || k == "config" || k == "help" {
 				return storage.E("read", storage.KindInvalid, "configuration file "+file,
-					fmt.Errorf("%q is no setting; the keys are the flags of `storaged serve --help`", k))
+					fmt.Errorf("%q is no setting; the keys are the flags that --help shows", k))
 			}
 			values[k] = fmt.Sprint(v)
 		}

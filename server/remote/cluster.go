@@ -247,8 +247,8 @@ func (c *Cluster) target() (storage.NodeID, error) {
 
 // learnNode makes another node the next to be asked when this one gave no answer, or none that helps.
 func (c *Cluster) learnNode(asked storage.NodeID, err error) {
-	if errors.Is(err, context.Canceled) {
-		return // the caller did not wait
+	if errors.Is(err, context.Canceled) || errors.Is(err, errSoon) {
+		return // nobody waited for the answer
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

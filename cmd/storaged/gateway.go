@@ -1,0 +1,63 @@
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/storaged/storaged/nbd/attach"
+	"github.com/storaged/storaged/server/hostgateway"
+)
+
+// helperCommandName is the hidden command that the gateway starts for what may wait for one of its own devices.
+const helperCommandName = "gateway-helper"
+
+func gatewayCommand() *cobra.Command {
+	var config hostgateway.Config
+	var file string
+	c := &cobra.Command{
+		Use:   "gateway --endpoint HOST[,HOST...]",
+		Short: "Run the gateway of a host, which attaches volumes as block devices",
+		Long: `Run the gateway of a host until SIGTERM or SIGINT; one runs per host, as root. It attaches volumes of a cluster to the
+host as block devices when "storagectl attach", the CSI node service or the Docker plugin ask for it, over its socket.
+
+The host needs no node of its own. The gateway speaks to all nodes: any endpoint that answers will do to find them. A node
+that dies is a pause of its devices, not an error.
+
+The gateway may be stopped, killed and upgraded while its devices are in use: their requests wait, and are served when it
+runs again. To remove devices, detach them.
+
+Every flag can be given in the environment too (--state-dir as STORAGED_STATE_DIR) or in a YAML file (--config) whose
+keys are the flags' names. The command line wins over the environment, the environment over the file.`,
+		Example: `  storaged gateway --endpoint storage-1,storage-2,storage-3
+  storagectl attach db`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := applySources(cmd.Flags(), file, os.LookupEnv); err != nil {
+				return err
+			}
+			return hostgateway.Run(cmd.Context(), config, []string{"/proc/self/exe", helperCommandName}, cmd.ErrOrStderr())
+		},
+	}
+	bindFlags(c.Flags(), &config)
+	c.Flags().StringVar(&file, "config", "", configHelp)
+	return c
+}
+
+// helperCommand does for the gateway what a process that may be killed should not do itself.
+func helperCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:                helperCommandName,
+		Short:              "Started by the gateway",
+		Hidden:             true,
+		DisableFlagParsing: true,
+		Run: func(cmd *cobra.Command, args []string) {
+			err := attach.Helper(cmd.Context(), args, cmd.OutOrStdout())
+			if err != nil {
+				fmt.Fprintln(cmd.ErrOrStderr(), err)
+			}
+			os.Exit(attach.HelperExitCode(err))
+		},
+	}
+}

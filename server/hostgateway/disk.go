@@ -1,0 +1,589 @@
+package hostgateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/api"
+	"github.com/storaged/storaged/api/host"
+	"github.com/storaged/storaged/nbd"
+	"github.com/storaged/storaged/nbd/attach"
+	"github.com/storaged/storaged/server/export"
+	"github.com/storaged/storaged/server/volume"
+)
+
+// disk is an attached volume. What changes it has the volume's turn (Gateway.turn); the lock is for those who look.
+type disk struct {
+	gateway *Gateway
+
+	mu      sync.Mutex // guards what follows
+	record  record
+	state   host.State
+	reason  string
+	device  attach.Device   // nil: not served
+	handle  *volume.Volume  // keeps the volume open beyond the device's connections; nil: not open
+	refresh chan chan error // asks the watch to look at the size now; nil while nothing watches
+	unwatch context.CancelFunc
+	watched chan struct{} // closed when the watch has ended
+}
+
+// describe returns what others see.
+func (d *disk) describe() host.Attachment {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	r := d.record
+	a := host.Attachment{Volume: r.Volume, VolumeID: r.VolumeID, ID: uint64(r.Attachment), Generation: r.Generation, Access: r.Access,
+		ReadOnly: r.ReadOnly, Via: r.Via, Device: r.Device, State: d.state, Reason: d.reason, Since: r.Since}
+	if d.device != nil {
+		a.SizeBytes = d.device.SizeBytes()
+	}
+	if link := d.gateway.linkOf(r.Volume); link != "" && r.Device != "" {
+		a.Link = link
+	}
+	return a
+}
+
+func (d *disk) set(s host.State, reason string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.state, d.reason = s, reason
+}
+
+// Attach implements host.Gateway.
+func (g *Gateway) Attach(ctx context.Context, q host.Request) (host.Attachment, error) {
+	if err := q.Validate(); err != nil {
+		return host.Attachment{}, err
+	}
+	done, err := g.turn(ctx, q.Volume)
+	if err != nil {
+		return host.Attachment{}, err
+	}
+	defer done()
+	if d := g.disk(q.Volume); d != nil {
+		if err := d.sameTerms(q); err != nil {
+			return host.Attachment{}, err
+		}
+		return d.describe(), nil
+	}
+	driver, via, err := g.driver(q.Via)
+	if err != nil {
+		return host.Attachment{}, err
+	}
+	c, err := g.connected(ctx)
+	if err != nil {
+		return host.Attachment{}, err
+	}
+	d := &disk{gateway: g, state: host.StateConnecting, record: record{Volume: q.Volume, Attachment: storage.AttachmentID(q.AttachmentID),
+		Own: q.AttachmentID == 0, Access: q.Access, ReadOnly: q.ReadOnly, Via: via}}
+	if err := g.add(d); err != nil {
+		return host.Attachment{}, err
+	}
+	if err := g.bring(ctx, c, d, driver, q); err != nil {
+		return host.Attachment{}, errors.Join(err, g.undo(d, driver))
+	}
+	a := d.describe()
+	g.logOf(q.Volume).Info("attached", "device", a.Device, "via", a.Via, "access", a.Access, "attachment", a.ID, "generation", a.Generation)
+	return a, nil
+}
+
+// sameTerms returns nil if the disk is what is asked for, and can be used.
+func (d *disk) sameTerms(q host.Request) error {
+	a := d.describe()
+	subject := "volume " + q.Volume
+	switch {
+	case a.State == host.StateFailed:
+		return storage.E("attach", storage.KindConflict, subject, fmt.Errorf("its device %s has failed (%s); detach it first", a.Device, a.Reason))
+	case a.State != host.StateReady:
+		return storage.E("attach", storage.KindUnavailable, subject, fmt.Errorf("its device is %s: %s", a.State, a.Reason))
+	case a.Access != q.Access || a.ReadOnly != q.ReadOnly || q.Via != host.ViaAuto && q.Via != a.Via || q.AttachmentID != 0 && q.AttachmentID != a.ID:
+		mode := "read-write"
+		if a.ReadOnly {
+			mode = "read-only"
+		}
+		return storage.E("attach", storage.KindConflict, subject, fmt.Errorf("it is attached here already, as %s, %s %s by %s under attachment %d; detach it first",
+			a.Device, a.Access, mode, a.Via, a.ID))
+	}
+	return nil
+}
+
+// add writes the disk down before anything is done for it.
+func (g *Gateway) add(d *disk) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closing {
+		return errClosed
+	}
+	if err := g.state.writeRecord(d.record); err != nil {
+		return err
+	}
+	g.disks[d.record.Volume] = d
+	return nil
+}
+
+// bring takes a new disk from its record to a device.
+func (g *Gateway) bring(ctx context.Context, c *connection, d *disk, driver attach.Driver, q host.Request) error {
+	at, err := g.attachment(ctx, q)
+	if err != nil {
+		return err
+	}
+	d.mu.Lock()
+	d.record.VolumeID, d.record.Attachment, d.record.Generation, d.record.Since = at.VolumeID, at.ID, at.Generation, at.Since
+	r := d.record
+	d.mu.Unlock()
+	if err := g.state.writeRecord(r); err != nil {
+		return err
+	}
+	if err := d.open(ctx, c); err != nil {
+		return err
+	}
+	device, err := driver.Attach(ctx, d.request(c))
+	if err != nil {
+		return err
+	}
+	return d.ready(device)
+}
+
+// attachment asks for the right to use the volume, or looks at the one that is named.
+func (g *Gateway) attachment(ctx context.Context, q host.Request) (api.Attachment, error) {
+	if q.AttachmentID == 0 {
+		return g.api.Attach(ctx, api.NewAttachment{Volume: api.VolumeRef{Name: q.Volume},
+			Holder: api.Holder{ID: g.hostID, Kind: api.HolderHost, Host: g.host}, Access: api.Access(q.Access), ReadOnly: q.ReadOnly,
+			TakeOver: q.TakeOver})
+	}
+	list, err := g.api.Attachments(ctx, api.AttachmentFilter{Volume: q.Volume, HolderID: g.hostID}, 0, 0)
+	if err != nil {
+		return api.Attachment{}, err
+	}
+	for _, a := range list {
+		if uint64(a.ID) != q.AttachmentID {
+			continue
+		}
+		if a.Access != api.Access(q.Access) || a.ReadOnly && !q.ReadOnly {
+			return a, storage.E("attach", storage.KindConflict, "volume "+q.Volume, fmt.Errorf("attachment %s was made on other terms", a.ID))
+		}
+		return a, nil
+	}
+	return api.Attachment{}, storage.E("attach", storage.KindFenced, "volume "+q.Volume,
+		fmt.Errorf("attachment %d of this host (%s) has ended, or never was", q.AttachmentID, g.hostID))
+}
+
+// open opens the volume under its attachment, and keeps it open.
+func (d *disk) open(ctx context.Context, c *connection) error {
+	v, err := d.openVolume(ctx, c)
+	if err != nil {
+		return err
+	}
+	d.mu.Lock()
+	d.handle = v
+	d.mu.Unlock()
+	return nil
+}
+
+func (d *disk) openVolume(ctx context.Context, c *connection) (*volume.Volume, error) {
+	d.mu.Lock()
+	r := d.record
+	d.mu.Unlock()
+	return c.volume.Open(ctx, r.Volume, volume.OpenOptions{ReadOnly: r.ReadOnly, Attachment: r.Attachment})
+}
+
+// request asks a driver for the disk's device.
+func (d *disk) request(c *connection) attach.Request {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return attach.Request{Name: d.record.Volume, ReadOnly: d.record.ReadOnly, Open: func(ctx context.Context) (nbd.Export, error) {
+		v, err := d.openVolume(ctx, c)
+		if err != nil {
+			return nil, err
+		}
+		return export.Attached(v), nil
+	}}
+}
+
+// ready notes that the device is served, and watches over it.
+func (d *disk) ready(device attach.Device) error {
+	d.mu.Lock()
+	d.device, d.record.Device = device, device.Path()
+	d.state, d.reason = host.StateReady, ""
+	r := d.record
+	d.mu.Unlock()
+	if err := d.gateway.state.writeRecord(r); err != nil {
+		return err
+	}
+	d.gateway.link(r.Volume, r.Device)
+	d.watch()
+	return nil
+}
+
+// undo takes back what bring has begun. What it cannot take back is finished by Detach, or by the next start.
+func (g *Gateway) undo(d *disk, driver attach.Driver) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(g.ctx), 20*time.Second)
+	defer cancel()
+	d.stop(ctx)
+	err := driver.Detach(ctx, d.record.Volume)
+	if err == nil {
+		err = g.giveUp(ctx, d)
+	}
+	if err != nil {
+		d.set(host.StateFailed, "it could not be attached, and not be taken apart; detach it")
+	}
+	return err
+}
+
+// giveUp ends the attachment of a disk whose device is gone, and forgets the disk.
+func (g *Gateway) giveUp(ctx context.Context, d *disk) error {
+	d.mu.Lock()
+	d.record.Gone = true
+	r := d.record
+	d.mu.Unlock()
+	if err := g.state.writeRecord(r); err != nil {
+		return err
+	}
+	if r.Own {
+		err := g.api.Detach(ctx, api.Detachment{Volume: api.VolumeRef{Name: r.Volume}, HolderID: g.hostID, Attachment: r.Attachment})
+		if err != nil && !errors.Is(err, storage.ErrNotFound) {
+			return err
+		}
+	}
+	g.unlink(r.Volume)
+	if err := g.state.removeRecord(r.Volume); err != nil {
+		return err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.disks, r.Volume)
+	return nil
+}
+
+// Detach implements host.Gateway.
+func (g *Gateway) Detach(ctx context.Context, name string, force bool) error {
+	done, err := g.turn(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer done()
+	d := g.disk(name)
+	if d == nil {
+		return nil
+	}
+	d.mu.Lock()
+	before, reason, device, via, gone := d.state, d.reason, d.device, d.record.Via, d.record.Gone
+	d.state = host.StateDetaching
+	d.mu.Unlock()
+	if !gone {
+		err = g.remove(ctx, d, device, via, force)
+	}
+	if err != nil {
+		d.set(before, reason)
+		return err
+	}
+	d.stop(ctx)
+	if err := g.giveUp(ctx, d); err != nil {
+		d.set(host.StateDetaching, "its device is removed; the cluster was not told: "+err.Error())
+		return err
+	}
+	g.logOf(name).Info("detached", "force", force)
+	return nil
+}
+
+func (g *Gateway) remove(ctx context.Context, d *disk, device attach.Device, via host.Via, force bool) error {
+	if device != nil {
+		return device.Detach(ctx, force)
+	}
+	driver := g.drivers[via]
+	if driver == nil {
+		return storage.E("detach", storage.KindUnsupported, "volume "+d.record.Volume, fmt.Errorf("this gateway has no driver %s", via))
+	}
+	if !force {
+		return storage.E("detach", storage.KindConflict, "volume "+d.record.Volume, errors.New("its device is not served; only force removes it: its users then get errors"))
+	}
+	return driver.Detach(ctx, d.record.Volume)
+}
+
+// stop ends the serving of the disk and gives the volume up at this gateway. The device stays.
+func (d *disk) stop(ctx context.Context) {
+	d.mu.Lock()
+	unwatch, watched := d.unwatch, d.watched
+	d.unwatch = nil
+	d.mu.Unlock()
+	if unwatch != nil {
+		unwatch()
+		<-watched
+	}
+	d.mu.Lock()
+	device, handle := d.device, d.handle
+	d.device, d.handle = nil, nil
+	d.mu.Unlock()
+	if device != nil {
+		device.Stop(ctx)
+	}
+	if handle != nil {
+		_ = handle.Close(ctx) // what it does not wait for is closed by whoever opens the volume next
+	}
+}
+
+// resume goes on with a disk that is written down.
+func (g *Gateway) resume(name string) {
+	done, err := g.turn(g.resuming, name)
+	if err != nil {
+		return
+	}
+	defer done()
+	d := g.disk(name)
+	if d == nil {
+		return
+	}
+	log := g.logOf(name)
+	r := d.record
+	if r.Gone || r.Own && r.Attachment == 0 { // a detach, or an attach, that did not come to its end
+		if err := g.finish(d); err != nil {
+			d.set(host.StateFailed, "it is to be detached: "+err.Error())
+			log.Error("a volume could not be detached", "error", err)
+		}
+		return
+	}
+	begun := time.Now()
+	if err := g.resumeDevice(d); err != nil {
+		if g.resuming.Err() == nil {
+			log.Error("the device is lost", "device", r.Device, "error", err)
+			d.set(host.StateFailed, err.Error())
+		}
+		return
+	}
+	log.Info("the device is served again", "device", d.describe().Device, "took", time.Since(begun).Round(time.Millisecond))
+}
+
+func (g *Gateway) finish(d *disk) error {
+	ctx, cancel := context.WithTimeout(g.resuming, time.Minute)
+	defer cancel()
+	if driver := g.drivers[d.record.Via]; driver != nil {
+		if err := driver.Detach(ctx, d.record.Volume); err != nil {
+			return err
+		}
+	}
+	return g.giveUp(ctx, d)
+}
+
+func (g *Gateway) resumeDevice(d *disk) error {
+	driver := g.drivers[d.record.Via]
+	if driver == nil {
+		return storage.E("resume", storage.KindUnsupported, "volume "+d.record.Volume, fmt.Errorf("this gateway has no driver %s", d.record.Via))
+	}
+	c, err := g.connected(g.resuming)
+	if err != nil {
+		return err
+	}
+	request := d.request(c)
+	lost := d.open(g.resuming, c) // waits for the cluster as long as it takes
+	if lost != nil {
+		if g.resuming.Err() != nil {
+			return lost
+		}
+		request.Open = func(context.Context) (nbd.Export, error) {
+			return &lostExport{err: lost, readOnly: d.record.ReadOnly}, nil
+		}
+	}
+	device, err := driver.Resume(g.resuming, request)
+	if errors.Is(err, storage.ErrNotFound) && lost == nil { // the host has started since
+		device, err = driver.Attach(g.resuming, request)
+	}
+	switch {
+	case err != nil:
+		return err
+	case lost != nil: // its requests get errors, instead of waiting for ever
+		d.mu.Lock()
+		d.device = device
+		d.mu.Unlock()
+		return lost
+	}
+	return d.ready(device)
+}
+
+// lostExport answers everything with the error with which the volume was lost.
+type lostExport struct {
+	err      error
+	readOnly bool
+}
+
+// Info implements nbd.Export.
+func (e *lostExport) Info() nbd.ExportInfo {
+	return nbd.ExportInfo{SizeBytes: storage.MaxVolumeBytes, ReadOnly: e.readOnly}
+}
+
+func (e *lostExport) ReadAt(context.Context, []byte, int64) error  { return e.err }
+func (e *lostExport) WriteAt(context.Context, []byte, int64) error { return e.err }
+func (e *lostExport) Flush(context.Context) error                  { return e.err }
+func (e *lostExport) Trim(context.Context, int64, int64) error     { return e.err }
+func (e *lostExport) WriteZeroes(context.Context, int64, int64, bool) error {
+	return e.err
+}
+func (e *lostExport) Status(context.Context, int64, int64, string) ([]nbd.Extent, error) {
+	return nil, e.err
+}
+func (e *lostExport) Cache(context.Context, int64, int64) error { return e.err }
+func (e *lostExport) Close(bool) error                          { return nil }
+
+// watchInterval is how often a device is compared with its volume.
+const watchInterval = time.Second
+
+// watch begins to watch over the device: it grows with its volume, and fails with it.
+func (d *disk) watch() {
+	ctx, cancel := context.WithCancel(d.gateway.ctx)
+	d.mu.Lock()
+	d.unwatch, d.watched, d.refresh = cancel, make(chan struct{}), make(chan chan error)
+	device, handle, watched, refresh := d.device, d.handle, d.watched, d.refresh
+	d.mu.Unlock()
+	d.gateway.wg.Go(func() {
+		defer close(watched)
+		d.watchUntil(ctx, device, handle, refresh)
+	})
+}
+
+func (d *disk) watchUntil(ctx context.Context, device attach.Device, handle *volume.Volume, refresh chan chan error) {
+	log := d.gateway.logOf(d.record.Volume)
+	tick := time.NewTicker(watchInterval)
+	defer tick.Stop()
+	for {
+		var asked chan error
+		select {
+		case <-ctx.Done():
+			return
+		case <-device.Ended():
+			if ctx.Err() == nil {
+				log.Error("the device was removed by somebody else, or its connection to the kernel was ended", "device", device.Path())
+				d.fail("the device was removed by somebody else, or its connection to the kernel was ended; detach it")
+			}
+			return
+		case <-tick.C:
+		case asked = <-refresh:
+		}
+		if err := handle.Err(); err != nil {
+			log.Error("the volume was lost: its device answers errors from now on", "device", device.Path(), "error", err)
+			d.fail(err.Error())
+			if asked != nil {
+				asked <- err
+			}
+			return
+		}
+		var err error
+		if size := handle.SizeBytes(); size > device.SizeBytes() {
+			if err = device.Resize(ctx); err != nil {
+				log.Warn("the device does not grow", "device", device.Path(), "size", size, "error", err)
+			} else {
+				log.Info("the device has grown", "device", device.Path(), "size", size)
+			}
+		}
+		if asked != nil {
+			asked <- err
+		}
+	}
+}
+
+// fail notes why the device is of no use any more, unless it is just being detached.
+func (d *disk) fail(reason string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.state == host.StateReady {
+		d.state, d.reason = host.StateFailed, reason
+	}
+}
+
+// Refresh implements host.Gateway.
+func (g *Gateway) Refresh(ctx context.Context, name string, sizeBytes int64) (host.Attachment, error) {
+	d := g.disk(name)
+	if d == nil {
+		return host.Attachment{}, storage.E("refresh", storage.KindNotFound, "volume "+name, errors.New("it is not attached to this host"))
+	}
+	c, err := g.connected(ctx)
+	if err != nil {
+		return host.Attachment{}, err
+	}
+	v, err := c.remote.Volume(ctx, name)
+	if err != nil {
+		return host.Attachment{}, err
+	}
+	if sizeBytes == 0 {
+		sizeBytes = v.SizeBytes
+	}
+	c.remote.Refresh()
+	for {
+		a := d.describe()
+		switch {
+		case a.State != host.StateReady:
+			return a, storage.E("refresh", storage.KindUnavailable, "volume "+name, fmt.Errorf("its device is %s: %s", a.State, a.Reason))
+		case a.SizeBytes >= sizeBytes:
+			return a, nil
+		case v.SizeBytes < sizeBytes:
+			return a, storage.E("refresh", storage.KindInvalid, "volume "+name, fmt.Errorf("the volume has %d bytes, less than %d", v.SizeBytes, sizeBytes))
+		}
+		if err := d.look(ctx); err != nil {
+			return a, err
+		}
+		wait := time.NewTimer(20 * time.Millisecond)
+		select {
+		case <-wait.C:
+		case <-ctx.Done():
+		}
+		wait.Stop()
+	}
+}
+
+// look has the watch compare the device with its volume now.
+func (d *disk) look(ctx context.Context) error {
+	d.mu.Lock()
+	refresh, watched := d.refresh, d.watched
+	d.mu.Unlock()
+	answer := make(chan error, 1)
+	select {
+	case refresh <- answer:
+	case <-watched:
+		return nil
+	case <-ctx.Done():
+		return storage.E("refresh", storage.KindCanceled, "volume "+d.describe().Volume, ctx.Err())
+	}
+	select {
+	case err := <-answer:
+		return err
+	case <-watched:
+		return nil
+	case <-ctx.Done():
+		return storage.E("refresh", storage.KindCanceled, "volume "+d.describe().Volume, ctx.Err())
+	}
+}
+
+// linkOf returns the path of a volume's link; "" without links.
+func (g *Gateway) linkOf(volume string) string {
+	if g.config.LinkDir == "" {
+		return ""
+	}
+	return filepath.Join(g.config.LinkDir, volume)
+}
+
+// link leads a volume's link to its device. A link that cannot be made costs a warning, not the device.
+func (g *Gateway) link(volume, device string) {
+	path := g.linkOf(volume)
+	if path == "" {
+		return
+	}
+	err := os.MkdirAll(g.config.LinkDir, 0o755)
+	if err == nil {
+		_ = os.Remove(path + ".tmp")
+		if err = os.Symlink(device, path+".tmp"); err == nil {
+			err = os.Rename(path+".tmp", path)
+		}
+	}
+	if err != nil {
+		g.env.logger.Warn("the volume has no link", "volume", volume, "link", path, "error", err)
+	}
+}
+
+func (g *Gateway) unlink(volume string) {
+	if path := g.linkOf(volume); path != "" {
+		_ = os.Remove(path) // there may be none
+	}
+}

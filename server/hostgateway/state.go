@@ -1,0 +1,211 @@
+package hostgateway
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/api/host"
+)
+
+// state is the state directory: gateway.lock, host-id, cluster.json and one file for each attached volume in
+// attachments/. Files are replaced as a whole: written, synced, renamed, and their directory synced.
+type state struct {
+	dir  string
+	lock *os.File
+}
+
+// record is an attached volume as it is written down.
+type record struct {
+	Volume     string               `json:"volume"`
+	VolumeID   storage.VolumeID     `json:"volume_id,omitempty"`
+	Attachment storage.AttachmentID `json:"attachment,omitempty"` // 0: being asked for
+	// Own: this gateway has made the attachment, and ends it.
+	Own        bool               `json:"own,omitempty"`
+	Generation storage.Generation `json:"generation,omitempty"`
+	Access     host.Access        `json:"access"`
+	ReadOnly   bool               `json:"read_only,omitempty"`
+	Via        host.Via           `json:"via"`
+	Device     string             `json:"device,omitempty"`
+	Since      time.Time          `json:"since,omitzero"`
+	// Gone: the device is removed; what is left to do is to end the attachment.
+	Gone bool `json:"gone,omitempty"`
+}
+
+// clusterFile is what is known of the cluster, so that a gateway starts while the API does not answer.
+type clusterFile struct {
+	Cluster string                    `json:"cluster"`
+	Nodes   map[storage.NodeID]string `json:"nodes"` // peer addresses
+}
+
+const maxStateFileBytes = 1 << 20
+
+// openState opens the directory, and waits for a predecessor that is ending to let it go.
+func openState(ctx context.Context, dir string) (*state, error) {
+	fail := func(kind storage.Kind, err error) (*state, error) {
+		return nil, storage.E("open", kind, "state directory "+dir, err)
+	}
+	for _, d := range []string{dir, filepath.Join(dir, "attachments"), filepath.Join(dir, "mnt")} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return fail(storage.KindInvalid, err)
+		}
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, "gateway.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return fail(storage.KindInvalid, err)
+	}
+	for deadline := time.Now().Add(lockPatience); ; {
+		err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return &state{dir: dir, lock: lock}, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) || ctx.Err() != nil || time.Now().After(deadline) {
+			_ = lock.Close()
+			return fail(storage.KindConflict, fmt.Errorf("another gateway uses it (%w); one runs per host", err))
+		}
+		wait := time.NewTimer(20 * time.Millisecond)
+		select {
+		case <-wait.C:
+		case <-ctx.Done():
+		}
+		wait.Stop()
+	}
+}
+
+// lockPatience is how long a killed gateway may take to be gone.
+const lockPatience = 10 * time.Second
+
+func (s *state) close() error { return s.lock.Close() }
+
+func (s *state) mountDir() string { return filepath.Join(s.dir, "mnt") }
+
+func (s *state) recordPath(volume string) string {
+	return filepath.Join(s.dir, "attachments", volume+".json")
+}
+
+// hostID returns the host's id: as given, or as kept, or a new one that is kept.
+func (s *state) hostID(given string) (string, error) {
+	path := filepath.Join(s.dir, "host-id")
+	if given != "" {
+		return given, nil
+	}
+	if b, err := os.ReadFile(path); err == nil {
+		if id := strings.TrimSpace(string(b)); id != "" {
+			return id, nil
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return "", storage.E("read", storage.KindIO, path, err)
+	}
+	name, err := os.Hostname()
+	if err != nil || name == "" || strings.Trim(name, hostIDCharacters) != "" {
+		name = "host"
+	}
+	var random [4]byte
+	_, _ = rand.Read(random[:]) // never fails
+	id := name[:min(len(name), 100)] + "-" + hex.EncodeToString(random[:])
+	return id, s.write(path, []byte(id+"\n"))
+}
+
+func (s *state) readCluster() (c clusterFile, ok bool, err error) {
+	err = s.readJSON(filepath.Join(s.dir, "cluster.json"), &c)
+	if errors.Is(err, fs.ErrNotExist) {
+		return c, false, nil
+	}
+	return c, err == nil, err
+}
+
+func (s *state) writeCluster(c clusterFile) error {
+	return s.writeJSON(filepath.Join(s.dir, "cluster.json"), c)
+}
+
+// records returns what is written down, by volume. A file that cannot be read is an error: its device may be in use.
+func (s *state) records() ([]record, error) {
+	entries, err := os.ReadDir(filepath.Join(s.dir, "attachments"))
+	if err != nil {
+		return nil, storage.E("read", storage.KindIO, "state directory "+s.dir, err)
+	}
+	var list []record
+	for _, e := range entries {
+		if filepath.Ext(e.Name()) != ".json" {
+			continue // a temporary file of a write that did not end
+		}
+		var r record
+		path := filepath.Join(s.dir, "attachments", e.Name())
+		if err := s.readJSON(path, &r); err != nil {
+			return nil, storage.E("read", storage.KindCorrupt, path, err)
+		}
+		if storage.CheckVolumeName(r.Volume) != nil || s.recordPath(r.Volume) != path {
+			return nil, storage.E("read", storage.KindCorrupt, path, errors.New("it speaks of another volume"))
+		}
+		list = append(list, r)
+	}
+	return list, nil
+}
+
+func (s *state) writeRecord(r record) error { return s.writeJSON(s.recordPath(r.Volume), r) }
+
+func (s *state) removeRecord(volume string) error {
+	path := s.recordPath(volume)
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return storage.E("remove", storage.KindIO, path, err)
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+func (s *state) readJSON(path string, v any) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	if info, err := f.Stat(); err != nil || info.Size() > maxStateFileBytes {
+		return errors.Join(err, fmt.Errorf("%s is larger than any that was written", path))
+	}
+	return json.NewDecoder(f).Decode(v)
+}
+
+func (s *state) writeJSON(path string, v any) error {
+	b, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return storage.E("write", storage.KindInternal, path, err)
+	}
+	return s.write(path, append(b, '\n'))
+}
+
+func (s *state) write(path string, b []byte) error {
+	tmp := path + ".tmp"
+	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err == nil {
+		_, err = f.Write(b)
+		err = errors.Join(err, f.Sync(), f.Close())
+	}
+	if err == nil {
+		err = os.Rename(tmp, path)
+	}
+	if err == nil {
+		err = syncDir(filepath.Dir(path))
+	}
+	if err != nil {
+		return storage.E("write", storage.KindIO, path, err)
+	}
+	return nil
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
