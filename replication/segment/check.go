@@ -20,7 +20,9 @@ type Reader struct {
 func Check(fs vfs.FS, dir string, store storage.StoreID, finding func(text string)) (*Reader, error) {
 	cfg := Config{FS: fs, Dir: dir, Store: store}
 	cfg.setDefaults()
-	l := &Log{cfg: cfg, salt: headerSalt(store), log: cfg.Logger, nextNo: 1, segments: make(map[SegmentNo]*segmentFile)}
+	l := &Log{cfg: cfg, salt: headerSalt(store), log: cfg.Logger, nextNo: 1, segments: make(map[SegmentNo]*segmentFile),
+		disk: newDiskReader(cfg.Logger)}
+	l.disk.plain.Store(true) // the log is stopped: nothing else waits for this process
 	c := &checker{recovery: recovery{l: l}}
 	if err := c.listFound(); err != nil {
 		return nil, openError(dir, err)
@@ -105,7 +107,7 @@ func (r *Reader) ReadAt(p Position, buf []byte) error {
 	}
 	err := r.r.open(s)
 	if err == nil {
-		err = readUpTo(r.r.file, buf, int64(p.Offset()))
+		err = r.r.readUpTo(r.r.file, buf, int64(p.Offset()))
 	}
 	if err != nil {
 		return storage.E("read segment", storage.KindIO, p.String(), err)

@@ -12,7 +12,7 @@ import (
 )
 
 // dataSync syncs files without blocking a thread in the kernel: the sync is handed to Linux AIO (io_submit(2),
-// IOCB_CMD_FDSYNC) and its end comes as an event on a descriptor that Go's poller watches.
+// IOCB_CMD_FDSYNC or IOCB_CMD_FSYNC) and its end comes as an event on a descriptor that Go's poller watches.
 //
 // A goroutine blocked in fdatasync(2) costs more than its thread. Go's scheduler lends it a processor until its monitor
 // notices that the call lasts, which the monitor does by waking every 20 us as long as such calls happen: on a node that
@@ -60,6 +60,7 @@ type aioEvent struct {
 
 const (
 	aioWrite     = 1 // IOCB_CMD_PWRITE
+	aioFSync     = 2 // IOCB_CMD_FSYNC
 	aioFDSync    = 3 // IOCB_CMD_FDSYNC
 	aioEventFD   = 1 // IOCB_FLAG_RESFD
 	aioQueueSize = 1
@@ -68,12 +69,28 @@ const (
 // of syncs the file's data, and what is needed to find it, to the disk. Files of other file systems than the kernel's
 // sync in their own way.
 func (s *dataSync) of(f vfs.File) error {
-	if !s.possible(f) || s.submit(&aioControl{opcode: aioFDSync, fd: uint32(f.Fd())}) != nil {
-		return f.SyncData() // nothing was started
+	if done, err := s.sync(f, aioFDSync); done {
+		return err
 	}
-	_, err := s.wait()
+	return f.SyncData()
+}
+
+// whole is of, and syncs what else the file system knows of the file, or the directory, too.
+func (s *dataSync) whole(f vfs.File) error {
+	if done, err := s.sync(f, aioFSync); done {
+		return err
+	}
+	return f.Sync()
+}
+
+// sync is not done if nothing was started.
+func (s *dataSync) sync(f vfs.File, opcode uint16) (done bool, err error) {
+	if !s.possible(f) || s.submit(&aioControl{opcode: opcode, fd: uint32(f.Fd())}) != nil {
+		return false, nil
+	}
+	_, err = s.wait()
 	runtime.KeepAlive(f)
-	return err
+	return true, err
 }
 
 // possible reports whether the kernel can work on the file by itself.

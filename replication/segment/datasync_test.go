@@ -74,3 +74,18 @@ func realFile(t *testing.T) vfs.File {
 	t.Cleanup(func() { _ = f.Close() })
 	return f
 }
+
+// TestWholeSync: files and directories are synced with all that the file system knows of them by AIO, too.
+func TestWholeSync(t *testing.T) {
+	var s dataSync
+	defer s.close()
+	if err := s.whole(realFile(t)); err != nil {
+		t.Fatal(err)
+	}
+	if err := syncDir(vfs.Default, t.TempDir(), &s); err != nil {
+		t.Fatal(err)
+	}
+	if s.refused || s.event == nil {
+		t.Fatal("the kernel has AIO, but the file or the directory was synced without")
+	}
+}

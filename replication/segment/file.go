@@ -56,14 +56,15 @@ func parseSegmentName(name string) (SegmentNo, bool) {
 
 func (l *Log) path(name string) string { return l.cfg.FS.PathJoin(l.cfg.Dir, name) }
 
-func (l *Log) syncDir() error { return syncDir(l.cfg.FS, l.cfg.Dir) }
+// syncDir syncs the log's directory. It is for Open, then for the preparer.
+func (l *Log) syncDir() error { return syncDir(l.cfg.FS, l.cfg.Dir, &l.preparing) }
 
-func syncDir(fs vfs.FS, dir string) error {
+func syncDir(fs vfs.FS, dir string, s *dataSync) error {
 	d, err := fs.OpenDir(dir)
 	if err != nil {
 		return err
 	}
-	err = d.Sync()
+	err = s.whole(d)
 	if cerr := d.Close(); err == nil {
 		err = cerr
 	}

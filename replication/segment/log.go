@@ -21,6 +21,7 @@ type Log struct {
 	log     *slog.Logger
 	metrics *metrics
 	damaged []Damage // set by Open, not changed afterwards
+	disk    *diskReader
 
 	durable atomic.Uint64 // Position; written by the committer only, with mu held
 
@@ -29,6 +30,8 @@ type Log struct {
 	committed sync.Cond // for the committer: records, a ready segment, an end
 	room      sync.Cond // for appenders: less tail
 	prepare   sync.Cond // for the preparer: a segment is wanted
+	unread    sync.Cond // for Close: reading is 0
+	reading   int       // the sum of segmentFile.reads
 
 	groups map[GroupKey]*GroupLog
 
@@ -65,13 +68,14 @@ type Log struct {
 	failure       error
 	closing       bool
 	committerGone bool
+	closed        bool // nothing is read from the disk any more; reading does not grow
 	closeErr      error
 
 	stop       chan struct{} // closed by Close and by failure
 	stopOnce   sync.Once
 	closeOnce  sync.Once
 	background sync.WaitGroup
-	preparing  dataSync // the preparer's
+	preparing  dataSync // Open's, then the preparer's
 }
 
 // note is a callback that waits for a position.
@@ -277,8 +281,8 @@ func (l *Log) planLocked() *segmentFile {
 	return s
 }
 
-// Close writes everything that was appended, and the closing record, syncs, and stops. It waits for the disk. Later
-// calls return the same result.
+// Close writes everything that was appended, and the closing record, syncs, and stops. It waits for the disk, and for
+// reads that are under way; later ones are refused with KindUnavailable. Later calls return the same result.
 func (l *Log) Close() error {
 	l.closeOnce.Do(func() {
 		l.mu.Lock()
@@ -292,6 +296,12 @@ func (l *Log) Close() error {
 		l.background.Wait()
 		l.mu.Lock()
 		defer l.mu.Unlock()
+		l.closed = true
+		// Guards reads: they use the descriptor, whose number belongs to another file once it is closed.
+		for l.reading > 0 {
+			l.unread.Wait()
+		}
+		l.disk.close()
 		l.closeErr = l.failure
 		for _, s := range l.segments {
 			if err := s.closeFile(); err != nil && l.closeErr == nil {

@@ -42,7 +42,11 @@ func newMetrics(l *Log) (*metrics, error) {
 	free := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "storage_segment_free_bytes",
 		Help: "Size of the segments that are ready or waiting for use. Worry when it stays 0 under load."},
 		func() float64 { _, f := l.Space(); return float64(f) })
-	m.collectors = []prometheus.Collector{m.records, m.bytes, m.batch, m.write, m.sync, m.prepared, m.failed, used, free}
+	cold := prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "storage_segment_cold_reads_total",
+		Help: "Reads that the page cache could not answer and the disk had to."},
+		func() float64 { return float64(l.disk.cold.Load()) })
+	m.collectors = []prometheus.Collector{m.records, m.bytes, m.batch, m.write, m.sync, m.prepared, m.failed, used, free,
+		cold}
 	if m.registry == nil {
 		return m, nil
 	}

@@ -11,7 +11,9 @@ import (
 
 // ReadAt fills buf with the bytes at p: from memory if they lie within the data of one entry that is there, else
 // from the disk. Bytes that are not durable can be read only as data of an entry. The caller checks what it got;
-// ReadAt checks no sum. KindNotFound if the segment is not there (any more), KindInvalid beyond the durable log.
+// ReadAt checks no sum. It returns when nothing writes into buf any more, so it knows no context: it lasts as long as
+// the disk takes. KindNotFound if the segment is not there (any more), KindInvalid beyond the durable log, KindIO,
+// KindUnavailable when the log is closed.
 func (l *Log) ReadAt(p Position, buf []byte) error {
 	l.mu.Lock()
 	if r := l.recent.find(p); r != nil && p >= r.dataAt() {
@@ -35,7 +37,12 @@ func (l *Log) readUnlock(p Position, buf []byte) error {
 		l.mu.Unlock()
 		return storage.E("read log", storage.KindNotFound, p.String(), errors.New("no such segment"))
 	}
+	if l.closed {
+		l.mu.Unlock()
+		return storage.E("read log", storage.KindUnavailable, p.String(), errClosed)
+	}
 	s.reads++ // keeps it from being recycled and its file from being closed
+	l.reading++
 	f := s.file
 	l.mu.Unlock()
 	err := error(nil)
@@ -43,10 +50,14 @@ func (l *Log) readUnlock(p Position, buf []byte) error {
 		f, err = l.openForReading(s)
 	}
 	if err == nil {
-		_, err = f.ReadAt(buf, int64(p.Offset()))
+		_, err = l.disk.at(f, buf, int64(p.Offset()))
 	}
 	l.mu.Lock()
 	s.reads--
+	l.reading--
+	if l.closed && l.reading == 0 {
+		l.unread.Signal()
+	}
 	l.mu.Unlock()
 	if err != nil {
 		return storage.E("read log", storage.KindIO, p.String(), err)

@@ -23,7 +23,8 @@ func Open(cfg Config) (*Log, error) {
 	}
 	l := &Log{cfg: cfg, salt: headerSalt(cfg.Store), log: cfg.Logger, groups: make(map[GroupKey]*GroupLog),
 		segments: make(map[SegmentNo]*segmentFile), nextNo: 1, stop: make(chan struct{})}
-	l.committed.L, l.room.L, l.prepare.L = &l.mu, &l.mu, &l.mu
+	l.disk = newDiskReader(l.log)
+	l.committed.L, l.room.L, l.prepare.L, l.unread.L = &l.mu, &l.mu, &l.mu, &l.mu
 	for _, s := range cfg.Groups {
 		l.groups[s.Key] = newGroupLog(l, s)
 	}
@@ -37,6 +38,8 @@ func Open(cfg Config) (*Log, error) {
 		for _, s := range l.segments {
 			_ = s.closeFile()
 		}
+		l.disk.close()
+		l.preparing.close()
 		return nil, openError(cfg.Dir, err)
 	}
 	l.background.Add(2)
@@ -108,7 +111,7 @@ func (r *recovery) list() error {
 	if err := fs.MkdirAll(l.cfg.Dir, 0o755); err != nil {
 		return err
 	}
-	if err := syncDir(fs, fs.PathDir(l.cfg.Dir)); err != nil {
+	if err := syncDir(fs, fs.PathDir(l.cfg.Dir), &l.preparing); err != nil {
 		return err
 	}
 	names, err := fs.List(l.cfg.Dir)
@@ -125,7 +128,7 @@ func (r *recovery) list() error {
 	if err := r.listFound(); err != nil {
 		return err
 	}
-	return syncDir(fs, l.cfg.Dir)
+	return l.syncDir()
 }
 
 // listFound finds the segments and reads their headers. It writes nothing.
@@ -167,7 +170,7 @@ func (r *recovery) openFound(s *scanSegment, name string) error {
 	s.capacity = uint32(min(s.sizeBytes, 1<<30))
 	s.used = s.capacity
 	var block [segmentHeaderUsed]byte
-	if err := readUpTo(f, block[:], 0); err != nil {
+	if err := r.readUpTo(f, block[:], 0); err != nil {
 		return err
 	}
 	h, ok := decodeSegmentHeader(block[:])
@@ -184,8 +187,8 @@ func (r *recovery) openFound(s *scanSegment, name string) error {
 }
 
 // readUpTo fills buf; what lies behind the end of the file is zero.
-func readUpTo(f vfs.File, buf []byte, offset int64) error {
-	n, err := f.ReadAt(buf, offset)
+func (r *recovery) readUpTo(f vfs.File, buf []byte, offset int64) error {
+	n, err := r.l.disk.at(f, buf, offset)
 	if errors.Is(err, io.EOF) {
 		clear(buf[n:])
 		return nil
@@ -233,7 +236,7 @@ func (r *recovery) syncFound() error {
 		if err != nil {
 			return err
 		}
-		if err = f.Sync(); err == nil && f.Fd() != vfs.InvalidFd {
+		if err = r.l.preparing.whole(f); err == nil && f.Fd() != vfs.InvalidFd {
 			_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED) // advice only
 		}
 		if cerr := f.Close(); err == nil {

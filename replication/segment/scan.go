@@ -223,7 +223,7 @@ func (r *recovery) view(s *scanSegment, offset int64, n int) ([]byte, error) {
 	if r.buf == nil {
 		r.buf = make([]byte, min(scanWindowBytes, int(r.l.cfg.SegmentBytes)+maxPayloadBytes))
 	}
-	if err := readUpTo(r.file, r.buf, offset); err != nil {
+	if err := r.readUpTo(r.file, r.buf, offset); err != nil {
 		r.bufSeg = nil
 		return nil, err
 	}
@@ -419,7 +419,7 @@ func (r *recovery) seal(end Position, next SegmentNo) error {
 	h.encode(b, l.salt)
 	_, err = f.WriteAt(b, int64(end.Offset()))
 	if err == nil {
-		err = f.Sync()
+		err = l.preparing.whole(f)
 	}
 	return errors.Join(err, f.Close())
 }
