@@ -30,8 +30,8 @@ var codeTable = map[storage.Kind]codes.Code{
 	storage.KindInternal:    codes.Internal,
 }
 
-// statusError turns what a service returns into what travels. A status stays what it is: the service chose its code.
-func statusError(err error) error {
+// StatusError turns what a service returns into what travels (the Server does it). A status stays what it is: the service chose its code.
+func StatusError(err error) error {
 	if err == nil {
 		return nil
 	}

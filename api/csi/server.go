@@ -87,7 +87,10 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	cut := time.AfterFunc(drainTime, s.grpc.Stop)
 	defer cut.Stop()
 	s.grpc.GracefulStop()
-	return <-served
+	if err := <-served; !errors.Is(err, grpc.ErrServerStopped) { // it was stopped before it began
+		return err
+	}
+	return nil
 }
 
 // intercept gives errors their codes and logs those that an operator may want to know of. Requests are not logged: they
@@ -95,7 +98,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 func (s *Server) intercept(ctx context.Context, r any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
 	began := time.Now()
 	answer, err := handle(ctx, r)
-	err = statusError(err)
+	err = StatusError(err)
 	switch code := status.Code(err); code {
 	case codes.OK:
 		s.log.Debug("call", "method", info.FullMethod, "took", time.Since(began))
