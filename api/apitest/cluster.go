@@ -106,12 +106,12 @@ func (c *Cluster) Open(volume string, node api.Node, client string) {
 	c.volumes[volume] = v
 }
 
-// Close ends all sessions and connections of the volume.
+// Close ends all sessions, connections and attachments of the volume.
 func (c *Cluster) Close(volume string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	v := c.volumes[volume]
-	v.Sessions, v.Connections = nil, nil
+	v.Sessions, v.Connections, v.Attachments = nil, nil, nil
 	c.volumes[volume] = v
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/api"
 )
 
 var update = flag.Bool("update", false, "write testdata anew from what the commands say")
@@ -105,6 +107,12 @@ func (s *transcript) directive(words []string) {
 	switch words[0] {
 	case "scene": // the cluster shows something else
 		s.scene(words[1])
+	case "attach": // VOLUME HOLDER: a host attaches
+		_, err := s.cluster.Attach(context.Background(), api.NewAttachment{Volume: api.VolumeRef{Name: words[1]},
+			Holder: api.Holder{ID: words[2], Kind: api.HolderHost, Host: "host-of-" + words[2]}})
+		if err != nil {
+			s.t.Fatal(err)
+		}
 	case "open": // VOLUME NODE: a client connects
 		s.session(words[1], words[2])
 	case "close": // VOLUME: all clients disconnect

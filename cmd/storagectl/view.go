@@ -23,6 +23,26 @@ type volumeView struct {
 	CreatedAt      *time.Time       `json:"created_at,omitempty"`
 	Sessions       []sessionView    `json:"sessions"`
 	Connections    []connectionView `json:"connections"`
+	Attachments    []holderView     `json:"attachments"`
+}
+
+type holderView struct {
+	ID         uint64     `json:"id"`
+	Holder     string     `json:"holder"`
+	Kind       string     `json:"kind"`
+	Host       string     `json:"host"`
+	Node       uint32     `json:"node"`
+	Access     string     `json:"access"`
+	ReadOnly   bool       `json:"read_only"`
+	Generation uint64     `json:"generation"`
+	Since      *time.Time `json:"since,omitempty"`
+	Silent     bool       `json:"silent"`
+}
+
+func viewHolder(a api.Attachment) holderView {
+	return holderView{ID: uint64(a.ID), Holder: a.Holder.ID, Kind: string(a.Holder.Kind), Host: a.Holder.Host,
+		Node: uint32(a.Holder.Node), Access: string(a.Access), ReadOnly: a.ReadOnly, Generation: uint64(a.Generation),
+		Since: viewTime(a.Since), Silent: a.Silent}
 }
 
 type sessionView struct {
@@ -56,6 +76,7 @@ func viewVolume(v api.Volume) volumeView {
 				OpenedAt: viewTime(c.OpenedAt)}
 		}),
 	}
+	out.Attachments = views(v.Attachments, viewHolder)
 	if v.AllocatedBytes >= 0 {
 		out.AllocatedBytes = &v.AllocatedBytes
 	}

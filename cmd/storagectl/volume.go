@@ -191,9 +191,17 @@ func (a *app) writeVolume(w io.Writer, v api.Volume) {
 	facts(w, "Name", v.Name, "ID", v.ID.String(), "State", string(v.State),
 		"Size", fmt.Sprintf("%s (%d bytes)", formatSize(v.SizeBytes), v.SizeBytes), "Allocated", used,
 		"Groups", joinIDs(v.Groups), "Epoch", v.Epoch.String(), "Generation", v.Generation.String(), "Created", made)
-	if len(v.Sessions) == 0 && len(v.Connections) == 0 {
+	if len(v.Sessions) == 0 && len(v.Connections) == 0 && len(v.Attachments) == 0 {
 		fmt.Fprintln(w, "\nNobody has it open.")
 		return
+	}
+	if len(v.Attachments) > 0 {
+		fmt.Fprintln(w)
+		t := newTable("ATTACHMENT", "HOLDER", "ACCESS", "MODE", "GENERATION", "SINCE")
+		for _, h := range v.Attachments {
+			t.row(h.ID.String(), holderLabel(h), string(h.Access), mode(h.ReadOnly), h.Generation.String(), a.age(h.Since)+" ago")
+		}
+		t.write(w, "")
 	}
 	if len(v.Sessions) > 0 {
 		fmt.Fprintln(w)
@@ -211,6 +219,18 @@ func (a *app) writeVolume(w io.Writer, v api.Volume) {
 		}
 		t.write(w, "")
 	}
+}
+
+// holderLabel names a holder by its id, with the host if that is called otherwise, and says when it was not heard of.
+func holderLabel(h api.Attachment) string {
+	label := h.Holder.ID
+	if h.Holder.Host != "" && h.Holder.Host != h.Holder.ID {
+		label += " on " + h.Holder.Host
+	}
+	if h.Silent {
+		label += " (silent)"
+	}
+	return label
 }
 
 func mode(readOnly bool) string {
