@@ -112,7 +112,7 @@ func (g *group) startLocked() error {
 	}
 	in.log.raft.Store(in.raft)
 	in.transport.SetInstance(Instance{Term: in.raft.CurrentTerm, Configuration: func() raft.Configuration { return g.configuration(in) },
-		Follows: func() bool { return in.raft.State() == raft.Follower }})
+		Follows: func() bool { return in.raft.State() == raft.Follower }, Verify: in.raft.VerifyLeader})
 	g.inst.Store(in)
 	in.wg.Add(1)
 	go func() {

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/clock"
 	"github.com/storaged/storaged/replication/extent"
 	"github.com/storaged/storaged/replication/op"
 	"github.com/storaged/storaged/replication/peer"
@@ -225,13 +226,14 @@ func (h *Host) all() []*group {
 }
 
 func (h *Host) watchDisks() {
-	tick := time.NewTicker(200 * time.Millisecond)
+	tick := clock.NewTimer(250 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		select {
 		case <-h.ctx.Done():
 			return
 		case now := <-tick.C:
+			tick.Again()
 			for _, d := range h.disks {
 				d.look(now)
 			}
@@ -255,7 +257,7 @@ const checkpointTick = 5 * time.Second
 // runCheckpoints writes the checkpoints of one disk, one after another. Each disk has its own turn: one that hangs must
 // not keep the others' logs from being freed.
 func (h *Host) runCheckpoints(d *disk) {
-	tick := time.NewTicker(checkpointTick)
+	tick := clock.NewTimer(checkpointTick)
 	defer tick.Stop()
 	for {
 		select {
@@ -263,6 +265,7 @@ func (h *Host) runCheckpoints(d *disk) {
 			return
 		case <-d.due:
 		case <-tick.C:
+			tick.Again()
 		}
 		for _, g := range h.all() {
 			if g.disk != d || d.silent() || !g.extents.CheckpointDue() {

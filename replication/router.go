@@ -9,14 +9,21 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/clock"
 	"github.com/storaged/storaged/replication/peer"
 )
 
 // Router brings Raft's messages of all groups of a node to their transports, and merges the heartbeats of all groups
-// between two nodes into one frame per window.
+// between two nodes into one frame per tick. The ticks are multiples of the period on the wall clock (package clock), the
+// same for all peers and groups, so that a node wakes once for all of them.
+//
+// The library would ask for a group's next heartbeat to a follower at a random time of its own, a tenth to a fifth of the
+// heartbeat time-out after the answer to the last: one wake-up for each group and follower. So with every frame the
+// groups in it are asked to verify their leadership, which makes the library ask for the next heartbeat as soon as this
+// one is answered. That one waits here for the next tick. Where it does not come, the library's own timers go on as ever.
 type Router struct {
 	peers  *peer.Transport
-	window time.Duration
+	tick   time.Duration
 	logger *slog.Logger
 
 	mu     sync.RWMutex
@@ -41,13 +48,14 @@ type beatCall struct {
 	done func(error)
 }
 
-// NewRouter registers Raft's methods with peers, which must not run yet. Heartbeats wait for at most a fifth of the
-// heartbeat time-out to travel together: the library sends one every tenth to fifth, the lease holds for four fifths.
+// NewRouter registers Raft's methods with peers, which must not run yet. Heartbeats travel every quarter of the heartbeat
+// time-out. The lease holds for four fifths of it from the sending, so that a frame may come late by a quarter, or get
+// lost, and the next still renews it.
 func NewRouter(peers *peer.Transport, heartbeatTimeout time.Duration, logger *slog.Logger) *Router {
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
 	}
-	r := &Router{peers: peers, window: heartbeatTimeout / 5, logger: logger,
+	r := &Router{peers: peers, tick: heartbeatTimeout / 4, logger: logger,
 		groups: map[storage.GroupID]*Transport{}, pending: map[storage.NodeID]*beatQueue{}}
 	peers.Handle(peer.MethodRaftAppend, peer.Ordered, r.serveAppend)
 	peers.Handle(peer.MethodRaftHeartbeats, peer.Concurrent, r.serveHeartbeats)
@@ -183,14 +191,30 @@ func (r *Router) heartbeat(t *Transport, node storage.NodeID, id raft.ServerID, 
 		r.pending[node] = q
 	}
 	q.calls = append(q.calls, c)
-	switch {
+	switch first := t.firstBeat(id, req.Term); {
+	case first, len(q.calls) == maxHeartbeatsPerFrame:
+		r.setLocked(q, node, 0)
 	case len(q.calls) == 1:
-		wait := max(0, time.Until(q.lastFlush.Add(r.window)))
-		q.timer = time.AfterFunc(wait, func() { r.flush(node) })
-	case len(q.calls) == maxHeartbeatsPerFrame:
-		q.timer.Reset(0)
+		now := time.Now()
+		wait := clock.UntilNext(now, r.tick)
+		if now.Sub(q.lastFlush) > r.tick+r.tick/8 { // a tick was missed because the answers were late
+			wait = r.tick / catchUp
+		}
+		r.setLocked(q, node, wait)
 	}
 	r.beatMu.Unlock()
+}
+
+// catchUp is the part of a tick for which heartbeats that have missed theirs wait for each other.
+const catchUp = 32
+
+// setLocked sets the time of the next frame to a node. beatMu is held.
+func (r *Router) setLocked(q *beatQueue, node storage.NodeID, wait time.Duration) {
+	if q.timer == nil {
+		q.timer = time.AfterFunc(wait, func() { r.flush(node, true) })
+	} else {
+		q.timer.Reset(wait)
+	}
 }
 
 // FlushHeartbeats sends at once what waits: a quorum read needs the answers.
@@ -204,11 +228,12 @@ func (r *Router) FlushHeartbeats() {
 	}
 	r.beatMu.Unlock()
 	for _, n := range nodes {
-		r.flush(n)
+		r.flush(n, false)
 	}
 }
 
-func (r *Router) flush(node storage.NodeID) {
+// flush sends what waits for a node. At a tick the library is asked to go on at once.
+func (r *Router) flush(node storage.NodeID, tick bool) {
 	r.beatMu.Lock()
 	q := r.pending[node]
 	calls := q.calls
@@ -216,12 +241,19 @@ func (r *Router) flush(node storage.NodeID) {
 	if len(calls) > maxHeartbeatsPerFrame {
 		q.calls = append(q.calls, calls[maxHeartbeatsPerFrame:]...)
 		calls = calls[:maxHeartbeatsPerFrame]
-		q.timer.Reset(0)
+		r.setLocked(q, node, 0)
 	}
-	q.lastFlush = time.Now()
+	if len(calls) > 0 {
+		q.lastFlush = time.Now()
+	}
 	r.beatMu.Unlock()
 	if len(calls) == 0 {
 		return
+	}
+	if tick {
+		for _, c := range calls {
+			c.t.beatOn()
+		}
 	}
 	hs := make([]heartbeat, len(calls))
 	for i, c := range calls {

@@ -69,6 +69,12 @@ type Transport struct {
 	free     sync.Map      // raft.ServerID -> int64: free bytes as last told by each follower
 	windows  sync.Map      // raft.ServerID -> *semaphore.Weighted: appendWindowBytes of each follower
 	ledTerm  atomic.Uint64 // highest term in which this replica has sent an AppendEntries
+	beatTerm sync.Map      // raft.ServerID -> uint64: term of the last heartbeat to each follower
+
+	beating chan struct{}  // capacity 1: asks runBeat to verify
+	futures futures        // of runBeat; stopped is closed by Close
+	close   func()         // once
+	wg      sync.WaitGroup // runBeat
 
 	installing sync.Mutex // one snapshot at a time
 	chunks     snapshotChunks
@@ -97,8 +103,15 @@ func NewTransport(cfg TransportConfig) *Transport {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	t := &Transport{cfg: cfg, promise: newPromise(cfg.HeartbeatTimeout, time.Now()),
-		lease: newLease(cfg.HeartbeatTimeout), consumer: make(chan raft.RPC)}
+		lease: newLease(cfg.HeartbeatTimeout), consumer: make(chan raft.RPC), beating: make(chan struct{}, 1),
+		futures: futures{stopped: make(chan struct{})}}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
+	t.close = sync.OnceFunc(func() {
+		t.cfg.Router.remove(t)
+		t.cancel()
+		close(t.futures.stopped)
+		t.wg.Wait()
+	})
 	cfg.Router.add(t)
 	return t
 }
@@ -108,15 +121,49 @@ type Instance struct {
 	Term          func() uint64             // the current term
 	Configuration func() raft.Configuration // the newest configuration
 	Follows       func() bool               // it is a follower; nil if that is not known
+	Verify        func() raft.Future        // raft.VerifyLeader; nil: heartbeats come at the library's own times
 }
 
-// SetInstance gives the transport its instance, as soon as there is one.
-func (t *Transport) SetInstance(i Instance) { t.instance.Store(&i) }
+// SetInstance gives the transport its instance, as soon as there is one, and once.
+func (t *Transport) SetInstance(i Instance) {
+	t.instance.Store(&i)
+	if i.Verify != nil {
+		t.wg.Go(func() { t.runBeat(i.Verify) })
+	}
+}
+
+// runBeat has the library verify its leadership whenever beatOn asks, one request at a time: it then asks for a heartbeat
+// to every follower at once, or as soon as the one on its way is answered. What it finds out by the answers it would also
+// find out by those to the requests that it sends anyway.
+func (t *Transport) runBeat(verify func() raft.Future) {
+	for {
+		select {
+		case <-t.ctx.Done():
+			return
+		case <-t.beating:
+		}
+		_ = until(&t.futures, verify()).Error() // no leader any more: nothing to do
+	}
+}
+
+// beatOn asks the library for the next heartbeats without a pause. It does not block.
+func (t *Transport) beatOn() {
+	select {
+	case t.beating <- struct{}{}:
+	default:
+	}
+}
+
+// firstBeat notes the term of a heartbeat to a follower and reports whether it is the first of that term: a new leader
+// is to be heard at once.
+func (t *Transport) firstBeat(id raft.ServerID, term uint64) bool {
+	last, _ := t.beatTerm.Swap(id, term)
+	return last != term
+}
 
 // Close takes the transport out of the router and releases everyone who waits in it.
 func (t *Transport) Close() error {
-	t.cfg.Router.remove(t)
-	t.cancel()
+	t.close()
 	return nil
 }
 

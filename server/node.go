@@ -244,7 +244,7 @@ func (n *node) startControl(context.Context) error {
 		return err
 	}
 	n.catalogRT.SetInstance(replication.Instance{Term: n.control.Term, Configuration: n.control.Configuration,
-		Follows: n.control.Follows})
+		Follows: n.control.Follows, Verify: n.control.VerifyLeader})
 	registerControl(n.peers, n.control)
 	n.remote = remote.NewService(n.control)
 	n.remote.Register(n.peers)

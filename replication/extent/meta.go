@@ -84,6 +84,9 @@ func (m *meta) options(c *Config, readOnly bool) *pebble.Options {
 		},
 	}
 	o.CompactionConcurrencyRange = func() (int, int) { return 1, 1 }
+	// Without the timer of 100 ms that looks whether more compactions are allowed than before: there is always one, and
+	// its end starts the next. The name is Pebble's; its tests are not the only ones that can do without.
+	o.Experimental.CompactionScheduler = pebble.NewConcurrencyLimitSchedulerWithNoPeriodicGrantingForTest()
 	for i := range o.Levels {
 		// Locations and checksums do not compress.
 		o.Levels[i].Compression = func() *sstable.CompressionProfile { return sstable.NoCompression }

@@ -3,6 +3,8 @@ package extent
 import (
 	"context"
 	"time"
+
+	"github.com/storaged/storaged/internal/clock"
 )
 
 // Guards I6: what was discarded or deleted is free in bounded time. Segments are recycled after checkpoints, and those
@@ -18,13 +20,14 @@ const (
 
 // runReclaim looks at the store now and then until ctx is done.
 func (s *Store) runReclaim(ctx context.Context) {
-	tick := time.NewTicker(reclaimEvery)
+	tick := clock.NewTimer(reclaimEvery)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case now := <-tick.C:
+			tick.Again()
 			s.reclaim(now)
 		}
 	}

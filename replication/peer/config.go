@@ -65,8 +65,9 @@ type Config struct {
 	// BackoffMin and BackoffMax bound the pause after a failed attempt to connect; it doubles with every failure
 	// and is shortened at random by up to a half [50 ms, 1 s].
 	BackoffMin, BackoffMax time.Duration
-	// PingInterval is the time between pings on the control lane; a peer from which nothing arrived on it for
-	// KeepaliveTimeout is given up [400 ms, 1.5 s].
+	// PingInterval is the time between looks at a peer: one that was not heard on the control lane for half of it is
+	// sent a ping there; one from which nothing arrived on it for KeepaliveTimeout is given up [375 ms, which is three
+	// ticks of heartbeats at their default; 1.5 s].
 	PingInterval, KeepaliveTimeout time.Duration
 	// StallTimeout is how long one write (at most 1 MiB or one frame) may block before the set is closed [10 s].
 	StallTimeout time.Duration
@@ -100,7 +101,7 @@ func (c Config) withDefaults() Config {
 	orDefault(&c.HandshakeTimeout, 3*time.Second)
 	orDefault(&c.BackoffMin, 50*time.Millisecond)
 	orDefault(&c.BackoffMax, time.Second)
-	orDefault(&c.PingInterval, 400*time.Millisecond)
+	orDefault(&c.PingInterval, 375*time.Millisecond)
 	orDefault(&c.KeepaliveTimeout, 1500*time.Millisecond)
 	orDefault(&c.StallTimeout, 10*time.Second)
 	if c.Dial == nil {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/clock"
 )
 
 var errSilent = errors.New("nothing was heard from the peer")
@@ -87,18 +88,19 @@ func (s *connSet) complete() bool {
 // run keeps the set alive and watches it until it fails, then closes everything and waits for the set's goroutines.
 func (s *connSet) run() {
 	cfg := &s.t.cfg
-	tick := time.NewTicker(cfg.PingInterval)
+	tick := clock.NewTimer(cfg.PingInterval)
 	defer tick.Stop()
 	begun := s.t.now()
 	for s.ctx.Err() == nil {
 		select {
 		case <-s.ctx.Done():
 		case <-tick.C:
+			tick.Again()
 			if now := s.t.now(); now-begun > int64(cfg.HandshakeTimeout) && !s.complete() {
 				s.fail(errors.New("the peer did not open all lanes"))
 			} else if err := s.check(now); err != nil {
 				s.fail(err)
-			} else if s.dialled && !s.pinging.Swap(true) {
+			} else if s.dialled && now-s.lastHeard.Load() > int64(cfg.PingInterval)/2 && !s.pinging.Swap(true) {
 				s.ping(kindPing)
 			}
 		}

@@ -271,13 +271,17 @@ func TestSilentPartition(t *testing.T) {
 					}
 				}
 				cut(network)
-				for _, way := range [][2]storage.NodeID{{1, 2}, {2, 1}} {
-					within(t, "noticing the partition", noticed, func() {
-						if _, err := m.nodes[way[0]].Call(context.Background(), way[1], Data, &Request{Method: methodEcho}); !errors.Is(err, storage.ErrUnavailable) {
-							t.Errorf("%v -> %v: %v", way[0], way[1], err)
-						}
-					})
-				}
+				within(t, "noticing the partition", noticed, func() {
+					var wg sync.WaitGroup // both at once: a call after the notice is an attempt to connect
+					for _, way := range [][2]storage.NodeID{{1, 2}, {2, 1}} {
+						wg.Go(func() {
+							if _, err := m.nodes[way[0]].Call(context.Background(), way[1], Data, &Request{Method: methodEcho}); !errors.Is(err, storage.ErrUnavailable) {
+								t.Errorf("%v -> %v: %v", way[0], way[1], err)
+							}
+						})
+					}
+					wg.Wait()
+				})
 				mustCall(t, m.nodes[1], 3, Data, &Request{Method: methodEcho})
 				within(t, "an attempt to connect", 4*time.Second, func() {
 					if _, err := m.nodes[1].Call(context.Background(), 2, Data, &Request{Method: methodEcho}); !errors.Is(err, storage.ErrUnavailable) {

@@ -179,6 +179,7 @@ func TestSilentDialler(t *testing.T) {
 				t.Fatal("a set with one lane is still open")
 			}
 		}
+		<-time.After(time.Second) // keepPinging ends with its next ping
 	})
 }
 

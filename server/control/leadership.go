@@ -8,6 +8,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/clock"
 	"github.com/storaged/storaged/server/catalog"
 	"github.com/storaged/storaged/server/placement"
 )
@@ -71,7 +72,7 @@ func (l *leadership) run() {
 				l.c.cfg.Logger.Debug("step", "object", t.key, "step", t.text)
 			}
 		}
-		timer.Reset(l.c.cfg.ReconcileInterval)
+		timer.Reset(clock.UntilNext(time.Now(), l.c.cfg.ReconcileInterval))
 	}
 }
 

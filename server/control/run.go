@@ -10,6 +10,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/clock"
 	"github.com/storaged/storaged/server/catalog"
 )
 
@@ -32,7 +33,7 @@ func (c *Controller) runReports(ctx context.Context) {
 			}
 		}
 		c.report(ctx)
-		timer.Reset(c.cfg.ReportInterval)
+		timer.Reset(clock.UntilNext(time.Now(), c.cfg.ReportInterval))
 	}
 }
 
@@ -136,7 +137,7 @@ func (c *Controller) runLeader(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-c.raft.LeaderCh(): // holds the newest change only; the state above is what counts
-		case <-time.After(c.id.HeartbeatTimeout):
+		case <-time.After(clock.UntilNext(time.Now(), 2*c.id.HeartbeatTimeout)): // LeaderCh never misses the last change
 		}
 	}
 }
