@@ -87,7 +87,7 @@ type Config struct {
 	// RequestTimeout is when the kernel sends an unanswered NBD request again, on another connection (default 10 s);
 	// DeadTimeout is for how long its requests wait for a gateway to come back before they fail (default 1 h).
 	RequestTimeout, DeadTimeout time.Duration
-	// Serve serves one connection of the kernel's NBD, until it ends; required for NBD.
+	// Logger receives one line per event an operator would act on; nil discards.
 	Logger *slog.Logger
 }
 

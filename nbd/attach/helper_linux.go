@@ -35,6 +35,8 @@ func Helper(ctx context.Context, args []string, stdout io.Writer) error {
 			return fail()
 		}
 		return loopResize(args[1], args[2])
+	case "block-sync":
+		return blockSync(args[1])
 	case "loop-detach":
 		return loopDetach(args[1], len(args) > 2 && args[2] == "force")
 	}

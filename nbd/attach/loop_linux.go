@@ -119,6 +119,18 @@ func loopDetach(device string, force bool) error {
 	return awaitLoopFree(device)
 }
 
+// blockSync writes out what the kernel holds for a block device: errBusy while it is mounted, or part of another.
+func blockSync(device string) error {
+	f, err := os.OpenFile(device, os.O_RDONLY|os.O_EXCL, 0)
+	if errors.Is(err, unix.EBUSY) {
+		return errBusy
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
 // awaitLoopFree waits until the device has been taken off its file, which happens when its last user closes it. If
 // somebody has it open still, it stays as it was.
 func awaitLoopFree(device string) error {

@@ -100,7 +100,11 @@ func newDrivers(c Config, env environment, st *state, keeper attach.Keeper) (map
 	if err != nil {
 		return nil, err
 	}
-	return map[host.Via]attach.Driver{host.ViaFUSE: fuse}, nil
+	kernel, err := attach.NewNBD(ac)
+	if err != nil {
+		return nil, err
+	}
+	return map[host.Via]attach.Driver{host.ViaNBD: kernel, host.ViaFUSE: fuse}, nil
 }
 
 // start resumes what is written down, in the background.

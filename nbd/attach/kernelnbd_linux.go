@@ -1,0 +1,384 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/nbd"
+)
+
+// NBD makes network block devices of the kernel, each with several connections, which are socket pairs: one end is the
+// kernel's, the other is served here. A connection that ends, because the kernel has waited too long for an answer, say, is
+// replaced by a new one; requests that were under way on it are sent again by the kernel, and the export sees to it that
+// they land once. It is made by NewNBD. It implements Driver.
+//
+// Devices are found again by their backend identifier, which the kernel has since Linux 5.14.
+type NBD struct {
+	config Config
+	kernel nbdKernel
+	sysfs  string // "/sys"
+}
+
+var _ Driver = (*NBD)(nil)
+
+// NewNBD returns the driver.
+func NewNBD(config Config) (*NBD, error) {
+	config.fill()
+	if len(config.Helper) == 0 {
+		return nil, storage.E("make", storage.KindInvalid, "NBD driver", errors.New("Helper is required"))
+	}
+	return &NBD{config: config, kernel: netlinkKernel{}, sysfs: "/sys"}, nil
+}
+
+// Available implements Driver.
+func (d *NBD) Available() error {
+	if err := d.kernel.available(); err != nil {
+		return storage.E("attach by", storage.KindUnsupported, "NBD", err)
+	}
+	return nil
+}
+
+const backendPrefix = "storaged/"
+
+// find returns the index of the device of a name that the kernel has connected.
+func (d *NBD) find(name string) (index uint32, found bool) {
+	entries, _ := filepath.Glob(filepath.Join(d.sysfs, "block/nbd*"))
+	for _, e := range entries {
+		text, err := os.ReadFile(filepath.Join(e, "backend"))
+		if err != nil || strings.TrimSpace(string(text)) != backendPrefix+name {
+			continue
+		}
+		if _, err := os.Stat(filepath.Join(e, "pid")); err != nil { // not connected any more
+			continue
+		}
+		if n, err := strconv.ParseUint(strings.TrimPrefix(filepath.Base(e), "nbd"), 10, 32); err == nil {
+			return uint32(n), true
+		}
+	}
+	return 0, false
+}
+
+func pathOf(index uint32) string { return "/dev/nbd" + strconv.FormatUint(uint64(index), 10) }
+
+// Attach implements Driver.
+func (d *NBD) Attach(ctx context.Context, r Request) (Device, error) {
+	if err := d.Detach(ctx, r.Name); err != nil {
+		return nil, err
+	}
+	dev, err := d.connect(ctx, r)
+	if err != nil {
+		return nil, errors.Join(err, d.Detach(ctx, r.Name))
+	}
+	if err := ensureNode(dev.Path()); err != nil {
+		dev.Stop(ctx)
+		return nil, errors.Join(storage.E("attach", storage.KindIO, "device "+r.Name, err), d.Detach(ctx, r.Name))
+	}
+	return dev, nil
+}
+
+// connect has the kernel make a device, and serves it.
+func (d *NBD) connect(ctx context.Context, r Request) (*nbdDevice, error) {
+	dev, err := d.newDevice(r)
+	if err != nil {
+		return nil, err
+	}
+	order := d.order(r.Name)
+	order.blockBytes = BlockSize
+	var ends []*kernelEnd
+	defer func() { closeAll(ends) }() // the kernel holds its own
+	for range d.config.Connections {
+		end, err := dev.pair(ctx)
+		if err != nil {
+			closeAll(ends)
+			dev.Stop(ctx)
+			return nil, err
+		}
+		ends = append(ends, end)
+		order.sizeBytes, order.serverFlags = end.info.SizeBytes, uint64(end.flags)
+		order.sockets = append(order.sockets, uint32(end.file.Fd()))
+	}
+	for _, end := range ends {
+		end.handed.Store(true)
+	}
+	index, err := d.kernel.connect(order)
+	if err != nil {
+		closeAll(ends)
+		dev.Stop(ctx)
+		return nil, storage.E("attach", storage.KindIO, "device "+r.Name, err)
+	}
+	dev.begin(index)
+	return dev, nil
+}
+
+// Resume implements Driver.
+func (d *NBD) Resume(ctx context.Context, r Request) (Device, error) {
+	if err := checkName(r.Name); err != nil {
+		return nil, err
+	}
+	index, found := d.find(r.Name)
+	if !found {
+		return nil, storage.E("resume", storage.KindNotFound, "device "+r.Name, nil)
+	}
+	dev, err := d.newDevice(r)
+	if err != nil {
+		return nil, err
+	}
+	for range d.config.Connections {
+		if err := dev.replace(ctx, index); err != nil {
+			dev.Stop(ctx)
+			return nil, storage.E("resume", storage.KindIO, "device "+r.Name, err)
+		}
+	}
+	dev.begin(index)
+	return dev, nil
+}
+
+// order returns what is the same in all orders about a device.
+func (d *NBD) order(name string) nbdOrder {
+	return nbdOrder{timeout: d.config.RequestTimeout, dead: d.config.DeadTimeout, backend: backendPrefix + name}
+}
+
+// Detach implements Driver.
+func (d *NBD) Detach(ctx context.Context, name string) error {
+	if err := checkName(name); err != nil {
+		return err
+	}
+	for {
+		index, found := d.find(name)
+		if !found {
+			return nil
+		}
+		err := d.kernel.disconnect(nbdOrder{index: index, hasIndex: true})
+		if err == nil {
+			err = pauseFor(ctx, 10*time.Millisecond)
+		}
+		if err != nil {
+			return storage.E("detach", storage.KindIO, "device "+pathOf(index), err)
+		}
+	}
+}
+
+func pauseFor(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// kernelEnd is the kernel's end of a connection, negotiated.
+type kernelEnd struct {
+	file   *os.File
+	info   nbd.ExportInfo
+	flags  uint16
+	handed *atomic.Bool // the kernel has it: when it ends, it is replaced
+}
+
+func closeAll(ends []*kernelEnd) {
+	for _, e := range ends {
+		_ = e.file.Close()
+	}
+}
+
+// nbdDevice is a device of NBD. It implements Device.
+type nbdDevice struct {
+	driver *NBD
+	name   string
+	server *nbd.Server
+	index  uint32 // set by begin
+
+	ctx    context.Context // ends with Stop; connections are drained then
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	lost   chan struct{} // a token for each connection that has ended; capacity is more than there can be
+	ended  chan struct{}
+	end    func() // closes ended
+}
+
+func (d *NBD) newDevice(r Request) (*nbdDevice, error) {
+	if err := checkName(r.Name); err != nil {
+		return nil, err
+	}
+	dev := &nbdDevice{driver: d, name: r.Name, lost: make(chan struct{}, 2*d.config.Connections), ended: make(chan struct{})}
+	dev.end = sync.OnceFunc(func() { close(dev.ended) })
+	dev.ctx, dev.cancel = context.WithCancel(context.Background())
+	var err error
+	dev.server, err = nbd.NewServer(nbd.Config{Backend: oneExport{r}, Logger: d.config.Logger, StallTimeout: d.config.DeadTimeout})
+	return dev, err
+}
+
+// oneExport is the backend of a device's connections.
+type oneExport struct{ request Request }
+
+// Exports implements nbd.Backend.
+func (b oneExport) Exports(context.Context) ([]nbd.ExportInfo, error) { return nil, nil }
+
+// Stat implements nbd.Backend.
+func (b oneExport) Stat(context.Context, string, nbd.Peer) (nbd.ExportInfo, error) {
+	return nbd.ExportInfo{}, storage.E("describe", storage.KindUnsupported, "device "+b.request.Name, nil)
+}
+
+// Open implements nbd.Backend.
+func (b oneExport) Open(ctx context.Context, _ string, _ nbd.Peer) (nbd.Export, error) {
+	return b.request.Open(ctx)
+}
+
+// pair makes a connection and returns the kernel's end; the other is being served.
+func (v *nbdDevice) pair(ctx context.Context) (*kernelEnd, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, storage.E("connect", storage.KindIO, "device "+v.name, os.NewSyscallError("socketpair", err))
+	}
+	ours, theirs := os.NewFile(uintptr(fds[0]), "nbd"), os.NewFile(uintptr(fds[1]), "nbd kernel")
+	served, err := net.FileConn(ours)
+	_ = ours.Close()
+	if err != nil {
+		_ = theirs.Close()
+		return nil, err
+	}
+	handed := new(atomic.Bool)
+	v.wg.Go(func() {
+		_ = v.server.ServeConn(v.ctx, served) // it logs how it ended
+		if !handed.Load() {
+			return
+		}
+		select {
+		case v.lost <- struct{}{}:
+		default: // nobody replaces any more
+		}
+	})
+	negotiating, err := net.FileConn(theirs)
+	if err == nil {
+		end := &kernelEnd{file: theirs, handed: handed}
+		end.info, end.flags, err = nbd.Negotiate(ctx, negotiating, v.name)
+		_ = negotiating.Close()
+		if err == nil {
+			return end, unix.SetNonblock(fds[1], false) // as the kernel expects it
+		}
+	}
+	_ = theirs.Close()
+	return nil, err
+}
+
+// replace gives the kernel a new connection in the place of one that has ended. That it has ended is known here first.
+func (v *nbdDevice) replace(ctx context.Context, index uint32) error {
+	end, err := v.pair(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = end.file.Close() }()
+	order := v.driver.order(v.name)
+	order.index, order.hasIndex, order.sockets = index, true, []uint32{uint32(end.file.Fd())}
+	for deadline := time.Now().Add(netlinkTimeout); ; {
+		err := v.driver.kernel.reconfigure(order)
+		switch {
+		case err == nil:
+			end.handed.Store(true)
+			return nil
+		case !errors.Is(err, unix.ENOSPC) || time.Now().After(deadline): // no connection counts as dead yet
+			return err
+		}
+		if err := pauseFor(ctx, 20*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
+
+// begin keeps the device connected from now on.
+func (v *nbdDevice) begin(index uint32) {
+	v.index = index
+	v.wg.Go(func() {
+		for v.keepConnected() {
+		}
+	})
+}
+
+// keepConnected replaces one connection that has ended, as often as it takes; false when the device is gone, or is not served
+// here any more.
+func (v *nbdDevice) keepConnected() bool {
+	select {
+	case <-v.ctx.Done():
+		return false
+	case <-v.lost:
+	}
+	for failures := 1; v.ctx.Err() == nil; failures++ {
+		if now, found := v.driver.find(v.name); !found || now != v.index {
+			v.end()
+			return false
+		}
+		err := v.replace(v.ctx, v.index)
+		if err == nil {
+			return true
+		}
+		if v.ctx.Err() == nil {
+			v.driver.config.Logger.Warn("a device's connection is not replaced; tried again", "device", v.Path(), "error", err)
+		}
+		_ = pauseFor(v.ctx, min(time.Duration(failures)*100*time.Millisecond, 5*time.Second)) // its error is the context's
+	}
+	return false
+}
+
+// Path implements Device.
+func (v *nbdDevice) Path() string { return pathOf(v.index) }
+
+// SizeBytes implements Device.
+func (v *nbdDevice) SizeBytes() int64 { return deviceBytes(v.Path()) }
+
+// Ended implements Device.
+func (v *nbdDevice) Ended() <-chan struct{} { return v.ended }
+
+// Resize implements Device.
+func (v *nbdDevice) Resize(ctx context.Context) error {
+	end, err := v.pair(ctx) // an export says how large it is when it is opened
+	if err != nil {
+		return err
+	}
+	_ = end.file.Close()
+	order := v.driver.order(v.name)
+	order.index, order.hasIndex, order.sizeBytes, order.blockBytes = v.index, true, end.info.SizeBytes, BlockSize
+	if err := v.driver.kernel.reconfigure(order); err != nil {
+		return storage.E("resize", storage.KindIO, "device "+v.Path(), err)
+	}
+	return nil
+}
+
+// Detach implements Device.
+func (v *nbdDevice) Detach(ctx context.Context, force bool) error {
+	if !force {
+		helping, cancel := context.WithTimeout(ctx, helpTimeout)
+		defer cancel()
+		if _, err := v.driver.config.help(helping, "block-sync", v.Path()); errors.Is(err, errBusy) {
+			return storage.E("detach", storage.KindConflict, "device "+v.Path(),
+				fmt.Errorf("it is in use; unmount it first, or force it: its users then get errors"))
+		} else if err != nil {
+			return err
+		}
+	}
+	if err := v.driver.Detach(ctx, v.name); err != nil {
+		return err
+	}
+	v.end()
+	v.Stop(ctx)
+	return nil
+}
+
+// Stop implements Device. What the server does not answer within its drain time-out waits in the kernel.
+func (v *nbdDevice) Stop(context.Context) {
+	v.cancel()
+	v.wg.Wait()
+}

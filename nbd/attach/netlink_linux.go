@@ -1,0 +1,173 @@
+package attach
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/mdlayher/genetlink"
+	"github.com/mdlayher/netlink"
+)
+
+// The kernel's generic netlink family "nbd" (include/uapi/linux/nbd-netlink.h).
+const (
+	nbdFamily  = "nbd"
+	nbdVersion = 1
+
+	nbdCmdConnect     = 1
+	nbdCmdDisconnect  = 2
+	nbdCmdReconfigure = 3
+
+	nbdAttrIndex       = 1
+	nbdAttrSizeBytes   = 2
+	nbdAttrBlockBytes  = 3
+	nbdAttrTimeout     = 4
+	nbdAttrServerFlags = 5
+	nbdAttrClientFlags = 6
+	nbdAttrSockets     = 7
+	nbdAttrDeadTimeout = 8
+	nbdAttrBackend     = 10
+	nbdSockItem        = 1
+	nbdSockFD          = 1
+)
+
+// nbdOrder is what the kernel is told of a device. Zero fields are left out, but in a connect order, which holds them all.
+type nbdOrder struct {
+	index         uint32 // not in a connect order: the kernel chooses
+	hasIndex      bool
+	sizeBytes     uint64
+	blockBytes    uint64
+	timeout, dead time.Duration // whole seconds
+	serverFlags   uint64
+	sockets       []uint32 // descriptors
+	backend       string
+}
+
+// encode returns the order's attributes.
+func (o *nbdOrder) encode() ([]byte, error) {
+	e := netlink.NewAttributeEncoder()
+	if o.hasIndex {
+		e.Uint32(nbdAttrIndex, o.index)
+	}
+	for _, a := range []struct {
+		kind  uint16
+		value uint64
+	}{{nbdAttrSizeBytes, o.sizeBytes}, {nbdAttrBlockBytes, o.blockBytes}, {nbdAttrTimeout, uint64(o.timeout / time.Second)},
+		{nbdAttrServerFlags, o.serverFlags}, {nbdAttrDeadTimeout, uint64(o.dead / time.Second)}} {
+		if a.value != 0 {
+			e.Uint64(a.kind, a.value)
+		}
+	}
+	if len(o.sockets) > 0 {
+		e.Nested(nbdAttrSockets, func(list *netlink.AttributeEncoder) error {
+			for _, fd := range o.sockets {
+				list.Nested(nbdSockItem, func(item *netlink.AttributeEncoder) error {
+					item.Uint32(nbdSockFD, fd)
+					return nil
+				})
+			}
+			return nil
+		})
+	}
+	if o.backend != "" {
+		e.String(nbdAttrBackend, o.backend)
+	}
+	return e.Encode()
+}
+
+// decodeIndex finds the index in the kernel's answer to a connect order.
+func decodeIndex(data []byte) (uint32, error) {
+	d, err := netlink.NewAttributeDecoder(data)
+	if err != nil {
+		return 0, err
+	}
+	for d.Next() {
+		if d.Type() == nbdAttrIndex {
+			index := d.Uint32()
+			return index, d.Err()
+		}
+	}
+	return 0, errors.Join(errors.New("the kernel does not say which device it has made"), d.Err())
+}
+
+// nbdKernel carries orders out. The kernel's is netlinkKernel.
+type nbdKernel interface {
+	available() error
+	connect(o nbdOrder) (index uint32, err error)
+	reconfigure(o nbdOrder) error
+	disconnect(o nbdOrder) error
+}
+
+// netlinkKernel is the kernel. Each call makes a connection of its own.
+type netlinkKernel struct{}
+
+const netlinkTimeout = 10 * time.Second
+
+func (netlinkKernel) dial() (*genetlink.Conn, genetlink.Family, error) {
+	c, err := genetlink.Dial(nil)
+	if err != nil {
+		return nil, genetlink.Family{}, err
+	}
+	family, err := c.GetFamily(nbdFamily)
+	if errors.Is(err, os.ErrNotExist) {
+		err = errors.New("the kernel has no nbd; as root: modprobe nbd")
+	}
+	if err == nil {
+		err = c.SetDeadline(time.Now().Add(netlinkTimeout))
+	}
+	if err != nil {
+		return nil, family, errors.Join(err, c.Close())
+	}
+	return c, family, nil
+}
+
+func (k netlinkKernel) available() error {
+	c, _, err := k.dial()
+	if err != nil {
+		return err
+	}
+	return c.Close()
+}
+
+// do sends an order and returns the answer's attributes, nil where the answer is an acknowledgement only.
+func (k netlinkKernel) do(command uint8, o nbdOrder, flags netlink.HeaderFlags) ([]byte, error) {
+	data, err := o.encode()
+	if err != nil {
+		return nil, err
+	}
+	c, family, err := k.dial()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = c.Close() }()
+	answers, err := c.Execute(genetlink.Message{Header: genetlink.Header{Command: command, Version: nbdVersion}, Data: data},
+		family.ID, netlink.Request|flags)
+	if err != nil {
+		return nil, fmt.Errorf("nbd order %d: %w", command, err)
+	}
+	for _, a := range answers {
+		if len(a.Data) > 0 {
+			return a.Data, nil
+		}
+	}
+	return nil, nil
+}
+
+func (k netlinkKernel) connect(o nbdOrder) (uint32, error) {
+	data, err := k.do(nbdCmdConnect, o, 0) // answered with the index
+	if err != nil {
+		return 0, err
+	}
+	return decodeIndex(data)
+}
+
+func (k netlinkKernel) reconfigure(o nbdOrder) error {
+	_, err := k.do(nbdCmdReconfigure, o, netlink.Acknowledge)
+	return err
+}
+
+func (k netlinkKernel) disconnect(o nbdOrder) error {
+	_, err := k.do(nbdCmdDisconnect, o, netlink.Acknowledge)
+	return err
+}
