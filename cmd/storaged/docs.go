@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/storaged/storaged"
 	"github.com/storaged/storaged/server"
@@ -49,6 +50,8 @@ func writeDocs(w io.Writer, root *cobra.Command) {
 		}
 		if c.Name() == "serve" {
 			writeSettings(w)
+		} else {
+			writeFlags(w, c.LocalFlags())
 		}
 	}
 	fmt.Fprintf(w, `
@@ -75,6 +78,24 @@ func longOf(c *cobra.Command) string {
 		return c.Long
 	}
 	return c.Short + "."
+}
+
+// writeFlags writes a table of a command's flags.
+func writeFlags(w io.Writer, flags *pflag.FlagSet) {
+	if !flags.HasAvailableFlags() {
+		return
+	}
+	fmt.Fprintf(w, "\n| flag | default | what |\n|---|---|---|\n")
+	flags.VisitAll(func(f *pflag.Flag) {
+		if f.Name == "help" {
+			return
+		}
+		def := ""
+		if f.DefValue != "" && f.DefValue != "[]" && f.DefValue != "0" {
+			def = "`" + f.DefValue + "`"
+		}
+		fmt.Fprintf(w, "| `--%s` | %s | %s |\n", f.Name, def, strings.ReplaceAll(f.Usage, "|", "\\|"))
+	})
 }
 
 // writeSettings writes a table of the configuration's tags, in the struct's order.

@@ -52,6 +52,11 @@ func TestRun(t *testing.T) {
 		{"bad size", []string{"serve", "--data-dir", dir, "--cache", "much"}, 2, "--cache"},
 		{"no file", []string{"serve", "--config", filepath.Join(dir, "none")}, 2, "none"},
 		{"check without directory", []string{"check"}, 2, "--data-dir"},
+		{"csi without mode", []string{"csi"}, 2, "--mode"},
+		{"csi without cluster", []string{"csi", "--mode", "controller"}, 2, "--endpoint"},
+		{"csi node with cluster", []string{"csi", "--mode", "node", "--endpoint", "a"}, 2, "--endpoint"},
+		{"csi controller", []string{"csi", "--mode", "controller", "--endpoint", "a", "--socket", filepath.Join(dir, "c.sock")}, 0, "CSI driver serves"},
+		{"csi node", []string{"csi", "--mode", "node", "--socket", filepath.Join(dir, "n.sock")}, 0, "CSI driver serves"},
 		{"check of nothing", []string{"check", "--data-dir", dir}, 1, dir},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
