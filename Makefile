@@ -15,8 +15,9 @@ SIM_SECONDS ?= 600
 BENCH    ?=
 RACE     ?= -short
 DEMO     ?=
+DEPLOY   ?=
 
-.PHONY: help build demo test unit race interop e2e chaos-short chaos fuzz bench bench-quick fmt fmt-check vet lint \
+.PHONY: help build demo test unit race interop e2e chaos-short chaos fuzz bench bench-quick deploy-check fmt fmt-check vet lint \
         generate generate-check deps deps-install ci clean
 
 help: ## say what there is
@@ -70,6 +71,9 @@ bench: build ## storaged against nbdkit on this disk, the same fio jobs; writes 
 bench-quick: build ## the same in about two minutes: fewer seconds, a smaller volume; not for docs/performance.md
 	@test/deps.sh fio nbdkit
 	@$(GO) run ./bench -quick -storaged $(BIN)/storaged $(BENCH)
+
+deploy-check: ## the Helm chart: lint, rendering, Kubernetes' schemas, deploy/kubernetes (DEPLOY=-update writes it); builds Helm's library first
+	$(GO) test -C tools/deploy -count 1 . $(DEPLOY)
 
 fmt: ## gofmt everything
 	gofmt -w $$(git ls-files '*.go')
