@@ -34,10 +34,11 @@ func main() {
 	}
 }
 
-// exitCode is 2 for what the operator must change, 3 for a damaged store, 1 for all else.
+// exitCode is 2 for what the operator must change (the data directory, if the node was removed from the cluster), 3 for a
+// damaged store, 1 for all else.
 func exitCode(err error) int {
 	switch storage.KindOf(err) {
-	case storage.KindInvalid:
+	case storage.KindInvalid, storage.KindPermission:
 		return 2
 	case storage.KindCorrupt:
 		return 3
@@ -92,6 +93,7 @@ func serveCommand() *cobra.Command {
 With an empty data directory and no --join, the directory becomes a new cluster of one node, which is a working store
 with one replica of everything. Nodes that are started with --join HOST become members of HOST's cluster; with three of
 them, every group grows to three replicas by itself. A second start with the same data directory resumes what it is.
+A node that was removed from its cluster while it was away ends with exit code 2 as soon as another node tells it so.
 
 Every flag can be given in the environment too (--data-dir as STORAGED_DATA_DIR) or in a YAML file (--config) whose
 keys are the flags' names. The command line wins over the environment, the environment over the file.`,

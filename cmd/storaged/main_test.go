@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/storaged/storaged"
 	"github.com/storaged/storaged/server"
+	"github.com/storaged/storaged/server/control"
 )
 
 // TestDocs: docs/storaged.md is what the settings say.
@@ -72,6 +74,10 @@ func TestRun(t *testing.T) {
 	}
 	if code := exitCode(storage.E("check", storage.KindCorrupt, "", nil)); code != 3 {
 		t.Errorf("exit code %d of damage", code)
+	}
+	removed := storage.E("serve", storage.KindPermission, "node 3", &control.RemovedError{Node: 3, Name: "c"})
+	if code := exitCode(fmt.Errorf("control: %w", removed)); code != 2 {
+		t.Errorf("exit code %d of a removed node", code)
 	}
 	if code := exitCode(errors.New("other")); code != 1 {
 		t.Errorf("exit code %d of anything else", code)

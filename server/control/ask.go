@@ -76,7 +76,9 @@ func (c *Controller) askNode(ctx context.Context, patience time.Duration, to sto
 	if err != nil {
 		return reply{}, err
 	}
-	return decodeReply(b)
+	r, err := decodeReply(b)
+	c.heed(err)
+	return r, err
 }
 
 // whileLeads returns a context that ends when this node learns that another node leads now: the one that was asked
@@ -115,6 +117,9 @@ func (c *Controller) Serve(ctx context.Context, from storage.NodeID, m Method, b
 }
 
 func (c *Controller) serve(ctx context.Context, from storage.NodeID, m Method, body []byte) reply {
+	if err := c.removal(from); err != nil {
+		return failed(err)
+	}
 	switch m {
 	case MethodPropose:
 		return c.servePropose(ctx, body)
@@ -216,6 +221,9 @@ func (c *Controller) serveRead(ctx context.Context, body []byte) reply {
 	var req readRequest
 	if err := decodeRequest(body, maxRequestBytes, &req); err != nil {
 		return failed(err)
+	}
+	if req.Standing {
+		return reply{}
 	}
 	if c.raft.State() != raft.Leader {
 		return failed(notLeader(c.Leader()))

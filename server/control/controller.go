@@ -39,6 +39,7 @@ type Controller struct {
 
 	proposals chan struct{} // one slot for each future that has not ended
 	closing   chan struct{} // closed by Close
+	removed   chan error    // capacity 1: this node was removed from the cluster
 
 	mu   sync.Mutex  // guards lead
 	lead *leadership // while this node leads, and the state was caught up
@@ -79,7 +80,7 @@ func Open(cfg Config) (*Controller, error) {
 	}
 	c := &Controller{cfg: cfg, id: id, fsm: newFSM(), book: addresses, soon: make(chan struct{}, 1),
 		wake: make(chan struct{}, 1), proposals: make(chan struct{}, maxProposals),
-		closing: make(chan struct{})}
+		closing: make(chan struct{}), removed: make(chan error, 1)}
 	if err := c.start(); err != nil {
 		if c.files != nil {
 			err = errors.Join(err, c.files.Close())
@@ -169,7 +170,8 @@ func (c *Controller) raftConfig() *raft.Config {
 }
 
 // Run does the node's part until ctx is done: it reports, keeps the node's record up to date, and reconciles while
-// this node leads. It ends with KindIO when the disk of the catalog's log fails. It runs once; Close follows it.
+// this node leads. It ends with KindIO when the disk of the catalog's log fails, and with KindPermission and a
+// *RemovedError when this node was removed from the cluster. It runs once; Close follows it.
 func (c *Controller) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -178,6 +180,8 @@ func (c *Controller) Run(ctx context.Context) error {
 		select {
 		case <-c.disk.failed:
 			cancel(c.disk.failure())
+		case err := <-c.removed:
+			cancel(err)
 		case <-ctx.Done():
 		}
 	})

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -194,6 +195,13 @@ func (b *book) lookup(id storage.NodeID) (string, bool) {
 	defer b.mu.Unlock()
 	a, ok := b.addrs[id]
 	return a, ok
+}
+
+// nodes returns all nodes of the book, in order.
+func (b *book) nodes() []storage.NodeID {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Sorted(maps.Keys(b.addrs))
 }
 
 // update takes the addresses of a state, if it is not older than the book, and writes them down if they differ.

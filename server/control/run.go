@@ -22,7 +22,7 @@ const minReportGap = 100 * time.Millisecond
 func (c *Controller) runReports(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	for {
+	for attempt := 0; ; attempt++ {
 		select {
 		case <-ctx.Done():
 			return
@@ -32,7 +32,12 @@ func (c *Controller) runReports(ctx context.Context) {
 				return
 			}
 		}
-		c.report(ctx)
+		c.heed(c.removal(c.id.Node))
+		if c.Leader() == 0 {
+			c.askStanding(ctx, attempt)
+		} else {
+			c.report(ctx)
+		}
 		timer.Reset(clock.UntilNext(time.Now(), c.cfg.ReportInterval))
 	}
 }

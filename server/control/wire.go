@@ -33,6 +33,19 @@ func (e *NotLeaderError) Error() string {
 	return "node " + e.Leader.String() + " leads the catalog"
 }
 
+// RemovedError says that a node was removed from the cluster, which is for ever. It is the cause of an error of
+// KindPermission: every node that knows of it refuses what the removed one asks with it, and Run ends with it there.
+type RemovedError struct {
+	Node storage.NodeID
+	Name string
+}
+
+// Error implements error.
+func (e *RemovedError) Error() string {
+	return fmt.Sprintf("node %s (%s) was removed from the cluster, which gives its id to nobody again; to come back as a new node "+
+		"start storaged with an empty data directory and --join HOST", e.Node, e.Name)
+}
+
 func notLeader(leader storage.NodeID) error {
 	return storage.E("ask the catalog", storage.KindNotLeader, "", &NotLeaderError{leader})
 }
@@ -40,6 +53,8 @@ func notLeader(leader storage.NodeID) error {
 // readRequest is the body of MethodRead.
 type readRequest struct {
 	Reports bool `json:"reports,omitempty"` // otherwise: an index
+	// Standing asks for nothing: any node answers, unless it knows that the one that asks was removed.
+	Standing bool `json:"standing,omitempty"`
 }
 
 // JoinResponse tells a new node who it is.
@@ -60,6 +75,8 @@ type Heard struct {
 type reply struct {
 	Err    *replyError    `json:"err,omitempty"`
 	Leader storage.NodeID `json:"leader,omitempty"` // with Err of KindNotLeader
+
+	Removed *RemovedError `json:"removed,omitempty"` // with Err of KindPermission
 
 	Result  *catalog.Result          `json:"result,omitempty"`
 	Index   uint64                   `json:"index,omitempty"`
@@ -85,6 +102,7 @@ func failed(err error) reply {
 		e = storage.E("ask the catalog", storage.KindOf(err), "", err)
 	}
 	r := reply{Err: &replyError{Op: e.Op, Kind: e.Kind, Subject: e.Subject}}
+	errors.As(err, &r.Removed)
 	if e.Err != nil {
 		r.Err.Text = e.Err.Error()
 	}
@@ -100,6 +118,8 @@ func (r *reply) err() error {
 		return notLeader(r.Leader)
 	case r.Err.Kind == storage.KindNone:
 		return storage.E("ask the catalog", storage.KindInternal, r.Err.Subject, errors.New("an error of kind none: "+r.Err.Text))
+	case r.Removed != nil:
+		return storage.E(r.Err.Op, r.Err.Kind, r.Err.Subject, r.Removed)
 	case r.Err.Text == "":
 		return storage.E(r.Err.Op, r.Err.Kind, r.Err.Subject, nil)
 	}

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -186,25 +187,7 @@ func TestLostDisk(t *testing.T) {
 	if err := c.StartNode(t.Context(), 2); err == nil || !strings.Contains(err.Error(), "has this name already") {
 		t.Errorf("a second node of the same name: %v", err)
 	}
-	conn, err := c.Conn(c.Node(0))
-	if err != nil {
-		t.Fatal(err)
-	}
-	nodes := storagev1.NewNodesClient(conn)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	var removed error
-	if err := testcluster.Poll(ctx, 200*time.Millisecond, func() bool { // refused until the node is seen to be down
-		n, err := nodes.Get(ctx, &storagev1.GetNodeRequest{Node: victim.Name})
-		if err != nil {
-			removed = err
-			return false
-		}
-		_, removed = nodes.Remove(ctx, &storagev1.RemoveNodeRequest{Id: n.Node.Id})
-		return removed == nil
-	}); err != nil {
-		t.Fatalf("the node cannot be removed: %v", errors.Join(err, removed))
-	}
+	removeNode(t, c, victim.Name)
 	begun := time.Now()
 	if err := c.StartNode(t.Context(), 2); err != nil {
 		t.Fatal(err)
@@ -214,4 +197,56 @@ func TestLostDisk(t *testing.T) {
 	t.Logf("whole again %v after the start of the new node", time.Since(begun).Round(time.Millisecond))
 	readBack(t, c, data)
 	withoutEach(t, c, 2, data)
+}
+
+// TestRemovedNodeComesBack: a node that was removed while it was away stops with exit code 2 and says what to do, instead of
+// running on without a cluster.
+func TestRemovedNodeComesBack(t *testing.T) {
+	c := startWithVolume(t, nil)
+	victim := c.Node(2)
+	if err := victim.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	removeNode(t, c, victim.Name)
+	begun := time.Now()
+	line := victim.CommandLine("")
+	ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, line[0], line[1:]...).CombinedOutput()
+	if ctx.Err() != nil {
+		t.Fatalf("a node that was removed runs on: %s", out)
+	}
+	t.Logf("it stopped after %v: %v", time.Since(begun).Round(time.Millisecond), err)
+	if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || exit.ExitCode() != 2 {
+		t.Errorf("it ended with %v, want exit code 2", err)
+	}
+	for _, want := range []string{victim.Name, "was removed from the cluster", "empty data directory and --join"} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("it does not say %q: %s", want, out)
+		}
+	}
+}
+
+// removeNode removes a node that is down from the cluster, as soon as node 0 agrees that it is.
+func removeNode(t *testing.T, c *testcluster.Cluster, name string) {
+	t.Helper()
+	conn, err := c.Conn(c.Node(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	nodes := storagev1.NewNodesClient(conn)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	var removed error
+	if err := testcluster.Poll(ctx, 200*time.Millisecond, func() bool { // refused until the node is seen to be down
+		n, err := nodes.Get(ctx, &storagev1.GetNodeRequest{Node: name})
+		if err != nil {
+			removed = err
+			return false
+		}
+		_, removed = nodes.Remove(ctx, &storagev1.RemoveNodeRequest{Id: n.Node.Id})
+		return removed == nil
+	}); err != nil {
+		t.Fatalf("the node cannot be removed: %v", errors.Join(err, removed))
+	}
 }
