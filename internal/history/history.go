@@ -38,6 +38,7 @@ type operation struct {
 	value       uint64 // written, or read
 	call, done  int64  // done 0: the outcome is not known
 	forget      bool   // it certainly had no effect
+	cut         bool   // done is when it was cut off, and whether it had an effect before is not known
 	callElapsed time.Duration
 	doneElapsed time.Duration
 }
@@ -106,7 +107,12 @@ func (p Pending) finish(value uint64) {
 	p.h.mu.Lock()
 	defer p.h.mu.Unlock()
 	p.h.tick++
-	p.op.done, p.op.doneElapsed, p.op.value = p.h.tick, time.Since(p.h.began), value
+	p.op.value = value
+	if p.op.done != 0 { // cut off: it happened before that
+		p.op.cut = false
+		return
+	}
+	p.op.done, p.op.doneElapsed = p.h.tick, time.Since(p.h.began)
 }
 
 // Failed records that the operation certainly had no effect and never will.
@@ -114,6 +120,19 @@ func (p Pending) Failed() {
 	p.h.mu.Lock()
 	defer p.h.mu.Unlock()
 	p.op.forget = true
+}
+
+// Cut records that nothing which was begun and has no outcome yet has any effect from now on, on the cells that match: it
+// happened before, or never. An answer that comes later is believed, as one about what was before.
+func (h *History) Cut(match func(cell int64) bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.tick++
+	for _, op := range h.ops {
+		if op.done == 0 && !op.forget && match(op.cell) {
+			op.done, op.doneElapsed, op.cut = h.tick, time.Since(h.began), true
+		}
+	}
 }
 
 // Report is what Check found.
@@ -176,12 +195,23 @@ func (h *History) Check(timeout time.Duration) Report {
 func prepare(ops []*operation) (checked []porcupine.Operation, unknown int) {
 	seen := map[uint64]bool{0: true}
 	for _, op := range ops {
-		if op.kind == Read && op.done != 0 {
+		if op.kind == Read && op.done != 0 && !op.cut {
 			seen[op.value] = true
 		}
 	}
 	for _, op := range ops {
 		end := op.done
+		if op.cut {
+			if op.kind == Write {
+				unknown++
+			}
+			if op.kind == Read || !seen[op.value] {
+				continue
+			}
+			if op.value == 0 { // many write it, so that to see it does not say whose it is
+				end = math.MaxInt64
+			}
+		}
 		if end == 0 {
 			if op.kind == Write {
 				unknown++
@@ -222,6 +252,9 @@ func describe(ops []*operation) string {
 			what = fmt.Sprintf("read -> %d", op.value)
 		}
 		end, at := fmt.Sprint(op.done), fmt.Sprintf("%.3f-%.3f s", op.callElapsed.Seconds(), op.doneElapsed.Seconds())
+		if op.cut {
+			at += ", then cut off"
+		}
 		if op.done == 0 {
 			end, at = "?", fmt.Sprintf("%.3f s, outcome not known", op.callElapsed.Seconds())
 		}

@@ -131,3 +131,46 @@ func TestFillAndValue(t *testing.T) {
 		t.Error("a torn cell was not noticed")
 	}
 }
+
+// TestCut: what was cut off happened before the cut, or never.
+func TestCut(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		after func(h *History, cut Pending) // what the others and the client that was cut off see
+		legal bool
+	}{
+		{"never", func(*History, Pending) {}, true},
+		{"before", func(h *History, _ Pending) { h.BeginRead(2, 1).Saw(7) }, true},
+		{"acknowledged late", func(_ *History, cut Pending) { cut.Wrote() }, true},
+		{"after a later write", func(h *History, _ Pending) {
+			h.BeginWrite(2, 1, 8).Wrote()
+			h.BeginRead(2, 1).Saw(7)
+		}, false},
+		{"acknowledged and landed late", func(h *History, cut Pending) {
+			h.BeginWrite(2, 1, 8).Wrote()
+			cut.Wrote()
+			h.BeginRead(2, 1).Saw(7)
+		}, false},
+		{"acknowledged and gone", func(h *History, cut Pending) {
+			cut.Wrote()
+			h.BeginRead(2, 1).Saw(0)
+		}, false},
+	} {
+		h := New()
+		pending := h.BeginWrite(1, 1, 7)
+		h.Cut(func(cell int64) bool { return cell == 2 }) // does not concern it
+		h.Cut(func(cell int64) bool { return cell == 1 })
+		c.after(h, pending)
+		if err := h.Check(time.Second).Err(); (err == nil) != c.legal {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+	h := New()
+	read := h.BeginRead(1, 1)
+	h.Cut(func(int64) bool { return true })
+	h.BeginWrite(2, 1, 8).Wrote()
+	read.Saw(8)
+	if h.Check(time.Second).Err() == nil {
+		t.Error("a read that was cut off saw what was written after the cut")
+	}
+}

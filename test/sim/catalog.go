@@ -120,6 +120,9 @@ func (v *gatewayView) Attach(ctx context.Context, name string, terms volume.Term
 	}
 	r, err := v.catalog.propose(ctx, "attach", catalog.Attach{Volume: catalog.ByName(name), Holder: v.holder(), Access: access,
 		ReadOnly: terms.ReadOnly, At: time.Now().UTC()})
+	if errors.Is(err, storage.ErrConflict) { // in the middle of a takeover: the volume will be left
+		return volume.Attachment{}, storage.E("attach", storage.KindUnavailable, "volume "+name, err)
+	}
 	if err != nil {
 		return volume.Attachment{}, err
 	}
@@ -175,6 +178,9 @@ func (v *gatewayView) WatchVolume(ctx context.Context, id storage.VolumeID, atta
 		}
 		select {
 		case <-changed:
+			if d := v.p.n.r.plan.newsDelay(); d > 0 {
+				v.p.n.r.sleep(ctx, d)
+			}
 		case <-ctx.Done():
 			return volume.VolumeState{}, storage.E("watch", storage.KindCanceled, "volume "+id.String(), ctx.Err())
 		}

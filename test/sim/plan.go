@@ -28,6 +28,7 @@ type Plan struct {
 	CacheBytes      int64
 	LogCacheBytes   int64
 	Members         [][]Member // by group: what happens to its membership
+	Takeovers       []Takeover // one after the other
 	Tracks          [][]Step   // faults; each track is one after the other, the tracks run beside each other
 }
 
@@ -86,6 +87,7 @@ func NewPlan(seed uint64) *Plan {
 	for range 1 + r.IntN(3) {
 		p.Tracks = append(p.Tracks, p.track(r))
 	}
+	p.Takeovers = p.takeovers()
 	return p
 }
 
@@ -140,6 +142,9 @@ func (p *Plan) String() string {
 			fmt.Fprintf(&b, " %v %s%d", m.At.Round(time.Millisecond), map[bool]string{true: "-", false: "+"}[m.Remove], m.Node)
 		}
 		b.WriteString("\n")
+	}
+	for _, t := range p.Takeovers {
+		fmt.Fprintf(&b, "  takeover: +%v volume %d, heard of within %v\n", t.After.Round(time.Millisecond), t.Volume, t.Stagger.Round(time.Millisecond))
 	}
 	for i, t := range p.Tracks {
 		for _, s := range t {

@@ -30,6 +30,7 @@ type run struct {
 	history *history.History
 
 	hush     atomic.Int64 // clients begin nothing while it is above 0
+	fencings atomic.Int64 // takeovers begun
 	answered atomic.Int64
 	digest   atomic.Uint64  // sum over the operations of what they were, when they ended and how
 	later    sync.WaitGroup // what goes on in the background: starts of nodes and gateways
@@ -159,6 +160,7 @@ func (r *run) load() {
 	for c := range r.plan.Clients {
 		load.Go(func() { r.client(ctx, c) })
 	}
+	members.Go(func() { r.takeOver(ctx) })
 	for _, t := range r.plan.Tracks {
 		members.Go(func() { r.strike(ctx, t) })
 	}
