@@ -78,10 +78,10 @@ func newAttach(a *app) *cobra.Command {
 		Long: `Makes a volume a block device of this host and prints its path. It speaks to the host's gateway ("storaged gateway"),
 which holds the device until it is detached: also while the gateway itself, or any node, is restarted.
 
-A volume is attached exclusively, unless --access shared says that others may attach it at the same time, shared too: for
-cluster file systems and others that see to it themselves that hosts do not overwrite each other. When somebody else has the
-volume, the command is refused and says who, and since when. --take-over takes it away: when the command returns, nothing
-that the former holder still has under way can land, whether it is dead, frozen or cut off.
+A volume is attached exclusively, unless --access shared says that others may attach it at the same time, shared too:
+for cluster file systems and others that see to it themselves that hosts do not overwrite each other. When somebody else
+has the volume, the command is refused and says who, and since when. --take-over takes it away: when the command returns,
+nothing that the former holder still has under way can land, whether it is dead, frozen or cut off.
 
 Repeating the command is no error, and prints the same device. --via says how the device is made: nbd is the kernel's
 network block device, fuse a loop device over a FUSE file, for hosts whose kernel has no nbd; auto chooses.`,
@@ -125,9 +125,9 @@ func newDetach(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "detach VOLUME",
 		Short: "Remove a volume's block device from this host",
-		Long: `Removes a volume's block device from this host and gives the volume up, so that others can attach it. While the device is
-in use (mounted, say) it is refused; --force removes it all the same, and whoever uses it gets errors. A volume that is not
-attached is no error.
+		Long: `Removes a volume's block device from this host and gives the volume up, so that others can attach it. While the device
+is in use (mounted, say) it is refused; --force removes it all the same, and whoever uses it gets errors. A volume that
+is not attached is no error.
 
 To end the attachment of a host that is gone and will not detach by itself: "storagectl volume detach".`,
 		Example:           "  umount /srv/db && storagectl detach db",

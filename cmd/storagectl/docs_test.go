@@ -83,7 +83,7 @@ func TestSchemaIsStable(t *testing.T) {
 		value any
 	}{
 		{"volume", volumeView{}}, {"node", nodeView{}}, {"group", groupView{}}, {"status", statusView{}},
-		{"version", versionView{}}, {"transfer", transferView{}}, {"bench", benchView{}}, {"error", errorView{}},
+		{"version", versionView{}}, {"transfer", transferView{}}, {"bench", benchView{}}, {"error", errorView{}}, {"host attachment", hostAttachmentView{}},
 	} {
 		describe(&got, v.name, reflect.TypeOf(v.value))
 	}
