@@ -50,6 +50,7 @@ e2e: build ## three real processes: growth, failover, restart
 	$(if $(DEVICES),$(GO) test -tags devices -timeout 5m -count 1 ./nbd/attach)
 	$(GO) test -tags e2e$(shell test/deps.sh --root ip nft 2>/dev/null && echo ,netns)$(DEVICES:%=,%) -timeout 10m -count 1 ./test/e2e \
 	  -storaged $(abspath $(BIN))/storaged
+	$(if $(DEVICES),$(GO) test -tags e2e -timeout 5m -count 1 ./test/csi -storaged $(abspath $(BIN))/storaged)
 
 chaos-short: build ## half a minute of kill -9, pauses and partitions; histories checked for linearizability
 	$(GO) test -tags chaos -timeout 5m -count 1 -run '^TestChaos$$' ./test/chaos -storaged $(abspath $(BIN))/storaged -for 30s $(CHAOS_ARGS)
