@@ -57,6 +57,8 @@ var mutants = []mutant{
 		unseen: "leadership must go and come back, and somebody must write to the block, all within one read of a merge. Not in 700 " +
 			"schedules with a fault that does nothing else (slow merge). " +
 			"TestExactlyOnceAndFencing and TestAgainstModel (replication/extent) refuse an entry merged in another term"},
+	{name: "generation", file: "replication/extent/session.go",
+		old: "case o.Generation < v.generation:\n\t\t// Guards I2: what an earlier", new: "case false:\n\t\t// Guards I2: what an earlier"},
 	{name: "session window", file: "replication/extent/session.go",
 		old: "case window.Applied(o.Seq):", new: "case false:"},
 	{name: "torn tail", file: "replication/segment/recovery.go|replication/segment/scan.go",

@@ -41,6 +41,8 @@ func (p *Plan) newsDelay() (d time.Duration) {
 
 // takeOver takes volumes over while the load goes on. Guards I2: once it is acknowledged, nothing that was begun before has
 // any effect.
+//
+// Line: the generation in admit (replication/extent/session.go). Tried: without it the third schedule is not linearizable.
 func (r *run) takeOver(ctx context.Context) {
 	for _, t := range r.plan.Takeovers {
 		if !r.sleep(ctx, t.After) {
