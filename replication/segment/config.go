@@ -20,9 +20,9 @@ const (
 	DefaultRetainBytes  = 16 << 20
 	DefaultIdleAfter    = 100 * time.Millisecond
 	DefaultMaxOpenFiles = 256
-	// DefaultPrewriteBelowBytes: from about four entries of 4 KiB a sync on, writing everything twice costs as much as
-	// the journal commit of each sync.
-	DefaultPrewriteBelowBytes = 16 << 10
+	// DefaultPrewriteBelowBytes: from about two entries of 4 KiB a sync on, writing everything twice costs more than the
+	// journal commit of each sync.
+	DefaultPrewriteBelowBytes = 8 << 10
 )
 
 // Config is what a log is opened with. Zero values mean the defaults above.
