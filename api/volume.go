@@ -22,15 +22,17 @@ type Volume struct {
 	ID        storage.VolumeID
 	Name      string
 	SizeBytes int64
-	// AllocatedBytes is how much of one copy holds data; negative when it is not known.
+	// AllocatedBytes is how much of one copy holds data; negative when it is not known. Nodes do not know it: it would take
+	// a look at every table of the volume.
 	AllocatedBytes int64
 	// Groups is the stripe: extent i lives in Groups[i mod len(Groups)].
-	Groups      []storage.GroupID
-	Epoch       storage.Epoch
-	Generation  storage.Generation
-	State       VolumeState
-	CreatedAt   time.Time
-	Sessions    []Session
+	Groups     []storage.GroupID
+	Epoch      storage.Epoch
+	Generation storage.Generation
+	State      VolumeState
+	CreatedAt  time.Time
+	Sessions   []Session
+	// Connections are the NBD clients of nodes, as of a second ago; of a node with hundreds not all are named.
 	Connections []Connection
 	Attachments []Attachment
 }

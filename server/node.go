@@ -57,9 +57,10 @@ type node struct {
 	api       *api.Server
 	http      *http.Server
 
-	serving  atomic.Bool // NBD and API accept
-	mute     atomic.Bool // the catalog's disk has failed: its Raft group must not hear this node
-	failures chan error  // parts that ended by themselves; capacity of all parts
+	exports  atomic.Pointer[export.Backend] // nil until the gateway has started; reports are sent before
+	serving  atomic.Bool                    // NBD and API accept
+	mute     atomic.Bool                    // the catalog's disk has failed: its Raft group must not hear this node
+	failures chan error                     // parts that ended by themselves; capacity of all parts
 
 	// The scopes end in this order: those who serve hosts, the control loop, the peers.
 	serveCtx, controlCtx, peersCtx          context.Context
@@ -289,7 +290,9 @@ func (n *node) startGateway(context.Context) error {
 	if err != nil {
 		return err
 	}
-	n.nbd, err = nbd.NewServer(nbd.Config{Backend: export.New(export.Config{Gateway: n.gateway}), TLS: tlsConfig,
+	exports := export.New(export.Config{Gateway: n.gateway})
+	n.exports.Store(exports)
+	n.nbd, err = nbd.NewServer(nbd.Config{Backend: exports, TLS: tlsConfig,
 		RequireTLS: n.config.NBDTLSRequire, MaxConnections: n.config.NBDConnections, Logger: n.logger, Metrics: n.metrics})
 	if err != nil {
 		return err

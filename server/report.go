@@ -4,6 +4,7 @@ import (
 	"github.com/storaged/storaged/internal/version"
 	"github.com/storaged/storaged/replication"
 	"github.com/storaged/storaged/server/catalog"
+	"github.com/storaged/storaged/server/export"
 	"github.com/storaged/storaged/server/placement"
 )
 
@@ -18,12 +19,23 @@ func (n *node) report() placement.NodeReport {
 	}
 	r := placement.NodeReport{Node: n.identity.Node, Version: version.Version, Stores: []placement.StoreReport{store},
 		Sessions: append(n.cluster.liveSessions(), n.remote.Sessions()...)}
+	if exports := n.exports.Load(); exports != nil {
+		r.Connections = connectionReports(exports.Connections())
+	}
 	for _, s := range n.host.Status() {
 		if rep, ok := replicaReport(s); ok {
 			r.Replicas = append(r.Replicas, rep)
 		}
 	}
 	return r
+}
+
+// connectionReports turns what is connected into what is reported of it.
+func connectionReports(list []export.Connection) (out []placement.Connection) {
+	for _, c := range list[:min(len(list), placement.MaxConnections)] {
+		out = append(out, placement.Connection{Volume: c.Volume, Client: c.Client, ReadOnly: c.ReadOnly, Since: c.Since.UTC()})
+	}
+	return out
 }
 
 func replicaReport(s replication.GroupStatus) (placement.ReplicaReport, bool) {

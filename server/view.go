@@ -76,8 +76,34 @@ func (v *view) CreateVolume(ctx context.Context, nv api.NewVolume) (api.Volume, 
 	return v.volume(*r.Volume, nil, nil), nil
 }
 
-// Volume implements api.Cluster.
+// Volume implements api.Cluster. Who is connected is known from the nodes' reports: up to a second old, and missing when
+// the catalog's leader does not answer.
 func (v *view) Volume(ctx context.Context, name string) (api.Volume, error) {
+	shown, err := v.find(ctx, name)
+	if err == nil {
+		shown.Connections = v.look(ctx, true).connections(name)
+	}
+	return shown, err
+}
+
+// connections returns the clients of a volume. Its name stands for it: a volume with clients is not deleted.
+func (p *picture) connections(volume string) (out []api.Connection) {
+	for _, n := range p.nodes {
+		heard := p.reports[n.ID]
+		if heard.Age >= staleReport {
+			continue
+		}
+		for _, c := range heard.Report.Connections {
+			if c.Volume == volume {
+				out = append(out, api.Connection{Node: n.ID, NodeName: n.Name, Client: c.Client, ReadOnly: c.ReadOnly, OpenedAt: c.Since})
+			}
+		}
+	}
+	return out
+}
+
+// find describes a volume without its connections.
+func (v *view) find(ctx context.Context, name string) (api.Volume, error) {
 	var vol catalog.Volume
 	var sessions []catalog.Session
 	var attachments []catalog.Attachment
@@ -140,7 +166,7 @@ func (v *view) ResizeVolume(ctx context.Context, name string, sizeBytes int64) (
 
 // DeleteVolume implements api.Cluster.
 func (v *view) DeleteVolume(ctx context.Context, name string, id storage.VolumeID) error {
-	found, err := v.Volume(ctx, name)
+	found, err := v.find(ctx, name)
 	if err != nil {
 		return err
 	}

@@ -184,9 +184,9 @@ func (a *app) writeVolume(w io.Writer, v api.Volume) {
 	if !v.CreatedAt.IsZero() {
 		made = fmt.Sprintf("%s (%s ago)", v.CreatedAt.UTC().Format(time.RFC3339), a.age(v.CreatedAt))
 	}
-	used := allocated(v)
+	used := "" // left out when it is not known
 	if v.AllocatedBytes >= 0 {
-		used += " (" + percent(v.AllocatedBytes, v.SizeBytes) + ")"
+		used = allocated(v) + " (" + percent(v.AllocatedBytes, v.SizeBytes) + ")"
 	}
 	facts(w, "Name", v.Name, "ID", v.ID.String(), "State", string(v.State),
 		"Size", fmt.Sprintf("%s (%d bytes)", formatSize(v.SizeBytes), v.SizeBytes), "Allocated", used,

@@ -23,7 +23,10 @@ type Config struct {
 }
 
 // Backend is the nbd.Backend of a gateway: every volume is an export of the same name. There is no default export.
-type Backend struct{ config Config }
+type Backend struct {
+	config      Config
+	connections connections
+}
 
 var _ nbd.Backend = (*Backend)(nil)
 
@@ -59,7 +62,7 @@ func (b *Backend) Stat(ctx context.Context, name string, _ nbd.Peer) (nbd.Export
 }
 
 // Open implements nbd.Backend.
-func (b *Backend) Open(ctx context.Context, name string, _ nbd.Peer) (nbd.Export, error) {
+func (b *Backend) Open(ctx context.Context, name string, peer nbd.Peer) (nbd.Export, error) {
 	name, options, err := b.parse(name)
 	if err != nil {
 		return nil, err
@@ -68,7 +71,7 @@ func (b *Backend) Open(ctx context.Context, name string, _ nbd.Peer) (nbd.Export
 	if err != nil {
 		return nil, err
 	}
-	e := &export{backend: b, handle: v, readOnly: options.ReadOnly}
+	e := &export{backend: b, handle: v, readOnly: options.ReadOnly, forget: b.connections.add(v.Name(), options.ReadOnly, peer)}
 	if b.config.Limiter != nil {
 		if l := b.config.Limiter(name); l != nil {
 			e.handle = l.Wrap(v)
@@ -116,6 +119,7 @@ type export struct {
 	backend *Backend
 	handle
 	readOnly bool
+	forget   func() // takes the connection out of the backend's list
 }
 
 // Info implements nbd.Export.
@@ -162,6 +166,7 @@ func allocationFlags(f op.RunFlags) (flags uint32) {
 // whose context ended, so unanswered says nothing new: what was answered to nbd, but not to the client, has been
 // applied and has no copy on its way.
 func (e *export) Close(bool) error {
+	e.forget()
 	e.Detach()
 	return nil
 }

@@ -77,6 +77,17 @@ type StoreReport struct {
 	Failed        string            `json:"failed,omitempty"` // why the store is out of service
 }
 
+// MaxConnections bounds the connections that a report names.
+const MaxConnections = 512
+
+// Connection is a client of a node's NBD server.
+type Connection struct {
+	Volume   string    `json:"volume"`
+	Client   string    `json:"client"`
+	ReadOnly bool      `json:"read_only,omitempty"`
+	Since    time.Time `json:"since"`
+}
+
 // NodeReport is what every node tells the catalog's leader each second. It is not logged.
 type NodeReport struct {
 	Node     storage.NodeID  `json:"node"`
@@ -85,6 +96,8 @@ type NodeReport struct {
 	Replicas []ReplicaReport `json:"replicas,omitempty"`
 	// Sessions are those that the node's gateway uses; one that is named nowhere for long expires.
 	Sessions []storage.SessionID `json:"sessions,omitempty"`
+	// Connections are the clients that have a volume open through this node, the oldest first, MaxConnections of them.
+	Connections []Connection `json:"connections,omitempty"`
 	// CatalogIndex is the last index of the node's copy of the catalog's log. Package control fills it in.
 	CatalogIndex uint64 `json:"catalog_index,omitempty"`
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/api"
 	"github.com/storaged/storaged/api/client"
 	"github.com/storaged/storaged/internal/testcluster"
 )
@@ -46,6 +47,21 @@ func deleteClosed(t *testing.T, api *client.Client, name string) {
 	}
 }
 
+// awaitConnections waits until the API shows so many clients of the volume: reports follow by a second.
+func awaitConnections(t *testing.T, cluster *client.Client, want int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	var last api.Volume
+	if testcluster.Poll(ctx, 50*time.Millisecond, func() bool {
+		v, err := cluster.Volume(ctx, volumeName)
+		last = v
+		return err == nil && len(v.Connections) == want && v.Connections[0].Client != "" && v.Connections[0].NodeName == "node1"
+	}) != nil {
+		t.Errorf("%d connections are not shown: %+v", want, last.Connections)
+	}
+}
+
 // TestVolumeInUse: a connected volume is not deleted; one that has grown is larger for the next connection, and the
 // one that is there goes on.
 func TestVolumeInUse(t *testing.T) {
@@ -79,7 +95,12 @@ func TestVolumeInUse(t *testing.T) {
 	if err := first.WriteAt(t.Context(), p, 4096); err != nil {
 		t.Errorf("write over the older connection: %v", err)
 	}
-	if err := errors.Join(first.Close(), second.Close()); err != nil {
+	awaitConnections(t, api, 2)
+	if err := second.Close(); err != nil {
+		t.Fatal(err)
+	}
+	awaitConnections(t, api, 1)
+	if err := first.Close(); err != nil {
 		t.Fatal(err)
 	}
 	deleteClosed(t, api, volumeName)
