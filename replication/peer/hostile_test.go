@@ -199,7 +199,9 @@ func slowReader(t *testing.T, pace time.Duration) {
 	var handled, most atomic.Int64
 	m := newMesh(t, simulated(network), 2, func(c *Config) { c.MaxReplyBytes = limit }, func(tr *Transport) {
 		tr.Handle(MethodBlocks, Ordered, func(in *Inbound) {
-			handled.Add(1)
+			if handled.Add(1) == 1 && pace == 0 {
+				<-time.After(time.Second) // whoever asks without a pause has asked for too much before the first reply
+			}
 			in.Reply(nil, [][]byte{make([]byte, reply)})
 			most.Store(max(most.Load(), in.conn.queuedBytes.Load()))
 		})
