@@ -85,10 +85,7 @@ func Run(ctx context.Context, config Config, logs io.Writer) error {
 	if err != nil {
 		return err
 	}
-	n := &node{config: config, logger: logger, metrics: prometheus.NewRegistry(), failures: make(chan error, 16)}
-	n.serveCtx, n.cancelServe = context.WithCancel(context.Background())
-	n.controlCtx, n.cancelControl = context.WithCancel(context.Background())
-	n.peersCtx, n.cancelPeers = context.WithCancel(context.Background())
+	n := newNode(config, logger)
 	err = n.start(ctx)
 	if err == nil {
 		select {
@@ -101,6 +98,15 @@ func Run(ctx context.Context, config Config, logs io.Writer) error {
 		err = nil // stopped while it was starting
 	}
 	return errors.Join(err, n.stop())
+}
+
+// newNode makes a node that has not started, of a configuration whose defaults are filled in.
+func newNode(config Config, logger *slog.Logger) *node {
+	n := &node{config: config, logger: logger, metrics: prometheus.NewRegistry(), failures: make(chan error, 16)}
+	n.serveCtx, n.cancelServe = context.WithCancel(context.Background())
+	n.controlCtx, n.cancelControl = context.WithCancel(context.Background())
+	n.peersCtx, n.cancelPeers = context.WithCancel(context.Background())
+	return n
 }
 
 func newLogger(c Config, w io.Writer) (*slog.Logger, error) {

@@ -63,13 +63,22 @@ func volumesByName(s *catalog.State) []catalog.Volume {
 	return all
 }
 
+// propose brings a command to the catalog's leader. One whose caller has left before it was sent is KindCanceled: nothing was
+// done, while KindUnavailable would say that it is not known.
+func (v *view) propose(ctx context.Context, cmd catalog.Command) (catalog.Result, error) {
+	if err := ctx.Err(); err != nil {
+		return catalog.Result{}, storage.E("ask the catalog", storage.KindCanceled, "", err)
+	}
+	return v.n.control.Propose(ctx, cmd)
+}
+
 // CreateVolume implements api.Cluster.
 func (v *view) CreateVolume(ctx context.Context, nv api.NewVolume) (api.Volume, error) {
 	if nv.Groups != 0 {
 		return api.Volume{}, storage.E("create", storage.KindUnsupported, "volume "+nv.Name,
 			fmt.Errorf("this version chooses the number of groups by itself: leave it out"))
 	}
-	r, err := v.n.control.Propose(ctx, catalog.CreateVolume{Name: nv.Name, SizeBytes: nv.SizeBytes, RequestID: nv.RequestID, At: time.Now().UTC()})
+	r, err := v.propose(ctx, catalog.CreateVolume{Name: nv.Name, SizeBytes: nv.SizeBytes, RequestID: nv.RequestID, At: time.Now().UTC()})
 	if err != nil {
 		return api.Volume{}, err
 	}
@@ -157,7 +166,7 @@ func (v *view) Volumes(ctx context.Context, after string, limit int) ([]api.Volu
 
 // ResizeVolume implements api.Cluster.
 func (v *view) ResizeVolume(ctx context.Context, name string, sizeBytes int64) (api.Volume, error) {
-	r, err := v.n.control.Propose(ctx, catalog.ResizeVolume{Volume: catalog.ByName(name), SizeBytes: sizeBytes})
+	r, err := v.propose(ctx, catalog.ResizeVolume{Volume: catalog.ByName(name), SizeBytes: sizeBytes})
 	if err != nil {
 		return api.Volume{}, err
 	}
@@ -173,7 +182,7 @@ func (v *view) DeleteVolume(ctx context.Context, name string, id storage.VolumeI
 	if id != 0 && found.ID != id {
 		return storage.E("delete", storage.KindNotFound, "volume "+name, fmt.Errorf("the volume of that name is another one now"))
 	}
-	_, err = v.n.control.Propose(ctx, catalog.DeleteVolume{Volume: catalog.ByID(found.ID)})
+	_, err = v.propose(ctx, catalog.DeleteVolume{Volume: catalog.ByID(found.ID)})
 	return err
 }
 
@@ -309,7 +318,7 @@ func apiStore(s catalog.Store, report placement.NodeReport) api.Store {
 
 // RemoveNode implements api.Cluster.
 func (v *view) RemoveNode(ctx context.Context, id storage.NodeID) error {
-	_, err := v.n.control.Propose(ctx, catalog.SetNodeState{Node: id, State: catalog.NodeRemoved})
+	_, err := v.propose(ctx, catalog.SetNodeState{Node: id, State: catalog.NodeRemoved})
 	var e *storage.Error
 	if errors.As(err, &e) && e.Op == "set node state" { // say what was asked for
 		return storage.E("remove", e.Kind, e.Subject, e.Err)
