@@ -240,7 +240,8 @@ func (n *node) startControl(context.Context) error {
 	n.catalogRT = replication.NewTransport(replication.TransportConfig{Group: storage.CatalogGroup, Self: control.ServerID(self),
 		Node: self, Peers: n.peers, Router: n.rafts, HeartbeatTimeout: n.identity.HeartbeatTimeout, Logger: n.logger,
 		Silent: n.mute.Load})
-	r := route.New(route.Config{Self: self, Host: n.host, Peers: n.peers, Replicas: n.replicasOf})
+	r := route.New(route.Config{Self: self, Host: n.host, Peers: n.peers, Replicas: n.replicasOf,
+		HeartbeatTimeout: n.identity.HeartbeatTimeout})
 	acts := &actions{self: self, host: n.host, peers: n.peers, router: r, done: func() { n.control.ReportSoon() }}
 	acts.register()
 	var err error

@@ -28,7 +28,7 @@ type Peers interface {
 	Call(ctx context.Context, to storage.NodeID, lane peer.Lane, req *peer.Request) (*peer.Response, error)
 }
 
-// Config is what a Router is made of. All of it is required.
+// Config is what a Router is made of. What has no default is required.
 type Config struct {
 	Self  storage.NodeID
 	Host  Host
@@ -36,6 +36,8 @@ type Config struct {
 	// Replicas returns the nodes that have a replica of a group, as the catalog knows them; none if it does not know the
 	// group. It is called often and must not block.
 	Replicas func(group storage.GroupID) []storage.NodeID
+	// HeartbeatTimeout is the cluster's; 0: not known, and a node that was silent is left out for longer.
+	HeartbeatTimeout time.Duration
 }
 
 // Router brings a gateway's requests to the leaders of their groups, locally or over the peers. Each call is one
@@ -52,6 +54,9 @@ type Router struct {
 
 // New makes a router that knows of no leader yet.
 func New(cfg Config) *Router {
+	if cfg.HeartbeatTimeout == 0 {
+		cfg.HeartbeatTimeout = silentFor // too long to be told by it that a leader lives
+	}
 	return &Router{cfg: cfg, leaders: map[storage.GroupID]storage.NodeID{}, next: map[storage.GroupID]int{},
 		silentUntil: map[storage.NodeID]time.Time{}}
 }
@@ -66,7 +71,7 @@ func (r *Router) target(group storage.GroupID) storage.NodeID {
 		return n
 	}
 	now := time.Now()
-	if n := r.cfg.Host.Leader(group); n != 0 && !r.silent(n, now) {
+	if n := r.cfg.Host.Leader(group); n != 0 && !r.doubted(n, now) {
 		return n
 	}
 	nodes := r.cfg.Replicas(group)
@@ -88,10 +93,15 @@ func (r *Router) target(group storage.GroupID) storage.NodeID {
 // silentFor is how long a node that left a request unanswered is asked last.
 const silentFor = 3 * time.Second
 
-func (r *Router) silent(n storage.NodeID, now time.Time) bool {
+// doubted reports whether a node is not to be asked although a replica names it as its leader. A replica forgets a leader
+// that it has not heard for a time between one and two heartbeat timeouts. So one that is still named two of them after it
+// left a request unanswered has been heard since: it was slow, or this node alone cannot reach it, and then nobody else
+// would do better. A leader that has died or is frozen is not named that long.
+func (r *Router) doubted(n storage.NodeID, now time.Time) bool {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	return now.Before(r.silentUntil[n])
+	until, silent := r.silentUntil[n]
+	return silent && now.Before(until.Add(min(0, 2*r.cfg.HeartbeatTimeout-silentFor)))
 }
 
 // learn keeps what an attempt at a node came to.
@@ -106,7 +116,7 @@ func (r *Router) learn(group storage.GroupID, asked storage.NodeID, err error) {
 		now = asked
 	case storage.KindNotLeader:
 		now = replication.LeaderHint(err)
-		if now == asked || r.silent(now, time.Now()) { // it has just lost it, or does not answer
+		if now == asked || r.doubted(now, time.Now()) { // it has just lost it, or does not answer
 			now = 0
 		}
 	case storage.KindUnavailable, storage.KindIO, storage.KindNotFound, storage.KindCanceled:
