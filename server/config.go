@@ -49,6 +49,9 @@ type Config struct {
 	NBDKey         string `flag:"nbd-tls-key" help:"its key (PEM)"`
 	NBDClientCA    string `flag:"nbd-tls-client-ca" help:"certificates (PEM) that a client's certificate must be signed by; without it clients need none"`
 	NBDTLSRequire  bool   `flag:"nbd-tls-require" help:"refuse NBD clients that do not start TLS"`
+	APICert        string `flag:"api-tls-cert" help:"certificate of the API (PEM); with it all clients of the API must use TLS"`
+	APIKey         string `flag:"api-tls-key" help:"its key (PEM)"`
+	APIClientCA    string `flag:"api-tls-client-ca" help:"certificates (PEM) that a certificate of the API's clients must be signed by; without it clients need none"`
 	PeerCert       string `flag:"peer-tls-cert" help:"certificate of this node for other nodes (PEM); together with --peer-tls-key and --peer-tls-ca all traffic between nodes is mutually authenticated TLS"`
 	PeerKey        string `flag:"peer-tls-key" help:"its key (PEM)"`
 	PeerCA         string `flag:"peer-tls-ca" help:"certificates (PEM) that nodes' certificates must be signed by"`
@@ -95,6 +98,12 @@ func (c *Config) Validate() error {
 	}
 	if (c.NBDCert == "") != (c.NBDKey == "") {
 		bad("nbd-tls-cert", "goes together with --nbd-tls-key")
+	}
+	if (c.APICert == "") != (c.APIKey == "") {
+		bad("api-tls-cert", "goes together with --api-tls-key")
+	}
+	if c.APIClientCA != "" && c.APICert == "" {
+		bad("api-tls-client-ca", "needs --api-tls-cert and --api-tls-key: without TLS nobody is asked for a certificate")
 	}
 	if c.NBDTLSRequire && c.NBDCert == "" {
 		bad("nbd-tls-require", "needs --nbd-tls-cert and --nbd-tls-key")
@@ -160,17 +169,27 @@ func (c *Config) advertised(listening net.Addr) string {
 }
 
 func (c *Config) nbdTLS() (*tls.Config, error) {
-	if c.NBDCert == "" {
+	return serverTLS("nbd", c.NBDCert, c.NBDKey, c.NBDClientCA)
+}
+
+func (c *Config) apiTLS() (*tls.Config, error) {
+	return serverTLS("api", c.APICert, c.APIKey, c.APIClientCA)
+}
+
+// serverTLS makes the TLS settings of a server from its files; nil without a certificate. With clientCA its clients need a
+// certificate, too. flags is what the flags' names begin with.
+func serverTLS(flags, certFile, keyFile, clientCA string) (*tls.Config, error) {
+	if certFile == "" {
 		return nil, nil
 	}
-	cert, err := tls.LoadX509KeyPair(c.NBDCert, c.NBDKey)
+	cert, err := tls.LoadX509KeyPair(certFile, keyFile)
 	if err != nil {
-		return nil, storage.E("load", storage.KindInvalid, "--nbd-tls-cert", err)
+		return nil, storage.E("load", storage.KindInvalid, "--"+flags+"-tls-cert", err)
 	}
 	t := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{cert}}
-	if c.NBDClientCA != "" {
-		if t.ClientCAs, err = loadCA(c.NBDClientCA); err != nil {
-			return nil, storage.E("load", storage.KindInvalid, "--nbd-tls-client-ca", err)
+	if clientCA != "" {
+		if t.ClientCAs, err = loadCA(clientCA); err != nil {
+			return nil, storage.E("load", storage.KindInvalid, "--"+flags+"-tls-client-ca", err)
 		}
 		t.ClientAuth = tls.RequireAndVerifyClientCert
 	}

@@ -11,13 +11,16 @@ import (
 )
 
 // startNode runs a cluster of one node, with files in a directory of the test, and returns it when it is ready.
-func startNode(t *testing.T) *node {
+func startNode(t *testing.T, edits ...func(*Config)) *node {
 	t.Helper()
 	const any = "127.0.0.1:0"
 	config := Config{DataDir: t.TempDir(), Name: "a", ListenPeer: any, ListenAPI: any, ListenNBD: any, ListenHTTP: any,
 		SegmentBytes: 4 << 20, FreeSegments: 2, CacheBytes: 4 << 20, LogCacheBytes: 4 << 20, Replicas: 1, Groups: 2,
 		HeartbeatTimeout: 100 * time.Millisecond, ReadMode: "lease", MaxAppendEntries: 64, NBDConnections: 16,
 		LogLevel: "error", LogFormat: "text", ShutdownTimeout: 10 * time.Second}
+	for _, edit := range edits {
+		edit(&config)
+	}
 	if err := config.Validate(); err != nil {
 		t.Fatal(err)
 	}

@@ -304,8 +304,12 @@ func (n *node) startGateway(context.Context) error {
 	if err != nil {
 		return err
 	}
-	n.api, err = api.NewServer(api.Config{Cluster: &view{n}, Version: api.BuildVersion(version.Version), Logger: n.logger,
-		Metrics: n.metrics})
+	apiTLS, err := n.config.apiTLS()
+	if err != nil {
+		return err
+	}
+	n.api, err = api.NewServer(api.Config{Cluster: &view{n}, Version: api.BuildVersion(version.Version), TLS: apiTLS,
+		Logger: n.logger, Metrics: n.metrics})
 	return err
 }
 
