@@ -18,7 +18,7 @@ import (
 // implements volume.Cluster.
 type cluster struct {
 	*route.Router
-	control  *control.Controller
+	control  metadata
 	self     storage.NodeID
 	name     string // of the node
 	instance string // new at every start
@@ -29,6 +29,16 @@ type cluster struct {
 	busy     map[string]chan struct{}       // volumes, by name, that are being attached or detached; closed when that ends; guarded by mu
 }
 
+// metadata is what a gateway asks of the catalog. *control.Controller implements it, and says what its methods promise.
+type metadata interface {
+	Propose(ctx context.Context, cmd catalog.Command) (catalog.Result, error)
+	Attach(ctx context.Context, cmd catalog.Attach) (catalog.Attachment, error)
+	Detach(ctx context.Context, cmd catalog.Detach) error
+	View(fn func(*catalog.State)) control.Freshness
+	Read(ctx context.Context, fn func(*catalog.State)) error
+	Changed() (index uint64, next <-chan struct{})
+}
+
 // held is an attachment of this node for plain NBD clients.
 type held struct {
 	refs    int
@@ -37,7 +47,7 @@ type held struct {
 
 var _ volume.Cluster = (*cluster)(nil)
 
-func newCluster(r *route.Router, c *control.Controller, self storage.NodeID, name, instance string) *cluster {
+func newCluster(r *route.Router, c metadata, self storage.NodeID, name, instance string) *cluster {
 	return &cluster{Router: r, control: c, self: self, name: name, instance: instance, sessions: map[storage.SessionID]bool{},
 		held: map[storage.AttachmentID]*held{}, busy: map[string]chan struct{}{}}
 }
