@@ -64,6 +64,9 @@ type Usage struct {
 	TotalInodes, UsedInodes, AvailableInodes int64
 }
 
+// MountAt returns the topmost mount at path, which must be as Mounts.Real returns it.
+func MountAt(mounts []Mount, path string) (Mount, bool) { return at(mounts, path) }
+
 // at returns the topmost mount at path.
 func at(mounts []Mount, path string) (Mount, bool) {
 	for i := len(mounts) - 1; i >= 0; i-- {

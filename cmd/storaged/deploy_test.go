@@ -38,7 +38,7 @@ func TestDeployedArguments(t *testing.T) {
 			t.Errorf("%s: storaged %s: %v", s.where, strings.Join(s.args, " "), err)
 		}
 	}
-	for _, command := range []string{"serve", "gateway", "csi"} {
+	for _, command := range []string{"serve", "gateway", "csi", "docker-plugin"} {
 		if seen[command] == 0 {
 			t.Errorf("nothing under deploy/ starts `storaged %s`: the test looks in the wrong place", command)
 		}
@@ -98,6 +98,10 @@ func understands(args []string) error {
 			file = filepath.Join("../../deploy/systemd", filepath.Base(file))
 		}
 		return errors.Join(applySources(fs, file, func(string) (string, bool) { return "", false }), config.Validate())
+	case "docker-plugin":
+		var config dockerConfig
+		bindFlags(fs, &config)
+		return errors.Join(fs.Parse(rest), config.validate())
 	case "csi":
 		var config csiConfig
 		bindCSIFlags(fs, &config)

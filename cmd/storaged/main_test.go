@@ -59,6 +59,10 @@ func TestRun(t *testing.T) {
 		{"csi node with cluster", []string{"csi", "--mode", "node", "--endpoint", "a"}, 2, "--endpoint"},
 		{"csi controller", []string{"csi", "--mode", "controller", "--endpoint", "a", "--socket", filepath.Join(dir, "c.sock")}, 0, "CSI driver serves"},
 		{"csi node", []string{"csi", "--mode", "node", "--socket", filepath.Join(dir, "n.sock")}, 0, "CSI driver serves"},
+		{"docker with bad settings", []string{"docker-plugin", "--state-dir", "here", "--default-size", "3"}, 2, "--default-size"},
+		{"docker without gateway", []string{"docker-plugin", "--gateway", filepath.Join(dir, "none")}, 1, "ask gateway"},
+		{"docker", []string{"docker-plugin", "--endpoint", "a", "--state-dir", filepath.Join(dir, "docker"), "--socket", filepath.Join(dir, "d.sock")}, 0,
+			"Docker plugin serves"},
 		{"check of nothing", []string{"check", "--data-dir", dir}, 1, dir},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -15,7 +15,7 @@ import (
 const module = "github.com/storaged/storaged"
 
 // buildTags are the tags under which tests of this module hide; with them, every file is seen.
-const buildTags = "interop,e2e,netns,chaos,devices"
+const buildTags = "interop,e2e,netns,chaos,devices,docker"
 
 // listed is what `go list` says about one package.
 type listed struct {
@@ -97,8 +97,11 @@ var rules = []rule{{
 		"github.com/anishathalye/porcupine", "pgregory.net/rapid", "testing",
 		"github.com/kubernetes-csi/csi-test/v5", "github.com/onsi"}, forTests...),
 }, {
-	why: "the CSI services speak to the cluster and to the host's gateway over gRPC, they are none of it",
-	of:  []string{"./api/csi"}, forbid: []string{"./server", "./replication", "./nbd"}, deep: true,
+	why: "go-plugins-helpers is known to the Docker plugin only",
+	of:  []string{"./"}, except: []string{"./api/dockerplugin"}, forbid: []string{"github.com/docker"}, inTests: true,
+}, {
+	why: "the CSI services and the Docker plugin speak to the cluster and to the host's gateway over gRPC, they are none of it",
+	of:  []string{"./api/csi", "./api/dockerplugin"}, forbid: []string{"./server", "./replication", "./nbd"}, deep: true,
 }, {
 	why: "errors are the standard library's and storage.Error", of: []string{"./"}, forbid: []string{"github.com/pkg/errors", "github.com/cockroachdb/errors"}, inTests: true,
 }}

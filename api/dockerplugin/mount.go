@@ -1,0 +1,219 @@
+package dockerplugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/api/csi"
+	"github.com/storaged/storaged/api/host"
+)
+
+// Mount makes the volume appear on this host for the user of that id, and returns where. The same id again is the same
+// user. KindConflict when somebody else has the volume: the text says who, since when, and how to take it over.
+func (p *Plugin) Mount(ctx context.Context, volume, user string) (string, error) {
+	const op = "mount"
+	rec, known, unlock, err := p.begin(ctx, volume)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	switch {
+	case !known || rec.ID == 0:
+		return "", storage.E(op, storage.KindNotFound, "volume "+volume, errors.New("it is not known on this host; `docker volume create -d` "+
+			"makes it, or takes it in"))
+	case user == "" || len(user) > maxUserBytes:
+		return "", storage.E(op, storage.KindInvalid, "volume "+volume, fmt.Errorf("the id of the mount has %d characters, want 1 to %d", len(user), maxUserBytes))
+	case len(rec.Users) >= maxUsers && !slices.Contains(rec.Users, user):
+		return "", storage.E(op, storage.KindConflict, "volume "+volume, fmt.Errorf("it has %d users here already", len(rec.Users)))
+	}
+	if !rec.Held {
+		rec.Held = true
+		if err := p.records.save(rec); err != nil {
+			return "", err
+		}
+	}
+	a, err := p.attach(ctx, rec)
+	if err == nil {
+		err = p.show(a, rec)
+	} else if storage.KindOf(err) == storage.KindConflict && len(rec.Users) == 0 { // refused: there is nothing to take back
+		rec.Held = false
+		return "", errors.Join(err, p.records.save(rec))
+	}
+	if err != nil {
+		if len(rec.Users) == 0 { // a host that cannot mount the volume must not keep it from the others
+			err = errors.Join(err, p.release(ctx, &rec))
+		}
+		return "", err
+	}
+	if !slices.Contains(rec.Users, user) {
+		rec.Users = append(rec.Users, user)
+		if err := p.records.save(rec); err != nil {
+			return "", err
+		}
+	}
+	return p.mountpoint(volume), nil
+}
+
+// show mounts the volume's device, unless that is done.
+func (p *Plugin) show(a host.Attachment, rec record) error {
+	d, err := p.config.Mounts.Device(a.Device)
+	if err != nil {
+		return err
+	}
+	path := p.mountpoint(rec.Volume)
+	list, err := p.config.Mounts.List()
+	if err != nil {
+		return err
+	}
+	m, there := csi.MountAt(list, p.config.Mounts.Real(path))
+	switch {
+	case there && m.Device == d.Number && m.ReadOnly == rec.Options.ReadOnly:
+		return nil
+	case there && len(rec.Users) > 0:
+		return storage.E("mount", storage.KindConflict, "volume "+rec.Volume, fmt.Errorf("containers here still use what was its device before "+
+			"(%s); stop them", path))
+	case there: // left over; nobody uses it
+		if err := p.config.Mounts.Unmount(path); err != nil {
+			return err
+		}
+	}
+	var flags []string
+	if rec.Options.ReadOnly {
+		flags = []string{"ro"}
+	}
+	fsType, err := p.config.Mounts.Format(a.Device, rec.Options.FSType, rec.Options.ReadOnly)
+	if err != nil {
+		return err
+	}
+	if err := p.config.Mounts.Mount(a.Device, path, fsType, flags); err != nil || rec.Options.ReadOnly {
+		return err
+	}
+	return p.config.Mounts.Grow(a.Device, path) // it may have grown while it was not mounted
+}
+
+// attach makes the volume a device of this host. A device that has failed, for example because the volume was taken over
+// and given back since, gives way when nobody here uses it.
+func (p *Plugin) attach(ctx context.Context, rec record) (host.Attachment, error) {
+	subject := "volume " + rec.Volume
+	here, err := p.attached(ctx, rec.Volume)
+	if err != nil {
+		return host.Attachment{}, err
+	}
+	if here.State == host.StateFailed {
+		if len(rec.Users) > 0 {
+			return here, storage.E("mount", storage.KindFenced, subject, fmt.Errorf("its device %s here has failed: %s; stop the containers on "+
+				"this host that use it, and start them again", here.Device, here.Reason))
+		}
+		if err := p.hide(ctx, rec.Volume); err != nil {
+			return here, storage.E("mount", storage.KindFenced, subject, fmt.Errorf("its device %s here has failed (%s), and is not given up yet: %w",
+				here.Device, here.Reason, err))
+		}
+	}
+	a, err := p.config.Devices.Attach(ctx, rec.Options.request(rec.Volume))
+	switch {
+	case errors.Is(err, storage.ErrConflict):
+		return a, storage.E("mount", storage.KindConflict, subject, fmt.Errorf("%w. With Docker: make the volume known here with "+
+			"`-o take_over=true` (on a host that did not make it, `docker volume rm` only forgets it), or attach it by hand with "+
+			"`storagectl attach %s --take-over` on this host and start the container again", err, rec.Volume))
+	case err != nil:
+		return a, err
+	case a.VolumeID != rec.ID:
+		return a, storage.E("mount", storage.KindNotFound, subject, errors.New("it was deleted, and another one has its name; "+
+			"`docker volume rm` forgets the old one here"))
+	case a.State == host.StateFailed:
+		return a, storage.E("mount", storage.KindFenced, subject, fmt.Errorf("its device %s has failed: %s", a.Device, a.Reason))
+	}
+	return a, nil
+}
+
+// attached returns the volume's attachment on this host; a zero one without.
+func (p *Plugin) attached(ctx context.Context, volume string) (host.Attachment, error) {
+	list, err := p.config.Devices.Attachments(ctx)
+	if err != nil {
+		return host.Attachment{}, err
+	}
+	if i := slices.IndexFunc(list, func(a host.Attachment) bool { return a.Volume == volume }); i >= 0 {
+		return list[i], nil
+	}
+	return host.Attachment{}, nil
+}
+
+// Unmount ends the use of the volume by that id. After the last one it is unmounted and detached, and another host may
+// have it. It may be repeated.
+func (p *Plugin) Unmount(ctx context.Context, volume, user string) error {
+	rec, known, unlock, err := p.begin(ctx, volume)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if !known {
+		return nil
+	}
+	left := slices.DeleteFunc(slices.Clone(rec.Users), func(u string) bool { return u == user })
+	if len(left) > 0 {
+		rec.Users = left
+		return p.records.save(rec)
+	}
+	if !rec.Held {
+		return nil
+	}
+	return p.release(ctx, &rec)
+}
+
+// release takes away what Mount did, and writes that down. A device that is in use nevertheless stays, and the volume with
+// it: Docker counts a container that files are copied into as one user, and says that it is gone when the copy is done. The
+// container's own end then finds nothing but the device to release.
+func (p *Plugin) release(ctx context.Context, rec *record) error {
+	err := p.hide(ctx, rec.Volume)
+	if errors.Is(err, storage.ErrConflict) && len(rec.Users) > 0 {
+		p.log.Warn("a volume that Docker has given up is in use still", "volume", rec.Volume, "error", err)
+	} else if err != nil {
+		return err
+	} else {
+		rec.Held = false
+	}
+	rec.Users = nil
+	return p.records.save(*rec)
+}
+
+// hide unmounts and detaches the volume, as far as it is mounted and attached.
+func (p *Plugin) hide(ctx context.Context, volume string) error {
+	path := p.mountpoint(volume)
+	if err := p.config.Mounts.Unmount(path); err != nil {
+		return err
+	}
+	if err := p.config.Mounts.Remove(path); err != nil {
+		return err
+	}
+	return p.config.Devices.Detach(ctx, volume, false)
+}
+
+// Recover takes back what a plugin before this one has begun and nobody has repeated: volumes that are held and have no
+// users, as after a restart of the host. What it cannot take back it logs; the volume's next user can.
+func (p *Plugin) Recover(ctx context.Context) error {
+	names, err := p.records.names()
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if err := p.recover(ctx, name); err != nil {
+			p.log.Warn("a volume without users cannot be released", "volume", name, "error", err)
+		}
+	}
+	return nil
+}
+
+func (p *Plugin) recover(ctx context.Context, volume string) error {
+	rec, known, unlock, err := p.begin(ctx, volume)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if !known || !rec.Held || len(rec.Users) > 0 {
+		return nil
+	}
+	return p.release(ctx, &rec)
+}

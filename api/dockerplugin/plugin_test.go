@@ -1,0 +1,428 @@
+package dockerplugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/api"
+	"github.com/storaged/storaged/api/csi/csitest"
+	"github.com/storaged/storaged/api/host"
+)
+
+const gib = 1 << 30
+
+// gateway is a host's gateway that makes its own attachments, as the real one does.
+type gateway struct {
+	*csitest.Host
+	id      string
+	cluster *csitest.Client
+}
+
+func (g *gateway) Attach(ctx context.Context, r host.Request) (host.Attachment, error) {
+	a, err := g.cluster.Attach(ctx, api.NewAttachment{Volume: api.VolumeRef{Name: r.Volume}, Access: api.Access(r.Access), ReadOnly: r.ReadOnly,
+		TakeOver: r.TakeOver, Holder: api.Holder{ID: g.id, Kind: api.HolderHost, Host: g.id}})
+	if err != nil {
+		return host.Attachment{}, err
+	}
+	r.AttachmentID, r.TakeOver = uint64(a.ID), false
+	return g.Host.Attach(ctx, r)
+}
+
+func (g *gateway) Detach(ctx context.Context, volume string, force bool) error {
+	if err := g.Host.Detach(ctx, volume, force); err != nil {
+		return err
+	}
+	return g.cluster.Detach(ctx, api.Detachment{Volume: api.VolumeRef{Name: volume}, HolderID: g.id})
+}
+
+// server is a host with a state directory, on which plugins come and go.
+type server struct {
+	t    *testing.T
+	w    *csitest.World
+	host *csitest.Host
+	id   string
+	dir  string
+	boot string
+}
+
+func newServer(t *testing.T, w *csitest.World, id string) *server {
+	return &server{t: t, w: w, host: w.Host(id, ""), id: id, dir: t.TempDir(), boot: "1"}
+}
+
+// start returns a plugin that has just started.
+func (s *server) start() *Plugin {
+	s.t.Helper()
+	p, err := Open(Config{Cluster: s.w.Client(), Devices: &gateway{s.host, s.id, s.w.Client()}, Mounts: s.host.Mounts(), StateDir: s.dir, Boot: s.boot})
+	if err == nil {
+		err = p.Recover(s.t.Context())
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return p
+}
+
+// left returns what is on the host, or in its state directory, and should not be.
+func (s *server) left() []string {
+	left := s.host.Left()
+	files, err := filepath.Glob(filepath.Join(s.dir, "volumes", "*"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return append(left, files...)
+}
+
+func must[A any](a A, err error) func(*testing.T) A {
+	return func(t *testing.T) A {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+}
+
+func none(err error) (struct{}, error) { return struct{}{}, err }
+
+// wants checks an error's kind and that it says all of the words.
+func wants(t *testing.T, err error, kind *storage.Error, words ...string) {
+	t.Helper()
+	if !errors.Is(err, kind) {
+		t.Errorf("error %v, want one of kind %v", err, kind.Kind)
+		return
+	}
+	for _, w := range words {
+		if !strings.Contains(err.Error(), w) {
+			t.Errorf("error %q does not say %q", err, w)
+		}
+	}
+}
+
+// step is one call of a life, on one of two hosts.
+type step struct {
+	on   int
+	name string
+	call func(context.Context, *Plugin) error
+}
+
+// life is a volume's: it is made and used on the first host, used on the second one, and removed.
+func life(w *csitest.World) []step {
+	mount := func(user string) func(context.Context, *Plugin) error {
+		return func(ctx context.Context, p *Plugin) error {
+			path, err := p.Mount(ctx, "db", user)
+			if err == nil && path != p.mountpoint("db") {
+				return fmt.Errorf("mounted at %q", path)
+			}
+			return err
+		}
+	}
+	unmount := func(user string) func(context.Context, *Plugin) error {
+		return func(ctx context.Context, p *Plugin) error { return p.Unmount(ctx, "db", user) }
+	}
+	create := func(options map[string]string) func(context.Context, *Plugin) error {
+		return func(ctx context.Context, p *Plugin) error { return p.Create(ctx, "db", options) }
+	}
+	remove := func(ctx context.Context, p *Plugin) error { return p.Remove(ctx, "db") }
+	return []step{
+		{0, "create", create(map[string]string{"size": "1GiB", "fs": "xfs"})},
+		{0, "mount for the first", mount("c1")},
+		{0, "mount for the second", mount("c2")},
+		{0, "get", func(ctx context.Context, p *Plugin) error {
+			v, err := p.Get(ctx, "db")
+			if err == nil && v.Mountpoint == "" {
+				return errors.New("no mountpoint is shown")
+			}
+			return err
+		}},
+		{0, "unmount the first", unmount("c1")},
+		{0, "unmount the second", unmount("c2")},
+		{1, "take in", create(nil)},
+		{1, "mount elsewhere", mount("c3")},
+		{1, "list", func(ctx context.Context, p *Plugin) error {
+			list, err := p.List(ctx)
+			if err == nil && (len(list) != 1 || list[0].Name != "db") {
+				return fmt.Errorf("listed %v", list)
+			}
+			return err
+		}},
+		{1, "look at the file system", func(ctx context.Context, p *Plugin) error {
+			v, err := w.Cluster().Volume(ctx, "db")
+			if fs, _ := w.Content(v.ID); err == nil && fs != "xfs" {
+				return fmt.Errorf("there is %q", fs)
+			}
+			return err
+		}},
+		{1, "unmount elsewhere", unmount("c3")},
+		{1, "forget", remove},
+		{0, "delete", remove},
+	}
+}
+
+// live leads a life in which step number at fails, and repeats the call with a plugin that has just started; each call is
+// repeated when it has succeeded, too. It returns how many steps were made.
+func live(t *testing.T, at int, when csitest.When) int {
+	t.Helper()
+	w := csitest.New()
+	hosts := []*server{newServer(t, w, "host-a"), newServer(t, w, "host-b")}
+	plugins := []*Plugin{hosts[0].start(), hosts[1].start()}
+	w.Fail(func(step int) csitest.When {
+		if step == at {
+			return when
+		}
+		return csitest.Never
+	})
+	for _, s := range life(w) {
+		for range 2 {
+			if s.call(t.Context(), plugins[s.on]) == nil {
+				continue
+			}
+			plugins[s.on] = hosts[s.on].start()
+			if err := s.call(t.Context(), plugins[s.on]); err != nil {
+				t.Fatalf("step %d failed (%d); %q was repeated: %v", at, when, s.name, err)
+			}
+		}
+	}
+	for _, h := range hosts {
+		if left := h.left(); len(left) > 0 {
+			t.Errorf("step %d failed (%d): left on %s: %v", at, when, h.id, left)
+		}
+	}
+	if list, err := w.Cluster().Volumes(t.Context(), "", 10); err != nil || len(list) > 0 {
+		t.Errorf("step %d failed (%d): volumes left: %v %v", at, when, list, err)
+	}
+	return w.Steps()
+}
+
+// TestFaults fails every step of a volume's life once, before it has its effect and after, and begins again with a plugin
+// that knows nothing but its state directory. It fails, for example, when make does not save its request id before it asks,
+// when Mount mounts without having looked what is mounted, or when Mount does not say that it holds a volume beforehand.
+func TestFaults(t *testing.T) {
+	steps := live(t, 0, csitest.Never)
+	if steps < 40 {
+		t.Fatalf("a life has %d steps only", steps)
+	}
+	for at := 1; at <= steps; at++ {
+		live(t, at, csitest.Before)
+		live(t, at, csitest.After)
+	}
+}
+
+// TestAbandoned fails every step of a Mount that nobody repeats: the next plugin leaves the volume to other hosts.
+func TestAbandoned(t *testing.T) {
+	for at, failed := 1, true; failed; at++ {
+		for _, when := range []csitest.When{csitest.Before, csitest.After} {
+			w := csitest.New()
+			a, b := newServer(t, w, "host-a"), newServer(t, w, "host-b")
+			p := a.start()
+			must(none(p.Create(t.Context(), "db", map[string]string{"size": "1GiB"})))(t)
+			w.Fail(func(step int) csitest.When { // the process that fails has no chance to clean up
+				switch {
+				case step < at:
+					return csitest.Never
+				case step == at:
+					return when
+				}
+				return csitest.Before
+			})
+			_, err := p.Mount(t.Context(), "db", "c1")
+			failed = err != nil
+			w.Fail(nil)
+			if failed {
+				a.start()
+			} else {
+				must(none(a.start().Unmount(t.Context(), "db", "c1")))(t)
+			}
+			q := b.start()
+			must(none(q.Create(t.Context(), "db", nil)))(t)
+			if _, err := q.Mount(t.Context(), "db", "c2"); err != nil {
+				t.Errorf("step %d failed (%d): %v", at, when, err)
+			}
+		}
+	}
+}
+
+// TestHeldElsewhere: the second host is told who has the volume and what to do, does it, and the first one is told.
+func TestHeldElsewhere(t *testing.T) {
+	ctx, w := t.Context(), csitest.New()
+	a, b := newServer(t, w, "host-a"), newServer(t, w, "host-b")
+	p, q := a.start(), b.start()
+	must(none(p.Create(ctx, "db", map[string]string{"size": "1GiB"})))(t)
+	must(p.Mount(ctx, "db", "c1"))(t)
+	must(none(q.Create(ctx, "db", nil)))(t)
+	_, err := q.Mount(ctx, "db", "c2")
+	wants(t, err, storage.ErrConflict, "host-a", "since", "take_over=true", "storagectl attach db --take-over")
+	wants(t, q.Create(ctx, "db", map[string]string{"size": "2GiB"}), storage.ErrConflict, "1073741824")
+	must(none(q.Remove(ctx, "db")))(t)
+	must(none(q.Create(ctx, "db", map[string]string{"take_over": "true"})))(t)
+	must(q.Mount(ctx, "db", "c2"))(t)
+
+	_, err = p.Mount(ctx, "db", "c3")
+	wants(t, err, storage.ErrFenced, "taken over", "stop the containers")
+	wants(t, p.Remove(ctx, "db"), storage.ErrConflict, "1 containers")
+	must(none(p.Unmount(ctx, "db", "c1")))(t)
+	_, err = p.Mount(ctx, "db", "c3")
+	wants(t, err, storage.ErrConflict, "host-b")
+	must(none(q.Unmount(ctx, "db", "c2")))(t)
+	must(p.Mount(ctx, "db", "c3"))(t)
+	must(none(p.Unmount(ctx, "db", "c3")))(t)
+	if left := a.host.Left(); len(left) > 0 {
+		t.Errorf("left on host-a: %v", left)
+	}
+}
+
+// TestUsers: users are counted by id over a restart of the plugin, but not of the host.
+func TestUsers(t *testing.T) {
+	ctx, w := t.Context(), csitest.New()
+	s := newServer(t, w, "host-a")
+	p := s.start()
+	must(none(p.Create(ctx, "db", map[string]string{"size": "1GiB"})))(t)
+	for _, user := range []string{"c1", "c1", "c2"} {
+		must(p.Mount(ctx, "db", user))(t)
+	}
+	wants(t, p.Create(ctx, "db", map[string]string{"read_only": "true"}), storage.ErrConflict, "2 containers")
+	must(none(p.Unmount(ctx, "db", "c1")))(t)
+	must(none(p.Unmount(ctx, "db", "c1")))(t)
+	p = s.start()
+	if path := must(p.Path(ctx, "db"))(t); path == "" {
+		t.Fatal("unmounted under the second user")
+	}
+	s.boot = "2"
+	p = s.start()
+	if path := must(p.Path(ctx, "db"))(t); path != "" || len(s.host.Left()) > 0 {
+		t.Errorf("after the host has started it is at %q, and there is %v", path, s.host.Left())
+	}
+	_, err := p.Mount(ctx, "db", "")
+	wants(t, err, storage.ErrInvalid)
+	_, err = p.Mount(ctx, "other", "c1")
+	wants(t, err, storage.ErrNotFound, "docker volume create")
+	must(none(p.Unmount(ctx, "other", "c1")))(t)
+}
+
+// TestCopy: `docker cp` into a running container mounts and unmounts under the container's own id. The container keeps
+// its device, and when it ends the volume is given up.
+func TestCopy(t *testing.T) {
+	ctx, w := t.Context(), csitest.New()
+	s := newServer(t, w, "host-a")
+	p := s.start()
+	must(none(p.Create(ctx, "db", map[string]string{"size": "1GiB"})))(t)
+	path := must(p.Mount(ctx, "db", "c1"))(t)
+	must(none(s.host.Mounts().Bind(path, "/container/data", false)))(t)
+	for range 2 {
+		must(p.Mount(ctx, "db", "c1"))(t)
+		must(none(p.Unmount(ctx, "db", "c1")))(t)
+		if list := must(s.host.Attachments(ctx))(t); len(list) != 1 || list[0].State != host.StateReady {
+			t.Fatalf("the container's device: %+v", list)
+		}
+	}
+	must(none(s.host.Mounts().Unmount("/container/data")))(t)
+	must(none(s.host.Mounts().Remove("/container/data")))(t)
+	must(none(p.Unmount(ctx, "db", "c1")))(t)
+	if left := s.host.Left(); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
+// TestSharedReadOnly: two hosts read one volume.
+func TestSharedReadOnly(t *testing.T) {
+	ctx, w := t.Context(), csitest.New()
+	a, b := newServer(t, w, "host-a"), newServer(t, w, "host-b")
+	p, q := a.start(), b.start()
+	must(none(p.Create(ctx, "db", map[string]string{"size": "1GiB"})))(t)
+	must(p.Mount(ctx, "db", "c1"))(t)
+	must(none(p.Unmount(ctx, "db", "c1")))(t)
+	shared := map[string]string{"access": "shared", "read_only": "true"}
+	for _, x := range []*Plugin{p, q} {
+		must(none(x.Create(ctx, "db", shared)))(t)
+		must(x.Mount(ctx, "db", "c"))(t)
+	}
+}
+
+// TestNamesake: a volume that was deleted and made anew behind the plugin's back is another one.
+func TestNamesake(t *testing.T) {
+	ctx, w := t.Context(), csitest.New()
+	s := newServer(t, w, "host-a")
+	p := s.start()
+	must(none(p.Create(ctx, "db", map[string]string{"size": "1GiB"})))(t)
+	v := must(w.Cluster().Volume(ctx, "db"))(t)
+	must(none(w.Cluster().DeleteVolume(ctx, "db", v.ID)))(t)
+	must(w.Cluster().CreateVolume(ctx, api.NewVolume{Name: "db", SizeBytes: gib}))(t)
+	_, err := p.Get(ctx, "db")
+	wants(t, err, storage.ErrNotFound)
+	_, err = p.Mount(ctx, "db", "c1")
+	wants(t, err, storage.ErrNotFound, "another one")
+	if left := s.host.Left(); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+	must(none(p.Remove(ctx, "db")))(t)
+	must(w.Cluster().Volume(ctx, "db"))(t) // it is not this host's to delete
+	wants(t, p.Create(ctx, "other", nil), storage.ErrInvalid, "size=")
+}
+
+// TestWithoutCluster: what is known here is shown.
+func TestWithoutCluster(t *testing.T) {
+	ctx, w := t.Context(), csitest.New()
+	p := newServer(t, w, "host-a").start()
+	must(none(p.Create(ctx, "db", map[string]string{"size": "1GiB"})))(t)
+	path := must(p.Mount(ctx, "db", "c1"))(t)
+	w.Fail(func(int) csitest.When { return csitest.Before })
+	if v := must(p.Get(ctx, "db"))(t); !v.Stale || v.Mountpoint != path {
+		t.Errorf("%+v", v)
+	}
+	if list := must(p.List(ctx))(t); len(list) != 1 || !list[0].Stale {
+		t.Errorf("%+v", list)
+	}
+}
+
+func TestOptions(t *testing.T) {
+	for _, tc := range []struct {
+		given map[string]string
+		want  options
+		size  int64
+		says  string // of the error
+	}{
+		{nil, options{Access: host.AccessExclusive}, 0, ""},
+		{map[string]string{"size": "1GiB", "fs": "xfs", "take_over": "1"}, options{Access: host.AccessExclusive, FSType: "xfs", TakeOver: true}, gib, ""},
+		{map[string]string{"access": "shared", "read_only": "true"}, options{Access: host.AccessShared, ReadOnly: true}, 0, ""},
+		{map[string]string{"access": "shared"}, options{}, 0, "read_only=true"},
+		{map[string]string{"access": "all"}, options{}, 0, "exclusive or shared"},
+		{map[string]string{"fs": "zfs"}, options{}, 0, "ext4 or xfs"},
+		{map[string]string{"size": "much"}, options{}, 0, "size=much"},
+		{map[string]string{"size": "1000"}, options{}, 0, "size=1000"},
+		{map[string]string{"take_over": "please", "colour": "red"}, options{}, 0, "take_over=please"},
+		{map[string]string{"colour": "red"}, options{}, 0, "no such option"},
+	} {
+		o, size, err := parseOptions("db", tc.given)
+		if tc.says != "" {
+			wants(t, err, storage.ErrInvalid, tc.says)
+		} else if err != nil || o != tc.want || size != tc.size {
+			t.Errorf("%v: %+v, %d, %v", tc.given, o, size, err)
+		}
+	}
+}
+
+// TestRecords: a record that cannot be one is damage, and says what to do.
+func TestRecords(t *testing.T) {
+	r := must(openRecords(filepath.Join(t.TempDir(), "volumes"), "1"))(t)
+	must(none(r.save(record{Volume: "db", ID: 7, Users: []string{"c1"}})))(t)
+	if rec, ok, err := r.load("db"); err != nil || !ok || rec.ID != 7 || len(rec.Users) != 1 {
+		t.Errorf("%+v %v %v", rec, ok, err)
+	}
+	for _, content := range []string{"", "{", `{"volume":"other"}`, strings.Repeat(" ", maxRecordBytes+1)} {
+		if err := os.WriteFile(r.path("db"), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, _, err := r.load("db")
+		wants(t, err, storage.ErrCorrupt, r.path("db"))
+	}
+	must(none(r.drop("db")))(t)
+	must(none(r.drop("db")))(t)
+	if names := must(r.names())(t); len(names) > 0 {
+		t.Errorf("left: %v", names)
+	}
+}

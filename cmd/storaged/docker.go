@@ -1,0 +1,139 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"k8s.io/klog/v2"
+
+	"github.com/storaged/storaged"
+	"github.com/storaged/storaged/api/client"
+	"github.com/storaged/storaged/api/csi"
+	"github.com/storaged/storaged/api/dockerplugin"
+	"github.com/storaged/storaged/api/hostclient"
+	"github.com/storaged/storaged/internal/size"
+	"github.com/storaged/storaged/internal/version"
+)
+
+// dockerConfig are the settings of `storaged docker-plugin`.
+type dockerConfig struct {
+	Socket      string     `flag:"socket" default:"/run/docker/plugins/storaged.sock" help:"unix socket to listen on; in that directory, its name without .sock is what Docker calls the driver"`
+	Endpoints   string     `flag:"endpoint" help:"API of one or more nodes of the cluster (host or host:port), separated by commas; empty: those of the host's gateway"`
+	Gateway     string     `flag:"gateway" default:"/run/storaged/gateway.sock" help:"socket of the host's gateway (storaged gateway)"`
+	StateDir    string     `flag:"state-dir" default:"/var/lib/storaged-docker" help:"directory of what the plugin knows, and of its mounts"`
+	DefaultSize size.Bytes `flag:"default-size" default:"10GiB" help:"size of a new volume without the option size; 0: the option is required"`
+	LogLevel    string     `flag:"log-level" default:"info" help:"debug, info, warn or error"`
+	LogFormat   string     `flag:"log-format" default:"text" help:"text or json"`
+}
+
+func dockerCommand() *cobra.Command {
+	var config dockerConfig
+	var file string
+	c := &cobra.Command{
+		Use:   "docker-plugin",
+		Short: "Run the volume plugin for Docker and Podman",
+		Long: `Run the volume plugin of this host for Docker and Podman until SIGTERM or SIGINT; as root, beside the host's gateway
+("storaged gateway"), which holds the devices. It may be stopped and updated while containers use volumes.
+docs/docker.md shows how it is used.
+
+Every flag can be given in the environment too (--state-dir as STORAGED_STATE_DIR) or in a YAML file (--config) whose
+keys are the flags' names. The command line wins over the environment, the environment over the file.`,
+		Example: `  storaged docker-plugin
+  docker volume create -d storaged -o size=20G db
+  docker run -v db:/var/lib/postgresql/data postgres`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := applySources(cmd.Flags(), file, os.LookupEnv); err != nil {
+				return err
+			}
+			if err := config.validate(); err != nil {
+				return err
+			}
+			return runDocker(cmd.Context(), config, cmd.ErrOrStderr())
+		},
+	}
+	bindFlags(c.Flags(), &config)
+	c.Flags().StringVar(&file, "config", "", configHelp)
+	return c
+}
+
+// validate returns every problem at once.
+func (c dockerConfig) validate() error {
+	var problems []error
+	for _, p := range []struct{ flag, path string }{{"socket", c.Socket}, {"state-dir", c.StateDir}} {
+		if !filepath.IsAbs(p.path) {
+			problems = append(problems, fmt.Errorf("--%s %q: want an absolute path", p.flag, p.path))
+		}
+	}
+	if c.DefaultSize != 0 {
+		if err := storage.CheckVolumeSize(int64(c.DefaultSize)); err != nil {
+			problems = append(problems, fmt.Errorf("--default-size: %w", err))
+		}
+	}
+	var level slog.Level
+	if level.UnmarshalText([]byte(c.LogLevel)) != nil {
+		problems = append(problems, fmt.Errorf("--log-level %q: use debug, info, warn or error", c.LogLevel))
+	}
+	if c.LogFormat != "text" && c.LogFormat != "json" {
+		problems = append(problems, fmt.Errorf("--log-format %q: use text or json", c.LogFormat))
+	}
+	if len(problems) > 0 {
+		return storage.E("configuration", storage.KindInvalid, "", errors.Join(problems...))
+	}
+	return nil
+}
+
+// runDocker serves until ctx ends.
+func runDocker(ctx context.Context, c dockerConfig, stderr io.Writer) error {
+	log := csiConfig{LogLevel: c.LogLevel, LogFormat: c.LogFormat}.logger(stderr)
+	klog.SetSlogLogger(log) // k8s.io/mount-utils logs there
+	if err := csi.Supported(); err != nil {
+		return err
+	}
+	gateway, err := hostclient.New(c.Gateway)
+	if err != nil {
+		return err
+	}
+	defer gateway.Close()
+	endpoints := strings.FieldsFunc(c.Endpoints, func(r rune) bool { return r == ',' || r == ' ' })
+	if len(endpoints) == 0 {
+		info, err := gateway.Info(ctx)
+		if err != nil {
+			return err
+		}
+		endpoints = info.Endpoints
+	}
+	cluster, err := client.New(client.Config{Endpoints: endpoints})
+	if err != nil {
+		return err
+	}
+	defer cluster.Close()
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return storage.E("read", storage.KindInternal, "the kernel's boot id", err)
+	}
+	plugin, err := dockerplugin.Open(dockerplugin.Config{Cluster: cluster, Devices: gateway, Mounts: csi.NewHostMounts(""), StateDir: c.StateDir,
+		Boot: strings.TrimSpace(string(boot)), DefaultSizeBytes: int64(c.DefaultSize), Log: log})
+	if err != nil {
+		return err
+	}
+	if err := plugin.Recover(ctx); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(c.Socket), 0o755); err != nil {
+		return storage.E("make", storage.KindInvalid, "directory of the socket "+c.Socket, err)
+	}
+	l, err := csi.Listen(c.Socket)
+	if err != nil {
+		return err
+	}
+	log.Info("Docker plugin serves", "socket", c.Socket, "state-dir", c.StateDir, "version", version.Version)
+	return dockerplugin.NewServer(plugin, log).Serve(ctx, l)
+}
