@@ -51,6 +51,7 @@ type instance struct {
 	futures   futures         // stopped is closed with cancel
 	wg        sync.WaitGroup
 	asking    askRound
+	transfers transfers
 }
 
 // raftConfig is the library's configuration of every data group; design.md, section 5, "Settings".

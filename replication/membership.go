@@ -186,7 +186,7 @@ func (h *Host) TransferLeadership(ctx context.Context, id storage.GroupID, repli
 	if !caughtUp(in.transport.lease.ackedIndex(server), in.raft.LastIndex()) {
 		return storage.E(name, storage.KindConflict, "group "+id.String(), errors.New("the replica has not caught up yet"))
 	}
-	return g.fromRaft(name, until(&in.futures, in.raft.LeadershipTransferToServer(server, NodeAddress(node))).Error())
+	return g.fromRaft(name, in.transfer(server, NodeAddress(node)))
 }
 
 // handOver gives leadership to the voter that is furthest, before this replica stops.
@@ -198,7 +198,8 @@ func (g *group) handOver(ctx context.Context) {
 	var best raft.Server
 	var bestIndex uint64
 	for _, m := range g.configuration(in).Servers {
-		if acked := in.transport.lease.ackedIndex(m.ID); m.Suffrage == raft.Voter && m.ID != g.self && acked >= bestIndex {
+		acked := in.transport.lease.ackedIndex(m.ID)
+		if m.Suffrage == raft.Voter && m.ID != g.self && acked >= bestIndex && in.transfers.allowed(m.ID, in.raft.CurrentTerm(), acked) {
 			best, bestIndex = m, acked
 		}
 	}
@@ -206,7 +207,7 @@ func (g *group) handOver(ctx context.Context) {
 		return
 	}
 	done := make(chan error, 1)
-	go func() { done <- until(&in.futures, in.raft.LeadershipTransferToServer(best.ID, best.Address)).Error() }() // ends within the election time-out
+	go func() { done <- in.transfer(best.ID, best.Address) }() // ends within the election time-out
 	select {
 	case err := <-done:
 		if err != nil {
