@@ -36,23 +36,23 @@ func (p *Plugin) Mount(ctx context.Context, volume, user string) (string, error)
 		}
 	}
 	a, err := p.attach(ctx, rec)
-	if err == nil {
+	switch {
+	case err == nil:
 		err = p.show(a, rec)
-	} else if storage.KindOf(err) == storage.KindConflict && len(rec.Users) == 0 { // refused: there is nothing to take back
+	case storage.KindOf(err) == storage.KindConflict && len(rec.Users) == 0: // refused: there is nothing to take back
 		rec.Held = false
 		return "", errors.Join(err, p.records.save(rec))
+	}
+	if err == nil && !slices.Contains(rec.Users, user) {
+		with := rec
+		with.Users = append(slices.Clone(rec.Users), user)
+		err = p.records.save(with)
 	}
 	if err != nil {
 		if len(rec.Users) == 0 { // a host that cannot mount the volume must not keep it from the others
 			err = errors.Join(err, p.release(ctx, &rec))
 		}
 		return "", err
-	}
-	if !slices.Contains(rec.Users, user) {
-		rec.Users = append(rec.Users, user)
-		if err := p.records.save(rec); err != nil {
-			return "", err
-		}
 	}
 	return p.mountpoint(volume), nil
 }

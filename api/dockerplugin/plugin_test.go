@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	storage "github.com/storaged/storaged"
@@ -326,6 +327,66 @@ func TestCopy(t *testing.T) {
 	if left := s.host.Left(); len(left) > 0 {
 		t.Errorf("left: %v", left)
 	}
+}
+
+// TestUnwritten: a user that cannot be written down gets nothing, and the volume is left to others.
+func TestUnwritten(t *testing.T) {
+	ctx, w := t.Context(), csitest.New()
+	a, b := newServer(t, w, "host-a"), newServer(t, w, "host-b")
+	p, q := a.start(), b.start()
+	must(none(p.Create(ctx, "db", map[string]string{"size": "1GiB"})))(t)
+	must(none(q.Create(ctx, "db", nil)))(t)
+	w.Fail(func(step int) csitest.When { // nothing fails; with the first step the state directory is full
+		if step == 1 {
+			must(none(os.Mkdir(p.records.path("db")+".tmp", 0o700)))(t)
+		}
+		return csitest.Never
+	})
+	_, err := p.Mount(ctx, "db", "c1")
+	wants(t, err, storage.ErrIO, p.records.path("db"))
+	w.Fail(nil)
+	must(q.Mount(ctx, "db", "c2"))(t)
+	if left := a.host.Left(); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
+// TestConcurrently: containers that start and end at the same time leave nothing behind, and never see the volume go.
+func TestConcurrently(t *testing.T) {
+	ctx, w := t.Context(), csitest.New()
+	s := newServer(t, w, "host-a")
+	p := s.start()
+	must(none(p.Create(ctx, "db", map[string]string{"size": "1GiB"})))(t)
+	var containers sync.WaitGroup
+	for i := range 8 {
+		containers.Go(func() {
+			for n := range 20 {
+				user := fmt.Sprintf("c%d-%d", i, n)
+				if _, err := p.Mount(ctx, "db", user); err != nil {
+					t.Error(err)
+				}
+				if path, err := p.Path(ctx, "db"); err != nil || path == "" {
+					t.Errorf("container %s sees the volume at %q (%v)", user, path, err)
+				}
+				if err := p.Unmount(ctx, "db", user); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	containers.Wait()
+	if left := s.host.Left(); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+	if len(p.locks.held) > 0 {
+		t.Errorf("locks left: %v", p.locks.held)
+	}
+	unlock := must(p.locks.lock(ctx, "db"))(t)
+	defer unlock()
+	ended, cancel := context.WithCancel(ctx)
+	cancel()
+	_, err := p.Mount(ended, "db", "c")
+	wants(t, err, storage.ErrUnavailable)
 }
 
 // TestSharedReadOnly: two hosts read one volume.
