@@ -4,7 +4,7 @@ GOFLAGS  ?=
 BIN      := bin
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS  := -X github.com/storaged/storaged/internal/version.Version=$(VERSION)
-TAGS     := interop,e2e,netns,chaos,devices
+TAGS     := interop,e2e,netns,chaos,devices,lab
 # Block devices of this host are tested where it is root's, and has FUSE, loop devices and the tools of file systems.
 DEVICES  := $(shell [ "$$(id -u)" = 0 ] && [ -w /dev/fuse ] && [ -w /dev/loop-control ] && \
               command -v mkfs.ext4 mkfs.xfs e2fsck xfs_repair blkdiscard >/dev/null && echo devices)
@@ -16,8 +16,9 @@ BENCH    ?=
 RACE     ?= -short
 DEMO     ?=
 DEPLOY   ?=
+LAB      ?=
 
-.PHONY: help build demo test unit race interop e2e chaos-short chaos fuzz bench bench-quick deploy-check fmt fmt-check vet lint \
+.PHONY: help build demo test unit race interop e2e chaos-short chaos lab lab-run fuzz bench bench-quick deploy-check fmt fmt-check vet lint \
         generate generate-check deps deps-install ci clean
 
 help: ## say what there is
@@ -59,6 +60,16 @@ chaos: build ## the same, long (CHAOS_FOR=10m), its tools, and the simulation fr
 	if [ "$$(id -u)" = 0 ]; then $(GO) test -tags chaos -count 1 -run '^TestNetwork$$' ./internal/testcluster; fi
 	$(GO) test -tags chaos -timeout 0 -count 1 -v -run '^TestChaos$$' ./test/chaos -storaged $(abspath $(BIN))/storaged -for $(CHAOS_FOR) $(CHAOS_ARGS)
 	$(GO) test -timeout 0 -count 1 -run '^TestSchedules$$' ./test/sim -sim.from=$$(date +%s)000 -sim.seconds=$(SIM_SECONDS)
+
+lab: ## hosts in QEMU with Debian's kernel, its NBD client and containers (LAB="flags"; test/lab/README.md)
+	@test/deps.sh --run $(MAKE) lab-run -- qemu-system-x86_64 busybox crun mkfs.ext4 mkfs.xfs modprobe cpio readelf lz4 xz
+
+lab-run:
+	test/lab/image.sh $(BIN)/lab
+	CGO_ENABLED=0 $(GO) build -ldflags '$(LDFLAGS)' -o $(BIN)/lab/root/bin/ ./cmd/... ./test/lab/journal
+	mkdir -p $(BIN)/lab/root/containers/root/bin && cp $(BIN)/lab/root/bin/journal $(BIN)/lab/root/containers/root/bin/
+	$(GO) test -tags lab -timeout 20m -count 1 -v ./test/lab -storaged $(abspath $(BIN))/lab/root/bin/storaged \
+	  -image $(abspath $(BIN))/lab -root $(abspath $(BIN))/lab/root $(LAB)
 
 fuzz: ## every fuzz target for FUZZTIME (1m) each
 	@set -e; for pkg in $$($(GO) list ./...); do \

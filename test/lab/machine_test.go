@@ -1,0 +1,244 @@
+//go:build lab
+
+package lab
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// machine is a host in QEMU. One script runs in it at a time.
+type machine struct {
+	name   string
+	dir    string
+	qemu   *exec.Cmd
+	exited chan struct{} // closed when QEMU has ended
+	jobs   *os.File      // lines to the host
+	lines  chan string   // lines from the host; closed by its reader
+}
+
+const (
+	bootTimeout   = 2 * time.Minute // emulated, beside other work
+	scriptTimeout = time.Minute
+)
+
+// boot starts a host, with what it is laid over its root, and returns when it takes scripts. It ends with the test.
+func boot(t *testing.T, name string) *machine {
+	t.Helper()
+	m := &machine{name: name, dir: t.TempDir(), exited: make(chan struct{}), lines: make(chan string)}
+	for _, end := range []string{"job.in", "job.out"} {
+		if err := syscall.Mkfifo(filepath.Join(m.dir, end), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var err error
+	if m.jobs, err = os.OpenFile(filepath.Join(m.dir, "job.in"), os.O_RDWR, 0); err != nil {
+		t.Fatal(err)
+	}
+	answers, err := os.OpenFile(filepath.Join(m.dir, "job.out"), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.qemu = exec.Command("qemu-system-x86_64", m.arguments()...)
+	log, err := os.Create(filepath.Join(m.dir, "qemu.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.qemu.Stdout, m.qemu.Stderr = log, log
+	if err := m.qemu.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		defer close(m.exited)
+		_ = m.qemu.Wait() // it is killed, or the log says why
+		_ = log.Close()
+	}()
+	read := make(chan struct{})
+	go func() { defer close(read); m.read(answers) }()
+	t.Cleanup(func() {
+		_ = m.qemu.Process.Kill() // it may have ended
+		<-m.exited
+		_ = answers.Close()
+		_ = m.jobs.Close()
+		<-read
+		if t.Failed() {
+			t.Logf("console of %s:\n%s", name, m.consoleTail())
+		}
+	})
+	begun := time.Now()
+	if line, err := m.line(t.Context(), bootTimeout); err != nil || line != "READY" {
+		t.Fatalf("%s does not come up: %q, %v", name, line, err)
+	}
+	t.Logf("%s is up after %v", name, time.Since(begun).Round(100*time.Millisecond))
+	return m
+}
+
+func (m *machine) arguments() []string {
+	cpu := "qemu64"
+	if strings.HasPrefix(*accelFlag, "kvm") {
+		cpu = "host"
+	}
+	return []string{"-M", "pc,usb=off,hpet=off", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-accel", *accelFlag, "-cpu", cpu, "-m", "768",
+		"-kernel", filepath.Join(*imageFlag, "vmlinux"), "-initrd", filepath.Join(*imageFlag, "lab.cpio"),
+		"-append", "console=ttyS0 quiet loglevel=5 panic=-1 mitigations=off nokaslr audit=0 random.trust_cpu=on hostname=" + m.name,
+		"-serial", "file:" + filepath.Join(m.dir, "console.log"),
+		"-netdev", "user,id=net,ipv6=off", "-device", "virtio-net-pci,romfile=,netdev=net",
+		"-device", "virtio-serial-pci", "-chardev", "pipe,id=job,path=" + filepath.Join(m.dir, "job"),
+		"-device", "virtserialport,chardev=job,name=job", "-device", "virtio-rng-pci"}
+}
+
+// read passes on what the host says, until the pipe is closed.
+func (m *machine) read(answers *os.File) {
+	defer close(m.lines)
+	for r := bufio.NewReaderSize(answers, 1<<16); ; {
+		line, err := r.ReadString('\n')
+		if err != nil {
+			return
+		}
+		select {
+		case m.lines <- strings.TrimSpace(line):
+		case <-m.exited:
+			return
+		}
+	}
+}
+
+// line returns the next line that the host says.
+func (m *machine) line(ctx context.Context, within time.Duration) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	select {
+	case line, ok := <-m.lines:
+		if !ok {
+			return "", errors.New("the pipe is closed")
+		}
+		return line, nil
+	case <-m.exited:
+		return "", fmt.Errorf("QEMU has ended; see %s", m.dir)
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
+}
+
+// try runs a script in the host and returns what it prints; an error when it does not exit with 0. After a script that gives
+// no answer in time, the host takes no more.
+func (m *machine) try(ctx context.Context, script string) (string, error) {
+	if _, err := fmt.Fprintln(m.jobs, base64.StdEncoding.EncodeToString([]byte(script))); err != nil {
+		return "", err
+	}
+	line, err := m.line(ctx, scriptTimeout)
+	if err != nil {
+		return "", fmt.Errorf("%s, running %q: %w", m.name, script, err)
+	}
+	words := strings.Fields(line)
+	if len(words) < 2 || words[0] != "DONE" {
+		return "", fmt.Errorf("%s answers %q", m.name, line)
+	}
+	var output []byte
+	if len(words) > 2 {
+		if output, err = base64.StdEncoding.DecodeString(words[2]); err != nil {
+			return "", err
+		}
+	}
+	if code, err := strconv.Atoi(words[1]); err != nil || code != 0 {
+		return string(output), fmt.Errorf("%s: %q exits with %s: %s", m.name, script, words[1], bytes.TrimSpace(output))
+	}
+	return string(output), nil
+}
+
+// run is try for a script that must succeed.
+func (m *machine) run(t *testing.T, script string) string {
+	t.Helper()
+	output, err := m.try(t.Context(), "set -e\n"+script)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(output)
+}
+
+func (m *machine) consoleTail() string {
+	text, err := os.ReadFile(filepath.Join(m.dir, "console.log"))
+	if err != nil {
+		return err.Error()
+	}
+	return string(text[max(0, len(text)-4000):])
+}
+
+// gateway starts the host's gateway, and returns when it answers.
+func (m *machine) gateway(t *testing.T, endpoints string) {
+	t.Helper()
+	m.run(t, `storaged gateway --endpoint `+endpoints+` --host-id `+m.name+` >>/run/gateway.log 2>&1 3<&- &
+echo $! >/run/gateway.pid
+for _ in $(seq 300); do storagectl attachments >/dev/null 2>&1 && exit 0; sleep 0.1; done
+cat /run/gateway.log; exit 1`)
+}
+
+// container is a container of a host: its root holds busybox and the journal, a volume is mounted at /data and a directory of
+// the host at /status.
+type container struct {
+	name string
+	on   *machine
+}
+
+// start starts a container that runs a command.
+func (m *machine) start(t *testing.T, name string, command ...string) container {
+	t.Helper()
+	type object = map[string]any
+	var namespaces []object
+	for _, n := range []string{"pid", "ipc", "uts", "mount", "network"} {
+		namespaces = append(namespaces, object{"type": n})
+	}
+	bind := func(from, at string) object {
+		return object{"destination": at, "type": "bind", "source": from, "options": []string{"bind", "rw"}}
+	}
+	config, err := json.Marshal(object{
+		"ociVersion": "1.0.2", "hostname": name,
+		"root": object{"path": "/containers/root", "readonly": true},
+		"process": object{"args": command, "cwd": "/", "env": []string{"PATH=/bin"}, "user": object{"uid": 0, "gid": 0},
+			"capabilities": object{}},
+		"mounts": []object{{"destination": "/proc", "type": "proc", "source": "proc"},
+			{"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": []string{"mode=755"}},
+			bind("/srv/"+volume, "/data"), bind("/run/status/"+name, "/status")},
+		"linux": object{"namespaces": namespaces},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.run(t, fmt.Sprintf(`mkdir -p /run/status/%[1]s /run/bundle/%[1]s
+cat >/run/bundle/%[1]s/config.json <<'END'
+%[2]s
+END
+(cd /run/bundle/%[1]s
+ (crun --cgroup-manager=disabled run %[1]s; echo $? >/run/bundle/%[1]s/exit) >/run/bundle/%[1]s/log 2>&1 3<&- &)`, name, config))
+	return container{name, m}
+}
+
+// wait returns when the container's command has exited with 0, and what it has printed.
+func (c container) wait(t *testing.T) string {
+	t.Helper()
+	return c.on.run(t, fmt.Sprintf(`cd /run/bundle/%s
+for _ in $(seq 300); do [ -s exit ] && break; sleep 0.1; done
+cat log; [ "$(cat exit)" = 0 ]`, c.name))
+}
+
+// remove deletes the container, running or not.
+func (c container) remove(t *testing.T) {
+	t.Helper()
+	c.on.run(t, fmt.Sprintf(`crun delete --force %[1]s || true
+for _ in $(seq 100); do [ -s /run/bundle/%[1]s/exit ] && break; sleep 0.1; done
+rm -rf /run/bundle/%[1]s /run/status/%[1]s`, c.name))
+}
