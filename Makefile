@@ -4,10 +4,12 @@ GOFLAGS  ?=
 BIN      := bin
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS  := -X github.com/storaged/storaged/internal/version.Version=$(VERSION)
-TAGS     := interop,e2e,netns,chaos,devices,lab
+TAGS     := interop,e2e,netns,chaos,devices,lab,docker
 # Block devices of this host are tested where it is root's, and has FUSE, loop devices and the tools of file systems.
 DEVICES  := $(shell [ "$$(id -u)" = 0 ] && [ -w /dev/fuse ] && [ -w /dev/loop-control ] && \
               command -v mkfs.ext4 mkfs.xfs e2fsck xfs_repair blkdiscard >/dev/null && echo devices)
+# Docker is tested where its engine is; it needs the block devices too.
+DOCKER   := $(if $(DEVICES),$(shell command -v dockerd >/dev/null && command -v docker >/dev/null && command -v busybox >/dev/null && echo docker))
 FUZZTIME ?= 1m
 CHAOS_FOR ?= 10m
 CHAOS_ARGS ?=
@@ -48,8 +50,9 @@ interop: build ## Debian's NBD clients against the server in memory, one real no
 e2e: build ## three real processes: growth, failover, restart
 	@test/deps.sh --root ip nft || echo "left out: partitions"
 	@[ -n "$(DEVICES)" ] || echo "left out: block devices; they need root, /dev/fuse, loop devices, e2fsprogs and xfsprogs"
+	@[ -n "$(DOCKER)" ] || echo "left out: Docker; it needs the above, docker.io and busybox-static"
 	$(if $(DEVICES),$(GO) test -tags devices -timeout 5m -count 1 ./nbd/attach)
-	$(GO) test -tags e2e$(shell test/deps.sh --root ip nft 2>/dev/null && echo ,netns)$(DEVICES:%=,%) -timeout 10m -count 1 ./test/e2e \
+	$(GO) test -tags e2e$(shell test/deps.sh --root ip nft 2>/dev/null && echo ,netns)$(DEVICES:%=,%)$(DOCKER:%=,%) -timeout 10m -count 1 ./test/e2e \
 	  -storaged $(abspath $(BIN))/storaged
 	$(if $(DEVICES),$(GO) test -tags e2e -timeout 5m -count 1 ./test/csi -storaged $(abspath $(BIN))/storaged)
 
