@@ -64,7 +64,7 @@ chaos: build ## the same, long (CHAOS_FOR=10m), its tools, and the simulation fr
 	$(GO) test -tags chaos -timeout 0 -count 1 -v -run '^TestChaos$$' ./test/chaos -storaged $(abspath $(BIN))/storaged -for $(CHAOS_FOR) $(CHAOS_ARGS)
 	$(GO) test -timeout 0 -count 1 -run '^TestSchedules$$' ./test/sim -sim.from=$$(date +%s)000 -sim.seconds=$(SIM_SECONDS)
 
-lab: ## hosts in QEMU with Debian's kernel, its NBD client and containers (LAB="flags"; test/lab/README.md)
+lab: ## hosts in QEMU with Debian's kernel and containers: takeovers, faults (LAB="flags"; test/lab/README.md)
 	@test/deps.sh --run $(MAKE) lab-run -- qemu-system-x86_64 busybox crun mkfs.ext4 mkfs.xfs modprobe cpio readelf lz4 xz
 
 lab-run:

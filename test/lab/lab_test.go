@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"flag"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -36,7 +37,7 @@ type lab struct {
 }
 
 // TestLab runs the proofs one after the other: each finds the volume detached, with a file system, and leaves it so. To run
-// some: -run 'TestLab/(0|1)'; the first makes the file system.
+// some: -run 'TestLab/(0|1|4)'; the first makes the file system.
 func TestLab(t *testing.T) {
 	l := newLab(t)
 	if !t.Run("0: a device by the kernel's NBD client", l.device) {
@@ -48,6 +49,11 @@ func TestLab(t *testing.T) {
 	}{
 		{"1: files outlive their container", l.outlive},
 		{"2: files follow to another host", l.follow},
+		{"4: a host is frozen in the middle of writing, another takes over", l.takeOver},
+		{"6: a node dies, and the gateway, under a busy file system", l.survive},
+		{"5: a raw volume is written and read on both hosts", l.shareRaw},
+		{"7: a mounted volume grows", l.grow},
+		{"3: two containers share a volume", l.shareFiles},
 	} {
 		if !t.Run(proof.name, proof.run) {
 			return // what it has left behind is looked at, and nothing runs on it
@@ -188,4 +194,155 @@ func (l *lab) follow(t *testing.T) {
 	reader.remove(t)
 	l.b.detach(t)
 	t.Logf("attached on the other host in %v", took.Round(time.Millisecond))
+}
+
+// journal starts a container that appends to the volume's journal, and returns when it does.
+func (m *machine) journal(t *testing.T, name, writer string) container {
+	t.Helper()
+	c := m.start(t, name, "journal", "append", writer, "/data/journal", "/status/journal")
+	c.await(t, 10)
+	return c
+}
+
+// count is what a run of records of one writer is.
+type count struct {
+	writer  string
+	records int
+}
+
+// check returns what the journal in a mounted volume holds.
+func (m *machine) check(t *testing.T) (counts []count) {
+	t.Helper()
+	for line := range strings.Lines(m.run(t, "journal check /srv/"+volume+"/journal")) {
+		var c count
+		if _, err := fmt.Sscan(line, &c.writer, &c.records); err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+		counts = append(counts, c)
+	}
+	return counts
+}
+
+// takeOver is proof 4.
+func (l *lab) takeOver(t *testing.T) {
+	l.a.attach(t, "")
+	l.a.run(t, "rm -f /srv/db/journal")
+	old := l.a.journal(t, "old", "a")
+	old.await(t, 50)
+	l.a.freeze(t)
+	begun := time.Now()
+	took := l.b.attach(t, "--take-over")
+	next := l.b.journal(t, "next", "b")
+	back := time.Since(begun)
+	l.a.thaw(t)
+	const never = 1 << 30
+	end := old.await(t, never)
+	if end.failure == "-" {
+		t.Error("the old host's application goes on")
+	}
+	reason := l.a.run(t, "storagectl attachments")
+	if !strings.Contains(reason, "server-b") {
+		t.Errorf("the old host's gateway does not say who has the volume: %s", reason)
+	}
+	next.await(t, 20)
+	own := next.stop(t)
+	counts := l.b.check(t)
+	t.Logf("taken over in %v, the next container had written 10 records after %v; the old one had synced %d records and then got %q; found: %v",
+		took.Round(time.Millisecond), back.Round(time.Millisecond), end.synced, end.failure, counts)
+	if len(counts) != 2 || counts[0].writer != "a" || counts[1].writer != "b" {
+		t.Errorf("the journal holds %v, want records of a, then of b", counts)
+	} else if counts[0].records < end.synced || counts[0].records+counts[1].records != own.synced {
+		t.Errorf("the journal holds %v; a had synced %d, and b %d in all", counts, end.synced, own.synced)
+	}
+	l.b.detach(t)
+	old.remove(t)
+	l.a.run(t, "umount -l /srv/db; storagectl detach db --force")
+}
+
+// survive is proof 6.
+func (l *lab) survive(t *testing.T) {
+	l.a.attach(t, "")
+	l.a.run(t, "rm -f /srv/db/journal")
+	c := l.a.journal(t, "busy", "a")
+	for i, n := range l.cluster.Nodes() {
+		c.forget(t)
+		if err := n.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("%s killed: the application paused for %v", n.Name, c.goesOn(t))
+		if err := errors.Join(l.cluster.StartNode(t.Context(), i), l.cluster.WaitFull(contextFor(t, time.Minute))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.forget(t)
+	l.a.run(t, "kill -9 $(cat /run/gateway.pid)")
+	l.a.gateway(t, l.endpoints)
+	t.Logf("the gateway killed and started: the application paused for %v", c.goesOn(t))
+	end := c.stop(t)
+	if counts := l.a.check(t); len(counts) != 1 || counts[0].records != end.synced {
+		t.Errorf("the journal holds %v, %d records were synced", counts, end.synced)
+	}
+	l.a.detach(t)
+}
+
+// goesOn returns how long the journal has paused since it was told to forget; it fails the test when it has seen an error.
+func (c container) goesOn(t *testing.T) time.Duration {
+	t.Helper()
+	s := c.await(t, 30)
+	if s.failure != "-" {
+		t.Fatalf("the application sees an error: %s", s.failure)
+	}
+	return s.longest
+}
+
+// shareRaw is proof 5.
+func (l *lab) shareRaw(t *testing.T) {
+	hosts := []*machine{l.a, l.b}
+	for _, m := range hosts {
+		m.run(t, "storagectl attach raw --via nbd --access shared")
+	}
+	for round := range 5 {
+		for i, m := range hosts {
+			want := m.run(t, "dd if=/dev/urandom of=/run/block bs=4k count=4 2>/dev/null; "+
+				fmt.Sprintf("dd if=/run/block of=/dev/storaged/raw bs=16k seek=%d oflag=direct 2>/dev/null; sha256sum </run/block", round))
+			got := hosts[1-i].run(t, fmt.Sprintf("dd if=/dev/storaged/raw bs=16k skip=%d count=1 iflag=direct 2>/dev/null | sha256sum", round))
+			if got != want {
+				t.Fatalf("round %d: %s has written %s, the other host reads %s", round, m.name, want, got)
+			}
+		}
+	}
+	for _, m := range hosts {
+		m.run(t, "storagectl detach raw")
+	}
+}
+
+// grow is proof 7.
+func (l *lab) grow(t *testing.T) {
+	l.a.attach(t, "")
+	c := l.a.journal(t, "growing", "a")
+	c.forget(t)
+	begun := time.Now()
+	l.a.run(t, "storagectl --endpoint "+l.endpoints+` volume resize db --size 512M
+for _ in $(seq 100); do [ $(blockdev --getsize64 /dev/storaged/db) = $((512 << 20)) ] && break; sleep 0.1; done
+resize2fs /dev/storaged/db
+[ $(df -k /srv/db | awk 'END {print $2}') -gt 400000 ]`)
+	t.Logf("volume, device and file system grown in %v; the application paused for %v", time.Since(begun).Round(time.Millisecond), c.goesOn(t))
+	c.stop(t)
+	l.a.detach(t)
+}
+
+// shareFiles is proof 3.
+func (l *lab) shareFiles(t *testing.T) {
+	l.a.attach(t, "")
+	talk := func(mine, theirs string) container {
+		return l.a.start(t, "talker-"+mine, "sh", "-c", "cd /data && echo hello from "+mine+" >"+mine+
+			"; until [ -s "+theirs+" ]; do sleep 0.1; done; cat "+theirs)
+	}
+	one, two := talk("x", "y"), talk("y", "x")
+	if got := one.wait(t) + ", " + two.wait(t); got != "hello from y, hello from x" {
+		t.Errorf("the containers read %q", got)
+	}
+	one.remove(t)
+	two.remove(t)
+	l.a.detach(t)
 }

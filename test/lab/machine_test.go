@@ -170,6 +170,17 @@ func (m *machine) run(t *testing.T, script string) string {
 	return strings.TrimSpace(output)
 }
 
+// freeze stops the host with all that it has under way; thaw lets it go on.
+func (m *machine) freeze(t *testing.T) { m.signal(t, syscall.SIGSTOP) }
+func (m *machine) thaw(t *testing.T)   { m.signal(t, syscall.SIGCONT) }
+
+func (m *machine) signal(t *testing.T, sig syscall.Signal) {
+	t.Helper()
+	if err := m.qemu.Process.Signal(sig); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func (m *machine) consoleTail() string {
 	text, err := os.ReadFile(filepath.Join(m.dir, "console.log"))
 	if err != nil {
@@ -235,10 +246,60 @@ for _ in $(seq 300); do [ -s exit ] && break; sleep 0.1; done
 cat log; [ "$(cat exit)" = 0 ]`, c.name))
 }
 
+// stop ends the container's journal by SIGTERM, removes the container, and returns the journal's last status.
+func (c container) stop(t *testing.T) status {
+	t.Helper()
+	c.on.run(t, "crun kill "+c.name+" TERM")
+	c.wait(t)
+	s := c.await(t, 0)
+	c.remove(t)
+	return s
+}
+
 // remove deletes the container, running or not.
 func (c container) remove(t *testing.T) {
 	t.Helper()
 	c.on.run(t, fmt.Sprintf(`crun delete --force %[1]s || true
 for _ in $(seq 100); do [ -s /run/bundle/%[1]s/exit ] && break; sleep 0.1; done
 rm -rf /run/bundle/%[1]s /run/status/%[1]s`, c.name))
+}
+
+// status is what a container's journal says of itself.
+type status struct {
+	synced  int           // records
+	longest time.Duration // that one took, since the last forget
+	failure string
+}
+
+// forget has the journal measure anew.
+func (c container) forget(t *testing.T) {
+	t.Helper()
+	c.on.run(t, "rm -f /run/status/"+c.name+"/journal")
+	c.await(t, 1)
+}
+
+// await returns the journal's status when it has synced that many more records, or has failed.
+func (c container) await(t *testing.T, more int) status {
+	t.Helper()
+	text := c.on.run(t, fmt.Sprintf(`cd /run/status/%[1]s
+n=-1
+while [ $SECONDS -lt 45 ]; do
+  if [ -s journal ]; then
+    read -r now longest failure <journal || continue
+    [ $n -ge 0 ] || n=$now
+    if [ "$failure" != - ] || [ $now -ge $((n + %[2]d)) ]; then cat journal; exit 0; fi
+  fi
+  sleep 0.1
+done
+echo "no progress"; cat journal /run/bundle/%[1]s/log /run/gateway.log; exit 1`, c.name, more))
+	s := status{}
+	var ms int64
+	if _, err := fmt.Sscan(text, &s.synced, &ms, &s.failure); err != nil {
+		t.Fatalf("status %q: %v", text, err)
+	}
+	s.longest = time.Duration(ms) * time.Millisecond
+	if _, why, found := strings.Cut(text, " "+s.failure); found {
+		s.failure += why
+	}
+	return s
 }
