@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -279,8 +280,36 @@ func (n *Node) Kill() error {
 	return err
 }
 
-// Pause freezes the node (SIGSTOP).
-func (n *Node) Pause() error { _, err := n.signal(syscall.SIGSTOP); return err }
+// Pause freezes the node (SIGSTOP) and returns when all of its threads stand still: on busy cores that takes
+// milliseconds, in which a node answers dozens of requests.
+func (n *Node) Pause() error {
+	p, err := n.signal(syscall.SIGSTOP)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+	defer cancel()
+	return Poll(ctx, time.Millisecond, func() bool { return stopped(p.cmd.Process.Pid) })
+}
+
+// stopTimeout bounds how long Pause waits.
+const stopTimeout = 10 * time.Second
+
+// stopped reports whether all threads of the process are stopped by a signal, or gone (proc(5), /proc/PID/task/TID/stat).
+func stopped(pid int) bool {
+	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid)) // the pattern is good
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		if err != nil {
+			continue // the thread has ended
+		}
+		state := bytes.TrimLeft(text[bytes.LastIndexByte(text, ')')+1:], " ")
+		if len(state) > 0 && !strings.ContainsRune("TZX", rune(state[0])) {
+			return false
+		}
+	}
+	return true
+}
 
 // Resume thaws it (SIGCONT).
 func (n *Node) Resume() error { _, err := n.signal(syscall.SIGCONT); return err }
