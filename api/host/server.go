@@ -65,7 +65,7 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 		s.grpc.Stop() // ends the contexts of running requests and GracefulStop with them
 		<-stopped
 	}
-	<-done // it has ended because it was told to
+	_ = <-done // it has ended because it was told to
 	return nil
 }
 

@@ -94,7 +94,7 @@ func mounted(t *testing.T, device string) (at string, unmount func()) {
 			command(t, "umount", at)
 		}
 	}
-	t.Cleanup(func() { exec.Command("umount", "-l", at).Run() }) //nolint:errcheck // unmounted already, most often
+	t.Cleanup(func() { exec.Command("umount", "-l", at).Run() }) // unmounted already, most often
 	return at, unmount
 }
 

@@ -28,7 +28,7 @@ var _ Driver = (*FUSE)(nil)
 func NewFUSE(config Config) (*FUSE, error) {
 	config.fill()
 	if config.Dir == "" || len(config.Helper) == 0 || config.Keeper == nil {
-		return nil, storage.E("make", storage.KindInvalid, "FUSE driver", errors.New("Dir, Helper and Keeper are required"))
+		return nil, storage.E("make", storage.KindInvalid, "FUSE driver", errors.New("a Dir, a Helper and a Keeper are required"))
 	}
 	return &FUSE{config: config}, nil
 }

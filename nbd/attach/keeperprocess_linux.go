@@ -38,9 +38,8 @@ type KeeperProcess struct {
 	socket string
 	helper []string
 
-	mu   sync.Mutex     // guards what follows; held for one request
-	conn *net.UnixConn  // nil: not connected
-	wg   sync.WaitGroup // waits for started keepers to end
+	mu   sync.Mutex    // guards what follows; held for one request
+	conn *net.UnixConn // nil: not connected
 }
 
 // NewKeeperProcess returns the keeper that listens at socket, a path. helper is Config.Helper.

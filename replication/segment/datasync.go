@@ -38,18 +38,18 @@ type aioContext uintptr
 
 // aioControl is struct iocb of linux/aio_abi.h on little-endian machines.
 type aioControl struct {
-	data     uint64
-	key      uint32
-	rwFlags  uint32
-	opcode   uint16
-	priority int16
-	fd       uint32
-	buffer   uint64
-	bytes    uint64
-	offset   int64
-	_        uint64
-	flags    uint32
-	eventFD  uint32
+	_       uint64 // aio_data
+	_       uint32 // aio_key
+	_       uint32 // aio_rw_flags
+	opcode  uint16
+	_       int16 // aio_reqprio
+	fd      uint32
+	buffer  uint64
+	bytes   uint64
+	offset  int64
+	_       uint64 // aio_reserved2
+	flags   uint32
+	eventFD uint32
 }
 
 // aioEvent is struct io_event of linux/aio_abi.h.
@@ -85,7 +85,10 @@ func (s *dataSync) whole(f vfs.File) error {
 
 // sync is not done if nothing was started.
 func (s *dataSync) sync(f vfs.File, opcode uint16) (done bool, err error) {
-	if !s.possible(f) || s.submit(&aioControl{opcode: opcode, fd: uint32(f.Fd())}) != nil {
+	if !s.possible(f) {
+		return false, nil
+	}
+	if !s.started(&aioControl{opcode: opcode, fd: uint32(f.Fd())}) {
 		return false, nil
 	}
 	_, err = s.wait()
@@ -104,6 +107,9 @@ func (s *dataSync) possible(f vfs.File) bool {
 	}
 	return true
 }
+
+// started is submit for those who have another way.
+func (s *dataSync) started(control *aioControl) bool { return s.submit(control) == nil }
 
 func (s *dataSync) setUp() error {
 	if _, _, errno := unix.Syscall(unix.SYS_IO_SETUP, aioQueueSize, uintptr(unsafe.Pointer(&s.context)), 0); errno != 0 {

@@ -219,7 +219,7 @@ func (c Detach) apply(s *State, tx *change) error {
 	const op = "detach"
 	v, err := s.volume(op, c.Volume)
 	if err != nil {
-		return nil // what is not there is not attached
+		return nil //nolint:nilerr // what is not there is not attached
 	}
 	for _, a := range s.AttachmentsOf(v.ID) {
 		if c.Holder != "" && a.Holder.ID != c.Holder || c.Attachment != 0 && a.ID != c.Attachment {
