@@ -7,7 +7,8 @@ LDFLAGS  := -X github.com/storaged/storaged/internal/version.Version=$(VERSION)
 TAGS     := interop,e2e,netns,chaos,devices,lab,docker
 # Block devices of this host are tested where it is root's, and has FUSE, loop devices and the tools of file systems.
 DEVICES  := $(shell [ "$$(id -u)" = 0 ] && [ -w /dev/fuse ] && [ -w /dev/loop-control ] && \
-              command -v mkfs.ext4 mkfs.xfs e2fsck xfs_repair blkdiscard >/dev/null && echo devices)
+              PATH=$$PATH:/usr/sbin:/sbin && for p in mkfs.ext4 mkfs.xfs e2fsck xfs_repair blkdiscard; do \
+              command -v $$p >/dev/null || exit 0; done && echo devices)
 # Docker is tested where its engine is; it needs the block devices too.
 DOCKER   := $(if $(DEVICES),$(shell command -v dockerd >/dev/null && command -v docker >/dev/null && command -v busybox >/dev/null && echo docker))
 FUZZTIME ?= 1m

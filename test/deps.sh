@@ -22,12 +22,12 @@ fio        fio
 nbdkit     nbdkit
 mkfs.ext4  e2fsprogs
 e2fsck     e2fsprogs
+mkfs.xfs   xfsprogs
 ip         iproute2
 nft        nftables
 qemu-system-x86_64 qemu-system-x86 lab
 busybox    busybox-static lab
 crun       crun           lab
-mkfs.xfs   xfsprogs       lab
 modprobe   kmod           lab
 cpio       cpio           lab
 readelf    binutils       lab
