@@ -21,6 +21,7 @@ import (
 
 	"github.com/storaged/storaged"
 	"github.com/storaged/storaged/api"
+	"github.com/storaged/storaged/internal/logging"
 	"github.com/storaged/storaged/internal/version"
 	"github.com/storaged/storaged/nbd"
 	"github.com/storaged/storaged/replication"
@@ -81,7 +82,7 @@ func Run(ctx context.Context, config Config, logs io.Writer) error {
 	if err := config.setDefaults(); err != nil {
 		return err
 	}
-	logger, err := newLogger(config, logs)
+	logger, err := logging.New(config.LogLevel, config.LogFormat, logs)
 	if err != nil {
 		return err
 	}
@@ -107,21 +108,6 @@ func newNode(config Config, logger *slog.Logger) *node {
 	n.controlCtx, n.cancelControl = context.WithCancel(context.Background())
 	n.peersCtx, n.cancelPeers = context.WithCancel(context.Background())
 	return n
-}
-
-func newLogger(c Config, w io.Writer) (*slog.Logger, error) {
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
-		return nil, storage.E("configuration", storage.KindInvalid, "--log-level", err)
-	}
-	options := &slog.HandlerOptions{Level: level}
-	switch c.LogFormat {
-	case "text":
-		return slog.New(slog.NewTextHandler(w, options)), nil
-	case "json":
-		return slog.New(slog.NewJSONHandler(w, options)), nil
-	}
-	return nil, storage.E("configuration", storage.KindInvalid, "--log-format", fmt.Errorf("%q: use text or json", c.LogFormat))
 }
 
 // start brings everything up, from the disk to the hosts.

@@ -1,6 +1,6 @@
-// Package logging lets hashicorp's libraries write to a slog.Logger.
+// Package logging makes the logger that a program's flags ask for, and lets hashicorp's libraries write to it.
 //
-// It does not configure logging: handlers, levels and outputs belong to the program. What it keeps true: a message
+// What it keeps true: a message
 // that a library repeats (a peer that does not answer, for every group, twice a second) is written once an interval
 // with the number of times it was left out, and the memory for that is bounded. A logger may be used concurrently.
 package logging

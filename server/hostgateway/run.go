@@ -4,9 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -19,6 +17,7 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api/host"
+	"github.com/storaged/storaged/internal/logging"
 )
 
 // Run runs a host's gateway until ctx is done, and returns nil if it was stopped in order. The devices stay, and their
@@ -27,7 +26,7 @@ func Run(ctx context.Context, config Config, helper []string, logs io.Writer) er
 	if err := config.Validate(); err != nil {
 		return err
 	}
-	logger, err := newLogger(config, logs)
+	logger, err := logging.New(config.LogLevel, config.LogFormat, logs)
 	if err != nil {
 		return err
 	}
@@ -50,21 +49,6 @@ func Run(ctx context.Context, config Config, helper []string, logs io.Writer) er
 		logger.Info("stopped; devices wait for the next gateway")
 	}
 	return err
-}
-
-func newLogger(c Config, w io.Writer) (*slog.Logger, error) {
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
-		return nil, storage.E("configuration", storage.KindInvalid, "--log-level", err)
-	}
-	options := &slog.HandlerOptions{Level: level}
-	switch c.LogFormat {
-	case "text":
-		return slog.New(slog.NewTextHandler(w, options)), nil
-	case "json":
-		return slog.New(slog.NewJSONHandler(w, options)), nil
-	}
-	return nil, storage.E("configuration", storage.KindInvalid, "--log-format", fmt.Errorf("%q: use text or json", c.LogFormat))
 }
 
 // listen opens the socket, in the place of one that a killed gateway has left. The lock on the state directory says that

@@ -268,7 +268,8 @@ func indexOf(c *testcluster.Cluster, n *testcluster.Node) int {
 
 // TestHeldCopies: first copies of writes sit in the sockets of a frozen node while their gateway is killed, its successor
 // sends the writes once more, and newer ones after them. When the node goes on, nothing old appears (I3; design.md
-// section 9).
+// section 9). It shows the whole way on a real kernel, and stays green without the line that closes earlier sessions
+// (device.closePredecessors): TestFirstCopyIsHeld guards that.
 func TestHeldCopies(t *testing.T) {
 	c := startWithVolume(t, nil)
 	g := startHost(t, c, "host-a")
