@@ -22,6 +22,10 @@ func TestDataSync(t *testing.T) {
 		if err := s.of(f); err != nil {
 			t.Fatalf("sync %d: %v", i, err)
 		}
+		if s.counter == [8]byte{} { // I1: what is not waited for is not durable
+			t.Fatalf("sync %d returned before the kernel announced its end", i)
+		}
+		clear(s.counter[:])
 	}
 	if s.refused || s.event == nil {
 		t.Fatal("the kernel has AIO, but the file was synced without")
