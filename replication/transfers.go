@@ -18,9 +18,11 @@ import (
 // this replica is elected it leads and refuses every request, until the process ends. The simulation found it.
 //
 // So after a failed transfer to a replica there is no second one in that term before the replica has acknowledged
-// an entry that was appended after the failure: then its goroutine has gone round, and has taken the request out.
+// an entry that was appended after the failure: then its goroutine has gone round, and has taken the request out. And there
+// is one at a time: one that waits for the library's main loop until the one before has failed would be a second, too.
 type transfers struct {
 	mu     sync.Mutex
+	busy   bool                             // one is under way; guarded by mu
 	failed map[raft.ServerID]failedTransfer // guarded by mu; of the newest term that something failed in
 }
 
@@ -35,13 +37,36 @@ type failedTransfer struct {
 func (t *transfers) allowed(server raft.ServerID, term, acked uint64) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	return t.allowedLocked(server, term, acked)
+}
+
+func (t *transfers) allowedLocked(server raft.ServerID, term, acked uint64) bool {
 	f, ok := t.failed[server]
 	return !ok || f.term != term || acked > f.lastIndex
 }
 
-func (t *transfers) fail(server raft.ServerID, term, lastIndex uint64) {
+// begin notes that a transfer is under way, or says why there must be none. The caller calls end after one that began.
+func (t *transfers) begin(server raft.ServerID, term, acked uint64) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	switch {
+	case t.busy:
+		return raft.ErrLeadershipTransferInProgress
+	case !t.allowedLocked(server, term, acked):
+		return errTransferAgain
+	}
+	t.busy = true
+	return nil
+}
+
+// end notes how a transfer ended. lastIndex is that of the log now.
+func (t *transfers) end(server raft.ServerID, term, lastIndex uint64, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.busy = false
+	if err == nil {
+		return
+	}
 	for s, f := range t.failed {
 		if f.term != term {
 			delete(t.failed, s)
@@ -56,12 +81,10 @@ func (t *transfers) fail(server raft.ServerID, term, lastIndex uint64) {
 // transfer asks the server to lead, and waits until it does or the library gives up, which takes an election time-out.
 func (in *instance) transfer(server raft.ServerID, address raft.ServerAddress) error {
 	term := in.raft.CurrentTerm()
-	if !in.transfers.allowed(server, term, in.transport.lease.ackedIndex(server)) {
-		return errTransferAgain
+	if err := in.transfers.begin(server, term, in.transport.lease.ackedIndex(server)); err != nil {
+		return err
 	}
 	err := until(&in.futures, in.raft.LeadershipTransferToServer(server, address)).Error()
-	if err != nil {
-		in.transfers.fail(server, term, in.raft.LastIndex())
-	}
+	in.transfers.end(server, term, in.raft.LastIndex(), err)
 	return err
 }
