@@ -143,6 +143,36 @@ func CheckVolumeName(name string) error {
 	return nil
 }
 
+// VolumeLimits bound what the users of one volume may ask for per second, at each gateway that serves it. 0 is no limit.
+type VolumeLimits struct {
+	// MaxIOPS counts requests that read, write, zero or discard.
+	MaxIOPS int64 `json:"max_iops,omitempty"`
+	// MaxBytesPerSecond counts the bytes of reads and of writes together.
+	MaxBytesPerSecond int64 `json:"max_bytes_per_second,omitempty"`
+}
+
+// The bounds of limits that are not 0. Below the lower ones a host's queue takes longer than a host waits before it takes
+// a device for lost.
+const (
+	MinIOPS           = 10
+	MaxIOPS           = 1_000_000_000
+	MinBytesPerSecond = 1 << 20
+	MaxBytesPerSecond = 1 << 40
+)
+
+// Check returns an error of KindInvalid unless each limit is 0 or within its bounds.
+func (l VolumeLimits) Check() error {
+	switch {
+	case l.MaxIOPS != 0 && (l.MaxIOPS < MinIOPS || l.MaxIOPS > MaxIOPS):
+		return &Error{Op: "check limits", Kind: KindInvalid, Subject: strconv.FormatInt(l.MaxIOPS, 10) + " requests a second",
+			Err: fmt.Errorf("use %d to %d, or 0 for no limit", MinIOPS, MaxIOPS)}
+	case l.MaxBytesPerSecond != 0 && (l.MaxBytesPerSecond < MinBytesPerSecond || l.MaxBytesPerSecond > MaxBytesPerSecond):
+		return &Error{Op: "check limits", Kind: KindInvalid, Subject: strconv.FormatInt(l.MaxBytesPerSecond, 10) + " bytes a second",
+			Err: fmt.Errorf("use %d (1 MiB) to %d (1 TiB), or 0 for no limit", MinBytesPerSecond, MaxBytesPerSecond)}
+	}
+	return nil
+}
+
 // CheckVolumeSize returns an error of KindInvalid unless sizeBytes is a multiple of BlockSize within the limits.
 func CheckVolumeSize(sizeBytes int64) error {
 	fail := func(why string) error {

@@ -11,9 +11,9 @@ func (c CreateVolume) apply(s *State, tx *change) error {
 	subject := "volume " + c.Name
 	if id, ok := s.volumeByRequest[c.RequestID]; ok && c.RequestID != "" {
 		v := s.volumes[id].clone()
-		if v.Name != c.Name || v.SizeBytes != c.SizeBytes || v.State != VolumeReady {
+		if v.Name != c.Name || v.SizeBytes != c.SizeBytes || v.State != VolumeReady || v.Limits != c.Limits {
 			return refuse(op, storage.KindConflict, subject,
-				"request id %q made volume %s of %d bytes (%s); use a new request id for another volume", c.RequestID, v.Name,
+				"request id %q made volume %s of %d bytes (%s), or it was changed since; use a new request id for another volume", c.RequestID, v.Name,
 				v.SizeBytes, v.State)
 		}
 		tx.result.Volume = &v
@@ -33,7 +33,7 @@ func (c CreateVolume) apply(s *State, tx *change) error {
 	}
 	s.lastVolume++
 	v := Volume{ID: s.lastVolume, Name: c.Name, SizeBytes: c.SizeBytes, Groups: groups, Epoch: 1, Generation: 1,
-		Fenced: 1, State: VolumeReady, CreatedAt: c.At.UTC(), RequestID: c.RequestID}
+		Fenced: 1, State: VolumeReady, CreatedAt: c.At.UTC(), RequestID: c.RequestID, Limits: c.Limits}
 	v = s.changeVolume(v)
 	tx.result.Volume = &v
 	tx.volume(VolumeChanged, v.ID)
@@ -100,6 +100,24 @@ func (c ResizeVolume) apply(s *State, tx *change) error {
 	}
 	if c.SizeBytes != v.SizeBytes {
 		v.SizeBytes = c.SizeBytes
+		v = s.changeVolume(v)
+		tx.volume(VolumeChanged, v.ID)
+	}
+	tx.result.Volume = &v
+	return nil
+}
+
+func (c SetVolumeLimits) apply(s *State, tx *change) error {
+	const op = "modify"
+	v, err := s.volume(op, c.Volume)
+	if err != nil {
+		return err
+	}
+	if v.State != VolumeReady {
+		return refuse(op, storage.KindConflict, "volume "+v.Name, "it is being deleted")
+	}
+	if l := c.of(v.Limits); l != v.Limits {
+		v.Limits = l
 		v = s.changeVolume(v)
 		tx.volume(VolumeChanged, v.ID)
 	}

@@ -286,6 +286,71 @@ func TestVolumes(t *testing.T) {
 	}
 }
 
+func TestVolumeLimits(t *testing.T) {
+	f := newFixture(t)
+	f.node(1)
+	f.group(1)
+	limits := func(iops, bytes int64) storage.VolumeLimits {
+		return storage.VolumeLimits{MaxIOPS: iops, MaxBytesPerSecond: bytes}
+	}
+	create := CreateVolume{Name: "web", SizeBytes: 1 << 30, RequestID: "r", Limits: limits(500, 0), At: testTime}
+	v := f.ok(create).Volume
+	if f.ok(create).Volume.ID != v.ID || v.Limits != create.Limits {
+		t.Fatalf("made %+v", v)
+	}
+	other := create
+	other.Limits.MaxIOPS = 600
+	f.refused(other, storage.KindConflict, "another volume")
+
+	n := func(n int64) *int64 { return &n }
+	for _, c := range []struct {
+		iops, bytes *int64
+		want        storage.VolumeLimits
+		changes     int
+	}{
+		{nil, nil, limits(500, 0), 0},
+		{n(500), nil, limits(500, 0), 0},
+		{nil, n(2 << 20), limits(500, 2<<20), 1},
+		{n(0), nil, limits(0, 2<<20), 1},
+		{n(40), n(0), limits(40, 0), 1},
+	} {
+		revision := v.Revision
+		r, fx := f.do(SetVolumeLimits{Volume: ByName("web"), MaxIOPS: c.iops, MaxBytesPerSecond: c.bytes})
+		if r.Err != nil || r.Volume.Limits != c.want || len(fx) != c.changes || (r.Volume.Revision > revision) != (c.changes > 0) {
+			t.Fatalf("%+v: got %+v, effects %v", c, r, fx)
+		}
+		v = r.Volume
+	}
+	for _, bad := range []SetVolumeLimits{{MaxIOPS: n(-1)}, {MaxIOPS: n(9)}, {MaxIOPS: n(2e9)}, {MaxBytesPerSecond: n(1<<20 - 1)},
+		{MaxBytesPerSecond: n(1<<40 + 1)}} {
+		bad.Volume = ByName("web")
+		f.refused(bad, storage.KindInvalid, "no limit")
+	}
+	f.refused(CreateVolume{Name: "bad", SizeBytes: 4096, Limits: limits(1, 0)}, storage.KindInvalid, "no limit")
+	f.refused(SetVolumeLimits{Volume: ByName("nope")}, storage.KindNotFound, "volume list")
+	f.refused(SetVolumeLimits{}, storage.KindInvalid)
+	f.ok(DeleteVolume{ByName("web")})
+	f.refused(SetVolumeLimits{Volume: ByID(v.ID)}, storage.KindConflict, "being deleted")
+}
+
+// What a node of version 1 knows is written as it knows it.
+func TestLowestVersion(t *testing.T) {
+	limited := storage.VolumeLimits{MaxIOPS: 100}
+	for _, c := range []struct {
+		command Command
+		version string
+	}{
+		{CreateVolume{Name: "v", SizeBytes: 4096}, `{"v":1,`},
+		{CreateVolume{Name: "v", SizeBytes: 4096, Limits: limited}, `{"v":2,`},
+		{SetVolumeLimits{Volume: ByName("v")}, `{"v":2,`},
+	} {
+		b, err := Encode(c.command)
+		if err != nil || !strings.HasPrefix(string(b), c.version) || strings.Contains(string(b), "limits\":{}") {
+			t.Errorf("%#v is written as %s, %v", c.command, b, err)
+		}
+	}
+}
+
 func TestStripesSpread(t *testing.T) {
 	f := newFixture(t)
 	f.node(1)
@@ -405,7 +470,7 @@ func TestDecodeRefuses(t *testing.T) {
 	}{
 		{``, storage.KindInvalid},
 		{`{}`, storage.KindUnsupported},
-		{`{"v":2,"cmd":"close_session","body":{"session":1}}`, storage.KindUnsupported},
+		{`{"v":3,"cmd":"close_session","body":{"session":1}}`, storage.KindUnsupported},
 		{`{"v":1,"cmd":"close_session","body":{"session":1},"x":1}`, storage.KindInvalid},
 		{`{"v":1,"cmd":"close_session","body":{"session":1,"x":1}}`, storage.KindInvalid},
 		{`{"v":1,"cmd":"close_session","body":{"session":-1}}`, storage.KindInvalid},
@@ -415,6 +480,7 @@ func TestDecodeRefuses(t *testing.T) {
 		{`{"v":1,"cmd":"add_node","body":{"addrs":{"peer":"h:1"},"stores":[{"id":"zz","capacity_bytes":1}],"name":"","at":"2026-01-02T03:04:05Z"}}`, storage.KindInvalid},
 		{`{"v":1,"cmd":"add_node","body":{"stores":[{"id":"d1000000-0000-0000-0000-000000000001","capacity_bytes":1,"x":1}]}}`, storage.KindInvalid},
 		{`{"v":1,"cmd":"create_volume"}`, storage.KindInvalid},
+		{`{"v":1,"cmd":"set_volume_limits","body":{"volume":{"name":"v"}}}`, storage.KindInvalid},
 		{`{"v":1,"cmd":"set_replica","body":{"group":1,"key":"nonsense","role":"voter"}}`, storage.KindInvalid},
 		{big, storage.KindInvalid},
 	} {

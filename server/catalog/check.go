@@ -28,8 +28,8 @@ func (c InitCluster) check() error {
 	case k.HeartbeatTimeout < MinHeartbeatTimeout || k.HeartbeatTimeout > MaxHeartbeatTimeout:
 		return invalid(op, "", "heartbeat timeout %v: use %v to %v", k.HeartbeatTimeout, MinHeartbeatTimeout,
 			MaxHeartbeatTimeout)
-	case k.Version != Version:
-		return storage.E(op, storage.KindUnsupported, "", fmt.Errorf("catalog version %d, this node knows %d", k.Version,
+	case k.Version < 1 || k.Version > Version:
+		return storage.E(op, storage.KindUnsupported, "", fmt.Errorf("catalog version %d, this node knows 1 to %d", k.Version,
 			Version))
 	}
 	return nil
@@ -37,7 +37,7 @@ func (c InitCluster) check() error {
 
 func (c Cluster) withDefaults() Cluster {
 	if c.Version == 0 {
-		c.Version = Version
+		c.Version = 1 // whatever this binary knows: logs from before it are applied as they were
 	}
 	if c.Replicas == 0 {
 		c.Replicas = DefaultReplicas
@@ -182,6 +182,9 @@ func (c CreateVolume) check() error {
 		return invalid("create volume", c.Name, "the request id has %d bytes; use at most %d", len(c.RequestID),
 			MaxRequestIDBytes)
 	}
+	if err := c.Limits.Check(); err != nil {
+		return err
+	}
 	return storage.CheckVolumeSize(c.SizeBytes)
 }
 
@@ -200,6 +203,24 @@ func (c ResizeVolume) check() error {
 		return err
 	}
 	return storage.CheckVolumeSize(c.SizeBytes)
+}
+
+func (c SetVolumeLimits) check() error {
+	if err := c.Volume.check("set limits of volume"); err != nil {
+		return err
+	}
+	return c.of(storage.VolumeLimits{}).Check()
+}
+
+// of returns the limits l with the command's changes.
+func (c SetVolumeLimits) of(l storage.VolumeLimits) storage.VolumeLimits {
+	if c.MaxIOPS != nil {
+		l.MaxIOPS = *c.MaxIOPS
+	}
+	if c.MaxBytesPerSecond != nil {
+		l.MaxBytesPerSecond = *c.MaxBytesPerSecond
+	}
+	return l
 }
 
 func (c DeleteVolume) check() error { return c.Volume.check("delete volume") }

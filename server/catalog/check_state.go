@@ -144,6 +144,9 @@ func (s *State) checkVolume(bad func(string, ...any), id storage.VolumeID, v *Vo
 	if err := storage.CheckVolumeSize(v.SizeBytes); err != nil {
 		bad("volume %s: %w", id, err)
 	}
+	if err := v.Limits.Check(); err != nil {
+		bad("volume %s: %w", id, err)
+	}
 	if v.Fenced > v.Generation {
 		bad("volume %s is fenced up to generation %s above its own %s", id, v.Fenced, v.Generation)
 	}

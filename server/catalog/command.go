@@ -108,19 +108,30 @@ type RemoveReplica struct {
 	Key   ReplicaKey      `json:"key"`
 }
 
-// CreateVolume makes a volume and answers with it. Again with the same request id, name and size: the same volume,
+// CreateVolume makes a volume and answers with it. Again with the same request id, name, size and limits: the same volume,
 // for as long as it exists. Without a request id a second time is refused as a duplicate.
 type CreateVolume struct {
 	Name      string    `json:"name"`
 	SizeBytes int64     `json:"size_bytes"`
 	RequestID string    `json:"request_id,omitempty"`
 	At        time.Time `json:"at"`
+	// Limits came with version 2 of the rules.
+	Limits storage.VolumeLimits `json:"limits,omitzero"`
 }
 
 // ResizeVolume grows a volume and answers with it. Again: no change.
 type ResizeVolume struct {
 	Volume    VolumeRef `json:"volume"`
 	SizeBytes int64     `json:"size_bytes"`
+}
+
+// SetVolumeLimits changes what a volume's users are held to, and answers with the volume. Again: no change. It came with
+// version 2 of the rules.
+type SetVolumeLimits struct {
+	Volume VolumeRef `json:"volume"`
+	// What is nil stays as it is; 0 is no limit.
+	MaxIOPS           *int64 `json:"max_iops,omitempty"`
+	MaxBytesPerSecond *int64 `json:"max_bytes_per_second,omitempty"`
 }
 
 // DeleteVolume frees the name and begins the deletion. It is refused while the volume is attached. Again, by id: no change.
@@ -218,6 +229,7 @@ const (
 	nameRemoveReplica  = "remove_replica"
 	nameCreateVolume   = "create_volume"
 	nameResizeVolume   = "resize_volume"
+	nameSetLimits      = "set_volume_limits"
 	nameDeleteVolume   = "delete_volume"
 	nameFinishDelete   = "finish_delete"
 	nameOpenSession    = "open_session"
@@ -233,31 +245,46 @@ const (
 	nameRaiseVersion   = "raise_version"   // reserved: Cluster.Version
 )
 
-func (InitCluster) name() string    { return nameInitCluster }
-func (AddNode) name() string        { return nameAddNode }
-func (UpdateNode) name() string     { return nameUpdateNode }
-func (SetNodeState) name() string   { return nameSetNodeState }
-func (AddGroup) name() string       { return nameAddGroup }
-func (SetGroupReady) name() string  { return nameSetGroupReady }
-func (PlanReplica) name() string    { return namePlanReplica }
-func (SetReplica) name() string     { return nameSetReplica }
-func (RemoveReplica) name() string  { return nameRemoveReplica }
-func (CreateVolume) name() string   { return nameCreateVolume }
-func (ResizeVolume) name() string   { return nameResizeVolume }
-func (DeleteVolume) name() string   { return nameDeleteVolume }
-func (FinishDelete) name() string   { return nameFinishDelete }
-func (OpenSession) name() string    { return nameOpenSession }
-func (CloseSession) name() string   { return nameCloseSession }
-func (ExpireSessions) name() string { return nameExpireSessions }
-func (Attach) name() string         { return nameAttach }
-func (Detach) name() string         { return nameDetach }
-func (SetFenced) name() string      { return nameSetFenced }
+func (InitCluster) name() string     { return nameInitCluster }
+func (AddNode) name() string         { return nameAddNode }
+func (UpdateNode) name() string      { return nameUpdateNode }
+func (SetNodeState) name() string    { return nameSetNodeState }
+func (AddGroup) name() string        { return nameAddGroup }
+func (SetGroupReady) name() string   { return nameSetGroupReady }
+func (PlanReplica) name() string     { return namePlanReplica }
+func (SetReplica) name() string      { return nameSetReplica }
+func (RemoveReplica) name() string   { return nameRemoveReplica }
+func (CreateVolume) name() string    { return nameCreateVolume }
+func (ResizeVolume) name() string    { return nameResizeVolume }
+func (SetVolumeLimits) name() string { return nameSetLimits }
+func (DeleteVolume) name() string    { return nameDeleteVolume }
+func (FinishDelete) name() string    { return nameFinishDelete }
+func (OpenSession) name() string     { return nameOpenSession }
+func (CloseSession) name() string    { return nameCloseSession }
+func (ExpireSessions) name() string  { return nameExpireSessions }
+func (Attach) name() string          { return nameAttach }
+func (Detach) name() string          { return nameDetach }
+func (SetFenced) name() string       { return nameSetFenced }
 
 // envelope is the encoded form of a command.
 type envelope struct {
 	Version int             `json:"v"`
 	Name    string          `json:"cmd"`
 	Body    json.RawMessage `json:"body"`
+}
+
+// versionOf returns the lowest version of the rules that knows the command: a node that does not know it says so, and
+// those that were known before are not kept from it.
+func versionOf(c Command) int {
+	switch c := c.(type) {
+	case SetVolumeLimits:
+		return 2
+	case CreateVolume:
+		if c.Limits != (storage.VolumeLimits{}) {
+			return 2
+		}
+	}
+	return 1
 }
 
 // Encode checks a command as far as that is possible without a state, and returns the bytes to replicate.
@@ -269,7 +296,7 @@ func Encode(c Command) ([]byte, error) {
 	if err != nil {
 		return nil, storage.E("encode command", storage.KindInternal, c.name(), err)
 	}
-	b, err := json.Marshal(envelope{Version: Version, Name: c.name(), Body: body})
+	b, err := json.Marshal(envelope{Version: versionOf(c), Name: c.name(), Body: body})
 	if err != nil {
 		return nil, storage.E("encode command", storage.KindInternal, c.name(), err)
 	}
@@ -304,6 +331,9 @@ func Decode(b []byte) (Command, error) {
 		}
 		return fail(storage.KindInvalid, e.Name, err)
 	}
+	if v := versionOf(c); e.Version < v {
+		return fail(storage.KindInvalid, e.Name, fmt.Errorf("version %d, what it says came with %d", e.Version, v))
+	}
 	return c, c.check()
 }
 
@@ -331,6 +361,8 @@ func decodeBody(name string, body []byte) (Command, error) {
 		return decodeAs[CreateVolume](body)
 	case nameResizeVolume:
 		return decodeAs[ResizeVolume](body)
+	case nameSetLimits:
+		return decodeAs[SetVolumeLimits](body)
 	case nameDeleteVolume:
 		return decodeAs[DeleteVolume](body)
 	case nameFinishDelete:

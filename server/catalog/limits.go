@@ -2,8 +2,11 @@ package catalog
 
 import "time"
 
-// Version is the newest version of commands and snapshots that this binary knows.
-const Version = 1
+// Version is the newest version of commands and snapshots that this binary knows. Each is written under the lowest
+// version that can say it.
+//
+//	2  limits of volumes
+const Version = 2
 
 // Limits of the catalog. Commands beyond them are refused with KindInvalid, or KindNoSpace when a table is full.
 const (

@@ -192,6 +192,8 @@ type Volume struct {
 	Generation storage.Generation `json:"generation"`
 	State      VolumeState        `json:"state"`
 	CreatedAt  time.Time          `json:"created_at"`
+	// Limits are what each gateway holds the volume's users to.
+	Limits storage.VolumeLimits `json:"limits,omitzero"`
 	// Fenced is the generation that every group of the volume is known to refuse older ones than; Fenced <= Generation.
 	// While it is less, nobody gets a session: what was sent under older generations may still land.
 	Fenced storage.Generation `json:"fenced,omitempty"`

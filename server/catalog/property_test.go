@@ -37,7 +37,7 @@ func randomCommand(t *rapid.T, s *State) Command {
 	holder := rapid.SampledFrom([]Holder{{ID: "h", Kind: HolderHost}, {ID: "g", Kind: HolderHost}, NBDHolder(1, "x", false),
 		NBDHolder(2, "y", false), NBDHolder(2, "y", true)}).Draw(t, "holder")
 	attachment := storage.AttachmentID(rapid.IntRange(0, 12).Draw(t, "attachment"))
-	switch rapid.IntRange(0, 24).Draw(t, "command") {
+	switch rapid.IntRange(0, 25).Draw(t, "command") {
 	case 0:
 		return InitCluster{Cluster{ID: storage.ClusterID{byte(small("cluster"))}, CreatedAt: at}}
 	case 1:
@@ -60,6 +60,9 @@ func randomCommand(t *rapid.T, s *State) Command {
 		return CreateVolume{Name: name, SizeBytes: size, RequestID: rapid.SampledFrom([]string{"", "r", "q"}).Draw(t, "request"), At: at}
 	case 10:
 		return ResizeVolume{Volume: ref, SizeBytes: size}
+	case 25:
+		n := rapid.SampledFrom([]int64{0, storage.MinBytesPerSecond, storage.MinBytesPerSecond + 1}).Draw(t, "limit")
+		return SetVolumeLimits{Volume: ref, MaxIOPS: rapid.SampledFrom([]*int64{nil, &n}).Draw(t, "iops"), MaxBytesPerSecond: &n}
 	case 11:
 		return DeleteVolume{Volume: ref}
 	case 12:

@@ -53,7 +53,7 @@ func (s *State) Snapshot() ([]byte, error) {
 	}
 	out := make([]byte, snapshotHeaderBytes, snapshotHeaderBytes+len(body))
 	copy(out, snapshotMagic)
-	binary.LittleEndian.PutUint32(out[8:], Version)
+	binary.LittleEndian.PutUint32(out[8:], b.version())
 	binary.LittleEndian.PutUint32(out[12:], uint32(len(body)))
 	binary.LittleEndian.PutUint32(out[16:], crc32.Checksum(body, castagnoli))
 	binary.LittleEndian.PutUint32(out[20:], crc32.Checksum(out[:20], castagnoli))
@@ -73,8 +73,8 @@ func Restore(r io.Reader) (*State, error) {
 	if string(h[:8]) != snapshotMagic || crc32.Checksum(h[:20], castagnoli) != binary.LittleEndian.Uint32(h[20:]) {
 		return fail(storage.KindCorrupt, "it does not begin with a snapshot's header")
 	}
-	if v := binary.LittleEndian.Uint32(h[8:]); v != Version {
-		return fail(storage.KindUnsupported, "version %d, this node knows %d; upgrade it", v, Version)
+	if v := binary.LittleEndian.Uint32(h[8:]); v < 1 || v > Version {
+		return fail(storage.KindUnsupported, "version %d, this node knows 1 to %d; upgrade it", v, Version)
 	}
 	n := binary.LittleEndian.Uint32(h[12:])
 	if n > MaxSnapshotBytes {
@@ -96,6 +96,16 @@ func Restore(r io.Reader) (*State, error) {
 		return fail(storage.KindCorrupt, "%w", err)
 	}
 	return s, nil
+}
+
+// version returns the lowest version that has all that the body holds.
+func (b *snapshotBody) version() uint32 {
+	for _, v := range b.Volumes {
+		if v.Limits != (storage.VolumeLimits{}) {
+			return 2
+		}
+	}
+	return 1
 }
 
 func (b *snapshotBody) state() *State {

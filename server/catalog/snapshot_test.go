@@ -46,8 +46,27 @@ func full(t *testing.T) *State {
 }
 
 func TestGoldenSnapshot(t *testing.T) {
-	const file = "testdata/snapshot_v1.golden"
-	got, err := full(t).Snapshot()
+	s := full(t)
+	golden(t, s, "testdata/snapshot_v1.golden")
+	iops, bytes := int64(500), int64(64<<20)
+	s = s.Clone()
+	command, err := Encode(SetVolumeLimits{Volume: ByName("web-data"), MaxIOPS: &iops, MaxBytesPerSecond: &bytes})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, _ := s.Apply(s.Applied()+1, command); r.Err != nil {
+		t.Fatal(r.Err)
+	}
+	s = golden(t, s, "testdata/snapshot_v2.golden")
+	if v, _ := s.VolumeByName("web-data"); v.Limits != (storage.VolumeLimits{MaxIOPS: iops, MaxBytesPerSecond: bytes}) {
+		t.Errorf("the golden snapshot of version 2 holds %+v", v)
+	}
+}
+
+// golden compares the snapshot of a state with what a file holds, and returns the state that the file holds.
+func golden(t *testing.T, state *State, file string) *State {
+	t.Helper()
+	got, err := state.Snapshot()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,6 +89,7 @@ func TestGoldenSnapshot(t *testing.T) {
 	if v, ok := s.VolumeByName("web-data"); !ok || len(v.Groups) != 2 {
 		t.Errorf("the golden snapshot holds %+v", v)
 	}
+	return s
 }
 
 func TestEmptySnapshot(t *testing.T) {
@@ -123,7 +143,8 @@ func TestImpossibleSnapshots(t *testing.T) {
 		body    string
 		kind    storage.Kind
 	}{
-		{2, `{}`, storage.KindUnsupported},
+		{0, `{}`, storage.KindUnsupported},
+		{3, `{}`, storage.KindUnsupported},
 		{1, `{"applied":1,"unknown":1}`, storage.KindCorrupt},
 		{1, `{"nodes":[{"id":1,"name":"a","addrs":{"peer":"h:1"},"stores":[],"state":"up","added_at":"2026-01-02T03:04:05Z"}]}`, storage.KindCorrupt}, // above last_node
 		{1, `{"last_group":1,"groups":[{"id":1,"state":"ready","replicas":[],"last_incarnation":0}]}`, storage.KindCorrupt},                           // no voter
@@ -167,7 +188,7 @@ func FuzzDecode(f *testing.F) {
 		OpenSession{Volume: ByName("v"), Gateway: Gateway{Host: "h"}, Attachment: 1, Instance: "i"}, ExpireSessions{[]storage.SessionID{1}},
 		SetReplica{1, ReplicaKey{storeID(1), 2}, RoleVoter}, CreateVolume{Name: "v", SizeBytes: 4096},
 		Attach{Volume: ByName("v"), Holder: Holder{ID: "h", Kind: HolderHost}, Access: Shared, TakeOver: true, IfGeneration: 2},
-		Detach{Volume: ByID(1), Holder: "h"}, SetFenced{1, 2},
+		Detach{Volume: ByID(1), Holder: "h"}, SetFenced{1, 2}, SetVolumeLimits{Volume: ByName("v"), MaxIOPS: new(int64)},
 	} {
 		b, err := Encode(c)
 		if err != nil {
