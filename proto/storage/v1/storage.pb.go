@@ -555,7 +555,8 @@ type CreateVolumeRequest struct {
 	// A multiple of 4096.
 	SizeBytes int64 `protobuf:"varint,3,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
 	// Over how many groups the volume is striped: a power of two; 0 lets the cluster choose.
-	GroupCount    uint32 `protobuf:"varint,4,opt,name=group_count,json=groupCount,proto3" json:"group_count,omitempty"`
+	GroupCount    uint32        `protobuf:"varint,4,opt,name=group_count,json=groupCount,proto3" json:"group_count,omitempty"`
+	Limits        *VolumeLimits `protobuf:"bytes,5,opt,name=limits,proto3" json:"limits,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -616,6 +617,13 @@ func (x *CreateVolumeRequest) GetGroupCount() uint32 {
 		return x.GroupCount
 	}
 	return 0
+}
+
+func (x *CreateVolumeRequest) GetLimits() *VolumeLimits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
 }
 
 type CreateVolumeResponse struct {
@@ -954,6 +962,120 @@ func (x *ResizeVolumeResponse) GetVolume() *Volume {
 	return nil
 }
 
+type ModifyVolumeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// When not 0, the volume is changed only if this is its id: a namesake made meanwhile stays as it is.
+	Id uint64 `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`
+	// What is absent stays as it is; 0 is no limit.
+	MaxIops           *int64 `protobuf:"varint,3,opt,name=max_iops,json=maxIops,proto3,oneof" json:"max_iops,omitempty"`
+	MaxBytesPerSecond *int64 `protobuf:"varint,4,opt,name=max_bytes_per_second,json=maxBytesPerSecond,proto3,oneof" json:"max_bytes_per_second,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *ModifyVolumeRequest) Reset() {
+	*x = ModifyVolumeRequest{}
+	mi := &file_storage_v1_storage_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ModifyVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ModifyVolumeRequest) ProtoMessage() {}
+
+func (x *ModifyVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_v1_storage_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ModifyVolumeRequest.ProtoReflect.Descriptor instead.
+func (*ModifyVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ModifyVolumeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ModifyVolumeRequest) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *ModifyVolumeRequest) GetMaxIops() int64 {
+	if x != nil && x.MaxIops != nil {
+		return *x.MaxIops
+	}
+	return 0
+}
+
+func (x *ModifyVolumeRequest) GetMaxBytesPerSecond() int64 {
+	if x != nil && x.MaxBytesPerSecond != nil {
+		return *x.MaxBytesPerSecond
+	}
+	return 0
+}
+
+type ModifyVolumeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        *Volume                `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ModifyVolumeResponse) Reset() {
+	*x = ModifyVolumeResponse{}
+	mi := &file_storage_v1_storage_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ModifyVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ModifyVolumeResponse) ProtoMessage() {}
+
+func (x *ModifyVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_v1_storage_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ModifyVolumeResponse.ProtoReflect.Descriptor instead.
+func (*ModifyVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ModifyVolumeResponse) GetVolume() *Volume {
+	if x != nil {
+		return x.Volume
+	}
+	return nil
+}
+
 type DeleteVolumeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -965,7 +1087,7 @@ type DeleteVolumeRequest struct {
 
 func (x *DeleteVolumeRequest) Reset() {
 	*x = DeleteVolumeRequest{}
-	mi := &file_storage_v1_storage_proto_msgTypes[8]
+	mi := &file_storage_v1_storage_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -977,7 +1099,7 @@ func (x *DeleteVolumeRequest) String() string {
 func (*DeleteVolumeRequest) ProtoMessage() {}
 
 func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[8]
+	mi := &file_storage_v1_storage_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -990,7 +1112,7 @@ func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{8}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DeleteVolumeRequest) GetName() string {
@@ -1015,7 +1137,7 @@ type DeleteVolumeResponse struct {
 
 func (x *DeleteVolumeResponse) Reset() {
 	*x = DeleteVolumeResponse{}
-	mi := &file_storage_v1_storage_proto_msgTypes[9]
+	mi := &file_storage_v1_storage_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1027,7 +1149,7 @@ func (x *DeleteVolumeResponse) String() string {
 func (*DeleteVolumeResponse) ProtoMessage() {}
 
 func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[9]
+	mi := &file_storage_v1_storage_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1040,7 +1162,62 @@ func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{9}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{11}
+}
+
+// VolumeLimits are what each gateway holds a volume's users to; 0 is no limit.
+type VolumeLimits struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Requests a second that read, write, zero or discard: 10 to 1,000,000,000.
+	MaxIops int64 `protobuf:"varint,1,opt,name=max_iops,json=maxIops,proto3" json:"max_iops,omitempty"`
+	// Bytes a second, read and written together: 1 MiB to 1 TiB.
+	MaxBytesPerSecond int64 `protobuf:"varint,2,opt,name=max_bytes_per_second,json=maxBytesPerSecond,proto3" json:"max_bytes_per_second,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *VolumeLimits) Reset() {
+	*x = VolumeLimits{}
+	mi := &file_storage_v1_storage_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VolumeLimits) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VolumeLimits) ProtoMessage() {}
+
+func (x *VolumeLimits) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_v1_storage_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VolumeLimits.ProtoReflect.Descriptor instead.
+func (*VolumeLimits) Descriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *VolumeLimits) GetMaxIops() int64 {
+	if x != nil {
+		return x.MaxIops
+	}
+	return 0
+}
+
+func (x *VolumeLimits) GetMaxBytesPerSecond() int64 {
+	if x != nil {
+		return x.MaxBytesPerSecond
+	}
+	return 0
 }
 
 type Volume struct {
@@ -1059,13 +1236,14 @@ type Volume struct {
 	Sessions      []*Session             `protobuf:"bytes,10,rep,name=sessions,proto3" json:"sessions,omitempty"`
 	Connections   []*Connection          `protobuf:"bytes,11,rep,name=connections,proto3" json:"connections,omitempty"`
 	Attachments   []*Attachment          `protobuf:"bytes,12,rep,name=attachments,proto3" json:"attachments,omitempty"`
+	Limits        *VolumeLimits          `protobuf:"bytes,13,opt,name=limits,proto3" json:"limits,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_storage_v1_storage_proto_msgTypes[10]
+	mi := &file_storage_v1_storage_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1077,7 +1255,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[10]
+	mi := &file_storage_v1_storage_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1090,7 +1268,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{10}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Volume) GetId() uint64 {
@@ -1177,6 +1355,13 @@ func (x *Volume) GetAttachments() []*Attachment {
 	return nil
 }
 
+func (x *Volume) GetLimits() *VolumeLimits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
 // A Session is a gateway's right to write to a volume.
 type Session struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1195,7 +1380,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_storage_v1_storage_proto_msgTypes[11]
+	mi := &file_storage_v1_storage_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1207,7 +1392,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[11]
+	mi := &file_storage_v1_storage_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1220,7 +1405,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{11}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Session) GetId() uint64 {
@@ -1289,7 +1474,7 @@ type Holder struct {
 
 func (x *Holder) Reset() {
 	*x = Holder{}
-	mi := &file_storage_v1_storage_proto_msgTypes[12]
+	mi := &file_storage_v1_storage_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1301,7 +1486,7 @@ func (x *Holder) String() string {
 func (*Holder) ProtoMessage() {}
 
 func (x *Holder) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[12]
+	mi := &file_storage_v1_storage_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1314,7 +1499,7 @@ func (x *Holder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holder.ProtoReflect.Descriptor instead.
 func (*Holder) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{12}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Holder) GetId() string {
@@ -1365,7 +1550,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_storage_v1_storage_proto_msgTypes[13]
+	mi := &file_storage_v1_storage_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1377,7 +1562,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[13]
+	mi := &file_storage_v1_storage_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1390,7 +1575,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{13}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Attachment) GetId() uint64 {
@@ -1475,7 +1660,7 @@ type AttachRequest struct {
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_storage_v1_storage_proto_msgTypes[14]
+	mi := &file_storage_v1_storage_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1487,7 +1672,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[14]
+	mi := &file_storage_v1_storage_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1500,7 +1685,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{14}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *AttachRequest) GetVolume() string {
@@ -1561,7 +1746,7 @@ type AttachResponse struct {
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_storage_v1_storage_proto_msgTypes[15]
+	mi := &file_storage_v1_storage_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1573,7 +1758,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[15]
+	mi := &file_storage_v1_storage_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1586,7 +1771,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{15}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *AttachResponse) GetAttachment() *Attachment {
@@ -1610,7 +1795,7 @@ type DetachRequest struct {
 
 func (x *DetachRequest) Reset() {
 	*x = DetachRequest{}
-	mi := &file_storage_v1_storage_proto_msgTypes[16]
+	mi := &file_storage_v1_storage_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1622,7 +1807,7 @@ func (x *DetachRequest) String() string {
 func (*DetachRequest) ProtoMessage() {}
 
 func (x *DetachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[16]
+	mi := &file_storage_v1_storage_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1635,7 +1820,7 @@ func (x *DetachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachRequest.ProtoReflect.Descriptor instead.
 func (*DetachRequest) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{16}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DetachRequest) GetVolume() string {
@@ -1674,7 +1859,7 @@ type DetachResponse struct {
 
 func (x *DetachResponse) Reset() {
 	*x = DetachResponse{}
-	mi := &file_storage_v1_storage_proto_msgTypes[17]
+	mi := &file_storage_v1_storage_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1686,7 +1871,7 @@ func (x *DetachResponse) String() string {
 func (*DetachResponse) ProtoMessage() {}
 
 func (x *DetachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[17]
+	mi := &file_storage_v1_storage_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1699,7 +1884,7 @@ func (x *DetachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachResponse.ProtoReflect.Descriptor instead.
 func (*DetachResponse) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{17}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{20}
 }
 
 type ListAttachmentsRequest struct {
@@ -1718,7 +1903,7 @@ type ListAttachmentsRequest struct {
 
 func (x *ListAttachmentsRequest) Reset() {
 	*x = ListAttachmentsRequest{}
-	mi := &file_storage_v1_storage_proto_msgTypes[18]
+	mi := &file_storage_v1_storage_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1730,7 +1915,7 @@ func (x *ListAttachmentsRequest) String() string {
 func (*ListAttachmentsRequest) ProtoMessage() {}
 
 func (x *ListAttachmentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[18]
+	mi := &file_storage_v1_storage_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1743,7 +1928,7 @@ func (x *ListAttachmentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAttachmentsRequest.ProtoReflect.Descriptor instead.
 func (*ListAttachmentsRequest) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{18}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListAttachmentsRequest) GetVolume() string {
@@ -1785,7 +1970,7 @@ type ListAttachmentsResponse struct {
 
 func (x *ListAttachmentsResponse) Reset() {
 	*x = ListAttachmentsResponse{}
-	mi := &file_storage_v1_storage_proto_msgTypes[19]
+	mi := &file_storage_v1_storage_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1797,7 +1982,7 @@ func (x *ListAttachmentsResponse) String() string {
 func (*ListAttachmentsResponse) ProtoMessage() {}
 
 func (x *ListAttachmentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[19]
+	mi := &file_storage_v1_storage_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1810,7 +1995,7 @@ func (x *ListAttachmentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAttachmentsResponse.ProtoReflect.Descriptor instead.
 func (*ListAttachmentsResponse) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{19}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListAttachmentsResponse) GetAttachments() []*Attachment {
@@ -1842,7 +2027,7 @@ type Connection struct {
 
 func (x *Connection) Reset() {
 	*x = Connection{}
-	mi := &file_storage_v1_storage_proto_msgTypes[20]
+	mi := &file_storage_v1_storage_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1854,7 +2039,7 @@ func (x *Connection) String() string {
 func (*Connection) ProtoMessage() {}
 
 func (x *Connection) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[20]
+	mi := &file_storage_v1_storage_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1867,7 +2052,7 @@ func (x *Connection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Connection.ProtoReflect.Descriptor instead.
 func (*Connection) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{20}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Connection) GetNode() uint32 {
@@ -1913,7 +2098,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_storage_v1_storage_proto_msgTypes[21]
+	mi := &file_storage_v1_storage_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1925,7 +2110,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[21]
+	mi := &file_storage_v1_storage_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1938,7 +2123,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{21}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{24}
 }
 
 type ListNodesResponse struct {
@@ -1950,7 +2135,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_storage_v1_storage_proto_msgTypes[22]
+	mi := &file_storage_v1_storage_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1962,7 +2147,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[22]
+	mi := &file_storage_v1_storage_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1975,7 +2160,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{22}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -1995,7 +2180,7 @@ type GetNodeRequest struct {
 
 func (x *GetNodeRequest) Reset() {
 	*x = GetNodeRequest{}
-	mi := &file_storage_v1_storage_proto_msgTypes[23]
+	mi := &file_storage_v1_storage_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2007,7 +2192,7 @@ func (x *GetNodeRequest) String() string {
 func (*GetNodeRequest) ProtoMessage() {}
 
 func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[23]
+	mi := &file_storage_v1_storage_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2020,7 +2205,7 @@ func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeRequest.ProtoReflect.Descriptor instead.
 func (*GetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{23}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GetNodeRequest) GetNode() string {
@@ -2039,7 +2224,7 @@ type GetNodeResponse struct {
 
 func (x *GetNodeResponse) Reset() {
 	*x = GetNodeResponse{}
-	mi := &file_storage_v1_storage_proto_msgTypes[24]
+	mi := &file_storage_v1_storage_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2051,7 +2236,7 @@ func (x *GetNodeResponse) String() string {
 func (*GetNodeResponse) ProtoMessage() {}
 
 func (x *GetNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[24]
+	mi := &file_storage_v1_storage_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2064,7 +2249,7 @@ func (x *GetNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeResponse.ProtoReflect.Descriptor instead.
 func (*GetNodeResponse) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{24}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *GetNodeResponse) GetNode() *Node {
@@ -2084,7 +2269,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_storage_v1_storage_proto_msgTypes[25]
+	mi := &file_storage_v1_storage_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2096,7 +2281,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[25]
+	mi := &file_storage_v1_storage_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2109,7 +2294,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{25}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RemoveNodeRequest) GetId() uint32 {
@@ -2127,7 +2312,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_storage_v1_storage_proto_msgTypes[26]
+	mi := &file_storage_v1_storage_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2139,7 +2324,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[26]
+	mi := &file_storage_v1_storage_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2152,7 +2337,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{26}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{29}
 }
 
 type Node struct {
@@ -2176,7 +2361,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_storage_v1_storage_proto_msgTypes[27]
+	mi := &file_storage_v1_storage_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2188,7 +2373,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[27]
+	mi := &file_storage_v1_storage_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2201,7 +2386,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{27}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Node) GetId() uint32 {
@@ -2287,7 +2472,7 @@ type NodeAddresses struct {
 
 func (x *NodeAddresses) Reset() {
 	*x = NodeAddresses{}
-	mi := &file_storage_v1_storage_proto_msgTypes[28]
+	mi := &file_storage_v1_storage_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2299,7 +2484,7 @@ func (x *NodeAddresses) String() string {
 func (*NodeAddresses) ProtoMessage() {}
 
 func (x *NodeAddresses) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[28]
+	mi := &file_storage_v1_storage_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2312,7 +2497,7 @@ func (x *NodeAddresses) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeAddresses.ProtoReflect.Descriptor instead.
 func (*NodeAddresses) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{28}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *NodeAddresses) GetPeer() string {
@@ -2357,7 +2542,7 @@ type Store struct {
 
 func (x *Store) Reset() {
 	*x = Store{}
-	mi := &file_storage_v1_storage_proto_msgTypes[29]
+	mi := &file_storage_v1_storage_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2369,7 +2554,7 @@ func (x *Store) String() string {
 func (*Store) ProtoMessage() {}
 
 func (x *Store) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[29]
+	mi := &file_storage_v1_storage_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2382,7 +2567,7 @@ func (x *Store) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Store.ProtoReflect.Descriptor instead.
 func (*Store) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{29}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Store) GetId() string {
@@ -2428,7 +2613,7 @@ type ListGroupsRequest struct {
 
 func (x *ListGroupsRequest) Reset() {
 	*x = ListGroupsRequest{}
-	mi := &file_storage_v1_storage_proto_msgTypes[30]
+	mi := &file_storage_v1_storage_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2440,7 +2625,7 @@ func (x *ListGroupsRequest) String() string {
 func (*ListGroupsRequest) ProtoMessage() {}
 
 func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[30]
+	mi := &file_storage_v1_storage_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2453,7 +2638,7 @@ func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGroupsRequest.ProtoReflect.Descriptor instead.
 func (*ListGroupsRequest) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{30}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{33}
 }
 
 type ListGroupsResponse struct {
@@ -2465,7 +2650,7 @@ type ListGroupsResponse struct {
 
 func (x *ListGroupsResponse) Reset() {
 	*x = ListGroupsResponse{}
-	mi := &file_storage_v1_storage_proto_msgTypes[31]
+	mi := &file_storage_v1_storage_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2477,7 +2662,7 @@ func (x *ListGroupsResponse) String() string {
 func (*ListGroupsResponse) ProtoMessage() {}
 
 func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[31]
+	mi := &file_storage_v1_storage_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2490,7 +2675,7 @@ func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGroupsResponse.ProtoReflect.Descriptor instead.
 func (*ListGroupsResponse) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{31}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListGroupsResponse) GetGroups() []*Group {
@@ -2516,7 +2701,7 @@ type Group struct {
 
 func (x *Group) Reset() {
 	*x = Group{}
-	mi := &file_storage_v1_storage_proto_msgTypes[32]
+	mi := &file_storage_v1_storage_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2528,7 +2713,7 @@ func (x *Group) String() string {
 func (*Group) ProtoMessage() {}
 
 func (x *Group) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[32]
+	mi := &file_storage_v1_storage_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2541,7 +2726,7 @@ func (x *Group) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Group.ProtoReflect.Descriptor instead.
 func (*Group) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{32}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Group) GetId() uint32 {
@@ -2615,7 +2800,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_storage_v1_storage_proto_msgTypes[33]
+	mi := &file_storage_v1_storage_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2627,7 +2812,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[33]
+	mi := &file_storage_v1_storage_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2640,7 +2825,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{33}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Replica) GetNode() uint32 {
@@ -2718,7 +2903,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_storage_v1_storage_proto_msgTypes[34]
+	mi := &file_storage_v1_storage_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2730,7 +2915,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[34]
+	mi := &file_storage_v1_storage_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2743,7 +2928,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{34}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Progress) GetDoneBytes() int64 {
@@ -2775,7 +2960,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_storage_v1_storage_proto_msgTypes[35]
+	mi := &file_storage_v1_storage_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2787,7 +2972,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[35]
+	mi := &file_storage_v1_storage_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2800,7 +2985,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{35}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{38}
 }
 
 type GetStatusResponse struct {
@@ -2812,7 +2997,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_storage_v1_storage_proto_msgTypes[36]
+	mi := &file_storage_v1_storage_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2824,7 +3009,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[36]
+	mi := &file_storage_v1_storage_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2837,7 +3022,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{36}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *GetStatusResponse) GetStatus() *ClusterStatus {
@@ -2885,7 +3070,7 @@ type ClusterStatus struct {
 
 func (x *ClusterStatus) Reset() {
 	*x = ClusterStatus{}
-	mi := &file_storage_v1_storage_proto_msgTypes[37]
+	mi := &file_storage_v1_storage_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2897,7 +3082,7 @@ func (x *ClusterStatus) String() string {
 func (*ClusterStatus) ProtoMessage() {}
 
 func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[37]
+	mi := &file_storage_v1_storage_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2910,7 +3095,7 @@ func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterStatus.ProtoReflect.Descriptor instead.
 func (*ClusterStatus) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{37}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ClusterStatus) GetClusterId() string {
@@ -3083,7 +3268,7 @@ type Reason struct {
 
 func (x *Reason) Reset() {
 	*x = Reason{}
-	mi := &file_storage_v1_storage_proto_msgTypes[38]
+	mi := &file_storage_v1_storage_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3095,7 +3280,7 @@ func (x *Reason) String() string {
 func (*Reason) ProtoMessage() {}
 
 func (x *Reason) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[38]
+	mi := &file_storage_v1_storage_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3108,7 +3293,7 @@ func (x *Reason) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reason.ProtoReflect.Descriptor instead.
 func (*Reason) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{38}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Reason) GetSeverity() Health {
@@ -3156,7 +3341,7 @@ type Task struct {
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_storage_v1_storage_proto_msgTypes[39]
+	mi := &file_storage_v1_storage_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3168,7 +3353,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[39]
+	mi := &file_storage_v1_storage_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3181,7 +3366,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{39}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Task) GetKind() TaskKind {
@@ -3234,7 +3419,7 @@ type GetVersionRequest struct {
 
 func (x *GetVersionRequest) Reset() {
 	*x = GetVersionRequest{}
-	mi := &file_storage_v1_storage_proto_msgTypes[40]
+	mi := &file_storage_v1_storage_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3246,7 +3431,7 @@ func (x *GetVersionRequest) String() string {
 func (*GetVersionRequest) ProtoMessage() {}
 
 func (x *GetVersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[40]
+	mi := &file_storage_v1_storage_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3259,7 +3444,7 @@ func (x *GetVersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVersionRequest.ProtoReflect.Descriptor instead.
 func (*GetVersionRequest) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{40}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{43}
 }
 
 type GetVersionResponse struct {
@@ -3276,7 +3461,7 @@ type GetVersionResponse struct {
 
 func (x *GetVersionResponse) Reset() {
 	*x = GetVersionResponse{}
-	mi := &file_storage_v1_storage_proto_msgTypes[41]
+	mi := &file_storage_v1_storage_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3288,7 +3473,7 @@ func (x *GetVersionResponse) String() string {
 func (*GetVersionResponse) ProtoMessage() {}
 
 func (x *GetVersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[41]
+	mi := &file_storage_v1_storage_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3301,7 +3486,7 @@ func (x *GetVersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVersionResponse.ProtoReflect.Descriptor instead.
 func (*GetVersionResponse) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{41}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *GetVersionResponse) GetVersion() string {
@@ -3350,7 +3535,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_storage_v1_storage_proto_msgTypes[42]
+	mi := &file_storage_v1_storage_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3362,7 +3547,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[42]
+	mi := &file_storage_v1_storage_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3375,7 +3560,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{42}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ErrorDetail) GetOp() string {
@@ -3418,7 +3603,7 @@ var File_storage_v1_storage_proto protoreflect.FileDescriptor
 const file_storage_v1_storage_proto_rawDesc = "" +
 	"\n" +
 	"\x18storage/v1/storage.proto\x12\n" +
-	"storage.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x88\x01\n" +
+	"storage.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xba\x01\n" +
 	"\x13CreateVolumeRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x12\n" +
@@ -3426,7 +3611,8 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\n" +
 	"size_bytes\x18\x03 \x01(\x03R\tsizeBytes\x12\x1f\n" +
 	"\vgroup_count\x18\x04 \x01(\rR\n" +
-	"groupCount\"B\n" +
+	"groupCount\x120\n" +
+	"\x06limits\x18\x05 \x01(\v2\x18.storage.v1.VolumeLimitsR\x06limits\"B\n" +
 	"\x14CreateVolumeResponse\x12*\n" +
 	"\x06volume\x18\x01 \x01(\v2\x12.storage.v1.VolumeR\x06volume\"&\n" +
 	"\x10GetVolumeRequest\x12\x12\n" +
@@ -3445,11 +3631,23 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\n" +
 	"size_bytes\x18\x02 \x01(\x03R\tsizeBytes\"B\n" +
 	"\x14ResizeVolumeResponse\x12*\n" +
+	"\x06volume\x18\x01 \x01(\v2\x12.storage.v1.VolumeR\x06volume\"\xb5\x01\n" +
+	"\x13ModifyVolumeRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\x04R\x02id\x12\x1e\n" +
+	"\bmax_iops\x18\x03 \x01(\x03H\x00R\amaxIops\x88\x01\x01\x124\n" +
+	"\x14max_bytes_per_second\x18\x04 \x01(\x03H\x01R\x11maxBytesPerSecond\x88\x01\x01B\v\n" +
+	"\t_max_iopsB\x17\n" +
+	"\x15_max_bytes_per_second\"B\n" +
+	"\x14ModifyVolumeResponse\x12*\n" +
 	"\x06volume\x18\x01 \x01(\v2\x12.storage.v1.VolumeR\x06volume\"9\n" +
 	"\x13DeleteVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\x04R\x02id\"\x16\n" +
-	"\x14DeleteVolumeResponse\"\xea\x03\n" +
+	"\x14DeleteVolumeResponse\"Z\n" +
+	"\fVolumeLimits\x12\x19\n" +
+	"\bmax_iops\x18\x01 \x01(\x03R\amaxIops\x12/\n" +
+	"\x14max_bytes_per_second\x18\x02 \x01(\x03R\x11maxBytesPerSecond\"\x9c\x04\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
@@ -3467,7 +3665,8 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\bsessions\x18\n" +
 	" \x03(\v2\x13.storage.v1.SessionR\bsessions\x128\n" +
 	"\vconnections\x18\v \x03(\v2\x16.storage.v1.ConnectionR\vconnections\x128\n" +
-	"\vattachments\x18\f \x03(\v2\x16.storage.v1.AttachmentR\vattachmentsB\x12\n" +
+	"\vattachments\x18\f \x03(\v2\x16.storage.v1.AttachmentR\vattachments\x120\n" +
+	"\x06limits\x18\r \x01(\v2\x18.storage.v1.VolumeLimitsR\x06limitsB\x12\n" +
 	"\x10_allocated_bytes\"\xe0\x01\n" +
 	"\aSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
@@ -3714,12 +3913,13 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\x15ERROR_KIND_PERMISSION\x10\v\x12\x17\n" +
 	"\x13ERROR_KIND_CANCELED\x10\f\x12\x1a\n" +
 	"\x16ERROR_KIND_UNSUPPORTED\x10\r\x12\x17\n" +
-	"\x13ERROR_KIND_INTERNAL\x10\x0e2\xfd\x02\n" +
+	"\x13ERROR_KIND_INTERNAL\x10\x0e2\xca\x03\n" +
 	"\aVolumes\x12K\n" +
 	"\x06Create\x12\x1f.storage.v1.CreateVolumeRequest\x1a .storage.v1.CreateVolumeResponse\x12B\n" +
 	"\x03Get\x12\x1c.storage.v1.GetVolumeRequest\x1a\x1d.storage.v1.GetVolumeResponse\x12G\n" +
 	"\x04List\x12\x1e.storage.v1.ListVolumesRequest\x1a\x1f.storage.v1.ListVolumesResponse\x12K\n" +
 	"\x06Resize\x12\x1f.storage.v1.ResizeVolumeRequest\x1a .storage.v1.ResizeVolumeResponse\x12K\n" +
+	"\x06Modify\x12\x1f.storage.v1.ModifyVolumeRequest\x1a .storage.v1.ModifyVolumeResponse\x12K\n" +
 	"\x06Delete\x12\x1f.storage.v1.DeleteVolumeRequest\x1a .storage.v1.DeleteVolumeResponse2\xd5\x01\n" +
 	"\x05Nodes\x12C\n" +
 	"\x04List\x12\x1c.storage.v1.ListNodesRequest\x1a\x1d.storage.v1.ListNodesResponse\x12>\n" +
@@ -3748,7 +3948,7 @@ func file_storage_v1_storage_proto_rawDescGZIP() []byte {
 }
 
 var file_storage_v1_storage_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
-var file_storage_v1_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_storage_v1_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_storage_v1_storage_proto_goTypes = []any{
 	(VolumeState)(0),                // 0: storage.v1.VolumeState
 	(HolderKind)(0),                 // 1: storage.v1.HolderKind
@@ -3767,118 +3967,126 @@ var file_storage_v1_storage_proto_goTypes = []any{
 	(*ListVolumesResponse)(nil),     // 14: storage.v1.ListVolumesResponse
 	(*ResizeVolumeRequest)(nil),     // 15: storage.v1.ResizeVolumeRequest
 	(*ResizeVolumeResponse)(nil),    // 16: storage.v1.ResizeVolumeResponse
-	(*DeleteVolumeRequest)(nil),     // 17: storage.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),    // 18: storage.v1.DeleteVolumeResponse
-	(*Volume)(nil),                  // 19: storage.v1.Volume
-	(*Session)(nil),                 // 20: storage.v1.Session
-	(*Holder)(nil),                  // 21: storage.v1.Holder
-	(*Attachment)(nil),              // 22: storage.v1.Attachment
-	(*AttachRequest)(nil),           // 23: storage.v1.AttachRequest
-	(*AttachResponse)(nil),          // 24: storage.v1.AttachResponse
-	(*DetachRequest)(nil),           // 25: storage.v1.DetachRequest
-	(*DetachResponse)(nil),          // 26: storage.v1.DetachResponse
-	(*ListAttachmentsRequest)(nil),  // 27: storage.v1.ListAttachmentsRequest
-	(*ListAttachmentsResponse)(nil), // 28: storage.v1.ListAttachmentsResponse
-	(*Connection)(nil),              // 29: storage.v1.Connection
-	(*ListNodesRequest)(nil),        // 30: storage.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),       // 31: storage.v1.ListNodesResponse
-	(*GetNodeRequest)(nil),          // 32: storage.v1.GetNodeRequest
-	(*GetNodeResponse)(nil),         // 33: storage.v1.GetNodeResponse
-	(*RemoveNodeRequest)(nil),       // 34: storage.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),      // 35: storage.v1.RemoveNodeResponse
-	(*Node)(nil),                    // 36: storage.v1.Node
-	(*NodeAddresses)(nil),           // 37: storage.v1.NodeAddresses
-	(*Store)(nil),                   // 38: storage.v1.Store
-	(*ListGroupsRequest)(nil),       // 39: storage.v1.ListGroupsRequest
-	(*ListGroupsResponse)(nil),      // 40: storage.v1.ListGroupsResponse
-	(*Group)(nil),                   // 41: storage.v1.Group
-	(*Replica)(nil),                 // 42: storage.v1.Replica
-	(*Progress)(nil),                // 43: storage.v1.Progress
-	(*GetStatusRequest)(nil),        // 44: storage.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),       // 45: storage.v1.GetStatusResponse
-	(*ClusterStatus)(nil),           // 46: storage.v1.ClusterStatus
-	(*Reason)(nil),                  // 47: storage.v1.Reason
-	(*Task)(nil),                    // 48: storage.v1.Task
-	(*GetVersionRequest)(nil),       // 49: storage.v1.GetVersionRequest
-	(*GetVersionResponse)(nil),      // 50: storage.v1.GetVersionResponse
-	(*ErrorDetail)(nil),             // 51: storage.v1.ErrorDetail
-	(*timestamppb.Timestamp)(nil),   // 52: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 53: google.protobuf.Duration
+	(*ModifyVolumeRequest)(nil),     // 17: storage.v1.ModifyVolumeRequest
+	(*ModifyVolumeResponse)(nil),    // 18: storage.v1.ModifyVolumeResponse
+	(*DeleteVolumeRequest)(nil),     // 19: storage.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),    // 20: storage.v1.DeleteVolumeResponse
+	(*VolumeLimits)(nil),            // 21: storage.v1.VolumeLimits
+	(*Volume)(nil),                  // 22: storage.v1.Volume
+	(*Session)(nil),                 // 23: storage.v1.Session
+	(*Holder)(nil),                  // 24: storage.v1.Holder
+	(*Attachment)(nil),              // 25: storage.v1.Attachment
+	(*AttachRequest)(nil),           // 26: storage.v1.AttachRequest
+	(*AttachResponse)(nil),          // 27: storage.v1.AttachResponse
+	(*DetachRequest)(nil),           // 28: storage.v1.DetachRequest
+	(*DetachResponse)(nil),          // 29: storage.v1.DetachResponse
+	(*ListAttachmentsRequest)(nil),  // 30: storage.v1.ListAttachmentsRequest
+	(*ListAttachmentsResponse)(nil), // 31: storage.v1.ListAttachmentsResponse
+	(*Connection)(nil),              // 32: storage.v1.Connection
+	(*ListNodesRequest)(nil),        // 33: storage.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),       // 34: storage.v1.ListNodesResponse
+	(*GetNodeRequest)(nil),          // 35: storage.v1.GetNodeRequest
+	(*GetNodeResponse)(nil),         // 36: storage.v1.GetNodeResponse
+	(*RemoveNodeRequest)(nil),       // 37: storage.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),      // 38: storage.v1.RemoveNodeResponse
+	(*Node)(nil),                    // 39: storage.v1.Node
+	(*NodeAddresses)(nil),           // 40: storage.v1.NodeAddresses
+	(*Store)(nil),                   // 41: storage.v1.Store
+	(*ListGroupsRequest)(nil),       // 42: storage.v1.ListGroupsRequest
+	(*ListGroupsResponse)(nil),      // 43: storage.v1.ListGroupsResponse
+	(*Group)(nil),                   // 44: storage.v1.Group
+	(*Replica)(nil),                 // 45: storage.v1.Replica
+	(*Progress)(nil),                // 46: storage.v1.Progress
+	(*GetStatusRequest)(nil),        // 47: storage.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),       // 48: storage.v1.GetStatusResponse
+	(*ClusterStatus)(nil),           // 49: storage.v1.ClusterStatus
+	(*Reason)(nil),                  // 50: storage.v1.Reason
+	(*Task)(nil),                    // 51: storage.v1.Task
+	(*GetVersionRequest)(nil),       // 52: storage.v1.GetVersionRequest
+	(*GetVersionResponse)(nil),      // 53: storage.v1.GetVersionResponse
+	(*ErrorDetail)(nil),             // 54: storage.v1.ErrorDetail
+	(*timestamppb.Timestamp)(nil),   // 55: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 56: google.protobuf.Duration
 }
 var file_storage_v1_storage_proto_depIdxs = []int32{
-	19, // 0: storage.v1.CreateVolumeResponse.volume:type_name -> storage.v1.Volume
-	19, // 1: storage.v1.GetVolumeResponse.volume:type_name -> storage.v1.Volume
-	19, // 2: storage.v1.ListVolumesResponse.volumes:type_name -> storage.v1.Volume
-	19, // 3: storage.v1.ResizeVolumeResponse.volume:type_name -> storage.v1.Volume
-	0,  // 4: storage.v1.Volume.state:type_name -> storage.v1.VolumeState
-	52, // 5: storage.v1.Volume.created_at:type_name -> google.protobuf.Timestamp
-	20, // 6: storage.v1.Volume.sessions:type_name -> storage.v1.Session
-	29, // 7: storage.v1.Volume.connections:type_name -> storage.v1.Connection
-	22, // 8: storage.v1.Volume.attachments:type_name -> storage.v1.Attachment
-	52, // 9: storage.v1.Session.opened_at:type_name -> google.protobuf.Timestamp
-	1,  // 10: storage.v1.Holder.kind:type_name -> storage.v1.HolderKind
-	21, // 11: storage.v1.Attachment.holder:type_name -> storage.v1.Holder
-	2,  // 12: storage.v1.Attachment.access:type_name -> storage.v1.Access
-	52, // 13: storage.v1.Attachment.since:type_name -> google.protobuf.Timestamp
-	21, // 14: storage.v1.AttachRequest.holder:type_name -> storage.v1.Holder
-	2,  // 15: storage.v1.AttachRequest.access:type_name -> storage.v1.Access
-	22, // 16: storage.v1.AttachResponse.attachment:type_name -> storage.v1.Attachment
-	22, // 17: storage.v1.ListAttachmentsResponse.attachments:type_name -> storage.v1.Attachment
-	52, // 18: storage.v1.Connection.opened_at:type_name -> google.protobuf.Timestamp
-	36, // 19: storage.v1.ListNodesResponse.nodes:type_name -> storage.v1.Node
-	36, // 20: storage.v1.GetNodeResponse.node:type_name -> storage.v1.Node
-	3,  // 21: storage.v1.Node.state:type_name -> storage.v1.NodeState
-	37, // 22: storage.v1.Node.addresses:type_name -> storage.v1.NodeAddresses
-	38, // 23: storage.v1.Node.stores:type_name -> storage.v1.Store
-	52, // 24: storage.v1.Node.seen_at:type_name -> google.protobuf.Timestamp
-	4,  // 25: storage.v1.Store.state:type_name -> storage.v1.StoreState
-	41, // 26: storage.v1.ListGroupsResponse.groups:type_name -> storage.v1.Group
-	42, // 27: storage.v1.Group.replicas:type_name -> storage.v1.Replica
-	5,  // 28: storage.v1.Replica.role:type_name -> storage.v1.ReplicaRole
-	43, // 29: storage.v1.Replica.progress:type_name -> storage.v1.Progress
-	52, // 30: storage.v1.Progress.started_at:type_name -> google.protobuf.Timestamp
-	46, // 31: storage.v1.GetStatusResponse.status:type_name -> storage.v1.ClusterStatus
-	6,  // 32: storage.v1.ClusterStatus.health:type_name -> storage.v1.Health
-	47, // 33: storage.v1.ClusterStatus.reasons:type_name -> storage.v1.Reason
-	48, // 34: storage.v1.ClusterStatus.tasks:type_name -> storage.v1.Task
-	53, // 35: storage.v1.ClusterStatus.age:type_name -> google.protobuf.Duration
-	6,  // 36: storage.v1.Reason.severity:type_name -> storage.v1.Health
-	7,  // 37: storage.v1.Task.kind:type_name -> storage.v1.TaskKind
-	43, // 38: storage.v1.Task.progress:type_name -> storage.v1.Progress
-	8,  // 39: storage.v1.ErrorDetail.kind:type_name -> storage.v1.ErrorKind
-	9,  // 40: storage.v1.Volumes.Create:input_type -> storage.v1.CreateVolumeRequest
-	11, // 41: storage.v1.Volumes.Get:input_type -> storage.v1.GetVolumeRequest
-	13, // 42: storage.v1.Volumes.List:input_type -> storage.v1.ListVolumesRequest
-	15, // 43: storage.v1.Volumes.Resize:input_type -> storage.v1.ResizeVolumeRequest
-	17, // 44: storage.v1.Volumes.Delete:input_type -> storage.v1.DeleteVolumeRequest
-	30, // 45: storage.v1.Nodes.List:input_type -> storage.v1.ListNodesRequest
-	32, // 46: storage.v1.Nodes.Get:input_type -> storage.v1.GetNodeRequest
-	34, // 47: storage.v1.Nodes.Remove:input_type -> storage.v1.RemoveNodeRequest
-	39, // 48: storage.v1.Groups.List:input_type -> storage.v1.ListGroupsRequest
-	44, // 49: storage.v1.Cluster.Status:input_type -> storage.v1.GetStatusRequest
-	49, // 50: storage.v1.Cluster.Version:input_type -> storage.v1.GetVersionRequest
-	23, // 51: storage.v1.Attachments.Attach:input_type -> storage.v1.AttachRequest
-	25, // 52: storage.v1.Attachments.Detach:input_type -> storage.v1.DetachRequest
-	27, // 53: storage.v1.Attachments.List:input_type -> storage.v1.ListAttachmentsRequest
-	10, // 54: storage.v1.Volumes.Create:output_type -> storage.v1.CreateVolumeResponse
-	12, // 55: storage.v1.Volumes.Get:output_type -> storage.v1.GetVolumeResponse
-	14, // 56: storage.v1.Volumes.List:output_type -> storage.v1.ListVolumesResponse
-	16, // 57: storage.v1.Volumes.Resize:output_type -> storage.v1.ResizeVolumeResponse
-	18, // 58: storage.v1.Volumes.Delete:output_type -> storage.v1.DeleteVolumeResponse
-	31, // 59: storage.v1.Nodes.List:output_type -> storage.v1.ListNodesResponse
-	33, // 60: storage.v1.Nodes.Get:output_type -> storage.v1.GetNodeResponse
-	35, // 61: storage.v1.Nodes.Remove:output_type -> storage.v1.RemoveNodeResponse
-	40, // 62: storage.v1.Groups.List:output_type -> storage.v1.ListGroupsResponse
-	45, // 63: storage.v1.Cluster.Status:output_type -> storage.v1.GetStatusResponse
-	50, // 64: storage.v1.Cluster.Version:output_type -> storage.v1.GetVersionResponse
-	24, // 65: storage.v1.Attachments.Attach:output_type -> storage.v1.AttachResponse
-	26, // 66: storage.v1.Attachments.Detach:output_type -> storage.v1.DetachResponse
-	28, // 67: storage.v1.Attachments.List:output_type -> storage.v1.ListAttachmentsResponse
-	54, // [54:68] is the sub-list for method output_type
-	40, // [40:54] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	21, // 0: storage.v1.CreateVolumeRequest.limits:type_name -> storage.v1.VolumeLimits
+	22, // 1: storage.v1.CreateVolumeResponse.volume:type_name -> storage.v1.Volume
+	22, // 2: storage.v1.GetVolumeResponse.volume:type_name -> storage.v1.Volume
+	22, // 3: storage.v1.ListVolumesResponse.volumes:type_name -> storage.v1.Volume
+	22, // 4: storage.v1.ResizeVolumeResponse.volume:type_name -> storage.v1.Volume
+	22, // 5: storage.v1.ModifyVolumeResponse.volume:type_name -> storage.v1.Volume
+	0,  // 6: storage.v1.Volume.state:type_name -> storage.v1.VolumeState
+	55, // 7: storage.v1.Volume.created_at:type_name -> google.protobuf.Timestamp
+	23, // 8: storage.v1.Volume.sessions:type_name -> storage.v1.Session
+	32, // 9: storage.v1.Volume.connections:type_name -> storage.v1.Connection
+	25, // 10: storage.v1.Volume.attachments:type_name -> storage.v1.Attachment
+	21, // 11: storage.v1.Volume.limits:type_name -> storage.v1.VolumeLimits
+	55, // 12: storage.v1.Session.opened_at:type_name -> google.protobuf.Timestamp
+	1,  // 13: storage.v1.Holder.kind:type_name -> storage.v1.HolderKind
+	24, // 14: storage.v1.Attachment.holder:type_name -> storage.v1.Holder
+	2,  // 15: storage.v1.Attachment.access:type_name -> storage.v1.Access
+	55, // 16: storage.v1.Attachment.since:type_name -> google.protobuf.Timestamp
+	24, // 17: storage.v1.AttachRequest.holder:type_name -> storage.v1.Holder
+	2,  // 18: storage.v1.AttachRequest.access:type_name -> storage.v1.Access
+	25, // 19: storage.v1.AttachResponse.attachment:type_name -> storage.v1.Attachment
+	25, // 20: storage.v1.ListAttachmentsResponse.attachments:type_name -> storage.v1.Attachment
+	55, // 21: storage.v1.Connection.opened_at:type_name -> google.protobuf.Timestamp
+	39, // 22: storage.v1.ListNodesResponse.nodes:type_name -> storage.v1.Node
+	39, // 23: storage.v1.GetNodeResponse.node:type_name -> storage.v1.Node
+	3,  // 24: storage.v1.Node.state:type_name -> storage.v1.NodeState
+	40, // 25: storage.v1.Node.addresses:type_name -> storage.v1.NodeAddresses
+	41, // 26: storage.v1.Node.stores:type_name -> storage.v1.Store
+	55, // 27: storage.v1.Node.seen_at:type_name -> google.protobuf.Timestamp
+	4,  // 28: storage.v1.Store.state:type_name -> storage.v1.StoreState
+	44, // 29: storage.v1.ListGroupsResponse.groups:type_name -> storage.v1.Group
+	45, // 30: storage.v1.Group.replicas:type_name -> storage.v1.Replica
+	5,  // 31: storage.v1.Replica.role:type_name -> storage.v1.ReplicaRole
+	46, // 32: storage.v1.Replica.progress:type_name -> storage.v1.Progress
+	55, // 33: storage.v1.Progress.started_at:type_name -> google.protobuf.Timestamp
+	49, // 34: storage.v1.GetStatusResponse.status:type_name -> storage.v1.ClusterStatus
+	6,  // 35: storage.v1.ClusterStatus.health:type_name -> storage.v1.Health
+	50, // 36: storage.v1.ClusterStatus.reasons:type_name -> storage.v1.Reason
+	51, // 37: storage.v1.ClusterStatus.tasks:type_name -> storage.v1.Task
+	56, // 38: storage.v1.ClusterStatus.age:type_name -> google.protobuf.Duration
+	6,  // 39: storage.v1.Reason.severity:type_name -> storage.v1.Health
+	7,  // 40: storage.v1.Task.kind:type_name -> storage.v1.TaskKind
+	46, // 41: storage.v1.Task.progress:type_name -> storage.v1.Progress
+	8,  // 42: storage.v1.ErrorDetail.kind:type_name -> storage.v1.ErrorKind
+	9,  // 43: storage.v1.Volumes.Create:input_type -> storage.v1.CreateVolumeRequest
+	11, // 44: storage.v1.Volumes.Get:input_type -> storage.v1.GetVolumeRequest
+	13, // 45: storage.v1.Volumes.List:input_type -> storage.v1.ListVolumesRequest
+	15, // 46: storage.v1.Volumes.Resize:input_type -> storage.v1.ResizeVolumeRequest
+	17, // 47: storage.v1.Volumes.Modify:input_type -> storage.v1.ModifyVolumeRequest
+	19, // 48: storage.v1.Volumes.Delete:input_type -> storage.v1.DeleteVolumeRequest
+	33, // 49: storage.v1.Nodes.List:input_type -> storage.v1.ListNodesRequest
+	35, // 50: storage.v1.Nodes.Get:input_type -> storage.v1.GetNodeRequest
+	37, // 51: storage.v1.Nodes.Remove:input_type -> storage.v1.RemoveNodeRequest
+	42, // 52: storage.v1.Groups.List:input_type -> storage.v1.ListGroupsRequest
+	47, // 53: storage.v1.Cluster.Status:input_type -> storage.v1.GetStatusRequest
+	52, // 54: storage.v1.Cluster.Version:input_type -> storage.v1.GetVersionRequest
+	26, // 55: storage.v1.Attachments.Attach:input_type -> storage.v1.AttachRequest
+	28, // 56: storage.v1.Attachments.Detach:input_type -> storage.v1.DetachRequest
+	30, // 57: storage.v1.Attachments.List:input_type -> storage.v1.ListAttachmentsRequest
+	10, // 58: storage.v1.Volumes.Create:output_type -> storage.v1.CreateVolumeResponse
+	12, // 59: storage.v1.Volumes.Get:output_type -> storage.v1.GetVolumeResponse
+	14, // 60: storage.v1.Volumes.List:output_type -> storage.v1.ListVolumesResponse
+	16, // 61: storage.v1.Volumes.Resize:output_type -> storage.v1.ResizeVolumeResponse
+	18, // 62: storage.v1.Volumes.Modify:output_type -> storage.v1.ModifyVolumeResponse
+	20, // 63: storage.v1.Volumes.Delete:output_type -> storage.v1.DeleteVolumeResponse
+	34, // 64: storage.v1.Nodes.List:output_type -> storage.v1.ListNodesResponse
+	36, // 65: storage.v1.Nodes.Get:output_type -> storage.v1.GetNodeResponse
+	38, // 66: storage.v1.Nodes.Remove:output_type -> storage.v1.RemoveNodeResponse
+	43, // 67: storage.v1.Groups.List:output_type -> storage.v1.ListGroupsResponse
+	48, // 68: storage.v1.Cluster.Status:output_type -> storage.v1.GetStatusResponse
+	53, // 69: storage.v1.Cluster.Version:output_type -> storage.v1.GetVersionResponse
+	27, // 70: storage.v1.Attachments.Attach:output_type -> storage.v1.AttachResponse
+	29, // 71: storage.v1.Attachments.Detach:output_type -> storage.v1.DetachResponse
+	31, // 72: storage.v1.Attachments.List:output_type -> storage.v1.ListAttachmentsResponse
+	58, // [58:73] is the sub-list for method output_type
+	43, // [43:58] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_storage_v1_storage_proto_init() }
@@ -3886,14 +4094,15 @@ func file_storage_v1_storage_proto_init() {
 	if File_storage_v1_storage_proto != nil {
 		return
 	}
-	file_storage_v1_storage_proto_msgTypes[10].OneofWrappers = []any{}
+	file_storage_v1_storage_proto_msgTypes[8].OneofWrappers = []any{}
+	file_storage_v1_storage_proto_msgTypes[13].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_storage_v1_storage_proto_rawDesc), len(file_storage_v1_storage_proto_rawDesc)),
 			NumEnums:      9,
-			NumMessages:   43,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

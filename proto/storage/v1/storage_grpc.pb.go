@@ -28,6 +28,7 @@ const (
 	Volumes_Get_FullMethodName    = "/storage.v1.Volumes/Get"
 	Volumes_List_FullMethodName   = "/storage.v1.Volumes/List"
 	Volumes_Resize_FullMethodName = "/storage.v1.Volumes/Resize"
+	Volumes_Modify_FullMethodName = "/storage.v1.Volumes/Modify"
 	Volumes_Delete_FullMethodName = "/storage.v1.Volumes/Delete"
 )
 
@@ -35,7 +36,7 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Volumes makes, shows, grows and removes volumes.
+// Volumes makes, shows, changes and removes volumes.
 type VolumesClient interface {
 	// Create makes a volume. With the same request_id, name and size it may be repeated: the first answer comes again.
 	Create(ctx context.Context, in *CreateVolumeRequest, opts ...grpc.CallOption) (*CreateVolumeResponse, error)
@@ -45,6 +46,8 @@ type VolumesClient interface {
 	List(ctx context.Context, in *ListVolumesRequest, opts ...grpc.CallOption) (*ListVolumesResponse, error)
 	// Resize grows a volume. Asking for the size it has already is not an error; a smaller size is.
 	Resize(ctx context.Context, in *ResizeVolumeRequest, opts ...grpc.CallOption) (*ResizeVolumeResponse, error)
+	// Modify changes a volume's limits. It takes effect at once, also where the volume is in use.
+	Modify(ctx context.Context, in *ModifyVolumeRequest, opts ...grpc.CallOption) (*ModifyVolumeResponse, error)
 	// Delete removes a volume and its data. A volume with sessions is refused.
 	Delete(ctx context.Context, in *DeleteVolumeRequest, opts ...grpc.CallOption) (*DeleteVolumeResponse, error)
 }
@@ -97,6 +100,16 @@ func (c *volumesClient) Resize(ctx context.Context, in *ResizeVolumeRequest, opt
 	return out, nil
 }
 
+func (c *volumesClient) Modify(ctx context.Context, in *ModifyVolumeRequest, opts ...grpc.CallOption) (*ModifyVolumeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ModifyVolumeResponse)
+	err := c.cc.Invoke(ctx, Volumes_Modify_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *volumesClient) Delete(ctx context.Context, in *DeleteVolumeRequest, opts ...grpc.CallOption) (*DeleteVolumeResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(DeleteVolumeResponse)
@@ -111,7 +124,7 @@ func (c *volumesClient) Delete(ctx context.Context, in *DeleteVolumeRequest, opt
 // All implementations must embed UnimplementedVolumesServer
 // for forward compatibility.
 //
-// Volumes makes, shows, grows and removes volumes.
+// Volumes makes, shows, changes and removes volumes.
 type VolumesServer interface {
 	// Create makes a volume. With the same request_id, name and size it may be repeated: the first answer comes again.
 	Create(context.Context, *CreateVolumeRequest) (*CreateVolumeResponse, error)
@@ -121,6 +134,8 @@ type VolumesServer interface {
 	List(context.Context, *ListVolumesRequest) (*ListVolumesResponse, error)
 	// Resize grows a volume. Asking for the size it has already is not an error; a smaller size is.
 	Resize(context.Context, *ResizeVolumeRequest) (*ResizeVolumeResponse, error)
+	// Modify changes a volume's limits. It takes effect at once, also where the volume is in use.
+	Modify(context.Context, *ModifyVolumeRequest) (*ModifyVolumeResponse, error)
 	// Delete removes a volume and its data. A volume with sessions is refused.
 	Delete(context.Context, *DeleteVolumeRequest) (*DeleteVolumeResponse, error)
 	mustEmbedUnimplementedVolumesServer()
@@ -144,6 +159,9 @@ func (UnimplementedVolumesServer) List(context.Context, *ListVolumesRequest) (*L
 }
 func (UnimplementedVolumesServer) Resize(context.Context, *ResizeVolumeRequest) (*ResizeVolumeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Resize not implemented")
+}
+func (UnimplementedVolumesServer) Modify(context.Context, *ModifyVolumeRequest) (*ModifyVolumeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Modify not implemented")
 }
 func (UnimplementedVolumesServer) Delete(context.Context, *DeleteVolumeRequest) (*DeleteVolumeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Delete not implemented")
@@ -241,6 +259,24 @@ func _Volumes_Resize_Handler(srv interface{}, ctx context.Context, dec func(inte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Volumes_Modify_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ModifyVolumeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VolumesServer).Modify(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Volumes_Modify_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VolumesServer).Modify(ctx, req.(*ModifyVolumeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Volumes_Delete_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(DeleteVolumeRequest)
 	if err := dec(in); err != nil {
@@ -281,6 +317,10 @@ var Volumes_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Resize",
 			Handler:    _Volumes_Resize_Handler,
+		},
+		{
+			MethodName: "Modify",
+			Handler:    _Volumes_Modify_Handler,
 		},
 		{
 			MethodName: "Delete",
