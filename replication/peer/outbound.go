@@ -31,8 +31,12 @@ type Response struct {
 }
 
 // Release gives the response's memory back; neither it nor its bytes may be used afterwards. To be called at most
-// once; a response that is never released is garbage collected.
-func (r *Response) Release() { r.buf.release() }
+// once; a response that is never released is garbage collected, as is one that was not received (in tests).
+func (r *Response) Release() {
+	if r.buf != nil {
+		r.buf.release()
+	}
+}
 
 func newResponse(buf *buffer, headerBytes int) *Response {
 	r := &buf.response

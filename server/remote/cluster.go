@@ -62,6 +62,7 @@ type Cluster struct {
 // watched is a volume that somebody waits for changes of.
 type watched struct {
 	waiters int
+	left    bool          // nobody waited for it when the last follow request was made
 	state   volumeState   // Revision 0: not heard yet
 	changed chan struct{} // closed, and replaced, with every new state
 }
@@ -181,6 +182,13 @@ func (c *Cluster) followRequest() followRequest {
 	q := followRequest{Host: c.config.Host, Routes: c.routes.Version, Wait: followFor}
 	q.Sessions = slices.AppendSeq(q.Sessions, maps.Keys(c.sessions))
 	for key, w := range c.watched {
+		// Whoever goes on watching waits again at once. A volume that nobody waits for twice in a row is not asked for any
+		// more: one that is deleted would be news in every answer, for ever and without a pause.
+		if w.waiters == 0 && w.left {
+			delete(c.watched, key)
+			continue
+		}
+		w.left = w.waiters == 0
 		q.Volumes = append(q.Volumes, followed{key, w.state.Revision})
 	}
 	return q
@@ -322,6 +330,7 @@ func (c *Cluster) WatchVolume(ctx context.Context, id storage.VolumeID, attachme
 		c.again()
 	}
 	w.waiters++
+	w.left = false
 	defer func() {
 		if w.waiters--; w.waiters == 0 && ctx.Err() != nil { // whoever watched has ended; it watches again at once otherwise
 			delete(c.watched, key)
