@@ -24,25 +24,31 @@ import (
 func rawSet(t testing.TB, network *simnet.Network, addr string, nonce uint64) (lanes [laneCount]net.Conn) {
 	t.Helper()
 	for lane := range Lane(laneCount) {
-		nc, err := network.Host("raw").Dial(context.Background(), addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { nc.Close() })
-		h := hello{version: ProtocolVersion, lane: lane, code: helloPart, cluster: testCluster, from: 9, to: 2, nonce: nonce}
-		if err := writeHello(nc, h, helloMagic); err != nil {
-			t.Fatal(err)
-		}
-		answer, err := readHello(nc, answerMagic)
-		if err == nil {
-			err = answer.refusal(h)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		lanes[lane] = nc
+		lanes[lane] = rawLane(t, network, addr, nonce, lane)
 	}
 	return lanes
+}
+
+// rawLane greets node 2 as node 9 on one lane.
+func rawLane(t testing.TB, network *simnet.Network, addr string, nonce uint64, lane Lane) net.Conn {
+	t.Helper()
+	nc, err := network.Host("raw").Dial(context.Background(), addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { nc.Close() })
+	h := hello{version: ProtocolVersion, lane: lane, code: helloPart, cluster: testCluster, from: 9, to: 2, nonce: nonce}
+	if err := writeHello(nc, h, helloMagic); err != nil {
+		t.Fatal(err)
+	}
+	answer, err := readHello(nc, answerMagic)
+	if err == nil {
+		err = answer.refusal(h)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return nc
 }
 
 // keepPinging sends pings on nc until it fails.
@@ -92,6 +98,7 @@ func TestHostileRequestsEndTheSet(t *testing.T) {
 		"kind 0":                resealed(good, func(h []byte) { h[4] = 0 }),
 		"kind 6":                resealed(good, func(h []byte) { h[4] = 6 }),
 		"a response":            resealed(good, func(h []byte) { h[4] = byte(kindResponse) }),
+		"a ping":                (&frameHeader{kind: kindPing}).appendTo(nil),
 		"a pong":                (&frameHeader{kind: kindPong}).appendTo(nil),
 		"a ping with body":      resealed(good, func(h []byte) { h[4] = byte(kindPing) }),
 		"an error with payload": resealed(good, func(h []byte) { h[4] = byte(kindError) }),
@@ -115,6 +122,25 @@ func TestHostileRequestsEndTheSet(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestPingOnALoneLane: a ping is answered on the control lane. One that comes on another lane before there is a control
+// lane ends the set, and not the process.
+func TestPingOnALoneLane(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := simnet.New(lan)
+		m := newMesh(t, simulated(network), 2, nil, conformHandlers)
+		nc := rawLane(t, network, m.addrs[2], 1, Data)
+		if _, err := nc.Write((&frameHeader{kind: kindPing}).appendTo(nil)); err != nil {
+			t.Fatal(err)
+		}
+		within(t, "closing the set", 10*time.Millisecond, func() {
+			if b, err := io.ReadAll(nc); len(b) != 0 {
+				t.Errorf("got %d bytes and %v, want it closed", len(b), err)
+			}
+		})
+		mustCall(t, m.nodes[1], 2, Data, &Request{Method: methodEcho})
+	})
 }
 
 // TestPartialFrames: frames may arrive byte by byte, and one that never ends costs only its own buffer.

@@ -244,6 +244,10 @@ func (c *conn) readRequests() error {
 		s.heard(c.lane)
 		switch h.kind {
 		case kindPing:
+			// Answered on the control lane, which on any other one may not be there yet.
+			if c.lane != Control {
+				return fmt.Errorf("a ping on the %v lane", c.lane)
+			}
 			s.ping(kindPong)
 			continue
 		case kindRequest:
