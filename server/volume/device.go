@@ -118,6 +118,11 @@ func (d *device) begin(ctx context.Context, v *Volume, r *request) error {
 	if err := d.admitLocked(ctx, v); err != nil {
 		return err
 	}
+	// Guards I3: endCaller looks for the requests of a context once, when it ends. What began later would hold back
+	// nobody, although its caller has left.
+	if err := ctx.Err(); err != nil {
+		return storage.E("start request", storage.KindCanceled, d.subject, err)
+	}
 	v.watchLocked(ctx)
 	r.volume, r.ctx = v, ctx
 	r.refs.Store(1)

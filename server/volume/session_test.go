@@ -72,6 +72,40 @@ func TestReconnectIsServedAfterOldSessionIsClosed(t *testing.T) {
 	})
 }
 
+// The same for a request that begins when its connection has ended already: it was read from the socket, and its goroutine
+// came to run only after endCaller had looked for what is in flight.
+// Line: begin (device.go) refuses a context that has ended. Tried: without it the newer write is lost.
+func TestWriteOfAnEndedConnectionDoesNotBegin(t *testing.T) {
+	bubble(t, func(t *testing.T, c *volumetest.Cluster) {
+		r := record(c)
+		g := start(t, c, nil)
+		old, again := open(t, g, "data"), open(t, g, "data")
+		ctx, hangUp := context.WithCancel(t.Context())
+		if err := old.WriteAt(ctx, pattern(block, 9), 5*block); err != nil {
+			t.Fatal(err)
+		}
+		hangUp()
+		synctest.Wait() // endCaller has been there
+
+		hold := make(chan struct{})
+		c.SetFault(once(isWrite, volumetest.Fault{Hold: hold}))
+		done := make(chan error, 1)
+		go func() { done <- old.WriteAt(ctx, pattern(block, 1), 0) }()
+		synctest.Wait()
+		c.SetFault(nil)
+		mustWrite(t, again, pattern(block, 2), 0)
+		close(hold)
+		synctest.Wait()
+		wantBytes(t, again, pattern(block, 2), 0)
+		if err := <-done; !errors.Is(err, storage.ErrCanceled) {
+			t.Errorf("the old request: %v", err)
+		}
+		if applied, refused, _ := r.count(op.Write); applied != 2 || refused != 0 {
+			t.Errorf("%d writes applied, %d refused: the old one was sent", applied, refused)
+		}
+	})
+}
+
 // The same when the handle is detached while its request is in flight, and reads wait as well: what was not applied
 // when a later request is answered is never applied.
 func TestDetachHoldsBackReadsToo(t *testing.T) {
