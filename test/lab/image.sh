@@ -18,6 +18,7 @@ root=$tmp/root
 # kernel leaves the kernel in $out/vmlinux and its modules in $tmp/kernel/lib/modules/$version.
 kernel() {
   local meta=${LAB_KERNEL:-linux-image-cloud-amd64} package image start length unpack
+  [ -n "$(apt-cache search --names-only "^$meta\$")" ] || [ "$(id -u)" != 0 ] || apt-get -qq update # a system without lists
   package=$(apt-cache depends "$meta" | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)$/\1/p' | head -1)
   package=${package:-$meta}
   version=${package#linux-image-}

@@ -83,7 +83,7 @@ func newLab(t *testing.T) *lab {
 			t.Error(err)
 		}
 	})
-	if err := errors.Join(c.Start(t.Context()), c.WaitFull(contextFor(t, time.Minute)),
+	if err := errors.Join(c.Start(t.Context()), c.WaitFull(contextFor(t, 2*time.Minute)),
 		c.CreateVolume(t.Context(), volume, 256<<20), c.CreateVolume(t.Context(), "raw", 64<<20)); err != nil {
 		t.Fatal(err)
 	}
@@ -270,7 +270,7 @@ func (l *lab) survive(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Logf("%s killed: the application paused for %v", n.Name, c.goesOn(t))
-		if err := errors.Join(l.cluster.StartNode(t.Context(), i), l.cluster.WaitFull(contextFor(t, time.Minute))); err != nil {
+		if err := errors.Join(l.cluster.StartNode(t.Context(), i), l.cluster.WaitFull(contextFor(t, 2*time.Minute))); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -323,7 +323,7 @@ func (l *lab) grow(t *testing.T) {
 	c.forget(t)
 	begun := time.Now()
 	l.a.run(t, "storagectl --endpoint "+l.endpoints+` volume resize db --size 512M
-for _ in $(seq 100); do [ $(blockdev --getsize64 /dev/storaged/db) = $((512 << 20)) ] && break; sleep 0.1; done
+while [ $SECONDS -lt 60 ] && [ $(blockdev --getsize64 /dev/storaged/db) != $((512 << 20)) ]; do sleep 0.1; done
 resize2fs /dev/storaged/db
 [ $(df -k /srv/db | awk 'END {print $2}') -gt 400000 ]`)
 	t.Logf("volume, device and file system grown in %v; the application paused for %v", time.Since(begun).Round(time.Millisecond), c.goesOn(t))

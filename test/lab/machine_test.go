@@ -31,8 +31,10 @@ type machine struct {
 }
 
 const (
-	bootTimeout   = 2 * time.Minute // emulated, beside other work
-	scriptTimeout = time.Minute
+	// Hosts are emulated, beside other work: waiting has an end, and it is far away. No proof depends on these.
+	bootTimeout   = 4 * time.Minute
+	scriptTimeout = 3 * time.Minute // above what scripts wait by themselves
+	awaitSeconds  = 120             // what a script waits for
 )
 
 // boot starts a host, with what it is laid over its root, and returns when it takes scripts. It ends with the test.
@@ -194,7 +196,7 @@ func (m *machine) gateway(t *testing.T, endpoints string) {
 	t.Helper()
 	m.run(t, `storaged gateway --endpoint `+endpoints+` --host-id `+m.name+` >>/run/gateway.log 2>&1 3<&- &
 echo $! >/run/gateway.pid
-for _ in $(seq 300); do storagectl attachments >/dev/null 2>&1 && exit 0; sleep 0.1; done
+while [ $SECONDS -lt `+strconv.Itoa(awaitSeconds)+` ]; do storagectl attachments >/dev/null 2>&1 && exit 0; sleep 0.1; done
 cat /run/gateway.log; exit 1`)
 }
 
@@ -242,8 +244,8 @@ END
 func (c container) wait(t *testing.T) string {
 	t.Helper()
 	return c.on.run(t, fmt.Sprintf(`cd /run/bundle/%s
-for _ in $(seq 300); do [ -s exit ] && break; sleep 0.1; done
-cat log; [ "$(cat exit)" = 0 ]`, c.name))
+while [ $SECONDS -lt %d ] && [ ! -s exit ]; do sleep 0.1; done
+cat log; [ "$(cat exit)" = 0 ]`, c.name, awaitSeconds))
 }
 
 // stop ends the container's journal by SIGTERM, removes the container, and returns the journal's last status.
@@ -260,8 +262,8 @@ func (c container) stop(t *testing.T) status {
 func (c container) remove(t *testing.T) {
 	t.Helper()
 	c.on.run(t, fmt.Sprintf(`crun delete --force %[1]s || true
-for _ in $(seq 100); do [ -s /run/bundle/%[1]s/exit ] && break; sleep 0.1; done
-rm -rf /run/bundle/%[1]s /run/status/%[1]s`, c.name))
+while [ $SECONDS -lt %[2]d ] && [ ! -s /run/bundle/%[1]s/exit ]; do sleep 0.1; done
+rm -rf /run/bundle/%[1]s /run/status/%[1]s`, c.name, awaitSeconds))
 }
 
 // status is what a container's journal says of itself.
@@ -283,7 +285,7 @@ func (c container) await(t *testing.T, more int) status {
 	t.Helper()
 	text := c.on.run(t, fmt.Sprintf(`cd /run/status/%[1]s
 n=-1
-while [ $SECONDS -lt 45 ]; do
+while [ $SECONDS -lt %[3]d ]; do
   if [ -s journal ]; then
     read -r now longest failure <journal || continue
     [ $n -ge 0 ] || n=$now
@@ -291,7 +293,7 @@ while [ $SECONDS -lt 45 ]; do
   fi
   sleep 0.1
 done
-echo "no progress"; cat journal /run/bundle/%[1]s/log /run/gateway.log; exit 1`, c.name, more))
+echo "no progress"; cat journal /run/bundle/%[1]s/log /run/gateway.log; exit 1`, c.name, more, awaitSeconds))
 	s := status{}
 	var ms int64
 	if _, err := fmt.Sscan(text, &s.synced, &ms, &s.failure); err != nil {
