@@ -340,7 +340,9 @@ func (g *Gateway) resume(name string) {
 	}
 	log := g.logOf(name)
 	r := d.record
-	if r.Gone || r.Own && r.Attachment == 0 { // a detach, or an attach, that did not come to its end
+	// A detach, or an attach, that did not come to its end: one of which nothing more is known than what was asked for has
+	// made no device, and whoever asked asks again.
+	if r.Gone || r.VolumeID == 0 {
 		if err := g.finish(d); err != nil {
 			d.set(host.StateFailed, "it is to be detached: "+err.Error())
 			log.Error("a volume could not be detached", "error", err)

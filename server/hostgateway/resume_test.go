@@ -1,0 +1,123 @@
+package hostgateway
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/api/host"
+	"github.com/storaged/storaged/nbd/attach"
+)
+
+// fakeDriver makes devices of nothing. It implements attach.Driver.
+type fakeDriver struct {
+	mu       sync.Mutex
+	attached []string // names that Attach or Resume was called with; guarded by mu, as detached
+	detached []string
+}
+
+func (d *fakeDriver) Available() error { return nil }
+
+func (d *fakeDriver) Attach(_ context.Context, r attach.Request) (attach.Device, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.attached = append(d.attached, r.Name)
+	return newFakeDevice(), nil
+}
+
+func (d *fakeDriver) Resume(_ context.Context, r attach.Request) (attach.Device, error) {
+	return nil, storage.E("resume", storage.KindNotFound, "device "+r.Name, nil)
+}
+
+func (d *fakeDriver) Detach(_ context.Context, name string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.detached = append(d.detached, name)
+	return nil
+}
+
+// fakeDevice is a device that nobody reads or writes. It implements attach.Device.
+type fakeDevice struct {
+	ended  chan struct{}
+	detach func(ctx context.Context, force bool) error // nil: it succeeds
+}
+
+func newFakeDevice() *fakeDevice { return &fakeDevice{ended: make(chan struct{})} }
+
+func (d *fakeDevice) Path() string                 { return "/dev/fake0" }
+func (d *fakeDevice) SizeBytes() int64             { return 1 << 20 }
+func (d *fakeDevice) Resize(context.Context) error { return nil }
+func (d *fakeDevice) Stop(context.Context)         {}
+func (d *fakeDevice) Ended() <-chan struct{}       { return d.ended }
+func (d *fakeDevice) Detach(ctx context.Context, force bool) error {
+	if d.detach == nil {
+		return nil
+	}
+	return d.detach(ctx, force)
+}
+
+// newTestGateway returns a gateway that has reached no cluster, over a state directory of the test's own.
+func newTestGateway(t *testing.T, driver attach.Driver) *Gateway {
+	t.Helper()
+	st, err := openState(t.Context(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = st.close() })
+	g := &Gateway{config: Config{LinkDir: t.TempDir()}, env: environment{logger: slog.New(slog.DiscardHandler)}, state: st, hostID: "h",
+		drivers: map[host.Via]attach.Driver{host.ViaNBD: driver}, disks: map[string]*disk{}, turns: map[string]chan struct{}{},
+		reached: make(chan struct{})}
+	g.ctx, g.cancel = context.WithCancel(t.Context())
+	g.resuming, g.unresume = context.WithCancel(g.ctx)
+	t.Cleanup(func() {
+		g.cancel()
+		g.wg.Wait()
+	})
+	return g
+}
+
+// put enters a disk as a start of the gateway finds it.
+func (g *Gateway) put(t *testing.T, r record) *disk {
+	t.Helper()
+	if err := g.state.writeRecord(r); err != nil {
+		t.Fatal(err)
+	}
+	d := &disk{gateway: g, record: r, state: host.StateConnecting}
+	g.mu.Lock()
+	g.disks[r.Volume] = d
+	g.mu.Unlock()
+	return d
+}
+
+// A gateway that was killed while it asked the cluster about an attachment that the CSI controller had made finds a record
+// without the volume's id. It takes the attach back: a device under such a record would be refused as another volume's by
+// every later call, and be left behind by the one that gives the volume up. The line is the one in resume that looks at
+// VolumeID.
+func TestAttachWithoutAnswerIsTakenBack(t *testing.T) {
+	for name, r := range map[string]record{
+		"named": {Volume: "v", Attachment: 7, Access: host.AccessExclusive, Via: host.ViaNBD},
+		"gone":  {Volume: "v", VolumeID: 3, Attachment: 7, Access: host.AccessExclusive, Via: host.ViaNBD, Gone: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			driver := &fakeDriver{}
+			g := newTestGateway(t, driver)
+			g.put(t, r)
+			deadline := time.AfterFunc(10*time.Second, g.unresume) // of a resume that waits for the cluster
+			defer deadline.Stop()
+			g.resume("v")
+			if len(driver.attached) > 0 || len(driver.detached) != 1 {
+				t.Errorf("attached %v, detached %v; want what was begun taken apart, and nothing made", driver.attached, driver.detached)
+			}
+			if d := g.disk("v"); d != nil {
+				t.Errorf("the volume is still held: %+v", d.describe())
+			}
+			if _, err := os.Stat(g.state.recordPath("v")); !os.IsNotExist(err) {
+				t.Errorf("the record is left: %v", err)
+			}
+		})
+	}
+}
