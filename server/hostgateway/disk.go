@@ -26,11 +26,14 @@ type disk struct {
 	record  record
 	state   host.State
 	reason  string
+	lost    string          // why the device is of no use any more, noted while it is being detached; "" otherwise
 	device  attach.Device   // nil: not served
 	handle  *volume.Volume  // keeps the volume open beyond the device's connections; nil: not open
 	refresh chan chan error // asks the watch to look at the size now; nil while nothing watches
 	unwatch context.CancelFunc
 	watched chan struct{} // closed when the watch has ended
+	// interrupt ends an attempt to resume the device, which waits for the cluster for as long as that takes; nil: none is made.
+	interrupt context.CancelFunc
 }
 
 // describe returns what others see.
@@ -262,6 +265,9 @@ func (g *Gateway) giveUp(ctx context.Context, d *disk) error {
 
 // Detach implements host.Gateway.
 func (g *Gateway) Detach(ctx context.Context, name string, force bool) error {
+	if d := g.disk(name); d != nil && force {
+		d.endResume()
+	}
 	done, err := g.turn(ctx, name)
 	if err != nil {
 		return err
@@ -279,7 +285,7 @@ func (g *Gateway) Detach(ctx context.Context, name string, force bool) error {
 		err = g.remove(ctx, d, device, via, force)
 	}
 	if err != nil {
-		d.set(before, reason)
+		d.keep(before, reason)
 		return err
 	}
 	d.stop(ctx)
@@ -289,6 +295,17 @@ func (g *Gateway) Detach(ctx context.Context, name string, force bool) error {
 	}
 	g.logOf(name).Info("detached", "force", force)
 	return nil
+}
+
+// keep goes on with a disk that could not be detached, and may have failed meanwhile.
+func (d *disk) keep(state host.State, reason string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.state, d.reason = state, reason
+	if d.lost != "" {
+		d.state, d.reason = host.StateFailed, d.lost
+		d.gateway.logOf(d.record.Volume).Error("the device failed while it was to be detached", "device", d.record.Device, "error", d.lost)
+	}
 }
 
 func (g *Gateway) remove(ctx context.Context, d *disk, device attach.Device, via host.Via, force bool) error {
@@ -329,14 +346,19 @@ func (d *disk) stop(ctx context.Context) {
 
 // resume goes on with a disk that is written down.
 func (g *Gateway) resume(name string) {
-	done, err := g.turn(g.resuming, name)
-	if err != nil {
-		return
-	}
-	defer done()
 	d := g.disk(name)
 	if d == nil {
 		return
+	}
+	ctx := d.beginResume()
+	defer d.endResume()
+	done, err := g.turn(ctx, name)
+	if err != nil {
+		return // somebody else has the volume's turn: whoever stops the gateway, or detaches it by force
+	}
+	defer done()
+	if g.disk(name) != d {
+		return // it was detached
 	}
 	log := g.logOf(name)
 	r := d.record
@@ -350,11 +372,16 @@ func (g *Gateway) resume(name string) {
 		return
 	}
 	begun := time.Now()
-	if err := g.resumeDevice(d); err != nil {
-		if g.resuming.Err() == nil {
-			log.Error("the device is lost", "device", r.Device, "error", err)
-			d.set(host.StateFailed, err.Error())
-		}
+	switch err := g.resumeDevice(ctx, d); {
+	case err == nil:
+	case g.resuming.Err() != nil: // the next gateway begins anew
+		return
+	case ctx.Err() != nil:
+		d.set(host.StateFailed, "it was not found again before it was to be detached by force")
+		return
+	default:
+		log.Error("the device is lost", "device", r.Device, "error", err)
+		d.set(host.StateFailed, err.Error())
 		return
 	}
 	log.Info("the device is served again", "device", d.describe().Device, "took", time.Since(begun).Round(time.Millisecond))
@@ -371,28 +398,47 @@ func (g *Gateway) finish(d *disk) error {
 	return g.giveUp(ctx, d)
 }
 
-func (g *Gateway) resumeDevice(d *disk) error {
+// beginResume returns the context of an attempt to resume the device. It ends with endResume: a forced detach must not wait
+// behind an attempt that may wait for ever.
+func (d *disk) beginResume() context.Context {
+	ctx, cancel := context.WithCancel(d.gateway.resuming)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.interrupt = cancel
+	return ctx
+}
+
+func (d *disk) endResume() {
+	d.mu.Lock()
+	interrupt := d.interrupt
+	d.mu.Unlock()
+	if interrupt != nil {
+		interrupt()
+	}
+}
+
+func (g *Gateway) resumeDevice(ctx context.Context, d *disk) error {
 	driver := g.drivers[d.record.Via]
 	if driver == nil {
 		return storage.E("resume", storage.KindUnsupported, "volume "+d.record.Volume, fmt.Errorf("this gateway has no driver %s", d.record.Via))
 	}
-	c, err := g.connected(g.resuming)
+	c, err := g.connected(ctx)
 	if err != nil {
 		return err
 	}
 	request := d.request(c)
-	lost := d.open(g.resuming, c) // waits for the cluster as long as it takes
+	lost := d.open(ctx, c) // waits for the cluster as long as it takes
 	if lost != nil {
-		if g.resuming.Err() != nil {
+		if ctx.Err() != nil {
 			return lost
 		}
 		request.Open = func(context.Context) (nbd.Export, error) {
 			return &lostExport{err: lost, readOnly: d.record.ReadOnly}, nil
 		}
 	}
-	device, err := driver.Resume(g.resuming, request)
+	device, err := driver.Resume(ctx, request)
 	if errors.Is(err, storage.ErrNotFound) && lost == nil { // the host has started since
-		device, err = driver.Attach(g.resuming, request)
+		device, err = driver.Attach(ctx, request)
 	}
 	switch {
 	case err != nil:
@@ -456,17 +502,18 @@ func (d *disk) watchUntil(ctx context.Context, device attach.Device, handle *vol
 		case <-ctx.Done():
 			return
 		case <-device.Ended():
-			if ctx.Err() == nil {
-				log.Error("the device was removed by somebody else, or its connection to the kernel was ended", "device", device.Path())
-				d.fail("the device was removed by somebody else, or its connection to the kernel was ended; detach it")
+			const why = "the device was removed by somebody else, or its connection to the kernel was ended"
+			if ctx.Err() == nil && d.fail(why+"; detach it") {
+				log.Error(why, "device", device.Path())
 			}
 			return
 		case <-tick.C:
 		case asked = <-refresh:
 		}
 		if err := handle.Err(); err != nil {
-			log.Error("the volume was lost: its device answers errors from now on", "device", device.Path(), "error", err)
-			d.fail(err.Error())
+			if d.fail(err.Error()) {
+				log.Error("the volume was lost: its device answers errors from now on", "device", device.Path(), "error", err)
+			}
 			if asked != nil {
 				asked <- err
 			}
@@ -486,13 +533,19 @@ func (d *disk) watchUntil(ctx context.Context, device attach.Device, handle *vol
 	}
 }
 
-// fail notes why the device is of no use any more, unless it is just being detached.
-func (d *disk) fail(reason string) {
+// fail notes why the device is of no use any more, and reports whether that is news: while it is being detached it is not,
+// unless nothing comes of the detach (keep).
+func (d *disk) fail(reason string) (news bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.state == host.StateReady {
+	switch d.state {
+	case host.StateReady:
 		d.state, d.reason = host.StateFailed, reason
+		return true
+	case host.StateDetaching:
+		d.lost = reason
 	}
+	return false
 }
 
 // Refresh implements host.Gateway.

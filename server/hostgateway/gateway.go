@@ -194,6 +194,9 @@ func (g *Gateway) findCluster() (clusterFile, error) {
 	if err != nil {
 		return known, err
 	}
+	g.mu.Lock()
+	inUse := len(g.disks) > 0
+	g.mu.Unlock()
 	ctx, cancel := context.WithTimeout(g.resuming, 10*time.Second)
 	defer cancel()
 	status, err := g.api.Status(ctx)
@@ -201,7 +204,7 @@ func (g *Gateway) findCluster() (clusterFile, error) {
 		var nodes []api.Node
 		if nodes, err = g.api.Nodes(ctx); err == nil {
 			found := clusterFile{Cluster: status.ClusterID.String(), Nodes: remote.AddressesOf(nodes)}
-			if ok && found.Cluster != known.Cluster && len(g.disks) > 0 {
+			if ok && found.Cluster != known.Cluster && inUse {
 				return known, storage.E("connect to", storage.KindConflict, "cluster "+found.Cluster, fmt.Errorf(
 					"this host has devices of cluster %s; give the endpoints of that one, or detach them", known.Cluster))
 			}

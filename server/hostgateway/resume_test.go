@@ -2,10 +2,12 @@ package hostgateway
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	storage "github.com/storaged/storaged"
@@ -120,4 +122,52 @@ func TestAttachWithoutAnswerIsTakenBack(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A device that a start of the gateway finds while no node answers is resumed for as long as that takes; detaching it by
+// force does not wait for it. The line is the one in Detach that calls endResume: without it the detach ends with its
+// deadline, and the device, whose users all wait, cannot be removed.
+func TestForcedDetachEndsResume(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		driver := &fakeDriver{}
+		g := newTestGateway(t, driver)
+		d := g.put(t, record{Volume: "v", VolumeID: 3, Attachment: 7, Access: host.AccessExclusive, Via: host.ViaNBD})
+		var wg sync.WaitGroup
+		wg.Go(func() { g.resume("v") })
+		synctest.Wait() // it waits for the cluster
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if err := g.Detach(ctx, "v", true); err != nil {
+			t.Errorf("detach: %v", err)
+		}
+		g.unresume()
+		wg.Wait()
+		if g.disk("v") != nil || len(driver.detached) != 1 {
+			t.Errorf("the volume is %+v; the driver has detached %v", d.describe(), driver.detached)
+		}
+	})
+}
+
+// A device that fails while it is to be detached, and is not, has failed afterwards: nothing watches over it any more. The
+// line is the one in keep that looks at lost.
+func TestFailureDuringDetachIsKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newTestGateway(t, &fakeDriver{})
+		d := g.put(t, record{Volume: "v", VolumeID: 3, Attachment: 7, Access: host.AccessExclusive, Via: host.ViaNBD})
+		device := newFakeDevice()
+		device.detach = func(context.Context, bool) error {
+			close(device.ended)
+			<-d.watched
+			return storage.E("detach", storage.KindIO, "device", errors.New("a fault of the test"))
+		}
+		if err := d.ready(device); err != nil {
+			t.Fatal(err)
+		}
+		if err := g.Detach(t.Context(), "v", false); !errors.Is(err, storage.ErrIO) {
+			t.Errorf("detach: %v", err)
+		}
+		if a := d.describe(); a.State != host.StateFailed || a.Reason == "" {
+			t.Errorf("the device is gone, and is called %s (%s)", a.State, a.Reason)
+		}
+	})
 }
