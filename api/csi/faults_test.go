@@ -283,6 +283,36 @@ func TestTakeOver(t *testing.T) {
 	}
 }
 
+// TestLostDevice: a device that the gateway has lost (its keeper was killed with it, say) is removed by the calls that
+// give the volume up, and by those that want it anew, without a person's help. The line is the one in Release that says
+// force.
+func TestLostDevice(t *testing.T) {
+	for name, calls := range map[string][]int{"given up": {8, 9, 10}, "wanted again": {8, 9, 3, 4, 8, 9, 10}, "restarted": {8, 3}} {
+		t.Run(name, func(t *testing.T) {
+			w := csitest.New()
+			h := w.Host("a", "z1")
+			d, l := start(w, h), &life{capability: mountOf(spec.VolumeCapability_AccessMode_SINGLE_NODE_WRITER, "")}
+			for _, i := range []int{0, 1, 2, 3, 4} {
+				if err := l.calls()[i](t.Context(), d); err != nil {
+					t.Fatal(err)
+				}
+			}
+			h.Lose("pvc-1")
+			if name == "restarted" { // the host, which mounts nothing by itself
+				h.Reboot()
+			}
+			for _, i := range calls {
+				if err := l.calls()[i](t.Context(), d); err != nil {
+					t.Fatalf("call %d: %v", i, err)
+				}
+			}
+			if left := h.Left(); name != "restarted" && len(left) > 0 {
+				t.Errorf("there is left %v", left)
+			}
+		})
+	}
+}
+
 func containsAll(s string, parts ...string) bool {
 	return !slices.ContainsFunc(parts, func(p string) bool { return !strings.Contains(s, p) })
 }

@@ -80,15 +80,11 @@ func (n *Node) attach(ctx context.Context, ref api.VolumeRef, request host.Reque
 
 // clear detaches the volume if its device has failed and shows nowhere, and reports whether it did.
 func (n *Node) clear(ctx context.Context, ref api.VolumeRef) (bool, error) {
-	d, ok, err := n.find(ctx, api.VolumeRef{Name: ref.Name})
-	if err != nil || !ok || d.State != host.StateFailed {
+	gone, err := spent(ctx, n.devices, n.mounts, ref.Name)
+	if err != nil || !gone {
 		return false, err
 	}
-	list, err := n.mounts.List()
-	if err != nil || slices.ContainsFunc(list, func(m Mount) bool { return m.shows(d.BlockDevice) }) {
-		return false, err
-	}
-	return true, n.devices.Detach(ctx, ref.Name, false)
+	return true, n.devices.Detach(ctx, ref.Name, true)
 }
 
 // mountStaged mounts the device at the staging path, unless it is there.
@@ -137,7 +133,7 @@ func (n *Node) NodeUnstageVolume(ctx context.Context, r *spec.NodeUnstageVolumeR
 	}
 	_, ok, err := n.find(ctx, ref)
 	if err == nil && ok {
-		err = n.devices.Detach(ctx, ref.Name, false)
+		err = Release(ctx, n.devices, n.mounts, ref.Name)
 	}
 	return &spec.NodeUnstageVolumeResponse{}, err
 }

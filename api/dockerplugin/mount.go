@@ -188,7 +188,7 @@ func (p *Plugin) hide(ctx context.Context, volume string) error {
 	if err := p.config.Mounts.Remove(path); err != nil {
 		return err
 	}
-	return p.config.Devices.Detach(ctx, volume, false)
+	return csi.Release(ctx, p.config.Devices, p.config.Mounts, volume)
 }
 
 // Recover takes back what a plugin before this one has begun and nobody has repeated: volumes that are held and have no

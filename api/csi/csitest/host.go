@@ -23,6 +23,7 @@ type Host struct {
 	mu      sync.Mutex // guards what follows; may be held while the world's is taken, not the other way round
 	number  uint64     // of the device made last
 	devices map[string]host.Attachment
+	lost    map[string]bool   // volumes whose devices nobody serves any more
 	numbers map[string]uint64 // by device path
 	mounts  []csi.Mount
 	targets map[string]bool // files and directories that Bind made
@@ -34,7 +35,7 @@ func (w *World) Host(id, zone string) *Host {
 	defer w.mu.Unlock()
 	w.hosts++
 	return &Host{w: w, id: id, zone: zone, number: uint64(w.hosts) << 20, devices: map[string]host.Attachment{},
-		numbers: map[string]uint64{}, targets: map[string]bool{}}
+		lost: map[string]bool{}, numbers: map[string]uint64{}, targets: map[string]bool{}}
 }
 
 var (
@@ -60,7 +61,10 @@ func (h *Host) Attach(ctx context.Context, r host.Request) (host.Attachment, err
 			if d.Access != r.Access || d.ReadOnly != r.ReadOnly || d.ID != r.AttachmentID {
 				return host.Attachment{}, storage.E(op, storage.KindConflict, subject, errors.New("it is attached here on other terms"))
 			}
-			return h.seen(ctx, d), nil
+			if seen := h.seen(ctx, d); !h.lost[r.Volume] {
+				return seen, nil
+			}
+			return host.Attachment{}, storage.E(op, storage.KindConflict, subject, errors.New("its device has failed; detach it first"))
 		}
 		at := slices.IndexFunc(v.Attachments, func(a api.Attachment) bool { return uint64(a.ID) == r.AttachmentID })
 		if at < 0 || v.Attachments[at].Holder.ID != h.id {
@@ -80,6 +84,9 @@ func (h *Host) seen(ctx context.Context, d host.Attachment) host.Attachment {
 	if err != nil || !slices.ContainsFunc(v.Attachments, func(a api.Attachment) bool { return uint64(a.ID) == d.ID }) {
 		d.State, d.Reason = host.StateFailed, "the volume was taken over"
 	}
+	if h.lost[d.Volume] {
+		d.State, d.Reason = host.StateFailed, "the connection to the kernel was lost"
+	}
 	return d
 }
 
@@ -93,10 +100,14 @@ func (h *Host) Detach(_ context.Context, volume string, force bool) error {
 			return nil
 		}
 		number := h.numbers[d.Device]
+		if !force && h.lost[volume] {
+			return storage.E("detach", storage.KindConflict, "volume "+volume, errors.New("its device is not served; only force removes it"))
+		}
 		if !force && slices.ContainsFunc(h.mounts, func(m csi.Mount) bool { return m.Device == number || m.Node == number }) {
 			return storage.E("detach", storage.KindConflict, "volume "+volume, errors.New("the device is in use"))
 		}
 		delete(h.devices, volume)
+		delete(h.lost, volume)
 		delete(h.numbers, d.Device)
 		return nil
 	})
@@ -153,6 +164,20 @@ func (h *Host) Freeze(volume string) {
 			h.mounts[i].FrozenFS = true
 		}
 	}
+}
+
+// Lose has a device be one that the gateway has lost: it has failed, nobody serves it, and only force removes it.
+func (h *Host) Lose(volume string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.lost[volume] = true
+}
+
+// Reboot unmounts everything, as a restart of the host does.
+func (h *Host) Reboot() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.mounts = nil
 }
 
 // Left returns what is mounted, attached or made on the host and not taken away, in words.
