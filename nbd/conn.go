@@ -70,6 +70,8 @@ type conn struct {
 
 	writeSince atomic.Int64 // when the write in progress began, Unix nanoseconds; 0 when none is
 	draining   atomic.Bool
+	waiting    atomic.Bool // the reader waits for room and does not read
+	look       *time.Timer // runs while waiting
 	// transmitting is set before the reader looks at draining, and looked at after draining is set: one of drain and
 	// the reader sees the other.
 	transmitting atomic.Bool
@@ -107,6 +109,8 @@ func newConn(s *Server, id uint64, nc net.Conn) *conn {
 		room: semaphore.NewWeighted(s.cfg.MaxConnBytes), barrier: &barrier{},
 		minWeight: max(1, s.cfg.MaxConnBytes/int64(s.cfg.MaxConnRequests))}
 	_, c.unix = nc.LocalAddr().(*net.UnixAddr)
+	c.look = time.AfterFunc(hangUpEvery, c.lookForClient)
+	c.look.Stop()
 	return c
 }
 
@@ -314,7 +318,7 @@ func (c *conn) admit(r *request, size int) error {
 	if size > 0 {
 		weight = max(weight, bufferWeight(size))
 	}
-	if err := c.room.Acquire(c.ctx, weight); err != nil {
+	if err := c.acquire(c.room, weight); err != nil {
 		return err
 	}
 	r.connWeight = weight
@@ -322,7 +326,7 @@ func (c *conn) admit(r *request, size int) error {
 		return nil
 	}
 	weight = bufferWeight(size)
-	if err := c.srv.room.Acquire(c.ctx, weight); err != nil {
+	if err := c.acquire(c.srv.room, weight); err != nil {
 		c.giveBack(r)
 		return err
 	}
@@ -330,6 +334,36 @@ func (c *conn) admit(r *request, size int) error {
 	c.srv.metrics.bytesNow.Add(float64(weight))
 	r.buf = c.srv.buffers.get(size)
 	return nil
+}
+
+// hangUpEvery is how often a connection that is not read from is asked whether its client is still there.
+const hangUpEvery = 20 * time.Millisecond
+
+// acquire waits for room. Nobody reads from the socket meanwhile, and what is in flight, for whose end it waits, may take
+// as long as a group has no leader; so it looks whether the client has hung up.
+func (c *conn) acquire(room *semaphore.Weighted, weight int64) error {
+	if room.TryAcquire(weight) {
+		return nil
+	}
+	// Guards I3: what a client sends on its next connection is ordered after what it has left on this one only from
+	// when it is known here that it has left it.
+	c.waiting.Store(true)
+	c.look.Reset(hangUpEvery)
+	err := room.Acquire(c.ctx, weight)
+	c.waiting.Store(false)
+	c.look.Stop()
+	return err
+}
+
+// lookForClient is what look does.
+func (c *conn) lookForClient() {
+	switch {
+	case !c.waiting.Load():
+	case hungUp(c.raw):
+		c.end(io.EOF)
+	default:
+		c.look.Reset(hangUpEvery)
+	}
 }
 
 // giveBack returns what admit took, and the request itself.

@@ -284,6 +284,53 @@ func TestUnanswered(t *testing.T) {
 	}
 }
 
+// eventually waits until cond holds, for ten seconds.
+func eventually(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !cond(); {
+		if time.Now().After(deadline) {
+			t.Fatalf("in vain waited until %s", what)
+		}
+		<-time.After(time.Millisecond)
+	}
+}
+
+// TestHangUpWhileFull: a client that leaves while it is not read from, because its requests in flight take all the room, is
+// seen to have left, and not when one of them is answered.
+func TestHangUpWhileFull(t *testing.T) {
+	for name, change := range map[string]func(*nbd.Config){
+		"connection": func(c *nbd.Config) { c.MaxConnRequests = 2 },
+		"server":     func(c *nbd.Config) { c.MaxPayloadBytes, c.MaxServerBytes = 4096, 8192 },
+	} {
+		for _, network := range []string{"tcp", "unix"} {
+			t.Run(name+"/"+network, func(t *testing.T) {
+				f := newFixture(t, change)
+				h := newHold(f.volume, "write")
+				defer close(h.released)
+				cfg := f.listen(network)
+				nc, err := net.Dial(cfg.Network, cfg.Address)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer nc.Close()
+				goRaw(t, nc)
+				for i := range uint64(4) {
+					if _, err := nc.Write(append(rawRequest(0, 1, i, i*4096, 4096), make([]byte, 4096)...)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				eventually(t, "the connection is full", func() bool { return h.waiting.Load() == 2 })
+				_ = nc.Close()
+				eventually(t, "the requests' context has ended", func() bool { return h.canceled.Load() == 2 })
+				eventually(t, "the export is closed", func() bool { return f.volume.Closed() == 1 })
+				if n := f.volume.Unanswered(); n != 1 {
+					t.Errorf("%d exports closed with requests unanswered, want 1", n)
+				}
+			})
+		}
+	}
+}
+
 // TestAnswered: what was answered is not reported, however the connection ends.
 func TestAnswered(t *testing.T) {
 	for name, end := range map[string]func(f *fixture, nc net.Conn, c *nbd.Client){
