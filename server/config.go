@@ -2,7 +2,6 @@ package server
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -13,6 +12,7 @@ import (
 
 	"github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/size"
+	"github.com/storaged/storaged/internal/tlsfiles"
 )
 
 // Config is all that an operator sets of a node. Flags, the configuration file (YAML, the keys are the flags' names),
@@ -108,8 +108,8 @@ func (c *Config) Validate() error {
 	if c.NBDTLSRequire && c.NBDCert == "" {
 		bad("nbd-tls-require", "needs --nbd-tls-cert and --nbd-tls-key")
 	}
-	if n := countSet(c.PeerCert, c.PeerKey, c.PeerCA); n != 0 && n != 3 {
-		bad("peer-tls-cert", "goes together with --peer-tls-key and --peer-tls-ca")
+	if err := tlsfiles.CheckPeer(c.PeerCert, c.PeerKey, c.PeerCA); err != nil {
+		errs = append(errs, err)
 	}
 	if c.ReserveBytes < 0 || c.CapacityBytes < 0 {
 		bad("reserve", "sizes are not negative")
@@ -118,15 +118,6 @@ func (c *Config) Validate() error {
 		return storage.E("configuration", storage.KindInvalid, "", errors.Join(errs...))
 	}
 	return nil
-}
-
-func countSet(values ...string) (n int) {
-	for _, v := range values {
-		if v != "" {
-			n++
-		}
-	}
-	return n
 }
 
 // setDefaults fills in what the machine decides.
@@ -169,57 +160,13 @@ func (c *Config) advertised(listening net.Addr) string {
 }
 
 func (c *Config) nbdTLS() (*tls.Config, error) {
-	return serverTLS("nbd", c.NBDCert, c.NBDKey, c.NBDClientCA)
+	return tlsfiles.Server("nbd", c.NBDCert, c.NBDKey, c.NBDClientCA)
 }
 
 func (c *Config) apiTLS() (*tls.Config, error) {
-	return serverTLS("api", c.APICert, c.APIKey, c.APIClientCA)
-}
-
-// serverTLS makes the TLS settings of a server from its files; nil without a certificate. With clientCA its clients need a
-// certificate, too. flags is what the flags' names begin with.
-func serverTLS(flags, certFile, keyFile, clientCA string) (*tls.Config, error) {
-	if certFile == "" {
-		return nil, nil
-	}
-	cert, err := tls.LoadX509KeyPair(certFile, keyFile)
-	if err != nil {
-		return nil, storage.E("load", storage.KindInvalid, "--"+flags+"-tls-cert", err)
-	}
-	t := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{cert}}
-	if clientCA != "" {
-		if t.ClientCAs, err = loadCA(clientCA); err != nil {
-			return nil, storage.E("load", storage.KindInvalid, "--"+flags+"-tls-client-ca", err)
-		}
-		t.ClientAuth = tls.RequireAndVerifyClientCert
-	}
-	return t, nil
+	return tlsfiles.Server("api", c.APICert, c.APIKey, c.APIClientCA)
 }
 
 func (c *Config) peerTLS() (*tls.Config, error) {
-	if c.PeerCert == "" {
-		return nil, nil
-	}
-	cert, err := tls.LoadX509KeyPair(c.PeerCert, c.PeerKey)
-	if err != nil {
-		return nil, storage.E("load", storage.KindInvalid, "--peer-tls-cert", err)
-	}
-	ca, err := loadCA(c.PeerCA)
-	if err != nil {
-		return nil, storage.E("load", storage.KindInvalid, "--peer-tls-ca", err)
-	}
-	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}, RootCAs: ca, ClientCAs: ca,
-		ClientAuth: tls.RequireAndVerifyClientCert}, nil
-}
-
-func loadCA(path string) (*x509.CertPool, error) {
-	pem, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("%s holds no certificate", path)
-	}
-	return pool, nil
+	return tlsfiles.Peer(c.PeerCert, c.PeerKey, c.PeerCA)
 }

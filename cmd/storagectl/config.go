@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -18,6 +17,7 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api/client"
+	"github.com/storaged/storaged/internal/tlsfiles"
 )
 
 // settings say where the cluster is. Every setting comes from its flag, else its environment variable, else the file,
@@ -194,30 +194,5 @@ func (c *file) read(path string, explicit bool) error {
 
 // tls returns how to speak to nodes: nil for plain text.
 func (s *settings) tls() (*tls.Config, error) {
-	if !s.TLS {
-		return nil, nil
-	}
-	const op = "set up TLS"
-	config := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: s.Name}
-	if s.CA != "" {
-		pem, err := os.ReadFile(s.CA)
-		if err != nil {
-			return nil, storage.E(op, storage.KindInvalid, "", err)
-		}
-		config.RootCAs = x509.NewCertPool()
-		if !config.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, storage.E(op, storage.KindInvalid, s.CA, errors.New("there is no certificate in the file"))
-		}
-	}
-	if (s.Cert == "") != (s.Key == "") {
-		return nil, storage.E(op, storage.KindInvalid, "", errors.New("--tls-cert and --tls-key go together"))
-	}
-	if s.Cert != "" {
-		pair, err := tls.LoadX509KeyPair(s.Cert, s.Key)
-		if err != nil {
-			return nil, storage.E(op, storage.KindInvalid, s.Cert, err)
-		}
-		config.Certificates = []tls.Certificate{pair}
-	}
-	return config, nil
+	return tlsfiles.Client{Enabled: s.TLS, CA: s.CA, Cert: s.Cert, Key: s.Key, ServerName: s.Name}.Config()
 }

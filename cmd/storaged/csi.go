@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -16,6 +15,8 @@ import (
 	"github.com/storaged/storaged/api/csi"
 	"github.com/storaged/storaged/api/host"
 	"github.com/storaged/storaged/api/hostclient"
+	"github.com/storaged/storaged/internal/logging"
+	"github.com/storaged/storaged/internal/tlsfiles"
 	"github.com/storaged/storaged/internal/version"
 )
 
@@ -25,6 +26,7 @@ type csiConfig struct {
 	Socket     string
 	Name       string
 	Endpoints  []string
+	API        tlsfiles.Client
 	Gateway    string
 	HostRoot   string
 	MaxVolumes int64
@@ -65,6 +67,7 @@ func bindCSIFlags(f *pflag.FlagSet, config *csiConfig) {
 	f.StringVar(&config.Socket, "socket", "/csi/csi.sock", "unix socket to listen on")
 	f.StringVar(&config.Name, "driver-name", csi.DefaultName, "name of the driver; volumes refer to it for ever")
 	f.StringSliceVar(&config.Endpoints, "endpoint", nil, "of the controller: API of one or more nodes of the cluster (host or host:port)")
+	bindFlags(f, &config.API)
 	f.StringVar(&config.Gateway, "gateway", host.DefaultSocket, "of the node service: socket of the host's gateway (storaged gateway)")
 	f.StringVar(&config.HostRoot, "host-root", "", "of the node service: where the host's root directory is mounted, whose tools are used then")
 	f.Int64Var(&config.MaxVolumes, "max-volumes", 0, "of the node service: volumes that may be published on this host (0: the orchestrator decides)")
@@ -85,35 +88,35 @@ func (c csiConfig) validate() error {
 	add(c.Name == "" || len(c.Name) > 63, "--driver-name %q: want 1 to 63 characters", c.Name)
 	add(c.Mode == "controller" && len(c.Endpoints) == 0, "--endpoint is missing: name one or more nodes of the cluster")
 	add(c.Mode == "node" && len(c.Endpoints) > 0, "--endpoint is the controller's; the node service asks the host's gateway")
+	add(c.Mode == "node" && !c.API.IsZero(), "--tls and its files are the controller's; the node service asks the host's gateway")
 	add(c.MaxVolumes < 0, "--max-volumes is negative")
-	var level slog.Level
-	add(level.UnmarshalText([]byte(c.LogLevel)) != nil, "--log-level %q: use debug, info, warn or error", c.LogLevel)
-	add(c.LogFormat != "text" && c.LogFormat != "json", "--log-format %q: use text or json", c.LogFormat)
+	_, err := logging.New(c.LogLevel, c.LogFormat, io.Discard)
+	for _, err := range []error{c.API.Validate(), err} {
+		if err != nil {
+			problems = append(problems, err)
+		}
+	}
 	if len(problems) > 0 {
 		return storage.E("configuration", storage.KindInvalid, "", errors.Join(problems...))
 	}
 	return nil
 }
 
-func (c csiConfig) logger(w io.Writer) *slog.Logger {
-	var options slog.HandlerOptions
-	var level slog.Level
-	_ = level.UnmarshalText([]byte(c.LogLevel)) // it was validated
-	options.Level = level
-	if c.LogFormat == "json" {
-		return slog.New(slog.NewJSONHandler(w, &options))
-	}
-	return slog.New(slog.NewTextHandler(w, &options))
-}
-
 // runCSI serves until ctx ends.
 func runCSI(ctx context.Context, c csiConfig, stderr io.Writer) error {
-	log := c.logger(stderr)
+	log, err := logging.New(c.LogLevel, c.LogFormat, stderr)
+	if err != nil {
+		return err
+	}
 	klog.SetSlogLogger(log) // k8s.io/mount-utils logs there
 	served := csi.Config{Log: log}
 	var ready func(context.Context) error
 	if c.Mode == "controller" {
-		cluster, err := client.New(client.Config{Endpoints: c.Endpoints})
+		tlsConfig, err := c.API.Config()
+		if err != nil {
+			return err
+		}
+		cluster, err := client.New(client.Config{Endpoints: c.Endpoints, TLS: tlsConfig})
 		if err != nil {
 			return err
 		}

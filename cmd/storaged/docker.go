@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,15 +17,18 @@ import (
 	"github.com/storaged/storaged/api/csi"
 	"github.com/storaged/storaged/api/dockerplugin"
 	"github.com/storaged/storaged/api/hostclient"
+	"github.com/storaged/storaged/internal/logging"
 	"github.com/storaged/storaged/internal/size"
+	"github.com/storaged/storaged/internal/tlsfiles"
 	"github.com/storaged/storaged/internal/version"
 )
 
 // dockerConfig are the settings of `storaged docker-plugin`.
 type dockerConfig struct {
-	Socket      string     `flag:"socket" default:"/run/docker/plugins/storaged.sock" help:"unix socket to listen on; in that directory, its name without .sock is what Docker calls the driver"`
-	Endpoints   string     `flag:"endpoint" help:"API of one or more nodes of the cluster (host or host:port), separated by commas; empty: those of the host's gateway"`
-	Gateway     string     `flag:"gateway" default:"/run/storaged/gateway.sock" help:"socket of the host's gateway (storaged gateway)"`
+	Socket      string `flag:"socket" default:"/run/docker/plugins/storaged.sock" help:"unix socket to listen on; in that directory, its name without .sock is what Docker calls the driver"`
+	Endpoints   string `flag:"endpoint" help:"API of one or more nodes of the cluster (host or host:port), separated by commas; empty: those of the host's gateway"`
+	Gateway     string `flag:"gateway" default:"/run/storaged/gateway.sock" help:"socket of the host's gateway (storaged gateway)"`
+	API         tlsfiles.Client
 	StateDir    string     `flag:"state-dir" default:"/var/lib/storaged-docker" help:"directory of what the plugin knows, and of its mounts"`
 	DefaultSize size.Bytes `flag:"default-size" default:"10GiB" help:"size of a new volume without the option size; 0: the option is required"`
 	LogLevel    string     `flag:"log-level" default:"info" help:"debug, info, warn or error"`
@@ -77,12 +79,11 @@ func (c dockerConfig) validate() error {
 			problems = append(problems, fmt.Errorf("--default-size: %w", err))
 		}
 	}
-	var level slog.Level
-	if level.UnmarshalText([]byte(c.LogLevel)) != nil {
-		problems = append(problems, fmt.Errorf("--log-level %q: use debug, info, warn or error", c.LogLevel))
-	}
-	if c.LogFormat != "text" && c.LogFormat != "json" {
-		problems = append(problems, fmt.Errorf("--log-format %q: use text or json", c.LogFormat))
+	_, err := logging.New(c.LogLevel, c.LogFormat, io.Discard)
+	for _, err := range []error{c.API.Validate(), err} {
+		if err != nil {
+			problems = append(problems, err)
+		}
 	}
 	if len(problems) > 0 {
 		return storage.E("configuration", storage.KindInvalid, "", errors.Join(problems...))
@@ -92,7 +93,10 @@ func (c dockerConfig) validate() error {
 
 // runDocker serves until ctx ends.
 func runDocker(ctx context.Context, c dockerConfig, stderr io.Writer) error {
-	log := csiConfig{LogLevel: c.LogLevel, LogFormat: c.LogFormat}.logger(stderr)
+	log, err := logging.New(c.LogLevel, c.LogFormat, stderr)
+	if err != nil {
+		return err
+	}
 	klog.SetSlogLogger(log) // k8s.io/mount-utils logs there
 	if err := csi.Supported(); err != nil {
 		return err
@@ -110,7 +114,11 @@ func runDocker(ctx context.Context, c dockerConfig, stderr io.Writer) error {
 		}
 		endpoints = info.Endpoints
 	}
-	cluster, err := client.New(client.Config{Endpoints: endpoints})
+	tlsConfig, err := c.API.Config()
+	if err != nil {
+		return err
+	}
+	cluster, err := client.New(client.Config{Endpoints: endpoints, TLS: tlsConfig})
 	if err != nil {
 		return err
 	}

@@ -15,11 +15,16 @@ import (
 	"github.com/storaged/storaged/internal/size"
 )
 
-// bindFlags defines a flag for every tagged field of the configuration c points to, with its default.
+// bindFlags defines a flag for every tagged field of the configuration c points to, and of the structs in it, with its
+// default.
 func bindFlags(fs *pflag.FlagSet, c any) {
 	v := reflect.ValueOf(c).Elem()
 	for i := range v.NumField() {
 		tag := v.Type().Field(i).Tag
+		if part := v.Field(i); part.Kind() == reflect.Struct { // settings that several programs have
+			bindFlags(fs, part.Addr().Interface())
+			continue
+		}
 		name, def, help := tag.Get("flag"), tag.Get("default"), tag.Get("help")
 		switch p := v.Field(i).Addr().Interface().(type) {
 		case *string:

@@ -1,13 +1,10 @@
 package hostgateway
 
 import (
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
 	"strings"
 	"time"
 
@@ -16,21 +13,25 @@ import (
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api"
 	"github.com/storaged/storaged/api/client"
+	"github.com/storaged/storaged/internal/tlsfiles"
 )
 
 // Config is all that an operator sets of a host's gateway. Flags, the configuration file, the environment and
 // docs/storaged.md are made from this one struct, as those of a node are from server.Config.
 type Config struct {
-	Endpoints  string        `flag:"endpoint" help:"API addresses of nodes (host or host:port), separated by commas; any that answers will do, and the other nodes are learned from it"`
-	StateDir   string        `flag:"state-dir" default:"/var/lib/storaged-gateway" help:"directory where this host's attachments are written down; made if it does not exist"`
-	Socket     string        `flag:"socket" default:"/run/storaged/gateway.sock" help:"unix socket that storagectl attach and the CSI node service speak to"`
-	LinkDir    string        `flag:"link-dir" default:"/dev/storaged" help:"directory of links from the names of attached volumes to their devices; empty: none"`
-	HostID     string        `flag:"host-id" help:"what the cluster knows this host as; must be unique (default: the host's name and a random number, kept in the state directory)"`
-	Zone       string        `flag:"zone" help:"failure domain of this host, for orchestrators"`
-	ListenHTTP string        `flag:"listen-http" help:"address of metrics and health (/metrics, /healthz); off when empty"`
-	PeerCert   string        `flag:"peer-tls-cert" help:"certificate of this host for the nodes (PEM), with the organizational unit storaged-gateway; needed when the nodes have one"`
-	PeerKey    string        `flag:"peer-tls-key" help:"its key (PEM)"`
-	PeerCA     string        `flag:"peer-tls-ca" help:"certificates (PEM) that the nodes' certificates must be signed by"`
+	Endpoints  string `flag:"endpoint" help:"API addresses of nodes (host or host:port), separated by commas; any that answers will do, and the other nodes are learned from it"`
+	StateDir   string `flag:"state-dir" default:"/var/lib/storaged-gateway" help:"directory where this host's attachments are written down; made if it does not exist"`
+	Socket     string `flag:"socket" default:"/run/storaged/gateway.sock" help:"unix socket that storagectl attach and the CSI node service speak to"`
+	LinkDir    string `flag:"link-dir" default:"/dev/storaged" help:"directory of links from the names of attached volumes to their devices; empty: none"`
+	HostID     string `flag:"host-id" help:"what the cluster knows this host as; must be unique (default: the host's name and a random number, kept in the state directory)"`
+	Zone       string `flag:"zone" help:"failure domain of this host, for orchestrators"`
+	ListenHTTP string `flag:"listen-http" help:"address of metrics and health (/metrics, /healthz); off when empty"`
+	PeerCert   string `flag:"peer-tls-cert" help:"certificate of this host for the nodes (PEM), with the organizational unit storaged-gateway; needed when the nodes have one"`
+	PeerKey    string `flag:"peer-tls-key" help:"its key (PEM)"`
+	PeerCA     string `flag:"peer-tls-ca" help:"certificates (PEM) that the nodes' certificates must be signed by"`
+
+	API tlsfiles.Client
+
 	NBDTimeout time.Duration `flag:"nbd-timeout" default:"10s" help:"when the kernel sends an unanswered NBD request again"`
 	NBDDead    time.Duration `flag:"nbd-dead-timeout" default:"1h" help:"for how long a kernel NBD device waits for a gateway to come back before its requests fail"`
 
@@ -68,14 +69,10 @@ func (c *Config) Validate() error {
 			bad("listen-http", "%q is no host:port", c.ListenHTTP)
 		}
 	}
-	set := 0
-	for _, v := range []string{c.PeerCert, c.PeerKey, c.PeerCA} {
-		if v != "" {
-			set++
+	for _, err := range []error{tlsfiles.CheckPeer(c.PeerCert, c.PeerKey, c.PeerCA), c.API.Validate()} {
+		if err != nil {
+			errs = append(errs, err)
 		}
-	}
-	if set != 0 && set != 3 {
-		bad("peer-tls-cert", "goes together with --peer-tls-key and --peer-tls-ca")
 	}
 	if c.NBDTimeout < time.Second || c.NBDDead < c.NBDTimeout {
 		bad("nbd-timeout", "%v: use at least 1s, and less than --nbd-dead-timeout", c.NBDTimeout)
@@ -95,26 +92,6 @@ func (c *Config) endpoints() (list []string) {
 		}
 	}
 	return list
-}
-
-// peerTLS returns the configuration of the connections to nodes; nil: plain.
-func (c *Config) peerTLS() (*tls.Config, error) {
-	if c.PeerCert == "" {
-		return nil, nil
-	}
-	cert, err := tls.LoadX509KeyPair(c.PeerCert, c.PeerKey)
-	if err != nil {
-		return nil, storage.E("load", storage.KindInvalid, "--peer-tls-cert", err)
-	}
-	pem, err := os.ReadFile(c.PeerCA)
-	if err != nil {
-		return nil, storage.E("load", storage.KindInvalid, "--peer-tls-ca", err)
-	}
-	ca := x509.NewCertPool()
-	if !ca.AppendCertsFromPEM(pem) {
-		return nil, storage.E("load", storage.KindInvalid, "--peer-tls-ca", fmt.Errorf("%s holds no certificate", c.PeerCA))
-	}
-	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}, RootCAs: ca}, nil
 }
 
 // environment is what the gateway has besides its settings.

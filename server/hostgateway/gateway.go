@@ -16,6 +16,7 @@ import (
 	"github.com/storaged/storaged/api"
 	"github.com/storaged/storaged/api/client"
 	"github.com/storaged/storaged/api/host"
+	"github.com/storaged/storaged/internal/tlsfiles"
 	"github.com/storaged/storaged/internal/version"
 	"github.com/storaged/storaged/nbd/attach"
 	"github.com/storaged/storaged/replication/peer"
@@ -76,7 +77,11 @@ func newGateway(ctx context.Context, c Config, env environment) (g *Gateway, err
 		return nil, err
 	}
 	name, _ := os.Hostname() // for people only
-	apiClient, err := client.New(client.Config{Endpoints: c.endpoints()})
+	apiTLS, err := c.API.Config()
+	if err != nil {
+		return nil, err
+	}
+	apiClient, err := client.New(client.Config{Endpoints: c.endpoints(), TLS: apiTLS})
 	if err != nil {
 		return nil, err
 	}
@@ -162,7 +167,7 @@ func (g *Gateway) connectOnce() error {
 			g.env.logger.Warn("the nodes' addresses could not be written down", "error", err)
 		}
 	})
-	tlsConfig, err := g.config.peerTLS()
+	tlsConfig, err := tlsfiles.Peer(g.config.PeerCert, g.config.PeerKey, g.config.PeerCA)
 	if err != nil {
 		return err
 	}

@@ -88,12 +88,14 @@ var variants = map[string]map[string]any{
 	"one node":      {"nodes": map[string]any{"count": 1, "replicas": 1}},
 	"running":       {"nodes": map[string]any{"bootstrap": false}},
 	"elsewhere":     {"nodes": map[string]any{"enabled": false}, "endpoints": []any{"10.0.0.1", "10.0.0.2:7000"}},
+	"TLS":           {"tls": map[string]any{"nodeSecret": "nodes-tls", "hostSecret": "hosts-tls"}},
+	"TLS elsewhere": {"tls": map[string]any{"hostSecret": "hosts-tls"}, "nodes": map[string]any{"enabled": false}, "endpoints": []any{"10.0.0.1"}},
 	"gateway apart": {"gateway": map[string]any{"mode": "host"}},
 	"tools inside": {"csi": map[string]any{"hostTools": false, "maxVolumes": 32},
 		"storageClasses": []any{map[string]any{"name": "fast", "fsType": "xfs", "default": true, "mountOptions": []any{"noatime"},
 			"parameters": map[string]any{"takeOver": "true"}}}},
 	"places": {"imagePullSecrets": []any{map[string]any{"name": "s"}}, "nodes": map[string]any{"nodeSelector": map[string]any{"a": "b"},
-		"extraArgs": []any{"--cache=1GiB"}}, "gateway": map[string]any{"nodeSelector": map[string]any{"a": "b"}, "extraArgs": []any{"--nbd-timeout=20s"}},
+		"extraArgs": []any{"--cache=1GiB"}}, "gateway": map[string]any{"nodeSelector": map[string]any{"a": "b"}, "extraArgs": []any{"--nbd-dead-timeout=2h"}},
 		"csi": map[string]any{"node": map[string]any{"nodeSelector": map[string]any{"a": "b"}}}},
 }
 
@@ -186,6 +188,8 @@ func TestRefuses(t *testing.T) {
 		"two copies":       {"nodes": map[string]any{"replicas": 2}},
 		"no nodes":         {"nodes": map[string]any{"count": 0}},
 		"another gateway":  {"gateway": map[string]any{"mode": "sidecar"}},
+		"half of TLS":      {"tls": map[string]any{"nodeSecret": "nodes-tls"}},
+		"half of TLS too":  {"tls": map[string]any{"hostSecret": "hosts-tls"}},
 		"another fs":       {"storageClasses": []any{map[string]any{"name": "x", "fsType": "btrfs"}}},
 		"negative volumes": {"csi": map[string]any{"maxVolumes": -1}},
 	} {

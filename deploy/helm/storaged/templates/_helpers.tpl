@@ -22,6 +22,18 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if .Values.endpoints }}{{ join "," .Values.endpoints }}{{ else if .Values.nodes.enabled }}{{ include "storaged.name" . }}-api.{{ .Release.Namespace }}.svc:7000{{ else }}{{ fail "nodes.enabled is false: say in endpoints where the cluster is" }}{{ end }}
 {{- end }}
 
+{{- /* Whether hosts speak TLS: a secret for them alone, or for nodes that this release starts alone, works with nobody. */ -}}
+{{- define "storaged.tls" -}}
+{{- if and .Values.nodes.enabled (ne (empty .Values.tls.nodeSecret) (empty .Values.tls.hostSecret)) }}{{ fail "tls.nodeSecret and tls.hostSecret go together: nodes with TLS refuse hosts without, and the other way round" }}{{ end }}
+{{- if .Values.tls.hostSecret }}yes{{ end }}
+{{- end }}
+
+{{- /* The volume of a secret with certificates. dict: secret */ -}}
+{{- define "storaged.tlsVolume" -}}
+- name: tls
+  secret: {secretName: {{ .secret }}, defaultMode: 0440}
+{{- end }}
+
 {{- /* One group of storage nodes. dict: root, group (first or more), count, join */ -}}
 {{- define "storaged.statefulset" -}}
 {{- $root := .root -}}
@@ -108,6 +120,14 @@ spec:
             {{- end }}
             - --log-level={{ $root.Values.log.level }}
             - --log-format={{ $root.Values.log.format }}
+            {{- if include "storaged.tls" $root }}
+            - --api-tls-cert=/tls/tls.crt
+            - --api-tls-key=/tls/tls.key
+            - --api-tls-client-ca=/tls/ca.crt
+            - --peer-tls-cert=/tls/tls.crt
+            - --peer-tls-key=/tls/tls.key
+            - --peer-tls-ca=/tls/ca.crt
+            {{- end }}
             {{- with $n.extraArgs }}
             {{- toYaml . | nindent 12 }}
             {{- end }}
@@ -134,6 +154,13 @@ spec:
             {{- toYaml $n.resources | nindent 12 }}
           volumeMounts:
             - {name: data, mountPath: /data}
+            {{- if include "storaged.tls" $root }}
+            - {name: tls, mountPath: /tls, readOnly: true}
+            {{- end }}
+      {{- if include "storaged.tls" $root }}
+      volumes:
+        {{- include "storaged.tlsVolume" (dict "secret" $root.Values.tls.nodeSecret) | nindent 8 }}
+      {{- end }}
   volumeClaimTemplates:
     - metadata:
         name: data
