@@ -38,6 +38,7 @@ type config struct {
 	idle      time.Duration // how long the idle cluster is watched
 	freeze    time.Duration // how long a leader is frozen; 0 leaves that out
 	only      string        // name of the only job to run; empty runs all
+	groups    int           // that the volume is striped over; 0: as the cluster chooses
 	keep      bool          // leave dir behind
 }
 
@@ -70,6 +71,7 @@ func parseFlags(args []string) (config, error) {
 	flags.DurationVar(&cfg.idle, "idle", 20*time.Second, "how long the idle cluster is watched")
 	flags.DurationVar(&cfg.freeze, "freeze", 8*time.Second, "how long a leading node is frozen; 0 leaves that out")
 	flags.StringVar(&cfg.only, "job", "", "run only the job of this `name`")
+	flags.IntVar(&cfg.groups, "groups", 0, "`number` of groups that the volume is striped over; 0 leaves that to the cluster")
 	flags.BoolVar(&cfg.keep, "keep", false, "leave the data behind")
 	quick := flags.Bool("quick", false, "short: 2 rounds of 2 s on 1 GiB; figures too rough to keep")
 	if err := flags.Parse(args); err != nil {
@@ -262,7 +264,7 @@ func measureStall(ctx context.Context, cfg config, sys *server, w io.Writer) (ti
 	}
 	done := make(chan outcome, 1)
 	go func() {
-		m, err := runFio(ctx, stallJob, sys.uri, cfg.sizeBytes, (cfg.freeze + 6*time.Second).Truncate(time.Second), 0)
+		m, err := runFio(ctx, stallJob, sys.stallURI, cfg.sizeBytes, (cfg.freeze + 6*time.Second).Truncate(time.Second), 0)
 		done <- outcome{m, err}
 	}()
 	err = wait(ctx, 3*time.Second)

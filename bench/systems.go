@@ -26,8 +26,10 @@ type server struct {
 	disk disk
 	pids func() []int // nil: usage is not read
 	stop func() error
-	// leading returns a node that leads and is not the one that uri points to; nil where there is none.
+	// leading returns a node that leads and is not the one that the URIs point to; nil where there is none.
 	leading func(context.Context) (*testcluster.Node, error)
+	// stallURI is of a volume that every node leads a part of.
+	stallURI string
 }
 
 // usage sums over the processes.
@@ -257,7 +259,7 @@ func startSystem(ctx context.Context, cfg config, dir string) (*server, error) {
 		defer cancel()
 		return c.Stop(ctx)
 	}
-	if err := startCluster(ctx, c, cfg.sizeBytes); err != nil {
+	if err := startCluster(ctx, c, cfg); err != nil {
 		_ = stop() // the first error tells more
 		return nil, err
 	}
@@ -271,13 +273,17 @@ func startSystem(ctx context.Context, cfg config, dir string) (*server, error) {
 			}
 			return pids
 		},
-		leading: func(ctx context.Context) (*testcluster.Node, error) { return leadingNode(ctx, c) },
+		stallURI: "nbd://" + c.Node(0).NBD + "/" + stallVolumeName,
+		leading:  func(ctx context.Context) (*testcluster.Node, error) { return leadingNode(ctx, c) },
 	}, nil
 }
 
-const volumeName = "bench"
+const (
+	volumeName      = "bench"
+	stallVolumeName = "bench-stall" // striped over all groups, so that each node leads a part of it
+)
 
-func startCluster(ctx context.Context, c *testcluster.Cluster, sizeBytes int64) error {
+func startCluster(ctx context.Context, c *testcluster.Cluster, cfg config) error {
 	if err := c.Start(ctx); err != nil {
 		return err
 	}
@@ -286,7 +292,10 @@ func startCluster(ctx context.Context, c *testcluster.Cluster, sizeBytes int64) 
 	if err := c.WaitFull(full); err != nil {
 		return err
 	}
-	return c.CreateVolume(ctx, volumeName, sizeBytes)
+	if err := c.CreateVolume(ctx, stallVolumeName, cfg.sizeBytes); err != nil {
+		return err
+	}
+	return c.CreateVolumeOver(ctx, volumeName, cfg.sizeBytes, cfg.groups)
 }
 
 // leadingNode returns the node other than the first that leads most groups.

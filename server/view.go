@@ -74,15 +74,32 @@ func (v *view) propose(ctx context.Context, cmd catalog.Command) (catalog.Result
 
 // CreateVolume implements api.Cluster.
 func (v *view) CreateVolume(ctx context.Context, nv api.NewVolume) (api.Volume, error) {
-	if nv.Groups != 0 {
-		return api.Volume{}, storage.E("create", storage.KindUnsupported, "volume "+nv.Name,
-			fmt.Errorf("this version chooses the number of groups by itself: leave it out"))
+	if ready := v.readyGroups(); nv.Groups > ready {
+		return api.Volume{}, storage.E("create", storage.KindInvalid, "volume "+nv.Name,
+			fmt.Errorf("it cannot be striped over %d groups: %d are ready; use a power of two up to that, or leave it out", nv.Groups, ready))
 	}
-	r, err := v.propose(ctx, catalog.CreateVolume{Name: nv.Name, SizeBytes: nv.SizeBytes, RequestID: nv.RequestID, At: time.Now().UTC()})
+	groups := nv.Groups
+	if groups == 0 {
+		groups = catalog.StripeGroups(nv.SizeBytes)
+	}
+	r, err := v.propose(ctx, catalog.CreateVolume{Name: nv.Name, SizeBytes: nv.SizeBytes, RequestID: nv.RequestID, At: time.Now().UTC(),
+		Groups: groups})
 	if err != nil {
 		return api.Volume{}, err
 	}
 	return v.volume(*r.Volume, nil, nil), nil
+}
+
+// readyGroups counts the groups that a volume may be striped over now.
+func (v *view) readyGroups() (n int) {
+	v.n.control.View(func(s *catalog.State) {
+		for _, g := range s.Groups() {
+			if g.State == catalog.GroupReady {
+				n++
+			}
+		}
+	})
+	return n
 }
 
 // Volume implements api.Cluster. Who is connected is known from the nodes' reports: up to a second old, and missing when

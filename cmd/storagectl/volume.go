@@ -34,6 +34,10 @@ func newVolumeCreate(a *app) *cobra.Command {
 A name has 1 to 63 lower-case letters, digits and hyphens, with a letter or digit at both ends. For SIZE, 10G and 10GiB
 are both 10 x 1024^3 bytes, as with other storage tools; see 'storagectl help sizes'.
 
+A volume lives in Raft groups of the cluster: one for each 64 GiB of SIZE, up to a power of two, unless --groups says
+otherwise. Few groups answer small requests faster; many spread one volume's load over more nodes and disks. The number
+stays when the volume grows: give one that will grow large more groups now.
+
 A script that may run twice gives --request-id: the same id, name and size make one volume, and the second run succeeds
 like the first.`,
 		Example: "  storagectl volume create web --size 10G\n  storagectl volume create db --size 1T --request-id install-42 -o json",
@@ -56,7 +60,7 @@ like the first.`,
 		},
 	}
 	c.Flags().Var(&size, "size", "size of the volume, a multiple of 4096 bytes; 10G = 10GiB")
-	c.Flags().IntVar(&stripe, "groups", 0, "`NUMBER` of groups to stripe over, a power of two; 0 lets the cluster choose")
+	c.Flags().IntVar(&stripe, "groups", 0, "`NUMBER` of groups to stripe over, a power of two; 0: one for each 64 GiB of SIZE")
 	c.Flags().StringVar(&request, "request-id", "", "`ID` that makes a repeated request the same request")
 	return c
 }

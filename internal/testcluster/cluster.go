@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/bits"
 	"os"
 	"path/filepath"
 	"sync"
@@ -181,9 +182,28 @@ func (c *Cluster) Groups(ctx context.Context) ([]*storagev1.Group, error) {
 	})
 }
 
-// CreateVolume creates a volume through the first running node that answers.
+// CreateVolume creates a volume through the first running node that answers. However small, it is striped over the largest
+// power of two of the groups that are led, so that every node's death concerns it.
 func (c *Cluster) CreateVolume(ctx context.Context, name string, sizeBytes int64) error {
-	req := &storagev1.CreateVolumeRequest{Name: name, SizeBytes: sizeBytes,
+	groups, err := c.Groups(ctx)
+	if err != nil {
+		return err
+	}
+	led := 0
+	for _, g := range groups {
+		if g.GetLeader() != 0 {
+			led++
+		}
+	}
+	if led == 0 {
+		return fmt.Errorf("testcluster: none of the %d groups is led", len(groups))
+	}
+	return c.CreateVolumeOver(ctx, name, sizeBytes, 1<<(bits.Len(uint(led))-1))
+}
+
+// CreateVolumeOver is like CreateVolume; the volume is striped over so many groups, and 0 leaves that to the cluster.
+func (c *Cluster) CreateVolumeOver(ctx context.Context, name string, sizeBytes int64, groups int) error {
+	req := &storagev1.CreateVolumeRequest{Name: name, SizeBytes: sizeBytes, GroupCount: uint32(groups),
 		RequestId: fmt.Sprintf("testcluster-%s-%d", name, time.Now().UnixNano())}
 	_, err := ask(ctx, c, func(ctx context.Context, conn *grpc.ClientConn) (*storagev1.Volume, error) {
 		r, err := storagev1.NewVolumesClient(conn).Create(ctx, req)

@@ -1,6 +1,7 @@
 package catalog
 
 import (
+	"cmp"
 	"slices"
 
 	storage "github.com/storaged/storaged"
@@ -26,7 +27,7 @@ func (c CreateVolume) apply(s *State, tx *change) error {
 	if len(s.volumes) >= MaxVolumes {
 		return refuse(op, storage.KindNoSpace, subject, "the cluster has %d volumes, the limit; delete some first", MaxVolumes)
 	}
-	groups := stripe(s.lastVolume+1, s.readyGroups())
+	groups := s.stripe(s.lastVolume+1, c.Groups)
 	if len(groups) == 0 {
 		return refuse(op, storage.KindUnavailable, subject,
 			"no group is ready yet; wait until `storagectl status` shows one, then try again")
@@ -52,22 +53,60 @@ func (s *State) readyGroups() []storage.GroupID {
 	return ids
 }
 
-// stripe chooses the groups of a volume: the largest power of two that there are, up to MaxVolumeGroups, beginning
-// at another group for every volume. First extents are written most (file systems keep their superblock and journal
-// there), so they must not all lie in one group.
-func stripe(id storage.VolumeID, ready []storage.GroupID) []storage.GroupID {
-	if len(ready) == 0 {
-		return nil
-	}
+// StripeGroups returns how many groups a volume of so many bytes is striped over unless its maker wants another number: one
+// for each StripeBytes or part of them, rounded up to a power of two. Few groups keep a small volume's requests together,
+// so that they share batches, syncs and frames, and the loss of a group takes few volumes with it; many give a large one
+// the room and the speed of more disks.
+func StripeGroups(sizeBytes int64) int {
 	n := 1
-	for n*2 <= min(len(ready), MaxVolumeGroups) {
+	for n < MaxVolumeGroups && int64(n)*StripeBytes < sizeBytes {
 		n *= 2
 	}
-	groups := make([]storage.GroupID, n)
-	for i := range groups {
-		groups[i] = ready[(uint64(id-1)+uint64(i))%uint64(len(ready))]
+	return n
+}
+
+// stripe chooses n groups for a volume, or the largest power of two of those that are ready: the ones that the volumes
+// there are may fill least. It begins at the one in which the fewest volumes begin: first extents are written most (file
+// systems keep their superblock and journal there), so they must not all lie in one group.
+func (s *State) stripe(id storage.VolumeID, n int) []storage.GroupID {
+	groups := s.readyGroups()
+	if len(groups) == 0 {
+		return nil
 	}
-	return groups
+	if n == 0 {
+		n = MaxVolumeGroups
+	}
+	for n > len(groups) {
+		n /= 2
+	}
+	groups = rotate(groups, int(uint64(id-1)%uint64(len(groups)))) // where all are equal, volumes take turns
+	bytes, begun := s.promised()
+	slices.SortStableFunc(groups, func(a, b storage.GroupID) int { return cmp.Compare(bytes[a], bytes[b]) })
+	groups = groups[:n]
+	first := 0
+	for i, g := range groups {
+		if begun[g] < begun[groups[first]] {
+			first = i
+		}
+	}
+	return rotate(groups, first)
+}
+
+// rotate returns a copy of groups that begins with the i-th.
+func rotate(groups []storage.GroupID, i int) []storage.GroupID {
+	return slices.Concat(groups[i:], groups[:i])
+}
+
+// promised returns for every group how many bytes the volumes may fill in it, and how many volumes begin in it.
+func (s *State) promised() (bytes map[storage.GroupID]int64, begun map[storage.GroupID]int) {
+	bytes, begun = map[storage.GroupID]int64{}, map[storage.GroupID]int{}
+	for _, v := range s.volumes {
+		for _, g := range v.Groups {
+			bytes[g] += v.SizeBytes / int64(len(v.Groups))
+		}
+		begun[v.Groups[0]]++
+	}
+	return bytes, begun
 }
 
 // volume finds the volume of a command. Volumes that are being deleted are found by id only.

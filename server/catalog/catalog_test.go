@@ -342,6 +342,7 @@ func TestLowestVersion(t *testing.T) {
 	}{
 		{CreateVolume{Name: "v", SizeBytes: 4096}, `{"v":1,`},
 		{CreateVolume{Name: "v", SizeBytes: 4096, Limits: limited}, `{"v":2,`},
+		{CreateVolume{Name: "v", SizeBytes: 4096, Groups: 1}, `{"v":2,`},
 		{SetVolumeLimits{Volume: ByName("v")}, `{"v":2,`},
 	} {
 		b, err := Encode(c.command)
@@ -349,6 +350,46 @@ func TestLowestVersion(t *testing.T) {
 			t.Errorf("%#v is written as %s, %v", c.command, b, err)
 		}
 	}
+}
+
+func TestStripeGroups(t *testing.T) {
+	for size, want := range map[int64]int{4096: 1, StripeBytes: 1, StripeBytes + 4096: 2, 3 * StripeBytes: 4, 8 * StripeBytes: 8,
+		storage.MaxVolumeBytes: MaxVolumeGroups} {
+		if got := StripeGroups(size); got != want {
+			t.Errorf("a volume of %d bytes is striped over %d groups, want %d", size, got, want)
+		}
+	}
+}
+
+// Small volumes lie in one group each, in all groups alike, by what they may fill and not by their number.
+func TestSmallVolumesSpread(t *testing.T) {
+	f := newFixture(t)
+	f.node(1)
+	for range 4 {
+		f.group(1)
+	}
+	made := func(name string, size int64, groups int) Volume {
+		r := f.ok(CreateVolume{Name: name, SizeBytes: size, Groups: groups, At: testTime})
+		return *r.Volume
+	}
+	large := made("large", 40<<30, 1)
+	if len(large.Groups) != 1 {
+		t.Fatalf("striped over %d groups, want 1", len(large.Groups))
+	}
+	count := map[storage.GroupID]int{}
+	for i := range 9 {
+		count[made("small"+string(rune('0'+i)), 10<<30, 1).Groups[0]]++
+	}
+	if count[large.Groups[0]] != 0 {
+		t.Errorf("%d small volumes lie beside the large one, which fills as much as four of them", count[large.Groups[0]])
+	}
+	if len(count) != 3 {
+		t.Errorf("small volumes lie in %v, want three each in the other three groups", count)
+	}
+	if v := made("wide", 40<<30, 8); len(v.Groups) != 4 {
+		t.Errorf("striped over %d groups of 4 when 8 were asked for", len(v.Groups))
+	}
+	f.refused(CreateVolume{Name: "odd", SizeBytes: 4096, Groups: 3, At: testTime}, storage.KindInvalid)
 }
 
 func TestStripesSpread(t *testing.T) {

@@ -3,6 +3,7 @@ package catalog
 import (
 	"errors"
 	"fmt"
+	"math/bits"
 	"strconv"
 	"strings"
 
@@ -184,6 +185,10 @@ func (c CreateVolume) check() error {
 	}
 	if err := c.Limits.Check(); err != nil {
 		return err
+	}
+	if c.Groups < 0 || c.Groups > MaxVolumeGroups || bits.OnesCount(uint(c.Groups)) > 1 {
+		return invalid("create volume", c.Name, "it cannot be striped over %d groups; use a power of two up to %d", c.Groups,
+			MaxVolumeGroups)
 	}
 	return storage.CheckVolumeSize(c.SizeBytes)
 }

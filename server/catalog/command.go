@@ -117,6 +117,9 @@ type CreateVolume struct {
 	At        time.Time `json:"at"`
 	// Limits came with version 2 of the rules.
 	Limits storage.VolumeLimits `json:"limits,omitzero"`
+	// Groups came with version 2 too. It is how many groups the volume is striped over, a power of two; the largest power of two of those that are
+	// ready is taken when they are fewer, or when Groups is 0. StripeGroups says how many a volume should have.
+	Groups int `json:"groups,omitempty"`
 }
 
 // ResizeVolume grows a volume and answers with it. Again: no change.
@@ -280,7 +283,7 @@ func versionOf(c Command) int {
 	case SetVolumeLimits:
 		return 2
 	case CreateVolume:
-		if c.Limits != (storage.VolumeLimits{}) {
+		if c.Limits != (storage.VolumeLimits{}) || c.Groups != 0 {
 			return 2
 		}
 	}

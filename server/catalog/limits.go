@@ -29,6 +29,8 @@ const (
 	MaxVolumes = 100_000
 	// MaxVolumeGroups bounds the stripes of one volume; a power of two.
 	MaxVolumeGroups = 64
+	// StripeBytes is the size up to which a volume lives in one group; see StripeGroups.
+	StripeBytes = 64 << 30
 	// MaxSessions bounds the sessions of a cluster.
 	MaxSessions = 200_000
 	// MaxSessionsPerVolume bounds the sessions of one volume, and with it the windows a group keeps.

@@ -29,6 +29,7 @@ type leadership struct {
 	unfenced map[storage.VolumeID]time.Time  // since when a volume's generation waits to be refused to older ones everywhere
 	settling map[storage.GroupID]time.Time   // when an order for the group ended
 	moved    map[storage.GroupID]time.Time   // when the group's leader was last moved
+	served   served                          // which nodes' gateways serve which volumes
 }
 
 // minLookGap is the shortest time between two looks at the cluster.
@@ -42,7 +43,7 @@ type heardReport struct {
 func newLeadership(ctx context.Context, c *Controller, term uint64, now time.Time) *leadership {
 	l := &leadership{c: c, ctx: ctx, term: term, since: now, reports: map[storage.NodeID]heardReport{},
 		backAt: map[storage.NodeID]time.Time{}, sessions: map[storage.SessionID]time.Time{},
-		settling: map[storage.GroupID]time.Time{}, moved: map[storage.GroupID]time.Time{}}
+		settling: map[storage.GroupID]time.Time{}, moved: map[storage.GroupID]time.Time{}, served: served{}}
 	l.tasks = newTasks(ctx, c.cfg.MaxTasks, c.cfg.Logger, l.ended)
 	return l
 }
@@ -117,6 +118,7 @@ func (l *leadership) decide(now time.Time) []task {
 	var todo []task
 	l.c.fsm.view(func(s *catalog.State) {
 		v := placement.NewView(s, l.freshLocked(now))
+		v.Uses = l.served.uses(s, now, l.c.cfg.BalanceCooldown)
 		todo = append(todo, l.nodesLocked(v, now)...)
 		todo = append(todo, l.newGroup(s, v)...)
 		todo = append(todo, l.groupsLocked(v, now)...)

@@ -8,10 +8,11 @@ import (
 	"github.com/storaged/storaged/server/catalog"
 )
 
-// PreferredLeaders gives every group the voter's node that should lead it, so that leaders spread evenly: going
-// through the groups by id, each takes the node that leads the fewest so far. It looks at who votes and not at who is
-// up, so that the answer does not change when a node restarts.
-func PreferredLeaders(nodes []catalog.Node, groups []catalog.Group) map[storage.GroupID]storage.NodeID {
+// PreferredLeaders gives every group the voter's node that should lead it, so that leaders spread evenly, and within that
+// lead where their volumes are used. Going through the groups by id, each takes the node that leads the fewest so far; then
+// groups change places by their uses. It looks at who votes and not at who is up, so that the answer does not change when
+// a node restarts.
+func PreferredLeaders(nodes []catalog.Node, groups []catalog.Group, uses Uses) map[storage.GroupID]storage.NodeID {
 	draining := map[storage.NodeID]bool{}
 	for _, n := range nodes {
 		draining[n.ID] = !n.Usable()
@@ -34,6 +35,7 @@ func PreferredLeaders(nodes []catalog.Node, groups []catalog.Group) map[storage.
 			leads[best]++
 		}
 	}
+	bringNear(preferred, nodes, byID, uses)
 	return preferred
 }
 
@@ -54,10 +56,74 @@ func (a leaderRank) less(b leaderRank) bool {
 	return cmp.Or(cmp.Compare(a.leads, b.leads), cmp.Compare(a.node, b.node)) < 0
 }
 
+// Uses says for every group how many volumes with a part in it each node's gateway serves.
+type Uses map[storage.GroupID]map[storage.NodeID]int
+
+// Add counts a volume that the gateway of node n serves.
+func (u Uses) Add(v catalog.Volume, n storage.NodeID) {
+	for _, g := range v.Groups {
+		if u[g] == nil {
+			u[g] = map[storage.NodeID]int{}
+		}
+		u[g][n]++
+	}
+}
+
+// bringNear changes an even spread of leaders so that groups are led where their volumes are used, which saves every
+// request a way between nodes. Two groups change places, so it stays as even as it was; and they do only if both together
+// are used more at their leaders then, so groups that nobody uses stay where they are.
+func bringNear(preferred map[storage.GroupID]storage.NodeID, nodes []catalog.Node, groups []catalog.Group, uses Uses) {
+	mayLead := map[storage.NodeID]bool{}
+	for _, n := range nodes {
+		mayLead[n.ID] = n.Usable()
+	}
+	used := slices.DeleteFunc(slices.Clone(groups), func(g catalog.Group) bool { return uses[g.ID] == nil || preferred[g.ID] == 0 })
+	most := func(g catalog.Group) (best storage.NodeID, n int) {
+		for _, r := range g.Replicas {
+			u := uses[g.ID][r.Node]
+			if r.Role == catalog.RoleVoter && mayLead[r.Node] && (u > n || u == n && u > 0 && r.Node < best) {
+				best, n = r.Node, u
+			}
+		}
+		return best, n
+	}
+	slices.SortFunc(used, func(a, b catalog.Group) int {
+		_, ua := most(a)
+		_, ub := most(b)
+		return cmp.Or(cmp.Compare(ub, ua), cmp.Compare(a.ID, b.ID))
+	})
+	for _, g := range used {
+		from := preferred[g.ID]
+		to, _ := most(g)
+		if to == 0 || to == from {
+			continue
+		}
+		var with storage.GroupID
+		best := 0
+		for _, h := range groups {
+			if preferred[h.ID] != to || !votes(h, from) {
+				continue
+			}
+			gain := uses[g.ID][to] - uses[g.ID][from] + uses[h.ID][from] - uses[h.ID][to]
+			if gain > best || gain == best && gain > 0 && h.ID < with {
+				best, with = gain, h.ID
+			}
+		}
+		if with != 0 {
+			preferred[g.ID], preferred[with] = to, from
+		}
+	}
+}
+
+func votes(g catalog.Group, n storage.NodeID) bool {
+	r, ok := g.OnNode(n)
+	return ok && r.Role == catalog.RoleVoter
+}
+
 // LeaderMoves returns one StepTransfer for every group whose preferred leader works, votes, has caught up and does not
 // lead it.
 func LeaderMoves(v View) []Step {
-	preferred := PreferredLeaders(v.Nodes, v.Groups)
+	preferred := PreferredLeaders(v.Nodes, v.Groups, v.Uses)
 	var moves []Step
 	for _, g := range v.Groups {
 		to := preferred[g.ID]
@@ -71,7 +137,7 @@ func LeaderMoves(v View) []Step {
 			continue
 		}
 		moves = append(moves, Step{Kind: StepTransfer, Group: g.ID, Node: to, Store: r.Key.Store, Key: r.Key,
-			Leader: leaderNode, ConfigIndex: leader.ConfigIndex, Reason: "leaders spread evenly"})
+			Leader: leaderNode, ConfigIndex: leader.ConfigIndex, Reason: "leaders spread evenly, near to who uses the volumes"})
 	}
 	return moves
 }

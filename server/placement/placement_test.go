@@ -365,6 +365,84 @@ func TestLeadersSpread(t *testing.T) {
 	}
 }
 
+// A group is led where its volumes are used, as long as leaders stay evenly spread, and the groups that nobody uses there
+// make room.
+func TestLeadersAreNear(t *testing.T) {
+	d := newDriver(t, 9)
+	for range 3 {
+		d.addNode("")
+	}
+	d.addGroups(9)
+	d.settle()
+	v := d.view()
+	even := placement.PreferredLeaders(v.Nodes, v.Groups, nil)
+	count := func(p map[storage.GroupID]storage.NodeID) map[storage.NodeID]int {
+		leads := map[storage.NodeID]int{}
+		for _, n := range p {
+			leads[n]++
+		}
+		return leads
+	}
+	changed := func(p map[storage.GroupID]storage.NodeID) (n int) {
+		for g := range p {
+			if p[g] != even[g] {
+				n++
+			}
+		}
+		return n
+	}
+	far := storage.GroupID(1)
+	to := even[far]%3 + 1
+	near := placement.PreferredLeaders(v.Nodes, v.Groups, placement.Uses{far: {to: 1}})
+	if near[far] != to || changed(near) != 2 {
+		t.Errorf("group %v is used at node %v: led at %v, was %v", far, to, near, even)
+	}
+	all := placement.Uses{}
+	for g := range even {
+		all[g] = map[storage.NodeID]int{to: 1}
+	}
+	if p := placement.PreferredLeaders(v.Nodes, v.Groups, all); changed(p) != 0 {
+		t.Errorf("all groups are used at one node, which leads its share of them: %v, was %v", p, even)
+	}
+	all[far][to] = 5
+	if p := placement.PreferredLeaders(v.Nodes, v.Groups, all); p[far] != to || changed(p) != 2 {
+		t.Errorf("group %v is used most at node %v: %v", far, to, p)
+	}
+	v.Nodes[to-1].State = catalog.NodeDraining
+	if p := placement.PreferredLeaders(v.Nodes, v.Groups, all); count(p)[to] != 0 {
+		t.Errorf("node %v drains and shall lead %d groups", to, count(p)[to])
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		uses := placement.Uses{}
+		for g := range even {
+			for n := storage.NodeID(1); n <= 4; n++ { // node 4 votes nowhere
+				if u := rapid.IntRange(0, 3).Draw(t, "uses"); u > 0 {
+					if uses[g] == nil {
+						uses[g] = map[storage.NodeID]int{}
+					}
+					uses[g][n] = u
+				}
+			}
+		}
+		v := d.view()
+		p := placement.PreferredLeaders(v.Nodes, v.Groups, uses)
+		for n, leads := range count(p) {
+			if leads != 3 {
+				t.Fatalf("node %v leads %d of 9 groups: %v", n, leads, p)
+			}
+		}
+		total := func(p map[storage.GroupID]storage.NodeID) (n int) {
+			for g, at := range p {
+				n += uses[g][at]
+			}
+			return n
+		}
+		if total(p) < total(even) {
+			t.Fatalf("%d uses are at leaders, %d before", total(p), total(even))
+		}
+	})
+}
+
 // TestConverges: whatever fails and whoever decides from old reports, no order costs a voter that is needed, and once
 // all is well the cluster becomes what it should be.
 func TestConverges(t *testing.T) {

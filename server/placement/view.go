@@ -15,6 +15,8 @@ type View struct {
 	Nodes   []catalog.Node
 	Groups  []catalog.Group
 	Reports map[storage.NodeID]NodeReport
+	// Uses is where the groups' volumes are used; nil if leaders need not be near.
+	Uses Uses
 }
 
 // NewView takes what decisions need out of a state.

@@ -126,8 +126,9 @@ func (d *demo) start(ctx context.Context) error {
 	if err := d.awaitLeaders(full); err != nil {
 		return err
 	}
-	say("creating a volume of the image's size: storagectl volume create %s --size %d", volumeName, d.image.sizeBytes)
-	return d.storagectl(ctx, "volume", "create", volumeName, "--size", fmt.Sprint(d.image.sizeBytes))
+	create := []string{"volume", "create", volumeName, "--size", fmt.Sprint(d.image.sizeBytes), "--groups", "8"} // so that each node's death is felt
+	say("creating a volume of the image's size: storagectl %s", strings.Join(create, " "))
+	return d.storagectl(ctx, create...)
 }
 
 // storagectl runs the command with the nodes' endpoints and shows what it prints.
