@@ -68,7 +68,7 @@ type conn struct {
 	running sync.WaitGroup // requests begun and not finished, and workers
 	served  atomic.Uint64  // requests begun
 
-	writeSince atomic.Int64 // when the write in progress began, Unix nanoseconds; 0 when none is
+	writeSince atomic.Int64 // when the write in progress began, as in.now says it; 0 when none is
 	draining   atomic.Bool
 	waiting    atomic.Bool // the reader waits for room and does not read
 	look       *time.Timer // runs while waiting
@@ -208,7 +208,7 @@ func (c *conn) watch() (stop func()) {
 		served  uint64
 	)
 	check := func() {
-		limit := time.Now().Add(-timeout).UnixNano()
+		limit := c.in.now() - int64(timeout)
 		for _, since := range []int64{c.in.stalledSince(), c.writeSince.Load()} {
 			if since != 0 && since <= limit {
 				c.end(errStalled)

@@ -20,13 +20,18 @@ type inbound struct {
 	src  io.Reader
 	buf  []byte
 	r, w int // unread bytes are buf[r:w]
-	// since is when a transfer that must not stop began, in Unix nanoseconds; 0 between requests.
+	// since is when a transfer that must not stop began, as now says it; 0 between requests.
 	since atomic.Int64
+	begun time.Time
 }
 
 func newInbound(src io.Reader) *inbound {
-	return &inbound{src: src, buf: make([]byte, handshakeBufferBytes)}
+	return &inbound{src: src, buf: make([]byte, handshakeBufferBytes), begun: time.Now()}
 }
+
+// now is the time since the beginning, in nanoseconds, never 0. It is not the time of day: to set that forward must not
+// make a transfer look stalled.
+func (in *inbound) now() int64 { return int64(time.Since(in.begun)) + 1 }
 
 // grow makes the buffer as large as the transmission phase wants it, keeping what is unread.
 func (in *inbound) grow() {
@@ -60,7 +65,7 @@ func (in *inbound) fill(n int) error {
 	in.r = 0
 	for in.w < n {
 		if in.w > 0 && in.since.Load() == 0 {
-			in.since.Store(time.Now().UnixNano())
+			in.since.Store(in.now())
 		}
 		m, err := in.src.Read(in.buf[in.w:])
 		in.w += m
@@ -82,7 +87,7 @@ func (in *inbound) full(p []byte) error {
 	p = p[n:]
 	for len(p) > 0 {
 		chunk := p[:min(len(p), stallBytes)]
-		in.since.Store(time.Now().UnixNano())
+		in.since.Store(in.now())
 		if len(chunk) >= len(in.buf) {
 			if _, err := io.ReadFull(in.src, chunk); err != nil {
 				return noEOF(err)

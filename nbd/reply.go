@@ -397,7 +397,7 @@ func (c *conn) writeParts(parts [][]byte) error {
 			size += len(parts[n])
 			n++
 		}
-		c.writeSince.Store(time.Now().UnixNano())
+		c.writeSince.Store(c.in.now())
 		if err := c.out.write(c.nc, parts[:n]); err != nil {
 			return err
 		}

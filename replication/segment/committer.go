@@ -65,7 +65,7 @@ func (c *committer) take() bool {
 	}
 	if l.taken == l.recent.next {
 		l.closingDue = false
-		l.pushLocked(&record{header: recordHeader{kind: kindClosing}}, time.Now().UnixNano())
+		l.pushLocked(&record{header: recordHeader{kind: kindClosing}}, l.now())
 		l.marked = l.endLocked()
 	}
 	c.batch = c.batch[:0]
@@ -98,7 +98,7 @@ func (l *Log) onIdle() {
 	if l.closing || l.failure != nil || l.marked == l.endLocked() {
 		return
 	}
-	quiet := time.Duration(time.Now().UnixNano() - l.lastAppend)
+	quiet := time.Duration(l.now() - l.lastAppend)
 	if left := l.cfg.IdleAfter - quiet; left > 0 || l.durableIndex != l.recent.next {
 		l.armIdleLocked(max(left, time.Millisecond))
 		return

@@ -3,7 +3,6 @@ package segment
 import (
 	"fmt"
 	"hash/crc32"
-	"time"
 
 	"github.com/storaged/storaged"
 )
@@ -27,7 +26,7 @@ func (l *Log) AppendData(h DataHeader, payload []byte) (data, end Position, err 
 	if err := l.admitLocked(int64(size)); err != nil {
 		return 0, 0, err
 	}
-	l.pushLocked(r, time.Now().UnixNano())
+	l.pushLocked(r, l.now())
 	l.committed.Signal()
 	return r.dataAt(), r.end(), nil
 }

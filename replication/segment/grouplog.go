@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"time"
 
 	"github.com/storaged/storaged"
 )
@@ -123,7 +122,7 @@ func (g *GroupLog) Append(entries []Entry) (end Position, err error) {
 		return 0, storage.E("append", storage.KindInvalid, "group "+g.key.String(),
 			fmt.Errorf("entry %d does not continue the log; the next is %d", entries[0].Index, next))
 	}
-	now := time.Now().UnixNano()
+	now := l.now()
 	for i := range records {
 		r := &records[i]
 		l.pushLocked(r, now)
@@ -239,7 +238,7 @@ func (g *GroupLog) controlLocked(op string, h recordHeader) error {
 	if err := g.writableLocked(op); err != nil {
 		return err
 	}
-	g.l.pushLocked(&record{header: h}, time.Now().UnixNano())
+	g.l.pushLocked(&record{header: h}, g.l.now())
 	g.l.committed.Signal()
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
@@ -97,6 +98,26 @@ func stalledFS(gate chan struct{}) vfs.FS {
 	}))
 }
 
+// TestTimeOfDay: how old an append is does not depend on the time of day, which may be set. A bubble has no other clock,
+// hence none here.
+func TestTimeOfDay(t *testing.T) {
+	gate := make(chan struct{})
+	l := openLog(t, testConfig(stalledFS(gate)))
+	defer close(gate)
+	g, err := l.CreateGroup(key(1), 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustAppend(t, g, testEntry(1, 1, 1000))
+	since, ok := l.OldestPending()
+	if age := time.Since(since); !ok || age < 0 || age > time.Minute {
+		t.Fatalf("pending for %v (%v)", age, ok)
+	}
+	if since == since.Round(0) { // which takes the reading of the monotonic clock away
+		t.Error("how old it is depends on the time of day")
+	}
+}
+
 // TestStalledDisk: while a sync hangs, Append goes on until MaxTailBytes wait, what is not durable can be read,
 // OldestPending tells since when, nobody is told that anything is durable; afterwards callbacks come in order. It
 // guards admitLocked and the order of notes.
@@ -137,8 +158,8 @@ func TestStalledDisk(t *testing.T) {
 		if err := l.ReadAt(at, buf); err != nil || l.Durable() >= end || len(called) > 0 {
 			t.Fatalf("ReadAt: %v; durable %s; called %v", err, l.Durable(), called)
 		}
-		if _, ok := l.OldestPending(); !ok {
-			t.Fatal("nothing is pending")
+		if since, ok := l.OldestPending(); !ok || !since.Equal(time.Now()) {
+			t.Fatalf("pending since %v (%v)", since, ok)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()

@@ -22,6 +22,7 @@ type Log struct {
 	metrics *metrics
 	damaged []Damage // set by Open, not changed afterwards
 	disk    *diskReader
+	begun   time.Time
 
 	durable atomic.Uint64 // Position; written by the committer only, with mu held
 
@@ -61,7 +62,7 @@ type Log struct {
 
 	idle       *time.Timer // nil until first needed
 	idleArmed  bool
-	lastAppend int64 // nanoseconds of Unix time
+	lastAppend int64 // see now
 	closingDue bool  // the idle timer asks for a closing record
 	marked     Position
 
@@ -192,8 +193,12 @@ func (l *Log) OldestPending() (since time.Time, ok bool) {
 	if l.durableIndex == l.recent.next {
 		return time.Time{}, false
 	}
-	return time.Unix(0, l.recent.at(l.durableIndex).appends), true
+	return l.begun.Add(time.Duration(l.recent.at(l.durableIndex).appends)), true
 }
+
+// now is the time since the log was opened, in nanoseconds. The time of day is not used: when it is set back, a disk that
+// hangs would look young, and an idle log would wait for its closing record.
+func (l *Log) now() int64 { return int64(time.Since(l.begun)) }
 
 // Failed returns why the disk has failed, of KindIO, or nil.
 func (l *Log) Failed() error {

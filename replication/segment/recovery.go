@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/storaged/storaged"
@@ -22,7 +23,8 @@ func Open(cfg Config) (*Log, error) {
 		return nil, err
 	}
 	l := &Log{cfg: cfg, salt: headerSalt(cfg.Store), log: cfg.Logger, groups: make(map[GroupKey]*GroupLog),
-		segments: make(map[SegmentNo]*segmentFile), nextNo: 1, stop: make(chan struct{})}
+		segments: make(map[SegmentNo]*segmentFile), nextNo: 1, stop: make(chan struct{}),
+		begun: time.Now()}
 	l.disk = newDiskReader(l.log)
 	l.committed.L, l.room.L, l.prepare.L, l.unread.L = &l.mu, &l.mu, &l.mu, &l.mu
 	for _, s := range cfg.Groups {

@@ -8,7 +8,7 @@ type record struct {
 	prefix  [prefixBytes]byte // of the payload of entries and data
 	ext     []byte
 	data    []byte
-	appends int64 // nanoseconds of Unix time of the append
+	appends int64 // the time of the append, as Log.now says it
 	seg     *segmentFile
 	cold    bool // see Entry.Cold; only if the data is large
 }
