@@ -66,7 +66,7 @@ chaos: build ## the same, long (CHAOS_FOR=10m), its tools, and the simulation fr
 	$(GO) test -timeout 0 -count 1 -run '^TestSchedules$$' ./test/sim -sim.from=$$(date +%s)000 -sim.seconds=$(SIM_SECONDS)
 
 lab: ## hosts in QEMU with Debian's kernel and containers: takeovers, faults (LAB="flags"; test/lab/README.md)
-	@test/deps.sh --run $(MAKE) lab-run -- qemu-system-x86_64 busybox crun mkfs.ext4 mkfs.xfs modprobe cpio readelf lz4 xz
+	@test/deps.sh --run $(MAKE) lab-run -- qemu-system-x86_64 busybox crun mkfs.ext4 mkfs.xfs modprobe cpio readelf lz4 xz nbd-client
 
 lab-short: ## the part of it that CI runs: containers on two hosts, a take-over, dying nodes and gateway
 	@$(MAKE) --no-print-directory lab LAB="-run 'TestLab/[01246]:' $(LAB)"

@@ -79,8 +79,8 @@ ln -sf /sbin/bash "$root/bin/sh"
 ln -sf ../bin/busybox "$root/sbin/modprobe" # mount loads modules of file systems by it
 cp -L "$(command -v busybox)" "$root/containers/root/bin/busybox"
 for name in sh cat ls sync sha256sum dd rm mv sleep; do ln -s busybox "$root/containers/root/bin/$name"; done
-program bash dd crun mount umount blockdev mkfs.ext4 e2fsck resize2fs mkfs.xfs xfs_growfs xfs_repair
-modules virtio_pci virtio_net virtio_console virtio_rng nbd ext4 xfs loop fuse overlay
+program bash dd crun mount umount blockdev mkfs.ext4 e2fsck resize2fs mkfs.xfs xfs_growfs xfs_repair nbd-client
+modules virtio_pci virtio_blk virtio_net virtio_console virtio_rng nbd ext4 xfs loop fuse overlay
 echo 'root:x:0:0:root:/root:/bin/sh' >"$root/etc/passwd"
 echo 'root:x:0:' >"$root/etc/group"
 ln -s /proc/self/mounts "$root/etc/mtab"

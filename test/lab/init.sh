@@ -17,7 +17,7 @@ mount -t devpts devpts /dev/pts
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /tmp
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
-for module in virtio_pci virtio_net virtio_console virtio_rng fuse loop; do modprobe "$module"; done
+for module in virtio_pci virtio_blk virtio_net virtio_console virtio_rng fuse loop; do modprobe "$module"; done
 modprobe nbd nbds_max=8
 ip link set lo up
 ip link set eth0 up

@@ -54,6 +54,7 @@ func TestLab(t *testing.T) {
 		{"5: a raw volume is written and read on both hosts", l.shareRaw},
 		{"7: a mounted volume grows", l.grow},
 		{"3: two containers share a volume", l.shareFiles},
+		{"8: plain NBD clients", l.plain},
 	} {
 		if !t.Run(proof.name, proof.run) {
 			return // what it has left behind is looked at, and nothing runs on it
@@ -84,7 +85,7 @@ func newLab(t *testing.T) *lab {
 		}
 	})
 	if err := errors.Join(c.Start(t.Context()), c.WaitFull(contextFor(t, 2*time.Minute)),
-		c.CreateVolume(t.Context(), volume, 256<<20), c.CreateVolume(t.Context(), "raw", 64<<20)); err != nil {
+		c.CreateVolume(t.Context(), volume, 256<<20), c.CreateVolume(t.Context(), "raw", 64<<20), c.CreateVolume(t.Context(), "plain", 64<<20)); err != nil {
 		t.Fatal(err)
 	}
 	var endpoints []string
@@ -92,9 +93,9 @@ func newLab(t *testing.T) *lab {
 		endpoints = append(endpoints, n.API)
 	}
 	l := &lab{cluster: c, endpoints: strings.Join(endpoints, ",")}
-	l.a = boot(t, "server-a")
+	l.a = boot(t, "server-a", "")
 	l.a.gateway(t, l.endpoints)
-	l.b = boot(t, "server-b")
+	l.b = boot(t, "server-b", "")
 	l.b.gateway(t, l.endpoints)
 	return l
 }
@@ -345,4 +346,35 @@ func (l *lab) shareFiles(t *testing.T) {
 	one.remove(t)
 	two.remove(t)
 	l.a.detach(t)
+}
+
+// plain is proof 8: clients that know nothing of gateways, each at another node. Their connections attach the volume, and give
+// it up.
+func (l *lab) plain(t *testing.T) {
+	export := func(node int) (host, port string) {
+		host, port, err := net.SplitHostPort(l.cluster.Node(node).NBD)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return host, port
+	}
+	host, port := export(0)
+	vm := boot(t, "guest", "nbd://"+net.JoinHostPort(host, port)+"/plain")
+	vm.run(t, "mkfs.ext4 -q /dev/vda && mount /dev/vda /mnt && echo from the drive >/mnt/file && umount /mnt")
+	host, port = export(1)
+	connect := fmt.Sprintf("nbd-client %s %s /dev/nbd5 -N ", host, port)
+	if said, err := l.a.try(t.Context(), connect+"plain"); err == nil {
+		t.Fatalf("nbd-client has got a volume that a drive has: %s", said)
+	}
+	vm.cut()
+	l.a.run(t, connect+"plain && mount /dev/nbd5 /mnt && cat /mnt/file >/run/read && echo from the client >>/mnt/file && umount /mnt && "+
+		"grep -qx 'from the drive' /run/read && e2fsck -fn /dev/nbd5 && nbd-client -d /dev/nbd5")
+	l.a.run(t, connect+"'plain?access=shared&read-only' && test $(cat /sys/block/nbd5/ro) = 1")
+	host, port = export(2)
+	vm = boot(t, "guest", "nbd://"+net.JoinHostPort(host, port)+"/plain%3Faccess=shared&read-only,readonly=on")
+	both := "mount -o ro,noload /dev/%s /mnt && cat /mnt/file && umount /mnt"
+	if a, b := l.a.run(t, fmt.Sprintf(both, "nbd5")), vm.run(t, fmt.Sprintf(both, "vda")); a != b || a != "from the drive\nfrom the client" {
+		t.Errorf("nbd-client's file is %q, the drive's %q", a, b)
+	}
+	l.a.run(t, "nbd-client -d /dev/nbd5")
 }

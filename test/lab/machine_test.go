@@ -26,6 +26,7 @@ type machine struct {
 	dir    string
 	qemu   *exec.Cmd
 	exited chan struct{} // closed when QEMU has ended
+	drive  string        // NBD URI of its drive; empty: none
 	jobs   *os.File      // lines to the host
 	lines  chan string   // lines from the host; closed by its reader
 }
@@ -37,10 +38,11 @@ const (
 	awaitSeconds  = 120             // what a script waits for
 )
 
-// boot starts a host, with what it is laid over its root, and returns when it takes scripts. It ends with the test.
-func boot(t *testing.T, name string) *machine {
+// boot starts a host, with what is laid over its root, and returns when it takes scripts. A drive is an NBD URI, or empty. It
+// ends with the test.
+func boot(t *testing.T, name, drive string) *machine {
 	t.Helper()
-	m := &machine{name: name, dir: t.TempDir(), exited: make(chan struct{}), lines: make(chan string)}
+	m := &machine{name: name, dir: t.TempDir(), drive: drive, exited: make(chan struct{}), lines: make(chan string)}
 	for _, end := range []string{"job.in", "job.out"} {
 		if err := syscall.Mkfifo(filepath.Join(m.dir, end), 0o600); err != nil {
 			t.Fatal(err)
@@ -71,8 +73,7 @@ func boot(t *testing.T, name string) *machine {
 	read := make(chan struct{})
 	go func() { defer close(read); m.read(answers) }()
 	t.Cleanup(func() {
-		_ = m.qemu.Process.Kill() // it may have ended
-		<-m.exited
+		m.cut()
 		_ = answers.Close()
 		_ = m.jobs.Close()
 		<-read
@@ -88,12 +89,18 @@ func boot(t *testing.T, name string) *machine {
 	return m
 }
 
+// cut ends the host as a loss of power does. It may be repeated.
+func (m *machine) cut() {
+	_ = m.qemu.Process.Kill() // it may have ended
+	<-m.exited
+}
+
 func (m *machine) arguments() []string {
 	cpu := "qemu64"
 	if strings.HasPrefix(*accelFlag, "kvm") {
 		cpu = "host"
 	}
-	return []string{"-M", "pc,usb=off,hpet=off", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+	arguments := []string{"-M", "pc,usb=off,hpet=off", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-accel", *accelFlag, "-cpu", cpu, "-m", "768",
 		"-kernel", filepath.Join(*imageFlag, "vmlinux"), "-initrd", filepath.Join(*imageFlag, "lab.cpio"),
 		"-append", "console=ttyS0 quiet loglevel=5 panic=-1 mitigations=off nokaslr audit=0 random.trust_cpu=on hostname=" + m.name,
@@ -101,6 +108,10 @@ func (m *machine) arguments() []string {
 		"-netdev", "user,id=net,ipv6=off", "-device", "virtio-net-pci,romfile=,netdev=net",
 		"-device", "virtio-serial-pci", "-chardev", "pipe,id=job,path=" + filepath.Join(m.dir, "job"),
 		"-device", "virtserialport,chardev=job,name=job", "-device", "virtio-rng-pci"}
+	if m.drive != "" {
+		arguments = append(arguments, "-drive", "file="+m.drive+",format=raw,if=virtio")
+	}
+	return arguments
 }
 
 // read passes on what the host says, until the pipe is closed.
