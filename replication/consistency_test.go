@@ -429,6 +429,49 @@ func TestBytesProposedAreBounded(t *testing.T) {
 	})
 }
 
+// TestBytesReadAreBounded guards I9: without acquireWithin in Host.Read (tried) every request gets a buffer, whoever holds
+// the answers to the others.
+func TestBytesReadAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHarness(t, 1)
+		h.configure = func(c *Config) { c.ReadBytes = storage.ExtentSize }
+		defer h.close()
+		n := h.nodes[1]
+		n.start()
+		if err := n.host.Bootstrap(1, storeID(1), 1); err != nil {
+			t.Fatal(err)
+		}
+		c := h.open(1, 7, 1)
+		c.write(0, block(1))
+		read := func(ctx context.Context, length uint32) (*op.ReadData, error) {
+			return n.host.Read(ctx, 1, op.ReadRequest{Volume: 7, Length: length, Epoch: op.HeadEpoch})
+		}
+		whole, err := read(t.Context(), storage.ExtentSize)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := read(ctx, 1); storage.KindOf(err) != storage.KindUnavailable {
+			t.Errorf("beside an answer that takes all the room: %v", err)
+		}
+		whole.Release()
+		if d, err := read(t.Context(), storage.ExtentSize); err != nil {
+			t.Error(err)
+		} else {
+			d.Release()
+		}
+		if _, err := n.host.Read(t.Context(), 1, op.ReadRequest{Volume: 7, Length: 1, Generation: 0, Session: 99}); err == nil {
+			t.Error("read under a session that is not open")
+		}
+		if d, err := read(t.Context(), storage.ExtentSize); err != nil { // what was refused holds no room
+			t.Error(err)
+		} else {
+			d.Release()
+		}
+	})
+}
+
 // TestCorruptBlockIsNeverReturned guards I5 at the leader: rot below the checkpoint, which no recovery reads.
 func TestCorruptBlockIsNeverReturned(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

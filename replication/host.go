@@ -36,6 +36,9 @@ type Config struct {
 	MaxAppendEntries int
 	// GroupInFlightBytes and StoreInFlightBytes bound what is proposed and not applied. Defaults 32 MiB and 128 MiB.
 	GroupInFlightBytes, StoreInFlightBytes int64
+	// ReadBytes bounds the blocks that are being read and those of answers that were not written to their sockets yet, of
+	// all groups and peers. Default 256 MiB; at least an extent.
+	ReadBytes int64
 
 	Logger  *slog.Logger
 	Metrics prometheus.Registerer
@@ -57,6 +60,9 @@ func (c *Config) setDefaults() {
 	if c.StoreInFlightBytes == 0 {
 		c.StoreInFlightBytes = 128 << 20
 	}
+	if c.ReadBytes == 0 {
+		c.ReadBytes = 256 << 20
+	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -77,6 +83,9 @@ func (c *Config) Validate() error {
 	if c.MaxAppendEntries < 0 || c.MaxAppendEntries > maxEntriesPerCall {
 		errs = append(errs, fmt.Errorf("max append entries %d is not within 1 to %d", c.MaxAppendEntries, maxEntriesPerCall))
 	}
+	if c.ReadBytes < storage.ExtentSize {
+		errs = append(errs, fmt.Errorf("read bytes %d are less than an extent's %d", c.ReadBytes, storage.ExtentSize))
+	}
 	return errors.Join(errs...)
 }
 
@@ -86,6 +95,7 @@ type Host struct {
 	router *Router
 	disks  []*disk
 	pulls  *pullServer
+	reads  *semaphore.Weighted // ReadBytes
 
 	mu     sync.RWMutex
 	groups map[storage.GroupID]*group         // guarded by mu
@@ -106,7 +116,7 @@ func NewHost(cfg Config) (*Host, error) {
 		return nil, storage.E("new host", storage.KindInvalid, "", err)
 	}
 	h := &Host{cfg: cfg, router: cfg.Router, groups: map[storage.GroupID]*group{}, out: map[storage.GroupID]damagedReplica{},
-		changing: make(chan struct{}, 1)}
+		changing: make(chan struct{}, 1), reads: semaphore.NewWeighted(cfg.ReadBytes)}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	for _, s := range cfg.Stores {
 		d := &disk{store: s, logger: cfg.Logger, hungAfter: max(time.Second, 2*cfg.HeartbeatTimeout),

@@ -7,6 +7,8 @@ import (
 	"math/bits"
 	"sync"
 
+	"golang.org/x/sync/semaphore"
+
 	"github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/op"
 	"github.com/storaged/storaged/replication/peer"
@@ -61,7 +63,13 @@ func (h *Host) Read(ctx context.Context, id storage.GroupID, req op.ReadRequest)
 		return nil, err
 	}
 	_, n := req.Blocks()
+	// Guards I9: a request of a few bytes has an extent read, and a peer that sends many need not take the answers.
+	size := int64(n) * storage.BlockSize
+	if err := acquireWithin(ctx, h.reads, size); err != nil {
+		return nil, storage.E("read", storage.KindUnavailable, "group "+id.String(), err)
+	}
 	buf := getBuffer(n * storage.BlockSize)
+	buf.room = h.reads
 	resp := op.ReadResponse{Sums: make([]uint32, n), Holes: make([]bool, n)}
 	if err := g.read(ctx, req, buf.b, &resp); err != nil {
 		buf.put()
@@ -154,6 +162,7 @@ func (h *Host) serveStatus(in *peer.Inbound) {
 type buffer struct {
 	b     []byte
 	class int
+	room  *semaphore.Weighted // that len(b) bytes were taken of
 }
 
 var bufferPools [bufferClasses]sync.Pool
@@ -169,4 +178,8 @@ func getBuffer(n int) *buffer {
 	return &buffer{b: make([]byte, storage.BlockSize<<class)[:n], class: class}
 }
 
-func (b *buffer) put() { bufferPools[b.class].Put(b) }
+func (b *buffer) put() {
+	b.room.Release(int64(len(b.b)))
+	b.room = nil
+	bufferPools[b.class].Put(b)
+}
