@@ -36,6 +36,7 @@ type pullServer struct {
 	mu     sync.Mutex
 	next   uint64                   // guarded by mu, like all below
 	open   map[string]*openManifest // by name
+	begun  int                      // being opened; begun + len(open) <= maxOpenManifests
 	closed bool
 }
 
@@ -57,18 +58,22 @@ func newPullServer(h *Host) *pullServer {
 // add opens a manifest of a group and gives it a name.
 func (s *pullServer) add(g *group) (*openManifest, error) {
 	s.mu.Lock()
-	full := s.closed || len(s.open) >= maxOpenManifests
+	full := s.closed || s.begun+len(s.open) >= maxOpenManifests
+	if !full {
+		s.begun++
+	}
 	s.mu.Unlock()
 	if full {
 		return nil, storage.E("open manifest", storage.KindUnavailable, "group "+g.id.String(),
 			fmt.Errorf("%d manifests are being pulled already", maxOpenManifests))
 	}
 	m, err := g.extents.OpenManifest()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.begun--
 	if err != nil {
 		return nil, err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if s.closed {
 		m.Close()
 		return nil, storage.E("open manifest", storage.KindUnavailable, "group "+g.id.String(), errors.New("the node stops"))

@@ -2,6 +2,8 @@ package replication
 
 import (
 	"context"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -257,6 +259,36 @@ func TestManifestsOpenedAreBounded(t *testing.T) {
 		}
 		if _, _, err := s.manifest(context.Background(), 1, manifestOpen, "", 0, nil); err != nil {
 			t.Fatal(err)
+		}
+	})
+}
+
+// TestManifestsOpenedAtOnceAreBounded guards I9: those that are being opened count (tried: only those that are open).
+func TestManifestsOpenedAtOnceAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, c, leader := three(t)
+		defer h.close()
+		c.write(0, block(1))
+		g := h.nodes[leader].host.mustGroup(1)
+		if err := g.checkpoint(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		s := h.nodes[leader].host.pulls
+		var opened atomic.Int64
+		var wg sync.WaitGroup
+		begin := make(chan struct{})
+		for range 100 * maxOpenManifests {
+			wg.Go(func() {
+				<-begin
+				if _, err := s.add(g); err == nil {
+					opened.Add(1)
+				}
+			})
+		}
+		close(begin)
+		wg.Wait()
+		if n := opened.Load(); n != maxOpenManifests || s.count() != maxOpenManifests {
+			t.Errorf("%d were opened at once and %d are open, want %d", n, s.count(), maxOpenManifests)
 		}
 	})
 }
