@@ -127,6 +127,9 @@ func (t *Transport) serveInstall(in *peer.Inbound, req *raft.InstallSnapshotRequ
 
 func (t *Transport) install(in *peer.Inbound, req *raft.InstallSnapshotRequest, part installPart) (
 	resp *raft.InstallSnapshotResponse, installed bool, err error) {
+	if term := t.currentTerm(); req.Term < term {
+		return &raft.InstallSnapshotResponse{Term: term}, false, nil // as the library says, but before anything was pulled for it
+	}
 	if t.cfg.Pull == nil {
 		payload := in.TakePayload()
 		content, err := t.chunks.add(in.From, part, payload)
@@ -151,9 +154,6 @@ func (t *Transport) install(in *peer.Inbound, req *raft.InstallSnapshotRequest, 
 func (t *Transport) holds(req *raft.InstallSnapshotRequest) (bool, error) {
 	if t.cfg.Silent() {
 		return false, t.unavailable("install snapshot", errSilent)
-	}
-	if req.Term < t.currentTerm() {
-		return false, nil // the library says so
 	}
 	end, ok := t.cfg.Gate.EndOf(req.LastLogIndex, req.LastLogTerm)
 	if !ok {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -157,6 +158,26 @@ func TestInstallOfWhatIsHeldGivesNothingUp(t *testing.T) {
 		h.eventually("the instance", func() bool { return h.instance(f) != nil })
 		if got, _ := h.nodes[f].host.mustGroup(1).extents.Log().LastIndex(), 0; got < last || h.instance(f) != before {
 			t.Fatalf("the log ends at %d, it did at %d", got, last)
+		}
+	})
+}
+
+// TestNothingIsPulledForADeposedLeader: its request is answered with the new term, whatever manifest it names. Without the
+// look at the term in Transport.install (tried) the whole of it is pulled first.
+func TestNothingIsPulledForADeposedLeader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, c, leader := three(t)
+		defer h.close()
+		c.write(0, block(1))
+		f, _ := others(leader)
+		in := h.instance(leader)
+		var resp raft.InstallSnapshotResponse
+		err := in.transport.InstallSnapshot(serverID(f), NodeAddress(f), &raft.InstallSnapshotRequest{RPCHeader: headerOf(leader),
+			SnapshotVersion: snapshotVersion, Term: in.raft.CurrentTerm() - 1, LastLogIndex: 1000, LastLogTerm: 1,
+			Configuration: raft.EncodeConfiguration(in.raft.GetConfiguration().Configuration()), ConfigurationIndex: 1}, &resp,
+			strings.NewReader("1-1000-1"))
+		if err != nil || resp.Success || resp.Term != in.raft.CurrentTerm() {
+			t.Errorf("%+v, %v", resp, err)
 		}
 	})
 }
