@@ -164,11 +164,12 @@ const (
 func (l VolumeLimits) Check() error {
 	switch {
 	case l.MaxIOPS != 0 && (l.MaxIOPS < MinIOPS || l.MaxIOPS > MaxIOPS):
-		return &Error{Op: "check limits", Kind: KindInvalid, Subject: strconv.FormatInt(l.MaxIOPS, 10) + " requests a second",
-			Err: fmt.Errorf("use %d to %d, or 0 for no limit", MinIOPS, MaxIOPS)}
+		return &Error{Op: "check limits", Kind: KindInvalid, Err: fmt.Errorf(
+			"a limit of %d requests a second is not possible; use %d to %d, or 0 for no limit", l.MaxIOPS, MinIOPS, MaxIOPS)}
 	case l.MaxBytesPerSecond != 0 && (l.MaxBytesPerSecond < MinBytesPerSecond || l.MaxBytesPerSecond > MaxBytesPerSecond):
-		return &Error{Op: "check limits", Kind: KindInvalid, Subject: strconv.FormatInt(l.MaxBytesPerSecond, 10) + " bytes a second",
-			Err: fmt.Errorf("use %d (1 MiB) to %d (1 TiB), or 0 for no limit", MinBytesPerSecond, MaxBytesPerSecond)}
+		return &Error{Op: "check limits", Kind: KindInvalid, Err: fmt.Errorf(
+			"a limit of %d bytes a second is not possible; use %d (1 MiB) to %d (1 TiB), or 0 for no limit", l.MaxBytesPerSecond,
+			MinBytesPerSecond, MaxBytesPerSecond)}
 	}
 	return nil
 }

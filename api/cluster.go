@@ -29,6 +29,10 @@ type Cluster interface {
 	// the volume has.
 	ResizeVolume(ctx context.Context, name string, sizeBytes int64) (Volume, error)
 
+	// ModifyVolume changes the volume's limits, also where it is in use, and returns the volume as it is then. Again is no
+	// error. KindNotFound, also when id is not 0 and the volume of that name has another.
+	ModifyVolume(ctx context.Context, name string, id storage.VolumeID, change VolumeChange) (Volume, error)
+
 	// DeleteVolume removes the volume; what it held is freed in the background. When id is not 0 and the volume of that
 	// name has another, it is KindNotFound. KindConflict: the volume has sessions.
 	DeleteVolume(ctx context.Context, name string, id storage.VolumeID) error

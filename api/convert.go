@@ -113,6 +113,7 @@ func VolumeToProto(v Volume) *pb.Volume {
 		Sessions:    each(v.Sessions, sessionToProto),
 		Connections: each(v.Connections, connectionToProto),
 		Attachments: each(v.Attachments, AttachmentToProto),
+		Limits:      LimitsToProto(v.Limits),
 	}
 	if v.AllocatedBytes >= 0 {
 		out.AllocatedBytes = &v.AllocatedBytes
@@ -130,11 +131,25 @@ func VolumeFromProto(v *pb.Volume) Volume {
 		Sessions:    each(v.GetSessions(), sessionFromProto),
 		Connections: each(v.GetConnections(), connectionFromProto),
 		Attachments: each(v.GetAttachments(), AttachmentFromProto),
+		Limits:      LimitsFromProto(v.GetLimits()),
 	}
 	if v != nil && v.AllocatedBytes != nil {
 		out.AllocatedBytes = *v.AllocatedBytes
 	}
 	return out
+}
+
+// LimitsToProto is the inverse of LimitsFromProto; no limits are no message.
+func LimitsToProto(l storage.VolumeLimits) *pb.VolumeLimits {
+	if l == (storage.VolumeLimits{}) {
+		return nil
+	}
+	return &pb.VolumeLimits{MaxIops: l.MaxIOPS, MaxBytesPerSecond: l.MaxBytesPerSecond}
+}
+
+// LimitsFromProto reads a message; absent fields are no limits.
+func LimitsFromProto(l *pb.VolumeLimits) storage.VolumeLimits {
+	return storage.VolumeLimits{MaxIOPS: l.GetMaxIops(), MaxBytesPerSecond: l.GetMaxBytesPerSecond()}
 }
 
 func sessionToProto(s Session) *pb.Session {

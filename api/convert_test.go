@@ -85,6 +85,7 @@ func roundTrip[D any, M proto.Message](t *testing.T, to func(D) M, from func(M) 
 
 func TestEveryFieldSurvivesTheWire(t *testing.T) {
 	roundTrip(t, VolumeToProto, VolumeFromProto, Volume{State: VolumeReady, AllocatedBytes: -1}, Volume{State: VolumeReady})
+	roundTrip(t, LimitsToProto, LimitsFromProto)
 	roundTrip(t, NodeToProto, NodeFromProto)
 	roundTrip(t, GroupToProto, GroupFromProto)
 	roundTrip(t, StatusToProto, StatusFromProto)

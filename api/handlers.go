@@ -31,7 +31,8 @@ type volumes struct {
 // Create implements pb.VolumesServer.
 func (s *volumes) Create(ctx context.Context, r *pb.CreateVolumeRequest) (*pb.CreateVolumeResponse, error) {
 	const op = "create"
-	v := NewVolume{RequestID: r.GetRequestId(), Name: r.GetName(), SizeBytes: r.GetSizeBytes(), Groups: int(r.GetGroupCount())}
+	v := NewVolume{RequestID: r.GetRequestId(), Name: r.GetName(), SizeBytes: r.GetSizeBytes(), Groups: int(r.GetGroupCount()),
+		Limits: LimitsFromProto(r.GetLimits())}
 	if err := checkName(op, v.Name); err != nil {
 		return nil, err
 	}
@@ -61,6 +62,9 @@ func (v *NewVolume) check() error {
 	if v.Groups != 0 && (bits.OnesCount(uint(v.Groups)) != 1 || v.Groups > MaxVolumeGroups) {
 		return fmt.Errorf("a volume cannot be striped over %d groups; use a power of two up to %d, or 0 to let the cluster choose",
 			v.Groups, MaxVolumeGroups)
+	}
+	if err := v.Limits.Check(); err != nil {
+		return cause(err)
 	}
 	return nil
 }
@@ -116,6 +120,23 @@ func (s *volumes) Resize(ctx context.Context, r *pb.ResizeVolumeRequest) (*pb.Re
 		return nil, err
 	}
 	return &pb.ResizeVolumeResponse{Volume: VolumeToProto(v)}, nil
+}
+
+// Modify implements pb.VolumesServer.
+func (s *volumes) Modify(ctx context.Context, r *pb.ModifyVolumeRequest) (*pb.ModifyVolumeResponse, error) {
+	const op = "modify"
+	if err := checkName(op, r.GetName()); err != nil {
+		return nil, err
+	}
+	change := VolumeChange{MaxIOPS: r.MaxIops, MaxBytesPerSecond: r.MaxBytesPerSecond}
+	if err := change.Of(storage.VolumeLimits{}).Check(); err != nil {
+		return nil, storage.E(op, storage.KindInvalid, "volume "+r.GetName(), cause(err))
+	}
+	v, err := s.cluster.ModifyVolume(ctx, r.GetName(), storage.VolumeID(r.GetId()), change)
+	if err != nil {
+		return nil, err
+	}
+	return &pb.ModifyVolumeResponse{Volume: VolumeToProto(v)}, nil
 }
 
 // Delete implements pb.VolumesServer.

@@ -87,6 +87,12 @@ func TestValidation(t *testing.T) {
 			_, err := volumes.Resize(ctx(t), &pb.ResizeVolumeRequest{Name: "web", SizeBytes: 4097})
 			return err
 		}, []string{"resize volume web", "8192"}},
+		{"odd limits", create(&pb.CreateVolumeRequest{Name: "web", SizeBytes: 4096, Limits: &pb.VolumeLimits{MaxIops: 1}}), []string{"create volume web", "no limit"}},
+		{"modify", func() error {
+			_, err := volumes.Modify(ctx(t), &pb.ModifyVolumeRequest{Name: "web", MaxBytesPerSecond: new(int64(-1))})
+			return err
+		}, []string{"modify volume web", "-1 bytes a second", "no limit"}},
+		{"modify nothing", func() error { _, err := volumes.Modify(ctx(t), &pb.ModifyVolumeRequest{}); return err }, []string{"modify", "empty"}},
 		{"delete", func() error { _, err := volumes.Delete(ctx(t), &pb.DeleteVolumeRequest{}); return err }, []string{"delete", "empty"}},
 		{"node", func() error { _, err := nodes.Get(ctx(t), &pb.GetNodeRequest{}); return err }, []string{"names no node"}},
 	} {

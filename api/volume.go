@@ -15,6 +15,29 @@ type NewVolume struct {
 	SizeBytes int64
 	// Groups is the number of groups to stripe over, a power of two; 0 lets the cluster choose.
 	Groups int
+	Limits storage.VolumeLimits
+}
+
+// VolumeChange says what of a volume is changed; what is nil stays as it is.
+type VolumeChange struct {
+	// MaxIOPS and MaxBytesPerSecond are as in storage.VolumeLimits; 0 is no limit.
+	MaxIOPS, MaxBytesPerSecond *int64
+}
+
+// LimitsChange sets both limits.
+func LimitsChange(l storage.VolumeLimits) VolumeChange {
+	return VolumeChange{MaxIOPS: &l.MaxIOPS, MaxBytesPerSecond: &l.MaxBytesPerSecond}
+}
+
+// Of returns the limits l with the change.
+func (c VolumeChange) Of(l storage.VolumeLimits) storage.VolumeLimits {
+	if c.MaxIOPS != nil {
+		l.MaxIOPS = *c.MaxIOPS
+	}
+	if c.MaxBytesPerSecond != nil {
+		l.MaxBytesPerSecond = *c.MaxBytesPerSecond
+	}
+	return l
 }
 
 // Volume describes a volume.
@@ -31,7 +54,9 @@ type Volume struct {
 	Generation storage.Generation
 	State      VolumeState
 	CreatedAt  time.Time
-	Sessions   []Session
+	// Limits are what each gateway holds the volume's users to.
+	Limits   storage.VolumeLimits
+	Sessions []Session
 	// Connections are the NBD clients of nodes, as of a second ago; of a node with hundreds not all are named.
 	Connections []Connection
 	Attachments []Attachment

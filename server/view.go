@@ -83,7 +83,7 @@ func (v *view) CreateVolume(ctx context.Context, nv api.NewVolume) (api.Volume, 
 		groups = catalog.StripeGroups(nv.SizeBytes)
 	}
 	r, err := v.propose(ctx, catalog.CreateVolume{Name: nv.Name, SizeBytes: nv.SizeBytes, RequestID: nv.RequestID, At: time.Now().UTC(),
-		Groups: groups})
+		Groups: groups, Limits: nv.Limits})
 	if err != nil {
 		return api.Volume{}, err
 	}
@@ -158,7 +158,7 @@ func (v *view) find(ctx context.Context, name string) (api.Volume, error) {
 
 func (v *view) volume(c catalog.Volume, sessions []catalog.Session, names map[storage.NodeID]string) api.Volume {
 	out := api.Volume{ID: c.ID, Name: c.Name, SizeBytes: c.SizeBytes, AllocatedBytes: -1, Groups: c.Groups, Epoch: c.Epoch,
-		Generation: c.Generation, State: api.VolumeState(c.State), CreatedAt: c.CreatedAt}
+		Generation: c.Generation, State: api.VolumeState(c.State), CreatedAt: c.CreatedAt, Limits: c.Limits}
 	for _, s := range sessions {
 		name := names[s.Gateway.Node]
 		if s.Gateway.Host != "" {
@@ -190,17 +190,36 @@ func (v *view) ResizeVolume(ctx context.Context, name string, sizeBytes int64) (
 	return v.volume(*r.Volume, nil, nil), nil
 }
 
+// ModifyVolume implements api.Cluster.
+func (v *view) ModifyVolume(ctx context.Context, name string, id storage.VolumeID, change api.VolumeChange) (api.Volume, error) {
+	ref, err := v.meant(ctx, "modify", name, id)
+	if err != nil {
+		return api.Volume{}, err
+	}
+	r, err := v.propose(ctx, catalog.SetVolumeLimits{Volume: ref, MaxIOPS: change.MaxIOPS, MaxBytesPerSecond: change.MaxBytesPerSecond})
+	if err != nil {
+		return api.Volume{}, err
+	}
+	return v.volume(*r.Volume, nil, nil), nil
+}
+
 // DeleteVolume implements api.Cluster.
 func (v *view) DeleteVolume(ctx context.Context, name string, id storage.VolumeID) error {
-	found, err := v.find(ctx, name)
+	ref, err := v.meant(ctx, "delete", name, id)
 	if err != nil {
 		return err
 	}
-	if id != 0 && found.ID != id {
-		return storage.E("delete", storage.KindNotFound, "volume "+name, fmt.Errorf("the volume of that name is another one now"))
-	}
-	_, err = v.propose(ctx, catalog.DeleteVolume{Volume: catalog.ByID(found.ID)})
+	_, err = v.propose(ctx, catalog.DeleteVolume{Volume: ref})
 	return err
+}
+
+// meant refers by its id to the volume of that name. When id is not 0 and it has another, it is KindNotFound.
+func (v *view) meant(ctx context.Context, op, name string, id storage.VolumeID) (catalog.VolumeRef, error) {
+	found, err := v.find(ctx, name)
+	if err == nil && id != 0 && found.ID != id {
+		err = storage.E(op, storage.KindNotFound, "volume "+name, errors.New("the volume of that name is another one now"))
+	}
+	return catalog.ByID(found.ID), err
 }
 
 // Attach implements api.Cluster.

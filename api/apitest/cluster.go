@@ -136,7 +136,7 @@ func (c *Cluster) CreateVolume(ctx context.Context, v api.NewVolume) (api.Volume
 		return api.Volume{}, err
 	}
 	if have, ok := c.volumes[v.Name]; ok {
-		if v.RequestID != "" && c.requests[v.RequestID] == have.ID && have.SizeBytes == v.SizeBytes {
+		if v.RequestID != "" && c.requests[v.RequestID] == have.ID && have.SizeBytes == v.SizeBytes && have.Limits == v.Limits {
 			return copyVolume(have), nil
 		}
 		return api.Volume{}, storage.E(op, storage.KindExists, "volume "+v.Name, errors.New("a volume of that name exists"))
@@ -146,7 +146,7 @@ func (c *Cluster) CreateVolume(ctx context.Context, v api.NewVolume) (api.Volume
 		stripe = len(c.groups)
 	}
 	c.lastID++
-	made := api.Volume{ID: c.lastID, Name: v.Name, SizeBytes: v.SizeBytes, State: api.VolumeReady, Epoch: 1, Generation: 1, CreatedAt: c.now()}
+	made := api.Volume{ID: c.lastID, Name: v.Name, SizeBytes: v.SizeBytes, State: api.VolumeReady, Epoch: 1, Generation: 1, CreatedAt: c.now(), Limits: v.Limits}
 	for _, g := range c.groups[:stripe] {
 		made.Groups = append(made.Groups, g.ID)
 	}
@@ -205,6 +205,23 @@ func (c *Cluster) ResizeVolume(ctx context.Context, name string, sizeBytes int64
 			fmt.Errorf("it has %d bytes and cannot shrink to %d", v.SizeBytes, sizeBytes))
 	}
 	v.SizeBytes = sizeBytes
+	c.volumes[name] = v
+	return copyVolume(v), nil
+}
+
+// ModifyVolume implements api.Cluster.
+func (c *Cluster) ModifyVolume(ctx context.Context, name string, id storage.VolumeID, change api.VolumeChange) (api.Volume, error) {
+	const op = "modify"
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.beginLocked(ctx, op); err != nil {
+		return api.Volume{}, err
+	}
+	v, ok := c.volumes[name]
+	if !ok || id != 0 && v.ID != id {
+		return api.Volume{}, notFound(op, name)
+	}
+	v.Limits = change.Of(v.Limits)
 	c.volumes[name] = v
 	return copyVolume(v), nil
 }

@@ -22,6 +22,7 @@ func Conformance(t *testing.T, open func(t *testing.T) api.Cluster) {
 		{"create again", conformCreateAgain},
 		{"list", conformList},
 		{"resize", conformResize},
+		{"modify", conformModify},
 		{"delete", conformDelete},
 		{"shows the cluster", conformShows},
 		{"canceled", conformCanceled},
@@ -124,6 +125,43 @@ func conformResize(t *testing.T, ctx context.Context, c api.Cluster) {
 	wantKind(t, "resizing what is not there", err, storage.KindNotFound)
 	if v, err := c.Volume(ctx, "web"); err != nil || v.SizeBytes != 16<<20 {
 		t.Errorf("after all: %d bytes, %v", v.SizeBytes, err)
+	}
+}
+
+func conformModify(t *testing.T, ctx context.Context, c api.Cluster) {
+	request := api.NewVolume{RequestID: "limited", Name: "web", SizeBytes: 8 << 20, Limits: storage.VolumeLimits{MaxIOPS: 500}}
+	made, err := c.CreateVolume(ctx, request)
+	if err != nil || made.Limits != request.Limits {
+		t.Fatalf("made with limits: %+v, %v", made, err)
+	}
+	bytes, none := int64(64<<20), int64(0)
+	for _, change := range []struct {
+		id storage.VolumeID
+		api.VolumeChange
+		want storage.VolumeLimits
+	}{
+		{0, api.VolumeChange{MaxBytesPerSecond: &bytes}, storage.VolumeLimits{MaxIOPS: 500, MaxBytesPerSecond: bytes}},
+		{made.ID, api.VolumeChange{MaxIOPS: &none}, storage.VolumeLimits{MaxBytesPerSecond: bytes}},
+		{made.ID, api.VolumeChange{MaxIOPS: &none}, storage.VolumeLimits{MaxBytesPerSecond: bytes}}, // again is not an error
+		{0, api.VolumeChange{}, storage.VolumeLimits{MaxBytesPerSecond: bytes}},
+	} {
+		if v, err := c.ModifyVolume(ctx, "web", change.id, change.VolumeChange); err != nil || v.Limits != change.want || v.ID != made.ID {
+			t.Errorf("modified to %+v, %v; want %+v", v, err, change.want)
+		}
+		if v, err := c.Volume(ctx, "web"); err != nil || v.Limits != change.want {
+			t.Errorf("shown as %+v, %v; want %+v", v, err, change.want)
+		}
+		if list, err := c.Volumes(ctx, "", 1); err != nil || len(list) != 1 || list[0].Limits != change.want {
+			t.Errorf("listed as %+v, %v; want %+v", list, err, change.want)
+		}
+	}
+	_, err = c.ModifyVolume(ctx, "web", made.ID+1, api.VolumeChange{MaxIOPS: &none})
+	wantKind(t, "modifying under another id", err, storage.KindNotFound)
+	_, err = c.ModifyVolume(ctx, "nobody", 0, api.VolumeChange{MaxIOPS: &none})
+	wantKind(t, "modifying what is not there", err, storage.KindNotFound)
+	_, err = c.CreateVolume(ctx, request)
+	if err == nil {
+		t.Error("the request id with other limits than the volume has was accepted")
 	}
 }
 

@@ -207,7 +207,8 @@ func (c *Client) CreateVolume(ctx context.Context, v api.NewVolume) (api.Volume,
 		return api.Volume{}, storage.E("create", storage.KindInvalid, "volume "+v.Name,
 			fmt.Errorf("it cannot be striped over %d groups; use a power of two up to %d", v.Groups, api.MaxVolumeGroups))
 	}
-	request := &pb.CreateVolumeRequest{RequestId: v.RequestID, Name: v.Name, SizeBytes: v.SizeBytes, GroupCount: uint32(v.Groups)}
+	request := &pb.CreateVolumeRequest{RequestId: v.RequestID, Name: v.Name, SizeBytes: v.SizeBytes, GroupCount: uint32(v.Groups),
+		Limits: api.LimitsToProto(v.Limits)}
 	answer, err := call(ctx, c, "create", "volume "+v.Name,
 		func(ctx context.Context, conn grpc.ClientConnInterface) (*pb.CreateVolumeResponse, error) {
 			return pb.NewVolumesClient(conn).Create(ctx, request)
@@ -258,6 +259,16 @@ func (c *Client) ResizeVolume(ctx context.Context, name string, sizeBytes int64)
 	answer, err := call(ctx, c, "resize", "volume "+name,
 		func(ctx context.Context, conn grpc.ClientConnInterface) (*pb.ResizeVolumeResponse, error) {
 			return pb.NewVolumesClient(conn).Resize(ctx, &pb.ResizeVolumeRequest{Name: name, SizeBytes: sizeBytes})
+		})
+	return api.VolumeFromProto(answer.GetVolume()), err
+}
+
+// ModifyVolume implements api.Cluster.
+func (c *Client) ModifyVolume(ctx context.Context, name string, id storage.VolumeID, change api.VolumeChange) (api.Volume, error) {
+	answer, err := call(ctx, c, "modify", "volume "+name,
+		func(ctx context.Context, conn grpc.ClientConnInterface) (*pb.ModifyVolumeResponse, error) {
+			return pb.NewVolumesClient(conn).Modify(ctx, &pb.ModifyVolumeRequest{Name: name, Id: uint64(id), MaxIops: change.MaxIOPS,
+				MaxBytesPerSecond: change.MaxBytesPerSecond})
 		})
 	return api.VolumeFromProto(answer.GetVolume()), err
 }

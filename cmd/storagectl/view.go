@@ -12,18 +12,21 @@ import (
 // and what is not known is left out.
 
 type volumeView struct {
-	ID             uint64           `json:"id"`
-	Name           string           `json:"name"`
-	SizeBytes      int64            `json:"size_bytes"`
-	AllocatedBytes *int64           `json:"allocated_bytes,omitempty"`
-	State          string           `json:"state"`
-	Epoch          uint64           `json:"epoch"`
-	Generation     uint64           `json:"generation"`
-	Groups         []uint32         `json:"groups"`
-	CreatedAt      *time.Time       `json:"created_at,omitempty"`
-	Sessions       []sessionView    `json:"sessions"`
-	Connections    []connectionView `json:"connections"`
-	Attachments    []holderView     `json:"attachments"`
+	ID             uint64   `json:"id"`
+	Name           string   `json:"name"`
+	SizeBytes      int64    `json:"size_bytes"`
+	AllocatedBytes *int64   `json:"allocated_bytes,omitempty"`
+	State          string   `json:"state"`
+	Epoch          uint64   `json:"epoch"`
+	Generation     uint64   `json:"generation"`
+	Groups         []uint32 `json:"groups"`
+	// 0: no limit.
+	MaxIOPS           int64            `json:"max_iops"`
+	MaxBytesPerSecond int64            `json:"max_bytes_per_second"`
+	CreatedAt         *time.Time       `json:"created_at,omitempty"`
+	Sessions          []sessionView    `json:"sessions"`
+	Connections       []connectionView `json:"connections"`
+	Attachments       []holderView     `json:"attachments"`
 }
 
 type holderView struct {
@@ -66,6 +69,7 @@ func viewVolume(v api.Volume) volumeView {
 	out := volumeView{
 		ID: uint64(v.ID), Name: v.Name, SizeBytes: v.SizeBytes, State: string(v.State), Epoch: uint64(v.Epoch),
 		Generation: uint64(v.Generation), CreatedAt: viewTime(v.CreatedAt),
+		MaxIOPS: v.Limits.MaxIOPS, MaxBytesPerSecond: v.Limits.MaxBytesPerSecond,
 		Groups: views(v.Groups, func(g storage.GroupID) uint32 { return uint32(g) }),
 		Sessions: views(v.Sessions, func(s api.Session) sessionView {
 			return sessionView{ID: uint64(s.ID), Node: uint32(s.Node), NodeName: s.NodeName, Generation: uint64(s.Generation),

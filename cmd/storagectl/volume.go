@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -16,8 +17,8 @@ import (
 )
 
 func newVolume(a *app) *cobra.Command {
-	noun := newNoun("volume", "Make, show, grow, remove, fill and copy volumes", newVolumeCreate(a), newVolumeList(a),
-		newVolumeShow(a), newVolumeResize(a), newVolumeDelete(a), newVolumeImport(a), newVolumeExport(a))
+	noun := newNoun("volume", "Make, show, grow, limit, remove, fill and copy volumes", newVolumeCreate(a), newVolumeList(a),
+		newVolumeShow(a), newVolumeResize(a), newVolumeModify(a), newVolumeDelete(a), newVolumeImport(a), newVolumeExport(a))
 	noun.Aliases = []string{"volumes", "vol"}
 	return noun
 }
@@ -26,6 +27,7 @@ func newVolumeCreate(a *app) *cobra.Command {
 	var size sizeFlag
 	var stripe int
 	var request string
+	var limits limitFlags
 	c := &cobra.Command{
 		Use:   "create NAME --size SIZE",
 		Short: "Make a volume",
@@ -38,10 +40,13 @@ A volume lives in Raft groups of the cluster: one for each 64 GiB of SIZE, up to
 otherwise. Few groups answer small requests faster; many spread one volume's load over more nodes and disks. The number
 stays when the volume grows: give one that will grow large more groups now.
 
-A script that may run twice gives --request-id: the same id, name and size make one volume, and the second run succeeds
-like the first.`,
-		Example: "  storagectl volume create web --size 10G\n  storagectl volume create db --size 1T --request-id install-42 -o json",
-		Args:    takes("NAME"),
+A script that may run twice gives --request-id: the same id, name, size and limits make one volume, and the second run
+succeeds like the first.
+
+What the limits bound, and how to change them, says 'storagectl volume modify --help'.`,
+		Example: "  storagectl volume create web --size 10G\n  storagectl volume create db --size 1T --request-id install-42 -o json\n" +
+			"  storagectl volume create scratch --size 50G --max-iops 500 --max-bandwidth 100MiB",
+		Args: takes("NAME"),
 		RunE: func(c *cobra.Command, args []string) error {
 			if !size.set {
 				return storage.E("create", storage.KindInvalid, "volume "+args[0], errors.New("--size is missing, for example --size 10G"))
@@ -50,7 +55,8 @@ like the first.`,
 			if err != nil {
 				return err
 			}
-			v, err := client.CreateVolume(c.Context(), api.NewVolume{RequestID: request, Name: args[0], SizeBytes: size.bytes, Groups: stripe})
+			v, err := client.CreateVolume(c.Context(), api.NewVolume{RequestID: request, Name: args[0], SizeBytes: size.bytes, Groups: stripe,
+				Limits: limits.change().Of(storage.VolumeLimits{})})
 			if err != nil {
 				return err
 			}
@@ -61,6 +67,7 @@ like the first.`,
 	}
 	c.Flags().Var(&size, "size", "size of the volume, a multiple of 4096 bytes; 10G = 10GiB")
 	c.Flags().IntVar(&stripe, "groups", 0, "`NUMBER` of groups to stripe over, a power of two; 0: one for each 64 GiB of SIZE")
+	limits.register(c)
 	c.Flags().StringVar(&request, "request-id", "", "`ID` that makes a repeated request the same request")
 	return c
 }
@@ -89,13 +96,14 @@ func newVolumeList(a *app) *cobra.Command {
 func (a *app) writeVolumes(w io.Writer, list []api.Volume, wide bool) {
 	head := []string{"NAME", "SIZE", "STATE", "OPEN ON", "AGE"}
 	if wide {
-		head = append(head, "ID", "ALLOCATED", "GROUPS", "EPOCH", "GENERATION")
+		head = append(head, "ID", "ALLOCATED", "IOPS", "BANDWIDTH", "GROUPS", "EPOCH", "GENERATION")
 	}
 	t := newTable(head...)
 	for _, v := range list {
 		row := []string{v.Name, formatSize(v.SizeBytes), string(v.State), orDash(strings.Join(openOn(v), ",")), a.age(v.CreatedAt)}
 		if wide {
-			row = append(row, v.ID.String(), allocated(v), joinIDs(v.Groups), v.Epoch.String(), v.Generation.String())
+			row = append(row, v.ID.String(), allocated(v), limitCell(v.Limits.MaxIOPS, strconv.FormatInt(v.Limits.MaxIOPS, 10)),
+				limitCell(v.Limits.MaxBytesPerSecond, formatSize(v.Limits.MaxBytesPerSecond)+"/s"), joinIDs(v.Groups), v.Epoch.String(), v.Generation.String())
 		}
 		t.row(row...)
 	}
@@ -192,8 +200,12 @@ func (a *app) writeVolume(w io.Writer, v api.Volume) {
 	if v.AllocatedBytes >= 0 {
 		used = allocated(v) + " (" + percent(v.AllocatedBytes, v.SizeBytes) + ")"
 	}
+	limits := "" // left out when there are none
+	if v.Limits != (storage.VolumeLimits{}) {
+		limits = limitsText(v.Limits)
+	}
 	facts(w, "Name", v.Name, "ID", v.ID.String(), "State", string(v.State),
-		"Size", fmt.Sprintf("%s (%d bytes)", formatSize(v.SizeBytes), v.SizeBytes), "Allocated", used,
+		"Size", fmt.Sprintf("%s (%d bytes)", formatSize(v.SizeBytes), v.SizeBytes), "Allocated", used, "Limits", limits,
 		"Groups", joinIDs(v.Groups), "Epoch", v.Epoch.String(), "Generation", v.Generation.String(), "Created", made)
 	if len(v.Sessions) == 0 && len(v.Connections) == 0 && len(v.Attachments) == 0 {
 		fmt.Fprintln(w, "\nNobody has it open.")
