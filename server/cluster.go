@@ -66,7 +66,7 @@ func (c *cluster) OpenSession(ctx context.Context, name string, req volume.Sessi
 	c.sessions[r.Session.ID] = true
 	c.mu.Unlock()
 	info := volume.SessionInfo{ID: r.Session.ID, Volume: r.Volume.ID, SizeBytes: r.Volume.SizeBytes, Groups: r.Volume.Groups,
-		Epoch: r.Volume.Epoch, Generation: r.Session.Generation}
+		Epoch: r.Volume.Epoch, Generation: r.Session.Generation, Limits: r.Volume.Limits, Revision: r.Volume.Revision}
 	for _, p := range r.Predecessors {
 		info.Predecessors = append(info.Predecessors, p.ID)
 	}
@@ -116,7 +116,7 @@ func (c *cluster) WatchVolume(ctx context.Context, id storage.VolumeID, attachme
 			return volume.VolumeState{Revision: fresh.Index, Deleted: true}, nil
 		case v.Revision > after:
 			return volume.VolumeState{Revision: v.Revision, SizeBytes: v.SizeBytes, Epoch: v.Epoch, Generation: v.Generation,
-				Deleted: v.State == catalog.VolumeDeleting, Lost: lost}, nil
+				Limits: v.Limits, Deleted: v.State == catalog.VolumeDeleting, Lost: lost}, nil
 		}
 		select {
 		case <-changed:

@@ -18,8 +18,6 @@ type Config struct {
 	Gateway *volume.Gateway
 	// ReadOnly opens every volume read-only.
 	ReadOnly bool
-	// Limiter returns the limits of a volume, shared by all its connections; nil, or an answer of nil, is none.
-	Limiter func(name string) *volume.Limiter
 }
 
 // Backend is the nbd.Backend of a gateway: every volume is an export of the same name. There is no default export.
@@ -71,12 +69,7 @@ func (b *Backend) Open(ctx context.Context, name string, peer nbd.Peer) (nbd.Exp
 	if err != nil {
 		return nil, err
 	}
-	e := &export{backend: b, handle: v, readOnly: options.ReadOnly, forget: b.connections.add(v.Name(), options.ReadOnly, peer)}
-	if b.config.Limiter != nil {
-		if l := b.config.Limiter(name); l != nil {
-			e.handle = l.Wrap(v)
-		}
-	}
+	e := &export{backend: b, Volume: v, readOnly: options.ReadOnly, forget: b.connections.add(v.Name(), options.ReadOnly, peer)}
 	return e, nil
 }
 
@@ -101,23 +94,10 @@ func (b *Backend) info(name string, sizeBytes int64) nbd.ExportInfo {
 	}
 }
 
-// handle is an open volume, limited or not.
-type handle interface {
-	Name() string
-	SizeBytes() int64
-	ReadAt(ctx context.Context, p []byte, off int64) error
-	WriteAt(ctx context.Context, p []byte, off int64) error
-	WriteZeroes(ctx context.Context, off, n int64, noHole bool) error
-	Discard(ctx context.Context, off, n int64) error
-	Flush(ctx context.Context) error
-	Status(ctx context.Context, off, n int64, limit int, dirty *volume.DirtySince) ([]volume.Run, error)
-	Detach()
-}
-
 // export is one volume as one connection uses it.
 type export struct {
 	backend *Backend
-	handle
+	*volume.Volume
 	readOnly bool
 	forget   func() // takes the connection out of the backend's list
 }
@@ -140,7 +120,7 @@ func (e *export) Status(ctx context.Context, off, n int64, metaContext string) (
 	if metaContext != nbd.ContextAllocation {
 		return nil, storage.E("block status", storage.KindUnsupported, "context "+metaContext, nil)
 	}
-	runs, err := e.handle.Status(ctx, off, n, maxExtents, nil)
+	runs, err := e.Volume.Status(ctx, off, n, maxExtents, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -190,15 +190,7 @@ func TestListAndStat(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer g.Close(context.Background())
-		limited := 0
-		b := export.New(export.Config{Gateway: g, Limiter: func(string) *volume.Limiter {
-			limited++
-			l, err := volume.NewLimiter(volume.Limits{RequestsPerSecond: 1})
-			if err != nil {
-				t.Fatal(err)
-			}
-			return l
-		}})
+		b := export.New(export.Config{Gateway: g})
 		infos, err := b.Exports(t.Context())
 		if err != nil || len(infos) != 1 || infos[0].Name != "data" {
 			t.Errorf("%v, %v", infos, err)
@@ -210,17 +202,11 @@ func TestListAndStat(t *testing.T) {
 			t.Error("listing has opened a session")
 		}
 		e, err := b.Open(t.Context(), "data", nbd.Peer{})
-		if err != nil || limited != 1 {
-			t.Fatal(err, limited)
+		if err != nil {
+			t.Fatal(err)
 		}
-		begin := time.Now()
-		for range 3 {
-			if err := e.WriteAt(t.Context(), filled(block, 1), 0); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if d := time.Since(begin); d != 2*time.Second {
-			t.Errorf("3 writes at 1 a second took %v", d)
+		if err := e.WriteAt(t.Context(), filled(block, 1), 0); err != nil {
+			t.Fatal(err)
 		}
 		extents, err := e.Status(t.Context(), 0, 2*extent, nbd.ContextAllocation)
 		if err != nil || len(extents) != 2 || extents[0] != (nbd.Extent{LengthBytes: block}) ||

@@ -294,7 +294,7 @@ func (c *Cluster) OpenSession(ctx context.Context, name string, req volume.Sessi
 	c.sessions[a.Session] = true
 	c.mu.Unlock()
 	return volume.SessionInfo{ID: a.Session, Volume: a.Volume, SizeBytes: a.SizeBytes, Groups: a.Groups, Epoch: a.Epoch,
-		Generation: a.Generation, Predecessors: a.Predecessors}, nil
+		Generation: a.Generation, Limits: a.Limits, Revision: a.Revision, Predecessors: a.Predecessors}, nil
 }
 
 // CloseSession implements volume.Cluster. The session is not kept alive any more, whatever comes of it: one that the
@@ -379,7 +379,7 @@ func (c *Cluster) look(ctx context.Context, key watchKey) (volume.VolumeState, e
 
 func (s volumeState) domain() volume.VolumeState {
 	return volume.VolumeState{Revision: s.Revision, SizeBytes: s.SizeBytes, Epoch: s.Epoch, Generation: s.Generation,
-		Deleted: s.Deleted, Lost: s.Lost}
+		Limits: s.Limits, Deleted: s.Deleted, Lost: s.Lost}
 }
 
 // Refresh has the state of all open volumes asked for at once, instead of waiting until the node notices.

@@ -40,6 +40,9 @@ type openAnswer struct {
 	Epoch        storage.Epoch       `json:"epoch,omitempty"`
 	Generation   storage.Generation  `json:"generation"`
 	Predecessors []storage.SessionID `json:"predecessors,omitempty"`
+
+	Limits   storage.VolumeLimits `json:"limits,omitzero"`
+	Revision uint64               `json:"revision,omitempty"`
 }
 
 // closeRequest is the body of MethodGatewayClose; the answer is empty.
@@ -81,12 +84,13 @@ type followAnswer struct {
 // volumeState is what volume.VolumeState says.
 type volumeState struct {
 	watchKey
-	Revision   uint64             `json:"revision"`
-	SizeBytes  int64              `json:"size_bytes"`
-	Epoch      storage.Epoch      `json:"epoch,omitempty"`
-	Generation storage.Generation `json:"generation"`
-	Deleted    bool               `json:"deleted,omitempty"`
-	Lost       string             `json:"lost,omitempty"`
+	Revision   uint64               `json:"revision"`
+	SizeBytes  int64                `json:"size_bytes"`
+	Epoch      storage.Epoch        `json:"epoch,omitempty"`
+	Generation storage.Generation   `json:"generation"`
+	Limits     storage.VolumeLimits `json:"limits,omitzero"`
+	Deleted    bool                 `json:"deleted,omitempty"`
+	Lost       string               `json:"lost,omitempty"`
 }
 
 // routes say where everything is.

@@ -117,7 +117,8 @@ func (s *Service) open(ctx context.Context, q openRequest) (openAnswer, error) {
 	}
 	s.hear(r.Session.ID)
 	a := openAnswer{Session: r.Session.ID, Volume: r.Volume.ID, SizeBytes: r.Volume.SizeBytes, Groups: r.Volume.Groups,
-		Epoch: r.Volume.Epoch, Generation: r.Session.Generation}
+		Epoch: r.Volume.Epoch, Generation: r.Session.Generation,
+		Limits: r.Volume.Limits, Revision: r.Volume.Revision}
 	for _, p := range r.Predecessors {
 		a.Predecessors = append(a.Predecessors, p.ID)
 	}
@@ -178,7 +179,7 @@ func (s *Service) news(q followRequest) (answer followAnswer, absent []watchKey)
 
 func stateOf(st *catalog.State, v catalog.Volume, key watchKey) volumeState {
 	return volumeState{watchKey: key, Revision: v.Revision, SizeBytes: v.SizeBytes, Epoch: v.Epoch, Generation: v.Generation,
-		Deleted: v.State == catalog.VolumeDeleting, Lost: st.Lost(v.ID, key.Attachment)}
+		Limits: v.Limits, Deleted: v.State == catalog.VolumeDeleting, Lost: st.Lost(v.ID, key.Attachment)}
 }
 
 // confirmAbsent says of volumes that they are deleted, if a current copy of the catalog says so: this node's may lag

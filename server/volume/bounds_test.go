@@ -227,39 +227,6 @@ func TestBufferIsTheCallersAfterReturn(t *testing.T) {
 	})
 }
 
-func TestLimiter(t *testing.T) {
-	bubble(t, func(t *testing.T, c *volumetest.Cluster) {
-		v := open(t, start(t, c, nil), "data")
-		took := func(l volume.Limits, n int, f func(*volume.Limited) error) time.Duration {
-			limiter, err := volume.NewLimiter(l)
-			if err != nil {
-				t.Fatal(err)
-			}
-			w, begin := limiter.Wrap(v), time.Now()
-			for range n {
-				if err := f(w); err != nil {
-					t.Fatal(err)
-				}
-			}
-			return time.Since(begin).Round(time.Millisecond)
-		}
-		p := make([]byte, 1<<20)
-		write := func(w *volume.Limited) error { return w.WriteAt(t.Context(), p, 0) }
-		if d := took(volume.Limits{RequestsPerSecond: 10}, 30, write); d != 2*time.Second {
-			t.Errorf("30 requests at 10 a second with a burst of 10 took %v", d)
-		}
-		if d := took(volume.Limits{BytesPerSecond: 1 << 20, BurstSeconds: 0.5}, 4, write); d != 3500*time.Millisecond {
-			t.Errorf("4 MiB at 1 MiB a second with a burst of 512 KiB took %v", d)
-		}
-		if d := took(volume.Limits{}, 100, write); d != 0 {
-			t.Errorf("without limits: %v", d)
-		}
-		if _, err := volume.NewLimiter(volume.Limits{BytesPerSecond: -1}); !errors.Is(err, storage.ErrInvalid) {
-			t.Errorf("a negative limit: %v", err)
-		}
-	})
-}
-
 func TestConfigIsChecked(t *testing.T) {
 	_, err := volume.New(volume.Config{VolumeBytes: 1, GroupRequests: 5000, RetryMin: 2, RetryMax: 1, RequestParallel: -1, AttemptTimeout: -1, OrphanTimeout: -1})
 	if !errors.Is(err, storage.ErrInvalid) {

@@ -89,6 +89,9 @@ type SessionInfo struct {
 	Groups     []storage.GroupID // extent i lives in Groups[i % len(Groups)]; at least one
 	Epoch      storage.Epoch
 	Generation storage.Generation
+	// Limits are those that the volume has at Revision, which is like that of VolumeState; 0: not known.
+	Limits   storage.VolumeLimits
+	Revision uint64
 	// Predecessors are sessions of this volume that this gateway or earlier instances of it have left. They are
 	// closed in every group before the volume is served.
 	Predecessors []storage.SessionID
@@ -100,6 +103,7 @@ type VolumeState struct {
 	SizeBytes  int64
 	Epoch      storage.Epoch
 	Generation storage.Generation
+	Limits     storage.VolumeLimits
 	Deleted    bool // the volume is deleted, or being deleted
 	// Lost says in words why the attachment is gone, who has the volume now and since when; empty while it is there.
 	Lost string

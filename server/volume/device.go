@@ -25,6 +25,7 @@ type device struct {
 	placement  []storage.GroupID  // as the catalog gave it
 	budget     *semaphore.Weighted
 	metrics    *volumeMetrics
+	throttle   *throttle     // shared with the other devices of the volume
 	attempts   *attemptClock // of reads, and of opening and closing sessions
 
 	sizeBytes atomic.Int64 // grows only

@@ -27,6 +27,8 @@ type Gateway struct {
 	closed  bool
 	slots   map[deviceKey]*slot // of volumes that can be opened once more, or are being opened
 	devices map[*device]bool    // all that were not shut down
+
+	throttles map[storage.VolumeID]*throttle // of the devices
 }
 
 // slot is a volume at the gateway. The device is nil while it is being opened.
@@ -46,6 +48,8 @@ func New(config Config) (*Gateway, error) {
 		budget:  semaphore.NewWeighted(config.GatewayBytes),
 		slots:   map[deviceKey]*slot{},
 		devices: map[*device]bool{},
+
+		throttles: map[storage.VolumeID]*throttle{},
 	}
 	var err error
 	if g.metrics, err = newMetrics(config.Metrics); err != nil {
@@ -140,6 +144,7 @@ func (g *Gateway) fill(ctx context.Context, key deviceKey) error {
 	if err != nil && d != nil {
 		d.forgetSession(d.fresh.ID)
 		d.shutdown()
+		g.dropThrottle(d)
 		g.detach(d.key, d.attachment, true)
 	}
 	return err
@@ -168,7 +173,9 @@ func (g *Gateway) newDevice(ctx context.Context, key deviceKey) (*device, error)
 		budget:     semaphore.NewWeighted(g.config.VolumeBytes),
 		metrics:    g.metrics.of(key.name),
 		fresh:      info,
+		throttle:   g.throttleOf(info.Volume),
 	}
+	d.throttle.set(info.Revision, info.Limits)
 	d.stripes, d.groups = distinct(info.Groups)
 	d.sizeBytes.Store(info.SizeBytes)
 	d.epoch.Store(uint64(info.Epoch))
@@ -309,6 +316,7 @@ func (g *Gateway) retire(d *device) {
 	}
 	d.forgetLast()
 	d.shutdown()
+	g.dropThrottle(d)
 	g.detach(d.key, d.attachment, closed)
 	g.mu.Lock()
 	delete(g.devices, d)

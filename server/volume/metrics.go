@@ -20,6 +20,8 @@ type metrics struct {
 	requests, bytes, errors, retries, rotations, sessions, orphans *prometheus.CounterVec
 	seconds                                                        *prometheus.HistogramVec
 	inFlight, inFlightBytes                                        *prometheus.GaugeVec
+	throttled, throttledSeconds                                    *prometheus.CounterVec
+	waiting                                                        *prometheus.GaugeVec
 }
 
 func newMetrics(r prometheus.Registerer) (*metrics, error) {
@@ -42,8 +44,11 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			Help:    "Time from a host's request to its answer. Worry when writes take much longer than a disk's sync.",
 			Buckets: prometheus.ExponentialBuckets(50e-6, 2, 18), // 50 us to 6.5 s
 		}, []string{"volume", "operation"}),
-		inFlight:      gauge("in_flight_requests", "Requests not answered yet.", "operation"),
-		inFlightBytes: gauge("in_flight_bytes", "Bytes in flight to groups; at most the configured bound."),
+		inFlight:         gauge("in_flight_requests", "Requests not answered yet.", "operation"),
+		inFlightBytes:    gauge("in_flight_bytes", "Bytes in flight to groups; at most the configured bound."),
+		throttled:        counter("throttled_requests_total", "Requests that had to wait for the volume's limits before they began."),
+		throttledSeconds: counter("throttled_seconds_total", "Time that requests waited for the volume's limits, summed up over all of them. Its rate is how many wait on average; when that is never 0, the users want more than they may have."),
+		waiting:          gauge("throttled_waiting_requests", "Requests that wait for the volume's limits now."),
 	}
 	if r == nil {
 		return m, nil
@@ -57,7 +62,8 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 }
 
 func (m *metrics) collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.requests, m.bytes, m.errors, m.retries, m.rotations, m.sessions, m.orphans, m.seconds, m.inFlight, m.inFlightBytes}
+	return []prometheus.Collector{m.requests, m.bytes, m.errors, m.retries, m.rotations, m.sessions, m.orphans, m.seconds, m.inFlight, m.inFlightBytes,
+		m.throttled, m.throttledSeconds, m.waiting}
 }
 
 // forget removes a volume's series.
@@ -77,6 +83,8 @@ type volumeMetrics struct {
 	read, write, zero, discard, flush, status operationMetrics
 	sessions, orphans                         prometheus.Counter
 	inFlightBytes                             prometheus.Gauge
+	throttled, throttledSeconds               prometheus.Counter
+	waiting                                   prometheus.Gauge
 }
 
 // operationMetrics are the series of one operation on one volume.
@@ -105,6 +113,8 @@ func (m *metrics) of(volume string) *volumeMetrics {
 		flush: operation("flush"), status: operation("status"),
 		sessions: m.sessions.WithLabelValues(volume), orphans: m.orphans.WithLabelValues(volume),
 		inFlightBytes: m.inFlightBytes.WithLabelValues(volume),
+		throttled:     m.throttled.WithLabelValues(volume), throttledSeconds: m.throttledSeconds.WithLabelValues(volume),
+		waiting: m.waiting.WithLabelValues(volume),
 	}
 }
 

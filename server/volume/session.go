@@ -178,7 +178,8 @@ func (d *device) accept(info SessionInfo) error {
 		d.fail(err)
 		return err
 	}
-	return d.adopt(VolumeState{SizeBytes: info.SizeBytes, Epoch: info.Epoch, Generation: info.Generation})
+	return d.adopt(VolumeState{Revision: info.Revision, SizeBytes: info.SizeBytes, Epoch: info.Epoch, Generation: info.Generation,
+		Limits: info.Limits})
 }
 
 // adopt takes over the state of the volume; the volume fails when it is not ours any more.
@@ -194,6 +195,7 @@ func (d *device) adopt(st VolumeState) error {
 		d.fail(err)
 		return err
 	}
+	d.throttle.set(st.Revision, st.Limits)
 	raise(&d.sizeBytes, st.SizeBytes)
 	raise(&d.epoch, uint64(st.Epoch))
 	return nil

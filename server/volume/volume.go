@@ -14,6 +14,8 @@ import (
 // They need no alignment; whole blocks cost least. A context ends the waiting, at the latest one AttemptTimeout
 // later, with KindCanceled: a mutation whose context ended may or may not be applied, and is never applied after a
 // request that started later was answered. Use one context per connection: each new one costs an allocation.
+// Reads and mutations wait for the volume's limits before they begin; Flush and Status do not, nor do they wait for those
+// that wait.
 // KindFenced and KindNotFound are final: the volume was taken over by another holder or detached, and the error says by
 // whom and when, or deleted. KindNoSpace says that
 // the stores are full.
@@ -57,6 +59,9 @@ func (v *Volume) ReadAt(ctx context.Context, p []byte, off int64) (err error) {
 	if err := v.check("read", off, int64(len(p))); err != nil {
 		return err
 	}
+	if err := v.device.pace(ctx, int64(len(p))); err != nil {
+		return err
+	}
 	if err := v.device.beginRead(ctx, v); err != nil {
 		return err
 	}
@@ -70,6 +75,9 @@ func (v *Volume) WriteAt(ctx context.Context, p []byte, off int64) (err error) {
 	defer m.end(m.begin(), int64(len(p)), &err)
 	n := int64(len(p))
 	if err := v.checkMutation("write", off, n); err != nil {
+		return err
+	}
+	if err := v.device.pace(ctx, n); err != nil {
 		return err
 	}
 	if first := nextData(off, off+n); int(first.length) == len(p) {
@@ -87,9 +95,12 @@ func (v *Volume) WriteZeroes(ctx context.Context, off, n int64, noHole bool) (er
 	if err := v.checkMutation("write zeroes", off, n); err != nil {
 		return err
 	}
-	next := nextZero
+	next, written := nextZero, int64(0)
 	if noHole {
-		next = nextData
+		next, written = nextData, n // zeroes that stay allocated are written like other data
+	}
+	if err := v.device.pace(ctx, written); err != nil {
+		return err
 	}
 	return v.mutateAll(ctx, off, off+n, next, zeroPayload)
 }
@@ -105,6 +116,9 @@ func (v *Volume) Discard(ctx context.Context, off, n int64) (err error) {
 	first, end := blockCeil(off), blockFloor(off+n)
 	if first >= end {
 		return nil
+	}
+	if err := v.device.pace(ctx, 0); err != nil {
+		return err
 	}
 	return v.mutateAll(ctx, first, end, nextClear, zeroPayload)
 }

@@ -138,6 +138,11 @@ func (c *Cluster) Resize(name string, sizeBytes int64) {
 	c.change(name, func(v *catalogVolume) { v.SizeBytes = sizeBytes }, nil)
 }
 
+// SetLimits changes a volume's limits.
+func (c *Cluster) SetLimits(name string, l storage.VolumeLimits) {
+	c.change(name, func(v *catalogVolume) { v.Limits = l }, nil)
+}
+
 // Delete deletes a volume, whoever uses it.
 func (c *Cluster) Delete(name string) {
 	c.change(name, func(v *catalogVolume) { v.Deleted = true }, &op.Op{Kind: op.DeleteVolume})
@@ -430,6 +435,7 @@ func (n *Node) OpenSession(ctx context.Context, name string, req volume.SessionR
 		}
 		info = volume.SessionInfo{
 			ID: c.sessionLocked(n, name, req), Volume: v.id, SizeBytes: v.SizeBytes, Groups: slices.Clone(v.groups), Epoch: v.Epoch, Generation: v.Generation,
+			Limits: v.Limits, Revision: v.Revision,
 		}
 		for id, s := range c.sessions {
 			sibling := s.instance == n.instance && s.readOnly != req.ReadOnly
