@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -52,8 +53,22 @@ func (d *NBD) Available() error {
 
 const backendPrefix = "storaged/"
 
-// find returns the index of the device of a name that the kernel has connected.
+// find returns the index of the device of a name that the kernel has connected. One that was disconnected while it was in use
+// stays in sysfs until its last user has closed it, and answers errors; it is none any more. The kernel tells them apart only
+// when it is asked for a change: here for what is so already.
 func (d *NBD) find(name string) (index uint32, found bool) {
+	for _, n := range d.listed(name) {
+		probe := d.order(name)
+		probe.index, probe.hasIndex = n, true
+		if err := d.kernel.reconfigure(probe); !errors.Is(err, unix.EINVAL) { // any other answer leaves it in doubt
+			return n, true
+		}
+	}
+	return 0, false
+}
+
+// listed returns the indices of the devices of a name that sysfs shows.
+func (d *NBD) listed(name string) (list []uint32) {
 	entries, _ := filepath.Glob(filepath.Join(d.sysfs, "block/nbd*"))
 	for _, e := range entries {
 		text, err := os.ReadFile(filepath.Join(e, "backend"))
@@ -64,10 +79,10 @@ func (d *NBD) find(name string) (index uint32, found bool) {
 			continue
 		}
 		if n, err := strconv.ParseUint(strings.TrimPrefix(filepath.Base(e), "nbd"), 10, 32); err == nil {
-			return uint32(n), true
+			list = append(list, uint32(n))
 		}
 	}
-	return 0, false
+	return list
 }
 
 func pathOf(index uint32) string { return "/dev/nbd" + strconv.FormatUint(uint64(index), 10) }
@@ -284,16 +299,18 @@ func (v *nbdDevice) replace(ctx context.Context, index uint32) error {
 	defer func() { _ = end.file.Close() }()
 	order := v.driver.order(v.name)
 	order.index, order.hasIndex, order.sockets = index, true, []uint32{uint32(end.file.Fd())}
+	end.handed.Store(true) // before the kernel has it: it may end at once, and would not be replaced
 	for deadline := time.Now().Add(netlinkTimeout); ; {
 		err := v.driver.kernel.reconfigure(order)
 		switch {
 		case err == nil:
-			end.handed.Store(true)
 			return nil
 		case !errors.Is(err, unix.ENOSPC) || time.Now().After(deadline): // no connection counts as dead yet
+			end.handed.Store(false)
 			return err
 		}
 		if err := pauseFor(ctx, 20*time.Millisecond); err != nil {
+			end.handed.Store(false)
 			return err
 		}
 	}
@@ -360,9 +377,7 @@ func (v *nbdDevice) Resize(ctx context.Context) error {
 // Detach implements Device.
 func (v *nbdDevice) Detach(ctx context.Context, force bool) error {
 	if !force {
-		helping, cancel := context.WithTimeout(ctx, helpTimeout)
-		defer cancel()
-		if _, err := v.driver.config.help(helping, "block-sync", v.Path()); errors.Is(err, errBusy) {
+		if err := v.letGo(ctx); errors.Is(err, errBusy) {
 			return storage.E("detach", storage.KindConflict, "device "+v.Path(),
 				fmt.Errorf("it is in use; unmount it first, or force it: its users then get errors"))
 		} else if err != nil {
@@ -375,6 +390,43 @@ func (v *nbdDevice) Detach(ctx context.Context, force bool) error {
 	v.end()
 	v.Stop(ctx)
 	return nil
+}
+
+// closePatience is how long a device may be open still after it was let go: udev looks at what was closed.
+const closePatience = 2 * time.Second
+
+// letGo writes out what the kernel holds for the device, and has the kernel remove it if nobody has it open: errBusy if
+// somebody does, and then it stays. To look first and to remove it then would cut off whoever opens it in between, and
+// everybody who opens it without saying that nobody else may.
+func (v *nbdDevice) letGo(ctx context.Context) error {
+	if err := v.setClosing(true); err != nil {
+		return storage.E("detach", storage.KindIO, "device "+v.Path(), err)
+	}
+	helping, cancel := context.WithTimeout(ctx, helpTimeout)
+	defer cancel()
+	_, err := v.driver.config.help(helping, "block-sync", v.Path()) // the last to close it, if nobody has it open
+	for deadline := time.Now().Add(closePatience); err == nil; err = pauseFor(ctx, 20*time.Millisecond) {
+		if !slices.Contains(v.driver.listed(v.name), v.index) {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			err = errBusy
+			break
+		}
+	}
+	if undo := v.setClosing(false); undo != nil {
+		if _, found := v.driver.find(v.name); !found {
+			return nil // its last user has just gone
+		}
+		v.driver.config.Logger.Warn("the device goes when its last user closes it", "device", v.Path(), "error", undo)
+	}
+	return err
+}
+
+func (v *nbdDevice) setClosing(closing bool) error {
+	order := v.driver.order(v.name)
+	order.index, order.hasIndex, order.hasClosing, order.closing = v.index, true, true, closing
+	return v.driver.kernel.reconfigure(order)
 }
 
 // Stop implements Device. What the server does not answer within its drain time-out waits in the kernel.

@@ -30,6 +30,9 @@ type fakeKernel struct {
 	orders  []nbdOrder // connect and reconfigure
 	sockets []net.Conn // nil: dead
 	changed chan struct{}
+	users   int  // who have the device open
+	gone    bool // it was disconnected; it stays while it has users
+	closing bool // it goes with its last user
 }
 
 func newFakeKernel(t *testing.T) *fakeKernel {
@@ -61,7 +64,7 @@ func take(o nbdOrder) (conns []net.Conn) {
 func (k *fakeKernel) connect(o nbdOrder) (uint32, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.orders, k.sockets = append(k.orders, o), take(o)
+	k.orders, k.sockets, k.gone, k.closing = append(k.orders, o), take(o), false, false
 	err := os.MkdirAll(k.dir(), 0o755)
 	for name, text := range map[string]string{"backend": o.backend + "\n", "pid": "1\n", "size": strconv.FormatUint(o.sizeBytes/512, 10)} {
 		err = errors.Join(err, os.WriteFile(filepath.Join(k.dir(), name), []byte(text), 0o644))
@@ -72,6 +75,16 @@ func (k *fakeKernel) connect(o nbdOrder) (uint32, error) {
 func (k *fakeKernel) reconfigure(o nbdOrder) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if _, err := os.Stat(filepath.Join(k.dir(), "pid")); err != nil || k.gone {
+		return unix.EINVAL
+	}
+	if o.hasClosing {
+		k.closing = o.closing
+		return nil
+	}
+	if len(o.sockets) == 0 {
+		return nil
+	}
 	for i, c := range k.sockets {
 		if c == nil && len(o.sockets) == 1 {
 			k.orders = append(k.orders, o)
@@ -86,12 +99,36 @@ func (k *fakeKernel) reconfigure(o nbdOrder) error {
 func (k *fakeKernel) disconnect(nbdOrder) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	return k.disconnectLocked()
+}
+
+func (k *fakeKernel) disconnectLocked() error {
+	k.gone = true
 	for _, c := range k.sockets {
 		if c != nil {
 			_ = c.Close()
 		}
 	}
+	if k.users > 0 {
+		return nil
+	}
 	return os.Remove(filepath.Join(k.dir(), "pid"))
+}
+
+// open and close are what a user of the device does.
+func (k *fakeKernel) open() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.users++
+}
+
+func (k *fakeKernel) close() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.users--; k.users == 0 && (k.closing || k.gone) {
+		return k.disconnectLocked()
+	}
+	return nil
 }
 
 // drop ends a connection, as the kernel does when an answer does not come.
@@ -201,4 +238,85 @@ func connectFake(t *testing.T, driver *NBD, kernel *fakeKernel, r Request) nbdOr
 	kernel.drop(0)
 	kernel.drop(1)
 	return kernel.orders[0]
+}
+
+// usedDevice is a device of the fake kernel, served by its driver.
+func usedDevice(t *testing.T, helper ...string) (*NBD, *fakeKernel, *nbdDevice) {
+	t.Helper()
+	backend := nbdtest.NewBackend()
+	backend.Add("db", 1<<20)
+	kernel := newFakeKernel(t)
+	driver, err := NewNBD(Config{Helper: helper})
+	if err != nil {
+		t.Fatal(err)
+	}
+	driver.kernel, driver.sysfs = kernel, kernel.sysfs
+	r := Request{Name: "db", Open: func(ctx context.Context) (nbd.Export, error) { return backend.Open(ctx, "db", nbd.Peer{}) }}
+	dev, err := driver.connect(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { dev.Stop(context.WithoutCancel(t.Context())) })
+	return driver, kernel, dev
+}
+
+// A device that is removed by force while it is mounted stays in sysfs until it is unmounted: it is not there any more all
+// the same, neither for the detach, which would otherwise disconnect it again and again until its deadline, nor for whoever
+// attaches the volume anew. The line is the one in find that asks the kernel.
+func TestForcedDetachOfUsedDevice(t *testing.T) {
+	driver, kernel, dev := usedDevice(t, "false")
+	kernel.open()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if err := dev.Detach(ctx, true); err != nil {
+		t.Fatalf("detach: %v", err)
+	}
+	if _, found := driver.find("db"); found {
+		t.Error("what was disconnected is found again")
+	}
+	if err := kernel.close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A device that somebody has open, if only to read it, is not removed: it is in use, whether or not it was opened so that
+// nobody else may. The line is the one in letGo that has the kernel decide; without it the device is cut off from a program
+// that writes to it.
+func TestDetachOfOpenDevice(t *testing.T) {
+	driver, kernel, dev := usedDevice(t, "true") // whose sync succeeds: it is not mounted
+	kernel.open()
+	if err := dev.Detach(t.Context(), false); !errors.Is(err, storage.ErrConflict) {
+		t.Fatalf("detach of an open device: %v", err)
+	}
+	if _, found := driver.find("db"); !found || kernel.closing {
+		t.Fatalf("the device is there: %t; it goes with its user: %t", found, kernel.closing)
+	}
+	if err := kernel.close(); err != nil {
+		t.Fatal(err)
+	}
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() { // the helper, which opens and closes it
+		for {
+			kernel.mu.Lock()
+			closing := kernel.closing
+			kernel.mu.Unlock()
+			if closing {
+				kernel.open()
+				_ = kernel.close() // it was closed by force if this fails, which is then seen
+				return
+			}
+			select {
+			case <-stop:
+				return
+			case <-time.After(time.Millisecond):
+			}
+		}
+	})
+	if err := dev.Detach(t.Context(), false); err != nil {
+		t.Errorf("detach of a free device: %v", err)
+	}
+	close(stop)
+	wg.Wait()
+	<-dev.Ended()
 }

@@ -30,6 +30,8 @@ const (
 	nbdAttrBackend     = 10
 	nbdSockItem        = 1
 	nbdSockFD          = 1
+
+	nbdDisconnectOnClose = 1 << 1 // NBD_CFLAG_DISCONNECT_ON_CLOSE, a client flag
 )
 
 // nbdOrder is what the kernel is told of a device. Zero fields are left out, but in a connect order, which holds them all.
@@ -42,6 +44,8 @@ type nbdOrder struct {
 	serverFlags   uint64
 	sockets       []uint32 // descriptors
 	backend       string
+	// hasClosing: whether the device goes when its last user closes it becomes closing; it is so until it is said otherwise.
+	hasClosing, closing bool
 }
 
 // encode returns the order's attributes.
@@ -69,6 +73,13 @@ func (o *nbdOrder) encode() ([]byte, error) {
 			}
 			return nil
 		})
+	}
+	if o.hasClosing {
+		var flags uint64
+		if o.closing {
+			flags = nbdDisconnectOnClose
+		}
+		e.Uint64(nbdAttrClientFlags, flags)
 	}
 	if o.backend != "" {
 		e.String(nbdAttrBackend, o.backend)

@@ -31,6 +31,8 @@ func TestNetlinkOrders(t *testing.T) {
 			0800 0100 03000000
 			1000 0780 0c00 0180 0800 0100 09000000
 			1000 0a00 73746f72616765642f646200`},
+		"let go":     {nbdOrder{index: 3, hasIndex: true, hasClosing: true, closing: true}, `0800 0100 03000000 0c00 0600 0200000000000000`},
+		"keep":       {nbdOrder{index: 3, hasIndex: true, hasClosing: true}, `0800 0100 03000000 0c00 0600 0000000000000000`},
 		"disconnect": {nbdOrder{hasIndex: true}, `0800 0100 00000000`},
 	} {
 		got, err := tc.order.encode()
