@@ -20,8 +20,9 @@ RACE     ?= -short
 DEMO     ?=
 DEPLOY   ?=
 LAB      ?=
+POWERCUT ?=
 
-.PHONY: help build demo test unit race interop e2e chaos-short chaos lab lab-short lab-run fuzz bench bench-quick deploy-check fmt fmt-check vet lint \
+.PHONY: help build demo test unit race interop e2e chaos-short chaos powercut lab lab-short lab-run fuzz bench bench-quick deploy-check fmt fmt-check vet lint \
         generate generate-check deps deps-install ci clean
 
 help: ## say what there is
@@ -64,6 +65,10 @@ chaos: build ## the same, long (CHAOS_FOR=10m), its tools, and the simulation fr
 	if [ "$$(id -u)" = 0 ]; then $(GO) test -tags chaos -count 1 -run '^TestNetwork$$' ./internal/testcluster; fi
 	$(GO) test -tags chaos -timeout 0 -count 1 -v -run '^TestChaos$$' ./test/chaos -storaged $(abspath $(BIN))/storaged -for $(CHAOS_FOR) $(CHAOS_ARGS)
 	$(GO) test -timeout 0 -count 1 -run '^TestSchedules$$' ./test/sim -sim.from=$$(date +%s)000 -sim.seconds=$(SIM_SECONDS)
+
+powercut: build ## nodes on disks that lose what was not flushed, on ext4 and xfs (root; POWERCUT="-cuts 100"; test/powercut/README.md)
+	@[ -n "$(DEVICES)" ] || echo "left out: power cuts; they need root, /dev/fuse, loop devices, e2fsprogs and xfsprogs"
+	$(if $(DEVICES),$(GO) test -tags e2e$(DEVICES:%=,%) -timeout 30m -count 1 -v -run '^TestPowerCut$$' ./test/powercut -storaged $(abspath $(BIN))/storaged $(POWERCUT))
 
 lab: ## hosts in QEMU with Debian's kernel and containers: takeovers, faults (LAB="flags"; test/lab/README.md)
 	@test/deps.sh --run $(MAKE) lab-run -- qemu-system-x86_64 busybox crun mkfs.ext4 mkfs.xfs modprobe cpio readelf lz4 xz nbd-client
