@@ -96,8 +96,9 @@ bench-quick: build ## the same in about two minutes: fewer seconds, a smaller vo
 	@test/deps.sh fio nbdkit
 	@$(GO) run ./bench -quick -storaged $(BIN)/storaged $(BENCH)
 
-deploy-check: ## the Helm chart: lint, rendering, Kubernetes' schemas, deploy/kubernetes (DEPLOY=-update writes it); builds Helm's library first
+deploy-check: build ## the Helm chart: lint, rendering, Kubernetes' schemas, deploy/kubernetes (DEPLOY=-update writes it); systemd's units. Builds Helm's library first
 	$(GO) test -C tools/deploy -count 1 . $(DEPLOY)
+	@test/deps.sh --run tools/deploy/units.sh $(BIN)/storaged -- systemd-analyze
 
 fmt: ## gofmt everything
 	gofmt -w $$(git ls-files '*.go')

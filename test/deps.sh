@@ -10,7 +10,7 @@
 set -euo pipefail
 export PATH=$PATH:/usr/sbin:/sbin
 
-# program  package; those of the lab are not looked for unless they are named
+# program  package; those with a third word (what for) are not looked for unless they are named
 table='
 nbdinfo    libnbd-bin
 nbdcopy    libnbd-bin
@@ -33,6 +33,7 @@ cpio       cpio           lab
 readelf    binutils       lab
 lz4        lz4            lab
 xz         xz-utils       lab
+systemd-analyze systemd   deploy
 '
 
 package_of() { awk -v p="$1" '$1 == p {print $2}' <<<"$table"; }
