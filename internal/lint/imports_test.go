@@ -41,7 +41,7 @@ type rule struct {
 
 // forTests are the packages that serve tests only.
 var forTests = []string{"./test", "./bench", "./internal/testcluster", "./internal/simnet", "./internal/history", "./internal/lint",
-	"./api/apitest", "./api/csi/csitest", "./nbd/nbdtest"}
+	"./api/apitest", "./api/csi/csitest", "./nbd/nbdtest", "./internal/tlsfiles/tlstest"}
 
 var rules = []rule{{
 	why: "the vocabulary imports nothing of ours", of: []string{"./$"}, forbid: []string{"./"}, deep: true, inTests: true,
