@@ -15,6 +15,7 @@ type Cluster interface {
 	Volume(ctx context.Context, name string) (api.Volume, error)
 	Volumes(ctx context.Context, after string, limit int) ([]api.Volume, error)
 	ResizeVolume(ctx context.Context, name string, sizeBytes int64) (api.Volume, error)
+	ModifyVolume(ctx context.Context, name string, id storage.VolumeID, change api.VolumeChange) (api.Volume, error)
 	DeleteVolume(ctx context.Context, name string, id storage.VolumeID) error
 	Attach(ctx context.Context, n api.NewAttachment) (api.Attachment, error)
 	Detach(ctx context.Context, d api.Detachment) error
@@ -23,16 +24,6 @@ type Cluster interface {
 	Groups(ctx context.Context) ([]api.Group, error)
 	Status(ctx context.Context) (api.Status, error)
 }
-
-// Limiter is a Cluster that can bound what the users of one volume may ask for. Only with one does the controller offer
-// MODIFY_VOLUME.
-type Limiter interface {
-	// SetLimits sets both limits, also while the volume is in use. It may be repeated. KindNotFound.
-	SetLimits(ctx context.Context, volume api.VolumeRef, limits Limits) error
-}
-
-// Limits bound what the users of one volume may ask for per second; 0 is no limit.
-type Limits struct{ RequestsPerSecond, BytesPerSecond int64 }
 
 // Devices is what the node service asks of the host's gateway; api/hostclient implements it. See host.Gateway for what
 // the methods promise.

@@ -3,7 +3,6 @@ package csi
 import (
 	"context"
 	"errors"
-	"slices"
 
 	spec "github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
@@ -18,17 +17,15 @@ type Controller struct {
 	spec.UnimplementedControllerServer
 	name    string
 	cluster Cluster
-	limiter Limiter // nil: MODIFY_VOLUME is not offered
-	locks   locks   // by the volume's name
+	locks   locks // by the volume's name
 }
 
 // NewController returns the service of the driver of that name.
 func NewController(name string, cluster Cluster) *Controller {
-	limiter, _ := cluster.(Limiter)
-	return &Controller{name: name, cluster: cluster, limiter: limiter}
+	return &Controller{name: name, cluster: cluster}
 }
 
-// controllerCapabilities are those that ControllerGetCapabilities tells, and MODIFY_VOLUME where the cluster can.
+// controllerCapabilities are those that ControllerGetCapabilities tells.
 var controllerCapabilities = []spec.ControllerServiceCapability_RPC_Type{
 	spec.ControllerServiceCapability_RPC_CREATE_DELETE_VOLUME,
 	spec.ControllerServiceCapability_RPC_PUBLISH_UNPUBLISH_VOLUME,
@@ -41,16 +38,13 @@ var controllerCapabilities = []spec.ControllerServiceCapability_RPC_Type{
 	spec.ControllerServiceCapability_RPC_LIST_VOLUME_HEALTH,
 	spec.ControllerServiceCapability_RPC_EXPAND_VOLUME,
 	spec.ControllerServiceCapability_RPC_SINGLE_NODE_MULTI_WRITER,
+	spec.ControllerServiceCapability_RPC_MODIFY_VOLUME,
 }
 
 // ControllerGetCapabilities implements the CSI Controller service.
 func (c *Controller) ControllerGetCapabilities(context.Context, *spec.ControllerGetCapabilitiesRequest) (*spec.ControllerGetCapabilitiesResponse, error) {
 	answer := &spec.ControllerGetCapabilitiesResponse{}
-	types := slices.Clone(controllerCapabilities)
-	if c.limiter != nil {
-		types = append(types, spec.ControllerServiceCapability_RPC_MODIFY_VOLUME)
-	}
-	for _, t := range types {
+	for _, t := range controllerCapabilities {
 		answer.Capabilities = append(answer.Capabilities, &spec.ControllerServiceCapability{
 			Type: &spec.ControllerServiceCapability_Rpc{Rpc: &spec.ControllerServiceCapability_RPC{Type: t}}})
 	}
@@ -124,11 +118,8 @@ func (c *Controller) CreateVolume(ctx context.Context, r *spec.CreateVolumeReque
 		return nil, err
 	}
 	defer unlock()
-	v, err := c.create(ctx, r, name, size)
+	v, err := c.create(ctx, r, name, size, limits)
 	if err != nil {
-		return nil, err
-	}
-	if err := c.limit(ctx, v, limits); err != nil {
 		return nil, err
 	}
 	described := describe(v)
@@ -137,20 +128,26 @@ func (c *Controller) CreateVolume(ctx context.Context, r *spec.CreateVolumeReque
 }
 
 // create makes the volume, or finds the one that an earlier call for the same name has made. One that somebody else has
-// made under this name is not adopted: deleting the claim would delete it.
-func (c *Controller) create(ctx context.Context, r *spec.CreateVolumeRequest, name string, sizeBytes int64) (api.Volume, error) {
-	v, err := c.cluster.CreateVolume(ctx, api.NewVolume{RequestID: requestID(r.GetName()), Name: name, SizeBytes: sizeBytes})
+// made under this name is not adopted: deleting the claim would delete it. Nil limits say nothing of them.
+func (c *Controller) create(ctx context.Context, r *spec.CreateVolumeRequest, name string, sizeBytes int64, limits *storage.VolumeLimits) (api.Volume, error) {
+	request := api.NewVolume{RequestID: requestID(r.GetName()), Name: name, SizeBytes: sizeBytes}
+	if limits != nil {
+		request.Limits = *limits
+	}
+	v, err := c.cluster.CreateVolume(ctx, request)
 	if !errors.Is(err, storage.ErrConflict) {
 		return v, err
 	}
-	// The request made a volume before, of another size than this call would choose, or one that has grown, or that is being
-	// deleted.
+	// The request made a volume before, of another size or other limits than this call would choose, or one that was changed
+	// since, or that is being deleted.
 	v, err = c.cluster.Volume(ctx, name)
 	switch {
 	case errors.Is(err, storage.ErrNotFound), err == nil && v.State != api.VolumeReady:
 		return v, refuse(codes.Aborted, "volume %s: the one before it of this name is being deleted; ask again when it is gone", name)
 	case err == nil && !inRange(r.GetCapacityRange(), v.SizeBytes):
 		return v, refuse(codes.AlreadyExists, "volume %s exists with %d bytes, which is not in the range that is asked for", name, v.SizeBytes)
+	case err == nil && limits != nil && v.Limits != *limits:
+		return c.cluster.ModifyVolume(ctx, name, v.ID, api.LimitsChange(*limits))
 	}
 	return v, err
 }
@@ -261,9 +258,6 @@ func (c *Controller) ControllerExpandVolume(ctx context.Context, r *spec.Control
 
 // ControllerModifyVolume implements the CSI Controller service.
 func (c *Controller) ControllerModifyVolume(ctx context.Context, r *spec.ControllerModifyVolumeRequest) (*spec.ControllerModifyVolumeResponse, error) {
-	if c.limiter == nil {
-		return nil, refuse(codes.Unimplemented, "volumes cannot be modified in this cluster")
-	}
 	limits, err := parseLimits(r.GetMutableParameters())
 	if err != nil {
 		return nil, err
@@ -273,19 +267,10 @@ func (c *Controller) ControllerModifyVolume(ctx context.Context, r *spec.Control
 		return nil, err
 	}
 	defer unlock()
-	if err := c.limit(ctx, v, limits); err != nil {
-		return nil, err
+	if limits != nil {
+		if _, err := c.cluster.ModifyVolume(ctx, v.Name, v.ID, api.LimitsChange(*limits)); err != nil {
+			return nil, err
+		}
 	}
 	return &spec.ControllerModifyVolumeResponse{}, nil
-}
-
-// limit sets the limits of a volume; nil says nothing of them.
-func (c *Controller) limit(ctx context.Context, v api.Volume, limits *Limits) error {
-	switch {
-	case limits == nil:
-		return nil
-	case c.limiter == nil:
-		return invalid("mutable parameters are not offered by this cluster")
-	}
-	return c.limiter.SetLimits(ctx, api.VolumeRef{Name: v.Name, ID: v.ID}, *limits)
 }

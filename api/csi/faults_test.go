@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api/csi"
 	"github.com/storaged/storaged/api/csi/csitest"
 )
@@ -56,7 +57,7 @@ func (l *life) calls() []func(context.Context, driver) error {
 	return []func(context.Context, driver) error{
 		func(ctx context.Context, d driver) error {
 			r, err := d.CreateVolume(ctx, &spec.CreateVolumeRequest{Name: "pvc-1", VolumeCapabilities: []*spec.VolumeCapability{l.capability},
-				CapacityRange: &spec.CapacityRange{RequiredBytes: gib}, MutableParameters: map[string]string{"bytesPerSecond": "1000000"}})
+				CapacityRange: &spec.CapacityRange{RequiredBytes: gib}, MutableParameters: map[string]string{"max-bandwidth": "1Mi", "max-iops": "100"}})
 			l.volume = r.GetVolume()
 			return err
 		},
@@ -96,7 +97,7 @@ func (l *life) calls() []func(context.Context, driver) error {
 		},
 		func(ctx context.Context, d driver) error {
 			_, err := d.ControllerModifyVolume(ctx, &spec.ControllerModifyVolumeRequest{VolumeId: l.volume.GetVolumeId(),
-				MutableParameters: map[string]string{"bytesPerSecond": "2000000"}})
+				MutableParameters: map[string]string{"max-bandwidth": "2000000"}})
 			return err
 		},
 		func(ctx context.Context, d driver) error {
@@ -173,8 +174,8 @@ func TestFaults(t *testing.T) {
 					if fsType, size := w.Content(v.ID); capability.GetBlock() == nil && (fsType == "" || size != 2*gib) {
 						t.Fatalf("step %d failed (%d): %q of %d bytes is on it", at, when, fsType, size)
 					}
-					if w.Limits(v.ID).BytesPerSecond != 2000000 {
-						t.Fatalf("step %d failed (%d): the limits are %+v", at, when, w.Limits(v.ID))
+					if v.Limits != (storage.VolumeLimits{MaxBytesPerSecond: 2000000}) {
+						t.Fatalf("step %d failed (%d): the limits are %+v", at, when, v.Limits)
 					}
 					deleteFails(t, w, h, l)
 				}

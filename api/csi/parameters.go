@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	storage "github.com/storaged/storaged"
 )
 
 // Keys of a StorageClass's parameters.
@@ -54,32 +56,56 @@ func (p parameters) context() map[string]string {
 	return map[string]string{parameterTakeOver: "true"}
 }
 
-// Keys of a VolumeAttributesClass's parameters: what of a volume can be changed while it is in use.
+// Keys of a VolumeAttributesClass's parameters: what of a volume can be changed while it is in use. A class says all of it:
+// what it does not name has no limit, so that what a volume has does not depend on the classes it had before.
 const (
-	// mutableRequests and mutableBytes bound what all hosts of the volume together, through one gateway, may ask for per
-	// second; 0 is no limit.
-	mutableRequests = "requestsPerSecond"
-	mutableBytes    = "bytesPerSecond"
+	// mutableIOPS is a number, mutableBandwidth one of bytes a second, perhaps with Ki, Mi, Gi or Ti; 0 is no limit. They hold
+	// what all users of a volume at one gateway ask for together.
+	mutableIOPS      = "max-iops"
+	mutableBandwidth = "max-bandwidth"
 )
 
 // parseLimits reads mutable parameters. Nil means that they say nothing.
-func parseLimits(m map[string]string) (*Limits, error) {
+func parseLimits(m map[string]string) (*storage.VolumeLimits, error) {
 	if len(m) == 0 {
 		return nil, nil
 	}
-	var l Limits
+	var l storage.VolumeLimits
 	for key, value := range m {
-		n, err := strconv.ParseInt(value, 10, 64)
-		switch {
-		case key != mutableRequests && key != mutableBytes:
-			return nil, invalid("mutable parameter %q is not known; there are %s and %s", key, mutableRequests, mutableBytes)
-		case err != nil || n < 0 || n > math.MaxInt64/2:
-			return nil, invalid("mutable parameter %s=%q: want a number, 0 for no limit", key, value)
-		case key == mutableRequests:
-			l.RequestsPerSecond = n
+		var ok bool
+		switch key {
+		case mutableIOPS:
+			var err error
+			l.MaxIOPS, err = strconv.ParseInt(value, 10, 64)
+			ok = err == nil
+		case mutableBandwidth:
+			l.MaxBytesPerSecond, ok = parseQuantity(value)
 		default:
-			l.BytesPerSecond = n
+			return nil, invalid("mutable parameter %q is not known; there are %s and %s", key, mutableIOPS, mutableBandwidth)
+		}
+		if !ok {
+			return nil, invalid("mutable parameter %s=%q: want a number, 0 for no limit; of bytes also with Ki, Mi, Gi or Ti", key, value)
 		}
 	}
+	if err := l.Check(); err != nil {
+		return nil, invalid("mutable parameters: %v", err)
+	}
 	return &l, nil
+}
+
+// parseQuantity reads a whole number, perhaps with a binary unit as Kubernetes writes them (100Mi), or as storagectl does
+// (100MiB).
+func parseQuantity(s string) (n int64, ok bool) {
+	digits, shift := strings.TrimSuffix(s, "B"), 0
+	for i, unit := range []string{"Ki", "Mi", "Gi", "Ti"} {
+		if cut, has := strings.CutSuffix(digits, unit); has {
+			digits, shift = cut, 10*(i+1)
+			break
+		}
+	}
+	n, err := strconv.ParseInt(digits, 10, 64)
+	if err != nil || n > math.MaxInt64>>shift || n < 0 || shift == 0 && digits != s {
+		return 0, false
+	}
+	return n << shift, true
 }

@@ -55,7 +55,7 @@ func TestSanity(t *testing.T) {
 	config.Address = serve(t, w, h)
 	dir := t.TempDir()
 	config.TargetPath, config.StagingPath = filepath.Join(dir, "target"), filepath.Join(dir, "staging")
-	config.TestVolumeMutableParameters = map[string]string{"requestsPerSecond": "500"}
+	config.TestVolumeMutableParameters = map[string]string{"max-iops": "500", "max-bandwidth": "100Mi"}
 	config.CheckPath = func(path string) (sanity.PathKind, error) {
 		if h.Made(path) {
 			return sanity.PathIsDir, nil

@@ -51,6 +51,7 @@ func TestSanity(t *testing.T) {
 	config.TargetPath, config.StagingPath = filepath.Join(dir, "target"), filepath.Join(dir, "staging")
 	config.TestVolumeSize, config.TestVolumeExpandSize = 64<<20, 96<<20
 	config.IdempotentCount = 3
+	config.TestVolumeMutableParameters = map[string]string{"max-iops": "500", "max-bandwidth": "100Mi"}
 	sanity.Test(t, config)
 
 	list, err := gateway.Attachments(context.Background())

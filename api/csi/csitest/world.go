@@ -38,7 +38,6 @@ type World struct {
 	mu      sync.Mutex // guards what follows; never held while the cluster is called
 	steps   int
 	fault   func(step int) When
-	limits  map[storage.VolumeID]csi.Limits
 	content map[storage.VolumeID]fileSystem // what is on the volumes
 	hosts   int
 }
@@ -51,7 +50,7 @@ type fileSystem struct {
 
 // New returns a world with an empty cluster and no hosts.
 func New() *World {
-	return &World{cluster: apitest.New(time.Now), limits: map[storage.VolumeID]csi.Limits{}, content: map[storage.VolumeID]fileSystem{}}
+	return &World{cluster: apitest.New(time.Now), content: map[storage.VolumeID]fileSystem{}}
 }
 
 // Fail lets fault decide the outcome of every later step, counted from 1; nil ends it.
@@ -66,13 +65,6 @@ func (w *World) Steps() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.steps
-}
-
-// Limits returns those that were set for the volume.
-func (w *World) Limits(id storage.VolumeID) csi.Limits {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.limits[id]
 }
 
 // Content returns the type and the size of the file system on the volume; empty without one.
@@ -121,30 +113,27 @@ func get[A any](w *World, op string, do func() (A, error)) (answer A, err error)
 // Client is a way to the cluster, with faults.
 type Client struct{ w *World }
 
-// Client returns a way to the world's cluster that implements csi.Cluster and csi.Limiter.
+// Client returns a way to the world's cluster that implements csi.Cluster.
 func (w *World) Client() *Client { return &Client{w: w} }
 
-var (
-	_ csi.Cluster = (*Client)(nil)
-	_ csi.Limiter = (*Client)(nil)
-)
+var _ csi.Cluster = (*Client)(nil)
 
 // CreateVolume implements csi.Cluster. As the catalog does, it refuses a request id that made a volume of another size
-// with KindConflict.
+// or with other limits with KindConflict.
 func (c *Client) CreateVolume(ctx context.Context, v api.NewVolume) (api.Volume, error) {
 	return get(c.w, "create", func() (api.Volume, error) {
 		made, err := c.w.cluster.CreateVolume(ctx, v)
 		if !errors.Is(err, storage.ErrExists) || v.RequestID == "" {
 			return made, err
 		}
-		// With the size that the volume has, the same request finds it; a request of somebody else does not.
+		// With the size and the limits that the volume has, the same request finds it; a request of somebody else does not.
 		have, lookErr := c.w.cluster.Volume(ctx, v.Name)
 		if lookErr != nil {
 			return made, lookErr
 		}
-		v.SizeBytes = have.SizeBytes
+		v.SizeBytes, v.Limits = have.SizeBytes, have.Limits
 		if _, again := c.w.cluster.CreateVolume(ctx, v); again == nil {
-			return api.Volume{}, storage.E("create", storage.KindConflict, "volume "+v.Name, errors.New("the request id made one of another size"))
+			return api.Volume{}, storage.E("create", storage.KindConflict, "volume "+v.Name, errors.New("the request id made another one"))
 		}
 		return made, err
 	})
@@ -200,18 +189,9 @@ func (c *Client) Status(ctx context.Context) (api.Status, error) {
 	return get(c.w, "show status", func() (api.Status, error) { return c.w.cluster.Status(ctx) })
 }
 
-// SetLimits implements csi.Limiter.
-func (c *Client) SetLimits(ctx context.Context, v api.VolumeRef, l csi.Limits) error {
-	return c.w.step("limit", func() error {
-		have, err := c.w.cluster.Volume(ctx, v.Name)
-		if err != nil {
-			return err
-		}
-		c.w.mu.Lock()
-		defer c.w.mu.Unlock()
-		c.w.limits[have.ID] = l
-		return nil
-	})
+// ModifyVolume implements csi.Cluster.
+func (c *Client) ModifyVolume(ctx context.Context, name string, id storage.VolumeID, change api.VolumeChange) (api.Volume, error) {
+	return get(c.w, "modify", func() (api.Volume, error) { return c.w.cluster.ModifyVolume(ctx, name, id, change) })
 }
 
 // all turns the limit of csi.Cluster into that of api.Cluster.
