@@ -129,11 +129,13 @@ func (h *HostMounts) Format(device, fsType string, readOnly bool) (string, error
 	switch {
 	case found == "" && !blank:
 		return "", storage.E(op, storage.KindConflict, subject, errors.New("it holds data, but no file system that is known here; if "+
-			"the data is not needed, overwrite the first 64 KiB of the volume with zeroes"))
+			"the data is not needed, overwrite the first 2 MiB of the volume with zeroes"))
 	case found == "" && readOnly:
 		return "", storage.E(op, storage.KindConflict, subject, errors.New("it has no file system yet, and is to be mounted read-only; mount it for writing first"))
 	case found != "" && (fsType != "" && found != fsType || found != ext4 && found != xfs):
 		return "", storage.E(op, storage.KindConflict, subject, fmt.Errorf("it holds %q, and %q is asked for", found, fsType))
+	case found == ext4 && !readOnly:
+		return found, eraseMark(device) // of a mkfs that was finished, and not looked at any more
 	case found != "":
 		return found, nil
 	}
@@ -141,20 +143,29 @@ func (h *HostMounts) Format(device, fsType string, readOnly bool) (string, error
 		fsType = ext4
 	}
 	args := append(slices.Clone(formatOptions[fsType]), map[string][]string{ext4: {"-F", "-m0", device}, xfs: {"-f", device}}[fsType]...)
-	if out, err := h.tools.Command("mkfs."+fsType, args...).CombinedOutput(); err != nil {
-		return "", storage.E(op, storage.KindInternal, subject, fmt.Errorf("mkfs.%s: %w: %s", fsType, err, bytes.TrimSpace(out)))
+	mkfs := func() error {
+		if out, err := h.tools.Command("mkfs."+fsType, args...).CombinedOutput(); err != nil {
+			return storage.E(op, storage.KindInternal, subject, fmt.Errorf("mkfs.%s: %w: %s", fsType, err, bytes.TrimSpace(out)))
+		}
+		return nil
 	}
-	return fsType, nil
+	if fsType == ext4 {
+		return fsType, underMark(device, mkfs)
+	}
+	return fsType, mkfs()
 }
 
 // blankBytes is how much of the beginning of a device must be zeroes before it is taken for blank. Every file system,
-// partition table and volume manager that is in use has its mark there, or is known to blkid.
-const blankBytes = 64 << 10
+// partition table and volume manager that is in use has its mark there, or is known to blkid; what an application writes by
+// itself begins there, or where a first partition would.
+const blankBytes = 1<<20 + 64<<10
 
 // inspect reads the beginning of the device, past the page cache, and reports whether it is all zeroes. It must come
-// before blkid is believed that nothing is there: blkid does not tell a blank device from one that cannot be read. What a
-// mkfs.xfs left that was interrupted is wiped: it would pass for a file system, and never mount. (mkfs.ext4 writes the
-// superblock last.)
+// before blkid is believed that nothing is there: blkid does not tell a blank device from one that cannot be read.
+//
+// What a mkfs left that was interrupted counts as blank, or the volume could never be used: nobody but a person could say
+// that nothing is on it. mkfs.xfs says so in its superblock; that would pass for a file system, and never mount, so it is
+// wiped. mkfs.ext4 writes its superblock last and leaves the first 4 KiB zeroes until then; the rest is known by writeMark.
 func (h *HostMounts) inspect(device string) (blank bool, err error) {
 	const op = "read"
 	subject := "device " + device
@@ -175,10 +186,94 @@ func (h *HostMounts) inspect(device string) (blank bool, err error) {
 	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
 		return false, storage.E(op, storage.KindIO, subject, err)
 	}
-	if xfsInProgress(buf[:n]) {
+	switch {
+	case allZero(buf[:n]):
+		return true, nil
+	case xfsInProgress(buf[:n]):
 		return true, wipe(device, n)
+	case !allZero(buf[:min(n, ext4HeadBytes)]):
+		return false, nil
 	}
-	return allZero(buf[:n]), nil
+	marked, err := hasMark(device)
+	return marked, err
+}
+
+// ext4HeadBytes is what mkfs.ext4 leaves zeroes at the beginning of a device until all else is written.
+const ext4HeadBytes = 4 << 10
+
+// The mark says that mkfs.ext4 was begun on a device that was blank. It lies where mkfs.ext4 puts nothing, but on the smallest
+// of volumes: before the end, which it wipes, and after everything that it writes. A block of a finished file system that
+// holds it still is free: whoever had used it would have written to it.
+const (
+	markText  = "storaged: mkfs.ext4 has begun here, and was not finished\n"
+	markEnd   = 256 << 10 // its distance from the end, in bytes
+	markLeast = 1 << 20   // smaller devices get none
+)
+
+// markAt returns where on the open device the mark lies; ok is false for devices that get none.
+func markAt(f *os.File) (at int64, ok bool, err error) {
+	size, err := f.Seek(0, io.SeekEnd)
+	return size - markEnd - storage.BlockSize, size >= markLeast, err
+}
+
+func hasMark(device string) (bool, error) {
+	f, err := os.Open(device)
+	if err == nil {
+		defer f.Close()
+		var at int64
+		var ok bool
+		if at, ok, err = markAt(f); err == nil && ok {
+			found := make([]byte, len(markText))
+			_, err = f.ReadAt(found, at)
+			return err == nil && string(found) == markText, readFailed(device, err)
+		}
+	}
+	return false, readFailed(device, err)
+}
+
+func readFailed(device string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return storage.E("read", storage.KindIO, "device "+device, err)
+}
+
+// underMark makes a file system on a blank device. While it is not finished the device says so.
+func underMark(device string, mkfs func() error) error {
+	if err := writeMark(device); err != nil {
+		return err
+	}
+	if err := mkfs(); err != nil {
+		return err
+	}
+	return eraseMark(device)
+}
+
+// writeMark must be durable before mkfs.ext4 writes anything.
+func writeMark(device string) error { return setMark(device, []byte(markText)) }
+
+// eraseMark takes the mark away, if it is there.
+func eraseMark(device string) error {
+	if there, err := hasMark(device); err != nil || !there {
+		return err
+	}
+	return setMark(device, make([]byte, len(markText)))
+}
+
+func setMark(device string, text []byte) error {
+	f, err := os.OpenFile(device, os.O_RDWR, 0)
+	if err == nil {
+		var at int64
+		var ok bool
+		if at, ok, err = markAt(f); err == nil && ok {
+			_, err = f.WriteAt(text, at)
+		}
+		err = errors.Join(err, f.Sync(), f.Close())
+	}
+	if err != nil {
+		return storage.E("mark", storage.KindIO, "device "+device, err)
+	}
+	return nil
 }
 
 // xfsInProgress reports whether the superblock of an XFS says that mkfs has not finished: sb_inprogress, at byte 126.
@@ -190,11 +285,18 @@ func allZero(b []byte) bool {
 	return !slices.ContainsFunc(b, func(c byte) bool { return c != 0 })
 }
 
-// wipe zeroes the first n bytes of the device.
+// wipe zeroes the first n bytes of the device, the first 64 KiB of them last: they say that the rest is to be wiped.
 func wipe(device string, n int) error {
+	head := min(n, 64<<10)
 	f, err := os.OpenFile(device, os.O_WRONLY, 0)
 	if err == nil {
-		_, err = f.WriteAt(make([]byte, n), 0)
+		_, err = f.WriteAt(make([]byte, n-head), int64(head))
+		if err == nil {
+			err = f.Sync()
+		}
+		if err == nil {
+			_, err = f.WriteAt(make([]byte, head), 0)
+		}
 		err = errors.Join(err, f.Sync(), f.Close())
 	}
 	if err != nil {
@@ -210,12 +312,21 @@ func (h *HostMounts) Mount(device, target, fsType string, options []string) erro
 		err = h.check(device)
 	}
 	if err == nil {
-		err = mountDevice(device, target, fsType, options)
+		err = mountDevice(device, target, fsType, withDefaults(fsType, options))
 	}
 	if err != nil {
 		return storage.E("mount", storage.KindInternal, "device "+device, err)
 	}
 	return nil
+}
+
+// withDefaults adds the options that every file system of a type is mounted with: xfs refuses two with one UUID at the same
+// time, and a copy of a volume has that of the original.
+func withDefaults(fsType string, options []string) []string {
+	if fsType != xfs {
+		return options
+	}
+	return append(slices.Clone(options), "nouuid")
 }
 
 // check lets fsck repair what it repairs without being asked, which for ext4 includes the journal. Only errors that it

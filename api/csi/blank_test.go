@@ -1,0 +1,98 @@
+//go:build linux
+
+package csi
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	storage "github.com/storaged/storaged"
+)
+
+// disk returns a file that stands for a device of 16 MiB, with the given bytes at the given offsets.
+func disk(t *testing.T, content map[int64]string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "disk")
+	f, err := os.Create(path)
+	if err == nil {
+		err = f.Truncate(16 << 20)
+	}
+	for at, text := range content {
+		if err == nil {
+			_, err = f.WriteAt([]byte(text), at)
+		}
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// What counts as blank is formatted. An unfinished mkfs does, or its volume could never be used without a person; anything
+// else that is written does not, wherever it begins: whoever uses a volume raw writes to its beginning, or to where a first
+// partition would be.
+func TestInspect(t *testing.T) {
+	const mark = 16<<20 - markEnd - storage.BlockSize
+	for name, tc := range map[string]struct {
+		content map[int64]string
+		blank   bool
+	}{
+		"nothing":                     {nil, true},
+		"a first byte":                {map[int64]string{0: "x"}, false},
+		"data at a first partition":   {map[int64]string{1 << 20: "x"}, false},
+		"an xfs in the making":        {map[int64]string{0: "XFSB", 126: "\x01", 512: "XAGF", 1 << 20: "x"}, true},
+		"an xfs":                      {map[int64]string{0: "XFSB"}, false},
+		"descriptors, no superblock":  {map[int64]string{4096: "descriptors"}, false},
+		"an ext4 in the making":       {map[int64]string{4096: "descriptors", mark: markText}, true},
+		"an ext4 that is made":        {map[int64]string{1080: "\x53\xef", 4096: "descriptors", mark: markText}, false},
+		"used raw after a first mkfs": {map[int64]string{0: "raw", 4096: "descriptors", mark: markText}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := disk(t, tc.content)
+			h := NewHostMounts("")
+			blank, err := h.inspect(path)
+			if err != nil || blank != tc.blank {
+				t.Fatalf("blank: %t, %v; want %t", blank, err, tc.blank)
+			}
+			if err := eraseMark(path); err != nil {
+				t.Fatal(err)
+			}
+			if there, err := hasMark(path); there || err != nil {
+				t.Errorf("the mark is there after it was erased: %t, %v", there, err)
+			}
+		})
+	}
+	if _, err := NewHostMounts("").inspect(filepath.Join(t.TempDir(), "none")); !errors.Is(err, storage.ErrIO) {
+		t.Errorf("a device that cannot be read: %v", err)
+	}
+}
+
+// A device says that mkfs is at work on it from before it begins until it has ended well.
+func TestUnderMark(t *testing.T) {
+	path := disk(t, nil)
+	fault := errors.New("a fault of the test")
+	for _, want := range []error{fault, nil} {
+		err := underMark(path, func() error {
+			if there, err := hasMark(path); !there || err != nil {
+				t.Errorf("mkfs begins on a device that does not say so (%v)", err)
+			}
+			return want
+		})
+		if there, markErr := hasMark(path); !errors.Is(err, want) || markErr != nil || there != (want != nil) {
+			t.Errorf("mkfs ended with %v: %v, and the mark is there: %t (%v)", want, err, there, markErr)
+		}
+	}
+}
+
+func TestMountDefaults(t *testing.T) {
+	given := []string{"noatime"}
+	if got := withDefaults("xfs", given); !slices.Equal(got, []string{"noatime", "nouuid"}) || len(given) != 1 {
+		t.Errorf("xfs is mounted with %v", got)
+	}
+	if got := withDefaults("ext4", given); !slices.Equal(got, given) {
+		t.Errorf("ext4 is mounted with %v", got)
+	}
+}
