@@ -2,6 +2,7 @@ package sim
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -310,7 +311,8 @@ func (r *run) transfer(g storage.GroupID, from, to *node) {
 	if p == nil || !ok {
 		return
 	}
-	_ = p.host.TransferLeadership(context.Background(), g, string(st.Self), to.id)
+	err := p.host.TransferLeadership(context.Background(), g, string(st.Self), to.id)
+	r.note("group %d: transfer from node %d to node %d: %v", g, from.id, to.id, err)
 }
 
 func (r *run) faultTransfer(s Step) {
@@ -351,6 +353,9 @@ func (r *run) faultHeldPower(s Step) {
 
 // faultLateVote attacks the promise of a process start: a follower that has just answered the leader forgets it by a
 // restart, and could elect another one under the leader's lease. That one is written to while the leader is read.
+//
+// The third node stands for election once in a while, at times that only it knows. So the follower is restarted again and
+// again, with the leader cut off for less than what would make it step down.
 func (r *run) faultLateVote(s Step) {
 	l := r.leader(s.Group, s.A)
 	a, b := r.others(l)
@@ -358,19 +363,35 @@ func (r *run) faultLateVote(s Step) {
 		a, b = b, a
 	}
 	r.hush.Add(1) // or the third one's log falls behind, and it gets no vote
+	defer r.hush.Add(-1)
 	time.Sleep(50 * time.Millisecond)
 	r.net.CutBoth(nodeName(l.id), nodeName(a.id))
+	over, stop := context.WithCancel(context.Background())
+	var reads sync.WaitGroup
+	reads.Go(func() { // its gateway notices that the leader is silent, and will not wait for it
+		for over.Err() == nil {
+			r.probe(a, 902, probeRead, 0, 2*time.Second)
+			r.sleep(over, 50*time.Millisecond)
+		}
+	})
 	time.Sleep(2*time.Second + s.For/4) // its connections are given up, and it asks for votes
-	r.net.CutBoth(nodeName(l.id), nodeName(b.id))
-	r.downFor(b, false, 0, time.Millisecond)
-	var probes sync.WaitGroup
-	probes.Go(func() { r.insist(a, 900, probeWrite, 500*time.Millisecond) })
-	probes.Go(func() { r.insist(l, 901, probeRead, 500*time.Millisecond) })
-	probes.Wait()
-	r.hush.Add(-1)
-	time.Sleep(700 * time.Millisecond)
+	defer reads.Wait()
+	defer stop()
+	for range 8 {
+		r.net.CutBoth(nodeName(l.id), nodeName(b.id))
+		r.downFor(b, false, 0, time.Millisecond)
+		if r.awaitReady(a, s.Group, 330*time.Millisecond) {
+			r.probe(a, 900, probeWrite, 0, 300*time.Millisecond)
+			r.probe(l, 901, probeRead, 0, 200*time.Millisecond)
+			break
+		}
+		r.net.HealBoth(nodeName(l.id), nodeName(b.id))
+		time.Sleep(300 * time.Millisecond)
+	}
+	time.Sleep(300 * time.Millisecond)
 	r.net.HealBoth(nodeName(l.id), nodeName(a.id))
 	r.net.HealBoth(nodeName(l.id), nodeName(b.id))
+	time.Sleep(500 * time.Millisecond)
 }
 
 // What the probes of an attack do, as a choice's what (operate).
@@ -382,21 +403,18 @@ const (
 
 // probe is one operation on the block where crowds meet: all of it, or for a merge one cell.
 func (r *run) probe(n *node, id, what int, cell int64, patience time.Duration) {
+	first := hot[1] * cellsInBlock
+	r.try(n, id, choice{what: what, blocks: span{first, cellsInBlock}, cells: span{first + cell, 1}, patience: patience})
+}
+
+// try does one operation through a node's gateway, if it serves.
+func (r *run) try(n *node, id int, c choice) {
 	p := n.p.Load()
 	if p == nil {
 		return
 	}
 	if g := p.serving(); g != nil {
-		first := hot[1] * cellsInBlock
-		r.operate(g, id, choice{what: what, blocks: span{first, cellsInBlock}, cells: span{first + cell, 1}, patience: patience})
-	}
-}
-
-// insist repeats a probe through one node's gateway for a while, with an attempt every few milliseconds.
-func (r *run) insist(n *node, id, what int, d time.Duration) {
-	for until := time.Now().Add(d); time.Now().Before(until); {
-		r.probe(n, id, what, 0, 120*time.Millisecond)
-		time.Sleep(2 * time.Millisecond)
+		r.operate(g, id, c)
 	}
 }
 
@@ -417,10 +435,27 @@ func (r *run) faultLateAnswers(s Step) {
 func (r *run) faultDeafTransfer(s Step) {
 	l := r.leader(s.Group, s.A)
 	a, b := r.others(l)
+	to := pick2(a, b, s.B)
 	r.toLeader(l, r.net.Cut)
-	r.transfer(s.Group, l, pick2(a, b, s.B))
+	var asked sync.WaitGroup
+	asked.Go(func() { r.transfer(s.Group, l, to) })
+	if r.awaitReady(to, s.Group, 200*time.Millisecond) {
+		r.probe(to, 907, probeWrite, 0, 200*time.Millisecond)
+		r.probe(l, 908, probeRead, 0, 100*time.Millisecond)
+	}
 	time.Sleep(min(s.For, time.Second))
 	r.toLeader(l, r.net.Heal)
+	asked.Wait()
+}
+
+// awaitReady waits for a node to lead a group, with its Barrier done.
+func (r *run) awaitReady(n *node, g storage.GroupID, patience time.Duration) bool {
+	for until := time.Now().Add(patience); time.Now().Before(until); time.Sleep(time.Millisecond) {
+		if s, ok := n.status(g); ok && s.Ready {
+			return true
+		}
+	}
+	return false
 }
 
 // faultSlowMerge attacks the term of merged blocks: the leader reads slowly what it merges, loses its leadership and
@@ -429,31 +464,51 @@ func (r *run) faultSlowMerge(s Step) {
 	l := r.leader(s.Group, s.A)
 	a, b := r.others(l)
 	to := pick2(a, b, s.B)
+	r.hush.Add(1) // or what followers lack leaves memory, and they wait for the leader's disk, too
+	defer r.hush.Add(-1)
+	time.Sleep(20 * time.Millisecond)
 	r.probe(l, 902, probeWrite, 0, 300*time.Millisecond)
+	r.forget(l)
 	end := l.stallReads()
 	var slow sync.WaitGroup
 	slow.Go(func() { r.probe(l, 903, probeMerge, 0, 3*time.Second) })
-	time.Sleep(30*time.Millisecond + s.For/50)
+	time.Sleep(10 * time.Millisecond)
 	r.transfer(s.Group, l, to)
 	r.probe(to, 904, probeMerge, 2, 300*time.Millisecond)
 	r.transfer(s.Group, to, l)
-	time.Sleep(20 * time.Millisecond)
+	time.Sleep(5 * time.Millisecond)
 	end()
 	slow.Wait()
 	r.probe(l, 905, probeRead, 0, 300*time.Millisecond)
 }
 
-// faultTornTwice cuts the power of one node in short succession, with some of the unsynced bytes surviving: what the
-// first cut left behind the log's end must not come back after the second.
+// forget writes so much elsewhere that the block of the probes leaves the memory of logs that keep smallCache.
+func (r *run) forget(n *node) {
+	elsewhere := span{hot[2] * cellsInBlock, 2 * cellsInBlock}
+	for range smallCache/elsewhere.bytes() + 1 {
+		r.try(n, 906, choice{what: probeWrite, blocks: elsewhere, patience: 300 * time.Millisecond})
+	}
+}
+
+// faultTornTwice cuts the power of one node in short succession, with some of the unsynced bytes surviving every other
+// time: what one cut left behind the log's end must not come back after the next. The node leads nothing, so that its new
+// process is sent the same entries again, those of several groups in another order.
 func (r *run) faultTornTwice(s Step) {
 	n := r.nodes[s.A]
-	for i := range 3 {
-		n.slowSyncs(20 * time.Millisecond)
-		time.Sleep(100*time.Millisecond + s.For/8)
-		r.downFor(n, true, 30+20*i, time.Millisecond)
-		time.Sleep(50 * time.Millisecond)
+	a, b := r.others(n)
+	for g := range storage.GroupID(r.plan.Groups) {
+		if r.leader(g+1, s.A) == n {
+			r.transfer(g+1, n, pick2(a, b, s.B))
+		}
 	}
-	n.slowSyncs(r.plan.SyncDelay)
+	random := r.plan.rand(fmt.Sprint("torn twice", s.For))
+	for i := range 10 {
+		end := n.slowSyncs(20 * time.Millisecond)
+		time.Sleep(between(random, 15*time.Millisecond, 80*time.Millisecond))
+		end()
+		r.downFor(n, true, []int{s.N, 0}[i%2], time.Millisecond)
+		time.Sleep(3 * time.Millisecond)
+	}
 }
 
 // faultShrink takes a group down to one voter while that one's disk is slow, and cuts its power as soon as it says so.

@@ -239,8 +239,15 @@ func (p *process) openGateway() {
 	var vs []*volume.Volume
 	for i := range p.n.r.plan.Volumes {
 		v, err := gw.Open(g.ctx, volumeName(i), volume.OpenOptions{Shared: true})
+		for err != nil && storage.KindOf(err) == storage.KindFenced && p.n.r.fencings.Load() > 0 {
+			// Taken over between attachment and session. A client that is told so connects again.
+			if !p.n.r.sleep(g.ctx, 20*time.Millisecond) {
+				break
+			}
+			v, err = gw.Open(g.ctx, volumeName(i), volume.OpenOptions{Shared: true})
+		}
 		if err != nil {
-			if !g.over.Load() {
+			if !g.over.Load() && storage.KindOf(err) != storage.KindCanceled { // closed meanwhile
 				p.n.r.fail("node %d: open volume: %v", p.n.id, err)
 			}
 			return

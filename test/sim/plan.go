@@ -88,7 +88,38 @@ func NewPlan(seed uint64) *Plan {
 		p.Tracks = append(p.Tracks, p.track(r))
 	}
 	p.Takeovers = p.takeovers()
+	if seed%aimedEvery == aimedEvery-3 {
+		p.Aim(aims[p.rand("aim").IntN(len(aims))])
+	}
 	return p
+}
+
+// aimedEvery: one in so many plans is aimed.
+const aimedEvery = 8
+
+// smallCache is what logs keep in memory in an aimed plan: the last few entries, so that old blocks are read from disks.
+const smallCache = 32 << 10
+
+// aims are the faults that a plan may be aimed at: rows of events that each need a quiet cluster and a good deal of luck.
+var aims = []string{"deaf transfer", "late answers", "late vote", "slow merge"}
+
+// Aim makes the plan repeat one fault, in a cluster with quick disks and links that nothing else happens to.
+func (p *Plan) Aim(fault string) {
+	r := p.rand("aim " + fault)
+	p.Groups, p.Volumes, p.Crowded, p.GrowFirst = 1, 1, true, true
+	p.Load = between(r, 6*time.Second, 10*time.Second)
+	p.Think = pick(r, 10*time.Millisecond, 30*time.Millisecond)
+	p.SyncDelay = pick(r, 500*time.Microsecond, 2*time.Millisecond)
+	p.LinkDelay, p.LinkJitter = pick(r, 50*time.Microsecond, 200*time.Microsecond), 0
+	p.CheckpointBytes, p.LogCacheBytes = 64<<20, smallCache
+	p.Takeovers = nil
+	p.Members = [][]Member{{{Node: 2}, {Node: 3}}}
+	var steps []Step
+	for range 20 {
+		steps = append(steps, Step{After: between(r, 300*time.Millisecond, 900*time.Millisecond), Fault: fault,
+			Group: 1, A: r.IntN(3), B: r.IntN(2), For: between(r, 50*time.Millisecond, 3*time.Second), N: pick(r, 30, 50, 60, 70)})
+	}
+	p.Tracks = [][]Step{steps}
 }
 
 // first is the node that a group begins on.

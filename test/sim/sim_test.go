@@ -16,6 +16,7 @@ var (
 	fromFlag    = flag.Uint64("sim.from", 1, "first schedule")
 	countFlag   = flag.Int("sim.count", 0, "how many schedules; 0: as many as -sim.seconds allow")
 	secondsFlag = flag.Int("sim.seconds", 45, "begin no schedule after so many seconds")
+	aimFlag     = flag.String("sim.aim", "", "aim every schedule at this fault")
 	verboseFlag = flag.Bool("sim.v", false, "print plans and what happens")
 	logFlag     = flag.Bool("sim.log", false, "print the logs of all nodes")
 )
@@ -60,6 +61,9 @@ const stuckAfter = time.Minute
 func schedule(t *testing.T, seed uint64) (operations int64) {
 	t.Helper()
 	plan := NewPlan(seed)
+	if *aimFlag != "" {
+		plan.Aim(*aimFlag)
+	}
 	logger := slog.New(slog.DiscardHandler)
 	if *logFlag {
 		logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))

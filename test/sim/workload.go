@@ -127,6 +127,9 @@ func (r *run) operate(g *gateway, id int, c choice) {
 		}
 		err = r.zero(g, id, c.vol, s, func() error { return v.WriteZeroes(ctx, s.off(), s.bytes(), c.what%3 == 0) })
 	}
+	if id >= 900 {
+		r.note("probe %d at node %d: %v", id, g.p.n.id, err)
+	}
 	r.judge(g, err)
 	h := fnv.New64a()
 	fmt.Fprintln(h, id, c, time.Since(r.began), err == nil)
