@@ -91,7 +91,11 @@ func (n *node) join(ctx context.Context) error {
 			n.logger.Info("joined", "cluster", n.identity.Cluster, "node", n.identity.Node)
 			return nil
 		}
-		if k := storage.KindOf(err); k != storage.KindUnavailable && k != storage.KindNotLeader && k != storage.KindCanceled {
+		k := storage.KindOf(err)
+		if errors.Is(err, storage.ErrPermission) { // the greeting was refused
+			k = storage.KindPermission
+		}
+		if k != storage.KindUnavailable && k != storage.KindNotLeader && k != storage.KindCanceled {
 			return storage.E("join", k, n.config.Join, err)
 		}
 		if attempt%20 == 0 {

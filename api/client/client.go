@@ -18,10 +18,12 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"google.golang.org/grpc"
@@ -143,13 +145,13 @@ func (c *Client) addLocked(endpoint string) (int, error) {
 			return i, nil
 		}
 	}
-	creds := insecure.NewCredentials()
+	creds, dial := insecure.NewCredentials(), dialPlain(c.config.Dial)
 	if c.config.TLS != nil {
-		creds = credentials.NewTLS(c.config.TLS)
+		creds, dial = credentials.NewTLS(c.config.TLS), c.config.Dial
 	}
 	conn, err := grpc.NewClient("passthrough:///"+endpoint, // no proxies, no name service but the dialer's
 		grpc.WithTransportCredentials(creds),
-		grpc.WithContextDialer(c.config.Dial),
+		grpc.WithContextDialer(dial),
 		grpc.WithDisableRetry(), // attempts are made here, where it is known what may be repeated
 		grpc.WithDisableServiceConfig(),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswerBytes)),
@@ -161,6 +163,34 @@ func (c *Client) addLocked(endpoint string) (int, error) {
 	}
 	c.nodes = append(c.nodes, &node{endpoint: endpoint, conn: conn})
 	return len(c.nodes) - 1, nil
+}
+
+// dialPlain is dial for connections without TLS.
+func dialPlain(dial func(context.Context, string) (net.Conn, error)) func(context.Context, string) (net.Conn, error) {
+	return func(ctx context.Context, address string) (net.Conn, error) {
+		conn, err := dial(ctx, address)
+		if err != nil {
+			return nil, err
+		}
+		return &plainConn{Conn: conn}, nil
+	}
+}
+
+// plainConn is a connection without TLS. If the node hangs up before it has said a word, the error says what that usually
+// means: a node that speaks TLS does so.
+type plainConn struct {
+	net.Conn
+	heard bool // owned by the one goroutine that reads
+}
+
+// Read implements net.Conn.
+func (c *plainConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.heard = c.heard || n > 0
+	if !c.heard && (errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET)) {
+		err = fmt.Errorf("%w: the node has hung up; does it speak TLS (--tls, --tls-ca)?", err)
+	}
+	return n, err
 }
 
 // ParseEndpoint turns what people write into host:port: the port is 7000 when it is left out.

@@ -8,6 +8,7 @@ package testcluster
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"math/bits"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 
 	storagev1 "github.com/storaged/storaged/proto/storage/v1"
@@ -41,6 +43,8 @@ type Config struct {
 	// Ports of a node, the same on every node; used with Host when every node has an address of its own.
 	// Default: free ports.
 	Ports *Ports
+	// TLS is how the nodes' API is spoken to, when Args say that it is TLS.
+	TLS *tls.Config
 	// Detach lets the nodes outlive this process.
 	Detach bool
 	// ReadyTimeout bounds how long Start waits for one node. Default 30 s.
@@ -159,7 +163,11 @@ func (c *Cluster) Conn(n *Node) (*grpc.ClientConn, error) {
 	if conn := c.conns[n]; conn != nil {
 		return conn, nil
 	}
-	conn, err := grpc.NewClient("passthrough:///"+n.API, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	creds := insecure.NewCredentials()
+	if c.cfg.TLS != nil {
+		creds = credentials.NewTLS(c.cfg.TLS)
+	}
+	conn, err := grpc.NewClient("passthrough:///"+n.API, grpc.WithTransportCredentials(creds))
 	if err == nil {
 		c.conns[n] = conn
 	}

@@ -3,12 +3,15 @@ package peer
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/storaged/storaged"
@@ -355,14 +358,34 @@ func (t *Transport) dialLane(ctx context.Context, s *connSet, lane Lane) error {
 }
 
 func (t *Transport) greet(nc net.Conn, sent hello) error {
-	if err := writeHello(nc, sent, helloMagic); err != nil {
-		return err
+	err := writeHello(nc, sent, helloMagic)
+	var answer hello
+	if err == nil {
+		answer, err = readHello(nc, answerMagic)
 	}
-	answer, err := readHello(nc, answerMagic)
 	if err != nil {
-		return err
+		return suspectTLS(err, t.clientTLS != nil)
 	}
 	return answer.refusal(sent)
+}
+
+// suspectTLS adds to the error of a greeting that came to no answer what an operator would look at: whether both ends speak
+// TLS, and have certificates of the same authority.
+func suspectTLS(err error, overTLS bool) error {
+	var alert tls.AlertError
+	var remote *net.OpError // how crypto/tls wraps the other end's alert
+	var header tls.RecordHeaderError
+	switch {
+	case !overTLS && (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET)):
+		return fmt.Errorf("%w: the peer has hung up; this side speaks no TLS (--peer-tls-cert), does the peer?", err)
+	case overTLS && errors.As(err, &header):
+		return fmt.Errorf("%w: the peer does not speak TLS (--peer-tls-cert), this side does", err)
+	case overTLS && (errors.As(err, &alert) || errors.As(err, &remote) && remote.Op == "remote error"):
+		return fmt.Errorf("%w: the peer refuses this side's certificate (--peer-tls-cert)", err)
+	case overTLS && (errors.As(err, new(*tls.CertificateVerificationError)) || errors.As(err, new(x509.HostnameError))):
+		return fmt.Errorf("%w: this side refuses the peer's certificate (--peer-tls-ca)", err)
+	}
+	return err
 }
 
 // accept takes connections until the listener is closed.

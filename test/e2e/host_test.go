@@ -40,8 +40,8 @@ type hostGateway struct {
 	cmd  *exec.Cmd
 }
 
-// startHost starts the gateway of a host, with the given name.
-func startHost(t *testing.T, c *testcluster.Cluster, name string) *hostGateway {
+// startHost starts the gateway of a host, with the given name and more flags.
+func startHost(t *testing.T, c *testcluster.Cluster, name string, more ...string) *hostGateway {
 	t.Helper()
 	dir := t.TempDir()
 	var endpoints []string
@@ -53,8 +53,8 @@ func startHost(t *testing.T, c *testcluster.Cluster, name string) *hostGateway {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := &hostGateway{log: log, args: []string{"gateway", "--endpoint", strings.Join(endpoints, ","), "--state-dir", filepath.Join(dir, "state"),
-		"--socket", socket, "--link-dir", filepath.Join(dir, "disk"), "--host-id", name}}
+	g := &hostGateway{log: log, args: append([]string{"gateway", "--endpoint", strings.Join(endpoints, ","), "--state-dir", filepath.Join(dir, "state"),
+		"--socket", socket, "--link-dir", filepath.Join(dir, "disk"), "--host-id", name}, more...)}
 	if g.Client, err = hostclient.New(socket); err != nil {
 		t.Fatal(err)
 	}

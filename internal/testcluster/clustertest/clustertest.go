@@ -4,6 +4,7 @@ package clustertest
 
 import (
 	"context"
+	"crypto/tls"
 	"os"
 	"testing"
 	"time"
@@ -16,6 +17,7 @@ type Options struct {
 	Binary string // storaged; required
 	Nodes  int    // default 3
 	Args   []string
+	TLS    *tls.Config // of the API, when Args say that it is TLS
 	// NodeArgs are appended for node i, from 0.
 	NodeArgs func(i int) []string
 	Network  *testcluster.Network // puts the nodes into namespaces; nil: loopback
@@ -32,7 +34,7 @@ func New(t *testing.T, o Options) *testcluster.Cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := testcluster.Config{Command: []string{o.Binary}, Args: o.Args, NodeArgs: o.NodeArgs, Dir: dir, Nodes: o.Nodes}
+	cfg := testcluster.Config{Command: []string{o.Binary}, Args: o.Args, TLS: o.TLS, NodeArgs: o.NodeArgs, Dir: dir, Nodes: o.Nodes}
 	if o.Network != nil {
 		cfg.Host, cfg.Prefix = o.Network.Host, o.Network.Prefix
 		cfg.Ports = &testcluster.Ports{Peer: 7001, API: 7000, NBD: 10809, HTTP: 7002}
