@@ -124,6 +124,7 @@ func (g *Group) decideLocked(o *op.Op, term uint64) (result op.Result, effect bo
 // setEntriesLocked points the blocks of a write at its payload, or unmaps those of a clear.
 func (g *Group) setEntriesLocked(o *op.Op, index uint64, data segment.Position) error {
 	first, n := o.Blocks()
+	v := g.volumes[o.Volume] // it has admitted the operation
 	return pieces(first, n, func(pageNo uint8, at, from, to int) error {
 		k := pageKey{o.Volume, o.Extent, pageNo}
 		s, err := g.applySlotLocked(k)
@@ -140,6 +141,8 @@ func (g *Group) setEntriesLocked(o *op.Op, index uint64, data segment.Position) 
 			e := &p.entries[at+i]
 			if e.mapped() {
 				g.delta.bump(e.segment, -1)
+			} else {
+				v.bumpMapped(1)
 			}
 			*e = entry{segment: data.Segment(), offset: data.Offset() + uint32(from+i)*storage.BlockSize, crc: o.SumAt(from + i)}
 			g.delta.bump(e.segment, 1)
@@ -166,6 +169,7 @@ func (g *Group) clearPageLocked(k pageKey, s *slot, o *op.Op, index uint64, at, 
 	for i := range n {
 		if e := &p.entries[at+i]; e.mapped() {
 			g.delta.bump(e.segment, -1)
+			g.volumes[o.Volume].bumpMapped(-1)
 			*e = entry{}
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math/bits"
 	"slices"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -58,6 +59,9 @@ type checkedSet struct {
 	deleted map[storage.VolumeID]bool
 	stored  counts // live counts as stored
 	walked  counts // as the tables say
+
+	mapped, heads map[storage.VolumeID]int64 // blocks of newest versions: as stored where that is known, as the tables say
+	last          pageKey                    // whose newest version was counted; pages come in order, newest versions first
 }
 
 func (c *checker) find(format string, args ...any) {
@@ -138,7 +142,8 @@ func (c *checker) group(k, v []byte) error {
 		return fmt.Errorf("the key is valid: %v; %w", ok, err)
 	}
 	c.report.Groups++
-	c.sets[r.set] = &checkedSet{key: key, deleted: map[storage.VolumeID]bool{}, stored: counts{}, walked: counts{}}
+	c.sets[r.set] = &checkedSet{key: key, deleted: map[storage.VolumeID]bool{}, stored: counts{}, walked: counts{},
+		mapped: map[storage.VolumeID]int64{}, heads: map[storage.VolumeID]int64{}}
 	return nil
 }
 
@@ -149,7 +154,11 @@ func (c *checker) volume(k, v []byte) error {
 	}
 	c.report.Volumes++
 	if s := c.sets[setID(be.Uint64(k[1:]))]; s != nil {
-		s.deleted[parseVolumeKey(k)] = vol.deleted
+		id := parseVolumeKey(k)
+		s.deleted[id] = vol.deleted
+		if vol.mapped != unknownMapped && !vol.deleted { // what a deleted one had goes step by step
+			s.mapped[id] = vol.mapped
+		}
 	}
 	return nil
 }
@@ -190,6 +199,10 @@ func (c *checker) pages(ctx context.Context) error {
 }
 
 func (c *checker) page(s *checkedSet, key versionKey, p *page, block []byte) {
+	if s.last != key.pageKey {
+		s.last = key.pageKey
+		s.heads[key.volume] += int64(bits.OnesCount64(p.bitmap()))
+	}
 	for i := range p.entries {
 		e := p.entries[i]
 		if !e.mapped() {
@@ -217,6 +230,11 @@ func (c *checker) page(s *checkedSet, key versionKey, p *page, block []byte) {
 
 func (c *checker) compareLive() {
 	for _, s := range c.sets {
+		for _, id := range slices.Sorted(maps.Keys(s.mapped)) {
+			if s.mapped[id] != s.heads[id] {
+				c.find("group %s: volume %s is said to have %d blocks, its tables map %d", s.key, id, s.mapped[id], s.heads[id])
+			}
+		}
 		for _, no := range slices.Sorted(maps.Keys(union(s.stored, s.walked))) {
 			if s.stored[no] != s.walked[no] {
 				c.find("group %s: segment %s is said to hold %d live blocks, the tables refer to %d", s.key, no, s.stored[no], s.walked[no])

@@ -201,6 +201,15 @@ func (v *modelVolume) compareState(g *Group, id storage.VolumeID) error {
 	if s.Epoch != v.epoch || s.Generation != v.generation || s.MaxSession != v.max || len(s.Sessions) != len(v.live) {
 		return fmt.Errorf("volume %d: %+v, want epoch %d generation %d session %d", id, s, v.epoch, v.generation, v.max)
 	}
+	mapped := int64(0)
+	for b := range v.blocks {
+		if v.at(b, op.HeadEpoch) != nil {
+			mapped++
+		}
+	}
+	if s.Mapped != mapped {
+		return fmt.Errorf("volume %d: %d blocks are said to be mapped, want %d", id, s.Mapped, mapped)
+	}
 	for _, session := range s.Sessions {
 		applied := v.live[session.ID]
 		if session.Window.Low != low(applied) {

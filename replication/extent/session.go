@@ -16,8 +16,9 @@ const (
 	// keptWindows is how many closed sessions of a volume keep their window, for closes that are asked again.
 	keptWindows = 16
 
-	volumeVersion  = 1
+	volumeVersion  = 2 // 1 is that of volumes whose mapped blocks are not known
 	volumeFixedLen = 1 + 1 + 4*8 + 2 + 1
+	mappedLen      = 8 // follows what is fixed, from version 2 on
 	sessionLen     = 8 + op.WindowLen
 	volumeDeleted  = 1
 )
@@ -32,6 +33,19 @@ type volume struct {
 	deleted    bool              // for ever; then there are no sessions
 	live       map[storage.SessionID]*op.Window
 	closed     []closedSession // in the order of closing, at most keptWindows
+	// mapped is the number of blocks that the newest versions of the group's extents map; unknownMapped if it was not counted
+	// from the beginning. Nothing is decided from it.
+	mapped int64
+}
+
+// unknownMapped is the count of volumes that were written to before there was one.
+const unknownMapped = -1
+
+// bumpMapped counts n more blocks as mapped.
+func (v *volume) bumpMapped(n int64) {
+	if v.mapped != unknownMapped {
+		v.mapped += n
+	}
 }
 
 type closedSession struct {
@@ -52,13 +66,14 @@ type VolumeState struct {
 	MaxSession storage.SessionID // highest ever opened or closed
 	Sessions   []SessionState    // the open ones, in ascending order
 	Closed     []SessionState    // the last ones closed, oldest first
+	Mapped     int64             // blocks that the newest versions of its extents in the group map; -1: not known
 	Deleted    bool
 }
 
 func newVolume() *volume { return &volume{live: map[storage.SessionID]*op.Window{}} }
 
 func (v *volume) state() VolumeState {
-	s := VolumeState{Epoch: v.epoch, Generation: v.generation, MaxSession: v.maxSession, Deleted: v.deleted}
+	s := VolumeState{Epoch: v.epoch, Generation: v.generation, MaxSession: v.maxSession, Deleted: v.deleted, Mapped: v.mapped}
 	for _, id := range slices.Sorted(maps.Keys(v.live)) {
 		s.Sessions = append(s.Sessions, SessionState{id, *v.live[id]})
 	}
@@ -194,7 +209,7 @@ func (v *volume) deleteVolume() op.Result {
 	if v.deleted {
 		return op.Result{Duplicate: true}
 	}
-	v.deleted = true
+	v.deleted, v.mapped = true, 0
 	v.live, v.closed = map[storage.SessionID]*op.Window{}, nil
 	return op.Result{}
 }
@@ -224,13 +239,20 @@ func (v *volume) appendValue(dst, key []byte) []byte {
 	if v.deleted {
 		flags = volumeDeleted
 	}
-	dst = append(dst, volumeVersion, flags)
+	version := byte(volumeVersion)
+	if v.mapped == unknownMapped {
+		version = 1
+	}
+	dst = append(dst, version, flags)
 	dst = le.AppendUint64(dst, uint64(v.epoch))
 	dst = le.AppendUint64(dst, uint64(v.generation))
 	dst = le.AppendUint64(dst, uint64(v.maxSession))
 	dst = le.AppendUint64(dst, uint64(v.evicted))
 	dst = le.AppendUint16(dst, uint16(len(v.live)))
 	dst = append(dst, byte(len(v.closed)))
+	if v.mapped != unknownMapped {
+		dst = le.AppendUint64(dst, uint64(v.mapped))
+	}
 	for _, id := range slices.Sorted(maps.Keys(v.live)) {
 		dst = le.AppendUint64(dst, uint64(id))
 		dst = v.live[id].Append(dst)
@@ -248,7 +270,7 @@ func decodeVolume(key, value []byte) (*volume, error) {
 	if err != nil {
 		return nil, corrupt("decode volume", "%w", err)
 	}
-	if len(body) < volumeFixedLen || body[0] != volumeVersion || body[1]&^volumeDeleted != 0 {
+	if len(body) < volumeFixedLen || body[0] < 1 || body[0] > volumeVersion || body[1]&^volumeDeleted != 0 {
 		return nil, corrupt("decode volume", "%d bytes with an unknown beginning", len(body))
 	}
 	le := binary.LittleEndian
@@ -258,9 +280,19 @@ func decodeVolume(key, value []byte) (*volume, error) {
 		generation: storage.Generation(le.Uint64(body[10:])),
 		maxSession: storage.SessionID(le.Uint64(body[18:])),
 		evicted:    storage.SessionID(le.Uint64(body[26:])),
+		mapped:     unknownMapped,
 	}
 	nLive, nClosed := int(le.Uint16(body[34:])), int(body[36])
 	rest := body[volumeFixedLen:]
+	if body[0] >= 2 {
+		if len(rest) < mappedLen {
+			return nil, corrupt("decode volume", "%d bytes, of version %d", len(body), body[0])
+		}
+		if v.mapped = int64(le.Uint64(rest)); v.mapped < 0 || v.deleted && v.mapped > 0 {
+			return nil, corrupt("decode volume", "it maps %d blocks (deleted: %v)", v.mapped, v.deleted)
+		}
+		rest = rest[mappedLen:]
+	}
 	if nLive > MaxLiveSessions || nClosed > keptWindows || len(rest) != (nLive+nClosed)*sessionLen {
 		return nil, corrupt("decode volume", "%d bytes for %d open and %d closed sessions", len(rest), nLive, nClosed)
 	}

@@ -1,6 +1,8 @@
 package extent
 
 import (
+	"bytes"
+	"errors"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -89,6 +91,39 @@ func TestExactlyOnceAndFencing(t *testing.T) {
 			if diff := cmp.Diff(v.state(), again.state()); diff != "" {
 				t.Errorf("%s: %s", s.name, diff)
 			}
+		}
+	}
+}
+
+// What was written before blocks were counted stays as it is: whatever is counted from then on would be wrong.
+func TestUnknownMapped(t *testing.T) {
+	key := volumeKey(keyVolume, 1, 1)
+	old := newVolume()
+	old.mapped = unknownMapped
+	old.openSession(&op.Op{Volume: 1, Session: 3})
+	value := old.appendValue(nil, key)
+	if value[0] != 1 || len(value) != volumeFixedLen+sessionLen+4 {
+		t.Fatalf("version %d in %d bytes", value[0], len(value))
+	}
+	v, err := decodeVolume(key, value)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.bumpMapped(5)
+	if s := v.state(); s.Mapped != -1 || len(s.Sessions) != 1 {
+		t.Errorf("read as %+v", s)
+	}
+	if again := v.appendValue(nil, key); !bytes.Equal(again, value) {
+		t.Error("it is written otherwise than it was read")
+	}
+	v.deleteVolume()
+	if v, err = decodeVolume(key, v.appendValue(nil, key)); err != nil || v.mapped != 0 {
+		t.Errorf("deleted: %+v, %v", v, err)
+	}
+	for _, mapped := range []int64{-2, 1} {
+		v.mapped = mapped
+		if _, err := decodeVolume(key, v.appendValue(nil, key)); !errors.Is(err, storage.ErrCorrupt) {
+			t.Errorf("deleted with %d blocks: %v", mapped, err)
 		}
 	}
 }
