@@ -230,8 +230,16 @@ func runRounds(ctx context.Context, cfg config, floor *floor, sys *server, w io.
 				if err != nil {
 					return nil, err
 				}
-				fmt.Fprintf(w, "round %d/%d  %-15s %-12s %9.0f /s %8.1f MB/s  p50 %7.0f us  p99 %7.0f us\n",
-					round+1, cfg.rounds, j.name, s.name, m.IOPS, m.MBPerS, m.P50us, m.P99us)
+				fmt.Fprintf(w, "round %d/%d  %-15s %-12s %9.0f /s %8.1f MB/s  p50 %7.0f us  p99 %7.0f us", round+1, cfg.rounds,
+					j.name, s.name, m.IOPS, m.MBPerS, m.P50us, m.P99us)
+				if s.leaders != nil {
+					at, err := s.leaders(ctx)
+					if err != nil {
+						return nil, err
+					}
+					fmt.Fprintf(w, "  led by %s", at)
+				}
+				fmt.Fprintln(w)
 				if samples[j.name] == nil {
 					samples[j.name] = map[string][]measure{}
 				}

@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -28,6 +30,8 @@ type server struct {
 	stop func() error
 	// leading returns a node that leads and is not the one that the URIs point to; nil where there is none.
 	leading func(context.Context) (*testcluster.Node, error)
+	// leaders says which nodes lead the volume's groups now; nil where there are none.
+	leaders func(context.Context) (string, error)
 	// stallURI is of a volume that every node leads a part of.
 	stallURI string
 }
@@ -272,6 +276,10 @@ func startSystem(ctx context.Context, cfg config, dir string) (*server, error) {
 				}
 			}
 			return pids
+		},
+		leaders: func(ctx context.Context) (string, error) {
+			leads, err := c.LeadersOf(ctx, volumeName)
+			return fmt.Sprint(slices.Sorted(maps.Keys(leads))), err
 		},
 		stallURI: "nbd://" + c.Node(0).NBD + "/" + stallVolumeName,
 		leading:  func(ctx context.Context) (*testcluster.Node, error) { return leadingNode(ctx, c) },

@@ -14,6 +14,7 @@ import (
 	"math/bits"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -292,6 +293,28 @@ func (c *Cluster) Leaders(ctx context.Context) (map[string]int, error) {
 	leads := map[string]int{}
 	for _, g := range groups {
 		if g.LeaderName != "" {
+			leads[g.LeaderName]++
+		}
+	}
+	return leads, nil
+}
+
+// LeadersOf returns how many of the volume's groups each node leads, by name.
+func (c *Cluster) LeadersOf(ctx context.Context, volume string) (map[string]int, error) {
+	v, err := ask(ctx, c, func(ctx context.Context, conn *grpc.ClientConn) (*storagev1.Volume, error) {
+		r, err := storagev1.NewVolumesClient(conn).Get(ctx, &storagev1.GetVolumeRequest{Name: volume})
+		return r.GetVolume(), err
+	})
+	if err != nil {
+		return nil, err
+	}
+	groups, err := c.Groups(ctx)
+	if err != nil {
+		return nil, err
+	}
+	leads := map[string]int{}
+	for _, g := range groups {
+		if g.LeaderName != "" && slices.Contains(v.GetGroups(), g.Id) {
 			leads[g.LeaderName]++
 		}
 	}

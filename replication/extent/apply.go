@@ -40,7 +40,7 @@ func (g *Group) applyEntry(e *ApplyEntry) op.Result {
 	if e.Index <= g.applied { // applied is changed by this goroutine only
 		return op.Result{Kind: storage.KindInternal, Text: fmt.Sprintf("entry %d was applied before", e.Index)}
 	}
-	g.sinceFreeze.Add(int64(len(e.Data)) + entryOverhead)
+	g.store.written.add(&g.sinceFreeze, int64(len(e.Data))+entryOverhead)
 	if !e.IsCommand {
 		g.mu.Lock()
 		g.applied, g.term = e.Index, e.Term
@@ -60,7 +60,7 @@ func (g *Group) applyEntry(e *ApplyEntry) op.Result {
 	}
 	result, effect := g.decideLocked(&o, e.Term)
 	if o.Kind == op.DeleteVolume && !result.Duplicate {
-		g.sinceFreeze.Add(g.store.checkpointShare.Load()) // a checkpoint is due: after it, what it held is freed
+		g.wanted.Store(true) // after a checkpoint, what it held is freed
 	}
 	if !effect {
 		return result
@@ -186,7 +186,8 @@ func (g *Group) handOnDelta() {
 }
 
 // announceDue asks for a checkpoint when enough was written since the last one. All groups of the disk share
-// CheckpointBytes, so that tables cost little beside data and the log to be read at a start is bounded.
+// CheckpointBytes, so that tables cost little beside data, however few groups are written to, and the log to be read at a
+// start is bounded.
 func (g *Group) announceDue() {
 	if !g.dueAnnounced && g.CheckpointDue() {
 		g.dueAnnounced = true
@@ -194,9 +195,8 @@ func (g *Group) announceDue() {
 	}
 }
 
-// CheckpointDue reports whether the group should be checkpointed: it has applied its share of CheckpointBytes, or
-// changed so many pages that they would not fit beside the cache.
+// CheckpointDue reports whether the group should be checkpointed: the disk's groups have applied CheckpointBytes, or changed
+// so many pages that they would not fit beside the cache, and this one its part of that.
 func (g *Group) CheckpointDue() bool {
-	return g.wanted.Load() || g.sinceFreeze.Load() >= g.store.checkpointShare.Load() ||
-		g.dirtyPages.Load()*pageMemory >= 2*g.store.cacheShare.Load()
+	return g.wanted.Load() || g.store.written.over(&g.sinceFreeze) >= 0 || g.store.changed.over(&g.dirtyPages) >= 0
 }

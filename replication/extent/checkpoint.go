@@ -42,7 +42,7 @@ func (g *Group) Freeze() (*Frozen, error) {
 	if g.frozen != nil {
 		return fail(storage.KindConflict, errors.New("another checkpoint is being written"))
 	}
-	f := &Frozen{g: g, set: g.set, index: g.applied, pages: g.dirty, seq: g.freezes, bytes: g.sinceFreeze.Swap(0)}
+	f := &Frozen{g: g, set: g.set, index: g.applied, pages: g.dirty, seq: g.freezes, bytes: g.store.written.drop(&g.sinceFreeze)}
 	for id := range g.dirtyVolumes {
 		v := g.volumes[id]
 		key := volumeKey(keyVolume, g.set.id, id)
@@ -57,7 +57,7 @@ func (g *Group) Freeze() (*Frozen, error) {
 	clear(g.dirtyVolumes)
 	g.set.live.freeze()
 	g.store.unsaved.begin()
-	g.dirtyPages.Store(0)
+	g.store.changed.drop(&g.dirtyPages)
 	g.wanted.Store(false)
 	g.dueAnnounced = false
 	return f, nil
@@ -181,6 +181,7 @@ func (f *Frozen) persistedLocked() {
 		}
 		g.unpinLocked(s)
 	}
+	g.noteCachedLocked()
 }
 
 // Release ends the checkpoint. If it was not persisted, its changes are part of the next one.
@@ -200,12 +201,15 @@ func (f *Frozen) Release() {
 		return
 	}
 	f.set.live.thaw()
-	g.sinceFreeze.Add(f.bytes)
+	g.store.written.add(&g.sinceFreeze, f.bytes)
+	if len(f.purges) > 0 {
+		g.wanted.Store(true)
+	}
 	for v, p := range f.pages {
 		if _, newer := g.dirty[v]; !newer {
 			p.dirtySince = g.freezes
 			g.dirty[v] = p
-			g.dirtyPages.Add(1)
+			g.store.changed.add(&g.dirtyPages, 1)
 			continue
 		}
 		// A newer copy of the same version took its place: the frozen one is not in any slot.

@@ -102,8 +102,9 @@ type Group struct {
 	persists     uint64  // counts what changes the tables in Pebble
 	removed      bool
 
-	// Since the last Freeze: bytes of log applied, pages changed.
-	sinceFreeze, dirtyPages atomic.Int64
+	// Since the last Freeze: bytes of log applied, pages changed; and the slots that are not pinned. They change by way of
+	// the store's budgets.
+	sinceFreeze, dirtyPages, cached atomic.Int64
 	// unsaved is the number of pages in memory that Pebble does not hold; changed by way of store.unsaved.
 	unsaved atomic.Int64
 	// wanted: a checkpoint was asked for, though little was written since the last Freeze.
@@ -177,4 +178,11 @@ func (g *Group) checkRead(id storage.VolumeID, session storage.SessionID, genera
 		}
 	}
 	return v.checkRead(id, session, generation)
+}
+
+// forgetShares takes the group's part out of what the groups of the store share.
+func (g *Group) forgetShares() {
+	g.store.written.drop(&g.sinceFreeze)
+	g.store.changed.drop(&g.dirtyPages)
+	g.store.cached.drop(&g.cached)
 }

@@ -138,4 +138,5 @@ func (g *Group) forgetPages(id storage.VolumeID) {
 			delete(g.slots, k)
 		}
 	}
+	g.noteCachedLocked()
 }

@@ -534,8 +534,7 @@ func (g *Group) install(st *Staging) error {
 	g.store.unsaved.drop(&g.unsaved)
 	g.persists++
 	clear(g.delta)
-	g.sinceFreeze.Store(0)
-	g.dirtyPages.Store(0)
+	g.forgetShares()
 	g.wanted.Store(false)
 	g.dueAnnounced = false
 	g.store.dropSet(old.id)

@@ -31,7 +31,9 @@ type Store struct {
 	unsaved  unsavedPages
 	scratch  scratchPool
 
-	cacheShare, checkpointShare atomic.Int64 // bytes a group may have; change with the number of groups
+	// What the groups share: bytes of log that no checkpoint holds, pages that were changed since the last Freeze, and
+	// pages that are in memory although they could be loaded again.
+	written, changed, cached budget
 
 	failure  atomic.Pointer[storage.Error]
 	failOnce sync.Once
@@ -400,6 +402,7 @@ func (s *Store) RemoveGroup(key segment.GroupKey) error {
 	}
 	delete(s.groups, key)
 	s.unsaved.drop(&g.unsaved)
+	g.forgetShares()
 	s.dropSet(set.id)
 	s.log.DropGroup(key)
 	s.shareLocked()
@@ -469,12 +472,15 @@ func (s *Store) segmentInUse(no segment.SegmentNo) bool {
 	return false
 }
 
-// shareLocked divides the limits among the groups.
+// shareLocked divides the limits among the groups. Of the cache a quarter is theirs by right, so that all together keep
+// CacheBytes.
 func (s *Store) shareLocked() {
 	n := int64(max(1, len(s.groups)))
-	s.cacheShare.Store(max(s.cfg.CacheBytes/n, 64*pageMemory))
-	s.checkpointShare.Store(max(s.cfg.CheckpointBytes/n, 1))
-	s.unsaved.limit.Store(unsavedShares * n * s.cacheShare.Load() / pageMemory)
+	pages := max(s.cfg.CacheBytes/pageMemory, 64*n)
+	s.cached.set(pages-pages/4, pages/4/n)
+	s.changed.set(2*pages, 2*pages/n)
+	s.written.set(s.cfg.CheckpointBytes, s.cfg.CheckpointBytes/n)
+	s.unsaved.limit.Store(unsavedShares * pages)
 }
 
 // Close stops what runs in the background, closes the log (which syncs it) and the database. Nothing may use the

@@ -69,13 +69,22 @@ func (g *Group) insertLocked(k pageKey, head *page) *slot {
 	return s
 }
 
-// evictLocked drops slots that were not used lately until the group's share of the cache is kept. It looks at a
-// bounded number of slots (the order of a map is random enough) and never at pinned ones.
+// noteCachedLocked counts the slots that may be dropped.
+func (g *Group) noteCachedLocked() {
+	if !g.removed {
+		g.store.cached.note(&g.cached, int64(len(g.slots)-g.pinned))
+	}
+}
+
+// evictLocked drops slots that were not used lately until the cache's budget is kept. It looks at a bounded number of
+// slots (the order of a map is random enough) and never at pinned ones.
 func (g *Group) evictLocked() {
-	over := (len(g.slots)-g.pinned)*pageMemory - int(g.store.cacheShare.Load())
+	g.noteCachedLocked()
+	over := g.store.cached.over(&g.cached)
 	if over <= 0 {
 		return
 	}
+	defer g.noteCachedLocked()
 	looks := 32
 	for k, s := range g.slots {
 		if looks--; looks < 0 || over <= 0 {
@@ -85,7 +94,7 @@ func (g *Group) evictLocked() {
 			continue
 		}
 		delete(g.slots, k)
-		over -= pageMemory
+		over--
 	}
 }
 
@@ -119,7 +128,7 @@ func (g *Group) writableLocked(k pageKey, s *slot, epoch storage.Epoch) *page {
 func (g *Group) markDirtyLocked(k pageKey, s *slot, p *page) {
 	p.dirtySince = g.freezes
 	g.dirty[versionKey{k, p.epoch}] = p
-	g.dirtyPages.Add(1)
+	g.store.changed.add(&g.dirtyPages, 1)
 	g.store.unsaved.add(&g.unsaved, 1)
 	if !s.pinned {
 		s.pinned = true

@@ -5,8 +5,8 @@ import (
 	"sync/atomic"
 )
 
-// unsavedShares is how many times the cache the pages that Pebble does not hold may take before Apply waits. A
-// checkpoint of a group is due at two of its shares.
+// unsavedShares is how many times the cache the pages that Pebble does not hold may take before Apply waits. Checkpoints
+// are due at two.
 const unsavedShares = 4
 
 // unsavedPages bounds the memory for pages that are not in Pebble yet. Such pages cannot be evicted, and when checkpoints
