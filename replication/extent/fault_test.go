@@ -59,7 +59,7 @@ func TestFaults(t *testing.T) {
 		step  int64
 	}{
 		{"write", isWrite, syscall.EIO, 5},
-		{"sync", isSync, syscall.EIO, 3},
+		{"sync", isSync, syscall.EIO, 1},
 		{"no space", isWrite, syscall.ENOSPC, 7},
 		{"read", isRead, syscall.EIO, 11},
 	} {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"strings"
 	"sync"
 	"time"
 
@@ -64,7 +65,7 @@ func openMeta(c *Config, dir string, readOnly bool, onFail func(error)) (*meta, 
 // options keeps Pebble small: the process has other uses for memory, and tables are a hundredth of the data.
 func (m *meta) options(c *Config, readOnly bool) *pebble.Options {
 	o := &pebble.Options{
-		FS:                          c.FS,
+		FS:                          metaFS{c.FS, m},
 		ReadOnly:                    readOnly,
 		ErrorIfNotExists:            readOnly,
 		CacheSize:                   c.BlockCacheBytes,
@@ -259,8 +260,10 @@ func (m *meta) close() error {
 		}()
 		done <- m.db.Close()
 	}()
-	if m.failure() == nil {
-		return <-done
+	select {
+	case err := <-done:
+		return err
+	case <-m.failed:
 	}
 	timer := time.NewTimer(closeTimeout)
 	defer timer.Stop()
@@ -290,6 +293,52 @@ func (l pebbleLogger) Fatalf(format string, args ...any) {
 }
 
 var _ pebble.Logger = pebbleLogger{}
+
+// metaFS is the file system that Pebble sees, which takes two things for granted of it. Where Pebble moves the marker that
+// names its manifest, it counts on the manifest's own entry in the directory to be on the disk when the marker's is, which
+// nobody has synced: here the directory is synced before a marker is made. And in goroutines of its own it panics when a
+// directory cannot be synced (vfs/atomicfs), which would end the process: here that fails the disk, as Fatalf does.
+type metaFS struct {
+	vfs.FS
+	m *meta
+}
+
+// Create implements vfs.FS.
+func (f metaFS) Create(name string, category vfs.DiskWriteCategory) (vfs.File, error) {
+	if strings.HasPrefix(f.PathBase(name), "marker.") {
+		if err := syncDir(f.FS, f.PathDir(name)); err != nil {
+			return nil, err
+		}
+	}
+	return f.FS.Create(name, category)
+}
+
+// OpenDir implements vfs.FS.
+func (f metaFS) OpenDir(name string) (vfs.File, error) {
+	d, err := f.FS.OpenDir(name)
+	if err != nil {
+		return nil, err
+	}
+	return metaDirFile{d, f.m}, nil
+}
+
+// Unwrap implements vfs.FS.
+func (f metaFS) Unwrap() vfs.FS { return f.FS }
+
+type metaDirFile struct {
+	vfs.File
+	m *meta
+}
+
+// Sync implements vfs.File. It does not return an error.
+func (d metaDirFile) Sync() error {
+	if err := d.File.Sync(); err != nil {
+		d.m.fail(fmt.Errorf("sync directory: %w", err))
+		<-d.m.release
+		runtime.Goexit()
+	}
+	return nil
+}
 
 // metaDir returns the directory of the database.
 func metaDir(fs vfs.FS, dir string) string { return fs.PathJoin(dir, metaDirName) }
