@@ -19,11 +19,12 @@ type served map[storage.VolumeID]map[storage.NodeID]*servedSpan
 // servedSpan is a time in which a gateway served a volume, with gaps of up to servedMemory.
 type servedSpan struct{ since, last time.Time }
 
-// uses looks at the sessions there are now and counts every volume where it has been served for minAge or longer: at the
-// gateways that have it open, or when none has, at those that had it open last.
+// uses looks at the sessions there are now and counts every volume, in each of its groups, at the gateways that have it
+// open, or when none has, at those that had it open last. Where others use the group too, for whom a leader that moves is a
+// pause, it counts only if it has been served there for minAge or longer.
 func (m served) uses(s *catalog.State, now time.Time, minAge time.Duration) placement.Uses {
 	m.note(s, now)
-	uses := placement.Uses{}
+	uses, only := placement.Uses{}, m.only(s)
 	for id, nodes := range m {
 		v, ok := s.Volume(id)
 		var newest time.Time
@@ -39,12 +40,37 @@ func (m served) uses(s *catalog.State, now time.Time, minAge time.Duration) plac
 			continue
 		}
 		for n, span := range nodes {
-			if span.last.Equal(newest) && now.Sub(span.since) >= minAge {
-				uses.Add(v, n)
+			if !span.last.Equal(newest) {
+				continue
+			}
+			for _, g := range v.Groups {
+				if now.Sub(span.since) >= minAge || only[g] == n {
+					uses.Add(g, n)
+				}
 			}
 		}
 	}
 	return uses
+}
+
+// only returns the groups that are used now, by the node whose gateway is the only one that does; 0 if there are several.
+// A host's own gateway is one of several.
+func (m served) only(s *catalog.State) map[storage.GroupID]storage.NodeID {
+	only := map[storage.GroupID]storage.NodeID{}
+	for _, x := range s.Sessions() {
+		v, ok := s.Volume(x.Volume)
+		if !ok || x.State != catalog.SessionLive {
+			continue
+		}
+		for _, g := range v.Groups {
+			if n, seen := only[g]; seen && n != x.Gateway.Node {
+				only[g] = 0
+			} else {
+				only[g] = x.Gateway.Node
+			}
+		}
+	}
+	return only
 }
 
 // note takes in the sessions that are live now.

@@ -48,7 +48,7 @@ func TestServed(t *testing.T) {
 		now = now.Add(after)
 		uses := placement.Uses{}
 		for _, n := range want {
-			uses.Add(*volume, n)
+			uses.Add(volume.Groups[0], n)
 		}
 		if got := m.uses(state, now, 10*time.Second); !reflect.DeepEqual(got, uses) {
 			t.Errorf("used at %v, want %v", got, uses)
@@ -56,14 +56,17 @@ func TestServed(t *testing.T) {
 	}
 	at(0)
 	end := open(1)
-	at(0)
-	at(9 * time.Second)
+	at(0, 1) // nobody else uses the group
 	at(time.Second, 1)
-	end()
-	at(time.Minute, 1) // remembered
 	end2 := open(2)
-	at(time.Second) // now it is served at node 2, and not for long
-	at(10*time.Second, 2)
+	at(8 * time.Second)
+	at(time.Second, 1)
+	at(9*time.Second, 1, 2)
+	end2()
+	end()
+	at(time.Minute, 1, 2) // remembered
+	end2 = open(2)
+	at(time.Second, 2)
 	end = open(1)
 	at(time.Second, 1, 2) // node 1 had it a minute ago
 	end2()

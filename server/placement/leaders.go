@@ -59,14 +59,12 @@ func (a leaderRank) less(b leaderRank) bool {
 // Uses says for every group how many volumes with a part in it each node's gateway serves.
 type Uses map[storage.GroupID]map[storage.NodeID]int
 
-// Add counts a volume that the gateway of node n serves.
-func (u Uses) Add(v catalog.Volume, n storage.NodeID) {
-	for _, g := range v.Groups {
-		if u[g] == nil {
-			u[g] = map[storage.NodeID]int{}
-		}
-		u[g][n]++
+// Add counts a volume with a part in group g that the gateway of node n serves.
+func (u Uses) Add(g storage.GroupID, n storage.NodeID) {
+	if u[g] == nil {
+		u[g] = map[storage.NodeID]int{}
 	}
+	u[g][n]++
 }
 
 // bringNear changes an even spread of leaders so that groups are led where their volumes are used, which saves every
