@@ -192,13 +192,17 @@ func (p *Plugin) hide(ctx context.Context, volume string) error {
 }
 
 // Recover takes back what a plugin before this one has begun and nobody has repeated: volumes that are held and have no
-// users, as after a restart of the host. What it cannot take back it logs; the volume's next user can.
+// users, as after a restart of the host. What it cannot take back it logs; the volume's next user can. It may run beside
+// other calls.
 func (p *Plugin) Recover(ctx context.Context) error {
 	names, err := p.records.names()
 	if err != nil {
 		return err
 	}
 	for _, name := range names {
+		if ctx.Err() != nil {
+			return storage.E("recover", storage.KindCanceled, "", ctx.Err())
+		}
 		if err := p.recover(ctx, name); err != nil {
 			p.log.Warn("a volume without users cannot be released", "volume", name, "error", err)
 		}
@@ -207,6 +211,8 @@ func (p *Plugin) Recover(ctx context.Context) error {
 }
 
 func (p *Plugin) recover(ctx context.Context, volume string) error {
+	ctx, cancel := context.WithTimeout(ctx, longCall)
+	defer cancel()
 	rec, known, unlock, err := p.begin(ctx, volume)
 	if err != nil {
 		return err

@@ -43,15 +43,27 @@ func NewServer(plugin *Plugin, log *slog.Logger) *Server {
 
 // Serve answers calls on l, which it closes, until ctx ends; then it waits up to ten seconds for the calls that run, ends
 // them, and returns nil. Another error means that the listener failed. It must be called once.
+//
+// Beside that it takes back what the plugin before has left (Plugin.Recover). Docker is not kept waiting for it: volumes that
+// cannot be detached, because the cluster does not answer yet, say, must not keep the others' containers from starting.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	// Calls outlive ctx by the time that they have to finish.
 	calls, cut := context.WithCancel(context.WithoutCancel(ctx))
 	defer cut()
+	recovered := make(chan struct{}) // closed by the goroutine below, which ends with calls
+	go func() {
+		defer close(recovered)
+		if err := s.plugin.Recover(calls); err != nil {
+			s.log.Warn("what an earlier plugin has left is not taken back", "error", err)
+		}
+	}()
 	served := make(chan error, 1) // one value, from the goroutine below, which ends with the listener
 	go func() { served <- volume.NewHandler(&driver{s, calls}).Serve(&tracked{l, s}) }()
 	select {
 	case err := <-served:
 		s.stop()
+		cut()
+		<-recovered
 		return fmt.Errorf("serve Docker: %w", err)
 	case <-ctx.Done():
 	}
@@ -67,6 +79,8 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		<-s.idle
 	}
 	s.hangUp()
+	cut()
+	<-recovered
 	return nil
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/storaged/storaged/api/csi"
 	"github.com/storaged/storaged/api/csi/csitest"
+	"github.com/storaged/storaged/api/host"
 )
 
 // TestServer speaks Docker's protocol to the plugin over its socket.
@@ -60,5 +61,51 @@ func TestServer(t *testing.T) {
 	d.s.stop()
 	if _, err := d.List(); err == nil || !strings.Contains(err.Error(), "stopping") {
 		t.Errorf("a call after the end: %v", err)
+	}
+}
+
+// silentGateway answers nothing until it is let go.
+type silentGateway struct {
+	csi.Devices
+	asked chan struct{} // a token for each question
+}
+
+// Attachments implements csi.Devices.
+func (g *silentGateway) Attachments(ctx context.Context) ([]host.Attachment, error) {
+	g.asked <- struct{}{}
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// A plugin serves while it takes back what the one before has left, however long that takes: after a restart of the host
+// Docker starts containers before the cluster can be reached. The line is the one in Serve that begins Recover.
+func TestServesWhileRecovering(t *testing.T) {
+	s := newServer(t, csitest.New(), "host-a")
+	p := s.start()
+	if err := p.Create(t.Context(), "db", map[string]string{"size": "1GiB"}); err != nil {
+		t.Fatal(err)
+	}
+	must(p.Mount(t.Context(), "db", "c1"))(t)
+	devices := &silentGateway{asked: make(chan struct{}, 16)}
+	p = must(Open(Config{Cluster: s.w.Client(), Devices: devices, Mounts: s.host.Mounts(), StateDir: s.dir, Boot: "2"}))(t)
+	socket := filepath.Join(t.TempDir(), "storaged.sock")
+	l := must(csi.Listen(socket))(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() { served <- NewServer(p, nil).Serve(ctx, l) }()
+	<-devices.asked // Recover waits for the gateway
+	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	}}
+	defer transport.CloseIdleConnections()
+	r := must(http.NewRequestWithContext(t.Context(), http.MethodPost, "http://plugin/VolumeDriver.List", strings.NewReader("{}")))(t)
+	answer, err := (&http.Client{Transport: transport}).Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = answer.Body.Close() // that there is one is what counts
+	cancel()
+	if err := <-served; err != nil {
+		t.Error(err)
 	}
 }

@@ -132,9 +132,6 @@ func runDocker(ctx context.Context, c dockerConfig, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if err := plugin.Recover(ctx); err != nil {
-		return err
-	}
 	if err := os.MkdirAll(filepath.Dir(c.Socket), 0o755); err != nil {
 		return storage.E("make", storage.KindInvalid, "directory of the socket "+c.Socket, err)
 	}
