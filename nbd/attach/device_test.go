@@ -45,7 +45,8 @@ func newRig(t *testing.T, sizeBytes uint64) *rig {
 	t.Helper()
 	dir := t.TempDir()
 	keeper := NewKeeperProcess(filepath.Join(dir, "keeper.sock"), []string{os.Args[0]})
-	driver, err := NewFUSE(Config{Dir: filepath.Join(dir, "mnt"), Helper: []string{os.Args[0]}, Keeper: keeper})
+	// A directory that the kernel's table of mounts writes otherwise.
+	driver, err := NewFUSE(Config{Dir: filepath.Join(dir, "m n t"), Helper: []string{os.Args[0]}, Keeper: keeper})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -307,5 +308,27 @@ func TestReadOnly(t *testing.T) {
 			t.Error("it was written to")
 		}
 		_ = f.Close()
+	}
+}
+
+// A loop device that was freed and taken by somebody else between being looked up and being detached is left alone. The line
+// is the one in loopDetach that looks at its file.
+func TestLoopOfAnother(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "theirs")
+	writeFile(t, file, make([]byte, 1<<20))
+	device, err := loopAttach(file, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, force := range []bool{false, true} {
+		if err := loopDetach(device, "/ours", force); err != nil {
+			t.Error(err)
+		}
+		if loopFile(device) != file {
+			t.Fatalf("%s was taken off its file (force: %t)", device, force)
+		}
+	}
+	if err := loopDetach(device, file, false); err != nil || loopFile(device) != "" {
+		t.Errorf("%s lies over %q still: %v", device, loopFile(device), err)
 	}
 }

@@ -202,7 +202,7 @@ func (d *FUSE) connection(name string) uint64 {
 	var found uint64
 	for lines := bufio.NewScanner(f); lines.Scan(); {
 		fields := strings.Fields(lines.Text())
-		if len(fields) < 5 || fields[4] != at || !strings.Contains(lines.Text(), " - "+fuseType+" ") {
+		if len(fields) < 5 || unescape.Replace(fields[4]) != at || !strings.Contains(lines.Text(), " - "+fuseType+" ") {
 			continue
 		}
 		if _, minor, ok := strings.Cut(fields[2], ":"); ok {
@@ -211,6 +211,9 @@ func (d *FUSE) connection(name string) uint64 {
 	}
 	return found
 }
+
+// unescape undoes what the kernel does to paths in its table of mounts.
+var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
 
 // Detach implements Driver: the connection is ended first, so that nothing waits for it.
 func (d *FUSE) Detach(ctx context.Context, name string) error {
@@ -226,7 +229,7 @@ func (d *FUSE) Detach(ctx context.Context, name string) error {
 		}
 	}
 	if path := loopOver(d.file(name)); path != "" {
-		if _, err := d.config.help(ctx, "loop-detach", path, "force"); err != nil {
+		if _, err := d.config.help(ctx, "loop-detach", path, d.file(name), "force"); err != nil {
 			errs = append(errs, err)
 		}
 	}
@@ -299,7 +302,7 @@ func (v *fuseDevice) Detach(ctx context.Context, force bool) error {
 		helping, cancel := context.WithTimeout(ctx, helpTimeout)
 		defer cancel()
 		if loopFile(v.path) == v.driver.file(v.name) {
-			if _, err := v.driver.config.help(helping, "loop-detach", v.path); errors.Is(err, errBusy) {
+			if _, err := v.driver.config.help(helping, "loop-detach", v.path, v.driver.file(v.name)); errors.Is(err, errBusy) {
 				return storage.E("detach", storage.KindConflict, "device "+v.path,
 					errors.New("it is in use; unmount it first, or force it: its users then get errors"))
 			} else if err != nil {

@@ -38,7 +38,10 @@ func Helper(ctx context.Context, args []string, stdout io.Writer) error {
 	case "block-sync":
 		return blockSync(args[1])
 	case "loop-detach":
-		return loopDetach(args[1], len(args) > 2 && args[2] == "force")
+		if len(args) < 3 {
+			return fail()
+		}
+		return loopDetach(args[1], args[2], len(args) > 3 && args[3] == "force")
 	}
 	return fail()
 }

@@ -94,8 +94,8 @@ func loopResize(device, file string) error {
 }
 
 // loopDetach takes a loop device off its file. While it is in use that is errBusy, or, with force, left to the kernel, which
-// does it when the last user has gone.
-func loopDetach(device string, force bool) error {
+// does it when the last user has gone. A device that lies over another file is somebody else's by now, and this one is done.
+func loopDetach(device, file string, force bool) error {
 	flags := os.O_RDONLY
 	if !force {
 		flags |= os.O_EXCL // refused while the device is mounted, or part of another
@@ -106,6 +106,9 @@ func loopDetach(device string, force bool) error {
 	}
 	if err != nil {
 		return err
+	}
+	if loopFile(device) != file { // from here on, being open, it stays what it is
+		return f.Close()
 	}
 	if !force {
 		_ = f.Sync() // what was written to the device itself and not synced; an error is the writer's to hear

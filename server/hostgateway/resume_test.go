@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -170,4 +171,32 @@ func TestFailureDuringDetachIsKept(t *testing.T) {
 			t.Errorf("the device is gone, and is called %s (%s)", a.State, a.Reason)
 		}
 	})
+}
+
+// The state directory is known by its real path: what is mounted in it is looked up in the kernel's table of mounts, which
+// shows no other, and the keeper's socket is named to a process that works elsewhere.
+func TestStateDirectoryIsReal(t *testing.T) {
+	parent, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(parent)
+	if err := os.Symlink("real", "link"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir("real", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{"link", filepath.Join(parent, "link"), "real/."} {
+		st, err := openState(t.Context(), dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := filepath.Join(parent, "real", "mnt"); st.mountDir() != want {
+			t.Errorf("%s: devices are mounted in %s, want %s", dir, st.mountDir(), want)
+		}
+		if err := st.close(); err != nil {
+			t.Error(err)
+		}
+	}
 }

@@ -56,7 +56,20 @@ func openState(ctx context.Context, dir string) (*state, error) {
 	fail := func(kind storage.Kind, err error) (*state, error) {
 		return nil, storage.E("open", kind, "state directory "+dir, err)
 	}
-	for _, d := range []string{dir, filepath.Join(dir, "attachments"), filepath.Join(dir, "mnt")} {
+	// The real path: the kernel's table of mounts shows no other, and the keeper works in another directory.
+	err := os.MkdirAll(dir, 0o700)
+	real := dir
+	if err == nil {
+		real, err = filepath.Abs(dir)
+	}
+	if err == nil {
+		real, err = filepath.EvalSymlinks(real)
+	}
+	if err != nil {
+		return fail(storage.KindInvalid, err)
+	}
+	dir = real
+	for _, d := range []string{filepath.Join(dir, "attachments"), filepath.Join(dir, "mnt")} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return fail(storage.KindInvalid, err)
 		}
