@@ -45,8 +45,8 @@ type Volume struct {
 	ID        storage.VolumeID
 	Name      string
 	SizeBytes int64
-	// AllocatedBytes is how much of one copy holds data; negative when it is not known. Nodes do not know it: it would take
-	// a look at every table of the volume.
+	// AllocatedBytes is how much of one copy holds data, in whole blocks, as the leaders of its groups count it when the
+	// volume is shown; negative when it is not known. Snapshots do not count.
 	AllocatedBytes int64
 	// Groups is the stripe: extent i lives in Groups[i mod len(Groups)].
 	Groups     []storage.GroupID

@@ -183,3 +183,14 @@ func (b *buffer) put() {
 	b.room = nil
 	bufferPools[b.class].Put(b)
 }
+
+// MappedBlocks returns how many blocks of each volume this node's replica of the group maps; -1 for one that was written to
+// before blocks were counted, 0 for one that the group has not heard of. It is exact on the leader, and behind by what is
+// not applied yet elsewhere; a replica that is being pulled knows little. KindNotLeader without a replica.
+func (h *Host) MappedBlocks(id storage.GroupID, volumes []storage.VolumeID) ([]int64, error) {
+	g, err := h.group(id)
+	if err != nil {
+		return nil, err
+	}
+	return g.extents.MappedBlocks(volumes), nil
+}

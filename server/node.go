@@ -230,6 +230,7 @@ func (n *node) startControl(context.Context) error {
 		HeartbeatTimeout: n.identity.HeartbeatTimeout})
 	acts := &actions{self: self, host: n.host, peers: n.peers, router: r, done: func() { n.control.ReportSoon() }}
 	acts.register()
+	registerUsage(n.peers, n.host)
 	var err error
 	n.control, err = control.Open(control.Config{Dir: n.catalogDir(), Transport: n.catalogRT, Peers: controlPeers{n.peers},
 		Actions: acts, OnFailure: n.catalogFailed, Self: n.self(n.store.ID(), n.store.Space().CapacityBytes), Report: n.report,

@@ -37,7 +37,7 @@ type picture struct {
 	reports map[storage.NodeID]control.Heard // nil when the leader did not answer
 }
 
-func (v *view) look(ctx context.Context, withReports bool) *picture {
+func (v *view) look(ctx context.Context) *picture {
 	p := &picture{}
 	p.fresh = v.n.control.View(func(s *catalog.State) {
 		p.cluster, p.nodes, p.groups, p.volumes = s.Cluster(), s.Nodes(), s.Groups(), volumesByName(s)
@@ -46,12 +46,10 @@ func (v *view) look(ctx context.Context, withReports bool) *picture {
 	for _, n := range p.nodes {
 		p.names[n.ID] = n.Name
 	}
-	if withReports {
-		ctx, cancel := context.WithTimeout(ctx, reportsTimeout)
-		defer cancel()
-		if reports, err := v.n.control.Reports(ctx); err == nil {
-			p.reports = reports
-		}
+	ctx, cancel := context.WithTimeout(ctx, reportsTimeout)
+	defer cancel()
+	if reports, err := v.n.control.Reports(ctx); err == nil {
+		p.reports = reports
 	}
 	return p
 }
@@ -102,14 +100,18 @@ func (v *view) readyGroups() (n int) {
 	return n
 }
 
-// Volume implements api.Cluster. Who is connected is known from the nodes' reports: up to a second old, and missing when
-// the catalog's leader does not answer.
+// Volume implements api.Cluster. Who is connected is known from the nodes' reports: up to a second old, and missing, like
+// what the volume holds, when the catalog's leader does not answer.
 func (v *view) Volume(ctx context.Context, name string) (api.Volume, error) {
 	shown, err := v.find(ctx, name)
-	if err == nil {
-		shown.Connections = v.look(ctx, true).connections(name)
+	if err != nil {
+		return shown, err
 	}
-	return shown, err
+	p := v.look(ctx)
+	shown.Connections = p.connections(name)
+	one := []api.Volume{shown}
+	v.fillUsage(ctx, p, one)
+	return one[0], nil
 }
 
 // connections returns the clients of a volume. Its name stands for it: a volume with clients is not deleted.
@@ -173,10 +175,14 @@ func (v *view) volume(c catalog.Volume, sessions []catalog.Session, names map[st
 // Volumes implements api.Cluster.
 func (v *view) Volumes(ctx context.Context, after string, limit int) ([]api.Volume, error) {
 	var out []api.Volume
-	for _, c := range v.look(ctx, false).volumes {
+	p := v.look(ctx)
+	for _, c := range p.volumes {
 		if c.Name > after && len(out) < limit {
 			out = append(out, v.volume(c, nil, nil))
 		}
+	}
+	if len(out) <= maxUsageVolumes {
+		v.fillUsage(ctx, p, out)
 	}
 	return out, nil
 }
@@ -305,7 +311,7 @@ func apiAttachment(a catalog.Attachment, volume string) api.Attachment {
 
 // Nodes implements api.Cluster.
 func (v *view) Nodes(ctx context.Context) ([]api.Node, error) {
-	return v.look(ctx, true).apiNodes(), nil
+	return v.look(ctx).apiNodes(), nil
 }
 
 func (p *picture) apiNodes() []api.Node {
@@ -364,7 +370,7 @@ func (v *view) RemoveNode(ctx context.Context, id storage.NodeID) error {
 
 // Groups implements api.Cluster.
 func (v *view) Groups(ctx context.Context) ([]api.Group, error) {
-	p := v.look(ctx, true)
+	p := v.look(ctx)
 	out := make([]api.Group, 0, len(p.groups))
 	for _, g := range p.groups {
 		out = append(out, p.apiGroup(g))
@@ -421,7 +427,7 @@ func (p *picture) apiGroup(g catalog.Group) api.Group {
 
 // Status implements api.Cluster.
 func (v *view) Status(ctx context.Context) (api.Status, error) {
-	p := v.look(ctx, true)
+	p := v.look(ctx)
 	self := v.n.identity.Node
 	s := api.Status{ClusterID: p.cluster.ID, ReplicasWanted: p.cluster.Replicas, GroupsTotal: len(p.groups), Volumes: len(p.volumes),
 		CatalogLeader: p.fresh.Leader, CatalogLeaderName: p.names[p.fresh.Leader], CatalogTerm: v.n.control.Term(),

@@ -94,15 +94,15 @@ func newVolumeList(a *app) *cobra.Command {
 }
 
 func (a *app) writeVolumes(w io.Writer, list []api.Volume, wide bool) {
-	head := []string{"NAME", "SIZE", "STATE", "OPEN ON", "AGE"}
+	head := []string{"NAME", "SIZE", "ALLOCATED", "STATE", "OPEN ON", "AGE"}
 	if wide {
-		head = append(head, "ID", "ALLOCATED", "IOPS", "BANDWIDTH", "GROUPS", "EPOCH", "GENERATION")
+		head = append(head, "ID", "IOPS", "BANDWIDTH", "GROUPS", "EPOCH", "GENERATION")
 	}
 	t := newTable(head...)
 	for _, v := range list {
-		row := []string{v.Name, formatSize(v.SizeBytes), string(v.State), orDash(strings.Join(openOn(v), ",")), a.age(v.CreatedAt)}
+		row := []string{v.Name, formatSize(v.SizeBytes), allocated(v), string(v.State), orDash(strings.Join(openOn(v), ",")), a.age(v.CreatedAt)}
 		if wide {
-			row = append(row, v.ID.String(), allocated(v), limitCell(v.Limits.MaxIOPS, strconv.FormatInt(v.Limits.MaxIOPS, 10)),
+			row = append(row, v.ID.String(), limitCell(v.Limits.MaxIOPS, strconv.FormatInt(v.Limits.MaxIOPS, 10)),
 				limitCell(v.Limits.MaxBytesPerSecond, formatSize(v.Limits.MaxBytesPerSecond)+"/s"), joinIDs(v.Groups), v.Epoch.String(), v.Generation.String())
 		}
 		t.row(row...)

@@ -157,6 +157,20 @@ func (g *Group) Volume(id storage.VolumeID) (VolumeState, bool) {
 	return v.state(), true
 }
 
+// MappedBlocks returns how many blocks of each volume the group maps; -1 where that is not known, 0 for a volume that was
+// never mentioned.
+func (g *Group) MappedBlocks(ids []storage.VolumeID) []int64 {
+	out := make([]int64, len(ids))
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	for i, id := range ids {
+		if v := g.volumes[id]; v != nil {
+			out[i] = v.mapped
+		}
+	}
+	return out
+}
+
 // CheckRead returns nil unless the request must be refused: KindFenced for a session that is not open or a generation
 // that is over, KindNotFound for a deleted volume.
 func (g *Group) CheckRead(r op.ReadRequest) error {

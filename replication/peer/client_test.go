@@ -11,7 +11,7 @@ import (
 // echoAll answers every method that there is with its own number, and notes whether the sender was a client.
 func echoAll(fromClient func(bool)) func(*Transport) {
 	return func(t *Transport) {
-		for m := Method(1); m <= MethodNodeInfo; m++ {
+		for m := Method(1); m <= MethodMappedBlocks; m++ {
 			t.Handle(m, Concurrent, func(in *Inbound) {
 				fromClient(in.Client && in.From == 0)
 				in.Reply([]byte{byte(in.Method)}, nil)
@@ -45,7 +45,7 @@ func TestClientsCallWhatGatewaysCall(t *testing.T) {
 	client := newTestClient(t, m, nil)
 	allowed := map[Method]bool{MethodPropose: true, MethodRead: true, MethodStatus: true, MethodGatewayOpen: true,
 		MethodGatewayClose: true, MethodGatewayFollow: true, MethodNodeInfo: true}
-	for method := Method(1); method <= MethodNodeInfo; method++ {
+	for method := Method(1); method <= MethodMappedBlocks; method++ {
 		resp, err := client.Call(testContext(t), 1, Control, &Request{Method: method})
 		switch {
 		case allowed[method] && (err != nil || resp.Header[0] != byte(method)):

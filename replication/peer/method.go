@@ -59,6 +59,7 @@ const (
 	MethodTransferLeader Method = 53 // move a group's leadership
 	MethodJoin           Method = 54 // a node without an id asks for one
 	MethodNodeInfo       Method = 55 // who is there: cluster, node, addresses
+	MethodMappedBlocks   Method = 56 // how many blocks of volumes a node's replicas map (Control)
 )
 
 // openToStrangers reports whether the method may be called by a node that has no id in the cluster yet.

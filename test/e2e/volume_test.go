@@ -105,3 +105,57 @@ func TestVolumeInUse(t *testing.T) {
 	}
 	deleteClosed(t, api, volumeName)
 }
+
+// TestAllocatedBytes: every node tells what a volume holds, whoever leads its groups, also after all of them were killed and
+// have read their logs again.
+func TestAllocatedBytes(t *testing.T) {
+	c := startWithVolume(t, nil)
+	d := connect(t, c.Node(0), volumeName)
+	const pieces, pieceBytes = 12, 64 << 10
+	for i := range int64(pieces) { // each in an extent of its own
+		if err := d.WriteAt(t.Context(), random(pieceBytes), i*storage.ExtentSize); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := d.Trim(t.Context(), 0, pieceBytes/2); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	const want = pieces*pieceBytes - pieceBytes/2
+	check := func(when string) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		defer cancel()
+		for i, n := range c.Nodes() {
+			one, err := client.New(client.Config{Endpoints: []string{n.API}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var shown, listed int64
+			if testcluster.Poll(ctx, 100*time.Millisecond, func() bool {
+				v, err := one.Volume(ctx, volumeName)
+				list, listErr := one.Volumes(ctx, "", 0)
+				if err != nil || listErr != nil || len(list) != 1 {
+					return false
+				}
+				shown, listed = v.AllocatedBytes, list[0].AllocatedBytes
+				return shown == want && listed == want
+			}) != nil {
+				t.Errorf("%s, node %d shows %d bytes and lists %d, want %d", when, i+1, shown, listed, want)
+			}
+			if err := one.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	check("after the writes")
+	for _, n := range c.Nodes() {
+		if err := n.Kill(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	restartAll(t, c)
+	check("after a restart")
+}
