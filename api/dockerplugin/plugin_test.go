@@ -305,6 +305,32 @@ func TestUsers(t *testing.T) {
 	must(none(p.Unmount(ctx, "other", "c1")))(t)
 }
 
+// TestDeviceTakenAway: somebody has detached the device by force under a container. A second container must not share the
+// mount of a device that is gone, nor have another one mounted over it, until the first has stopped. The lines that keep
+// it are the first two cases of Plugin.show (tried: without the second the volume is unmounted under the first container).
+func TestDeviceTakenAway(t *testing.T) {
+	ctx, w := t.Context(), csitest.New()
+	s := newServer(t, w, "host-a")
+	p := s.start()
+	must(none(p.Create(ctx, "db", map[string]string{"size": "1GiB"})))(t)
+	must(p.Mount(ctx, "db", "c1"))(t)
+	must(none((&gateway{s.host, s.id, w.Client()}).Detach(ctx, "db", true)))(t)
+	before := len(must(s.host.Mounts().List())(t))
+	_, err := p.Mount(ctx, "db", "c2")
+	wants(t, err, storage.ErrConflict, "still use", "stop them")
+	if n := len(must(s.host.Mounts().List())(t)); n != before {
+		t.Errorf("%d mounts, there were %d", n, before)
+	}
+	must(none(p.Unmount(ctx, "db", "c1")))(t)
+	must(p.Mount(ctx, "db", "c2"))(t)
+	must(p.Mount(ctx, "db", "c3"))(t)
+	must(none(p.Unmount(ctx, "db", "c2")))(t)
+	must(none(p.Unmount(ctx, "db", "c3")))(t)
+	if left := s.host.Left(); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
 // TestCopy: `docker cp` into a running container mounts and unmounts under the container's own id. The container keeps
 // its device, and when it ends the volume is given up.
 func TestCopy(t *testing.T) {

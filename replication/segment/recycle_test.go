@@ -149,7 +149,7 @@ func TestSegmentsAreNeverSparse(t *testing.T) {
 
 // TestInUseIsAskedLast: references are asked for only when the log needs the segment no more, and under its lock, so that
 // no entry of it can be checkpointed between the two. Asked before, a table could refer to a recycled segment: an
-// acknowledged write would be lost. It guards the order in RecycleUnless.
+// acknowledged write would be lost. It guards the order in RecycleUnless (tried).
 func TestInUseIsAskedLast(t *testing.T) {
 	l := openLog(t, testConfig(vfs.NewMem()))
 	g, err := l.CreateGroup(key(1), 0, 0)

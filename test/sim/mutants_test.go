@@ -63,7 +63,7 @@ var mutants = []mutant{
 		old: "\tif clean {\n\t\treturn r.continueAt(end)", new: "\tif clean || end != 0 && l.segments[end.Segment()] != nil {\n\t\treturn r.continueAt(end)",
 		unseen: "a batch fills its last page with zeroes, and disks of the simulation tear at pages, so old bytes are read again only where " +
 			"a batch ends with a page and an intact old record begins there, with its number and position, and the power goes again; " +
-			"real disks tear at sectors. TestTornPayload and TestPowerCutAtEveryCall (replication/segment) write what it takes"},
+			"real disks tear at sectors. TestTornPayload (replication/segment) writes what it takes"},
 }
 
 const repository = "../.."
