@@ -205,6 +205,7 @@ type keeper struct {
 	mu    sync.Mutex
 	held  map[string]*os.File
 	conns int
+	ends  bool          // nobody is let in any more: what was kept now would be lost with this process
 	idle  chan struct{} // a token when nothing is held and nobody is connected; capacity 1
 }
 
@@ -219,8 +220,10 @@ func runKeeper(ctx context.Context, socket string) error {
 		return err
 	}
 	defer func() { _ = lock.Close() }()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return storage.E("start", storage.KindConflict, "keeper "+socket, errors.New("another one runs"))
+	for deadline := time.Now().Add(keeperTimeout / 2); unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil; {
+		if err := pauseFor(ctx, 10*time.Millisecond); err != nil || time.Now().After(deadline) { // one that ends is gone soon
+			return storage.E("start", storage.KindConflict, "keeper "+socket, errors.New("another one runs"))
+		}
 	}
 	_ = os.Remove(socket)
 	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: socket, Net: "unixpacket"})
@@ -242,7 +245,7 @@ func runKeeper(ctx context.Context, socket string) error {
 			case <-ctx.Done():
 				return
 			}
-			if k.unused() {
+			if k.mayEnd() {
 				_ = l.Close()
 				return
 			}
@@ -253,9 +256,12 @@ func runKeeper(ctx context.Context, socket string) error {
 		if err != nil {
 			break
 		}
-		k.count(1)
+		if !k.enter() {
+			_ = conn.Close() // it asks the next keeper
+			continue
+		}
 		wg.Go(func() {
-			defer k.count(-1)
+			defer k.leave()
 			k.serve(conn)
 		})
 	}
@@ -263,10 +269,20 @@ func runKeeper(ctx context.Context, socket string) error {
 	return nil
 }
 
-func (k *keeper) count(n int) {
+// enter lets a connection in, unless the keeper ends.
+func (k *keeper) enter() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.conns += n; k.conns == 0 {
+	if !k.ends {
+		k.conns++
+	}
+	return !k.ends
+}
+
+func (k *keeper) leave() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.conns--; k.conns == 0 {
 		select {
 		case k.idle <- struct{}{}:
 		default:
@@ -274,10 +290,12 @@ func (k *keeper) count(n int) {
 	}
 }
 
-func (k *keeper) unused() bool {
+// mayEnd reports whether nothing is held and nobody is connected; then nobody comes in any more.
+func (k *keeper) mayEnd() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.conns == 0 && len(k.held) == 0
+	k.ends = k.conns == 0 && len(k.held) == 0
+	return k.ends
 }
 
 func (k *keeper) serve(conn *net.UnixConn) {
