@@ -82,21 +82,17 @@ type Config struct {
 	Helper []string
 	// Keeper holds descriptors beyond the end of this process; required for FUSE.
 	Keeper Keeper
-	// Connections is how many a device of the kernel's NBD gets (default 2).
-	Connections int
-	// RequestTimeout is when the kernel sends an unanswered NBD request again, on another connection (default 10 s);
-	// DeadTimeout is for how long its requests wait for a gateway to come back before they fail (default 1 h).
-	RequestTimeout, DeadTimeout time.Duration
+	// ResendAfter is how long an NBD request is unanswered before the kernel looks whether its connection was replaced, and
+	// sends it again on the new one if so (default 200 ms; it is looked at about every second then). DeadTimeout is for how
+	// long requests wait for a gateway to come back before they fail (default 1 h).
+	ResendAfter, DeadTimeout time.Duration
 	// Logger receives one line per event an operator would act on; nil discards.
 	Logger *slog.Logger
 }
 
 func (c *Config) fill() {
-	if c.Connections <= 0 {
-		c.Connections = 2
-	}
-	if c.RequestTimeout <= 0 {
-		c.RequestTimeout = 10 * time.Second
+	if c.ResendAfter <= 0 {
+		c.ResendAfter = 200 * time.Millisecond
 	}
 	if c.DeadTimeout <= 0 {
 		c.DeadTimeout = time.Hour

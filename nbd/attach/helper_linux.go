@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"time"
 
 	storage "github.com/storaged/storaged"
 )
@@ -35,6 +36,15 @@ func Helper(ctx context.Context, args []string, stdout io.Writer) error {
 			return fail()
 		}
 		return loopResize(args[1], args[2])
+	case "io-timeout":
+		if len(args) != 3 {
+			return fail()
+		}
+		timeout, err := time.ParseDuration(args[2])
+		if err != nil {
+			return err
+		}
+		return setTimeout(args[1], timeout)
 	case "block-sync":
 		return blockSync(args[1])
 	case "loop-detach":

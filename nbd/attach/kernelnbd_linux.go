@@ -20,16 +20,24 @@ import (
 	"github.com/storaged/storaged/nbd"
 )
 
-// NBD makes network block devices of the kernel, each with several connections, which are socket pairs: one end is the
-// kernel's, the other is served here. A connection that ends, because the kernel has waited too long for an answer, say, is
-// replaced by a new one; requests that were under way on it are sent again by the kernel, and the export sees to it that
-// they land once. It is made by NewNBD. It implements Driver.
+// NBD makes network block devices of the kernel. A device's connection is a socket pair: one end is the kernel's, the other
+// is served here. When it ends, because the process that served it has, say, it is replaced by a new one; requests that were
+// under way on it are sent again by the kernel, and the export sees to it that they land once. It is made by NewNBD. It
+// implements Driver.
+//
+// A device has one connection and no request time-out (NBD_ATTR_TIMEOUT). Only then does the kernel look, when the block
+// layer's timer of a request fires, whether the request's socket was replaced, and sends it again if so; with a time-out, or
+// with several connections, it waits for all of that, then takes the connection for dead and gives it up, whether it is or
+// only slow. The timer is the queue's io_timeout (ResendAfter), which the kernel stretches to about a second. Each look at a
+// request writes a line to the kernel's log ("Possible stuck request").
 //
 // Devices are found again by their backend identifier, which the kernel has since Linux 5.14.
 type NBD struct {
 	config Config
 	kernel nbdKernel
 	sysfs  string // "/sys"
+	// connecting is held while the kernel gives out an index, and while the queue of one that nobody has is changed.
+	connecting sync.Mutex
 }
 
 var _ Driver = (*NBD)(nil)
@@ -111,25 +119,20 @@ func (d *NBD) connect(ctx context.Context, r Request) (*nbdDevice, error) {
 	}
 	order := d.order(r.Name)
 	order.blockBytes = BlockSize
-	var ends []*kernelEnd
-	defer func() { closeAll(ends) }() // the kernel holds its own
-	for range d.config.Connections {
-		end, err := dev.pair(ctx)
-		if err != nil {
-			closeAll(ends)
-			dev.Stop(ctx)
-			return nil, err
-		}
-		ends = append(ends, end)
-		order.sizeBytes, order.serverFlags = end.info.SizeBytes, uint64(end.flags)
-		order.sockets = append(order.sockets, uint32(end.file.Fd()))
-	}
-	for _, end := range ends {
-		end.handed.Store(true)
-	}
-	index, err := d.kernel.connect(order)
+	end, err := dev.pair(ctx)
 	if err != nil {
-		closeAll(ends)
+		dev.Stop(ctx)
+		return nil, err
+	}
+	defer func() { _ = end.file.Close() }() // the kernel holds its own
+	order.sizeBytes, order.serverFlags = end.info.SizeBytes, uint64(end.flags)
+	order.sockets = []uint32{uint32(end.file.Fd())}
+	end.handed.Store(true)
+	d.connecting.Lock()
+	index, err := d.kernel.connect(order)
+	d.connecting.Unlock()
+	if err != nil {
+		_ = end.file.Close()
 		dev.Stop(ctx)
 		return nil, storage.E("attach", storage.KindIO, "device "+r.Name, err)
 	}
@@ -150,11 +153,9 @@ func (d *NBD) Resume(ctx context.Context, r Request) (Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	for range d.config.Connections {
-		if err := dev.replace(ctx, index); err != nil {
-			dev.Stop(ctx)
-			return nil, storage.E("resume", storage.KindIO, "device "+r.Name, err)
-		}
+	if err := dev.replace(ctx, index); err != nil {
+		dev.Stop(ctx)
+		return nil, storage.E("resume", storage.KindIO, "device "+r.Name, err)
 	}
 	dev.begin(index)
 	return dev, nil
@@ -162,7 +163,7 @@ func (d *NBD) Resume(ctx context.Context, r Request) (Device, error) {
 
 // order returns what is the same in all orders about a device.
 func (d *NBD) order(name string) nbdOrder {
-	return nbdOrder{timeout: d.config.RequestTimeout, dead: d.config.DeadTimeout, backend: backendPrefix + name}
+	return nbdOrder{dead: d.config.DeadTimeout, backend: backendPrefix + name}
 }
 
 // Detach implements Driver.
@@ -176,6 +177,7 @@ func (d *NBD) Detach(ctx context.Context, name string) error {
 			return nil
 		}
 		err := d.kernel.disconnect(nbdOrder{index: index, hasIndex: true})
+		d.giveBack(index)
 		if err == nil {
 			err = pauseFor(ctx, 10*time.Millisecond)
 		}
@@ -204,9 +206,46 @@ type kernelEnd struct {
 	handed *atomic.Bool // the kernel has it: when it ends, it is replaced
 }
 
-func closeAll(ends []*kernelEnd) {
-	for _, e := range ends {
-		_ = e.file.Close()
+// usualTimeout is the io_timeout of queues that nobody has changed.
+const usualTimeout = 30 * time.Second
+
+func (d *NBD) timeoutFile(index uint32) string {
+	return filepath.Join(d.sysfs, "block", filepath.Base(pathOf(index)), "queue/io_timeout")
+}
+
+// giveBack leaves the queue of a device that is not connected any more as others expect it: the kernel gives its index to
+// the next who asks, and would drop the connections of whoever has several as soon as an answer takes ResendAfter.
+func (d *NBD) giveBack(index uint32) {
+	d.connecting.Lock()
+	defer d.connecting.Unlock()
+	if _, err := os.Stat(filepath.Join(d.sysfs, "block", filepath.Base(pathOf(index)), "pid")); err != nil {
+		_ = setTimeout(d.timeoutFile(index), usualTimeout) // the device itself may be gone
+	}
+}
+
+// setTimeout writes a queue's io_timeout, if it is another. Some kernels wait for the queue's requests meanwhile.
+func setTimeout(file string, timeout time.Duration) error {
+	want := strconv.FormatInt(timeout.Milliseconds(), 10)
+	if was, err := os.ReadFile(file); err == nil && strings.TrimSpace(string(was)) == want {
+		return nil
+	}
+	f, err := os.OpenFile(file, os.O_WRONLY, 0) // it is never made
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(want + "\n")
+	return errors.Join(err, f.Close())
+}
+
+// setPace has the kernel look at unanswered requests every ResendAfter. It is called when the device is served.
+func (v *nbdDevice) setPace() {
+	ctx, cancel := context.WithTimeout(v.ctx, helpTimeout)
+	defer cancel()
+	config := v.driver.config
+	_, err := config.help(ctx, "io-timeout", v.driver.timeoutFile(v.index), config.ResendAfter.String())
+	if err != nil && v.ctx.Err() == nil {
+		config.Logger.Warn("after a gateway is killed, requests may wait for half a minute: the queue's time-out is not set",
+			"device", v.Path(), "error", err)
 	}
 }
 
@@ -229,7 +268,7 @@ func (d *NBD) newDevice(r Request) (*nbdDevice, error) {
 	if err := checkName(r.Name); err != nil {
 		return nil, err
 	}
-	dev := &nbdDevice{driver: d, name: r.Name, lost: make(chan struct{}, 2*d.config.Connections), ended: make(chan struct{})}
+	dev := &nbdDevice{driver: d, name: r.Name, lost: make(chan struct{}, 2), ended: make(chan struct{})}
 	dev.end = sync.OnceFunc(func() { close(dev.ended) })
 	dev.ctx, dev.cancel = context.WithCancel(context.Background())
 	var err error
@@ -283,11 +322,21 @@ func (v *nbdDevice) pair(ctx context.Context) (*kernelEnd, error) {
 		end.info, end.flags, err = nbd.Negotiate(ctx, negotiating, v.name)
 		_ = negotiating.Close()
 		if err == nil {
-			return end, unix.SetNonblock(fds[1], false) // as the kernel expects it
+			return end, blocking(fds[1])
 		}
 	}
 	_ = theirs.Close()
 	return nil, err
+}
+
+// sendPatience is how long the kernel may wait to send to a gateway that does not read before it gives the connection up:
+// nothing else ends such a wait, not even that the device is removed.
+const sendPatience = 10 * time.Second
+
+// blocking makes the kernel's end as the kernel expects it.
+func blocking(fd int) error {
+	patience := unix.NsecToTimeval(sendPatience.Nanoseconds())
+	return errors.Join(unix.SetNonblock(fd, false), unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &patience))
 }
 
 // replace gives the kernel a new connection in the place of one that has ended. That it has ended is known here first.
@@ -319,6 +368,7 @@ func (v *nbdDevice) replace(ctx context.Context, index uint32) error {
 // begin keeps the device connected from now on.
 func (v *nbdDevice) begin(index uint32) {
 	v.index = index
+	v.wg.Go(v.setPace)
 	v.wg.Go(func() {
 		for v.keepConnected() {
 		}
@@ -407,6 +457,7 @@ func (v *nbdDevice) letGo(ctx context.Context) error {
 	_, err := v.driver.config.help(helping, "block-sync", v.Path()) // the last to close it, if nobody has it open
 	for deadline := time.Now().Add(closePatience); err == nil; err = pauseFor(ctx, 20*time.Millisecond) {
 		if !slices.Contains(v.driver.listed(v.name), v.index) {
+			v.driver.giveBack(v.index)
 			return nil
 		}
 		if time.Now().After(deadline) {

@@ -32,8 +32,8 @@ type Config struct {
 
 	API tlsfiles.Client
 
-	NBDTimeout time.Duration `flag:"nbd-timeout" default:"10s" help:"when the kernel sends an unanswered NBD request again"`
-	NBDDead    time.Duration `flag:"nbd-dead-timeout" default:"1h" help:"for how long a kernel NBD device waits for a gateway to come back before its requests fail"`
+	NBDResend time.Duration `flag:"nbd-resend-after" default:"200ms" help:"how long an NBD request is unanswered before the kernel looks whether the gateway was replaced, and sends it again if so; it logs a line for every request that it looks at"`
+	NBDDead   time.Duration `flag:"nbd-dead-timeout" default:"1h" help:"for how long a kernel NBD device waits for a gateway to come back before its requests fail"`
 
 	LogLevel  string `flag:"log-level" default:"info" help:"debug, info, warn or error"`
 	LogFormat string `flag:"log-format" default:"text" help:"text or json"`
@@ -74,8 +74,11 @@ func (c *Config) Validate() error {
 			errs = append(errs, err)
 		}
 	}
-	if c.NBDTimeout < time.Second || c.NBDDead < c.NBDTimeout {
-		bad("nbd-timeout", "%v: use at least 1s, and less than --nbd-dead-timeout", c.NBDTimeout)
+	if c.NBDResend < 100*time.Millisecond || c.NBDResend > 30*time.Second {
+		bad("nbd-resend-after", "%v: use 100ms to 30s", c.NBDResend)
+	}
+	if c.NBDDead < time.Second {
+		bad("nbd-dead-timeout", "%v: use at least 1s", c.NBDDead)
 	}
 	if len(errs) > 0 {
 		return storage.E("configuration", storage.KindInvalid, "", errors.Join(errs...))
