@@ -208,6 +208,7 @@ func (c *Cluster) takeOver(answer followAnswer) {
 	}
 	c.mu.Unlock()
 	if answer.Routes != nil {
+		c.SetHeartbeatTimeout(answer.Routes.HeartbeatTimeout)
 		c.config.Book.Set(answer.Routes.Nodes)
 	}
 }

@@ -101,6 +101,8 @@ type routes struct {
 	Nodes map[storage.NodeID]string `json:"nodes"`
 	// Groups are the nodes with a voter of each group.
 	Groups map[storage.GroupID][]storage.NodeID `json:"groups"`
+	// HeartbeatTimeout is the cluster's; 0 from nodes of a version that does not say it.
+	HeartbeatTimeout time.Duration `json:"heartbeat_timeout_ns,omitempty"`
 }
 
 func encode(v any) ([]byte, error) {

@@ -198,7 +198,7 @@ func (s *Service) confirmAbsent(ctx context.Context, absent []watchKey) (out []v
 }
 
 func routesOf(st *catalog.State) routes {
-	r := routes{Nodes: map[storage.NodeID]string{}, Groups: map[storage.GroupID][]storage.NodeID{}}
+	r := routes{Nodes: map[storage.NodeID]string{}, Groups: map[storage.GroupID][]storage.NodeID{}, HeartbeatTimeout: st.Cluster().HeartbeatTimeout}
 	for _, n := range st.Nodes() {
 		if n.State != catalog.NodeRemoved && n.Addrs.Peer != "" {
 			r.Nodes[n.ID] = n.Addrs.Peer

@@ -61,6 +61,15 @@ func New(cfg Config) *Router {
 		silentUntil: map[storage.NodeID]time.Time{}}
 }
 
+// SetHeartbeatTimeout says what the cluster's is, once it is known.
+func (r *Router) SetHeartbeatTimeout(d time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if d > 0 {
+		r.cfg.HeartbeatTimeout = d // read in doubted, under the lock
+	}
+}
+
 // target returns the node to ask: the leader as last heard, or as this node's own replica knows it, or each replica in
 // turn. A node that has just left a request unanswered is asked last.
 func (r *Router) target(group storage.GroupID) storage.NodeID {

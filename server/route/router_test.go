@@ -452,3 +452,22 @@ func TestNoReplicas(t *testing.T) {
 		s.wantAsked("unknown group", 1, 0, 0)
 	})
 }
+
+// TestHeartbeatTimeoutIsLearned: a node that was silent, and that a replica names as the leader two heartbeat timeouts later,
+// is asked again as soon as the cluster's timeout is known; before, only when silentFor is over.
+func TestHeartbeatTimeoutIsLearned(t *testing.T) {
+	r, now := New(Config{}), time.Now()
+	r.silentUntil[2] = now.Add(silentFor)
+	later := now.Add(1500 * time.Millisecond)
+	if !r.doubted(2, later) {
+		t.Error("a silent node is asked although it is not known how long a dead leader is named")
+	}
+	r.SetHeartbeatTimeout(0) // not known
+	if !r.doubted(2, later) {
+		t.Error("no timeout was taken for one")
+	}
+	r.SetHeartbeatTimeout(500 * time.Millisecond)
+	if r.doubted(2, later) || !r.doubted(2, now.Add(900*time.Millisecond)) {
+		t.Error("the cluster's timeout does not decide")
+	}
+}

@@ -219,7 +219,7 @@ func (p *process) openGateway() {
 	p.opened++
 	instance := fmt.Sprintf("%d-%d-%d", p.n.id, p.start, p.opened)
 	p.mu.Unlock()
-	view := &gatewayView{p: p, catalog: p.n.r.catalog, instance: instance, Router: route.New(route.Config{Self: p.n.id, Host: p.host,
+	view := &gatewayView{p: p, catalog: p.n.r.catalog, instance: instance, Router: route.New(route.Config{HeartbeatTimeout: heartbeatTimeout, Self: p.n.id, Host: p.host,
 		Peers: p.peers, Replicas: func(storage.GroupID) []storage.NodeID { return p.n.r.ids() }})}
 	gw, err := volume.New(volume.Config{Cluster: view, Logger: p.n.r.logger.With("gateway", instance)})
 	if err != nil {

@@ -1,0 +1,37 @@
+package remote
+
+import (
+	"encoding/json"
+	"testing"
+	"time"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/server/catalog"
+)
+
+// TestHeartbeatTimeoutIsTold: the routes that a node tells gateways hold the cluster's heartbeat timeout, and gateways take
+// routes without it, as older nodes send them.
+func TestHeartbeatTimeoutIsTold(t *testing.T) {
+	st := catalog.New()
+	command, err := catalog.Encode(catalog.InitCluster{Cluster: catalog.Cluster{ID: storage.ClusterID{1}, HeartbeatTimeout: 2 * time.Second,
+		Replicas: 3, Groups: 8}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, _ := st.Apply(1, command); r.Err != nil {
+		t.Fatal(r.Err)
+	}
+	if got := routesOf(st); got.HeartbeatTimeout != 2*time.Second {
+		t.Errorf("the routes say %v", got.HeartbeatTimeout)
+	}
+	body, err := json.Marshal(routes{HeartbeatTimeout: 2 * time.Second, Groups: map[storage.GroupID][]storage.NodeID{1: {1}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for text, want := range map[string]time.Duration{string(body): 2 * time.Second, `{"version":1}`: 0} {
+		var r routes
+		if err := decode([]byte(text), maxAnswerBytes, &r); err != nil || r.HeartbeatTimeout != want {
+			t.Errorf("%s: %v, %v", text, r.HeartbeatTimeout, err)
+		}
+	}
+}
