@@ -129,8 +129,17 @@ func (s *dataSync) setUp() error {
 func (s *dataSync) submit(control *aioControl) error {
 	control.flags, control.eventFD = aioEventFD, s.eventFD
 	list := [1]*aioControl{control}
+	// To start a sync is to queue it. To start a write may mean to wait, for room in the disk's queue or in the journal: on
+	// a disk that hangs, for ever. The runtime must hear of it, or all of the process waits with it.
+	waits := control.opcode == aioWrite
 	for {
-		n, _, errno := unix.RawSyscall(unix.SYS_IO_SUBMIT, uintptr(s.context), 1, uintptr(unsafe.Pointer(&list)))
+		var n uintptr
+		var errno unix.Errno
+		if waits {
+			n, _, errno = unix.Syscall(unix.SYS_IO_SUBMIT, uintptr(s.context), 1, uintptr(unsafe.Pointer(&list)))
+		} else {
+			n, _, errno = unix.RawSyscall(unix.SYS_IO_SUBMIT, uintptr(s.context), 1, uintptr(unsafe.Pointer(&list)))
+		}
 		switch {
 		case errno == unix.EINTR || errno == 0 && n == 0:
 			continue
