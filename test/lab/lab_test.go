@@ -229,23 +229,31 @@ func (l *lab) takeOver(t *testing.T) {
 	l.a.attach(t, "")
 	l.a.run(t, "rm -f /srv/db/journal")
 	old := l.a.journal(t, "old", "a")
+	l.a.run(t, `cd /srv/db && dd if=/dev/urandom of=load bs=256k count=4 2>/dev/null && sync
+(while dd if=/dev/urandom of=load bs=256k count=4 oflag=direct conv=notrunc; do :; done) >/dev/null 2>&1 3<&- & # writes are always under way`)
 	old.await(t, 50)
 	l.a.freeze(t)
 	begun := time.Now()
 	took := l.b.attach(t, "--take-over")
 	next := l.b.journal(t, "next", "b")
 	back := time.Since(begun)
+	const loaded = "echo 3 >/proc/sys/vm/drop_caches && sha256sum </srv/db/load"
+	before := l.b.run(t, loaded)
 	l.a.thaw(t)
 	const never = 1 << 30
 	end := old.await(t, never)
 	if end.failure == "-" {
 		t.Error("the old host's application goes on")
 	}
-	reason := l.a.run(t, "storagectl attachments")
+	// The device may answer errors, because the groups refuse it, before the gateway has heard why.
+	reason := l.a.run(t, "while [ $SECONDS -lt 30 ] && ! storagectl attachments | grep -q server-b; do sleep 0.2; done; storagectl attachments")
 	if !strings.Contains(reason, "server-b") {
 		t.Errorf("the old host's gateway does not say who has the volume: %s", reason)
 	}
 	next.await(t, 20)
+	if l.b.run(t, loaded) != before {
+		t.Error("late writes of the old host have landed")
+	}
 	own := next.stop(t)
 	counts := l.b.check(t)
 	t.Logf("taken over in %v, the next container had written 10 records after %v; the old one had synced %d records and then got %q; found: %v",
@@ -303,12 +311,13 @@ func (l *lab) shareRaw(t *testing.T) {
 		m.run(t, "storagectl attach raw --via nbd --access shared")
 	}
 	for round := range 5 {
+		read := fmt.Sprintf("dd if=/dev/storaged/raw bs=16k skip=%d count=1 iflag=direct 2>/dev/null | sha256sum", round)
 		for i, m := range hosts {
+			before := hosts[1-i].run(t, read) // what might be kept somewhere is kept now
 			want := m.run(t, "dd if=/dev/urandom of=/run/block bs=4k count=4 2>/dev/null; "+
 				fmt.Sprintf("dd if=/run/block of=/dev/storaged/raw bs=16k seek=%d oflag=direct 2>/dev/null; sha256sum </run/block", round))
-			got := hosts[1-i].run(t, fmt.Sprintf("dd if=/dev/storaged/raw bs=16k skip=%d count=1 iflag=direct 2>/dev/null | sha256sum", round))
-			if got != want {
-				t.Fatalf("round %d: %s has written %s, the other host reads %s", round, m.name, want, got)
+			if got := hosts[1-i].run(t, read); got != want || got == before {
+				t.Fatalf("round %d: %s has written %s, the other host reads %s, and before %s", round, m.name, want, got, before)
 			}
 		}
 	}
