@@ -58,7 +58,8 @@ var mutants = []mutant{
 	{name: "generation", file: "replication/extent/session.go",
 		old: "case o.Generation < v.generation:\n\t\t// Guards I2: what an earlier", new: "case false:\n\t\t// Guards I2: what an earlier"},
 	{name: "session window", file: "replication/extent/session.go",
-		old: "case window.Applied(o.Seq):", new: "case false:"},
+		old: "case window.Applied(o.Seq):", new: "case false:",
+		aim: "deaf transfer"},
 	{name: "torn tail", file: "replication/segment/recovery.go|replication/segment/scan.go",
 		old: "\tif clean {\n\t\treturn r.continueAt(end)", new: "\tif clean || end != 0 && l.segments[end.Segment()] != nil {\n\t\treturn r.continueAt(end)",
 		unseen: "a batch fills its last page with zeroes, and disks of the simulation tear at pages, so old bytes are read again only where " +
