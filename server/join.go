@@ -13,6 +13,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/durable"
 	"github.com/storaged/storaged/replication/peer"
 	"github.com/storaged/storaged/server/catalog"
 	"github.com/storaged/storaged/server/control"
@@ -166,7 +167,7 @@ func (n *node) pendingStore() (id storage.StoreID, err error) {
 	if _, err := rand.Read(id[:]); err != nil {
 		return id, err
 	}
-	return id, writeFileSync(path, []byte(fmt.Sprintf("%q\n", id.String())))
+	return id, durable.WriteFile(path, []byte(fmt.Sprintf("%q\n", id.String())))
 }
 
 // storeID is the id for a store that is made now; zero for one that the store chooses.
@@ -179,27 +180,4 @@ func (n *node) storeID() storage.StoreID {
 		return storage.StoreID{}
 	}
 	return id
-}
-
-// writeFileSync writes a file so that after a crash it is there whole or not at all.
-func writeFileSync(path string, data []byte) error {
-	tmp := path + ".tmp"
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err == nil {
-		_, err = f.Write(data)
-		err = errors.Join(err, f.Sync(), f.Close())
-	}
-	if err == nil {
-		err = os.Rename(tmp, path)
-	}
-	if err == nil {
-		var d *os.File
-		if d, err = os.Open(filepath.Dir(path)); err == nil {
-			err = errors.Join(d.Sync(), d.Close())
-		}
-	}
-	if err != nil {
-		return storage.E("write", storage.KindIO, path, err)
-	}
-	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/durable"
 )
 
 // Bounds of a record.
@@ -94,23 +95,7 @@ func (r records) save(rec record) error {
 	if err != nil {
 		return storage.E("write", storage.KindInternal, "volume "+rec.Volume, err)
 	}
-	path := r.path(rec.Volume)
-	tmp := path + ".tmp"
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
-	if err == nil {
-		_, err = f.Write(b)
-		err = errors.Join(err, f.Sync(), f.Close())
-	}
-	if err == nil {
-		err = os.Rename(tmp, path)
-	}
-	if err == nil {
-		err = r.sync()
-	}
-	if err != nil {
-		return storage.E("write", storage.KindIO, path, err)
-	}
-	return nil
+	return durable.WriteFile(r.path(rec.Volume), b)
 }
 
 // drop removes the record of a volume, if there is one.
@@ -120,20 +105,12 @@ func (r records) drop(volume string) error {
 		err = nil
 	}
 	if err == nil {
-		err = r.sync()
+		err = durable.SyncDir(r.dir)
 	}
 	if err != nil {
 		return storage.E("remove", storage.KindIO, r.path(volume), err)
 	}
 	return nil
-}
-
-func (r records) sync() error {
-	d, err := os.Open(r.dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // names returns the volumes that have a record, in order.

@@ -17,6 +17,7 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api/host"
+	"github.com/storaged/storaged/internal/durable"
 )
 
 // state is the state directory: gateway.lock, host-id, cluster.json and one file for each attached volume in
@@ -127,7 +128,7 @@ func (s *state) hostID(given string) (string, error) {
 	var random [4]byte
 	_, _ = rand.Read(random[:]) // never fails
 	id := name[:min(len(name), 100)] + "-" + hex.EncodeToString(random[:])
-	return id, s.write(path, []byte(id+"\n"))
+	return id, durable.WriteFile(path, []byte(id+"\n"))
 }
 
 func (s *state) readCluster() (c clusterFile, ok bool, err error) {
@@ -173,7 +174,7 @@ func (s *state) removeRecord(volume string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return storage.E("remove", storage.KindIO, path, err)
 	}
-	return syncDir(filepath.Dir(path))
+	return durable.SyncDir(filepath.Dir(path))
 }
 
 func (s *state) readJSON(path string, v any) error {
@@ -193,32 +194,5 @@ func (s *state) writeJSON(path string, v any) error {
 	if err != nil {
 		return storage.E("write", storage.KindInternal, path, err)
 	}
-	return s.write(path, append(b, '\n'))
-}
-
-func (s *state) write(path string, b []byte) error {
-	tmp := path + ".tmp"
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
-	if err == nil {
-		_, err = f.Write(b)
-		err = errors.Join(err, f.Sync(), f.Close())
-	}
-	if err == nil {
-		err = os.Rename(tmp, path)
-	}
-	if err == nil {
-		err = syncDir(filepath.Dir(path))
-	}
-	if err != nil {
-		return storage.E("write", storage.KindIO, path, err)
-	}
-	return nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return durable.WriteFile(path, append(b, '\n'))
 }
