@@ -11,18 +11,27 @@ import (
 	"github.com/storaged/storaged/api"
 )
 
+// ControllerConfig says what a Controller works with. Name and Cluster are required.
+type ControllerConfig struct {
+	// Name is the driver's.
+	Name    string
+	Cluster Cluster
+	// Topology is IdentityConfig's: whether volumes may be kept to zones.
+	Topology bool
+}
+
 // Controller is the Controller service. It may be used concurrently, and by several processes at a time: what two of
 // them do to one volume at once is decided by the cluster.
 type Controller struct {
 	spec.UnimplementedControllerServer
-	name    string
+	config  ControllerConfig
 	cluster Cluster
 	locks   locks // by the volume's name
 }
 
-// NewController returns the service of the driver of that name.
-func NewController(name string, cluster Cluster) *Controller {
-	return &Controller{name: name, cluster: cluster}
+// NewController returns the service.
+func NewController(config ControllerConfig) *Controller {
+	return &Controller{config: config, cluster: config.Cluster}
 }
 
 // controllerCapabilities are those that ControllerGetCapabilities tells.
@@ -157,15 +166,19 @@ func (c *Controller) accessibleFrom(p parameters, r *spec.TopologyRequirement) (
 	if !p.requested {
 		return nil, nil
 	}
+	if !c.config.Topology {
+		return nil, invalid("parameter %s=requested: the driver runs without --topology, and knows no zones; start its controller and its "+
+			"node services with it, or leave the parameter out", parameterAccessibleFrom)
+	}
 	var list []*spec.Topology
 	seen := map[string]bool{}
 	for _, t := range r.GetRequisite() {
-		zone, ok := t.GetSegments()[topologyKey(c.name)]
+		zone, ok := t.GetSegments()[topologyKey(c.config.Name)]
 		if !ok {
-			return nil, invalid("accessibility_requirements: a topology lacks the segment %s", topologyKey(c.name))
+			return nil, invalid("accessibility_requirements: a topology lacks the segment %s", topologyKey(c.config.Name))
 		}
 		if !seen[zone] {
-			list = append(list, &spec.Topology{Segments: map[string]string{topologyKey(c.name): zone}})
+			list = append(list, &spec.Topology{Segments: map[string]string{topologyKey(c.config.Name): zone}})
 		}
 		seen[zone] = true
 	}

@@ -25,7 +25,7 @@ type driver struct {
 }
 
 func start(w *csitest.World, h *csitest.Host) driver {
-	return driver{csi.NewController(csi.DefaultName, w.Client()),
+	return driver{csi.NewController(csi.ControllerConfig{Name: csi.DefaultName, Cluster: w.Client()}),
 		csi.NewNode(csi.NodeConfig{Name: csi.DefaultName, Devices: h, Mounts: h.Mounts()})}
 }
 

@@ -1,6 +1,7 @@
 package csi
 
 import (
+	"cmp"
 	"context"
 	"path/filepath"
 	"strings"
@@ -21,6 +22,8 @@ type NodeConfig struct {
 	Mounts  Mounts
 	// MaxVolumes is how many volumes the orchestrator may publish on this host; 0: it decides.
 	MaxVolumes int64
+	// Topology is IdentityConfig's: whether the host says its zone.
+	Topology bool
 }
 
 // Node is the Node service of one host. It may be used concurrently.
@@ -67,8 +70,8 @@ func (n *Node) NodeGetInfo(ctx context.Context, _ *spec.NodeGetInfoRequest) (*sp
 		return nil, refuse(codes.FailedPrecondition, "the host's gateway runs under an id that is none: %v", err)
 	}
 	answer := &spec.NodeGetInfoResponse{NodeId: NodeID(info.HostID), MaxVolumesPerNode: n.config.MaxVolumes}
-	if info.Zone != "" {
-		answer.AccessibleTopology = &spec.Topology{Segments: map[string]string{topologyKey(n.config.Name): info.Zone}}
+	if n.config.Topology {
+		answer.AccessibleTopology = &spec.Topology{Segments: map[string]string{topologyKey(n.config.Name): cmp.Or(info.Zone, noZone)}}
 	}
 	return answer, nil
 }

@@ -2,8 +2,10 @@ package csi_test
 
 import (
 	"context"
+	"flag"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -27,8 +29,9 @@ func serve(t *testing.T, w *csitest.World, h *csitest.Host) (address string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	run(t, l, csi.Config{Identity: csi.NewIdentity(csi.DefaultName, "test", nil), Controller: csi.NewController(csi.DefaultName, w.Client()),
-		Node: csi.NewNode(csi.NodeConfig{Name: csi.DefaultName, Devices: h, Mounts: h.Mounts()})})
+	run(t, l, csi.Config{Identity: csi.NewIdentity(csi.IdentityConfig{Name: csi.DefaultName, Version: "test", Topology: *topology}),
+		Controller: csi.NewController(csi.ControllerConfig{Name: csi.DefaultName, Cluster: w.Client(), Topology: *topology}),
+		Node:       csi.NewNode(csi.NodeConfig{Name: csi.DefaultName, Devices: h, Mounts: h.Mounts(), Topology: *topology})})
 	return "unix://" + path
 }
 
@@ -45,6 +48,16 @@ func run(t *testing.T, l net.Listener, config csi.Config) {
 		cancel()
 		serving.Wait()
 	})
+}
+
+var topology = flag.Bool("topology", false, "of TestSanity: whether the driver offers zones")
+
+// TestSanityWithTopology is TestSanity with a driver that offers zones, in a process of its own: the suite runs once in one.
+func TestSanityWithTopology(t *testing.T) {
+	out, err := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestSanity$", "-topology").CombinedOutput()
+	if err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
 }
 
 // TestSanity runs the official suite on the fakes. test/csi runs it on a cluster and a kernel.

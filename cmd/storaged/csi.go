@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/sync/errgroup"
 	"k8s.io/klog/v2"
 
 	"github.com/storaged/storaged"
@@ -30,8 +32,12 @@ type csiConfig struct {
 	Gateway    string
 	HostRoot   string
 	MaxVolumes int64
-	LogLevel   string
-	LogFormat  string
+	Topology   bool
+	// KubeletPath is where the kubelet sees Socket; empty: nobody is told. KubeletDir is where it looks for those who tell.
+	KubeletPath string
+	KubeletDir  string
+	LogLevel    string
+	LogFormat   string
 }
 
 func csiCommand() *cobra.Command {
@@ -46,9 +52,13 @@ time. docs/kubernetes.md shows how it is deployed.
 
 The node service makes and checks file systems with the tools of the system (blkid, blockdev, fsck, mkfs.ext4, mkfs.xfs,
 resize2fs, xfs_growfs). In a container it uses those of the host, if the host's root directory is mounted there and
---host-root says where.`,
+--host-root says where.
+
+With --kubelet-registration-path the node service registers with the kubelet by itself, and needs no registrar beside it:
+mount the kubelet's directory plugins_registry at --kubelet-registry.`,
 		Example: `  storaged csi --mode controller --endpoint storage-1,storage-2,storage-3 --socket /csi/csi.sock
-  storaged csi --mode node --socket /csi/csi.sock --host-root /host`,
+  storaged csi --mode node --socket /csi/csi.sock --host-root /host
+  storaged csi --mode node --socket /csi/csi.sock --kubelet-registration-path /var/lib/kubelet/plugins/csi.storaged.io/csi.sock`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := config.validate(); err != nil {
@@ -71,6 +81,9 @@ func bindCSIFlags(f *pflag.FlagSet, config *csiConfig) {
 	f.StringVar(&config.Gateway, "gateway", host.DefaultSocket, "of the node service: socket of the host's gateway (storaged gateway)")
 	f.StringVar(&config.HostRoot, "host-root", "", "of the node service: where the host's root directory is mounted, whose tools are used then")
 	f.Int64Var(&config.MaxVolumes, "max-volumes", 0, "of the node service: volumes that may be published on this host (0: the orchestrator decides)")
+	f.BoolVar(&config.Topology, "topology", false, "hosts have zones (their gateways' --zone), and volumes can be kept to some; say it to controller and node services alike")
+	f.StringVar(&config.KubeletPath, "kubelet-registration-path", "", "of the node service: register it with the kubelet, which sees --socket at this path (empty: something else does)")
+	f.StringVar(&config.KubeletDir, "kubelet-registry", "/registration", "of the node service: the kubelet's directory plugins_registry, as this process sees it")
 	f.StringVar(&config.LogLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&config.LogFormat, "log-format", "text", "text or json")
 }
@@ -90,6 +103,8 @@ func (c csiConfig) validate() error {
 	add(c.Mode == "node" && len(c.Endpoints) > 0, "--endpoint is the controller's; the node service asks the host's gateway")
 	add(c.Mode == "node" && !c.API.IsZero(), "--tls and its files are the controller's; the node service asks the host's gateway")
 	add(c.MaxVolumes < 0, "--max-volumes is negative")
+	add(c.Mode == "controller" && c.KubeletPath != "", "--kubelet-registration-path is the node service's; the kubelet does not speak to a controller")
+	add(c.KubeletPath != "" && !filepath.IsAbs(c.KubeletPath), "--kubelet-registration-path %q is no absolute path", c.KubeletPath)
 	_, err := logging.New(c.LogLevel, c.LogFormat, io.Discard)
 	for _, err := range []error{c.API.Validate(), err} {
 		if err != nil {
@@ -121,7 +136,7 @@ func runCSI(ctx context.Context, c csiConfig, stderr io.Writer) error {
 			return err
 		}
 		defer cluster.Close()
-		served.Controller = csi.NewController(c.Name, cluster)
+		served.Controller = csi.NewController(csi.ControllerConfig{Name: c.Name, Cluster: cluster, Topology: c.Topology})
 		ready = func(ctx context.Context) error { _, err := cluster.Version(ctx); return err }
 	} else {
 		if err := csi.Supported(); err != nil {
@@ -132,14 +147,23 @@ func runCSI(ctx context.Context, c csiConfig, stderr io.Writer) error {
 			return err
 		}
 		defer gateway.Close()
-		served.Node = csi.NewNode(csi.NodeConfig{Name: c.Name, Devices: gateway, Mounts: csi.NewHostMounts(c.HostRoot), MaxVolumes: c.MaxVolumes})
+		served.Node = csi.NewNode(csi.NodeConfig{Name: c.Name, Devices: gateway, Mounts: csi.NewHostMounts(c.HostRoot), MaxVolumes: c.MaxVolumes,
+			Topology: c.Topology})
 		ready = func(ctx context.Context) error { _, err := gateway.Info(ctx); return err }
 	}
-	served.Identity = csi.NewIdentity(c.Name, version.Version, ready)
+	served.Identity = csi.NewIdentity(csi.IdentityConfig{Name: c.Name, Version: version.Version, Topology: c.Topology, Ready: ready})
 	l, err := csi.Listen(c.Socket)
 	if err != nil {
 		return err
 	}
 	log.Info("CSI driver serves", "mode", c.Mode, "driver", c.Name, "socket", c.Socket, "version", version.Version)
-	return csi.NewServer(served).Serve(ctx, l)
+	if c.KubeletPath == "" {
+		return csi.NewServer(served).Serve(ctx, l)
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return csi.NewServer(served).Serve(ctx, l) })
+	g.Go(func() error {
+		return csi.Register(ctx, csi.Registration{Name: c.Name, Endpoint: c.KubeletPath, Dir: c.KubeletDir, Log: log})
+	})
+	return g.Wait()
 }

@@ -22,7 +22,10 @@ import (
 	"github.com/storaged/storaged/internal/testcluster/clustertest"
 )
 
-var binary = flag.String("storaged", "", "the storaged binary")
+var (
+	binary   = flag.String("storaged", "", "the storaged binary")
+	topology = flag.Bool("topology", false, "whether the driver offers zones")
+)
 
 // TestSanity: the suite passes, and nothing is left mounted or attached.
 func TestSanity(t *testing.T) {
@@ -43,8 +46,9 @@ func TestSanity(t *testing.T) {
 	}
 	t.Cleanup(func() { api.Close() })
 	path := filepath.Join(dir, "csi.sock")
-	serve(t, path, csi.Config{Identity: csi.NewIdentity(csi.DefaultName, "test", nil), Controller: csi.NewController(csi.DefaultName, api),
-		Node: csi.NewNode(csi.NodeConfig{Name: csi.DefaultName, Devices: gateway, Mounts: csi.NewHostMounts("")})})
+	serve(t, path, csi.Config{Identity: csi.NewIdentity(csi.IdentityConfig{Name: csi.DefaultName, Version: "test", Topology: *topology}),
+		Controller: csi.NewController(csi.ControllerConfig{Name: csi.DefaultName, Cluster: api, Topology: *topology}),
+		Node:       csi.NewNode(csi.NodeConfig{Name: csi.DefaultName, Devices: gateway, Mounts: csi.NewHostMounts(""), Topology: *topology})})
 
 	config := sanity.NewTestConfig()
 	config.Address = "unix://" + path
