@@ -6,6 +6,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/blockdev"
 	pb "github.com/storaged/storaged/proto/storage/host/v1"
 )
 
@@ -80,7 +81,7 @@ func AttachmentToProto(a Attachment) *pb.Attachment {
 	state, _ := toWire(states, a.State)
 	m := &pb.Attachment{Volume: a.Volume, VolumeId: uint64(a.VolumeID), AttachmentId: a.ID, Generation: uint64(a.Generation),
 		Access: access, ReadOnly: a.ReadOnly, Via: via, Device: a.Device, SizeBytes: a.SizeBytes, State: state,
-		Reason: a.Reason, Link: a.Link}
+		Reason: a.Reason, Link: a.Link, Identity: a.Identity.String()}
 	if !a.Since.IsZero() {
 		m.Since = timestamppb.New(a.Since)
 	}
@@ -96,7 +97,11 @@ func AttachmentFromProto(m *pb.Attachment) Attachment {
 	if m.GetSince() != nil {
 		since = m.GetSince().AsTime()
 	}
-	return Attachment{Volume: m.GetVolume(), VolumeID: storage.VolumeID(m.GetVolumeId()), ID: m.GetAttachmentId(),
+	identity, err := blockdev.ParseIdentity(m.GetIdentity())
+	if err != nil { // of a kind that a newer gateway knows: equal to no device, so that none is taken for it
+		identity = blockdev.Identity{Backend: m.GetIdentity()}
+	}
+	return Attachment{Volume: m.GetVolume(), Identity: identity, VolumeID: storage.VolumeID(m.GetVolumeId()), ID: m.GetAttachmentId(),
 		Generation: storage.Generation(m.GetGeneration()), Access: fromWire(accesses, m.GetAccess()), ReadOnly: m.GetReadOnly(),
 		Via: fromWire(vias, m.GetVia()), Device: m.GetDevice(), Link: m.GetLink(), SizeBytes: m.GetSizeBytes(),
 		State: fromWire(states, m.GetState()), Reason: m.GetReason(), Since: since}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/blockdev"
 )
 
 // DefaultSocket is where the gateway of a host listens.
@@ -125,8 +126,12 @@ type Attachment struct {
 	// Device is the path of the block device: /dev/nbd0, /dev/loop3. Link is a path that leads to it for as long as the
 	// volume is attached, whatever device it is; empty without one.
 	Device, Link string
-	SizeBytes    int64 // of the device
-	State        State
+	// Identity tells the device from another that has got its path since: whoever formats, mounts or shows it opens it by
+	// blockdev.OpenOwned(Device, Identity, ...) and keeps it open meanwhile. Zero without a device, and from gateways that do
+	// not say it.
+	Identity  blockdev.Identity
+	SizeBytes int64 // of the device
+	State     State
 	// Reason says why State is what it is; empty when it is StateReady.
 	Reason string
 	Since  time.Time

@@ -25,6 +25,7 @@ import (
 	"time"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/blockdev"
 	"github.com/storaged/storaged/nbd"
 )
 
@@ -62,6 +63,11 @@ type Device interface {
 	Path() string
 	// SizeBytes is its size.
 	SizeBytes() int64
+	// Identity is what the device at Path is told by from another that has got its path since.
+	Identity() blockdev.Identity
+	// Check returns why the device at Path is not this one any more (KindConflict): somebody else has freed it, and it may be
+	// another's by now. It never waits for the device to be served.
+	Check() error
 	// Resize makes it as large as its export is now.
 	Resize(ctx context.Context) error
 	// Detach removes it. KindConflict while it is in use, unless forced: then whoever uses it gets errors. It may be

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/blockdev"
 	"github.com/storaged/storaged/nbd"
 	"github.com/storaged/storaged/nbd/nbdtest"
 )
@@ -330,5 +331,45 @@ func TestLoopOfAnother(t *testing.T) {
 	}
 	if err := loopDetach(device, file, false); err != nil || loopFile(device) != "" {
 		t.Errorf("%s lies over %q still: %v", device, loopFile(device), err)
+	}
+}
+
+// A loop device that was freed by somebody else, and is over another file by now, is not taken for the volume's: not by the
+// driver, and not by whoever opens it by the identity that was said. One that the path leads to still is. The lines are
+// the comparison of sequence numbers in fuseDevice.Check and that in blockdev.OpenOwned.
+func TestLoopLostToAnother(t *testing.T) {
+	r := newRig(t, 16<<20)
+	d := r.attach(t)
+	f, err := blockdev.OpenOwned(d.Path(), d.Identity(), true)
+	if err != nil {
+		t.Fatalf("the device is not taken for itself: %v", err)
+	}
+	if _, err := blockdev.OpenOwned(d.Path(), d.Identity(), true); !errors.Is(err, storage.ErrConflict) {
+		t.Errorf("a device that is claimed was claimed: %v", err)
+	}
+	_ = f.Close()
+	if err := d.Check(); err != nil {
+		t.Fatal(err)
+	}
+	command(t, "losetup", "-d", d.Path())
+	theirs := filepath.Join(t.TempDir(), "theirs")
+	writeFile(t, theirs, make([]byte, 1<<20))
+	command(t, "losetup", d.Path(), theirs)
+	defer command(t, "losetup", "-d", d.Path())
+	if err := d.Check(); !errors.Is(err, storage.ErrConflict) {
+		t.Errorf("the driver says of another's device: %v", err)
+	}
+	for name, is := range map[string]blockdev.Identity{"all": d.Identity(),
+		"old kernels'": {FileDevice: d.Identity().FileDevice, FileInode: d.Identity().FileInode}} {
+		if f, err := blockdev.OpenOwned(d.Path(), is, false); !errors.Is(err, storage.ErrConflict) {
+			t.Errorf("%s: another's device was opened: %v", name, err)
+			_ = f.Close()
+		}
+	}
+	if err := d.Detach(t.Context(), false); err != nil {
+		t.Error(err)
+	}
+	if loopFile(d.Path()) != theirs {
+		t.Error("the other's device was taken apart")
 	}
 }

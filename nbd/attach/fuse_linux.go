@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/blockdev"
 	"github.com/storaged/storaged/nbd"
 )
 
@@ -75,11 +76,13 @@ func (d *FUSE) Attach(ctx context.Context, r Request) (Device, error) {
 	}
 	dev := d.serve(r, fd, export)
 	path, err := d.layLoop(ctx, r)
+	if err == nil {
+		err = dev.identify(path)
+	}
 	if err != nil {
 		dev.Stop(ctx)
 		return nil, errors.Join(storage.E("attach", storage.KindIO, "device "+r.Name, err), d.Detach(ctx, r.Name))
 	}
-	dev.path = path
 	return dev, nil
 }
 
@@ -158,7 +161,10 @@ func (d *FUSE) Resume(ctx context.Context, r Request) (Device, error) {
 		return nil, errors.Join(err, fd.Close())
 	}
 	dev := d.serve(r, fd, export)
-	dev.path = path
+	if err := dev.identify(path); err != nil {
+		dev.Stop(ctx)
+		return nil, err
+	}
 	if d.resends(r.Name) {
 		if _, err := fd.Write(resendMessage()); err != nil {
 			d.config.Logger.Warn("the kernel does not send unanswered requests again", "device", r.Name, "error", err)
@@ -260,6 +266,7 @@ type fuseDevice struct {
 	driver *FUSE
 	name   string
 	path   string
+	is     blockdev.Identity
 	fd     *os.File
 	export nbd.Export
 	server *fuseServer
@@ -271,6 +278,33 @@ type fuseDevice struct {
 
 // Path implements Device.
 func (v *fuseDevice) Path() string { return v.path }
+
+// identify notes which device it is that lies over the file. The number is looked at before and after, because somebody may
+// free the device, and another take it, in between.
+func (v *fuseDevice) identify(path string) error {
+	v.path = path
+	v.is = blockdev.Identity{FileDevice: unix.Mkdev(0, uint32(v.driver.connection(v.name))), FileInode: diskNode, Sequence: blockdev.Sequence(path)}
+	if loopFile(path) != v.driver.file(v.name) {
+		return v.changed()
+	}
+	return v.Check()
+}
+
+// Identity implements Device.
+func (v *fuseDevice) Identity() blockdev.Identity { return v.is }
+
+// Check implements Device. The kernel's number of the device says it alone; where there is none, the path of the file that
+// the device lies over does, which is a path in a directory of the gateway's own.
+func (v *fuseDevice) Check() error {
+	if n := blockdev.Sequence(v.path); n != v.is.Sequence || n == 0 && loopFile(v.path) != v.driver.file(v.name) {
+		return v.changed()
+	}
+	return nil
+}
+
+func (v *fuseDevice) changed() error {
+	return storage.E("look at", storage.KindConflict, "device "+v.path, errors.New("the loop device was taken from the volume (losetup -d), and may be another's by now"))
+}
 
 // SizeBytes implements Device.
 func (v *fuseDevice) SizeBytes() int64 { return deviceBytes(v.path) }

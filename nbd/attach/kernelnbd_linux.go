@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/blockdev"
 	"github.com/storaged/storaged/nbd"
 )
 
@@ -79,11 +80,7 @@ func (d *NBD) find(name string) (index uint32, found bool) {
 func (d *NBD) listed(name string) (list []uint32) {
 	entries, _ := filepath.Glob(filepath.Join(d.sysfs, "block/nbd*"))
 	for _, e := range entries {
-		text, err := os.ReadFile(filepath.Join(e, "backend"))
-		if err != nil || strings.TrimSpace(string(text)) != backendPrefix+name {
-			continue
-		}
-		if _, err := os.Stat(filepath.Join(e, "pid")); err != nil { // not connected any more
+		if blockdev.NBDBackend(e) != backendPrefix+name {
 			continue
 		}
 		if n, err := strconv.ParseUint(strings.TrimPrefix(filepath.Base(e), "nbd"), 10, 32); err == nil {
@@ -402,6 +399,19 @@ func (v *nbdDevice) keepConnected() bool {
 
 // Path implements Device.
 func (v *nbdDevice) Path() string { return pathOf(v.index) }
+
+// Identity implements Device.
+func (v *nbdDevice) Identity() blockdev.Identity {
+	return blockdev.Identity{Backend: backendPrefix + v.name, Sequence: blockdev.Sequence(v.Path())}
+}
+
+// Check implements Device.
+func (v *nbdDevice) Check() error {
+	if blockdev.NBDBackend(filepath.Join(v.driver.sysfs, "block", filepath.Base(v.Path()))) == backendPrefix+v.name {
+		return nil
+	}
+	return storage.E("look at", storage.KindConflict, "device "+v.Path(), errors.New("the device was disconnected from the volume (nbd-client -d), and may be another's by now"))
+}
 
 // SizeBytes implements Device.
 func (v *nbdDevice) SizeBytes() int64 { return deviceBytes(v.Path()) }

@@ -354,3 +354,20 @@ func TestPace(t *testing.T) {
 		t.Errorf("io_timeout is %q, %v", text, err)
 	}
 }
+
+// A device whose number the kernel has given to somebody else's connection is not taken for this one. The line is the
+// comparison in nbdDevice.Check.
+func TestNBDLostToAnother(t *testing.T) {
+	_, kernel, dev := usedDevice(t, "false")
+	if err := dev.Check(); err != nil || dev.Identity().Backend != "storaged/db" {
+		t.Fatalf("%v, identity %q", err, dev.Identity())
+	}
+	for _, backend := range []string{"storaged/other", ""} {
+		if err := os.WriteFile(filepath.Join(kernel.dir(), "backend"), []byte(backend+"\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := dev.Check(); !errors.Is(err, storage.ErrConflict) {
+			t.Errorf("connected to %q: %v", backend, err)
+		}
+	}
+}

@@ -12,6 +12,7 @@ import (
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api"
 	"github.com/storaged/storaged/api/host"
+	"github.com/storaged/storaged/internal/blockdev"
 	"github.com/storaged/storaged/nbd"
 	"github.com/storaged/storaged/nbd/attach"
 	"github.com/storaged/storaged/server/export"
@@ -26,6 +27,7 @@ type disk struct {
 	record  record
 	state   host.State
 	reason  string
+	foreign bool            // record.Device is somebody else's by now: nobody is told that path any more
 	lost    string          // why the device is of no use any more, noted while it is being detached; "" otherwise
 	device  attach.Device   // nil: not served
 	handle  *volume.Volume  // keeps the volume open beyond the device's connections; nil: not open
@@ -41,15 +43,55 @@ func (d *disk) describe() host.Attachment {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	r := d.record
+	if d.foreign {
+		r.Device, r.Identity = "", blockdev.Identity{}
+	}
 	a := host.Attachment{Volume: r.Volume, VolumeID: r.VolumeID, ID: uint64(r.Attachment), Generation: r.Generation, Access: r.Access,
-		ReadOnly: r.ReadOnly, Via: r.Via, Device: r.Device, State: d.state, Reason: d.reason, Since: r.Since}
-	if d.device != nil {
+		ReadOnly: r.ReadOnly, Via: r.Via, Device: r.Device, Identity: r.Identity, State: d.state, Reason: d.reason, Since: r.Since}
+	if d.device != nil && !d.foreign {
 		a.SizeBytes = d.device.SizeBytes()
 	}
 	if link := d.gateway.linkOf(r.Volume); link != "" && r.Device != "" {
 		a.Link = link
 	}
 	return a
+}
+
+// verified returns what others see, of a device that was looked at once more: its path may have become another's.
+func (d *disk) verified() host.Attachment {
+	d.verify()
+	return d.describe()
+}
+
+// verify notes that the device at the path is not the disk's any more. That is asked again and again, because nobody is told
+// when a loop device is freed, or an NBD device disconnected, and its number given to the next who asks. It reports whether the
+// path may be used.
+func (d *disk) verify() bool {
+	d.mu.Lock()
+	device, state, foreign := d.device, d.state, d.foreign
+	d.mu.Unlock()
+	if device == nil || state != host.StateReady {
+		return !foreign
+	}
+	err := device.Check()
+	if err == nil {
+		return true
+	}
+	d.mu.Lock()
+	reason := err.Error() + "; detach the volume, and attach it again"
+	news := d.state == host.StateReady && d.device == device
+	switch {
+	case news:
+		d.state, d.reason, d.foreign = host.StateFailed, reason, true
+	case d.state == host.StateDetaching: // matters if nothing comes of the detach
+		d.lost, d.foreign = reason, true
+	}
+	d.mu.Unlock()
+	if news {
+		d.gateway.unlink(d.record.Volume)
+		d.gateway.logOf(d.record.Volume).Error("the volume has lost its device, whose path may be another's by now", "device", device.Path(), "error", err)
+	}
+	return false
 }
 
 func (d *disk) set(s host.State, reason string) {
@@ -69,6 +111,7 @@ func (g *Gateway) Attach(ctx context.Context, q host.Request) (host.Attachment, 
 	}
 	defer done()
 	if d := g.disk(q.Volume); d != nil {
+		d.verify()
 		if err := d.sameTerms(q); err != nil {
 			return host.Attachment{}, err
 		}
@@ -211,7 +254,7 @@ func (d *disk) request(c *connection) attach.Request {
 // ready notes that the device is served, and watches over it.
 func (d *disk) ready(device attach.Device) error {
 	d.mu.Lock()
-	d.device, d.record.Device = device, device.Path()
+	d.device, d.record.Device, d.record.Identity, d.foreign = device, device.Path(), device.Identity(), false
 	d.state, d.reason = host.StateReady, ""
 	r := d.record
 	d.mu.Unlock()
@@ -219,6 +262,7 @@ func (d *disk) ready(device attach.Device) error {
 		return err
 	}
 	d.gateway.link(r.Volume, r.Device)
+	d.verify() // it may have been freed before the link was there to be taken away
 	d.watch()
 	return nil
 }
@@ -510,6 +554,12 @@ func (d *disk) watchUntil(ctx context.Context, device attach.Device, handle *vol
 		case <-tick.C:
 		case asked = <-refresh:
 		}
+		if !d.verify() {
+			if asked != nil {
+				asked <- nil // the state says it
+			}
+			return
+		}
 		if err := handle.Err(); err != nil {
 			if d.fail(err.Error()) {
 				log.Error("the volume was lost: its device answers errors from now on", "device", device.Path(), "error", err)
@@ -567,7 +617,7 @@ func (g *Gateway) Refresh(ctx context.Context, name string, sizeBytes int64) (ho
 	}
 	c.remote.Refresh()
 	for {
-		a := d.describe()
+		a := d.verified()
 		switch {
 		case a.State != host.StateReady:
 			return a, storage.E("refresh", storage.KindUnavailable, "volume "+name, fmt.Errorf("its device is %s: %s", a.State, a.Reason))

@@ -329,7 +329,7 @@ func (g *Gateway) Attachments(context.Context) ([]host.Attachment, error) {
 	g.mu.Unlock()
 	list := make([]host.Attachment, 0, len(disks))
 	for _, d := range disks {
-		list = append(list, d.describe())
+		list = append(list, d.verified())
 	}
 	slices.SortFunc(list, func(a, b host.Attachment) int { return strings.Compare(a.Volume, b.Volume) })
 	return list, nil

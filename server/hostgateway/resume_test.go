@@ -7,12 +7,14 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api/host"
+	"github.com/storaged/storaged/internal/blockdev"
 	"github.com/storaged/storaged/nbd/attach"
 )
 
@@ -45,8 +47,9 @@ func (d *fakeDriver) Detach(_ context.Context, name string) error {
 
 // fakeDevice is a device that nobody reads or writes. It implements attach.Device.
 type fakeDevice struct {
-	ended  chan struct{}
-	detach func(ctx context.Context, force bool) error // nil: it succeeds
+	ended   chan struct{}
+	detach  func(ctx context.Context, force bool) error // nil: it succeeds
+	another atomic.Bool                                 // somebody else has the path now
 }
 
 func newFakeDevice() *fakeDevice { return &fakeDevice{ended: make(chan struct{})} }
@@ -56,6 +59,13 @@ func (d *fakeDevice) SizeBytes() int64             { return 1 << 20 }
 func (d *fakeDevice) Resize(context.Context) error { return nil }
 func (d *fakeDevice) Stop(context.Context)         {}
 func (d *fakeDevice) Ended() <-chan struct{}       { return d.ended }
+func (d *fakeDevice) Identity() blockdev.Identity  { return blockdev.Identity{Backend: "fake"} }
+func (d *fakeDevice) Check() error {
+	if d.another.Load() {
+		return storage.E("look at", storage.KindConflict, "device", errors.New("it is another's"))
+	}
+	return nil
+}
 func (d *fakeDevice) Detach(ctx context.Context, force bool) error {
 	if d.detach == nil {
 		return nil

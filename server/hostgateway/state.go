@@ -17,6 +17,7 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api/host"
+	"github.com/storaged/storaged/internal/blockdev"
 	"github.com/storaged/storaged/internal/durable"
 )
 
@@ -39,7 +40,9 @@ type record struct {
 	ReadOnly   bool               `json:"read_only,omitempty"`
 	Via        host.Via           `json:"via"`
 	Device     string             `json:"device,omitempty"`
-	Since      time.Time          `json:"since,omitzero"`
+	// Identity is what Device is told by from another that has got its path since.
+	Identity blockdev.Identity `json:"identity,omitzero"`
+	Since    time.Time         `json:"since,omitzero"`
 	// Gone: the device is removed; what is left to do is to end the attachment.
 	Gone bool `json:"gone,omitempty"`
 }

@@ -732,7 +732,10 @@ type Attachment struct {
 	Reason string                 `protobuf:"bytes,11,opt,name=reason,proto3" json:"reason,omitempty"`
 	Since  *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=since,proto3" json:"since,omitempty"`
 	// A path that leads to the device for as long as the volume is attached, whatever device it is; empty without one.
-	Link          string `protobuf:"bytes,13,opt,name=link,proto3" json:"link,omitempty"`
+	Link string `protobuf:"bytes,13,opt,name=link,proto3" json:"link,omitempty"`
+	// What the device is told by from another that has got its path since, as internal/blockdev writes it; empty without a
+	// device, and from gateways that do not say it.
+	Identity      string `protobuf:"bytes,14,opt,name=identity,proto3" json:"identity,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -858,6 +861,13 @@ func (x *Attachment) GetLink() string {
 	return ""
 }
 
+func (x *Attachment) GetIdentity() string {
+	if x != nil {
+		return x.Identity
+	}
+	return ""
+}
+
 var File_storage_host_v1_host_proto protoreflect.FileDescriptor
 
 const file_storage_host_v1_host_proto_rawDesc = "" +
@@ -897,7 +907,7 @@ const file_storage_host_v1_host_proto_rawDesc = "" +
 	"\tendpoints\x18\x04 \x03(\tR\tendpoints\x12(\n" +
 	"\x04vias\x18\x05 \x03(\x0e2\x14.storage.host.v1.ViaR\x04vias\x12\x1d\n" +
 	"\n" +
-	"cluster_id\x18\x06 \x01(\tR\tclusterId\"\xbf\x03\n" +
+	"cluster_id\x18\x06 \x01(\tR\tclusterId\"\xdb\x03\n" +
 	"\n" +
 	"Attachment\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x1b\n" +
@@ -916,7 +926,8 @@ const file_storage_host_v1_host_proto_rawDesc = "" +
 	" \x01(\x0e2\x16.storage.host.v1.StateR\x05state\x12\x16\n" +
 	"\x06reason\x18\v \x01(\tR\x06reason\x120\n" +
 	"\x05since\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x12\n" +
-	"\x04link\x18\r \x01(\tR\x04link*I\n" +
+	"\x04link\x18\r \x01(\tR\x04link\x12\x1a\n" +
+	"\bidentity\x18\x0e \x01(\tR\bidentity*I\n" +
 	"\x06Access\x12\x16\n" +
 	"\x12ACCESS_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10ACCESS_EXCLUSIVE\x10\x01\x12\x11\n" +
