@@ -33,6 +33,9 @@ type Config struct {
 	MaxConnRequests int
 	// MaxServerBytes bounds the payloads of all connections. 512 MiB.
 	MaxServerBytes int64
+	// Budget bounds the payloads of all connections of all servers that are given it, instead of MaxServerBytes; nil makes
+	// one of MaxServerBytes for MaxConnections.
+	Budget *Budget
 
 	// HandshakeTimeout bounds the time from the first byte to the transmission phase. 10 s.
 	HandshakeTimeout time.Duration
@@ -64,6 +67,17 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
+// minPayloadBytes is the smallest MaxPayloadBytes that may be configured.
+const minPayloadBytes = 4 << 10
+
+// budget returns the Budget, or makes it.
+func (c Config) budget() (*Budget, error) {
+	if c.Budget != nil {
+		return c.Budget, nil
+	}
+	return NewBudget(c.MaxServerBytes, c.MaxConnections)
+}
+
 func setDefault[T comparable](field *T, value T) {
 	var zero T
 	if *field == zero {
@@ -83,12 +97,17 @@ func (c Config) Validate() error {
 	check(c.Backend != nil, "Backend is missing")
 	check(!c.RequireTLS || c.TLS != nil, "RequireTLS needs TLS")
 	check(c.MaxConnections > 0, "MaxConnections %d is not positive", c.MaxConnections)
-	check(c.MaxPayloadBytes >= 4096 && c.MaxPayloadBytes <= DefaultMaxPayloadBytes,
-		"MaxPayloadBytes %d is not between 4096 and %d", c.MaxPayloadBytes, DefaultMaxPayloadBytes)
+	check(c.MaxPayloadBytes >= minPayloadBytes && c.MaxPayloadBytes <= DefaultMaxPayloadBytes,
+		"MaxPayloadBytes %d is not between %d and %d", c.MaxPayloadBytes, minPayloadBytes, DefaultMaxPayloadBytes)
 	check(c.MaxConnRequests > 0, "MaxConnRequests %d is not positive", c.MaxConnRequests)
 	largest := bufferWeight(int(min(c.MaxPayloadBytes, DefaultMaxPayloadBytes)))
 	check(c.MaxConnBytes >= largest, "MaxConnBytes %d does not hold one payload of %d", c.MaxConnBytes, largest)
-	check(c.MaxServerBytes >= largest, "MaxServerBytes %d does not hold one payload of %d", c.MaxServerBytes, largest)
+	budget, err := c.budget()
+	check(err == nil, "MaxServerBytes %d: %v", c.MaxServerBytes, err)
+	if err == nil {
+		check(budget.poolBytes >= largest, "MaxServerBytes or Budget: %d bytes, beside %d for each of %d connections, do not hold one payload of %d",
+			budget.poolBytes, budget.floorBytes, budget.connections, largest)
+	}
 	for name, d := range map[string]time.Duration{"HandshakeTimeout": c.HandshakeTimeout,
 		"StallTimeout": c.StallTimeout, "DrainTimeout": c.DrainTimeout} {
 		check(d > 0, "%s %v is not positive", name, d)

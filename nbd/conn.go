@@ -39,7 +39,7 @@ const maxIdleWorkers = 64
 // which runs on the same thread as soon as the reader waits for the socket.
 //
 // What bounds it: a request is read only when the connection and the server have room for its payload
-// (Config.MaxConnBytes, MaxServerBytes, MaxConnRequests); the room is given back when its reply was written.
+// (Config.MaxConnBytes, MaxConnRequests, Budget); the room is given back when its reply was written.
 type conn struct {
 	srv    *Server
 	id     uint64
@@ -61,6 +61,7 @@ type conn struct {
 
 	sizeBytes atomic.Uint64 // grows when the export does
 	room      *semaphore.Weighted
+	share     *share // of the server's budget
 	minWeight int64
 
 	work    chan *request  // closed by closeWork; nil requests end idle workers
@@ -104,8 +105,8 @@ type request struct {
 	two   [2][]byte // backs parts in the common case
 }
 
-func newConn(s *Server, id uint64, nc net.Conn) *conn {
-	c := &conn{srv: s, id: id, raw: nc, nc: nc, in: newInbound(nc), work: make(chan *request),
+func newConn(s *Server, id uint64, nc net.Conn, share *share) *conn {
+	c := &conn{srv: s, id: id, raw: nc, nc: nc, in: newInbound(nc), work: make(chan *request), share: share,
 		room: semaphore.NewWeighted(s.cfg.MaxConnBytes), barrier: &barrier{},
 		minWeight: max(1, s.cfg.MaxConnBytes/int64(s.cfg.MaxConnRequests))}
 	_, c.unix = nc.LocalAddr().(*net.UnixAddr)
@@ -156,6 +157,7 @@ func (c *conn) run() error {
 		c.end(err)
 		return err
 	}
+	c.share.join(c.srv, c.info.Name, c.raw.RemoteAddr())
 	c.transmitting.Store(true)
 	c.in.grow()
 	err = c.cause(c.readRequests())
@@ -326,7 +328,7 @@ func (c *conn) admit(r *request, size int) error {
 		return nil
 	}
 	weight = bufferWeight(size)
-	if err := c.acquire(c.srv.room, weight); err != nil {
+	if err := c.acquire(c.share, weight); err != nil {
 		c.giveBack(r)
 		return err
 	}
@@ -339,9 +341,16 @@ func (c *conn) admit(r *request, size int) error {
 // hangUpEvery is how often a connection that is not read from is asked whether its client is still there.
 const hangUpEvery = 20 * time.Millisecond
 
+// room is what a request takes part of: what its connection may have in flight, or all connections.
+type room interface {
+	TryAcquire(n int64) bool
+	Acquire(ctx context.Context, n int64) error
+	Release(n int64)
+}
+
 // acquire waits for room. Nobody reads from the socket meanwhile, and what is in flight, for whose end it waits, may take
 // as long as a group has no leader; so it looks whether the client has hung up.
-func (c *conn) acquire(room *semaphore.Weighted, weight int64) error {
+func (c *conn) acquire(room room, weight int64) error {
 	if room.TryAcquire(weight) {
 		return nil
 	}
@@ -370,7 +379,7 @@ func (c *conn) lookForClient() {
 func (c *conn) giveBack(r *request) {
 	c.srv.buffers.put(r.buf)
 	if r.serverWeight > 0 {
-		c.srv.room.Release(r.serverWeight)
+		c.share.Release(r.serverWeight)
 		c.srv.metrics.bytesNow.Sub(float64(r.serverWeight))
 	}
 	c.room.Release(r.connWeight)

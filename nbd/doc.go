@@ -6,7 +6,8 @@
 // # What it keeps true
 //
 //   - Nothing is allocated for a length from the network before the length was checked, and the memory of all
-//     requests in flight is bounded per connection and per server, whatever clients send.
+//     requests in flight is bounded per connection, and per server or several of them (Budget), whatever clients send.
+//     Who does not take his replies, or uses a volume that is stuck, leaves room for the others.
 //   - A request is either answered exactly once or its connection ends, and then the export learns that something
 //     was left unanswered. The stream of replies is never out of step: after a failed write nothing more is written.
 //   - A flush starts after the mutations that its connection had in flight before it have returned.

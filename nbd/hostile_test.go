@@ -36,11 +36,16 @@ func rawOption(id uint32, data []byte) []byte {
 // goRaw enters the transmission phase by hand, with simple replies.
 func goRaw(t testing.TB, nc net.Conn) {
 	t.Helper()
+	goRawTo(t, nc, "v")
+}
+
+func goRawTo(t testing.TB, nc net.Conn, export string) {
+	t.Helper()
 	b := make([]byte, 18)
 	if _, err := io.ReadFull(nc, b); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := nc.Write(append([]byte{0, 0, 0, 3}, rawOption(1, []byte("v"))...)); err != nil {
+	if _, err := nc.Write(append([]byte{0, 0, 0, 3}, rawOption(1, []byte(export))...)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := io.ReadFull(nc, b[:10]); err != nil {

@@ -69,8 +69,8 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Help: "NBD connections that ended before they served an export, by error or time-out. Worry when it " +
 				"grows: a port scan, or clients with wrong settings."}),
 		bytesNow: prometheus.NewGauge(prometheus.GaugeOpts{Name: "storage_nbd_inflight_bytes",
-			Help: "Payload buffers of NBD requests in flight. Worry when it stays at the configured maximum: " +
-				"clients wait."}),
+			Help: "Payload buffers of NBD requests in flight, of this server. Worry when it is hundreds of megabytes " +
+				"and does not move: clients do not take their replies, or volumes are stuck, and large requests wait."}),
 		batch: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "storage_nbd_reply_batch_requests",
 			Help: "NBD replies sent with one system call.", Buckets: []float64{1, 2, 4, 8, 16, 32, 64, 128}}),
 		requestsNow: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "storage_nbd_inflight_requests",

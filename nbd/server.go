@@ -9,8 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sync/semaphore"
-
 	storage "github.com/storaged/storaged"
 )
 
@@ -19,8 +17,8 @@ type Server struct {
 	cfg     Config
 	metrics *metrics
 	buffers bufferPool
-	room    *semaphore.Weighted // bytes of payload in flight; Config.MaxServerBytes
-	unused  sync.Pool           // of *request
+	budget  *Budget   // of payload in flight
+	unused  sync.Pool // of *request
 
 	mu     sync.Mutex
 	conns  map[*conn]struct{} // guarded by mu
@@ -37,8 +35,11 @@ func NewServer(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, storage.E("register", storage.KindInvalid, "NBD metrics", err)
 	}
-	return &Server{cfg: cfg, metrics: m, room: semaphore.NewWeighted(cfg.MaxServerBytes),
-		conns: make(map[*conn]struct{})}, nil
+	budget, err := cfg.budget()
+	if err != nil {
+		return nil, err
+	}
+	return &Server{cfg: cfg, metrics: m, budget: budget, conns: make(map[*conn]struct{})}, nil
 }
 
 // Serve accepts connections from ln, which it closes, until ctx ends. Then connections are drained: no further
@@ -99,6 +100,7 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
 	err := c.run()
 	stop()
 	s.metrics.open.Dec()
+	c.share.leave()
 	s.mu.Lock()
 	delete(s.conns, c)
 	s.mu.Unlock()
@@ -116,8 +118,12 @@ func (s *Server) admit(ctx context.Context, nc net.Conn) *conn {
 	if len(s.conns) >= s.cfg.MaxConnections {
 		return nil
 	}
+	share := s.budget.enter()
+	if share == nil {
+		return nil
+	}
 	s.lastID++
-	c := newConn(s, s.lastID, nc)
+	c := newConn(s, s.lastID, nc, share)
 	// Requests in flight outlive ctx: they are drained.
 	c.ctx, c.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	s.conns[c] = struct{}{}

@@ -300,7 +300,8 @@ func eventually(t testing.TB, what string, cond func() bool) {
 func TestHangUpWhileFull(t *testing.T) {
 	for name, change := range map[string]func(*nbd.Config){
 		"connection": func(c *nbd.Config) { c.MaxConnRequests = 2 },
-		"server":     func(c *nbd.Config) { c.MaxPayloadBytes, c.MaxServerBytes = 4096, 8192 },
+		// Who holds two requests leaves room for six times as many; for a third there would have to be 21.
+		"server": func(c *nbd.Config) { c.MaxPayloadBytes, c.MaxServerBytes = 4096, 14*4096 },
 	} {
 		for _, network := range []string{"tcp", "unix"} {
 			t.Run(name+"/"+network, func(t *testing.T) {
@@ -399,8 +400,10 @@ func TestBytesInFlightAreBounded(t *testing.T) {
 	}{
 		"connection bytes":    {func(c *nbd.Config) { c.MaxConnBytes = 256 << 10 }, 1, 8, 64 << 10, 4},
 		"connection requests": {func(c *nbd.Config) { c.MaxConnRequests = 3 }, 1, 8, 512, 3},
-		"server bytes":        {func(c *nbd.Config) { c.MaxServerBytes = 256 << 10 }, 3, 3, 64 << 10, 4},
-		"rounded up":          {func(c *nbd.Config) { c.MaxServerBytes = 256 << 10 }, 1, 8, 33 << 10, 4},
+		// The first may always, and leaves three times as much to the others; so may the second, of which all of the export
+		// leave twice as much; with a third they would not.
+		"server bytes": {func(c *nbd.Config) { c.MaxServerBytes = 512 << 10 }, 3, 3, 64 << 10, 2},
+		"rounded up":   {func(c *nbd.Config) { c.MaxServerBytes = 1 << 20 }, 1, 8, 33 << 10, 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
