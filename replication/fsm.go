@@ -22,6 +22,9 @@ type fsm struct {
 	extents *extent.Group
 	// lastBeforeInstall is set to the log's last index before a manifest puts the log at its own.
 	lastBeforeInstall *atomic.Uint64
+	// damaged is told once why nothing is applied any more. It must not block.
+	damaged func(error)
+	told    bool // owned by the goroutine that applies
 }
 
 var _ raft.BatchingFSM = (*fsm)(nil)
@@ -37,6 +40,10 @@ func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 		entries[i] = extent.ApplyEntry{Index: l.Index, Term: l.Term, IsCommand: l.Type == raft.LogCommand, Data: l.Data}
 	}
 	results := f.extents.Apply(entries)
+	if err := f.extents.Damage(); err != nil && !f.told {
+		f.told = true
+		f.damaged(err)
+	}
 	out := make([]any, len(logs))
 	for i := range results {
 		out[i] = &results[i]

@@ -100,11 +100,13 @@ func (g *group) startLocked() error {
 		FreeBytes:  g.disk.freeBytes,
 		Checkpoint: func() uint64 { return g.extents.Checkpointed().Index },
 		Pull:       g.pull,
+		Verify:     op.VerifyEntry,
+		Damaged:    g.setAside,
 		Installed:  g.installed,
 	})
 	notify := make(chan bool, 64)
 	snaps := &snapshotStore{extents: g.extents, open: g.openManifest, installing: in.log.installed}
-	in.raft, err = newRaft(g.host.raftConfig(g.id, g.self, notify, g.logger), &fsm{g.extents, &g.lastBeforeInstall},
+	in.raft, err = newRaft(g.host.raftConfig(g.id, g.self, notify, g.logger), &fsm{extents: g.extents, lastBeforeInstall: &g.lastBeforeInstall, damaged: g.setAside},
 		in.log, g.stable(in), snaps, in.transport)
 	if err != nil {
 		in.cancel()
@@ -327,15 +329,12 @@ func (g *group) propose(ctx context.Context, data []byte) (op.Result, error) {
 	if err != nil {
 		return op.Result{}, err
 	}
-	o, payload, err := op.Decode(data)
+	o, payload, err := verifiedRequest(data)
 	if err != nil {
 		return op.Result{}, err
 	}
 	if o.ReadTerm != 0 {
 		return op.Result{}, storage.E(name, storage.KindInvalid, "group "+g.id.String(), errors.New("a request may not name a read term"))
-	}
-	if err := o.Verify(payload); o.Kind == op.Write && err != nil {
-		return op.Result{}, err
 	}
 	if o.Kind == op.Write {
 		if err := g.checkSpace(in, len(payload)); err != nil {
@@ -366,6 +365,21 @@ func (g *group) propose(ctx context.Context, data []byte) (op.Result, error) {
 		return op.Result{}, g.fromRaft(name, err)
 	}
 	return g.resultOf(future.Response())
+}
+
+// errDamagedRequest says that a request does not have the checksums that it carries.
+var errDamagedRequest = errors.New("the request was damaged on its way")
+
+// verifiedRequest decodes a request and verifies its payload: nothing is proposed that a replica would refuse.
+func verifiedRequest(data []byte) (op.Op, []byte, error) {
+	o, payload, err := op.Decode(data)
+	if err == nil && o.Kind == op.Write {
+		err = o.Verify(payload)
+	}
+	if errors.Is(err, storage.ErrCorrupt) {
+		err = storage.E("propose", storage.KindCorrupt, "request", fmt.Errorf("%w: %w", errDamagedRequest, err))
+	}
+	return o, payload, err
 }
 
 // merge fills a partial write up to whole blocks with what the table holds, in the term that the leader reads it in.

@@ -36,6 +36,7 @@ type harness struct {
 	retainBytes int64
 	cacheBytes  int64 // of entries, in memory
 	configure   func(*Config)
+	damage      atomic.Pointer[func(to storage.NodeID, b []byte)] // changes what a node reads from its peers; nil: nothing
 }
 
 // simNode is one node, running or not; disk outlives the process.
@@ -104,7 +105,7 @@ func (n *simNode) start() {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.peers, err = peer.New(peer.Config{Cluster: simCluster, Self: n.id, Listener: l,
+	n.peers, err = peer.New(peer.Config{Cluster: simCluster, Self: n.id, Listener: badPath{l, n},
 		Dial: func(ctx context.Context, addr string) (net.Conn, error) { return self.Dial(ctx, addr) },
 		Resolve: func(id storage.NodeID) (string, bool) {
 			return nodeName(id) + ":1", n.h.nodes[id] != nil
@@ -131,6 +132,30 @@ func (n *simNode) start() {
 	if err := n.host.Start(); err != nil {
 		t.Fatalf("node %d: %v", n.id, err)
 	}
+}
+
+// badPath is a node's listener whose connections may damage what comes in: a network card, say, or a switch.
+type badPath struct {
+	net.Listener
+	n *simNode
+}
+
+func (p badPath) Accept() (net.Conn, error) {
+	c, err := p.Listener.Accept()
+	return &badConn{c, p.n}, err
+}
+
+type badConn struct {
+	net.Conn
+	n *simNode
+}
+
+func (c *badConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if f := c.n.h.damage.Load(); f != nil {
+		(*f)(c.n.id, b[:n])
+	}
+	return n, err
 }
 
 // diskStall makes the syncs of a node's segments wait, as a slow or hanging disk does.

@@ -418,6 +418,13 @@ func (h *Host) Close(ctx context.Context) error {
 			g.stop()
 		})
 	}
+	h.mu.RLock()
+	for _, d := range h.out {
+		if d.ran != nil {
+			wg.Go(d.ran.stop)
+		}
+	}
+	h.mu.RUnlock()
 	wg.Wait()
 	h.wg.Wait()
 	h.pulls.close()

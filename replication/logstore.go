@@ -12,6 +12,7 @@ import (
 
 	"github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/extent"
+	"github.com/storaged/storaged/replication/op"
 	"github.com/storaged/storaged/replication/segment"
 )
 
@@ -126,6 +127,9 @@ func (s *logStore) StoreLogs(logs []*raft.Log) error {
 	for i, l := range logs {
 		entries[i] = segment.Entry{Index: l.Index, Term: l.Term, Type: uint8(l.Type), Data: l.Data,
 			Extensions: l.Extensions, Cold: follows}
+		if l.Type == raft.LogCommand { // verified before Raft had it: at the leader by propose, at a follower by its transport
+			entries[i].BlockSums = op.EntrySums(l.Data)
+		}
 		if !l.AppendedAt.IsZero() {
 			entries[i].AppendedAt = l.AppendedAt.UnixNano()
 		}

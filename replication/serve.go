@@ -3,6 +3,7 @@ package replication
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/bits"
 	"sync"
@@ -99,22 +100,34 @@ func (h *Host) servePropose(in *peer.Inbound) {
 	}
 	if in.Client {
 		if err := mayPropose(in.Payload); err != nil {
-			in.ReplyError(err)
+			refuse(in, err)
 			return
 		}
 	}
 	result, err := g.propose(in.Context(), in.TakePayload())
 	if err != nil {
-		in.ReplyError(err)
+		refuse(in, err)
 		return
 	}
 	in.Reply(result.Append(nil), nil)
+}
+
+// refuse answers a proposal with an error, and has the sender counted when it was damaged on its way.
+func refuse(in *peer.Inbound, err error) {
+	if errors.Is(err, errDamagedRequest) {
+		in.ReplyDamaged(err)
+		return
+	}
+	in.ReplyError(err)
 }
 
 // mayPropose returns why a gateway outside of the nodes may not have an operation run: generations, epochs and deletions
 // are the catalog's to set.
 func mayPropose(data []byte) error {
 	o, _, err := op.DecodeHeader(data)
+	if errors.Is(err, storage.ErrCorrupt) {
+		return storage.E("propose", storage.KindCorrupt, "request", fmt.Errorf("%w: %w", errDamagedRequest, err))
+	}
 	if err != nil {
 		return err
 	}

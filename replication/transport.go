@@ -51,6 +51,12 @@ type TransportConfig struct {
 	// Pull brings the named manifest of another node into a staging area and returns what Restore will be given.
 	// Nil: snapshots travel inline, as the library reads and writes them.
 	Pull func(ctx context.Context, from storage.NodeID, manifest string, req *raft.InstallSnapshotRequest) (string, error)
+	// Verify returns why an entry's data must not be stored: a command that carries its own checksums does not have them.
+	// Nil: entries carry none, and travel with the frame's.
+	Verify func(data []byte) error
+	// Damaged is called when an entry of this replica's own log fails Verify after a follower has refused it; nil for
+	// nothing. It must not block.
+	Damaged func(error)
 	// Installed is called after a snapshot was installed by the library; nil for nothing.
 	Installed func(req *raft.InstallSnapshotRequest)
 }
@@ -266,11 +272,53 @@ func (t *Transport) startAppend(id raft.ServerID, node storage.NodeID, args *raf
 		}
 		sent := time.Now()
 		header, payload := encodeAppend(id, part)
-		req := &peer.Request{Method: peer.MethodRaftAppend, Group: t.cfg.Group, Header: header, Payload: payload}
+		req := &peer.Request{Method: peer.MethodRaftAppend, Group: t.cfg.Group, Header: header, Payload: payload,
+			OwnSums: t.ownSums(part)}
 		t.cfg.Peers.Go(node, peer.Data, req, func(r *peer.Response, err error) {
 			release()
 			t.answered(id, part, sent, r, err, join)
 		})
+	}
+}
+
+// ownSums reports whether every byte of the request's entries is covered by checksums that the entries carry.
+func (t *Transport) ownSums(r *raft.AppendEntriesRequest) bool {
+	if t.cfg.Verify == nil {
+		return false
+	}
+	for _, l := range r.Entries {
+		if l.Type != raft.LogCommand {
+			return false
+		}
+	}
+	return true
+}
+
+// verify returns why a request's entries must not be stored here: one of them is not what its proposer made.
+func (t *Transport) verify(r *raft.AppendEntriesRequest) error {
+	if t.cfg.Verify == nil {
+		return nil
+	}
+	for _, l := range r.Entries {
+		if l.Type != raft.LogCommand {
+			continue
+		}
+		if err := t.cfg.Verify(l.Data); err != nil {
+			return storage.E("append entries", storage.KindOf(err), "group "+t.cfg.Group.String(), fmt.Errorf("entry %d of term %d: %w", l.Index, l.Term, err))
+		}
+	}
+	return nil
+}
+
+// refused looks at the entries that a follower has refused as damaged. On the way they are sent again. When they are
+// damaged here, in this node's memory or log, no follower ever takes them: this replica must not lead any more, so that
+// another one does, whose log does not hold them.
+func (t *Transport) refused(req *raft.AppendEntriesRequest, err error) {
+	if kind := storage.KindOf(err); kind != storage.KindCorrupt && kind != storage.KindInvalid && kind != storage.KindUnsupported {
+		return
+	}
+	if own := t.verify(req); own != nil && t.cfg.Damaged != nil {
+		t.cfg.Damaged(own)
 	}
 }
 
@@ -312,6 +360,9 @@ func (t *Transport) answered(id raft.ServerID, req *raft.AppendEntriesRequest, s
 		r.Release()
 	}
 	if err != nil || !resp.Success {
+		if err != nil {
+			t.refused(req, err)
+		}
 		join.add(resp, err)
 		return
 	}
@@ -411,6 +462,20 @@ func (t *Transport) bringIntoLine(req *raft.AppendEntriesRequest) {
 // serveAppend hands a leader's request to Raft and answers when the answer may leave.
 func (t *Transport) serveAppend(in *peer.Inbound, req *raft.AppendEntriesRequest) {
 	t.bringIntoLine(req)
+	if in.OwnSums && !t.ownSums(req) {
+		in.ReplyError(storage.E("append entries", storage.KindInvalid, "group "+t.cfg.Group.String(), errors.New(
+			"entries without checksums in a frame without one")))
+		return
+	}
+	// I1: take this out, and a replica acknowledges what it cannot apply, or cannot read.
+	switch err := t.verify(req); {
+	case errors.Is(err, storage.ErrUnsupported): // sound, and of a later version
+		in.ReplyError(err)
+		return
+	case err != nil:
+		in.ReplyDamaged(err)
+		return
+	}
 	out, err := t.deliver(t.ctx, raft.RPC{Command: req})
 	if err != nil {
 		in.ReplyError(err)

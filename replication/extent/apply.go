@@ -19,7 +19,9 @@ type ApplyEntry struct {
 
 // Apply applies committed entries in order and returns what each came to. Entries at or below the applied index are
 // refused with KindInternal. The results are the same on every replica, but for a disk that fails meanwhile: then
-// they are of KindIO, nothing is checkpointed any more, and the store's OnFailure is called.
+// they are of KindIO, nothing is checkpointed any more, and the store's OnFailure is called. An entry that cannot be
+// decoded is no result: from it on nothing is applied or checkpointed here any more, the results are of KindCorrupt, and
+// Damage says why.
 //
 // It waits while checkpoints of this store are being written and too many pages wait for theirs (I9).
 func (g *Group) Apply(entries []ApplyEntry) []op.Result {
@@ -37,7 +39,10 @@ func (g *Group) applyEntry(e *ApplyEntry) op.Result {
 	if err := g.store.Failed(); err != nil {
 		return op.Result{Kind: storage.KindIO, Text: "the disk has failed"}
 	}
-	if e.Index <= g.applied { // applied is changed by this goroutine only
+	if g.damage != nil { // changed by this goroutine only, like applied
+		return op.Result{Kind: storage.KindCorrupt, Text: g.damage.Error()}
+	}
+	if e.Index <= g.applied {
 		return op.Result{Kind: storage.KindInternal, Text: fmt.Sprintf("entry %d was applied before", e.Index)}
 	}
 	g.store.written.add(&g.sinceFreeze, int64(len(e.Data))+entryOverhead)
@@ -48,16 +53,18 @@ func (g *Group) applyEntry(e *ApplyEntry) op.Result {
 		return op.Result{}
 	}
 	o, payload, err := op.Decode(e.Data)
+	if err != nil {
+		return g.cannotApply(e, err)
+	}
 	var data segment.Position
-	if err == nil && o.Kind == op.Write {
-		data, err = g.locate(e, len(e.Data)-len(payload))
+	if o.Kind == op.Write {
+		if data, err = g.locate(e, len(e.Data)-len(payload)); err != nil {
+			return op.Result{Kind: storage.KindIO, Text: err.Error()} // the disk has failed
+		}
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.applied, g.term = e.Index, e.Term
-	if err != nil {
-		return op.Result{Kind: storage.KindOf(err), Text: err.Error()}
-	}
 	result, effect := g.decideLocked(&o, e.Term)
 	if o.Kind == op.DeleteVolume && !result.Duplicate {
 		g.wanted.Store(true) // after a checkpoint, what it held is freed
@@ -70,6 +77,33 @@ func (g *Group) applyEntry(e *ApplyEntry) op.Result {
 		return op.Result{Kind: storage.KindIO, Text: err.Error()}
 	}
 	return result
+}
+
+// cannotApply ends the replica's part in the group at an entry that cannot be decoded. The group has committed it, and
+// other replicas apply it.
+//
+// I1: skip it instead, and this replica answers with what was before it, under good checksums, as soon as it leads.
+func (g *Group) cannotApply(e *ApplyEntry, err error) op.Result {
+	kind := storage.KindCorrupt
+	if storage.KindOf(err) == storage.KindUnsupported {
+		kind = storage.KindUnsupported // it is sound, and of a later version
+	}
+	damage := storage.E("apply", kind, "group "+g.key.String(), fmt.Errorf("entry %d of term %d: %w", e.Index, e.Term, err))
+	g.mu.Lock()
+	g.damage = damage
+	g.mu.Unlock()
+	return op.Result{Kind: storage.KindCorrupt, Text: damage.Error()}
+}
+
+// Damage returns why nothing is applied any more; nil while all is well. KindCorrupt: an entry was damaged here.
+// KindUnsupported: it is of a later version of storaged.
+func (g *Group) Damage() error {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	if g.damage == nil {
+		return nil
+	}
+	return g.damage
 }
 
 // entryOverhead is what the log writes beside an entry's data, about.

@@ -37,6 +37,9 @@ func (g *Group) Freeze() (*Frozen, error) {
 	if err := g.store.Failed(); err != nil {
 		return fail(storage.KindIO, err)
 	}
+	if err := g.Damage(); err != nil { // the index that comes with Persist would be beyond what was applied
+		return fail(storage.KindOf(err), err)
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.frozen != nil {

@@ -101,6 +101,7 @@ type Group struct {
 	frozen       *Frozen // between Freeze and Release
 	persists     uint64  // counts what changes the tables in Pebble
 	removed      bool
+	damage       *storage.Error // why nothing is applied any more; nil: it is. Set by the goroutine that applies
 
 	// Since the last Freeze: bytes of log applied, pages changed; and the slots that are not pinned. They change by way of
 	// the store's budgets.
@@ -182,6 +183,9 @@ func (g *Group) checkRead(id storage.VolumeID, session storage.SessionID, genera
 	defer g.mu.RUnlock()
 	if g.removed {
 		return storage.E("read", storage.KindNotFound, "group "+g.key.String(), nil)
+	}
+	if g.damage != nil {
+		return storage.E("read", storage.KindUnavailable, "group "+g.key.String(), g.damage)
 	}
 	v := g.volumes[id]
 	if v == nil {

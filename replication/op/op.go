@@ -312,6 +312,33 @@ func Decode(data []byte) (o Op, payload []byte, err error) {
 	return o, payload, nil
 }
 
+// EntrySums returns the sums of an entry's blocks, encoded one after another as they lie in data, if the entry's payload is
+// whole blocks; otherwise nil. It looks at lengths only: the entry must have been verified (Decode and Op.Verify).
+func EntrySums(data []byte) []byte {
+	if len(data) < HeaderFixedLen || Kind(data[1]) != Write {
+		return nil
+	}
+	n := int(binary.LittleEndian.Uint16(data[4:]))
+	if n == 0 || len(data) != HeaderFixedLen+4*n+n*storage.BlockSize {
+		return nil
+	}
+	return data[HeaderFixedLen : HeaderFixedLen+4*n]
+}
+
+// VerifyEntry returns an error unless data is an entry as its proposer made it: an operation that this version knows, and,
+// for a write, whole blocks that have the operation's sums. It is what a replica asks of an entry before it stores it, one
+// pass over the payload. Errors are those of Decode, and KindCorrupt for a payload with another sum.
+func VerifyEntry(data []byte) error {
+	o, payload, err := Decode(data)
+	if err != nil || o.Kind != Write {
+		return err
+	}
+	if !o.Aligned() {
+		return invalid("verify", "an entry with a write at %d of %d bytes, which is not whole blocks", o.Offset, o.Length)
+	}
+	return o.Verify(payload)
+}
+
 func checkVersion(op string, v byte) error {
 	switch v {
 	case Version:

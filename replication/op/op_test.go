@@ -291,3 +291,38 @@ func TestReadDataReleasesOnce(t *testing.T) {
 	}
 	op.NewReadData(op.ReadResponse{}, nil, nil).Release()
 }
+
+// TestVerifyEntry guards what a replica stores: every flipped bit of an entry is found, and only whole blocks pass.
+func TestVerifyEntry(t *testing.T) {
+	entry := func(offset uint32, n int) []byte {
+		o := write(offset, pattern(n))
+		return append(o.AppendHeader(nil), pattern(n)...)
+	}
+	data := entry(4096, 2*storage.BlockSize)
+	if err := op.VerifyEntry(data); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := op.EntrySums(data), data[op.HeaderFixedLen:op.HeaderFixedLen+8]; !bytes.Equal(got, want) {
+		t.Errorf("sums %x, want %x", got, want)
+	}
+	for bit := 0; bit < 8*len(data); bit += 7 {
+		data[bit/8] ^= 1 << (bit % 8)
+		if err := op.VerifyEntry(data); err == nil {
+			t.Errorf("bit %d flipped and not found", bit)
+		}
+		data[bit/8] ^= 1 << (bit % 8)
+	}
+	if err := op.VerifyEntry(entry(100, 4096)); !errors.Is(err, storage.ErrInvalid) {
+		t.Errorf("an entry of parts of blocks: %v", err)
+	}
+	c := op.Op{Kind: op.Clear, Volume: 1, Offset: 8192, Length: 4096, Session: 3, Seq: 4}
+	clear := c.AppendHeader(nil)
+	if err := op.VerifyEntry(clear); err != nil || op.EntrySums(clear) != nil {
+		t.Errorf("a clear: %v, sums %x", err, op.EntrySums(clear))
+	}
+	for _, short := range [][]byte{nil, data[:10], data[:len(data)-1], entry(0, 100)} {
+		if s := op.EntrySums(short); s != nil {
+			t.Errorf("%d bytes have sums %x", len(short), s)
+		}
+	}
+}

@@ -33,10 +33,13 @@ type connSet struct {
 	lastHeard atomic.Int64 // Transport.now() when something arrived on the control lane
 	pinging   atomic.Bool  // a ping is not answered yet
 
-	wg    sync.WaitGroup // the goroutines of conns
-	mu    sync.Mutex     // guards what follows
-	conns [laneCount]*conn
-	ended bool // no connection may be added any more
+	wg sync.WaitGroup // the goroutines of conns
+	mu sync.Mutex     // guards what follows
+	// damaged counts the damaged frames since damagedSince; <= maxDamagedFrames
+	damaged      int
+	damagedSince time.Time
+	conns        [laneCount]*conn
+	ended        bool // no connection may be added any more
 }
 
 func (t *Transport) newSet(node storage.NodeID, addr string, nonce uint64, dialled, lone bool) *connSet {
@@ -133,6 +136,32 @@ func (s *connSet) check(now int64) error {
 		}
 	}
 	return nil
+}
+
+// One frame that was damaged on its way is an accident, and is sent again. A path that goes on damaging frames is given
+// up: the next connections may take another one.
+const (
+	maxDamagedFrames = 3
+	damageWindow     = time.Minute
+)
+
+// damagedFrame counts a frame whose payload was not what its checksums say, and cuts the connections at the third within
+// a minute.
+func (s *connSet) damagedFrame(lane Lane, method Method, err error) {
+	s.t.metrics.damaged.Add(1)
+	s.t.cfg.Logger.Warn("a peer's frame was damaged on its way and is refused; worry when it goes on: a network card, a switch or memory is ill",
+		"node", s.node, "addr", s.addr, "lane", lane, "method", method, "err", err)
+	now := time.Now()
+	s.mu.Lock()
+	if s.damaged == 0 || now.Sub(s.damagedSince) > damageWindow {
+		s.damaged, s.damagedSince = 0, now
+	}
+	s.damaged++
+	cut := s.damaged >= maxDamagedFrames
+	s.mu.Unlock()
+	if cut {
+		s.fail(fmt.Errorf("%d frames were damaged within %v: %w", maxDamagedFrames, damageWindow, err))
+	}
 }
 
 // ping sends a ping or pong on the control lane. A failure shows elsewhere.

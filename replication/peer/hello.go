@@ -11,7 +11,7 @@ import (
 )
 
 // ProtocolVersion is the version of the peer protocol that this code speaks.
-const ProtocolVersion = 1
+const ProtocolVersion = 2
 
 // helloBytes is the length of a hello and of its answer; layout in docs/format/peer.md.
 const helloBytes = 56

@@ -75,7 +75,8 @@ func request(method Method, group storage.GroupID, id uint64, header, payload []
 func resealed(frame []byte, change func(h []byte)) []byte {
 	b := bytes.Clone(frame)
 	change(b)
-	binary.LittleEndian.PutUint32(b[32:], crc32.Checksum(b[:32], castagnoli))
+	sum := crc32.Checksum(b[:frameHeaderBytes-4], castagnoli)
+	binary.LittleEndian.PutUint32(b[frameHeaderBytes-4:], sum)
 	return b
 }
 
@@ -91,10 +92,10 @@ func TestHostileRequestsEndTheSet(t *testing.T) {
 	}
 	for name, sent := range map[string][]byte{
 		"zeroes": make([]byte, 100), "text": []byte(strings.Repeat("GET / HTTP/1.1\r\n", 10)),
-		"bit in the length": flip(25), "bit in the id": flip(17), "bit in the checksum": flip(33), "bit in the header": flip(frameHeaderBytes + 2),
+		"bit in the length": flip(25), "bit in the id": flip(17), "bit in the checksum": flip(37), "bit in the payload's checksum": flip(33), "bit in the header": flip(frameHeaderBytes + 2),
 		"header of 4 GiB": put(12, 1<<32-1), "header over the limit": put(12, MaxHeaderBytes+1),
 		"payload of 4 GiB": put(24, 1<<32-1), "payload over the limit": put(24, MaxPayloadBytes+1),
-		"flags":                 resealed(good, func(h []byte) { h[5] = 1 }),
+		"flags":                 resealed(good, func(h []byte) { h[5] |= 2 }),
 		"kind 0":                resealed(good, func(h []byte) { h[4] = 0 }),
 		"kind 6":                resealed(good, func(h []byte) { h[4] = 6 }),
 		"a response":            resealed(good, func(h []byte) { h[4] = byte(kindResponse) }),
@@ -192,7 +193,7 @@ func TestSilentDialler(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer half.Close()
-		if err := writeHello(half, hello{version: 1, code: helloPart, cluster: testCluster, from: 9, nonce: 2}, helloMagic); err != nil {
+		if err := writeHello(half, hello{version: ProtocolVersion, code: helloPart, cluster: testCluster, from: 9, nonce: 2}, helloMagic); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := readHello(half, answerMagic); err != nil {
@@ -349,7 +350,7 @@ func TestHelloVersions(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer newer.Close()
-		if err := writeHello(newer, hello{version: 2, code: 99, from: 9}, helloMagic); err != nil {
+		if err := writeHello(newer, hello{version: ProtocolVersion + 1, code: 99, from: 9}, helloMagic); err != nil {
 			t.Fatal(err)
 		}
 		if answer, err := readHello(newer, answerMagic); err != nil || answer.code != helloWrongVersion || answer.version != ProtocolVersion {
@@ -372,17 +373,17 @@ func TestHelloVersions(t *testing.T) {
 		m.addrs[8] = "raw:1"
 		_, err = m.nodes[1].Call(context.Background(), 8, Data, &Request{Method: methodEcho})
 		if _, ok := sentError(err); !ok || remoteKind(err) != storage.KindUnsupported ||
-			!strings.Contains(err.Error(), "the peer speaks version 3 of the peer protocol, this node version 1") {
+			!strings.Contains(err.Error(), "the peer speaks version 3 of the peer protocol, this node version 2") {
 			t.Errorf("a newer server: %v", err)
 		}
 	})
 }
 
 func TestJudge(t *testing.T) {
-	good := hello{version: 1, lane: Data, code: helloPart, cluster: testCluster, from: 9, to: 2, nonce: 1}
+	good := hello{version: ProtocolVersion, lane: Data, code: helloPart, cluster: testCluster, from: 9, to: 2, nonce: 1}
 	for want, change := range map[helloCode]func(*hello){
 		helloAccepted:     func(*hello) {},
-		helloWrongVersion: func(h *hello) { h.version = 2 },
+		helloWrongVersion: func(h *hello) { h.version-- },
 		helloWrongCluster: func(h *hello) { h.cluster[0]++ },
 		helloWrongNode:    func(h *hello) { h.to = 3 },
 		helloBadLane:      func(h *hello) { h.lane = 3 },
@@ -409,13 +410,13 @@ func TestGoldenBytes(t *testing.T) {
 	h := frameHeader{kind: kindRequest, method: MethodRead, group: 0x01020304, id: 0x1122334455667788}
 	f := &outFrame{}
 	f.encode(h, []byte("head"), [][]byte{[]byte("pay"), []byte("load")})
-	greeting := hello{version: 1, lane: Bulk, code: helloPart, cluster: testCluster, from: 3, to: 4, nonce: 0x1122334455667788}
+	greeting := hello{version: 2, lane: Bulk, code: helloPart, cluster: testCluster, from: 3, to: 4, nonce: 0x1122334455667788}
 	for name, c := range map[string]struct {
 		got  []byte
 		want string
 	}{
-		"frame": {f.head, "53504631" + "01" + "00" + "1100" + "04030201" + "04000000" + "8877665544332211" + "07000000" + "e8977cea" + "b15f5d96" + "68656164"},
-		"hello": {greeting.appendTo(nil, helloMagic), "5354504545524849" + "0100" + "02" + "01" + "01020300000000000000000000000000" + "03000000" + "04000000" + "8877665544332211" + "0000000000000000" + "4269f373"},
+		"frame": {f.head, "53504631" + "01" + "01" + "1100" + "04030201" + "04000000" + "8877665544332211" + "07000000" + "e8977cea" + "7069e3f4" + "c6fe7f9b" + "68656164"},
+		"hello": {greeting.appendTo(nil, helloMagic), "5354504545524849" + "0200" + "02" + "01" + "01020300000000000000000000000000" + "03000000" + "04000000" + "8877665544332211" + "0000000000000000" + "030500d3"},
 		"error": {appendError(nil, storage.E("read", storage.KindNotLeader, "group 7", hint(3))),
 			"06" + "0300000000000000" + "0400" + "72656164" + "0700" + "67726f75702037" + "0c00" + "6e6f64652033206c65616473"},
 	} {
@@ -448,7 +449,7 @@ func FuzzFrame(f *testing.F) {
 }
 
 func FuzzHello(f *testing.F) {
-	f.Add((&hello{version: 1, lane: 1, code: helloPart, cluster: testCluster, from: 1, to: 2, nonce: 3}).appendTo(nil, helloMagic))
+	f.Add((&hello{version: ProtocolVersion, lane: 1, code: helloPart, cluster: testCluster, from: 1, to: 2, nonce: 3}).appendTo(nil, helloMagic))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if len(b) < helloBytes {
 			return

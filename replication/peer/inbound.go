@@ -24,6 +24,7 @@ type Inbound struct {
 	Group    storage.GroupID
 	Header   []byte
 	Payload  []byte
+	OwnSums  bool      // the payload carries checksums of its own, which nobody has looked at yet; see Request.OwnSums
 	Received time.Time // when its first bytes were read
 
 	conn     *conn // nil: a request of this node to itself
@@ -79,6 +80,15 @@ func (in *Inbound) ReplyThen(header []byte, payload [][]byte, written func()) {
 // and text (with *RemoteError as its cause). An err that is no storage.Error becomes one of storage.KindOf(err).
 func (in *Inbound) ReplyError(err error) { in.answer(kindError, appendError(nil, err), nil, nil) }
 
+// ReplyDamaged is ReplyError for a request whose payload does not have the checksums that it carries (Request.OwnSums):
+// it is counted and logged with the sender's name, and when that keeps on the sender's connections are cut.
+func (in *Inbound) ReplyDamaged(err error) {
+	if in.conn != nil {
+		in.conn.set.damagedFrame(in.Lane, in.Method, err)
+	}
+	in.ReplyError(err)
+}
+
 func (in *Inbound) answer(kind frameKind, header []byte, payload [][]byte, written func()) {
 	if in.answered.Swap(true) {
 		panic(fmt.Sprintf("peer: a request of method %d of node %v was answered twice", in.Method, in.From))
@@ -91,7 +101,8 @@ func (in *Inbound) answer(kind frameKind, header []byte, payload [][]byte, writt
 		}
 		return
 	}
-	in.conn.reply(frameHeader{kind: kind, method: in.Method, group: in.Group, id: in.id}, header, payload, written, last)
+	in.conn.reply(frameHeader{kind: kind, method: in.Method, group: in.Group, id: in.id, ownSums: in.Method.answersOwnSums()},
+		header, payload, written, last)
 }
 
 // reply posts an answer. With eager it is written on this goroutine if possible.
@@ -269,10 +280,18 @@ func (c *conn) readRequests() error {
 		if err != nil {
 			return err
 		}
+		if err := h.verifyPayload(buf.data[h.headerBytes:]); err != nil {
+			buf.release()
+			s.damagedFrame(c.lane, h.method, err)
+			c.reply(frameHeader{kind: kindError, method: h.method, group: h.group, id: h.id}, appendError(nil, storage.E("call",
+				storage.KindUnavailable, "node "+t.cfg.Self.String(), err)), nil, nil, false)
+			c.awaitReplyRoom()
+			continue
+		}
 		t.dispatch(s.in, &Inbound{
 			From: s.node, Client: s.client, Lane: c.lane, Method: h.method, Group: h.group,
 			Header: buf.data[:h.headerBytes:h.headerBytes], Payload: buf.data[h.headerBytes:], Received: received,
-			conn: c, usage: &s.in.lanes[c.lane], handler: hd, id: h.id, buf: buf, size: int64(len(buf.data)) + frameHeaderBytes,
+			OwnSums: h.ownSums, conn: c, usage: &s.in.lanes[c.lane], handler: hd, id: h.id, buf: buf, size: int64(len(buf.data)) + frameHeaderBytes,
 		})
 		c.awaitReplyRoom()
 	}
@@ -291,6 +310,9 @@ func (t *Transport) receivable(s *connSet, lane Lane, h frameHeader) (*handler, 
 	case s.node == 0 && !s.client && !h.method.openToStrangers():
 		return nil, storage.E("call", storage.KindPermission, "node "+t.cfg.Self.String(),
 			fmt.Errorf("method %d is for members of the cluster only", h.method))
+	}
+	if h.ownSums && h.payloadBytes > 0 && !h.method.asksOwnSums() {
+		return nil, storage.E("call", storage.KindInvalid, "node "+t.cfg.Self.String(), fmt.Errorf("a payload of method %d without a checksum", h.method))
 	}
 	size := int64(h.headerBytes+h.payloadBytes) + frameHeaderBytes
 	if n := t.clientBytes.Load(); s.client && n > 0 && n+size > t.cfg.MaxClientInboundBytes {

@@ -129,7 +129,7 @@ func (t *Transport) sendLocal(lane Lane, req *Request, size int64, cl *call) err
 	}
 	n := len(req.Header)
 	t.dispatch(t.selfIn, &Inbound{From: t.cfg.Self, Lane: lane, Method: req.Method, Group: req.Group,
-		Header: buf.data[:n:n], Payload: buf.data[n:], Received: time.Now(),
+		Header: buf.data[:n:n], Payload: buf.data[n:], OwnSums: req.OwnSums, Received: time.Now(),
 		usage: &t.selfIn.lanes[lane], handler: hd, id: cl.id, buf: buf, size: size})
 	return nil
 }

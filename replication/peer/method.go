@@ -75,6 +75,14 @@ func (m Method) openToClients() bool {
 	return false
 }
 
+// asksOwnSums reports whether the payload of the method's requests may carry checksums of its own, which the handler
+// verifies: operations do, with the sums in their headers.
+func (m Method) asksOwnSums() bool { return m == MethodRaftAppend || m == MethodPropose }
+
+// answersOwnSums reports whether the payload of the method's answers carries checksums of its own, which the caller
+// verifies: blocks do, with the sums in the answer's header or in the table.
+func (m Method) answersOwnSums() bool { return m == MethodRead || m == MethodBlocks }
+
 // Order says how the requests of a method are handed to its handler.
 type Order uint8
 

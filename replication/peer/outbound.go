@@ -18,6 +18,9 @@ type Request struct {
 	Group   storage.GroupID
 	Header  []byte   // at most MaxHeaderBytes
 	Payload [][]byte // at most MaxPayloadBytes together; written by reference, one after another
+	// OwnSums says that the payload carries checksums of its own, which the method's handler verifies (and answers with
+	// Inbound.ReplyDamaged). Any other payload gets one on the wire: it takes one pass over the payload on each side.
+	OwnSums bool
 	// ReplyBytes is how large the answer's payload may become. It counts as in flight, so that a peer is not asked
 	// for more than it may keep for us (its MaxReplyBytes). 0: small.
 	ReplyBytes int
@@ -303,7 +306,7 @@ func (p *outPeer) dialSet() (*connSet, error) {
 // send posts a request on the set; on an error the call is not outstanding and cl may be used again.
 func (s *connSet) send(lane Lane, req *Request, cl *call) error {
 	f := s.t.frame()
-	f.encode(frameHeader{kind: kindRequest, method: req.Method, group: req.Group, id: cl.id}, req.Header, req.Payload)
+	f.encode(frameHeader{kind: kindRequest, method: req.Method, group: req.Group, id: cl.id, ownSums: req.OwnSums}, req.Header, req.Payload)
 	err := s.conns[lane].post(f, cl, true)
 	if err != nil {
 		s.t.recycle(f)
@@ -383,6 +386,13 @@ func (c *conn) readAnswers() error {
 		if err != nil {
 			return err
 		}
+		if err := h.verifyPayload(buf.data[h.headerBytes:]); err != nil || h.ownSums && h.payloadBytes > 0 && !h.method.answersOwnSums() {
+			if err == nil {
+				err = errNoPayloadCRC
+			}
+			c.set.damagedFrame(c.lane, h.method, err)
+			h.damage = err
+		}
 		if err := c.answer(h, buf); err != nil {
 			return err
 		}
@@ -414,6 +424,9 @@ func (c *conn) answer(h frameHeader, buf *buffer) error {
 	switch {
 	case cl == nil:
 		buf.release()
+	case h.damage != nil:
+		buf.release()
+		c.set.t.finish(cl, nil, sendError(c.set.node, true, h.damage))
 	case h.kind == kindError:
 		err := parseError(c.set.node, buf.data)
 		buf.release()

@@ -1,11 +1,14 @@
 package segment
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"sync"
 
 	"github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/crc32c"
 )
 
 // GroupLog is the Raft log of one group replica within the disk's segment log. Its entries are contiguous. All of
@@ -152,14 +155,35 @@ func (g *GroupLog) prepare(entries []Entry) (records []record, total int64, err 
 		r.cold = e.Cold && len(e.Data) >= coldBytes
 		p := entryPrefix{kind: e.Type, extensions: uint32(len(e.Extensions)), appendedAt: e.AppendedAt}
 		r.prefix = p.encode()
+		if len(e.BlockSums)%4 != 0 || len(e.BlockSums)/4*storage.BlockSize > len(e.Data) {
+			return nil, 0, storage.E("append", storage.KindInvalid, "group "+g.key.String(),
+				fmt.Errorf("entry %d has %d bytes, and %d of block sums", e.Index, len(e.Data), len(e.BlockSums)))
+		}
 		sum := crc32.Update(0, castagnoli, r.prefix[:])
 		sum = crc32.Update(sum, castagnoli, e.Extensions)
-		sum = crc32.Update(sum, castagnoli, e.Data)
+		sum = sumOfData(sum, e.Data, e.BlockSums)
 		r.header = recordHeader{kind: kindEntry, payload: uint32(payload), key: g.key, term: e.Term, index: e.Index,
 			sum: sum}
 		total += int64(r.header.size())
 	}
 	return records, total, nil
+}
+
+// blockJoiner is made at the first use: it takes some microseconds.
+var blockJoiner = sync.OnceValue(func() *crc32c.Joiner { return crc32c.NewJoiner(storage.BlockSize) })
+
+// sumOfData goes on from a sum with data, whose blocks at the end have the given sums.
+func sumOfData(sum uint32, data, blockSums []byte) uint32 {
+	head := len(data) - len(blockSums)/4*storage.BlockSize
+	sum = crc32c.Update(sum, data[:head])
+	if len(blockSums) == 0 {
+		return sum
+	}
+	j := blockJoiner()
+	for ; len(blockSums) > 0; blockSums = blockSums[4:] {
+		sum = j.Join(sum, binary.LittleEndian.Uint32(blockSums))
+	}
+	return sum
 }
 
 func (g *GroupLog) writableLocked(op string) error {

@@ -1,7 +1,9 @@
 package segment
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"slices"
 	"testing"
@@ -11,6 +13,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 	"github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/crc32c"
 )
 
 // TestCompact: entries are dropped only below a checkpoint, not while they are held, and kept within RetainBytes.
@@ -332,5 +335,63 @@ func TestOpenFilesAreBounded(t *testing.T) {
 	}
 	if open > 3 || sealed < 8 {
 		t.Fatalf("%d of %d sealed segments have an open file", open, sealed)
+	}
+}
+
+// TestBlockSums: a record whose checksum is made from the sums of its blocks is the record that a pass over the blocks
+// makes; with a sum that is not its block's, the damage shows when the record is read.
+func TestBlockSums(t *testing.T) {
+	fs := vfs.NewMem()
+	l := openLog(t, testConfig(fs))
+	g, err := l.CreateGroup(key(1), 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sums := func(e Entry, head int) (out []byte) {
+		for b := e.Data[head:]; len(b) > 0; b = b[storage.BlockSize:] {
+			out = binary.LittleEndian.AppendUint32(out, crc32c.Sum(b[:storage.BlockSize]))
+		}
+		return out
+	}
+	for i := uint64(1); i <= 4; i++ {
+		head := int(i) * 37
+		plain := testEntry(i, 1, head+int(i)*storage.BlockSize)
+		given := plain
+		given.BlockSums = sums(plain, head)
+		want, _, err := g.prepare([]Entry{plain})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, _, err := g.prepare([]Entry{given})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got[0].header.sum != want[0].header.sum {
+			t.Errorf("%d blocks after %d bytes: sum %08x, want %08x", i, head, got[0].header.sum, want[0].header.sum)
+		}
+		mustAppend(t, g, given)
+	}
+	wrong := testEntry(5, 1, 2*storage.BlockSize)
+	wrong.BlockSums = sums(wrong, 0)
+	wrong.BlockSums[5]++
+	mustWait(t, l, mustAppend(t, g, wrong))
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l = openLog(t, testConfig(fs, GroupStart{Key: key(1), From: PositionOf(1, segmentHeaderBytes)}))
+	if got := l.Damaged(); len(got) != 1 {
+		t.Errorf("damaged: %v", got)
+	}
+	for i := uint64(1); i <= 4; i++ {
+		if e, err := l.Group(key(1)).Get(i); err != nil || !bytes.Equal(e.Data, testEntry(i, 1, int(i)*(37+storage.BlockSize)).Data) {
+			t.Errorf("entry %d: %v", i, err)
+		}
+	}
+	for _, bad := range [][]byte{{1}, make([]byte, 12)} {
+		e := testEntry(6, 1, 2*storage.BlockSize)
+		e.BlockSums = bad
+		if _, err := g.Append([]Entry{e}); !errors.Is(err, storage.ErrInvalid) {
+			t.Errorf("%d bytes of block sums: %v", len(bad), err)
+		}
 	}
 }

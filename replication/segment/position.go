@@ -55,6 +55,10 @@ type Entry struct {
 	// Cold says that nobody is expected to read Data from this disk soon, as on a follower. Large data is then not
 	// left in the page cache. Get does not tell.
 	Cold bool
+	// BlockSums, if given, are the crc32c of the blocks of storage.BlockSize that Data ends with, in order, 4 bytes each,
+	// little-endian. The caller has verified them: the record's checksum is made from them without another pass over the
+	// blocks, so that what happens to a block between the two shows when the record is read. Get does not tell.
+	BlockSums []byte
 }
 
 // GroupStart is what a durable checkpoint says about one group.

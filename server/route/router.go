@@ -169,7 +169,7 @@ func (r *Router) proposeAt(ctx context.Context, node storage.NodeID, group stora
 	if node == r.cfg.Self {
 		return r.cfg.Host.Propose(ctx, group, data)
 	}
-	resp, err := r.cfg.Peers.Call(ctx, node, peer.Data, &peer.Request{Method: peer.MethodPropose, Group: group, Payload: data})
+	resp, err := r.cfg.Peers.Call(ctx, node, peer.Data, &peer.Request{Method: peer.MethodPropose, Group: group, Payload: data, OwnSums: true})
 	if err != nil {
 		return op.Result{}, err
 	}
