@@ -101,7 +101,7 @@ func (g *group) startLocked() error {
 		Checkpoint: func() uint64 { return g.extents.Checkpointed().Index },
 		Pull:       g.pull,
 		Verify:     op.VerifyEntry,
-		Damaged:    g.setAside,
+		OwnSums:    true,
 		Installed:  g.installed,
 	})
 	notify := make(chan bool, 64)
@@ -115,7 +115,7 @@ func (g *group) startLocked() error {
 	}
 	in.log.raft.Store(in.raft)
 	in.transport.SetInstance(Instance{Term: in.raft.CurrentTerm, Configuration: func() raft.Configuration { return g.configuration(in) },
-		Follows: func() bool { return in.raft.State() == raft.Follower }, Verify: in.raft.VerifyLeader})
+		Follows: func() bool { return in.raft.State() == raft.Follower }, Verify: in.raft.VerifyLeader, Damaged: g.setAside})
 	g.inst.Store(in)
 	in.wg.Add(1)
 	go func() {

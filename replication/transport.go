@@ -51,12 +51,11 @@ type TransportConfig struct {
 	// Pull brings the named manifest of another node into a staging area and returns what Restore will be given.
 	// Nil: snapshots travel inline, as the library reads and writes them.
 	Pull func(ctx context.Context, from storage.NodeID, manifest string, req *raft.InstallSnapshotRequest) (string, error)
-	// Verify returns why an entry's data must not be stored: a command that carries its own checksums does not have them.
-	// Nil: entries carry none, and travel with the frame's.
+	// Verify returns why the data of a command must not be stored: it does not have the checksums that it carries. Nil: it
+	// carries none.
 	Verify func(data []byte) error
-	// Damaged is called when an entry of this replica's own log fails Verify after a follower has refused it; nil for
-	// nothing. It must not block.
-	Damaged func(error)
+	// OwnSums says that Verify covers every byte of a command: frames with nothing but commands go without a checksum.
+	OwnSums bool
 	// Installed is called after a snapshot was installed by the library; nil for nothing.
 	Installed func(req *raft.InstallSnapshotRequest)
 }
@@ -128,6 +127,9 @@ type Instance struct {
 	Configuration func() raft.Configuration // the newest configuration
 	Follows       func() bool               // it is a follower; nil if that is not known
 	Verify        func() raft.Future        // raft.VerifyLeader; nil: heartbeats come at the library's own times
+	// Damaged is told when an entry of this replica's own log fails TransportConfig.Verify, after a follower has refused
+	// it; nil for nobody. It must not block.
+	Damaged func(error)
 }
 
 // SetInstance gives the transport its instance, as soon as there is one, and once.
@@ -283,7 +285,7 @@ func (t *Transport) startAppend(id raft.ServerID, node storage.NodeID, args *raf
 
 // ownSums reports whether every byte of the request's entries is covered by checksums that the entries carry.
 func (t *Transport) ownSums(r *raft.AppendEntriesRequest) bool {
-	if t.cfg.Verify == nil {
+	if t.cfg.Verify == nil || !t.cfg.OwnSums {
 		return false
 	}
 	for _, l := range r.Entries {
@@ -317,8 +319,10 @@ func (t *Transport) refused(req *raft.AppendEntriesRequest, err error) {
 	if kind := storage.KindOf(err); kind != storage.KindCorrupt && kind != storage.KindInvalid && kind != storage.KindUnsupported {
 		return
 	}
-	if own := t.verify(req); own != nil && t.cfg.Damaged != nil {
-		t.cfg.Damaged(own)
+	if i := t.instance.Load(); i != nil && i.Damaged != nil {
+		if own := t.verify(req); own != nil {
+			i.Damaged(own)
+		}
 	}
 }
 

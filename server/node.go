@@ -225,7 +225,7 @@ func (n *node) startControl(context.Context) error {
 	self := n.identity.Node
 	n.catalogRT = replication.NewTransport(replication.TransportConfig{Group: storage.CatalogGroup, Self: control.ServerID(self),
 		Node: self, Peers: n.peers, Router: n.rafts, HeartbeatTimeout: n.identity.HeartbeatTimeout, Logger: n.logger,
-		Silent: n.mute.Load})
+		Silent: n.mute.Load, Verify: catalog.VerifyEntry})
 	r := route.New(route.Config{Self: self, Host: n.host, Peers: n.peers, Replicas: n.replicasOf,
 		HeartbeatTimeout: n.identity.HeartbeatTimeout})
 	acts := &actions{self: self, host: n.host, peers: n.peers, router: r, done: func() { n.control.ReportSoon() }}
@@ -239,7 +239,7 @@ func (n *node) startControl(context.Context) error {
 		return err
 	}
 	n.catalogRT.SetInstance(replication.Instance{Term: n.control.Term, Configuration: n.control.Configuration,
-		Follows: n.control.Follows, Verify: n.control.VerifyLeader})
+		Follows: n.control.Follows, Verify: n.control.VerifyLeader, Damaged: n.control.Halt})
 	registerControl(n.peers, n.control)
 	n.remote = remote.NewService(n.control)
 	n.remote.Register(n.peers)
@@ -252,11 +252,11 @@ func (n *node) startControl(context.Context) error {
 	return nil
 }
 
-// catalogFailed is told when the catalog's log cannot be written: the control loop ends with the error, and the node with
+// catalogFailed is told when the catalog's log cannot be written, or holds what cannot be applied: the control loop ends with the error, and the node with
 // it. Until then other nodes lead.
 func (n *node) catalogFailed(err error) {
 	n.mute.Store(true)
-	n.logger.Error("the disk of the catalog has failed: this node stops", "dir", n.catalogDir(), "error", err)
+	n.logger.Error("this node's copy of the catalog is out of service: the node stops", "dir", n.catalogDir(), "error", err)
 }
 
 func (n *node) catalogDir() string { return filepath.Join(n.config.DataDir, "catalog") }

@@ -8,17 +8,27 @@ import (
 	storage "github.com/storaged/storaged"
 )
 
-// Apply applies the encoded command that the log holds at index, which must be above Applied: it panics
-// otherwise, since applying a log twice means that the caller lost track of its state.
+// Apply is DecodeEntry and ApplyCommand. An entry that cannot be decoded is answered with why, and the state is untouched,
+// Applied included.
+func (s *State) Apply(index uint64, entry []byte) (Result, []Effect) {
+	c, err := DecodeEntry(entry)
+	if err != nil {
+		return Result{Index: index, Err: asError(err)}, nil
+	}
+	return s.ApplyCommand(index, c)
+}
+
+// ApplyCommand applies the command that the log holds at index, which must be above Applied: it panics otherwise, since
+// applying a log twice means that the caller lost track of its state.
 //
-// Bad commands are answered, not skipped: Result.Err says why, the state is as before but for Applied.
-func (s *State) Apply(index uint64, command []byte) (Result, []Effect) {
+// Commands that are refused are answered, not skipped: Result.Err says why, the state is as before but for Applied.
+func (s *State) ApplyCommand(index uint64, c Command) (Result, []Effect) {
 	if index <= s.applied {
 		panic(fmt.Sprintf("catalog: command %d applied after %d", index, s.applied))
 	}
 	s.applied = index
 	tx := change{result: Result{Index: index}}
-	c, err := Decode(command)
+	err := c.check()
 	if err == nil {
 		_, first := c.(InitCluster)
 		if !first && !s.Initialised() {

@@ -1,6 +1,7 @@
 package catalog
 
 import (
+	"bytes"
 	"errors"
 	"strings"
 	"testing"
@@ -346,7 +347,7 @@ func TestLowestVersion(t *testing.T) {
 		{SetVolumeLimits{Volume: ByName("v")}, `{"v":2,`},
 	} {
 		b, err := Encode(c.command)
-		if err != nil || !strings.HasPrefix(string(b), c.version) || strings.Contains(string(b), "limits\":{}") {
+		if err != nil || !strings.HasPrefix(string(b[min(len(b), commandSealBytes):]), c.version) || strings.Contains(string(b), "limits\":{}") {
 			t.Errorf("%#v is written as %s, %v", c.command, b, err)
 		}
 	}
@@ -525,8 +526,70 @@ func TestDecodeRefuses(t *testing.T) {
 		{`{"v":1,"cmd":"set_replica","body":{"group":1,"key":"nonsense","role":"voter"}}`, storage.KindInvalid},
 		{big, storage.KindInvalid},
 	} {
-		if _, err := Decode([]byte(c.in)); storage.KindOf(err) != c.kind {
+		if _, err := Decode(sealCommand([]byte(c.in))); storage.KindOf(err) != c.kind {
 			t.Errorf("%.80s: got %v, want %v", c.in, err, c.kind)
+		}
+		if _, err := Decode([]byte(c.in)); err == nil {
+			t.Errorf("%.80s is accepted without a checksum", c.in)
+		}
+	}
+}
+
+// TestEveryFlippedBitOfACommand guards what a node applies (tried: without the comparison in unsealCommand a flipped digit is
+// another volume, size or node, on that node only): a command is what its proposer made, or no command.
+func TestEveryFlippedBitOfACommand(t *testing.T) {
+	b, err := Encode(ResizeVolume{Volume: ByID(17), SizeBytes: 1 << 30})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := DecodeEntry(b); err != nil || VerifyEntry(b) != nil {
+		t.Fatal(err)
+	}
+	f := newFixture(t)
+	before, _ := f.s.Snapshot()
+	for bit := range 8 * len(b) {
+		b[bit/8] ^= 1 << (bit % 8)
+		if _, err := DecodeEntry(b); storage.KindOf(err) != storage.KindCorrupt || VerifyEntry(b) == nil {
+			t.Errorf("bit %d flipped: %v", bit, err)
+		}
+		if r, _ := f.s.Apply(f.index+1, b); r.Err == nil {
+			t.Errorf("bit %d flipped and applied", bit)
+		}
+		b[bit/8] ^= 1 << (bit % 8)
+	}
+	if after, _ := f.s.Snapshot(); !bytes.Equal(before, after) { // Applied included
+		t.Error("what cannot be decoded has changed the state")
+	}
+}
+
+// TestOldEntries: logs hold commands from before they were sealed, and commands that are refused; both are applied. What
+// cannot be decoded is not.
+func TestOldEntries(t *testing.T) {
+	f := newFixture(t)
+	f.node(1)
+	f.group(1)
+	if r, _ := f.s.Apply(f.index+1, []byte(`{"v":1,"cmd":"create_volume","body":{"name":"old","size_bytes":4096,"at":"2026-01-02T03:04:05Z"}}`)); r.Err != nil {
+		t.Fatal(r.Err)
+	}
+	if _, ok := f.s.VolumeByName("old"); !ok {
+		t.Fatal("the volume is not there")
+	}
+	refused := []byte(`{"v":1,"cmd":"create_volume","body":{"name":"","size_bytes":1,"at":"2026-01-02T03:04:05Z"}}`)
+	for _, b := range [][]byte{refused, sealCommand(refused)} {
+		if _, err := DecodeEntry(b); err != nil {
+			t.Errorf("a refusal is taken for damage: %v", err)
+		}
+		applied := f.s.Applied()
+		if r, _ := f.s.Apply(applied+1, b); storage.KindOf(r.Err) != storage.KindInvalid || f.s.Applied() != applied+1 {
+			t.Errorf("%v, applied %d", r.Err, f.s.Applied())
+		}
+	}
+	for in, kind := range map[string]storage.Kind{
+		`{"v":1,"cmd":"create_volume","body":{"name":"x"`: storage.KindInvalid, `{"v":9,"cmd":"create_volume","body":{}}`: storage.KindUnsupported,
+		`{"v":1,"cmd":"format_disk","body":{}}`: storage.KindUnsupported, "\x00\x00\x00\x00": storage.KindCorrupt, "": storage.KindCorrupt,
+	} {
+		if _, err := DecodeEntry([]byte(in)); storage.KindOf(err) != kind {
+			t.Errorf("%s: %v, want %v", in, err, kind)
 		}
 	}
 }
@@ -538,7 +601,7 @@ func TestApplyPanicsOnAnOldIndex(t *testing.T) {
 			t.Fatal("command 1 was applied twice")
 		}
 	}()
-	f.s.Apply(1, nil)
+	f.s.ApplyCommand(1, CloseSession{1})
 }
 
 func TestResultTravels(t *testing.T) {

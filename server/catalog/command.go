@@ -1,9 +1,11 @@
 package catalog
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"time"
 
 	storage "github.com/storaged/storaged"
@@ -290,6 +292,41 @@ func versionOf(c Command) int {
 	return 1
 }
 
+// A command is sealed from where it is made to where it is applied: commandMagic, the crc32c of what follows, and JSON. Logs
+// hold entries that were written before there was a seal, JSON alone; they are told apart by their first byte.
+const (
+	commandMagic     = "SCMD"
+	commandSealBytes = len(commandMagic) + 4
+)
+
+func sealCommand(body []byte) []byte {
+	b := make([]byte, 0, commandSealBytes+len(body))
+	b = append(b, commandMagic...)
+	b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(body, castagnoli))
+	return append(b, body...)
+}
+
+// unsealCommand returns the JSON of a sealed command. The error is of KindCorrupt.
+func unsealCommand(b []byte) ([]byte, error) {
+	if len(b) < commandSealBytes || string(b[:len(commandMagic)]) != commandMagic {
+		return nil, storage.E("decode command", storage.KindCorrupt, "", errors.New("it does not begin as a command does"))
+	}
+	body := b[commandSealBytes:]
+	if crc32.Checksum(body, castagnoli) != binary.LittleEndian.Uint32(b[len(commandMagic):]) {
+		return nil, storage.E("decode command", storage.KindCorrupt, "", errors.New("its checksum does not match"))
+	}
+	return body, nil
+}
+
+// VerifyEntry returns why the entry of a log must not be stored: it is sealed and damaged. It looks no further.
+func VerifyEntry(b []byte) error {
+	if len(b) > 0 && b[0] == '{' {
+		return nil
+	}
+	_, err := unsealCommand(b)
+	return err
+}
+
 // Encode checks a command as far as that is possible without a state, and returns the bytes to replicate.
 func Encode(c Command) ([]byte, error) {
 	if err := c.check(); err != nil {
@@ -303,15 +340,47 @@ func Encode(c Command) ([]byte, error) {
 	if err != nil {
 		return nil, storage.E("encode command", storage.KindInternal, c.name(), err)
 	}
-	if len(b) > MaxCommandBytes {
+	if b = sealCommand(b); len(b) > MaxCommandBytes {
 		return nil, storage.E("encode command", storage.KindInvalid, c.name(),
 			fmt.Errorf("it has %d bytes, at most %d are allowed", len(b), MaxCommandBytes))
 	}
 	return b, nil
 }
 
-// Decode is the inverse of Encode. It checks what Encode checks: its input may come from anyone.
+// Decode is the inverse of Encode. It checks what Encode checks: its input may come from anyone. KindCorrupt: it is not what
+// was encoded.
 func Decode(b []byte) (Command, error) {
+	if len(b) > MaxCommandBytes {
+		return nil, storage.E("decode command", storage.KindInvalid, "",
+			fmt.Errorf("it has %d bytes, at most %d are allowed", len(b), MaxCommandBytes))
+	}
+	body, err := unsealCommand(b)
+	if err != nil {
+		return nil, err
+	}
+	c, err := decodeCommand(body)
+	if err != nil {
+		return nil, err
+	}
+	return c, c.check()
+}
+
+// DecodeEntry decodes the entry of a log, which may be from before commands were sealed. An error is never the command's
+// refusal: the entry was damaged (KindCorrupt, KindInvalid), or is of a later version (KindUnsupported). Whoever holds it must
+// apply nothing from it on.
+func DecodeEntry(b []byte) (Command, error) {
+	if len(b) > 0 && b[0] == '{' {
+		return decodeCommand(b)
+	}
+	body, err := unsealCommand(b)
+	if err != nil {
+		return nil, err
+	}
+	return decodeCommand(body)
+}
+
+// decodeCommand decodes the JSON of a command. It checks nothing that a state may refuse.
+func decodeCommand(b []byte) (Command, error) {
 	fail := func(kind storage.Kind, subject string, err error) (Command, error) {
 		return nil, storage.E("decode command", kind, subject, err)
 	}
@@ -337,7 +406,7 @@ func Decode(b []byte) (Command, error) {
 	if v := versionOf(c); e.Version < v {
 		return fail(storage.KindInvalid, e.Name, fmt.Errorf("version %d, what it says came with %d", e.Version, v))
 	}
-	return c, c.check()
+	return c, nil
 }
 
 func decodeBody(name string, body []byte) (Command, error) {

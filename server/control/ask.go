@@ -156,6 +156,9 @@ func (c *Controller) apply(ctx context.Context, body []byte) (catalog.Result, er
 		return catalog.Result{}, err
 	}
 	result, ok := future.Response().(catalog.Result)
+	if err, halted := future.Response().(error); halted {
+		return catalog.Result{}, storage.E("propose", storage.KindUnavailable, "", err) // it is committed, and others apply it
+	}
 	if !ok {
 		return catalog.Result{}, storage.E("propose", storage.KindInternal, "", fmt.Errorf("answer %T", future.Response()))
 	}

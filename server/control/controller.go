@@ -100,6 +100,7 @@ func (c *Controller) start() error {
 		return err
 	}
 	c.disk = newDisk(stores, c.cfg.OnFailure)
+	c.fsm.onHalt = c.disk.fail
 	conf := c.raftConfig()
 	if c.id.Bootstrap != nil {
 		// The library syncs what it bootstraps, and refuses a second time.
@@ -170,7 +171,8 @@ func (c *Controller) raftConfig() *raft.Config {
 }
 
 // Run does the node's part until ctx is done: it reports, keeps the node's record up to date, and reconciles while
-// this node leads. It ends with KindIO when the disk of the catalog's log fails, and with KindPermission and a
+// this node leads. It ends with KindIO when the disk of the catalog's log fails, with KindCorrupt or KindUnsupported when the
+// log holds what this node cannot apply, and with KindPermission and a
 // *RemovedError when this node was removed from the cluster. It runs once; Close follows it.
 func (c *Controller) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -245,8 +247,8 @@ func (c *Controller) voters() int {
 	return n
 }
 
-// Failed returns why the disk of the catalog's log is out of service: KindIO, nil while it is in service. The node must
-// stop then.
+// Failed returns why the disk of the catalog's log is out of service (KindIO), or this copy ends (KindCorrupt,
+// KindUnsupported); nil while all is well. The node must stop then.
 func (c *Controller) Failed() error { return c.disk.failure() }
 
 // Identity returns who the node is.
@@ -422,6 +424,10 @@ func SaveJoin(cfg Config, r JoinResponse) (Identity, error) {
 	addrs := maps.Clone(r.Addrs)
 	return id, writeJSON(cfg.FS, cfg.Dir, bookFile, bookJSON{Version: fileVersion, Addrs: addrs})
 }
+
+// Halt ends this node's copy of the catalog: an entry of its own log is damaged, so that no follower takes it. It does not
+// block. The node must stop then.
+func (c *Controller) Halt(err error) { c.disk.fail(unreadable(c.raft.LastIndex(), err)) }
 
 // Configuration returns the newest configuration of the catalog's Raft group that this node knows.
 func (c *Controller) Configuration() raft.Configuration {

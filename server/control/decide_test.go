@@ -1,6 +1,7 @@
 package control
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -447,6 +448,12 @@ func TestErrorsTravel(t *testing.T) {
 	}
 }
 
+func flipped(b []byte) []byte {
+	b = bytes.Clone(b)
+	b[len(b)-3] ^= 1
+	return b
+}
+
 // TestServeRefuses: what a node must not accept from another.
 func TestServeRefuses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -473,9 +480,10 @@ func TestServeRefuses(t *testing.T) {
 			want storage.Kind
 		}{
 			{"no method", 1, 99, nil, storage.KindUnsupported},
-			{"no command", 1, MethodPropose, []byte("{"), storage.KindInvalid},
+			{"no command", 1, MethodPropose, []byte("{"), storage.KindCorrupt},
 			{"a huge command", 1, MethodPropose, make([]byte, catalog.MaxCommandBytes+1), storage.KindInvalid},
-			{"a later command", 1, MethodPropose, []byte(`{"v":2,"cmd":"x","body":{}}`), storage.KindUnsupported},
+			{"a command without its checksum", 1, MethodPropose, []byte(`{"v":1,"cmd":"close_session","body":{"session":1}}`), storage.KindCorrupt},
+			{"a damaged command", 1, MethodPropose, flipped(session), storage.KindCorrupt},
 			{"another node's report", 1, MethodReport, report(2), storage.KindPermission},
 			{"a stranger's report", 0, MethodReport, report(0), storage.KindPermission},
 			{"an unknown node's report", 9, MethodReport, report(9), storage.KindPermission},

@@ -63,11 +63,7 @@ func (d *disk) run(err error, op func() error) error {
 		if err == nil || errors.Is(err, raft.ErrLogNotFound) || err.Error() == raftboltdb.ErrKeyNotFound.Error() {
 			return err
 		}
-		d.once.Do(func() {
-			d.err = storage.E("use", storage.KindIO, "catalog", err)
-			close(d.failed)
-			d.onFailure(d.err)
-		})
+		d.fail(storage.E("use", storage.KindIO, "catalog", err))
 	}
 	if !d.running.Load() {
 		return err
@@ -75,6 +71,15 @@ func (d *disk) run(err error, op func() error) error {
 	<-d.released
 	runtime.Goexit() // of a goroutine of the library, whose deferred calls say that it has ended
 	return err
+}
+
+// fail takes the disk out of service for good, because of its first error or of what was read from it.
+func (d *disk) fail(err error) {
+	d.once.Do(func() {
+		d.err = err
+		close(d.failed)
+		d.onFailure(err)
+	})
 }
 
 // FirstIndex implements raft.LogStore.

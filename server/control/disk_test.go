@@ -1,8 +1,10 @@
 package control
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -43,6 +45,18 @@ func (s *badStore) StoreLogs(ls []*raft.Log) error {
 	return s.InmemStore.StoreLogs(ls)
 }
 
+// GetLog flips the lowest bit of the first digit in a command.
+func (s *badStore) GetLog(index uint64, l *raft.Log) error {
+	if err := s.InmemStore.GetLog(index, l); err != nil || l.Type != raft.LogCommand || s.fault("flip") == nil {
+		return err
+	}
+	l.Data = bytes.Clone(l.Data)
+	if at := bytes.IndexAny(l.Data[8:], "0123456789"); at >= 0 {
+		l.Data[8+at] ^= 1
+	}
+	return nil
+}
+
 func (s *badStore) StoreLog(l *raft.Log) error { return s.StoreLogs([]*raft.Log{l}) }
 
 func (s *badStore) SetUint64(k []byte, v uint64) error {
@@ -67,6 +81,62 @@ func TestFailedDisk(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { failDisk(t, c.op, c.leader) })
 		})
 	}
+}
+
+// TestDamagedEntryHaltsTheCopy guards I1 for the catalog (tried: with the entry skipped in fsm.Apply, the node goes on and
+// answers from a catalog that lacks a volume): a bit of a command flips on a follower's disk. That node stops, with an error that
+// says so, and applies and stores nothing from there on; the others go on.
+func TestDamagedEntryHaltsTheCopy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newCluster(t, "")
+		stores := map[storage.NodeID]*badStore{}
+		var told atomic.Int32
+		k.tune = func(cfg *Config) {
+			id := storage.NodeID(len(stores) + 1)
+			if stores[id] == nil && cfg.Stores != nil {
+				s := &badStore{InmemStore: cfg.Stores.Log.(*raft.InmemStore), op: "flip"}
+				stores[id] = s
+				cfg.Stores = &RaftStores{Log: s, Stable: s, Snapshots: cfg.Stores.Snapshots}
+				cfg.OnFailure = func(error) { told.Add(1) }
+			}
+		}
+		k.three()
+		victim := k.leader()%3 + 1
+		c := k.running()[victim]
+		stores[victim].bad.Store(true)
+		before, _ := c.fsm.next()
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		leader := k.running()[k.leader()]
+		for _, name := range []string{"first", "second"} {
+			if _, err := leader.Propose(ctx, catalog.CreateVolume{Name: name, SizeBytes: 4096, At: time.Now().UTC()}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		k.until("the node notices", func() bool { return c.Failed() != nil })
+		if err := c.Failed(); !errors.Is(err, storage.ErrCorrupt) || !strings.Contains(err.Error(), "join again with an empty data directory") {
+			t.Errorf("it failed with %v", err)
+		}
+		k.mu.Lock()
+		ended := k.nodes[victim].ended
+		k.mu.Unlock()
+		if err := <-ended; !errors.Is(err, storage.ErrCorrupt) {
+			t.Errorf("Run ended with %v", err)
+		}
+		if after, _ := c.fsm.next(); after != before {
+			t.Errorf("it applied %d to %d beside the damaged entry", before, after)
+		}
+		if _, err := c.fsm.Snapshot(); !errors.Is(err, storage.ErrCorrupt) {
+			t.Errorf("a snapshot of it: %v", err)
+		}
+		if told.Load() != 1 {
+			t.Errorf("the node was told %d times", told.Load())
+		}
+		k.stopNode(victim) // Close returns
+		if _, err := leader.Propose(ctx, catalog.CreateVolume{Name: "third", SizeBytes: 4096, At: time.Now().UTC()}); err != nil {
+			t.Errorf("the others: %v", err)
+		}
+	})
 }
 
 func failDisk(t *testing.T, op string, ofLeader bool) {

@@ -17,17 +17,44 @@ type fsm struct {
 	mu      sync.RWMutex   // guards the fields below; held for the length of one command or one view, never across I/O
 	state   *catalog.State // replaced by Restore only
 	changed chan struct{}  // closed and replaced at every command
+	// halted is why nothing is applied any more: an entry cannot be decoded. The state stays what it was before that entry.
+	halted error
+
+	onHalt func(error) // told once, from Raft's goroutine; must not block
 }
 
-func newFSM() *fsm { return &fsm{state: catalog.New(), changed: make(chan struct{})} }
+func newFSM() *fsm {
+	return &fsm{state: catalog.New(), changed: make(chan struct{}), onHalt: func(error) {}}
+}
 
-// Apply implements raft.FSM; it returns the catalog.Result.
+// Apply implements raft.FSM; it returns the catalog.Result, or the error that ended this copy.
+//
+// I1: skip what cannot be decoded, and this node decides from a catalog that the others do not have.
 func (f *fsm) Apply(l *raft.Log) any {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	result, _ := f.state.Apply(l.Index, l.Data)
+	if f.halted != nil {
+		return f.halted
+	}
+	c, err := catalog.DecodeEntry(l.Data)
+	if err != nil {
+		f.halted = unreadable(l.Index, err)
+		f.onHalt(f.halted)
+		return f.halted
+	}
+	result, _ := f.state.ApplyCommand(l.Index, c)
 	f.broadcastLocked()
 	return result
+}
+
+// unreadable says of an entry that this node can go no further, and what to do.
+func unreadable(index uint64, err error) error {
+	kind, next := storage.KindCorrupt, "this node's copy of the catalog is damaged: replace its disk or memory, remove the node from the cluster and "+
+		"let it join again with an empty data directory"
+	if storage.KindOf(err) == storage.KindUnsupported {
+		kind, next = storage.KindUnsupported, "a later version of storaged has written it: upgrade this node"
+	}
+	return storage.E("apply", kind, fmt.Sprintf("entry %d of the catalog", index), fmt.Errorf("%w; %s", err, next))
 }
 
 func (f *fsm) broadcastLocked() {
@@ -39,6 +66,9 @@ func (f *fsm) broadcastLocked() {
 func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
+	if f.halted != nil { // the library would store it under an index that was not applied
+		return nil, f.halted
+	}
 	return fsmSnapshot{f.state.Clone()}, nil
 }
 
