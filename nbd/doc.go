@@ -18,7 +18,8 @@
 // Fixed newstyle handshake: EXPORT_NAME, ABORT, LIST, STARTTLS, INFO, GO, STRUCTURED_REPLY, LIST_META_CONTEXT,
 // SET_META_CONTEXT, EXTENDED_HEADERS. Commands: READ (with holes as chunks of their own, and DF), WRITE, DISC, FLUSH,
 // TRIM, CACHE, WRITE_ZEROES (NO_HOLE, FAST_ZERO), BLOCK_STATUS (REQ_ONE, and a list of contexts with extended
-// headers), RESIZE. FUA is accepted everywhere and costs nothing, because every acknowledged mutation is durable.
+// headers), RESIZE. What NO_HOLE costs is the export's to say: of a storaged volume it writes zeroes like other data, and
+// FAST_ZERO refuses it. FUA is accepted everywhere and costs nothing, because every acknowledged mutation is durable.
 // Requests of any alignment; payloads up to 32 MiB; ranges of other commands up to the size of the export. Metadata
 // contexts are the export's: base:allocation, and storaged:dirty for what changed since a snapshot.
 //

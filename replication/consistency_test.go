@@ -212,6 +212,33 @@ func TestDeposedLeaderAnswersNothingStale(t *testing.T) {
 	})
 }
 
+// TestDeposedLeaderNamesNothingEmpty guards I1 for clears: a gateway does not clear what a leader says is empty, so a leader that
+// was deposed must not say it of what another has. Guards confirmRead in MappedExtents (tried without).
+func TestDeposedLeaderNamesNothingEmpty(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, c, leader := three(t)
+		defer h.close()
+		ask := func(n storage.NodeID) (op.MappedResponse, error) {
+			return h.nodes[n].host.MappedExtents(context.Background(), 1, op.MappedRequest{Volume: c.volume, End: 9, Generation: 1})
+		}
+		if a, err := ask(leader); err != nil || a.Next != 9 || len(a.Extents) != 0 {
+			t.Fatalf("an empty volume: %+v, %v", a, err)
+		}
+		h.net.Isolate(nodeName(leader))
+		h.eventually("another leader", func() bool { n := h.leaderOf(1); return n != 0 && n != leader })
+		c.write(0, block(2))
+		for range 100 {
+			if a, err := ask(leader); err == nil && len(a.Extents) == 0 {
+				t.Fatal("said to be empty after a write was acknowledged")
+			}
+			<-time.After(10 * time.Millisecond)
+		}
+		if a, err := ask(h.leaderOf(1)); err != nil || len(a.Extents) != 1 {
+			t.Errorf("the new leader: %+v, %v", a, err)
+		}
+	})
+}
+
 // TestLeaseCountsFromTheSendTime guards I1: a leader whose answers come late (frozen and thawed, or far away) has no lease
 // from them. Tried: time.Now() for sent in finishHeartbeats and answered.
 func TestLeaseCountsFromTheSendTime(t *testing.T) {

@@ -129,6 +129,7 @@ func NewHost(cfg Config) (*Host, error) {
 	cfg.Peers.Handle(peer.MethodPropose, peer.Concurrent, h.servePropose)
 	cfg.Peers.Handle(peer.MethodRead, peer.Concurrent, h.serveRead)
 	cfg.Peers.Handle(peer.MethodStatus, peer.Concurrent, h.serveStatus)
+	cfg.Peers.Handle(peer.MethodMappedExtents, peer.Concurrent, h.serveMapped)
 	if cfg.Metrics != nil {
 		if err := cfg.Metrics.Register(&collector{h}); err != nil {
 			return nil, storage.E("new host", storage.KindInternal, "metrics", err)

@@ -92,6 +92,22 @@ func (h *Host) BlockStatus(ctx context.Context, id storage.GroupID, req op.Statu
 	return g.status(ctx, req)
 }
 
+// MappedExtents says which extents of a range hold anything, from this node's replica, which must lead the group.
+func (h *Host) MappedExtents(ctx context.Context, id storage.GroupID, req op.MappedRequest) (op.MappedResponse, error) {
+	g, err := h.group(id)
+	if err != nil {
+		return op.MappedResponse{}, err
+	}
+	if err := req.Validate(); err != nil {
+		return op.MappedResponse{}, err
+	}
+	// I1: what a gateway is told to be empty it does not clear. Take this out, and it skips what a later leader holds.
+	if err := g.confirmRead(ctx, req.Mode); err != nil {
+		return op.MappedResponse{}, err
+	}
+	return g.extents.MappedExtents(req)
+}
+
 func (h *Host) servePropose(in *peer.Inbound) {
 	g, err := h.group(in.Group)
 	if err != nil {
@@ -168,6 +184,20 @@ func (h *Host) serveStatus(in *peer.Inbound) {
 		return
 	}
 	resp := op.StatusResponse{Runs: runs}
+	in.Reply(resp.Append(nil), nil)
+}
+
+func (h *Host) serveMapped(in *peer.Inbound) {
+	req, err := op.DecodeMappedRequest(in.Header)
+	if err != nil {
+		in.ReplyError(err)
+		return
+	}
+	resp, err := h.MappedExtents(in.Context(), in.Group, req)
+	if err != nil {
+		in.ReplyError(err)
+		return
+	}
 	in.Reply(resp.Append(nil), nil)
 }
 

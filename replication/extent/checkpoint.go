@@ -182,7 +182,7 @@ func (f *Frozen) persistedLocked() {
 				break
 			}
 		}
-		g.unpinLocked(s)
+		g.unpinLocked(v.pageKey, s)
 	}
 	g.noteCachedLocked()
 }

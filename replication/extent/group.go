@@ -94,6 +94,8 @@ type Group struct {
 	volumes       map[storage.VolumeID]*volume
 	slots         map[pageKey]*slot
 	pinned        int // slots that are pinned
+	// pinnedExtents counts them by extent; the sum is pinned.
+	pinnedExtents map[extentID]int
 	// freezes counts up from 1 at every Freeze. Pages changed since have it as their dirtySince.
 	freezes      uint64
 	dirty        map[versionKey]*page // changed since the last Freeze
@@ -123,7 +125,7 @@ type Group struct {
 
 func newGroup(s *Store, key segment.GroupKey, log *segment.GroupLog, set tableSet, record groupRecord) *Group {
 	return &Group{store: s, key: key, log: log, set: set, record: record, applied: record.Index, term: record.Term,
-		volumes: map[storage.VolumeID]*volume{}, slots: map[pageKey]*slot{}, freezes: 1,
+		volumes: map[storage.VolumeID]*volume{}, slots: map[pageKey]*slot{}, pinnedExtents: map[extentID]int{}, freezes: 1,
 		dirty: map[versionKey]*page{}, dirtyVolumes: map[storage.VolumeID]struct{}{}, delta: counts{}}
 }
 

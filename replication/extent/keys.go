@@ -76,6 +76,8 @@ type pageKey struct {
 	page   uint8 // < pagesPerExtent
 }
 
+func (k pageKey) extentID() extentID { return extentID{k.volume, k.extent} }
+
 // versionKey names one version of a page.
 type versionKey struct {
 	pageKey

@@ -223,6 +223,11 @@ func (d *driver) check(rt *rapid.T) {
 	if err := d.m.compare(d.r.g, propExtents, propBlocks); err != nil {
 		rt.Fatal(err)
 	}
+	for v := range storage.VolumeID(2) {
+		if err := checkMapped(d.r.g, v+1, propExtents); err != nil {
+			rt.Fatal(err)
+		}
+	}
 	d.r.g.commitMu.Lock() // no purge meanwhile
 	defer d.r.g.commitMu.Unlock()
 	if err := checkLive(d.r.g); err != nil {

@@ -527,7 +527,7 @@ func (g *Group) install(st *Staging) error {
 	g.set, g.record = st.set, record
 	g.applied, g.term = h.Index, h.Term
 	g.volumes = st.volumes
-	g.slots, g.pinned = map[pageKey]*slot{}, 0
+	g.slots, g.pinned, g.pinnedExtents = map[pageKey]*slot{}, 0, map[extentID]int{}
 	g.freezes++
 	g.dirty, g.dirtyVolumes = map[versionKey]*page{}, map[storage.VolumeID]struct{}{}
 	g.frozen = nil

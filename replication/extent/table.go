@@ -133,14 +133,20 @@ func (g *Group) markDirtyLocked(k pageKey, s *slot, p *page) {
 	if !s.pinned {
 		s.pinned = true
 		g.pinned++
+		g.pinnedExtents[k.extentID()]++
 	}
 }
 
 // unpinLocked lets the slot go if the last checkpoint holds all its versions.
-func (g *Group) unpinLocked(s *slot) {
+func (g *Group) unpinLocked(k pageKey, s *slot) {
 	if s.pinned && len(s.older) == 0 && (s.head == nil || s.head.dirtySince == 0) {
 		s.pinned = false
 		g.pinned--
+		if id := k.extentID(); g.pinnedExtents[id] > 1 {
+			g.pinnedExtents[id]--
+		} else {
+			delete(g.pinnedExtents, id)
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"testing"
 
+	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/op"
 )
 
@@ -63,6 +64,10 @@ func FuzzDecodeReads(f *testing.F) {
 	f.Add(ra.Append(nil))
 	sr := op.StatusRequest{Volume: 1, Length: 4096, Dirty: true}
 	f.Add(sr.Append(nil))
+	mr := op.MappedRequest{Volume: 1, End: 2}
+	f.Add(mr.Append(nil))
+	ma := op.MappedResponse{Next: 9, Extents: []storage.ExtentIndex{1, 8}}
+	f.Add(ma.Append(nil))
 	sa := op.StatusResponse{Runs: []op.Run{{Length: 4096, Flags: op.RunHole}}}
 	f.Add(sa.Append(nil))
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -82,6 +87,12 @@ func FuzzDecodeReads(f *testing.F) {
 			same(r.Append(nil))
 		}
 		if r, err := op.DecodeStatusResponse(data); err == nil {
+			same(r.Append(nil))
+		}
+		if r, err := op.DecodeMappedRequest(data); err == nil {
+			same(r.Append(nil))
+		}
+		if r, err := op.DecodeMappedResponse(data); err == nil {
 			same(r.Append(nil))
 		}
 	})

@@ -67,6 +67,10 @@ func TestGoldenBytes(t *testing.T) {
 	golden(t, "status-request", sr.Append(nil))
 	sa := op.StatusResponse{Runs: []op.Run{{Length: 4096, Flags: op.RunAllocated | op.RunDirty}, {Length: 512, Flags: op.RunHole | op.RunZero}}}
 	golden(t, "status-response", sa.Append(nil))
+	mr := op.MappedRequest{Volume: 1, First: 2, End: 7, Session: 3, Generation: 4, Mode: op.ReadLease}
+	golden(t, "mapped-request", mr.Append(nil))
+	ma := op.MappedResponse{Next: 6, Extents: []storage.ExtentIndex{2, 5}}
+	golden(t, "mapped-response", ma.Append(nil))
 }
 
 func TestOpRoundTrip(t *testing.T) {
@@ -278,6 +282,34 @@ func TestReadResponse(t *testing.T) {
 	holes := op.ReadResponse{Sums: make([]uint32, 2), Holes: []bool{true, true}}
 	if err := holes.Verify(nil); err != nil || holes.PayloadLen() != 0 {
 		t.Errorf("all holes: %v", err)
+	}
+}
+
+func TestMappedExtents(t *testing.T) {
+	for _, a := range []op.MappedResponse{{}, {Next: 1}, {Next: 1 << 26, Extents: []storage.ExtentIndex{0, 7, 1<<26 - 1}}} {
+		got, err := op.DecodeMappedResponse(a.Append(nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(a, got); diff != "" {
+			t.Error(diff)
+		}
+	}
+	for _, bad := range []op.MappedResponse{
+		{Next: 4, Extents: []storage.ExtentIndex{4}}, {Next: 4, Extents: []storage.ExtentIndex{2, 2}}, {Next: 4, Extents: []storage.ExtentIndex{3, 1}},
+		{Next: 1 << 20, Extents: make([]storage.ExtentIndex, op.MaxMappedExtents+1)},
+	} {
+		if _, err := op.DecodeMappedResponse(bad.Append(nil)); !errors.Is(err, storage.ErrInvalid) {
+			t.Errorf("%+v: %v", bad, err)
+		}
+	}
+	for _, bad := range []op.MappedRequest{{End: 1}, {Volume: 1}, {Volume: 1, First: 3, End: 3}, {Volume: 1, End: 1, Mode: 9}} {
+		if err := bad.Validate(); !errors.Is(err, storage.ErrInvalid) {
+			t.Errorf("%+v: %v", bad, err)
+		}
+		if _, err := op.DecodeMappedRequest(bad.Append(nil)); !errors.Is(err, storage.ErrInvalid) {
+			t.Errorf("%+v decodes: %v", bad, err)
+		}
 	}
 }
 

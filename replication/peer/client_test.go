@@ -43,7 +43,7 @@ func TestClientsCallWhatGatewaysCall(t *testing.T) {
 		}
 	}))
 	client := newTestClient(t, m, nil)
-	allowed := map[Method]bool{MethodPropose: true, MethodRead: true, MethodStatus: true, MethodGatewayOpen: true,
+	allowed := map[Method]bool{MethodPropose: true, MethodRead: true, MethodStatus: true, MethodMappedExtents: true, MethodGatewayOpen: true,
 		MethodGatewayClose: true, MethodGatewayFollow: true, MethodNodeInfo: true}
 	for method := Method(1); method <= MethodMappedBlocks; method++ {
 		resp, err := client.Call(testContext(t), 1, Control, &Request{Method: method})

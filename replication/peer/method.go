@@ -43,6 +43,8 @@ const (
 	MethodRead    Method = 17 // blocks from a group's leader (Data)
 	MethodStatus  Method = 18 // block status from a group's leader (Data)
 
+	MethodMappedExtents Method = 19 // which extents of a volume hold anything, from a group's leader (Data)
+
 	MethodGatewayOpen   Method = 24 // a gateway outside of the nodes asks for a session (Control)
 	MethodGatewayClose  Method = 25 // and says that one is closed in every group (Control)
 	MethodGatewayFollow Method = 26 // keeps its sessions alive, and learns what has changed (Control)
@@ -69,7 +71,7 @@ func (m Method) openToStrangers() bool { return m == MethodJoin || m == MethodNo
 // nothing that concerns membership or replication.
 func (m Method) openToClients() bool {
 	switch m {
-	case MethodPropose, MethodRead, MethodStatus, MethodNodeInfo, MethodGatewayOpen, MethodGatewayClose, MethodGatewayFollow:
+	case MethodPropose, MethodRead, MethodStatus, MethodMappedExtents, MethodNodeInfo, MethodGatewayOpen, MethodGatewayClose, MethodGatewayFollow:
 		return true
 	}
 	return false

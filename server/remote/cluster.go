@@ -98,6 +98,9 @@ func (nowhere) Read(context.Context, storage.GroupID, op.ReadRequest) (*op.ReadD
 func (nowhere) BlockStatus(context.Context, storage.GroupID, op.StatusRequest) ([]op.Run, error) {
 	return nil, errNoReplica
 }
+func (nowhere) MappedExtents(context.Context, storage.GroupID, op.MappedRequest) (op.MappedResponse, error) {
+	return op.MappedResponse{}, errNoReplica
+}
 
 func (c *Cluster) replicasOf(group storage.GroupID) []storage.NodeID {
 	c.mu.Lock()

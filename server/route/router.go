@@ -19,6 +19,7 @@ type Host interface {
 	Propose(ctx context.Context, group storage.GroupID, data [][]byte) (op.Result, error)
 	Read(ctx context.Context, group storage.GroupID, req op.ReadRequest) (*op.ReadData, error)
 	BlockStatus(ctx context.Context, group storage.GroupID, req op.StatusRequest) ([]op.Run, error)
+	MappedExtents(ctx context.Context, group storage.GroupID, req op.MappedRequest) (op.MappedResponse, error)
 }
 
 // Peers is what a Router asks of the way to other nodes. *peer.Transport implements it.
@@ -238,4 +239,26 @@ func (r *Router) statusAt(ctx context.Context, node storage.NodeID, group storag
 	defer resp.Release()
 	answer, err := op.DecodeStatusResponse(resp.Header)
 	return answer.Runs, unreadable(node, err)
+}
+
+// MappedExtents asks the group's leader which extents hold anything.
+func (r *Router) MappedExtents(ctx context.Context, group storage.GroupID, req op.MappedRequest) (op.MappedResponse, error) {
+	node := r.target(group)
+	answer, err := r.mappedAt(ctx, node, group, req)
+	r.learn(group, node, err)
+	return answer, err
+}
+
+func (r *Router) mappedAt(ctx context.Context, node storage.NodeID, group storage.GroupID, req op.MappedRequest) (op.MappedResponse, error) {
+	if node == r.cfg.Self {
+		return r.cfg.Host.MappedExtents(ctx, group, req)
+	}
+	resp, err := r.cfg.Peers.Call(ctx, node, peer.Data, &peer.Request{Method: peer.MethodMappedExtents, Group: group,
+		Header: req.Append(make([]byte, 0, op.MappedRequestLen))})
+	if err != nil {
+		return op.MappedResponse{}, err
+	}
+	defer resp.Release()
+	answer, err := op.DecodeMappedResponse(resp.Header)
+	return answer, unreadable(node, err)
 }

@@ -96,6 +96,10 @@ func (s *scripted) BlockStatus(_ context.Context, _ storage.GroupID, req op.Stat
 	return wholly(req).Runs, s.reply()
 }
 
+func (s *scripted) MappedExtents(_ context.Context, _ storage.GroupID, req op.MappedRequest) (op.MappedResponse, error) {
+	return op.MappedResponse{Next: req.End}, s.reply()
+}
+
 func allHoles(req op.ReadRequest) op.ReadResponse {
 	_, n := req.Blocks()
 	r := op.ReadResponse{Sums: make([]uint32, n), Holes: make([]bool, n)}

@@ -19,6 +19,8 @@ type Cluster interface {
 	Read(ctx context.Context, group storage.GroupID, req op.ReadRequest) (*op.ReadData, error)
 	// Status asks the leader of group. The runs cover exactly the range asked for.
 	Status(ctx context.Context, group storage.GroupID, req op.StatusRequest) ([]op.Run, error)
+	// MappedExtents asks the leader of group which extents of a range hold anything.
+	MappedExtents(ctx context.Context, group storage.GroupID, req op.MappedRequest) (op.MappedResponse, error)
 
 	// Attach asks for the right to use the named volume, for clients that bring no attachment of their own: the gateway
 	// attaches on the terms given, or has the attachment already. KindConflict, with who is in the way: others have the

@@ -62,6 +62,8 @@ type deviceKey struct {
 	OpenOptions
 }
 
+func (d *device) config() *Config { return &d.gateway.config }
+
 func (d *device) errorf(kind storage.Kind, op, why string) error {
 	return storage.E(op, kind, d.subject, errors.New(why))
 }

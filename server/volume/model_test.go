@@ -273,6 +273,20 @@ func (volumeOfParts) check(t *rapid.T, off, n int64) {
 	c := volumetest.New()
 	defer c.Close()
 	c.CreateVolume("data", 64<<20, 1)
+	g, err := volume.New(volume.Config{Cluster: c.Start(1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close(context.Background())
+	v, err := g.Open(context.Background(), "data", volume.OpenOptions{Shared: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for x := int64(0); x < 64<<20; x += extent { // what holds nothing is not cleared
+		if err := v.WriteAt(context.Background(), make([]byte, block), x); err != nil {
+			t.Fatal(err)
+		}
+	}
 	var mu sync.Mutex
 	covered := map[int64]int64{} // begin -> end
 	c.OnApply(func(a volumetest.Applied) {
@@ -287,15 +301,6 @@ func (volumeOfParts) check(t *rapid.T, off, n int64) {
 		begin := int64(a.Op.Extent)*extent + int64(a.Op.Offset)
 		covered[begin] = begin + int64(a.Op.Length)
 	})
-	g, err := volume.New(volume.Config{Cluster: c.Start(1)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer g.Close(context.Background())
-	v, err := g.Open(context.Background(), "data", volume.OpenOptions{Shared: true})
-	if err != nil {
-		t.Fatal(err)
-	}
 	if rapid.Bool().Draw(t, "zero") {
 		err = v.WriteZeroes(context.Background(), off, n, false)
 	} else {

@@ -88,21 +88,39 @@ func (v *Volume) WriteAt(ctx context.Context, p []byte, off int64) (err error) {
 	})
 }
 
-// WriteZeroes makes n bytes from off read as zeroes, durably. Whole blocks become holes unless noHole is set.
+// WriteZeroes makes n bytes from off read as zeroes, durably. Whole blocks become holes unless noHole is set:
+// then zeroes are written to all of them like other data, so that they stay allocated, at the cost of other data.
 func (v *Volume) WriteZeroes(ctx context.Context, off, n int64, noHole bool) (err error) {
 	m := &v.device.metrics.zero
 	defer m.end(m.begin(), n, &err)
 	if err := v.checkMutation("write zeroes", off, n); err != nil {
 		return err
 	}
-	next, written := nextZero, int64(0)
-	if noHole {
-		next, written = nextData, n // zeroes that stay allocated are written like other data
+	if noHole { // zeroes that stay allocated are written like other data
+		if err := v.device.pace(ctx, n); err != nil {
+			return err
+		}
+		return v.mutateAll(ctx, off, off+n, nextData, zeroPayload)
 	}
-	if err := v.device.pace(ctx, written); err != nil {
+	if err := v.device.pace(ctx, 0); err != nil {
 		return err
 	}
-	return v.mutateAll(ctx, off, off+n, next, zeroPayload)
+	first, end := blockCeil(off), blockFloor(off+n)
+	if end-first <= storage.ExtentSize {
+		return v.mutateAll(ctx, off, off+n, nextZero, zeroPayload)
+	}
+	if off < first {
+		if err := v.mutateOne(ctx, nextData(off, first), zeroes[:first-off]); err != nil {
+			return err
+		}
+	}
+	if err := v.clearAll(ctx, first, end); err != nil {
+		return err
+	}
+	if end < off+n {
+		return v.mutateOne(ctx, nextData(end, off+n), zeroes[:off+n-end])
+	}
+	return nil
 }
 
 // Discard says that n bytes from off are not needed any more. Whole blocks among them read as zeroes afterwards; what
@@ -120,7 +138,7 @@ func (v *Volume) Discard(ctx context.Context, off, n int64) (err error) {
 	if err := v.device.pace(ctx, 0); err != nil {
 		return err
 	}
-	return v.mutateAll(ctx, first, end, nextClear, zeroPayload)
+	return v.clearAll(ctx, first, end)
 }
 
 // Flush waits until every mutation that had started on this volume at this gateway is answered. What was

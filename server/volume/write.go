@@ -265,8 +265,13 @@ func (v *Volume) mutateAll(ctx context.Context, off, end int64, next func(off, e
 	}
 	defer d.unref(r)
 
-	var cut cutter
-	cut.next, cut.off, cut.end = next, off, end
+	return v.sendParts(ctx, r, &cutter{next: next, off: off, end: end}, payload)
+}
+
+// sendParts sends the parts that cut hands out, a bounded number at a time, and returns the first error. After an error no
+// further part is begun.
+func (v *Volume) sendParts(ctx context.Context, r *request, cut *cutter, payload func(part) []byte) error {
+	d := v.device
 	work := func() {
 		pc := pieces.Get().(*piece)
 		for {
@@ -287,7 +292,7 @@ func (v *Volume) mutateAll(ctx context.Context, off, end int64, next func(off, e
 	}
 	// These goroutines end before this function returns.
 	var wg sync.WaitGroup
-	for range min(d.gateway.config.RequestParallel, int((end-off)/storage.MaxEntryPayloadBytes+2)) - 1 {
+	for range min(int64(d.config().RequestParallel), (cut.end-cut.off)/storage.MaxEntryPayloadBytes+2) - 1 {
 		wg.Go(work)
 	}
 	work()
@@ -295,7 +300,7 @@ func (v *Volume) mutateAll(ctx context.Context, off, end int64, next func(off, e
 	switch {
 	case cut.err != nil:
 		return cut.err
-	case cut.off < end:
+	case cut.off < cut.end:
 		return storage.E("mutate", storage.KindCanceled, d.subject, ctx.Err())
 	}
 	return nil

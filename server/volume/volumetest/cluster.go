@@ -371,6 +371,19 @@ func (n *Node) Status(ctx context.Context, g storage.GroupID, req op.StatusReque
 	return runs, err
 }
 
+// MappedExtents implements volume.Cluster.
+func (n *Node) MappedExtents(ctx context.Context, g storage.GroupID, req op.MappedRequest) (op.MappedResponse, error) {
+	c := n.cluster
+	var answer op.MappedResponse
+	err := c.after(ctx, c.ask(Call{Method: MappedExtents, Node: n.id, Group: g}), func() (err error) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		answer, err = c.groups[g].mapped(&req)
+		return err
+	})
+	return answer, err
+}
+
 // Attach implements volume.Cluster.
 func (n *Node) Attach(ctx context.Context, name string, terms volume.Terms) (volume.Attachment, error) {
 	c := n.cluster

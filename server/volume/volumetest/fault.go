@@ -12,14 +12,15 @@ type Method string
 
 // The methods that faults can be scripted for.
 const (
-	Propose      Method = "propose"
-	Read         Method = "read"
-	Status       Method = "status"
-	Attach       Method = "attach" // of the catalog
-	Detach       Method = "detach"
-	OpenSession  Method = "open session"
-	CloseSession Method = "close session"
-	WatchVolume  Method = "watch volume"
+	Propose       Method = "propose"
+	Read          Method = "read"
+	Status        Method = "status"
+	MappedExtents Method = "mapped extents"
+	Attach        Method = "attach" // of the catalog
+	Detach        Method = "detach"
+	OpenSession   Method = "open session"
+	CloseSession  Method = "close session"
+	WatchVolume   Method = "watch volume"
 )
 
 // Call is one call as a fault script sees it.
@@ -27,7 +28,7 @@ type Call struct {
 	Method Method
 	Node   storage.NodeID
 	Number int             // calls of this cluster, from 1
-	Group  storage.GroupID // Propose, Read, Status
+	Group  storage.GroupID // Propose, Read, Status, MappedExtents
 	Op     op.Op           // Propose
 	Read   op.ReadRequest  // Read
 	Closed bool            // Detach

@@ -251,6 +251,26 @@ func (g *group) status(req *op.StatusRequest) ([]op.Run, error) {
 	return runs, nil
 }
 
+// mappedAtOnce is how many extents an answer names at most, so that small volumes need several.
+const mappedAtOnce = 3
+
+func (g *group) mapped(req *op.MappedRequest) (op.MappedResponse, error) {
+	if err := g.checkRead(req.Volume, req.Generation); err != nil {
+		return op.MappedResponse{}, err
+	}
+	var found []storage.ExtentIndex
+	for key, e := range g.extents {
+		if key.volume == req.Volume && req.First <= key.extent && key.extent < req.End && slices.Contains(e.mapped[:], true) {
+			found = append(found, key.extent)
+		}
+	}
+	slices.Sort(found)
+	if len(found) > mappedAtOnce {
+		return op.MappedResponse{Next: found[mappedAtOnce], Extents: found[:mappedAtOnce]}, nil
+	}
+	return op.MappedResponse{Next: req.End, Extents: found}, nil
+}
+
 func refuse(kind storage.Kind, detail uint64, format string, args ...any) op.Result {
 	return op.Result{Kind: kind, Detail: detail, Text: fmt.Sprintf(format, args...)}
 }
