@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"context"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -54,6 +55,23 @@ func (d *disk) look(now time.Time) {
 
 // silent reports that the replicas of this disk must not be heard: it has failed, or hangs.
 func (d *disk) silent() bool { return d.failed.Load() || d.hung.Load() || d.store.Failed() != nil }
+
+// awaitRoom returns when the disk may take entries that change tables, or why not before ctx is done.
+func (d *disk) awaitRoom(ctx context.Context) error {
+	if !d.store.Crowded() {
+		return nil
+	}
+	d.checkpointDue()
+	return d.store.AwaitRoom(ctx)
+}
+
+// checkpointDue has the disk's groups asked soon whether their checkpoints are due. It does not block.
+func (d *disk) checkpointDue() {
+	select {
+	case d.due <- struct{}{}:
+	default: // the disk's turn is coming anyway
+	}
+}
 
 func (d *disk) freeBytes() int64    { return d.free.Load() }
 func (d *disk) reserveBytes() int64 { return d.reserve.Load() }

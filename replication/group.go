@@ -98,6 +98,7 @@ func (g *group) startLocked() error {
 		Gate:       logGate{g.extents.Log(), g.disk.store.Log()},
 		Silent:     g.disk.silent,
 		FreeBytes:  g.disk.freeBytes,
+		Room:       g.disk.awaitRoom,
 		Checkpoint: func() uint64 { return g.extents.Checkpointed().Index },
 		Pull:       g.pull,
 		Verify:     op.VerifyEntry,
@@ -341,6 +342,11 @@ func (g *group) propose(ctx context.Context, data []byte) (op.Result, error) {
 			return op.Result{}, err
 		}
 	}
+	if o.Kind == op.Write || o.Kind == op.Clear {
+		if err := g.awaitRoom(ctx); err != nil {
+			return op.Result{}, err
+		}
+	}
 	release, err := g.admit.acquire(ctx, int64(len(data)))
 	if err != nil {
 		return op.Result{}, storage.E(name, storage.KindUnavailable, "group "+g.id.String(), err)
@@ -380,6 +386,19 @@ func verifiedRequest(data []byte) (op.Op, []byte, error) {
 		err = storage.E("propose", storage.KindCorrupt, "request", fmt.Errorf("%w: %w", errDamagedRequest, err))
 	}
 	return o, payload, err
+}
+
+// awaitRoom waits, no longer than admissionPatience, while the disk cannot take entries that change tables (I9).
+func (g *group) awaitRoom(ctx context.Context) error {
+	if !g.disk.store.Crowded() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, admissionPatience)
+	defer cancel()
+	if err := g.disk.awaitRoom(ctx); err != nil {
+		return storage.E("propose", storage.KindUnavailable, "group "+g.id.String(), err)
+	}
+	return nil
 }
 
 // merge fills a partial write up to whole blocks with what the table holds, in the term that the leader reads it in.

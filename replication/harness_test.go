@@ -35,6 +35,7 @@ type harness struct {
 	// For nodes that start afterwards: what the log keeps beyond its checkpoints (0: default), and Host settings.
 	retainBytes int64
 	cacheBytes  int64 // of entries, in memory
+	tableBytes  int64 // of table pages, in memory
 	configure   func(*Config)
 	damage      atomic.Pointer[func(to storage.NodeID, b []byte)] // changes what a node reads from its peers; nil: nothing
 }
@@ -91,7 +92,7 @@ func (n *simNode) start() {
 	var host atomic.Pointer[Host]
 	var err error
 	n.store, err = extent.Open(extent.Config{FS: fs, Dir: "store", Cluster: simCluster, Store: storeID(n.id),
-		SegmentBytes: 4 << 20, Segment: segment.Config{FreeSegments: 1, RetainBytes: n.h.retainBytes, CacheBytes: n.h.cacheBytes}, ReserveBytes: 1 << 20, CapacityBytes: 1 << 30,
+		SegmentBytes: 4 << 20, Segment: segment.Config{FreeSegments: 1, RetainBytes: n.h.retainBytes, CacheBytes: n.h.cacheBytes}, ReserveBytes: 1 << 20, CapacityBytes: 1 << 30, CacheBytes: n.h.tableBytes,
 		OnCheckpointDue: func(k segment.GroupKey) {
 			if h := host.Load(); h != nil {
 				h.CheckpointDue(k)
@@ -161,7 +162,8 @@ func (c *badConn) Read(b []byte) (int, error) {
 // diskStall makes the syncs of a node's segments wait, as a slow or hanging disk does.
 type diskStall struct {
 	mu     sync.Mutex
-	gate   chan struct{} // closed when syncs pass; nil: they pass
+	gate   chan struct{} // closed when syncs of the log pass; nil: they pass
+	tables chan struct{} // the same for syncs of the tables
 	broken string        // writes and syncs of files under it fail; "": none
 	unread string        // the same for reads
 }
@@ -184,15 +186,35 @@ func (d *diskStall) MaybeError(o errorfs.Op) error {
 			return errorfs.ErrInjected
 		}
 	}
-	if o.Kind == errorfs.OpFileSyncData && strings.Contains(o.Path, "store/log/") {
-		d.mu.Lock()
-		gate := d.gate
-		d.mu.Unlock()
-		if gate != nil {
-			<-gate
-		}
+	var gate chan struct{}
+	d.mu.Lock()
+	switch {
+	case o.Kind == errorfs.OpFileSyncData && strings.Contains(o.Path, "store/log/"):
+		gate = d.gate
+	case isSync(o.Kind) && strings.Contains(o.Path, "store/meta/"):
+		gate = d.tables
+	}
+	d.mu.Unlock()
+	if gate != nil {
+		<-gate
 	}
 	return nil
+}
+
+func isSync(k errorfs.OpKind) bool {
+	return k == errorfs.OpFileSync || k == errorfs.OpFileSyncData || k == errorfs.OpFileSyncTo
+}
+
+// stallTables makes syncs of the tables wait until the returned function is called.
+func (d *diskStall) stallTables() (goOn func()) {
+	gate := make(chan struct{})
+	set := func(c chan struct{}) {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.tables = c
+	}
+	set(gate)
+	return func() { set(nil); close(gate) }
 }
 
 // breaks makes every write and sync of files under path fail from now on.

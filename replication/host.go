@@ -255,10 +255,7 @@ func (h *Host) watchDisks() {
 // CheckpointDue asks for a checkpoint of a group soon; it never blocks. It is what a store's OnCheckpointDue calls.
 func (h *Host) CheckpointDue(key segment.GroupKey) {
 	if g, err := h.group(key.Group); err == nil {
-		select {
-		case g.disk.due <- struct{}{}:
-		default: // the disk's turn is coming anyway
-		}
+		g.disk.checkpointDue()
 	}
 }
 

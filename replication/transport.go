@@ -26,6 +26,9 @@ const (
 	// as much (peer.Config.MaxGroupQueueBytes): without the window a follower that lags is sent what it must refuse, and
 	// never catches up.
 	appendWindowBytes = 8 << 20
+	// roomPatience bounds the wait for room for the entries of a request, from its arrival: half of what its sender
+	// waits for the answer.
+	roomPatience = appendPatience / 2
 	// appendPatience bounds the wait for the answer to a request with entries, and for room in the window.
 	appendPatience = 10 * time.Second
 )
@@ -46,6 +49,9 @@ type TransportConfig struct {
 	Silent func() bool
 	// FreeBytes is sent with every answer; nil for unknown.
 	FreeBytes func() int64
+	// Room returns when entries may be taken, or why not before ctx is done; nil for always. It never waits for anything
+	// that needs this transport.
+	Room func(ctx context.Context) error
 	// Checkpoint is the index of the durable checkpoint, below which the log store may hold nothing; nil for 0.
 	Checkpoint func() uint64
 	// Pull brings the named manifest of another node into a staging area and returns what Restore will be given.
@@ -100,6 +106,9 @@ func NewTransport(cfg TransportConfig) *Transport {
 	}
 	if cfg.FreeBytes == nil {
 		cfg.FreeBytes = func() int64 { return 0 }
+	}
+	if cfg.Room == nil {
+		cfg.Room = func(context.Context) error { return nil }
 	}
 	if cfg.Checkpoint == nil {
 		cfg.Checkpoint = func() uint64 { return 0 }
@@ -480,6 +489,10 @@ func (t *Transport) serveAppend(in *peer.Inbound, req *raft.AppendEntriesRequest
 		in.ReplyDamaged(err)
 		return
 	}
+	if err := t.awaitRoom(in, req); err != nil {
+		in.ReplyError(err)
+		return
+	}
 	out, err := t.deliver(t.ctx, raft.RPC{Command: req})
 	if err != nil {
 		in.ReplyError(err)
@@ -502,6 +515,20 @@ func (t *Transport) serveAppend(in *peer.Inbound, req *raft.AppendEntriesRequest
 	}
 	// I1: take the gate out, and a follower acknowledges what its disk does not hold.
 	t.cfg.Gate.Notify(end, func(err error) { t.replySuccess(in, req.Term, resp, err) })
+}
+
+// awaitRoom holds a request with entries back, or refuses it, while this replica cannot take more. The sender repeats it.
+func (t *Transport) awaitRoom(in *peer.Inbound, req *raft.AppendEntriesRequest) error {
+	if len(req.Entries) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithDeadline(t.ctx, in.Received.Add(roomPatience))
+	defer cancel()
+	// I9: take this out, and a follower whose checkpoints are slow keeps changed pages without end.
+	if err := t.cfg.Room(ctx); err != nil {
+		return t.unavailable("append entries", err)
+	}
+	return nil
 }
 
 func (t *Transport) replySuccess(in *peer.Inbound, term uint64, resp *raft.AppendEntriesResponse, err error) {

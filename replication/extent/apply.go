@@ -23,9 +23,9 @@ type ApplyEntry struct {
 // decoded is no result: from it on nothing is applied or checkpointed here any more, the results are of KindCorrupt, and
 // Damage says why.
 //
-// It waits while checkpoints of this store are being written and too many pages wait for theirs (I9).
+// It waits for the disk only (a page of the tables that is not in memory), and for no checkpoint: those wait for the
+// goroutine that calls it. Store.AwaitRoom is where too much is refused.
 func (g *Group) Apply(entries []ApplyEntry) []op.Result {
-	g.store.unsaved.awaitRoom()
 	results := make([]op.Result, len(entries))
 	for i := range entries {
 		results[i] = g.applyEntry(&entries[i])

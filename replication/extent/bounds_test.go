@@ -1,6 +1,7 @@
 package extent
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"sync"
@@ -32,8 +33,8 @@ func (s *metaStall) MaybeError(o errorfs.Op) error {
 	return nil
 }
 
-// Guards I9: awaitRoom. While the tables' disk stands still and the log goes on, Apply waits before the pages that no
-// checkpoint holds take all memory; it goes on when the checkpoint is written. Removed once; this test failed.
+// Guards I9, and that nothing a checkpoint waits for waits for a checkpoint: while the tables' disk stands still and the log
+// goes on, what is in the log is applied, and it is the taking of more entries that waits.
 func TestStalledCheckpointBoundsMemory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := &metaStall{open: make(chan struct{})}
@@ -50,33 +51,43 @@ func TestStalledCheckpointBoundsMemory(t *testing.T) {
 		}
 		st.on.Store(true)
 		index, term := r.g.Applied()
-		persisted, applied := make(chan error, 1), make(chan struct{})
-		go func() {
-			persisted <- f.Persist(index, term, nil, 0)
-			f.Release()
-		}()
 		const pages = 1000
+		taken := make(chan int)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
 		go func() {
-			defer close(applied)
-			for i := range uint32(pages) {
-				r.ok(r.write(storage.ExtentIndex(i/16), i%16*blocksPerPage*storage.BlockSize, blocks(1, 1)))
+			n := 0
+			for ; n < pages && r.s.AwaitRoom(ctx) == nil; n++ {
+				r.ok(r.write(storage.ExtentIndex(n/16), uint32(n%16)*blocksPerPage*storage.BlockSize, blocks(1, 1)))
 			}
+			taken <- n
 		}()
+		if n := <-taken; n != unsavedShares*64-1 { // and one that is frozen
+			t.Errorf("%d pages were changed while a checkpoint stands still, with room for %d in the cache", n, cfg.CacheBytes/pageMemory)
+		}
+		// Beyond the limit entries are applied as before: the checkpoint has not even begun to write.
+		r.ok(r.write(100, 0, blocks(1, 1)))
+		if err := r.s.AwaitRoom(ctx); !errors.Is(err, storage.ErrUnavailable) {
+			t.Errorf("with no room and no time: %v", err)
+		}
+		waiting, persisted := make(chan error, 1), make(chan error, 1)
+		go func() { waiting <- r.s.AwaitRoom(t.Context()) }()
+		go func() { persisted <- f.Persist(index, term, nil, 0); f.Release() }()
 		time.Sleep(time.Minute)
-		synctest.Wait()
-		r.g.mu.RLock()
-		slots := len(r.g.slots)
-		r.g.mu.RUnlock()
-		if slots < 100 || slots > 300 {
-			t.Errorf("%d pages wait for a checkpoint, with room for %d in the cache", slots, cfg.CacheBytes/pageMemory)
+		select {
+		case err := <-waiting:
+			t.Fatalf("room before the checkpoint is written: %v", err)
+		default:
 		}
 		st.on.Store(false)
 		close(st.open)
 		if err := <-persisted; err != nil {
 			t.Fatal(err)
 		}
-		<-applied
 		r.checkpoint()
+		if err := <-waiting; err != nil {
+			t.Errorf("after the checkpoint: %v", err)
+		}
 		if n := r.s.unsaved.pages.Load(); n != 0 {
 			t.Errorf("%d pages are counted as unsaved after a checkpoint", n)
 		}

@@ -23,7 +23,7 @@ type Frozen struct {
 	seq     uint64               // dirtySince of its pages
 	bytes   int64                // of log, since the freeze before
 
-	done, released bool // persisted; given up by Release; guarded by g.mu
+	done bool // persisted; guarded by g.mu
 }
 
 type pair struct{ key, value []byte }
@@ -59,7 +59,6 @@ func (g *Group) Freeze() (*Frozen, error) {
 	g.dirty = map[versionKey]*page{}
 	clear(g.dirtyVolumes)
 	g.set.live.freeze()
-	g.store.unsaved.begin()
 	g.store.changed.drop(&g.dirtyPages)
 	g.wanted.Store(false)
 	g.dueAnnounced = false
@@ -192,10 +191,6 @@ func (f *Frozen) Release() {
 	g := f.g
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !f.released {
-		f.released = true
-		g.store.unsaved.end()
-	}
 	if g.frozen != f {
 		return
 	}

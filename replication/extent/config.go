@@ -38,7 +38,8 @@ type Config struct {
 	Segment segment.Config
 	// CheckpointBytes is how much log may be written on this disk, over all groups, before a checkpoint is due.
 	CheckpointBytes int64
-	// CacheBytes bounds the table pages kept in memory beside those that no checkpoint holds yet.
+	// CacheBytes bounds the table pages kept in memory beside those that no checkpoint holds yet. Of these AwaitRoom lets
+	// in four times as much.
 	CacheBytes int64
 	// MemTableBytes and BlockCacheBytes are Pebble's.
 	MemTableBytes   int64

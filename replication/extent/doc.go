@@ -23,7 +23,8 @@
 //   - A segment is recycled only when no table refers to it, neither in memory nor in a durable checkpoint, staging
 //     or open manifest (I1, I6).
 //   - A replica that receives a manifest is what it was until Install, and all of the manifest after it (I7, I8).
-//   - Memory is bounded by CacheBytes beside the pages that were changed since the last checkpoint (I9).
+//   - Memory is bounded by CacheBytes beside the pages that were changed since the last checkpoint, and those by what
+//     AwaitRoom lets in: Apply never waits for a checkpoint (I9).
 //
 // # Concurrency
 //

@@ -480,7 +480,7 @@ func (s *Store) shareLocked() {
 	s.cached.set(pages-pages/4, pages/4/n)
 	s.changed.set(2*pages, 2*pages/n)
 	s.written.set(s.cfg.CheckpointBytes, s.cfg.CheckpointBytes/n)
-	s.unsaved.limit.Store(unsavedShares * pages)
+	s.unsaved.setLimit(unsavedShares * pages)
 }
 
 // Close stops what runs in the background, closes the log (which syncs it) and the database. Nothing may use the
