@@ -41,6 +41,8 @@ type Config struct {
 	Cluster Cluster
 	// Version is what Cluster.Version answers.
 	Version Version
+	// Ready returns why no request can be answered yet, an error of KindUnavailable; nil: every request can.
+	Ready func() error
 	// TLS makes the server speak TLS only; nil: plain text.
 	TLS *tls.Config
 	// Limits bound what callers can take.
@@ -175,7 +177,12 @@ func (s *Server) intercept(ctx context.Context, request any, info *grpc.UnarySer
 	ctx, cancel := context.WithTimeout(ctx, s.config.Limits.Timeout)
 	defer cancel()
 	began := time.Now()
-	answer, err = handler(ctx, request)
+	if s.config.Ready != nil {
+		err = s.config.Ready()
+	}
+	if err == nil {
+		answer, err = handler(ctx, request)
+	}
 	s.metrics.observe(info.FullMethod, err, time.Since(began))
 	if err != nil {
 		if storage.KindOf(err) == storage.KindInternal {

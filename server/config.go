@@ -7,10 +7,12 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/hostport"
 	"github.com/storaged/storaged/internal/size"
 	"github.com/storaged/storaged/internal/tlsfiles"
 )
@@ -19,10 +21,11 @@ import (
 // the environment (STORAGED_DATA_DIR for --data-dir) and docs/storaged.md are made from this one struct: the tags are
 // the flag's name, its default and its help.
 type Config struct {
-	DataDir string `flag:"data-dir" help:"directory of this node's data; made if it does not exist"`
-	Name    string `flag:"name" help:"name of this node, as people see it (default: the host's name)"`
-	Zone    string `flag:"zone" help:"failure domain of this node (rack, room, site); replicas of a group lie in different zones where possible"`
-	Join    string `flag:"join" help:"peer address (host or host:port) of any node of the cluster to join; without it, an empty data directory becomes a new cluster of one node"`
+	DataDir   string `flag:"data-dir" help:"directory of this node's data; made if it does not exist"`
+	Name      string `flag:"name" help:"name of this node, as people see it (default: the host's name)"`
+	Zone      string `flag:"zone" help:"failure domain of this node (rack, room, site); replicas of a group lie in different zones where possible"`
+	Bootstrap bool   `flag:"bootstrap" help:"with an empty data directory: make a new cluster. Together with --join, the same list on all nodes, the first node of the list makes it once all others have answered that they have none either. With a directory that is a node already it does nothing"`
+	Join      string `flag:"join" help:"peer addresses (host or host:port, separated by commas) of nodes of the cluster to join; a node that has joined finds the others there, should all addresses have changed"`
 
 	ListenPeer string `flag:"listen-peer" default:":7001" help:"address for the other nodes (Raft, data and repair)"`
 	ListenAPI  string `flag:"listen-api" default:":7000" help:"address of the gRPC API that storagectl speaks"`
@@ -76,6 +79,14 @@ func (c *Config) Validate() error {
 		{"listen-nbd", c.ListenNBD}, {"listen-http", c.ListenHTTP}} {
 		if _, _, err := net.SplitHostPort(a.addr); err != nil {
 			bad(a.flag, "%q is no host:port", a.addr)
+		}
+	}
+	if _, err := c.joins(); err != nil {
+		bad("join", "%v", err)
+	}
+	if c.Advertise != "" {
+		if _, err := hostport.Host(c.Advertise); err != nil {
+			bad("advertise", "%v", err)
 		}
 	}
 	if len(c.Name) > 63 || strings.ContainsAny(c.Name, " \t\n/") {
@@ -134,13 +145,34 @@ func (c *Config) setDefaults() error {
 		return err
 	}
 	c.DataDir = dir
-	if c.Join != "" {
-		if _, _, err := net.SplitHostPort(c.Join); err != nil {
-			c.Join = net.JoinHostPort(strings.Trim(c.Join, "[]"), "7001")
-		}
-	}
 	return nil
 }
+
+// peerPort is the port of an address in --join that names none.
+const peerPort = "7001"
+
+// joins returns the addresses of --join, with their ports.
+func (c *Config) joins() (addrs []string, err error) {
+	if c.Join == "" {
+		return nil, nil
+	}
+	for text := range strings.SplitSeq(c.Join, ",") {
+		addr, err := hostport.Parse(strings.TrimSpace(text), peerPort)
+		if err != nil {
+			return nil, fmt.Errorf("%w (addresses are separated by commas: a,b,c)", err)
+		}
+		if slices.Contains(addrs, addr) {
+			return nil, fmt.Errorf("%s is in it twice", addr)
+		}
+		addrs = append(addrs, addr)
+	}
+	if len(addrs) > maxJoins {
+		return nil, fmt.Errorf("%d addresses; use at most %d", len(addrs), maxJoins)
+	}
+	return addrs, nil
+}
+
+const maxJoins = 64
 
 // advertised returns the address under which others reach a listener.
 func (c *Config) advertised(listening net.Addr) string {
@@ -148,8 +180,8 @@ func (c *Config) advertised(listening net.Addr) string {
 	if err != nil {
 		return listening.String()
 	}
-	if c.Advertise != "" {
-		return net.JoinHostPort(c.Advertise, port)
+	if name, err := hostport.Host(c.Advertise); err == nil {
+		return net.JoinHostPort(name, port)
 	}
 	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
 		if name, err := os.Hostname(); err == nil {

@@ -14,7 +14,7 @@ import (
 func startNode(t *testing.T, edits ...func(*Config)) *node {
 	t.Helper()
 	const any = "127.0.0.1:0"
-	config := Config{DataDir: t.TempDir(), Name: "a", ListenPeer: any, ListenAPI: any, ListenNBD: any, ListenHTTP: any,
+	config := Config{DataDir: t.TempDir(), Name: "a", Bootstrap: true, ListenPeer: any, ListenAPI: any, ListenNBD: any, ListenHTTP: any,
 		SegmentBytes: 4 << 20, FreeSegments: 2, CacheBytes: 4 << 20, LogCacheBytes: 4 << 20, Replicas: 1, Groups: 2,
 		HeartbeatTimeout: 100 * time.Millisecond, ReadMode: "lease", MaxAppendEntries: 64, NBDConnections: 16,
 		LogLevel: "error", LogFormat: "text", ShutdownTimeout: 10 * time.Second}

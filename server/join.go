@@ -19,8 +19,6 @@ import (
 	"github.com/storaged/storaged/server/control"
 )
 
-const joinRetry = 500 * time.Millisecond
-
 // settleIdentity finds out who this node is: who it was, the first node of a new cluster, or a new member of one.
 func (n *node) settleIdentity(ctx context.Context) error {
 	id, err := control.LoadIdentity(vfs.Default, n.catalogDir())
@@ -30,11 +28,37 @@ func (n *node) settleIdentity(ctx context.Context) error {
 		return n.checkJoin(ctx)
 	case !errors.Is(err, storage.ErrNotFound):
 		return err
-	case n.config.Join != "":
-		return n.join(ctx)
-	default:
+	}
+	if err := n.checkEmpty(); err != nil {
+		return err
+	}
+	joins, err := n.config.joins()
+	switch {
+	case err != nil:
+		return err
+	case len(joins) > 0:
+		err = n.findCluster(ctx, joins)
+		n.waits.Store(nil)
+		return err
+	case n.config.Bootstrap:
 		return n.makeCluster()
 	}
+	return storage.E("start", storage.KindInvalid, "data directory "+n.config.DataDir, errors.New(
+		"it is empty. If this node has run before, its disk is not there: mount it. Otherwise start it with --join HOST, to join "+
+			"a cluster, or with --bootstrap, to make a new one"))
+}
+
+// checkEmpty refuses a directory that has a store in it and does not say of which node: the identity is written before a
+// store is made, so part of the directory is missing.
+func (n *node) checkEmpty() error {
+	if _, err := os.Stat(n.storeDir()); errors.Is(err, os.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return storage.E("start", storage.KindIO, n.storeDir(), err)
+	}
+	return storage.E("start", storage.KindCorrupt, "data directory "+n.config.DataDir, fmt.Errorf(
+		"it has a store (%s) and not the file that says which node it is of (%s): bring the catalog directory back, or start with "+
+			"an empty data directory and --join HOST", n.storeDir(), filepath.Join(n.catalogDir(), "node.json")))
 }
 
 // makeCluster makes this node the first of a new cluster.
@@ -56,93 +80,37 @@ func (n *node) makeCluster() error {
 	return nil
 }
 
-// join asks a node of a cluster for an identity, again and again until it answers or ctx is done. The store's id is
-// written down first: a lost answer, or a crash before it was saved, must not make a second node.
-func (n *node) join(ctx context.Context) error {
-	store, err := n.pendingStore()
-	if err != nil {
-		return err
-	}
-	usage, err := vfs.Default.GetDiskUsage(n.config.DataDir)
-	if err != nil {
-		return storage.E("join", storage.KindIO, n.config.DataDir, err)
-	}
-	capacity := int64(usage.TotalBytes)
-	if n.config.CapacityBytes > 0 {
-		capacity = min(capacity, int64(n.config.CapacityBytes))
-	}
-	asker, err := n.stranger(storage.ClusterID{})
-	if err != nil {
-		return err
-	}
-	defer asker.Close()
-	for attempt := 0; ; attempt++ {
-		response, err := control.Join(ctx, n.self(store, capacity), func(ctx context.Context, body []byte) ([]byte, error) {
-			resp, err := asker.CallAddr(ctx, n.config.Join, &peer.Request{Method: peer.MethodJoin, Payload: [][]byte{body}})
-			if err != nil {
-				return nil, err
-			}
-			defer resp.Release()
-			return append([]byte(nil), resp.Payload...), nil
-		})
-		if err == nil {
-			if n.identity, err = control.SaveJoin(control.Config{Dir: n.catalogDir()}, response); err != nil {
-				return err
-			}
-			n.logger.Info("joined", "cluster", n.identity.Cluster, "node", n.identity.Node)
-			return nil
-		}
-		k := storage.KindOf(err)
-		if errors.Is(err, storage.ErrPermission) { // the greeting was refused
-			k = storage.KindPermission
-		}
-		if k != storage.KindUnavailable && k != storage.KindNotLeader && k != storage.KindCanceled {
-			return storage.E("join", k, n.config.Join, err)
-		}
-		if attempt%20 == 0 {
-			n.logger.Info("waiting for the cluster to answer", "join", n.config.Join, "error", err)
-		}
-		select {
-		case <-ctx.Done():
-			return storage.E("join", storage.KindCanceled, n.config.Join, ctx.Err())
-		case <-time.After(joinRetry):
-		}
-	}
-}
-
-// checkJoin refuses a data directory that belongs to another cluster than the one --join names. A node that does not
+// checkJoin refuses a data directory that belongs to another cluster than the nodes that --join names. A node that does not
 // answer is no reason not to resume.
 func (n *node) checkJoin(ctx context.Context) error {
-	if n.config.Join == "" {
-		return nil
+	joins, err := n.config.joins()
+	if err != nil || len(joins) == 0 {
+		return err
 	}
-	asker, err := n.stranger(n.identity.Cluster)
+	asker, err := n.stranger()
 	if err != nil {
 		return err
 	}
 	defer asker.Close()
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	resp, err := asker.CallAddr(ctx, n.config.Join, &peer.Request{Method: peer.MethodNodeInfo})
-	if err == nil {
-		resp.Release()
-		return nil
-	}
-	if errors.Is(err, storage.ErrPermission) { // the greeting was refused: another cluster answers there
-		return storage.E("join", storage.KindConflict, n.config.Join, fmt.Errorf(
-			"the data directory %s belongs to another cluster, %s: use an empty one to join, or leave --join out to resume",
-			n.config.DataDir, n.identity.Cluster))
+	for _, a := range greetAll(ctx, asker, joins) {
+		if a.err == nil && !a.who.Cluster.IsZero() && a.who.Cluster != n.identity.Cluster {
+			return storage.E("join", storage.KindConflict, a.addr, fmt.Errorf(
+				"the data directory %s belongs to another cluster, %v, than the node that answers there, %v: use an empty one to "+
+					"join, or leave --join out to resume", n.config.DataDir, n.identity.Cluster, a.who.Cluster))
+		}
 	}
 	return nil
 }
 
-// stranger makes a transport that can only ask.
-func (n *node) stranger(cluster storage.ClusterID) (*peer.Transport, error) {
+// stranger makes a transport that can only ask: it belongs to no cluster.
+func (n *node) stranger() (*peer.Transport, error) {
 	tlsConfig, err := n.config.peerTLS()
 	if err != nil {
 		return nil, err
 	}
-	return peer.New(peer.Config{Cluster: cluster, TLS: tlsConfig, Logger: n.logger})
+	return peer.New(peer.Config{TLS: tlsConfig, Speaker: n.speaker(), Logger: n.logger})
 }
 
 const pendingFile = "store-id.json"

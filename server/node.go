@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -58,6 +59,9 @@ type node struct {
 	api       *api.Server
 	http      *http.Server
 
+	instance uint64                         // random: this process, in greetings
+	waits    atomic.Pointer[string]         // what a node without a cluster waits for
+	running  atomic.Bool                    // every part has been made: what is asked of this node may look at them
 	exports  atomic.Pointer[export.Backend] // nil until the gateway has started; reports are sent before
 	serving  atomic.Bool                    // NBD and API accept
 	mute     atomic.Bool                    // the catalog's disk has failed: its Raft group must not hear this node
@@ -103,16 +107,18 @@ func Run(ctx context.Context, config Config, logs io.Writer) error {
 
 // newNode makes a node that has not started, of a configuration whose defaults are filled in.
 func newNode(config Config, logger *slog.Logger) *node {
-	n := &node{config: config, logger: logger, metrics: prometheus.NewRegistry(), failures: make(chan error, 16)}
+	n := &node{config: config, logger: logger, metrics: prometheus.NewRegistry(), failures: make(chan error, 16),
+		instance: max(1, mathrand.Uint64())}
 	n.serveCtx, n.cancelServe = context.WithCancel(context.Background())
 	n.controlCtx, n.cancelControl = context.WithCancel(context.Background())
 	n.peersCtx, n.cancelPeers = context.WithCancel(context.Background())
 	return n
 }
 
-// start brings everything up, from the disk to the hosts.
+// start brings everything up, from the disk to the hosts. People are answered first, and until the rest is there with what it
+// waits for.
 func (n *node) start(ctx context.Context) error {
-	for _, step := range []func(context.Context) error{n.openDirectory, n.listen, n.settleIdentity, n.openStore,
+	for _, step := range []func(context.Context) error{n.openDirectory, n.listen, n.answerPeople, n.settleIdentity, n.openStore,
 		n.startPeers, n.startControl, n.startGateway, n.serve} {
 		if err := step(ctx); err != nil {
 			return err
@@ -162,6 +168,39 @@ func (n *node) listen(context.Context) error {
 		open(&l.unix, "unix", c.NBDSocket, "nbd-socket"), open(&l.pprof, "tcp", c.Pprof, "listen-pprof"))
 }
 
+// answerPeople serves health, metrics and the API. The API refuses every request until the node runs.
+func (n *node) answerPeople(context.Context) error {
+	apiTLS, err := n.config.apiTLS()
+	if err != nil {
+		return err
+	}
+	n.api, err = api.NewServer(api.Config{Cluster: &view{n}, Version: api.BuildVersion(version.Version), TLS: apiTLS,
+		Ready: n.answers, Logger: n.logger, Metrics: n.metrics})
+	if err != nil {
+		return err
+	}
+	n.http = newHTTPServer(httpHandler(n.metrics, n.unhealthy, n.unready, n.warnings))
+	n.goRun(&n.peersWG, "http", func() error { return ignoreClosed(n.http.Serve(n.listeners.http)) })
+	n.goRun(&n.serveWG, "api", func() error { return n.api.Serve(n.serveCtx, n.listeners.api) })
+	return nil
+}
+
+// answers returns why the node cannot answer requests at all yet.
+func (n *node) answers() error {
+	if n.running.Load() {
+		return nil
+	}
+	return storage.E("ask", storage.KindUnavailable, "node "+n.config.Name, errors.New(n.starting()))
+}
+
+// starting says what a node that does not run yet is doing.
+func (n *node) starting() string {
+	if why := n.waits.Load(); why != nil {
+		return "it has no cluster yet and waits: " + *why
+	}
+	return "it is starting or stopping"
+}
+
 // self is what the node tells the cluster about itself.
 func (n *node) self(store storage.StoreID, capacityBytes int64) catalog.AddNode {
 	c, l := &n.config, &n.listeners
@@ -204,7 +243,7 @@ func (n *node) startPeers(context.Context) error {
 			}
 			return n.control.Resolve(id)
 		},
-		TLS: tlsConfig, Logger: n.logger, Metrics: n.metrics})
+		TLS: tlsConfig, Speaker: n.speaker(), Logger: n.logger, Metrics: n.metrics})
 	if err != nil {
 		return err
 	}
@@ -288,22 +327,11 @@ func (n *node) startGateway(context.Context) error {
 	n.exports.Store(exports)
 	n.nbd, err = nbd.NewServer(nbd.Config{Backend: exports, TLS: tlsConfig,
 		RequireTLS: n.config.NBDTLSRequire, MaxConnections: n.config.NBDConnections, Logger: n.logger, Metrics: n.metrics})
-	if err != nil {
-		return err
-	}
-	apiTLS, err := n.config.apiTLS()
-	if err != nil {
-		return err
-	}
-	n.api, err = api.NewServer(api.Config{Cluster: &view{n}, Version: api.BuildVersion(version.Version), TLS: apiTLS,
-		Logger: n.logger, Metrics: n.metrics})
 	return err
 }
 
 // serve opens the doors to hosts and people.
 func (n *node) serve(ctx context.Context) error {
-	n.http = newHTTPServer(httpHandler(n.metrics, n.unhealthy, n.unready, n.warnings))
-	n.goRun(&n.peersWG, "http", func() error { return ignoreClosed(n.http.Serve(n.listeners.http)) })
 	if n.listeners.pprof != nil {
 		profiler := newHTTPServer(pprofHandler())
 		n.goRun(&n.peersWG, "pprof", func() error { return ignoreClosed(profiler.Serve(n.listeners.pprof)) })
@@ -312,9 +340,10 @@ func (n *node) serve(ctx context.Context) error {
 	if n.listeners.unix != nil {
 		n.goRun(&n.serveWG, "nbd socket", func() error { return n.nbd.Serve(n.serveCtx, n.listeners.unix) })
 	}
-	n.goRun(&n.serveWG, "api", func() error { return n.api.Serve(n.serveCtx, n.listeners.api) })
 	n.goRun(&n.serveWG, "attachments", func() error { n.cluster.tidy(n.serveCtx); return nil })
+	n.running.Store(true)
 	n.serving.Store(true)
+	n.api.SetServing(true)
 	n.logger.Info("serving", "node", n.identity.Node, "name", n.config.Name, "cluster", n.identity.Cluster,
 		"nbd", n.listeners.nbd.Addr(), "api", n.listeners.api.Addr(), "peers", n.listeners.peer.Addr(), "http", n.listeners.http.Addr())
 	return ctx.Err()
@@ -395,6 +424,9 @@ func (n *node) stop() error {
 
 // unhealthy returns what is broken on this node for good.
 func (n *node) unhealthy() (ps []problem) {
+	if !n.running.Load() {
+		return nil
+	}
 	if err := n.store.Failed(); err != nil {
 		ps = append(ps, problem{"store " + n.storeDir(), "the disk has failed: " + err.Error()})
 	}
@@ -403,6 +435,9 @@ func (n *node) unhealthy() (ps []problem) {
 
 // warnings returns what is wrong on this node and mended by others: damaged replicas come back as new members.
 func (n *node) warnings() (ps []problem) {
+	if !n.running.Load() {
+		return nil
+	}
 	for _, s := range n.host.Status() {
 		if s.Role == "damaged" {
 			ps = append(ps, problem{"group " + s.Group.String(), "this node's replica keeps out until the group has made it anew: " + s.Reason})
@@ -413,6 +448,9 @@ func (n *node) warnings() (ps []problem) {
 
 // unready returns what keeps this node from serving now.
 func (n *node) unready() []problem {
+	if !n.running.Load() {
+		return []problem{{"node", n.starting()}}
+	}
 	ps := n.unhealthy()
 	if !n.serving.Load() {
 		ps = append(ps, problem{"node", "it is starting or stopping"})

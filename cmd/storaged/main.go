@@ -86,18 +86,24 @@ func serveCommand() *cobra.Command {
 	var config server.Config
 	var file string
 	c := &cobra.Command{
-		Use:   "serve --data-dir DIR [--join HOST]",
+		Use:   "serve --data-dir DIR [--bootstrap] [--join HOST,...]",
 		Short: "Run a node",
 		Long: `Run a node until SIGTERM or SIGINT.
 
-With an empty data directory and no --join, the directory becomes a new cluster of one node, which is a working store
+With an empty data directory and --bootstrap, the directory becomes a new cluster of one node, which is a working store
 with one replica of everything. Nodes that are started with --join HOST become members of HOST's cluster; with three of
-them, every group grows to three replicas by itself. A second start with the same data directory resumes what it is.
+them, every group grows to three replicas by itself. A second start with the same data directory resumes what it is,
+whatever these flags say. An empty directory with neither of them is refused: it may be a disk that is not mounted.
+
+With --bootstrap and --join a,b,c together, the same on all nodes, a node with an empty directory asks all others of the
+list. It joins the cluster of any of them; only if each has answered that it has none does the first of the list make a
+new one, and the others join it. While one does not answer they wait and say so, in the log and at /readyz.
 A node that was removed from its cluster while it was away ends with exit code 2 as soon as another node tells it so.
 
 Every flag can be given in the environment too (--data-dir as STORAGED_DATA_DIR) or in a YAML file (--config) whose
 keys are the flags' names. The command line wins over the environment, the environment over the file.`,
-		Example: `  storaged serve --data-dir /var/lib/storaged
+		Example: `  storaged serve --data-dir /var/lib/storaged --bootstrap
+  storaged serve --data-dir /var/lib/storaged --bootstrap --join storage-1,storage-2,storage-3
   storaged serve --data-dir /var/lib/storaged --join storage-1 --zone rack-b`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -105,17 +105,26 @@ func (c *Cluster) Start(ctx context.Context) error {
 	return nil
 }
 
-// StartNode starts node i and returns when it is ready. On its first start, a node other than 0 joins node 0.
+// StartNode starts node i and returns when it is ready. On its first start, node 0 makes the cluster and the others join it.
 func (c *Cluster) StartNode(ctx context.Context, i int) error {
 	n := c.nodes[i]
-	join := ""
-	if i > 0 && !n.joined() {
-		join = c.nodes[0].Peer
+	line := n.CommandLine("")
+	switch {
+	case n.joined():
+	case i == 0:
+		line = append(line, "--bootstrap")
+	default:
+		line = n.CommandLine(c.nodes[0].Peer)
 	}
-	if err := n.start(join); err != nil {
+	return c.StartNodeBy(ctx, i, line)
+}
+
+// StartNodeBy starts node i by a command line, of which most comes from CommandLine, and returns when it is ready.
+func (c *Cluster) StartNodeBy(ctx context.Context, i int, line []string) error {
+	if err := c.nodes[i].start(line); err != nil {
 		return err
 	}
-	return n.WaitReady(ctx)
+	return c.nodes[i].WaitReady(ctx)
 }
 
 // Nodes returns all nodes, running or not, in order.

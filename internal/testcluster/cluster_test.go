@@ -29,6 +29,7 @@ func standIn(mode string, args []string) int {
 	flags := flag.NewFlagSet("serve", flag.ContinueOnError)
 	http1 := flags.String("listen-http", "", "")
 	join := flags.String("join", "", "")
+	bootstrap := flags.Bool("bootstrap", false, "")
 	for _, name := range []string{"data-dir", "name", "zone", "listen-peer", "listen-api", "listen-nbd"} {
 		flags.String(name, "", "")
 	}
@@ -37,7 +38,7 @@ func standIn(mode string, args []string) int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	fmt.Printf("join=%q\n", *join)
+	fmt.Printf("join=%q bootstrap=%v\n", *join, *bootstrap)
 	http.HandleFunc("/readyz", func(http.ResponseWriter, *http.Request) {})
 	go func() { fmt.Println(http.ListenAndServe(*http1, nil)) }()
 	<-ctx.Done()
@@ -76,9 +77,9 @@ func TestStartAndStop(t *testing.T) {
 		if n.PID() == 0 {
 			t.Errorf("%s does not run", n.Name)
 		}
-		want := `join=""`
+		want := `join="" bootstrap=true`
 		if i > 0 {
-			want = fmt.Sprintf("join=%q", c.Node(0).Peer)
+			want = fmt.Sprintf("join=%q bootstrap=false", c.Node(0).Peer)
 		}
 		if log := n.LogTail(5); !strings.Contains(log, want) {
 			t.Errorf("%s printed %q, want %q", n.Name, log, want)
@@ -119,7 +120,7 @@ func TestKillPauseResumeRestart(t *testing.T) {
 	if err := c.StartNode(t.Context(), 2); err != nil {
 		t.Fatal(err)
 	}
-	if log := n.LogTail(1); log != `join=""` {
+	if log := n.LogTail(1); log != `join="" bootstrap=false` {
 		t.Errorf("a node that belongs to a cluster joined again: %q", log)
 	}
 }

@@ -114,13 +114,13 @@ func (n *Node) serveArgs(join string) []string {
 	return append(args, n.args...)
 }
 
-// CommandLine returns what starts the node; join is the peer address of the node to join, empty for none.
+// CommandLine returns what starts the node again; join is the peer address of the node to join, empty for none.
 func (n *Node) CommandLine(join string) []string {
 	return slices.Concat(n.prefix, n.cfg.Command, n.serveArgs(join))
 }
 
-// start starts the process and returns at once.
-func (n *Node) start(join string) error {
+// start starts the process, by line, and returns at once.
+func (n *Node) start(line []string) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.proc != nil {
@@ -131,7 +131,6 @@ func (n *Node) start(join string) error {
 		return fmt.Errorf("testcluster: %w", err)
 	}
 	defer log.Close()
-	line := n.CommandLine(join)
 	cmd := exec.Command(line[0], line[1:]...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

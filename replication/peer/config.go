@@ -25,6 +25,8 @@ type Config struct {
 	// Client makes this the Transport of a gateway outside of the nodes: Self is 0, there is no Listener, Cluster is
 	// required. It may call the methods that serve gateways, at any node.
 	Client bool
+	// Speaker is what every hello tells of this process. An Instance of 0 is chosen at random.
+	Speaker Speaker
 	// Listener accepts other nodes' connections; nil: none are accepted. The Transport closes it.
 	Listener net.Listener
 	// Dial opens a connection; nil: TCP.
@@ -131,6 +133,7 @@ func (c Config) Validate() error {
 	}
 	refuse(c.Self != 0 && c.Cluster.IsZero(), "a node with an id needs a cluster id")
 	refuse(c.Self == 0 && c.Listener != nil, "a node without an id cannot accept connections")
+	refuse(len(c.Speaker.Address) > MaxAddressBytes, "the address of the node has more than %d bytes", MaxAddressBytes)
 	refuse(c.Client && c.Self != 0, "a client has no node's id")
 	refuse(c.Client && c.Cluster.IsZero(), "a client needs a cluster id")
 	for name, n := range map[string]int64{

@@ -28,6 +28,26 @@ func (e *SendError) Error() string {
 // Unwrap returns the cause.
 func (e *SendError) Unwrap() error { return e.Err }
 
+// SecondProcessError is the cause of a refused greeting: another process, which is still heard, is this node too. Find it with
+// errors.As.
+type SecondProcessError struct {
+	Node  storage.NodeID
+	Other Speaker // the process that was there before
+}
+
+// Error implements error.
+func (e *SecondProcessError) Error() string {
+	return fmt.Sprintf("another process is node %v, too: instance %016x, %s, at %s", e.Node, e.Other.Instance,
+		orUnknown(e.Other.Process), orUnknown(e.Other.Address))
+}
+
+func orUnknown(s string) string {
+	if s == "" {
+		return "unknown"
+	}
+	return s
+}
+
 // RemoteError is the cause of an error that the peer's handler answered with. Find it with errors.As.
 type RemoteError struct {
 	Node storage.NodeID

@@ -13,8 +13,18 @@ import (
 // ProtocolVersion is the version of the peer protocol that this code speaks.
 const ProtocolVersion = 2
 
-// helloBytes is the length of a hello and of its answer; layout in docs/format/peer.md.
-const helloBytes = 56
+// helloBytes is the length of a hello and of its answer, helloStartBytes that of the part which is the same in every version;
+// layout in docs/format/peer.md.
+const (
+	helloBytes      = 400
+	helloStartBytes = 10
+)
+
+// MaxAddressBytes and MaxProcessBytes bound two texts of a hello.
+const (
+	MaxAddressBytes = 255
+	MaxProcessBytes = 63
+)
 
 const (
 	helloMagic  = "STPEERHI" // from the side that dialled
@@ -30,6 +40,20 @@ type hello struct {
 	from    storage.NodeID // the speaker; 0: has no id yet
 	to      storage.NodeID // whom the speaker wants to reach; 0: whoever it is
 	nonce   uint64         // the same on all connections of a set
+	speaker Speaker
+}
+
+// Speaker is the process that says a hello. In an answer of helloSecondProcess it is the process that was there before.
+type Speaker struct {
+	Instance uint64 // random, new at every start; 0: not told
+	Starts   uint64 // how often the node has been started: of two addresses of one node that with more starts is the newer
+	List     uint64 // of a node without a cluster: the list of nodes that make one together (see Founders); 0: it only joins
+	Address  string // at which the node is reached, HOST:PORT; empty: not told
+	Process  string // for people: host and process id
+}
+
+func (s *Speaker) cut() {
+	s.Address, s.Process = s.Address[:min(len(s.Address), MaxAddressBytes)], s.Process[:min(len(s.Process), MaxProcessBytes)]
 }
 
 type helloCode uint8
@@ -48,6 +72,7 @@ const (
 	helloTooMany       helloCode = 21
 	helloWithoutNodeID helloCode = 22
 	helloClientsOnly   helloCode = 23
+	helloSecondProcess helloCode = 24
 )
 
 func (h *hello) appendTo(b []byte, magic string) []byte {
@@ -59,21 +84,53 @@ func (h *hello) appendTo(b []byte, magic string) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(h.from))
 	b = binary.LittleEndian.AppendUint32(b, uint32(h.to))
 	b = binary.LittleEndian.AppendUint64(b, h.nonce)
+	s := h.speaker
+	s.cut()
+	b = binary.LittleEndian.AppendUint64(b, s.Instance)
+	b = binary.LittleEndian.AppendUint64(b, s.Starts)
+	b = binary.LittleEndian.AppendUint64(b, s.List)
+	b = appendText(b, s.Address, MaxAddressBytes)
+	b = appendText(b, s.Process, MaxProcessBytes)
 	b = append(b, 0, 0, 0, 0, 0, 0, 0, 0)
 	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b[at:], castagnoli))
 }
 
+// appendText appends a length and a field of limit bytes that begins with text; the rest is zeroes.
+func appendText(b []byte, text string, limit int) []byte {
+	b = append(b, byte(len(text)))
+	b = append(b, text...)
+	return append(b, make([]byte, limit-len(text))...)
+}
+
+// parseText is the inverse of appendText for b, whose first byte is the length. What is not printable ASCII is refused: it goes
+// to logs and terminals.
+func parseText(b []byte) (string, error) {
+	n := int(b[0])
+	if n >= len(b) {
+		return "", errors.New("a text in the peer's greeting is longer than its field")
+	}
+	for _, c := range b[1 : 1+n] {
+		if c <= ' ' || c > '~' {
+			return "", errors.New("a text in the peer's greeting has characters that it cannot have")
+		}
+	}
+	return string(b[1 : 1+n]), nil
+}
+
 var errNotAPeer = errors.New("the other side does not speak the peer protocol of storaged")
 
-// parseHello checks and decodes b, which holds helloBytes bytes. A message of another version is decoded as far as
-// all versions agree: magic, version, and nothing else.
-func parseHello(b []byte, magic string) (h hello, err error) {
+// parseVersion checks the part of a hello that all versions agree on.
+func parseVersion(b []byte, magic string) (uint16, error) {
 	if string(b[:8]) != magic {
-		return h, errNotAPeer
+		return 0, errNotAPeer
 	}
-	h.version = binary.LittleEndian.Uint16(b[8:])
-	if h.version != ProtocolVersion {
-		return h, nil
+	return binary.LittleEndian.Uint16(b[8:]), nil
+}
+
+// parseHello checks and decodes b, which holds helloBytes bytes of a message of this version.
+func parseHello(b []byte, magic string) (h hello, err error) {
+	if h.version, err = parseVersion(b, magic); err != nil {
+		return h, err
 	}
 	if crc32.Checksum(b[:helloBytes-4], castagnoli) != binary.LittleEndian.Uint32(b[helloBytes-4:]) {
 		return h, errors.New("the checksum of the peer's greeting does not match")
@@ -83,12 +140,26 @@ func parseHello(b []byte, magic string) (h hello, err error) {
 	h.from = storage.NodeID(binary.LittleEndian.Uint32(b[28:]))
 	h.to = storage.NodeID(binary.LittleEndian.Uint32(b[32:]))
 	h.nonce = binary.LittleEndian.Uint64(b[36:])
-	return h, nil
+	h.speaker.Instance = binary.LittleEndian.Uint64(b[44:])
+	h.speaker.Starts = binary.LittleEndian.Uint64(b[52:])
+	h.speaker.List = binary.LittleEndian.Uint64(b[60:])
+	if h.speaker.Address, err = parseText(b[68 : 69+MaxAddressBytes]); err != nil {
+		return h, err
+	}
+	h.speaker.Process, err = parseText(b[69+MaxAddressBytes : 70+MaxAddressBytes+MaxProcessBytes])
+	return h, err
 }
 
+// readHello reads a hello. Of another version's it reads, and returns, the version only: the rest has another length.
 func readHello(r io.Reader, magic string) (hello, error) {
 	var b [helloBytes]byte
-	if _, err := io.ReadFull(r, b[:]); err != nil {
+	if _, err := io.ReadFull(r, b[:helloStartBytes]); err != nil {
+		return hello{}, err
+	}
+	if version, err := parseVersion(b[:], magic); err != nil || version != ProtocolVersion {
+		return hello{version: version}, err
+	}
+	if _, err := io.ReadFull(r, b[helloStartBytes:]); err != nil {
 		return hello{}, err
 	}
 	return parseHello(b[:], magic)
@@ -105,10 +176,10 @@ func (h *hello) judge(cluster storage.ClusterID, self storage.NodeID) helloCode 
 	switch {
 	case h.version != ProtocolVersion:
 		return helloWrongVersion
-	case h.cluster != cluster && !(stranger && h.code != helloClient && h.cluster.IsZero()):
-		return helloWrongCluster
 	case self == 0:
 		return helloWithoutNodeID
+	case h.cluster != cluster && !(stranger && h.code != helloClient && h.cluster.IsZero()):
+		return helloWrongCluster
 	case h.to != 0 && h.to != self, h.from == self:
 		return helloWrongNode
 	case h.lane >= laneCount, h.code != helloPart && h.code != helloLone && h.code != helloClient, stranger && h.code == helloPart,
@@ -124,11 +195,13 @@ func (h *hello) refusal(sent hello) error {
 	case h.version != ProtocolVersion || h.code == helloWrongVersion:
 		return storage.E("", storage.KindUnsupported, "", fmt.Errorf(
 			"the peer speaks version %d of the peer protocol, this node version %d", h.version, ProtocolVersion))
+	case h.code == helloWithoutNodeID:
+		return storage.E("", storage.KindUnavailable, "", errors.New("the peer has not joined a cluster yet"))
 	case h.code == helloWrongCluster || !sent.cluster.IsZero() && h.cluster != sent.cluster:
 		return storage.E("", storage.KindPermission, "", fmt.Errorf(
 			"the peer belongs to cluster %v, this node to cluster %v", h.cluster, sent.cluster))
-	case h.code == helloWithoutNodeID:
-		return storage.E("", storage.KindUnavailable, "", errors.New("the peer has not joined a cluster yet"))
+	case h.code == helloSecondProcess:
+		return storage.E("", storage.KindConflict, "", &SecondProcessError{Node: sent.from, Other: h.speaker})
 	case h.code == helloWrongNode || sent.to != 0 && h.from != sent.to:
 		return storage.E("", storage.KindPermission, "", fmt.Errorf(
 			"node %v answers at the address of node %v (called by node %v)", h.from, sent.to, sent.from))

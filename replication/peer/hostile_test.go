@@ -383,10 +383,10 @@ func TestJudge(t *testing.T) {
 	good := hello{version: ProtocolVersion, lane: Data, code: helloPart, cluster: testCluster, from: 9, to: 2, nonce: 1}
 	for want, change := range map[helloCode]func(*hello){
 		helloAccepted:     func(*hello) {},
-		helloWrongVersion: func(h *hello) { h.version-- },
+		helloWrongVersion: func(h *hello) { h.version++ },
 		helloWrongCluster: func(h *hello) { h.cluster[0]++ },
 		helloWrongNode:    func(h *hello) { h.to = 3 },
-		helloBadLane:      func(h *hello) { h.lane = 3 },
+		helloBadLane:      func(h *hello) { h.lane = laneCount },
 	} {
 		h := good
 		change(&h)
@@ -399,9 +399,33 @@ func TestJudge(t *testing.T) {
 	if got := unnamed.judge(testCluster, 2); got != helloBadLane {
 		t.Errorf("a set of a node without an id: code %d", got)
 	}
+	if got := good.judge(storage.ClusterID{}, 0); got != helloWithoutNodeID {
+		t.Errorf("a node without a cluster answers with code %d", got)
+	}
 	good.cluster = storage.ClusterID{}
 	if got := good.judge(testCluster, 2); got != helloWrongCluster {
 		t.Errorf("a member without a cluster: code %d", got)
+	}
+}
+
+// TestHelloTexts: the texts of a hello are bounded, and go to logs: what is no plain text is refused.
+func TestHelloTexts(t *testing.T) {
+	good := hello{version: ProtocolVersion, code: helloLone, speaker: Speaker{Address: strings.Repeat("a", MaxAddressBytes), Process: "x/1"}}
+	b := good.appendTo(nil, helloMagic)
+	if h, err := parseHello(b, helloMagic); err != nil || h != good || len(b) != helloBytes {
+		t.Fatalf("%d bytes: %+v, %v", len(b), h, err)
+	}
+	reseal := func(at int, c byte) []byte {
+		b := bytes.Clone(b)
+		b[at] = c
+		binary.LittleEndian.PutUint32(b[helloBytes-4:], crc32.Checksum(b[:helloBytes-4], castagnoli))
+		return b
+	}
+	for name, b := range map[string][]byte{"a line break": reseal(70, '\n'), "an escape": reseal(70, 0x1b), "a byte above ASCII": reseal(70, 0xc3),
+		"a length beyond the field": reseal(69+MaxAddressBytes, MaxProcessBytes+1)} {
+		if h, err := parseHello(b, helloMagic); err == nil {
+			t.Errorf("%s: taken as %+v", name, h)
+		}
 	}
 }
 
@@ -410,13 +434,16 @@ func TestGoldenBytes(t *testing.T) {
 	h := frameHeader{kind: kindRequest, method: MethodRead, group: 0x01020304, id: 0x1122334455667788}
 	f := &outFrame{}
 	f.encode(h, []byte("head"), [][]byte{[]byte("pay"), []byte("load")})
-	greeting := hello{version: 2, lane: Bulk, code: helloPart, cluster: testCluster, from: 3, to: 4, nonce: 0x1122334455667788}
+	greeting := hello{version: 2, lane: Bulk, code: helloPart, cluster: testCluster, from: 3, to: 4, nonce: 0x1122334455667788,
+		speaker: Speaker{Instance: 0x0102030405060708, Starts: 9, List: 10, Address: "a:7001", Process: "a/17"}}
 	for name, c := range map[string]struct {
 		got  []byte
 		want string
 	}{
 		"frame": {f.head, "53504631" + "01" + "01" + "1100" + "04030201" + "04000000" + "8877665544332211" + "07000000" + "e8977cea" + "7069e3f4" + "c6fe7f9b" + "68656164"},
-		"hello": {greeting.appendTo(nil, helloMagic), "5354504545524849" + "0200" + "02" + "01" + "01020300000000000000000000000000" + "03000000" + "04000000" + "8877665544332211" + "0000000000000000" + "030500d3"},
+		"hello": {greeting.appendTo(nil, helloMagic), "5354504545524849" + "0200" + "02" + "01" + "01020300000000000000000000000000" + "03000000" + "04000000" + "8877665544332211" +
+			"0807060504030201" + "0900000000000000" + "0a00000000000000" + "06" + "613a37303031" + zeroes(MaxAddressBytes-6) +
+			"04" + "612f3137" + zeroes(MaxProcessBytes-4) + "0000000000000000" + "cddc5672"},
 		"error": {appendError(nil, storage.E("read", storage.KindNotLeader, "group 7", hint(3))),
 			"06" + "0300000000000000" + "0400" + "72656164" + "0700" + "67726f75702037" + "0c00" + "6e6f64652033206c65616473"},
 	} {
@@ -425,6 +452,8 @@ func TestGoldenBytes(t *testing.T) {
 		}
 	}
 }
+
+func zeroes(count int) string { return strings.Repeat("00", count) }
 
 func FuzzFrame(f *testing.F) {
 	f.Add(request(1, 2, 3, []byte("h"), []byte("p"))[:frameHeaderBytes])
@@ -460,7 +489,10 @@ func FuzzHello(f *testing.F) {
 		binary.LittleEndian.PutUint32(b[helloBytes-4:], crc32.Checksum(b[:helloBytes-4], castagnoli))
 		h, err := parseHello(b, helloMagic)
 		if err != nil {
-			t.Fatal(err)
+			return // a text that it cannot have
+		}
+		if strings.ContainsFunc(h.speaker.Address+h.speaker.Process, func(r rune) bool { return r <= ' ' || r > '~' }) {
+			t.Fatalf("took %q, %q", h.speaker.Address, h.speaker.Process)
 		}
 		if h.judge(testCluster, 2) == helloAccepted && (h.lane >= laneCount || h.cluster != testCluster && h.from != 0 || h.from == 2) {
 			t.Fatalf("accepted %+v", h)

@@ -66,6 +66,9 @@ func New(cfg Config) (*Transport, error) {
 	t := &Transport{cfg: cfg.withDefaults(), handlers: make(map[Method]*handler), begun: time.Now(),
 		peers: make(map[storage.NodeID]*outPeer), inSets: make(map[setKey]*connSet),
 		inFrom: make(map[storage.NodeID]*inPeer), selfIn: newInPeer(cfg.Self)}
+	if t.cfg.Speaker.Instance == 0 {
+		t.cfg.Speaker.Instance = max(1, t.cfg.Random())
+	}
 	t.local.pending = make(map[uint64]*call)
 	t.self = t.newOutPeer(cfg.Self)
 	t.ctx, t.cancel = context.WithCancelCause(context.Background())
@@ -316,21 +319,6 @@ func (t *Transport) CallAddr(ctx context.Context, addr string, req *Request) (*R
 
 // dialLane opens a connection, greets and adds it to the set.
 func (t *Transport) dialLane(ctx context.Context, s *connSet, lane Lane) error {
-	raw, err := t.cfg.Dial(ctx, s.addr)
-	if err != nil {
-		return fmt.Errorf("dial %s: %w", s.addr, err)
-	}
-	stop := context.AfterFunc(ctx, func() { raw.Close() })
-	defer stop()
-	nc := raw
-	if t.clientTLS != nil {
-		cfg := t.clientTLS
-		if cfg.ServerName == "" {
-			cfg = cfg.Clone()
-			cfg.ServerName, _, _ = net.SplitHostPort(s.addr)
-		}
-		nc = tls.Client(raw, cfg)
-	}
 	code := helloPart
 	switch {
 	case s.lone:
@@ -338,17 +326,17 @@ func (t *Transport) dialLane(ctx context.Context, s *connSet, lane Lane) error {
 	case t.cfg.Client:
 		code = helloClient
 	}
-	sent := hello{version: ProtocolVersion, lane: lane, code: code, cluster: t.cfg.Cluster, from: t.cfg.Self,
-		to: s.node, nonce: s.nonce}
-	err = t.greet(nc, sent)
-	if err == nil && !stop() {
-		err = context.Cause(ctx)
-	}
-	if err == nil && !s.add(lane, nc) {
-		err = errClosed
+	sent := t.hello(lane, code, s.node, s.nonce)
+	nc, answer, err := t.dial(ctx, s.addr, sent)
+	if err == nil {
+		if err = answer.refusal(sent); err == nil && !s.add(lane, nc) {
+			err = errClosed
+		}
+		if err != nil {
+			nc.Close()
+		}
 	}
 	if err != nil {
-		raw.Close()
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
@@ -357,16 +345,49 @@ func (t *Transport) dialLane(ctx context.Context, s *connSet, lane Lane) error {
 	return nil
 }
 
-func (t *Transport) greet(nc net.Conn, sent hello) error {
-	err := writeHello(nc, sent, helloMagic)
-	var answer hello
-	if err == nil {
+// hello returns what this node says first on a connection.
+func (t *Transport) hello(lane Lane, code helloCode, to storage.NodeID, nonce uint64) hello {
+	return hello{version: ProtocolVersion, lane: lane, code: code, cluster: t.cfg.Cluster, from: t.cfg.Self, to: to,
+		nonce: nonce, speaker: t.cfg.Speaker}
+}
+
+// dial opens a connection to an address and exchanges hellos. It closes the connection on an error, and not when the answer
+// is a refusal.
+func (t *Transport) dial(ctx context.Context, addr string, sent hello) (net.Conn, hello, error) {
+	raw, err := t.cfg.Dial(ctx, addr)
+	if err != nil {
+		return nil, hello{}, fmt.Errorf("dial %s: %w", addr, err)
+	}
+	stop := context.AfterFunc(ctx, func() { raw.Close() })
+	defer stop()
+	nc := raw
+	if t.clientTLS != nil {
+		cfg := t.clientTLS
+		if cfg.ServerName == "" {
+			cfg = cfg.Clone()
+			cfg.ServerName, _, _ = net.SplitHostPort(addr)
+		}
+		nc = tls.Client(raw, cfg)
+	}
+	answer, err := t.greet(nc, sent)
+	if err == nil && !stop() {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		raw.Close()
+		return nil, hello{}, err
+	}
+	return nc, answer, nil
+}
+
+func (t *Transport) greet(nc net.Conn, sent hello) (answer hello, err error) {
+	if err = writeHello(nc, sent, helloMagic); err == nil {
 		answer, err = readHello(nc, answerMagic)
 	}
 	if err != nil {
-		return suspectTLS(err, t.clientTLS != nil)
+		err = suspectTLS(err, t.clientTLS != nil)
 	}
-	return answer.refusal(sent)
+	return answer, err
 }
 
 // suspectTLS adds to the error of a greeting that came to no answer what an operator would look at: whether both ends speak
@@ -396,15 +417,11 @@ func (t *Transport) accept(l net.Listener) error {
 			if t.ctx.Err() != nil {
 				return nil //nolint:nilerr // Close has closed the listener
 			}
-			var temporary interface{ Temporary() bool }
-			if errors.As(err, &temporary) && temporary.Temporary() { // out of descriptors, say
-				t.cfg.Logger.Warn("connection of a peer not accepted", "err", err)
-				select {
-				case <-time.After(t.cfg.BackoffMin):
-					continue
-				case <-t.ctx.Done():
+			if pause, ok := t.passing(err); ok { // out of descriptors, say
+				if !pause(t.ctx) {
 					return nil
 				}
+				continue
 			}
 			return storage.E("accept peers", storage.KindIO, l.Addr().String(), err)
 		}
@@ -414,6 +431,24 @@ func (t *Transport) accept(l net.Listener) error {
 		}
 		t.accepting.Add(1)
 	}
+}
+
+// passing reports whether accepting failed for a reason that passes, and returns a pause to make then; it is false when ctx
+// ended before.
+func (t *Transport) passing(err error) (pause func(context.Context) bool, ok bool) {
+	var temporary interface{ Temporary() bool }
+	if !errors.As(err, &temporary) || !temporary.Temporary() {
+		return nil, false
+	}
+	t.cfg.Logger.Warn("connection of a peer not accepted", "err", err)
+	return func(ctx context.Context) bool {
+		select {
+		case <-time.After(t.cfg.BackoffMin):
+			return true
+		case <-ctx.Done():
+			return false
+		}
+	}, true
 }
 
 // welcome reads an accepted connection's hello and adds the connection to its set.
@@ -428,6 +463,9 @@ func (t *Transport) welcome(nc net.Conn) {
 		}
 	}
 }
+
+// maxForeignHello bounds what is read of a hello of another version.
+const maxForeignHello = 4 << 10
 
 func (t *Transport) answerHello(raw net.Conn) error {
 	ctx, cancel := context.WithTimeout(t.ctx, t.cfg.HandshakeTimeout)
@@ -446,10 +484,13 @@ func (t *Transport) answerHello(raw net.Conn) error {
 	if code == helloAccepted && h.code != helloClient && forClients(nc) {
 		code = helloClientsOnly
 	}
-	answer := hello{version: ProtocolVersion, lane: h.lane, code: code, cluster: t.cfg.Cluster, from: t.cfg.Self,
-		to: h.from, nonce: h.nonce}
+	answer := t.hello(h.lane, code, h.from, h.nonce)
 	if err := writeHello(nc, answer, answerMagic); err != nil {
 		return err
+	}
+	if code == helloWrongVersion {
+		// Closing with bytes unread would reset the connection, and the answer might not arrive.
+		_, _ = io.Copy(io.Discard, io.LimitReader(nc, maxForeignHello))
 	}
 	if code != helloAccepted {
 		return fmt.Errorf("hello with code %d: version %d, cluster %v, from node %v to node %v", code, h.version,

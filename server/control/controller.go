@@ -202,7 +202,7 @@ func (c *Controller) Close() error {
 		if well {
 			c.drain()
 		}
-		if well && c.raft.State() == raft.Leader && c.voters() > 1 {
+		if well && c.raft.State() == raft.Leader && c.Voters() > 1 {
 			if err := c.raft.LeadershipTransfer().Error(); err != nil {
 				c.cfg.Logger.Info("leadership of the catalog was not handed over; another node is elected", "reason", err)
 			}
@@ -237,7 +237,8 @@ func (c *Controller) drain() {
 	}
 }
 
-func (c *Controller) voters() int {
+// Voters returns how many nodes vote in the newest configuration of the catalog that this node knows.
+func (c *Controller) Voters() int {
 	n := 0
 	for _, s := range c.raft.GetConfiguration().Configuration().Servers {
 		if s.Suffrage == raft.Voter {

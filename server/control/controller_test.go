@@ -56,12 +56,12 @@ func TestGrowsToThree(t *testing.T) {
 		k.until("node 2 follows the catalog", func() bool {
 			return k.running()[2].Freshness().Age < time.Second && k.running()[2].Freshness().Index > 0
 		})
-		if n := k.running()[1].voters(); n != 1 {
+		if n := k.running()[1].Voters(); n != 1 {
 			t.Errorf("two nodes: %d vote in the catalog, want 1", n)
 		}
 		k.addNode(3)
 		k.until("every group has three voters", func() bool { return k.grown(3) })
-		k.until("three nodes vote in the catalog", func() bool { return k.running()[1].voters() == 3 })
+		k.until("three nodes vote in the catalog", func() bool { return k.running()[1].Voters() == 3 })
 		k.until("leaders are spread", func() bool { return k.spread(2, 3) })
 
 		leader := k.leader()
@@ -116,7 +116,7 @@ func (k *cluster) three() {
 		k.until("the node is there", func() bool { return k.nodeState(id) == catalog.NodeUp })
 	}
 	k.until("every group has three voters", func() bool { return k.grown(3) })
-	k.until("three nodes vote in the catalog", func() bool { return k.running()[k.leader()].voters() == 3 })
+	k.until("three nodes vote in the catalog", func() bool { return k.running()[k.leader()].Voters() == 3 })
 }
 
 // TestDamagedReplicasAreMadeAnew: all groups of one node at once, with a replica on every node; and the leader of the
@@ -322,7 +322,7 @@ func TestSevenNodes(t *testing.T) {
 		k.until("seven are members", func() bool {
 			return len(k.running()[k.leader()].raft.GetConfiguration().Configuration().Servers) == 7
 		})
-		k.until("five vote", func() bool { return k.running()[k.leader()].voters() == 5 })
+		k.until("five vote", func() bool { return k.running()[k.leader()].Voters() == 5 })
 		k.propose(k.running()[7], catalog.CreateVolume{Name: "v", SizeBytes: 4096, At: time.Now()})
 		if k.running()[7].raft.State() == raft.Leader {
 			t.Error("a follower of the catalog leads it")

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -53,7 +54,10 @@ func TestRefusals(t *testing.T) {
 			append(serveArgs(t, fresh), "--join", n.Peer, "--name", n.Name)},
 		{"addresses in use", exitUsage, []string{n.NBD, "--listen-nbd", n.API, "address already in use"},
 			n.CommandLine("")[1:]},
-		{"socket in use", exitUsage, []string{"--nbd-socket", socket, "answers"}, append(serveArgs(t, fresh), "--nbd-socket", socket)},
+		{"socket in use", exitUsage, []string{"--nbd-socket", socket, "answers"}, append(serveArgs(t, fresh), "--bootstrap", "--nbd-socket", socket)},
+		{"an empty directory and no flag", exitUsage, []string{fresh, "is empty", "--bootstrap", "--join HOST"}, serveArgs(t, fresh)},
+		{"joins itself", exitUsage, []string{"--join", "this node itself"}, joinsItself(t, fresh)},
+		{"wrong advertise", exitUsage, []string{"--advertise", "without :7001"}, append(serveArgs(t, fresh), "--advertise", "a:7001")},
 		{"no directory", exitUsage, []string{"--data-dir"}, []string{"serve"}},
 		{"flag unknown", exitUsage, []string{"--bogus", "storaged serve --help"}, append(serveArgs(t, fresh), "--bogus")},
 		{"size that is none", exitUsage, []string{"--reserve", "10Q"}, append(serveArgs(t, fresh), "--reserve", "10Q")},
@@ -81,6 +85,13 @@ func TestRefusals(t *testing.T) {
 	} else if err := conn.Close(); err != nil {
 		t.Error(err)
 	}
+}
+
+// joinsItself returns the arguments of a node whose --join is its own address.
+func joinsItself(t *testing.T, dataDir string) []string {
+	t.Helper()
+	args := serveArgs(t, dataDir)
+	return append(args, "--join", args[slices.Index(args, "--listen-peer")+1])
 }
 
 // serveArgs returns the arguments of a node on free ports.
@@ -117,7 +128,7 @@ func TestJoinNobody(t *testing.T) {
 	c := clustertest.New(t, clustertest.Options{Binary: *storagedFlag, Nodes: 2})
 	joined := make(chan error, 1)
 	go func() { joined <- c.StartNode(t.Context(), 1) }()
-	says(t, c.Node(1), "waiting for the cluster to answer")
+	says(t, c.Node(1), "waiting for a cluster")
 	says(t, c.Node(1), c.Node(0).Peer)
 	if err := c.StartNode(t.Context(), 0); err != nil {
 		t.Fatal(err)

@@ -117,6 +117,8 @@ spec:
             - --reserve={{ $n.reserve }}
             {{- if .join }}
             - --join={{ .join }}.{{ include "storaged.domain" $root }}:7001
+            {{- else }}
+            - --bootstrap
             {{- end }}
             - --log-level={{ $root.Values.log.level }}
             - --log-format={{ $root.Values.log.format }}
