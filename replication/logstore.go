@@ -41,10 +41,15 @@ type logStore struct {
 	configs []configAt // ascending by index, the checkpoint's first if there is one; guarded by mu
 }
 
-// configAt is a configuration in the log, reduced to what StoreLogs decides by.
+// configAt is a configuration in the log, and what StoreLogs decides by.
 type configAt struct {
-	index  uint64
-	voters int
+	index   uint64
+	voters  int
+	servers []raft.Server // not changed
+}
+
+func newConfigAt(index uint64, c raft.Configuration) configAt {
+	return configAt{index: index, voters: countVoters(c), servers: c.Servers}
 }
 
 var (
@@ -57,7 +62,7 @@ func newLogStore(ctx context.Context, log *segment.GroupLog, wait func(context.C
 	parked func(error) error, checkpoint extent.Checkpoint) (*logStore, error) {
 	s := &logStore{log: log, ctx: ctx, wait: wait, parked: parked}
 	if checkpoint.Index > 0 {
-		s.configs = []configAt{{checkpoint.ConfigIndex, countVoters(raft.DecodeConfiguration(checkpoint.Config))}}
+		s.configs = []configAt{newConfigAt(checkpoint.ConfigIndex, raft.DecodeConfiguration(checkpoint.Config))}
 	}
 	first, last := log.FirstIndex(), log.LastIndex()
 	if first == 0 {
@@ -69,7 +74,7 @@ func newLogStore(ctx context.Context, log *segment.GroupLog, wait func(context.C
 			return nil, fmt.Errorf("read entry %d: %w", i, err)
 		}
 		if raft.LogType(e.Type) == raft.LogConfiguration {
-			s.configs = append(s.configs, configAt{i, countVoters(raft.DecodeConfiguration(e.Data))})
+			s.configs = append(s.configs, newConfigAt(i, raft.DecodeConfiguration(e.Data)))
 		}
 	}
 	return s, nil
@@ -135,7 +140,7 @@ func (s *logStore) StoreLogs(logs []*raft.Log) error {
 		}
 		if l.Type == raft.LogConfiguration {
 			mustWait = true
-			s.addConfig(configAt{l.Index, countVoters(raft.DecodeConfiguration(l.Data))})
+			s.addConfig(newConfigAt(l.Index, raft.DecodeConfiguration(l.Data)))
 		}
 	}
 	end, err := s.log.Append(entries)
@@ -197,18 +202,22 @@ func (s *logStore) dropConfigsFrom(index uint64) {
 }
 
 // configIndex returns where the newest configuration lies in the log; 0 for none.
-func (s *logStore) configIndex() uint64 {
+func (s *logStore) configIndex() uint64 { return s.newest().index }
+
+// newest returns the newest configuration in the log, which may not be committed, and where it lies. The library tells the one
+// without the other.
+func (s *logStore) newest() configAt {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.configs) == 0 {
-		return 0
+		return configAt{}
 	}
-	return s.configs[len(s.configs)-1].index
+	return s.configs[len(s.configs)-1]
 }
 
 // installed takes the configuration of an installed manifest in the place of all others.
 func (s *logStore) installed(index uint64, c raft.Configuration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.configs = []configAt{{index: index, voters: countVoters(c)}}
+	s.configs = []configAt{newConfigAt(index, c)}
 }

@@ -34,8 +34,10 @@ type GroupStatus struct {
 	LastIndex    uint64
 	CommitIndex  uint64
 	AppliedIndex uint64
-	Replicas     []ReplicaStatus // of the newest configuration
-	ConfigIndex  uint64
+	// Replicas are those of the newest configuration, which lies at ConfigIndex of the log. While CommitIndex is below that it
+	// may still be lost with its leader.
+	Replicas    []ReplicaStatus
+	ConfigIndex uint64
 	// PulledBytes of PullTotalBytes have come of a manifest on its way here; both 0 when none is.
 	PulledBytes, PullTotalBytes int64
 }
@@ -84,9 +86,9 @@ func (g *group) describe() GroupStatus {
 	s.Term, s.Leader = in.raft.CurrentTerm(), g.leader()
 	s.LastIndex, s.CommitIndex, s.AppliedIndex = in.raft.LastIndex(), in.raft.CommitIndex(), in.raft.AppliedIndex()
 	s.Ready = state == raft.Leader && in.transport.lease.isReady(s.Term)
-	s.ConfigIndex = in.log.configIndex()
-	future := in.raft.GetConfiguration()
-	for _, m := range future.Configuration().Servers {
+	newest := in.log.newest()
+	s.ConfigIndex = newest.index
+	for _, m := range newest.servers {
 		r := ReplicaStatus{ID: m.ID, Voter: m.Suffrage == raft.Voter}
 		r.Node, _ = ParseNodeAddress(m.Address)
 		if m.ID == g.self {

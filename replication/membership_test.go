@@ -50,3 +50,37 @@ func TestRepeatedChangeWaitsForItsCommit(t *testing.T) {
 		}
 	})
 }
+
+// TestStatusOfAConfigurationThatIsNotCommitted: who decides by a leader's configuration must see that it may still be lost:
+// members and ConfigIndex are of one configuration, and CommitIndex is below it until it is committed.
+func TestStatusOfAConfigurationThatIsNotCommitted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, c, leader := three(t)
+		defer h.close()
+		c.write(0, block(1))
+		a, b := others(leader)
+		h.nodes[a].stall.begin()
+		h.nodes[b].stall.begin()
+		before := h.nodes[leader].host.Status()[0]
+		if before.CommitIndex < before.ConfigIndex || len(before.Replicas) != 3 {
+			t.Fatalf("before the change: %+v", before)
+		}
+		done := make(chan error, 1)
+		go func() {
+			done <- h.nodes[leader].host.ChangeMembership(context.Background(), 1, RemoveServer, string(serverID(b)), b, 0)
+		}()
+		time.Sleep(200 * time.Millisecond)
+		if s := h.nodes[leader].host.Status()[0]; s.Role != "leader" || len(s.Replicas) != 2 || s.ConfigIndex <= before.ConfigIndex ||
+			s.CommitIndex >= s.ConfigIndex {
+			t.Errorf("while the removal is not committed: %+v", s)
+		}
+		h.nodes[a].stall.end()
+		h.nodes[b].stall.end()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		if s := h.nodes[leader].host.Status()[0]; s.CommitIndex < s.ConfigIndex || len(s.Replicas) != 2 {
+			t.Errorf("after the commit: %+v", s)
+		}
+	})
+}

@@ -191,7 +191,7 @@ func (c SetReplica) apply(s *State, tx *change) error {
 		return refuse(op, storage.KindConflict, "group "+g.ID.String(),
 			"replica %s is its last voter; add another replica first", c.Key)
 	}
-	g.Replicas[at].Role = c.Role
+	g.Replicas[at].Role, g.Replicas[at].ConfigIndex = c.Role, c.ConfigIndex
 	s.putGroup(g)
 	tx.group(g.ID)
 	return nil

@@ -160,7 +160,7 @@ func TestRemoveLostNode(t *testing.T) {
 	f.ok(SetNodeState{n1, "", NodeUp})
 	for i, n := range []storage.NodeID{n2, n3} {
 		key := f.ok(PlanReplica{1, n, StoreText(storeID(byte(i + 2)))}).Replica
-		f.ok(SetReplica{1, key, RoleVoter})
+		f.ok(SetReplica{Group: 1, Key: key, Role: RoleVoter})
 	}
 	f.refused(SetNodeState{n3, "", NodeRemoved}, storage.KindConflict, "it is up", "down")
 	f.ok(SetNodeState{n2, "", NodeDown})
@@ -195,8 +195,8 @@ func TestNodeStates(t *testing.T) {
 
 	g, _ := f.s.Group(1)
 	key := f.ok(PlanReplica{1, n2, StoreText(storeID(2))}).Replica
-	f.ok(SetReplica{1, key, RoleVoter})
-	f.ok(SetReplica{1, g.Replicas[0].Key, RoleLeaving})
+	f.ok(SetReplica{Group: 1, Key: key, Role: RoleVoter})
+	f.ok(SetReplica{Group: 1, Key: g.Replicas[0].Key, Role: RoleLeaving})
 	f.ok(RemoveReplica{1, g.Replicas[0].Key})
 	f.ok(SetNodeState{n1, "", NodeRemoved})
 	f.refused(SetNodeState{n1, "", NodeUp}, storage.KindConflict, "for ever")
@@ -228,14 +228,14 @@ func TestGroupsAndReplicas(t *testing.T) {
 
 	g, _ := f.s.Group(1)
 	first := g.Replicas[0].Key
-	f.refused(SetReplica{1, first, RoleLeaving}, storage.KindConflict, "last voter")
+	f.refused(SetReplica{Group: 1, Key: first, Role: RoleLeaving}, storage.KindConflict, "last voter")
 	f.refused(RemoveReplica{1, first}, storage.KindConflict, "configuration first")
-	f.ok(SetReplica{1, key, RoleLearner})
+	f.ok(SetReplica{Group: 1, Key: key, Role: RoleLearner})
 	f.refused(RemoveReplica{1, key}, storage.KindConflict)
-	f.ok(SetReplica{1, key, RoleVoter})
-	f.refused(SetReplica{1, key, RoleLearner}, storage.KindConflict, "not demoted")
-	f.refused(SetReplica{1, key, RolePulling}, storage.KindInvalid)
-	f.ok(SetReplica{1, first, RoleLeaving})
+	f.ok(SetReplica{Group: 1, Key: key, Role: RoleVoter})
+	f.refused(SetReplica{Group: 1, Key: key, Role: RoleLearner}, storage.KindConflict, "not demoted")
+	f.refused(SetReplica{Group: 1, Key: key, Role: RolePulling}, storage.KindInvalid)
+	f.ok(SetReplica{Group: 1, Key: first, Role: RoleLeaving})
 	f.refused(PlanReplica{1, n1, StoreText(storeID(1))}, storage.KindConflict, "leaving")
 	f.ok(RemoveReplica{1, first})
 	f.ok(RemoveReplica{1, first})
@@ -345,6 +345,8 @@ func TestLowestVersion(t *testing.T) {
 		{CreateVolume{Name: "v", SizeBytes: 4096, Limits: limited}, `{"v":2,`},
 		{CreateVolume{Name: "v", SizeBytes: 4096, Groups: 1}, `{"v":2,`},
 		{SetVolumeLimits{Volume: ByName("v")}, `{"v":2,`},
+		{SetReplica{Group: 1, Key: ReplicaKey{storeID(1), 2}, Role: RoleVoter}, `{"v":1,`},
+		{SetReplica{Group: 1, Key: ReplicaKey{storeID(1), 2}, Role: RoleVoter, ConfigIndex: 9}, `{"v":3,`},
 	} {
 		b, err := Encode(c.command)
 		if err != nil || !strings.HasPrefix(string(b[min(len(b), commandSealBytes):]), c.version) || strings.Contains(string(b), "limits\":{}") {
@@ -512,7 +514,7 @@ func TestDecodeRefuses(t *testing.T) {
 	}{
 		{``, storage.KindInvalid},
 		{`{}`, storage.KindUnsupported},
-		{`{"v":3,"cmd":"close_session","body":{"session":1}}`, storage.KindUnsupported},
+		{`{"v":4,"cmd":"close_session","body":{"session":1}}`, storage.KindUnsupported},
 		{`{"v":1,"cmd":"close_session","body":{"session":1},"x":1}`, storage.KindInvalid},
 		{`{"v":1,"cmd":"close_session","body":{"session":1,"x":1}}`, storage.KindInvalid},
 		{`{"v":1,"cmd":"close_session","body":{"session":-1}}`, storage.KindInvalid},

@@ -101,6 +101,9 @@ type SetReplica struct {
 	Group storage.GroupID `json:"group"`
 	Key   ReplicaKey      `json:"key"`
 	Role  Role            `json:"role"`
+	// ConfigIndex is the log index of the group's configuration, committed, that Role was taken from; 0: none. It came with
+	// version 3 of the rules.
+	ConfigIndex uint64 `json:"config_index,omitempty"`
 }
 
 // RemoveReplica forgets a replica that has left the group's configuration. Only pulling and leaving replicas can be
@@ -284,6 +287,10 @@ func versionOf(c Command) int {
 	switch c := c.(type) {
 	case SetVolumeLimits:
 		return 2
+	case SetReplica:
+		if c.ConfigIndex != 0 {
+			return 3
+		}
 	case CreateVolume:
 		if c.Limits != (storage.VolumeLimits{}) || c.Groups != 0 {
 			return 2

@@ -6,7 +6,8 @@ import "time"
 // version that can say it.
 //
 //	2  limits of volumes
-const Version = 2
+//	3  which configuration a replica's role was taken from
+const Version = 3
 
 // Limits of the catalog. Commands beyond them are refused with KindInvalid, or KindNoSpace when a table is full.
 const (

@@ -117,6 +117,9 @@ type Replica struct {
 	Node storage.NodeID `json:"node"`
 	Key  ReplicaKey     `json:"key"`
 	Role Role           `json:"role"`
+	// ConfigIndex is the log index of the group's configuration that Role was taken from; 0: not known. A configuration
+	// above it that says otherwise is newer than the record, one below it older.
+	ConfigIndex uint64 `json:"config_index,omitempty"`
 }
 
 // GroupState says whether a group may hold data.

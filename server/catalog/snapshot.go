@@ -100,6 +100,13 @@ func Restore(r io.Reader) (*State, error) {
 
 // version returns the lowest version that has all that the body holds.
 func (b *snapshotBody) version() uint32 {
+	for _, g := range b.Groups {
+		for _, r := range g.Replicas {
+			if r.ConfigIndex != 0 {
+				return 3
+			}
+		}
+	}
 	for _, v := range b.Volumes {
 		if v.Limits != (storage.VolumeLimits{}) {
 			return 2

@@ -25,7 +25,7 @@ func full(t *testing.T) *State {
 	f.group(2)
 	f.ok(AddGroup{3, 3, StoreText(storeID(3))})
 	k2 := f.ok(PlanReplica{1, 2, StoreText(storeID(2))}).Replica
-	f.ok(SetReplica{1, k2, RoleLearner})
+	f.ok(SetReplica{Group: 1, Key: k2, Role: RoleLearner})
 	f.ok(PlanReplica{1, 3, StoreText(storeID(3))})
 	f.ok(CreateVolume{Name: "web-data", SizeBytes: 10 << 30, RequestID: "req-1", At: testTime})
 	gone := f.volume("gone")
@@ -60,6 +60,24 @@ func TestGoldenSnapshot(t *testing.T) {
 	s = golden(t, s, "testdata/snapshot_v2.golden")
 	if v, _ := s.VolumeByName("web-data"); v.Limits != (storage.VolumeLimits{MaxIOPS: iops, MaxBytesPerSecond: bytes}) {
 		t.Errorf("the golden snapshot of version 2 holds %+v", v)
+	}
+	g := s.Groups()[0]
+	r := g.Replicas[len(g.Replicas)-1]
+	role := RoleVoter
+	if r.Role == RoleVoter {
+		role = RoleLeaving
+	}
+	command, err = Encode(SetReplica{Group: g.ID, Key: r.Key, Role: role, ConfigIndex: 77})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s = s.Clone()
+	if r, _ := s.Apply(s.Applied()+1, command); r.Err != nil {
+		t.Fatal(r.Err)
+	}
+	s = golden(t, s, "testdata/snapshot_v3.golden")
+	if g, _ := s.Group(g.ID); g.Replicas[len(g.Replicas)-1].ConfigIndex != 77 {
+		t.Errorf("the golden snapshot of version 3 holds %+v", g)
 	}
 }
 
@@ -144,7 +162,7 @@ func TestImpossibleSnapshots(t *testing.T) {
 		kind    storage.Kind
 	}{
 		{0, `{}`, storage.KindUnsupported},
-		{3, `{}`, storage.KindUnsupported},
+		{Version + 1, `{}`, storage.KindUnsupported},
 		{1, `{"applied":1,"unknown":1}`, storage.KindCorrupt},
 		{1, `{"nodes":[{"id":1,"name":"a","addrs":{"peer":"h:1"},"stores":[],"state":"up","added_at":"2026-01-02T03:04:05Z"}]}`, storage.KindCorrupt}, // above last_node
 		{1, `{"last_group":1,"groups":[{"id":1,"state":"ready","replicas":[],"last_incarnation":0}]}`, storage.KindCorrupt},                           // no voter
@@ -186,7 +204,7 @@ func FuzzDecode(f *testing.F) {
 	for _, c := range []Command{
 		InitCluster{Cluster{ID: storage.ClusterID{1}}}, AddNode{Name: "n", Addrs: Addrs{Peer: "h:1"}, Stores: []Store{{storeID(1), 1}}},
 		OpenSession{Volume: ByName("v"), Gateway: Gateway{Host: "h"}, Attachment: 1, Instance: "i"}, ExpireSessions{[]storage.SessionID{1}},
-		SetReplica{1, ReplicaKey{storeID(1), 2}, RoleVoter}, CreateVolume{Name: "v", SizeBytes: 4096},
+		SetReplica{Group: 1, Key: ReplicaKey{storeID(1), 2}, Role: RoleVoter}, CreateVolume{Name: "v", SizeBytes: 4096},
 		Attach{Volume: ByName("v"), Holder: Holder{ID: "h", Kind: HolderHost}, Access: Shared, TakeOver: true, IfGeneration: 2},
 		Detach{Volume: ByID(1), Holder: "h"}, SetFenced{1, 2}, SetVolumeLimits{Volume: ByName("v"), MaxIOPS: new(int64)},
 	} {

@@ -113,7 +113,7 @@ func (l *leadership) groupTask(key string, s placement.Step) task {
 		return l.propose(key, s.Kind.String(),
 			catalog.PlanReplica{Group: s.Group, Node: s.Node, Store: catalog.StoreText(s.Store)}, text)
 	case placement.StepSetRole:
-		return l.propose(key, s.Kind.String(), catalog.SetReplica{Group: s.Group, Key: s.Key, Role: s.Role},
+		return l.propose(key, s.Kind.String(), catalog.SetReplica{Group: s.Group, Key: s.Key, Role: s.Role, ConfigIndex: s.ConfigIndex},
 			text+" is now a "+string(s.Role))
 	case placement.StepForget:
 		return l.propose(key, s.Kind.String(), catalog.RemoveReplica{Group: s.Group, Key: s.Key}, text)

@@ -126,7 +126,7 @@ func LeaderMoves(v View) []Step {
 	for _, g := range v.Groups {
 		to := preferred[g.ID]
 		leaderNode, leader, ok := v.Leader(g)
-		if !ok || to == 0 || to == leaderNode {
+		if !ok || !leader.committed() || to == 0 || to == leaderNode {
 			continue
 		}
 		r, _ := g.OnNode(to)

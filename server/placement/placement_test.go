@@ -95,7 +95,7 @@ func (d *driver) carryOut(s placement.Step) error {
 		}
 		return err
 	case placement.StepSetRole:
-		return d.apply(catalog.SetReplica{Group: s.Group, Key: s.Key, Role: s.Role})
+		return d.apply(catalog.SetReplica{Group: s.Group, Key: s.Key, Role: s.Role, ConfigIndex: s.ConfigIndex})
 	case placement.StepTransfer:
 		return d.w.Transfer(s.Group, s.Leader, s.Node)
 	case placement.StepRemove:
@@ -227,6 +227,7 @@ func TestPromotionWaitsForBoth(t *testing.T) {
 	}
 	v := view(5, 0, 1) // a young group: nobody is far behind, but node 3 has not answered yet
 	v.Reports[1].Replicas[0].Last, v.Reports[1].Replicas[0].ConfigIndex = 5, 5
+	v.Reports[1].Replicas[0].Commit = 5
 	if s := placement.Next(v, g); s.Kind != placement.StepNone {
 		t.Errorf("replica 3 never answered: %+v", s)
 	}
@@ -614,6 +615,10 @@ func TestOldConfiguration(t *testing.T) {
 		t.Fatalf("got %+v", s)
 	}
 	v.Reports[2].Replicas[0].Members[3].Voter = false
+	v.Reports[2].Replicas[0].ConfigIndex, v.Reports[2].Replicas[0].Commit = 800, 1000
+	for i := range g.Replicas {
+		g.Replicas[i].ConfigIndex = 900
+	}
 	if s := placement.Next(v, g); s.Kind != placement.StepNone {
 		t.Errorf("got %+v", s)
 	}

@@ -53,6 +53,10 @@ type ReplicaReport struct {
 	PullStartedAt time.Time `json:"pull_started_at,omitzero"`
 }
 
+// committed reports whether nothing can take the newest configuration back. A leader acts on it before, and may be the only one
+// who ever does: what follows from it must wait.
+func (r ReplicaReport) committed() bool { return r.Commit >= r.ConfigIndex }
+
 // OutOfService reports whether the replica does nothing for its group, now or for good.
 func (r ReplicaReport) OutOfService() bool {
 	return r.State == ReplicaStopped || r.State == ReplicaDamaged

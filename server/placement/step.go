@@ -65,6 +65,10 @@ func Next(v View, g catalog.Group) Step {
 	if p.leaderNode, p.leader, ok = v.Leader(g); !ok {
 		return p.none("nobody leads it, or its leader is not heard of")
 	}
+	// Guards I1 and I7: in a configuration that is lost again, a voter whose data was deleted votes after all.
+	if !p.leader.committed() {
+		return p.none("its newest configuration is not committed yet")
+	}
 	for _, decide := range []func() (Step, bool){p.record, p.orphan, p.leave, p.giveUp, p.promote, p.join, p.stray, p.plan} {
 		if s, ok := decide(); ok {
 			return s
@@ -94,7 +98,7 @@ func (p *planner) step(kind StepKind, r catalog.Replica) Step {
 // bootstrap has the first replica made. The group holds no data before it is ready, so asking again is safe.
 func (p *planner) bootstrap() Step {
 	r := p.g.Replicas[0]
-	if report, ok := p.v.Reports[r.Node].replica(p.g.ID, r.Key); ok && report.State == ReplicaLeader {
+	if report, ok := p.v.Reports[r.Node].replica(p.g.ID, r.Key); ok && report.State == ReplicaLeader && report.committed() {
 		return p.step(StepSetReady, r)
 	}
 	if !p.v.works(r.Node) {
@@ -103,7 +107,9 @@ func (p *planner) bootstrap() Step {
 	return p.step(StepBootstrap, r)
 }
 
-// record brings the roles in the catalog in step with the configuration, which is the truth.
+// record brings the roles in the catalog in step with the configuration, which is the truth. A recorded voter that is a
+// learner, or absent, in a configuration older than the record will be one in the next report. In a newer one it is not, and
+// never will be: another replica takes its place.
 func (p *planner) record() (Step, bool) {
 	for _, r := range p.g.Replicas {
 		m, in := p.leader.member(r.Key)
@@ -111,14 +117,18 @@ func (p *planner) record() (Step, bool) {
 		if m.Voter {
 			role = catalog.RoleVoter
 		}
-		// A recorded voter that is a learner, or absent, in this configuration: the report is older than the record.
-		if in && r.Role != role && r.Role != catalog.RoleLeaving && r.Role != catalog.RoleVoter {
+		switch {
+		case in && r.Role != role && r.Role != catalog.RoleLeaving && r.Role != catalog.RoleVoter:
 			s := p.step(StepSetRole, r)
 			s.Role = role
 			return s, true
-		}
-		if r.Role == catalog.RoleVoter && (!in || !m.Voter) {
+		case r.Role != catalog.RoleVoter || in && m.Voter:
+		case p.leader.ConfigIndex == 0 || p.leader.ConfigIndex < r.ConfigIndex: // not known, or older
 			return p.none("the leader's configuration is older than the catalog's record"), true
+		default: // recorded by a version of storaged that did not wait for the commit
+			s := p.step(StepSetRole, r)
+			s.Role, s.Reason = catalog.RoleLeaving, "the configuration that made it a voter was lost with its leader"
+			return s, true
 		}
 	}
 	return Step{}, false

@@ -1,11 +1,14 @@
 // Package placementtest is a small model of nodes that hold replicas, for tests of what places them: it carries
 // orders out, reports like nodes do, and writes down every order that would have cost data or availability.
 //
-// It models configurations, leaders and how far replicas are, not logs or data. A World may be used concurrently.
+// It models leaders, how far each replica's log is, which configurations it holds, and what is committed: a configuration that
+// a leader has appended is in force at once, and may still be lost with that leader. It models no data. A World may be used
+// concurrently.
 package placementtest
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 
@@ -25,24 +28,71 @@ type World struct {
 type node struct {
 	up       bool
 	failed   bool // its disk
+	slow     bool // it answers and votes, and its disk takes nothing
 	store    storage.StoreID
 	replicas map[storage.GroupID]*replica
 	// used is the highest incarnation of a group the store has ever held; it holds none at or below it again.
 	used map[storage.GroupID]storage.Incarnation
 }
 
+// replica is a log, as far as it matters: its end, and the configurations in it.
 type replica struct {
 	key     catalog.ReplicaKey
 	last    uint64 // 0: empty
+	term    uint64 // of the last entry
+	configs []config
+	acked   uint64 // what the leader of the present term has heard of it
 	damaged bool   // it neither votes nor acknowledges, for good
 }
 
+// config is a configuration and its place in a log.
+type config struct {
+	index   uint64
+	members []placement.Member
+}
+
+// newest returns the configuration in force in the replica's own eyes.
+func (r *replica) newest() config {
+	if r == nil || len(r.configs) == 0 {
+		return config{}
+	}
+	return r.configs[len(r.configs)-1]
+}
+
+// longer reports whether r's log is further than o's, in Raft's order.
+func (r *replica) longer(o *replica) bool {
+	return r.term > o.term || r.term == o.term && r.last > o.last
+}
+
+// copyOf takes o's log up to an index.
+func (r *replica) copyOf(o *replica, upTo uint64) {
+	r.last, r.term, r.configs = min(o.last, upTo), o.term, nil
+	for _, c := range o.configs {
+		if c.index <= upTo {
+			r.configs = append(r.configs, c)
+		}
+	}
+}
+
 type group struct {
-	members     []placement.Member
-	configIndex uint64
-	last        uint64
-	term        uint64
-	leader      storage.NodeID
+	term   uint64
+	begun  uint64 // index of the first entry of the term
+	commit uint64
+	leader storage.NodeID // 0: nobody
+	log    *replica       // the leader's, or that of the last one
+}
+
+// newest returns the newest configuration in the leader's log.
+func (g *group) newest() config { return g.log.newest() }
+
+// committed returns the newest configuration that nothing can take back.
+func (g *group) committed() config {
+	for _, c := range slices.Backward(g.log.configs) {
+		if c.index <= g.commit {
+			return c
+		}
+	}
+	return config{}
 }
 
 // New returns a world without nodes.
@@ -66,9 +116,19 @@ func (w *World) SetUp(id storage.NodeID, up bool) {
 	w.nodes[id].up = up
 	for gid, g := range w.groups {
 		w.electLocked(gid, g)
-		if g.leader != 0 {
-			w.followLocked(gid, g)
-		}
+		w.followLocked(gid, g)
+	}
+}
+
+// SetSlow makes a node's disk one that takes nothing for now: the node answers and votes, and acknowledges no entry. Nor
+// can what its own groups append be committed with its help.
+func (w *World) SetSlow(id storage.NodeID, slow bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.nodes[id].slow = slow
+	for gid, g := range w.groups {
+		w.electLocked(gid, g)
+		w.followLocked(gid, g)
 	}
 }
 
@@ -110,7 +170,7 @@ func (w *World) Spare(id storage.NodeID, group storage.GroupID) bool {
 		return false
 	}
 	voters, well := 0, 0
-	for _, m := range g.members {
+	for _, m := range g.newest().members {
 		if m.Voter {
 			voters++
 			if m.Node != id && w.worksLocked(group, m) {
@@ -151,13 +211,17 @@ func (w *World) Write(id storage.GroupID, entries, lag uint64) {
 	if g == nil || g.leader == 0 {
 		return
 	}
-	g.last += entries
-	for _, m := range g.members {
-		if r := w.replicaLocked(id, m); w.worksLocked(id, m) {
-			r.last = max(r.last, g.last-min(lag, g.last-1))
+	g.log.last += entries
+	g.log.term, g.log.acked = g.term, g.log.last
+	for _, m := range g.newest().members {
+		if r := w.replicaLocked(id, m); r != g.log && w.takesLocked(id, m) {
+			if to := g.log.last - min(lag, g.log.last-1); to > r.last {
+				r.copyOf(g.log, to)
+				r.acked = to
+			}
 		}
 	}
-	w.replicaLocked(id, placement.Member{Node: g.leader, Key: g.key(g.leader)}).last = g.last
+	w.countLocked(id, g)
 }
 
 // Violations returns the orders that should not have been given.
@@ -175,7 +239,7 @@ func (w *World) Voters(id storage.GroupID) (voters []storage.NodeID, leader stor
 	if g == nil {
 		return nil, 0
 	}
-	for _, m := range g.members {
+	for _, m := range g.newest().members {
 		if m.Voter {
 			voters = append(voters, m.Node)
 		}
@@ -207,11 +271,12 @@ func (w *World) Report(id storage.NodeID) (report placement.NodeReport, ok bool)
 		x := placement.ReplicaReport{Group: gid, Key: r.key, State: placement.ReplicaFollower, Last: r.last}
 		if g := w.groups[gid]; g != nil {
 			x.Term, x.Leader = g.term, g.leader
-			if g.leader == id && r.key == g.key(id) {
-				x.State, x.Members, x.ConfigIndex = placement.ReplicaLeader, slices.Clone(g.members), g.configIndex
+			if g.leader == id && r == g.log {
+				now := g.newest()
+				x.State, x.Members, x.ConfigIndex, x.Commit = placement.ReplicaLeader, slices.Clone(now.members), now.index, g.commit
 				for i, m := range x.Members {
 					if f := w.replicaLocked(gid, m); w.worksLocked(gid, m) {
-						x.Members[i].AckedIndex = f.last
+						x.Members[i].AckedIndex = f.acked
 					}
 				}
 			}
@@ -238,14 +303,15 @@ func (w *World) Bootstrap(id storage.GroupID, on storage.NodeID, key catalog.Rep
 	if r := n.replicas[id]; r != nil && r.key == key {
 		return nil
 	}
-	if err := n.hold(id, &replica{key: key, last: 1}); err != nil {
+	r := &replica{key: key, last: 1, term: 1, acked: 1, configs: []config{{1, []placement.Member{{Key: key, Node: on, Voter: true}}}}}
+	if err := n.hold(id, r); err != nil {
 		return err
 	}
 	if g := w.groups[id]; g != nil {
-		w.violateLocked("group %s was bootstrapped again as %s, beside %v", id, key, g.members)
+		w.violateLocked("group %s was bootstrapped again as %s, beside %v", id, key, g.newest().members)
 		return nil
 	}
-	w.groups[id] = &group{members: []placement.Member{{Key: key, Node: on, Voter: true}}, configIndex: 1, last: 1, term: 1, leader: on}
+	w.groups[id] = &group{term: 1, begun: 1, commit: 1, leader: on, log: r}
 	return nil
 }
 
@@ -271,7 +337,9 @@ func (w *World) Create(id storage.GroupID, on storage.NodeID, key catalog.Replic
 	if src == nil || src.last == 0 || src.damaged || from.failed || n.failed {
 		return unavailable("node %s has nothing of group %s to pull", source, id)
 	}
-	return n.hold(id, &replica{key: key, last: src.last})
+	r := &replica{key: key}
+	r.copyOf(src, w.groups[id].commit) // a manifest holds what was applied
+	return n.hold(id, r)
 }
 
 // hold makes a replica unless the store has held it, or a later one, before.
@@ -291,10 +359,8 @@ func (w *World) Drop(id storage.GroupID, on storage.NodeID, key catalog.ReplicaK
 	if err != nil {
 		return err
 	}
-	if g := w.groups[id]; g != nil {
-		if at := g.find(key); at >= 0 && g.members[at].Voter { // what a non-voter holds counts for nothing
-			w.violateLocked("group %s: replica %s is dropped while it votes", id, key)
-		}
+	if g := w.groups[id]; g != nil && w.votesLocked(id, g, key) { // what a non-voter holds counts for nothing
+		w.violateLocked("group %s: replica %s is dropped while it votes", id, key)
 	}
 	if n.failed {
 		return unavailable("the disk of node %s has failed", on)
@@ -310,17 +376,18 @@ func (w *World) AddLearner(id storage.GroupID, leader, on storage.NodeID, key ca
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	g, err := w.ledByLocked(id, leader)
-	if err != nil || g.find(key) >= 0 {
+	if err != nil {
 		return err
+	}
+	if g.find(key) >= 0 {
+		return g.settled()
 	}
 	m := placement.Member{Key: key, Node: on}
 	// One that was dropped meanwhile may join when the order is late: it cannot be promoted, and is taken out again.
 	if r := w.replicaLocked(id, m); r != nil && r.last == 0 || r == nil && w.nodes[on].used[id] < key.Incarnation {
 		w.violateLocked("group %s: replica %s joins empty", id, key)
 	}
-	g.change(append(slices.Clone(g.members), m))
-	w.followLocked(id, g)
-	return nil
+	return w.changeLocked(id, g, append(slices.Clone(g.newest().members), m))
 }
 
 // AddVoter makes a non-voter a voter.
@@ -331,21 +398,19 @@ func (w *World) AddVoter(id storage.GroupID, leader storage.NodeID, key catalog.
 	if err != nil {
 		return err
 	}
-	at := g.find(key)
+	at, members := g.find(key), g.newest().members
 	switch {
 	case at < 0:
 		return unavailable("replica %s is no member of group %s", key, id)
-	case g.members[at].Voter:
-		return nil
+	case members[at].Voter:
+		return g.settled()
 	}
-	if r := w.replicaLocked(id, g.members[at]); !w.worksLocked(id, g.members[at]) || r.last+placement.PromotionLag < g.last {
+	if r := w.replicaLocked(id, members[at]); !w.worksLocked(id, members[at]) || r.acked == 0 || r.acked+placement.PromotionLag < g.log.last {
 		return unavailable("replica %s has not caught up", key) // as a leader answers that knows better than the report
 	}
-	next := slices.Clone(g.members)
+	next := slices.Clone(members)
 	next[at].Voter = true
-	g.change(next)
-	w.followLocked(id, g)
-	return nil
+	return w.changeLocked(id, g, next)
 }
 
 // Remove takes a member out. Removing a voter the group needs is written down.
@@ -356,20 +421,18 @@ func (w *World) Remove(id storage.GroupID, leader storage.NodeID, key catalog.Re
 	if err != nil {
 		return err
 	}
-	at := g.find(key)
+	at, members := g.find(key), g.newest().members
 	if at < 0 {
-		return nil
+		return g.settled()
 	}
-	if g.members[at].Node == leader {
+	if members[at].Node == leader {
 		return unavailable("group %s: the leader is not removed", id)
 	}
-	next := slices.Delete(slices.Clone(g.members), at, at+1)
-	if g.members[at].Voter && !w.majorityLocked(id, next) {
+	next := slices.Delete(slices.Clone(members), at, at+1)
+	if members[at].Voter && !w.majorityLocked(id, next) {
 		w.violateLocked("group %s: voter %s was removed though the others cannot commit", id, key)
 	}
-	g.change(next)
-	w.followLocked(id, g)
-	return nil
+	return w.changeLocked(id, g, next)
 }
 
 // Transfer makes another voter lead.
@@ -380,10 +443,9 @@ func (w *World) Transfer(id storage.GroupID, leader, to storage.NodeID) error {
 	if err != nil {
 		return err
 	}
-	for _, m := range g.members {
-		if m.Node == to && m.Voter && w.worksLocked(id, m) {
-			g.leader = to
-			g.term++
+	for _, m := range g.newest().members {
+		if r := w.replicaLocked(id, m); m.Node == to && m.Voter && w.worksLocked(id, m) && !g.log.longer(r) {
+			w.beginLocked(id, g, to, r)
 			return nil
 		}
 	}
@@ -411,7 +473,7 @@ func (w *World) ledByLocked(id storage.GroupID, leader storage.NodeID) (*group, 
 	if _, err := w.upLocked(leader); err != nil {
 		return nil, err
 	}
-	if g == nil || g.leader != leader || !w.majorityLocked(id, g.members) {
+	if g == nil || g.leader != leader || !w.majorityLocked(id, g.newest().members) {
 		return nil, unavailable("node %s does not lead group %s", leader, id)
 	}
 	return g, nil
@@ -428,12 +490,65 @@ func (w *World) replicaLocked(id storage.GroupID, m placement.Member) *replica {
 	return nil
 }
 
+// takesLocked reports whether a member acknowledges entries now.
+func (w *World) takesLocked(id storage.GroupID, m placement.Member) bool {
+	return w.worksLocked(id, m) && !w.nodes[m.Node].slow
+}
+
+// votesLocked reports whether a replica is a voter for anybody who counts: in the committed configuration, or in a newer one
+// in any log.
+func (w *World) votesLocked(id storage.GroupID, g *group, key catalog.ReplicaKey) bool {
+	votes := func(c config) bool {
+		return slices.ContainsFunc(c.members, func(m placement.Member) bool { return m.Key == key && m.Voter })
+	}
+	committed := g.committed()
+	if votes(committed) {
+		return true
+	}
+	for _, n := range w.nodes {
+		if r := n.replicas[id]; r != nil && !r.damaged && r.key != key && r.newest().index > committed.index && votes(r.newest()) {
+			return true
+		}
+	}
+	return false
+}
+
 // followLocked brings the replicas that are up to the leader's end.
 func (w *World) followLocked(id storage.GroupID, g *group) {
-	for _, m := range g.members {
-		if r := w.replicaLocked(id, m); w.worksLocked(id, m) {
-			r.last = g.last
+	if g.leader == 0 {
+		return
+	}
+	for _, m := range g.newest().members {
+		if r := w.replicaLocked(id, m); r != g.log && w.takesLocked(id, m) {
+			r.copyOf(g.log, g.log.last)
+			r.acked = r.last
 		}
+	}
+	w.countLocked(id, g)
+}
+
+// countLocked commits what a majority of the newest configuration's voters hold, if it is of this term.
+func (w *World) countLocked(id storage.GroupID, g *group) {
+	var held []uint64
+	for _, m := range g.newest().members {
+		if !m.Voter {
+			continue
+		}
+		var n uint64
+		switch r := w.replicaLocked(id, m); {
+		case r == nil || r.damaged:
+		case r == g.log && w.nodes[m.Node].slow:
+		default:
+			n = r.acked
+		}
+		held = append(held, n)
+	}
+	slices.Sort(held)
+	if len(held) == 0 {
+		return
+	}
+	if n := held[(len(held)-1)/2]; n >= g.begun {
+		g.commit = max(g.commit, n)
 	}
 }
 
@@ -452,36 +567,76 @@ func (w *World) majorityLocked(id storage.GroupID, members []placement.Member) b
 }
 
 func (w *World) electLocked(id storage.GroupID, g *group) {
-	if g.leader != 0 && w.worksLocked(id, placement.Member{Node: g.leader, Key: g.key(g.leader)}) && w.majorityLocked(id, g.members) {
+	if g.leader != 0 && w.worksLocked(id, placement.Member{Node: g.leader, Key: g.log.key}) && w.majorityLocked(id, g.newest().members) {
 		return
 	}
 	g.leader = 0
-	if !w.majorityLocked(id, g.members) {
-		return
+	var best *replica
+	var at storage.NodeID
+	for _, n := range slices.Sorted(maps.Keys(w.nodes)) {
+		r := w.nodes[n].replicas[id]
+		if r == nil || r.last == 0 || best != nil && !r.longer(best) || !w.electableLocked(id, n, r) {
+			continue
+		}
+		best, at = r, n
 	}
-	for _, m := range g.members {
-		if r := w.replicaLocked(id, m); m.Voter && w.worksLocked(id, m) && (g.leader == 0 || r.last > w.nodes[g.leader].replicas[id].last) {
-			g.leader = m.Node
+	if best != nil {
+		w.beginLocked(id, g, at, best)
+	}
+}
+
+// electableLocked reports whether a replica is a voter and gets the votes of a majority, by its own configuration.
+func (w *World) electableLocked(id storage.GroupID, on storage.NodeID, r *replica) bool {
+	voters, votes, self := 0, 0, false
+	for _, m := range r.newest().members {
+		if !m.Voter {
+			continue
+		}
+		voters++
+		if v := w.replicaLocked(id, m); w.worksLocked(id, m) && !v.longer(r) {
+			votes++
+			self = self || m.Node == on && m.Key == r.key
 		}
 	}
+	return self && votes > voters/2
+}
+
+// beginLocked begins a term: the leader appends an entry of its own, and what the others hold beyond its log is lost.
+func (w *World) beginLocked(id storage.GroupID, g *group, on storage.NodeID, r *replica) {
 	g.term++
+	g.leader, g.log = on, r
+	r.last++
+	r.term, g.begun = g.term, r.last
+	for _, n := range w.nodes {
+		if f := n.replicas[id]; f != nil {
+			f.acked = 0
+		}
+	}
+	r.acked = r.last
 	w.followLocked(id, g)
 }
 
 func (g *group) find(key catalog.ReplicaKey) int {
-	return slices.IndexFunc(g.members, func(m placement.Member) bool { return m.Key == key })
+	return slices.IndexFunc(g.newest().members, func(m placement.Member) bool { return m.Key == key })
 }
 
-func (g *group) key(on storage.NodeID) catalog.ReplicaKey {
-	for _, m := range g.members {
-		if m.Node == on {
-			return m.Key
-		}
+// settled returns nil if the newest configuration is committed: what was asked for before is done only then.
+func (g *group) settled() error {
+	if g.newest().index > g.commit {
+		return unavailable("the configuration at %d is not committed", g.newest().index)
 	}
-	return catalog.ReplicaKey{}
+	return nil
 }
 
-func (g *group) change(members []placement.Member) {
-	g.last++
-	g.members, g.configIndex = members, g.last
+// changeLocked appends a configuration, which counts at once, and answers as a leader does that waits until it is
+// committed, or for as long as it can.
+func (w *World) changeLocked(id storage.GroupID, g *group, members []placement.Member) error {
+	if err := g.settled(); err != nil {
+		return err // one change at a time
+	}
+	g.log.last++
+	g.log.term, g.log.acked = g.term, g.log.last
+	g.log.configs = append(slices.Clone(g.log.configs), config{g.log.last, members})
+	w.followLocked(id, g)
+	return g.settled()
 }
