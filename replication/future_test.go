@@ -9,6 +9,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/op"
 )
 
 // TestProposalsEndWithTheirInstance guards I9: without until in group.propose (tried) proposals that wait for the
@@ -62,8 +63,9 @@ func TestFuturesOfTheLibraryTakeAnEnd(t *testing.T) {
 		}
 		h.awaitLeader(1)
 		in := n.host.mustGroup(1).inst.Load()
+		noop := op.Op{Kind: op.Noop} // what cannot be decoded stops the replica
 		for name, future := range map[string]raft.Future{
-			"apply": in.raft.Apply([]byte{0}, 0), "barrier": in.raft.Barrier(0),
+			"apply": in.raft.Apply(noop.AppendHeader(nil), 0), "barrier": in.raft.Barrier(0),
 			"change":   in.raft.AddNonvoter("other", "2", 0, time.Second),
 			"transfer": in.raft.LeadershipTransferToServer("other", "2"),
 		} {
