@@ -66,7 +66,7 @@ func (d *FUSE) Attach(ctx context.Context, r Request) (Device, error) {
 	if err := d.Detach(ctx, r.Name); err != nil {
 		return nil, err
 	}
-	export, err := r.Open(ctx)
+	export, err := openDevice(ctx, r)
 	if err != nil {
 		return nil, err
 	}
@@ -156,7 +156,7 @@ func (d *FUSE) Resume(ctx context.Context, r Request) (Device, error) {
 	if why := d.lost(r.Name, connection); why != nil {
 		return nil, errors.Join(fail(storage.KindIO, why), fd.Close())
 	}
-	export, err := r.Open(ctx)
+	export, err := openDevice(ctx, r)
 	if err != nil {
 		return nil, errors.Join(err, fd.Close())
 	}

@@ -286,7 +286,7 @@ func (b oneExport) Stat(context.Context, string, nbd.Peer) (nbd.ExportInfo, erro
 
 // Open implements nbd.Backend.
 func (b oneExport) Open(ctx context.Context, _ string, _ nbd.Peer) (nbd.Export, error) {
-	return b.request.Open(ctx)
+	return openDevice(ctx, b.request)
 }
 
 // pair makes a connection and returns the kernel's end; the other is being served.
