@@ -27,8 +27,16 @@ type GroupLog struct {
 	compactTo            uint64   // Compact allowed to drop up to here
 	retained             int64    // bytes of entries at and below compactTo
 	holds                map[*uint64]struct{}
-	dropped              bool
-	damage               *Damage
+	// undone are truncations that may not be durable yet, in the order of the log.
+	undone  []undone
+	dropped bool
+	damage  *Damage
+}
+
+// undone is a truncation. Until its record is durable, a power cut brings the entries back that it dropped.
+type undone struct {
+	from  Position // of the first entry that it dropped
+	until Position // the end of its record
 }
 
 // entry is what is kept in memory of an entry.
@@ -249,8 +257,21 @@ func (g *GroupLog) TruncateSuffix(from uint64) error {
 	if err := g.controlLocked("truncate log", recordHeader{kind: kindTruncate, index: from}); err != nil {
 		return err
 	}
+	g.pruneUndoneLocked()
+	if e := g.entryLocked(max(from, g.base+1)); e != nil {
+		g.undone = append(g.undone, undone{from: e.at, until: l.endLocked()})
+	}
 	g.truncateLocked(from)
 	return nil
+}
+
+// pruneUndoneLocked forgets the truncations that are durable.
+func (g *GroupLog) pruneUndoneLocked() {
+	n := 0
+	for n < len(g.undone) && g.undone[n].until <= g.l.Durable() {
+		n++
+	}
+	g.undone = append(g.undone[:0], g.undone[n:]...)
 }
 
 // controlLocked appends a record without payload.
@@ -364,8 +385,8 @@ func (g *GroupLog) HoldFrom(index uint64) (release func()) {
 }
 
 // NextNeeded returns where recovery has to begin for this group if a checkpoint holds everything up to
-// appliedIndex: the position of the first record with a larger index or, if there is none, a position that is durable
-// already and after which all later records of the group lie. A damaged group needs what it needed before. It must be
+// appliedIndex: the position of the first record with a larger index, also of one that was truncated while that is not durable,
+// or, if there is none, a position that is durable already and after which all later records of the group lie. A damaged group needs what it needed before. It must be
 // taken when the log is durable up to appliedIndex, and be stored with the checkpoint.
 func (g *GroupLog) NextNeeded(appliedIndex uint64) Position {
 	g.l.mu.Lock()
@@ -379,6 +400,12 @@ func (g *GroupLog) NextNeeded(appliedIndex uint64) Position {
 		next = min(next, e.at)
 	} else if appliedIndex < g.base {
 		next = min(next, g.need)
+	}
+	// What a power cut brings back of a truncated suffix must be whole: its end alone, without its beginning, would look
+	// like a log that has lost something.
+	g.pruneUndoneLocked()
+	for _, u := range g.undone {
+		next = min(next, u.from)
 	}
 	return next
 }
