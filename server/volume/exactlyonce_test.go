@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -346,5 +347,73 @@ func TestUnreadableAnswerKeepsTheNumber(t *testing.T) {
 				t.Errorf("block %d is not what was acknowledged: %v", i, err)
 			}
 		}
+	})
+}
+
+// damagedWrites answers the n-th write attempts of the numbers given as a leader does that finds a request damaged.
+func damagedWrites(numbers ...int) func(volumetest.Call) volumetest.Fault {
+	n := 0
+	return func(call volumetest.Call) volumetest.Fault {
+		if !isWrite(call) {
+			return volumetest.Fault{}
+		}
+		n++
+		if slices.Contains(numbers, n) {
+			return volumetest.Fault{Err: storage.E("propose", storage.KindCorrupt, "request", errors.New("damaged on its way"))}
+		}
+		return volumetest.Fault{}
+	}
+}
+
+// TestDamagedRequestIsSentAgain: one bit that flips on the way to the leader is a retry, and neither an error of the device
+// nor the end of the session. A request that stays damaged fails alone, and gives its number back.
+func TestDamagedRequestIsSentAgain(t *testing.T) {
+	bubble(t, func(t *testing.T, c *volumetest.Cluster) {
+		r := record(c)
+		v := open(t, start(t, c, nil), "data")
+		mustWrite(t, v, pattern(block, 1), 0)
+		session := c.Sessions()
+		c.SetFault(damagedWrites(1, 3))
+		mustWrite(t, v, pattern(block, 2), 0)
+		mustWrite(t, v, pattern(block, 3), 0)
+		wantBytes(t, v, pattern(block, 3), 0)
+		c.SetFault(damagedWrites(1, 2))
+		if err := v.WriteAt(t.Context(), pattern(block, 4), 0); !errors.Is(err, storage.ErrCorrupt) {
+			t.Fatalf("a request that is damaged twice: %v", err)
+		}
+		for i := range 1100 { // or the window would be full
+			mustWrite(t, v, pattern(block, byte(i)), 0)
+		}
+		if now := c.Sessions(); !slices.Equal(session, now) {
+			t.Errorf("sessions %v, then %v: a damaged request has ended one", session, now)
+		}
+		if err := v.Close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		r.gapless(t)
+	})
+}
+
+// TestDamagedAfterALostAnswer guards I3: when an attempt of unknown outcome came before, the number is not free, and the
+// window decides (tried: giving it back acknowledges the next write as a duplicate of this one, and loses it).
+func TestDamagedAfterALostAnswer(t *testing.T) {
+	bubble(t, func(t *testing.T, c *volumetest.Cluster) {
+		v := open(t, start(t, c, nil), "data")
+		corrupt := damagedWrites(2, 3)
+		n := 0
+		c.SetFault(func(call volumetest.Call) volumetest.Fault {
+			if f := corrupt(call); f.Err != nil || !isWrite(call) {
+				return f
+			}
+			if n++; n == 1 {
+				return volumetest.Fault{LoseAnswer: true}
+			}
+			return volumetest.Fault{}
+		})
+		if err := v.WriteAt(t.Context(), pattern(block, 1), 0); err != nil {
+			t.Fatalf("it was applied, and the window says so: %v", err)
+		}
+		mustWrite(t, v, pattern(block, 2), 0)
+		wantBytes(t, v, pattern(block, 2), 0)
 	})
 }

@@ -18,7 +18,8 @@ type flight struct {
 	seq     uint64
 	epoch   storage.Epoch // that the header carries
 
-	attempts int   // under this number
+	attempts int   // under this number that may have left something behind
+	damaged  int   // attempts in a row that the leader found damaged
 	reissues int   // sessions that ended under this piece
 	unsure   error // a final refusal after more than one attempt: the windows say whether an earlier one was applied
 }
@@ -102,7 +103,7 @@ func (d *device) board(ctx context.Context, f *flight) error {
 		case !ok:
 			continue // the session is closing
 		}
-		f.session, f.lane, f.seq, f.attempts = s, i, seq, 0
+		f.session, f.lane, f.seq, f.attempts, f.damaged = s, i, seq, 0, 0
 		return nil
 	}
 }
@@ -137,15 +138,18 @@ func (d *device) try(ctx context.Context, f *flight) (done bool, err error) {
 		case kind == storage.KindNotFound && err == nil:
 			d.fail(res.Err("mutate", d.subject))
 			return true, d.ended()
+		case kind == storage.KindCorrupt && err != nil && f.damagedOnTheWay():
+			d.metrics.retry(kind)
 		case kind == storage.KindConflict, kind == storage.KindNotFound:
 			// A block that was merged in another term, or a node that does not know the group: nothing final.
 			d.metrics.retry(kind)
 			d.consult(s.attempts.context())
 		default:
-			// Guards I1: a number is free again only if the group has refused it, or the leader has for want of space,
-			// and nothing else was sent under it. Any other error may be that of an answer which cannot be read: were
+			// Guards I1: a number is free again only if the group has refused it, or the leader has, for want of space or
+			// because of damage, and nothing else was sent under it. Any other error may be that of an answer which cannot be read: were
 			// the number given back, the next request under it would be taken for a duplicate of the one applied.
-			free := f.attempts == 1 && (err == nil && kind != storage.KindInternal || kind == storage.KindNoSpace)
+			free := f.attempts == 1 && (err == nil && kind != storage.KindInternal || kind == storage.KindNoSpace) ||
+				f.attempts == 0 && kind == storage.KindCorrupt
 			err = refusal(res, err, d.subject)
 			if free {
 				lane.giveBack(f.seq)
@@ -158,10 +162,22 @@ func (d *device) try(ctx context.Context, f *flight) (done bool, err error) {
 			return true, errLeft
 		}
 		if s.ctx.Err() == nil {
-			d.pause(ctx, f.attempts-1, s.ctx.Done())
+			d.pause(ctx, max(f.attempts+f.damaged, 1)-1, s.ctx.Done())
 		}
 	}
 }
+
+// damagedOnTheWay notes that the leader has refused the last attempt before it proposed anything, because the request does not
+// have its checksums, or because a block that it is to be merged with does not. It reports whether that is worth another
+// attempt: a bit that flipped on the way does not flip again, one in memory stays.
+func (f *flight) damagedOnTheWay() bool {
+	f.attempts-- // it has left nothing behind
+	f.damaged++
+	return f.damaged < maxDamaged
+}
+
+// maxDamaged is how many attempts in a row may be found damaged until the request has failed.
+const maxDamaged = 2
 
 // decide waits until the session is closed in every group. Its window says whether the piece was applied; if it was
 // not, nothing that was sent for it will be.
