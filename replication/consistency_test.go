@@ -364,7 +364,8 @@ func TestUnreadableLogStopsAtOnce(t *testing.T) {
 		h.nodes[leader].stall.unreadable("store/log/")
 		_ = <-c.pending(leader, storage.BlockSize, block(9))
 		h.eventually("another leader", func() bool { n := h.leaderOf(1); return n != 0 && n != leader })
-		h.eventually("the replica to stop", func() bool { return h.instance(leader) == nil })
+		stopping := h.nodes[leader].host
+		h.eventually("the replica to stop", func() bool { return stopping.Status()[0].Role == "damaged" })
 		began := time.Now()
 		h.nodes[leader].shutdown()
 		if took := time.Since(began); took > time.Second {

@@ -29,7 +29,7 @@ func (d damagedReplica) describe() GroupStatus {
 	if d.newer {
 		s.Role = "stopped"
 	}
-	if d.disk.failed.Load() {
+	if d.disk.store.Failed() != nil {
 		s.Role, s.Reason = "stopped", "its disk has failed" // nothing can be made on that disk
 	}
 	return s

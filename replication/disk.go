@@ -2,6 +2,7 @@ package replication
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -9,25 +10,26 @@ import (
 
 	"golang.org/x/sync/semaphore"
 
+	"github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/extent"
 )
 
-// disk is one store as its groups see it: alive, silent or failed, and how much room it has.
+// disk is one store as its groups see it: alive, silent or failed, and how much room it has. Whether it has failed is
+// the store's to say, to everyone (extent.Store.Failed).
 type disk struct {
 	store  *extent.Store
 	logger *slog.Logger
 	// hungAfter is how old the oldest append may be that is not durable: max(1 s, 2 x HeartbeatTimeout).
 	hungAfter time.Duration
 
-	onFail   func() // stops the disk's replicas, without waiting; may be nil
-	failed   atomic.Bool
+	onFail   func()      // stops the disk's replicas, without waiting; may be nil
 	hung     atomic.Bool // as of the last look
 	stable   pendingSets
 	free     atomic.Int64
 	reserve  atomic.Int64
 	inflight *semaphore.Weighted
 	due      chan struct{} // a group's checkpoint is due
-	failOnce sync.Once
+	stopOnce sync.Once
 }
 
 // look refreshes what is too dear to ask for with every request. It is called a few times a second.
@@ -36,7 +38,7 @@ func (d *disk) look(now time.Time) {
 	d.free.Store(s.FreeBytes)
 	d.reserve.Store(s.ReserveBytes)
 	if err := d.store.Failed(); err != nil {
-		d.fail(err)
+		d.stopReplicas(err)
 	}
 	since, pending := d.store.Log().OldestPending()
 	if at, waits := d.stable.oldest(); waits && (!pending || at.Before(since)) {
@@ -54,7 +56,15 @@ func (d *disk) look(now time.Time) {
 }
 
 // silent reports that the replicas of this disk must not be heard: it has failed, or hangs.
-func (d *disk) silent() bool { return d.failed.Load() || d.hung.Load() || d.store.Failed() != nil }
+func (d *disk) silent() bool { return d.hung.Load() || d.store.Failed() != nil }
+
+// usable returns why nothing can be made or started on the disk, or nil.
+func (d *disk) usable(op string) error {
+	if err := d.store.Failed(); err != nil {
+		return storage.E(op, storage.KindIO, "store "+d.store.ID().String(), fmt.Errorf("the disk has failed: %w", err))
+	}
+	return nil
+}
 
 // awaitRoom returns when the disk may take entries that change tables, or why not before ctx is done.
 func (d *disk) awaitRoom(ctx context.Context) error {
@@ -78,8 +88,13 @@ func (d *disk) reserveBytes() int64 { return d.reserve.Load() }
 
 // fail marks the disk failed for good. The process and its other disks live on.
 func (d *disk) fail(err error) {
-	d.failOnce.Do(func() {
-		d.failed.Store(true)
+	d.store.Fail(err)
+	d.stopReplicas(err)
+}
+
+// stopReplicas follows the failure of the disk, once.
+func (d *disk) stopReplicas(err error) {
+	d.stopOnce.Do(func() {
 		d.logger.Error("disk failed: its replicas stop; replace it and start the node again", "store", d.store.ID(),
 			"error", err)
 		if d.onFail != nil {

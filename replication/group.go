@@ -87,7 +87,7 @@ func (g *group) startLocked() error {
 	in := &instance{futures: futures{stopped: make(chan struct{})}}
 	in.ctx, in.cancel = context.WithCancel(context.Background())
 	var err error
-	in.log, err = newLogStore(in.ctx, g.extents.Log(), g.disk.store.Log().Wait, g.park(in), checkpoint)
+	in.log, err = newLogStore(in.ctx, g.extents.Log(), g.disk.store.Log().Wait, g.unreadable(in), checkpoint)
 	if err != nil {
 		in.cancel()
 		return err
@@ -147,12 +147,41 @@ func (g *group) stable(in *instance) *stableStore {
 func (g *group) park(in *instance) func(error) error {
 	return func(err error) error {
 		g.disk.fail(err)
-		if in.transport == nil || in.transport.beat.Load() == nil {
-			return err // NewRaft enters the handler of heartbeats when it has read everything
+		return g.wait(in, err)
+	}
+}
+
+// wait ends the goroutine that calls it, which is one of the library's, when the instance stops. While the instance is
+// being made it returns the error.
+func (g *group) wait(in *instance, err error) error {
+	if in.transport == nil || in.transport.beat.Load() == nil {
+		return err // NewRaft enters the handler of heartbeats when it has read everything
+	}
+	<-in.ctx.Done()
+	runtime.Goexit()
+	return err
+}
+
+// unreadable returns what the library is told of an entry that the log holds and cannot read. It never panics the library:
+//
+//   - What is applied already is needed by followers that lag only. "Not found" has the library send them a manifest,
+//     which a checkpoint from behind the entry makes possible.
+//   - Without an entry that is not applied yet this replica cannot go on: it is damaged, and made anew. The disk and its
+//     other replicas go on.
+func (g *group) unreadable(in *instance) func(index uint64, err error) error {
+	return func(index uint64, err error) error {
+		applied, _ := g.extents.Applied()
+		if index <= applied {
+			g.logger.Warn("an entry of the log cannot be read; followers that need it get a manifest", "group", g.id,
+				"store", g.disk.store.ID(), "index", index, "error", err)
+			if index > g.extents.Checkpointed().Index {
+				g.extents.RequestCheckpoint()
+			}
+			return raft.ErrLogNotFound
 		}
-		<-in.ctx.Done()
-		runtime.Goexit()
-		return err
+		err = storage.E("read log", storage.KindCorrupt, "group "+g.id.String(), fmt.Errorf("entry %d: %w", index, err))
+		g.setAside(err)
+		return g.wait(in, err)
 	}
 }
 
@@ -185,6 +214,9 @@ func (g *group) stopLocked() {
 }
 
 func (g *group) stop() {
+	if in := g.inst.Load(); in != nil {
+		in.cancel() // whoever holds mu and waits for the instance is released
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.stopped = true
@@ -228,7 +260,7 @@ func (g *group) bootstrap() error {
 		if in == nil {
 			return storage.E("bootstrap", storage.KindUnavailable, "group "+g.id.String(), errors.New("the replica is stopped"))
 		}
-		err := in.raft.BootstrapCluster(c).Error()
+		err := g.within(in, in.raft.BootstrapCluster(c))
 		if !errors.Is(err, raft.ErrCantBootstrap) {
 			return g.fromRaft("bootstrap", err)
 		}
@@ -238,12 +270,29 @@ func (g *group) bootstrap() error {
 		half := &instance{}
 		half.ctx, half.cancel = context.WithCancel(context.Background())
 		defer half.cancel()
-		logs, err := newLogStore(half.ctx, g.extents.Log(), g.disk.store.Log().Wait, g.park(half), extent.Checkpoint{})
+		logs, err := newLogStore(half.ctx, g.extents.Log(), g.disk.store.Log().Wait, g.unreadable(half), extent.Checkpoint{})
 		if err == nil {
 			err = logs.StoreLog(&raft.Log{Index: 1, Term: 1, Type: raft.LogConfiguration, Data: raft.EncodeConfiguration(c)})
 		}
 		return err
 	})
+}
+
+// within waits for a future while g.mu is held: until the instance is cancelled, and no longer than stopPatience. Raft's
+// main loop may be parked at a disk that has failed.
+func (g *group) within(in *instance, future raft.Future) error {
+	done := make(chan error, 1)
+	go func() { done <- until(&in.futures, future).Error() }() // ends at the latest when the instance stops
+	patience := time.NewTimer(stopPatience)
+	defer patience.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-in.ctx.Done():
+		return raft.ErrRaftShutdown
+	case <-patience.C:
+		return fmt.Errorf("no answer for %v: its disk hangs or has failed", stopPatience)
+	}
 }
 
 // watchLeadership opens the books of each term this replica leads: ready once a Barrier has completed, because

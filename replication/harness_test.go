@@ -166,6 +166,7 @@ type diskStall struct {
 	tables chan struct{} // the same for syncs of the tables
 	broken string        // writes and syncs of files under it fail; "": none
 	unread string        // the same for reads
+	sector int64         // reads of the log that touch this byte of a segment fail; 0: none
 }
 
 // MaybeError implements errorfs.Injector.
@@ -180,9 +181,12 @@ func (d *diskStall) MaybeError(o errorfs.Op) error {
 		}
 	case errorfs.OpFileReadAt:
 		d.mu.Lock()
-		unread := d.unread
+		unread, sector := d.unread, d.sector
 		d.mu.Unlock()
 		if unread != "" && strings.Contains(o.Path, unread) {
+			return errorfs.ErrInjected
+		}
+		if sector > 0 && strings.Contains(o.Path, "store/log/") && o.Offset/storage.BlockSize == sector/storage.BlockSize {
 			return errorfs.ErrInjected
 		}
 	}
@@ -229,6 +233,13 @@ func (d *diskStall) unreadable(path string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.unread = path
+}
+
+// badSector makes reads that begin in the same 4 KiB of a segment as the byte fail; 0: none.
+func (d *diskStall) badSector(at int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.sector = at
 }
 
 // String implements errorfs.Injector.

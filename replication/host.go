@@ -153,6 +153,8 @@ func (h *Host) Start() error {
 			}
 			if _, err := h.startGroup(d, key); storage.KindOf(err) == storage.KindCorrupt { // I7
 				h.keepOut(d, key, err.Error())
+			} else if d.store.Failed() != nil {
+				break // its replicas stay stopped, and the node's other disks serve
 			} else if err != nil {
 				return err
 			}
@@ -189,6 +191,9 @@ func ServerID(store storage.StoreID, inc storage.Incarnation) raft.ServerID {
 }
 
 func (h *Host) startGroup(d *disk, key segment.GroupKey) (*group, error) {
+	if err := d.usable("start"); err != nil {
+		return nil, err
+	}
 	extents := d.store.Group(key)
 	if extents == nil {
 		return nil, storage.E("start", storage.KindInternal, "group "+key.Group.String(), errors.New("the store does not hold it"))
@@ -318,6 +323,9 @@ func (h *Host) openReplica(id storage.GroupID, store storage.StoreID, inc storag
 		if d.store.ID() != store {
 			continue
 		}
+		if err := d.usable("create replica"); err != nil {
+			return nil, err
+		}
 		key := segment.GroupKey{Group: id, Incarnation: inc}
 		if _, err := d.store.CreateGroup(key); err != nil && !errors.Is(err, storage.ErrExists) {
 			return nil, err
@@ -403,8 +411,11 @@ func (h *Host) Close(ctx context.Context) error {
 	h.closed = true
 	h.mu.Unlock()
 	h.cancel()
-	h.changing <- struct{}{} // a creation that runs has been told to end
-	defer func() { <-h.changing }()
+	select {
+	case h.changing <- struct{}{}: // a creation that runs has been told to end
+		defer func() { <-h.changing }()
+	case <-ctx.Done(): // it hangs at its disk; it starts nothing any more, because closed is set
+	}
 	var wg sync.WaitGroup
 	for _, g := range h.all() {
 		wg.Go(func() {

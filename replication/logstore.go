@@ -30,10 +30,10 @@ import (
 // StoreLogs is called by one goroutine (Raft's main loop), DeleteRange by that one and the snapshots', the others by
 // several.
 type logStore struct {
-	log    *segment.GroupLog
-	ctx    context.Context                                     // done when the instance stops
-	wait   func(ctx context.Context, p segment.Position) error // segment.Log.Wait
-	parked func(err error) error                               // see group.park
+	log        *segment.GroupLog
+	ctx        context.Context                                     // done when the instance stops
+	wait       func(ctx context.Context, p segment.Position) error // segment.Log.Wait
+	unreadable func(index uint64, err error) error                 // see group.unreadable
 
 	raft atomic.Pointer[raft.Raft] // the instance that this is the log of, as soon as there is one
 
@@ -59,8 +59,8 @@ var (
 
 // newLogStore reads the configurations that the log holds above the checkpoint.
 func newLogStore(ctx context.Context, log *segment.GroupLog, wait func(context.Context, segment.Position) error,
-	parked func(error) error, checkpoint extent.Checkpoint) (*logStore, error) {
-	s := &logStore{log: log, ctx: ctx, wait: wait, parked: parked}
+	unreadable func(uint64, error) error, checkpoint extent.Checkpoint) (*logStore, error) {
+	s := &logStore{log: log, ctx: ctx, wait: wait, unreadable: unreadable}
 	if checkpoint.Index > 0 {
 		s.configs = []configAt{newConfigAt(checkpoint.ConfigIndex, raft.DecodeConfiguration(checkpoint.Config))}
 	}
@@ -71,7 +71,8 @@ func newLogStore(ctx context.Context, log *segment.GroupLog, wait func(context.C
 	for i := max(first, checkpoint.Index+1); i <= last; i++ {
 		e, err := log.Get(i)
 		if err != nil {
-			return nil, fmt.Errorf("read entry %d: %w", i, err)
+			// Whatever the reason: without it the replica would vote with less than it once acknowledged (I7).
+			return nil, storage.E("read log", storage.KindCorrupt, "group", fmt.Errorf("entry %d: %w", i, err))
 		}
 		if raft.LogType(e.Type) == raft.LogConfiguration {
 			s.configs = append(s.configs, newConfigAt(i, raft.DecodeConfiguration(e.Data)))
@@ -99,8 +100,9 @@ func (s *logStore) FirstIndex() (uint64, error) { return s.log.FirstIndex(), nil
 // LastIndex returns the highest index in the log, 0 for none.
 func (s *logStore) LastIndex() (uint64, error) { return s.log.LastIndex(), nil }
 
-// GetLog fills out with the entry of the given index, or returns raft.ErrLogNotFound. It returns no other error:
-// the library panics on one. A disk that cannot be read is failed, and the caller parked until the group stops.
+// GetLog fills out with the entry of the given index, or returns raft.ErrLogNotFound. It returns no other error: the
+// library panics on one. An entry that cannot be read is not found, or its replica is set aside and the caller parked
+// until it stops (group.unreadable).
 func (s *logStore) GetLog(index uint64, out *raft.Log) error {
 	e, err := s.log.Get(index)
 	switch {
@@ -108,7 +110,7 @@ func (s *logStore) GetLog(index uint64, out *raft.Log) error {
 	case errors.Is(err, storage.ErrNotFound):
 		return raft.ErrLogNotFound
 	default:
-		return s.parked(fmt.Errorf("read log entry %d: %w", index, err))
+		return s.unreadable(index, err)
 	}
 	*out = raft.Log{Index: e.Index, Term: e.Term, Type: raft.LogType(e.Type), Data: e.Data, Extensions: e.Extensions}
 	if e.AppendedAt != 0 {

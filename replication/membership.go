@@ -63,11 +63,8 @@ func (g *group) describe() GroupStatus {
 	if s.PullTotalBytes > 0 {
 		s.PulledBytes = g.pulled.Load()
 	}
-	if g.disk.failed.Load() { // its Raft instance may still believe that it leads
-		s.Reason = "its disk has failed"
-		if err := g.disk.store.Failed(); err != nil {
-			s.Reason += ": " + err.Error()
-		}
+	if err := g.disk.store.Failed(); err != nil { // its Raft instance may still believe that it leads
+		s.Reason = "its disk has failed: " + err.Error()
 		return s
 	}
 	in := g.inst.Load()

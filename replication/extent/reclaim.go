@@ -75,6 +75,9 @@ func (g *Group) changedFor(now time.Time) time.Duration {
 	return now.Sub(g.changedAt)
 }
 
+// RequestCheckpoint asks for a checkpoint of the group soon, however little was written since the last one.
+func (g *Group) RequestCheckpoint() { g.wantCheckpoint() }
+
 // wantCheckpoint asks for a checkpoint of the group although little was written.
 func (g *Group) wantCheckpoint() {
 	g.wanted.Store(true)

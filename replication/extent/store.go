@@ -262,7 +262,10 @@ func (s *Store) Failed() error {
 	return nil
 }
 
-// fail marks the disk failed for good. It takes no lock.
+// Fail marks the disk failed for good, whoever finds out; Failed says so from then on. It takes no lock, and does nothing
+// the second time.
+func (s *Store) Fail(err error) { s.fail(err) }
+
 func (s *Store) fail(err error) {
 	s.failOnce.Do(func() {
 		kind := storage.KindOf(err)
@@ -339,6 +342,9 @@ func (s *Store) NextIncarnation(group storage.GroupID) (storage.Incarnation, err
 func (s *Store) CreateGroup(key segment.GroupKey) (*Group, error) {
 	fail := func(kind storage.Kind, err error) (*Group, error) {
 		return nil, storage.E("create", kind, "group "+key.String(), err)
+	}
+	if err := s.Failed(); err != nil {
+		return fail(storage.KindIO, err)
 	}
 	s.mu.Lock() // held across the sync: the group is there or not
 	defer s.mu.Unlock()
