@@ -9,6 +9,7 @@ import (
 	"net"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -17,6 +18,7 @@ import (
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/reflection"
 
 	storage "github.com/storaged/storaged"
@@ -43,6 +45,9 @@ type Config struct {
 	Version Version
 	// Ready returns why no request can be answered yet, an error of KindUnavailable; nil: every request can.
 	Ready func() error
+	// ClusterID returns the cluster of this node, which every answer carries; a request for another one is refused. nil, or a
+	// zero id: none yet.
+	ClusterID func() storage.ClusterID
 	// TLS makes the server speak TLS only; nil: plain text.
 	TLS *tls.Config
 	// Limits bound what callers can take.
@@ -181,6 +186,9 @@ func (s *Server) intercept(ctx context.Context, request any, info *grpc.UnarySer
 		err = s.config.Ready()
 	}
 	if err == nil {
+		err = s.checkCluster(ctx, info.FullMethod)
+	}
+	if err == nil {
 		answer, err = handler(ctx, request)
 	}
 	s.metrics.observe(info.FullMethod, err, time.Since(began))
@@ -191,6 +199,51 @@ func (s *Server) intercept(ctx context.Context, request any, info *grpc.UnarySer
 		return nil, StatusError(err)
 	}
 	return answer, nil
+}
+
+// ClusterHeader is the metadata in which a request names the cluster that it is for, and an answer the one that it is from.
+const ClusterHeader = "storaged-cluster-id"
+
+// ClusterMarkBytes is the length of the beginning of a cluster's id that tells clusters apart where an id is too long.
+const ClusterMarkBytes = 8
+
+// IsCluster reports whether text is the cluster's id or a beginning of it, of ClusterMarkBytes at least.
+func IsCluster(id storage.ClusterID, text string) bool {
+	return len(text) >= ClusterMarkBytes && strings.HasPrefix(id.String(), text)
+}
+
+type clusterKey struct{}
+
+// WithCluster returns a context for requests that are meant for one cluster only, whose id begins with mark.
+func WithCluster(ctx context.Context, mark string) context.Context {
+	return context.WithValue(ctx, clusterKey{}, mark)
+}
+
+// ClusterMeant returns what WithCluster has said; empty: nothing.
+func ClusterMeant(ctx context.Context) string {
+	mark, _ := ctx.Value(clusterKey{}).(string)
+	return mark
+}
+
+// checkCluster sends the cluster's id, and refuses a request for another one: KindConflict.
+func (s *Server) checkCluster(ctx context.Context, method string) error {
+	if s.config.ClusterID == nil {
+		return nil
+	}
+	own := s.config.ClusterID()
+	if own.IsZero() {
+		return nil
+	}
+	if err := grpc.SetHeader(ctx, metadata.Pairs(ClusterHeader, own.String())); err != nil {
+		return storage.E("serve request", storage.KindInternal, method, err)
+	}
+	for _, wanted := range metadata.ValueFromIncomingContext(ctx, ClusterHeader) {
+		if !IsCluster(own, wanted) {
+			return storage.E("serve request", storage.KindConflict, "cluster "+wanted[:min(len(wanted), 64)], fmt.Errorf(
+				"this node belongs to another cluster, %v; nothing was done", own))
+		}
+	}
+	return nil
 }
 
 // BuildVersion describes the running program: version as given (from the linker), the rest from the build.

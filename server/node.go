@@ -175,7 +175,7 @@ func (n *node) answerPeople(context.Context) error {
 		return err
 	}
 	n.api, err = api.NewServer(api.Config{Cluster: &view{n}, Version: api.BuildVersion(version.Version), TLS: apiTLS,
-		Ready: n.answers, Logger: n.logger, Metrics: n.metrics})
+		Ready: n.answers, ClusterID: n.clusterID, Logger: n.logger, Metrics: n.metrics})
 	if err != nil {
 		return err
 	}
@@ -183,6 +183,14 @@ func (n *node) answerPeople(context.Context) error {
 	n.goRun(&n.peersWG, "http", func() error { return ignoreClosed(n.http.Serve(n.listeners.http)) })
 	n.goRun(&n.serveWG, "api", func() error { return n.api.Serve(n.serveCtx, n.listeners.api) })
 	return nil
+}
+
+// clusterID returns the cluster that this node belongs to, zero until it runs.
+func (n *node) clusterID() storage.ClusterID {
+	if !n.running.Load() {
+		return storage.ClusterID{}
+	}
+	return n.identity.Cluster
 }
 
 // answers returns why the node cannot answer requests at all yet.

@@ -21,6 +21,9 @@ func call[A any](ctx context.Context, c *Client, op, subject string,
 	do func(context.Context, grpc.ClientConnInterface) (*A, error)) (*A, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, c.config.Patience, errPatience)
 	defer cancel()
+	if err := c.settle(ctx, op, subject); err != nil {
+		return nil, err
+	}
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, time.Second) {
 		r := &round{client: c, op: op, subject: subject, tried: map[int]bool{}}
 		for at, ok := r.next(); ok; at, ok = r.next() {
@@ -75,6 +78,7 @@ type round struct {
 	hint        int // index + 1 of the endpoint that a node named; 0: none
 	hopeful     bool
 	problems    []error // one an endpoint
+	strange     int     // how many of them are that it belongs to another cluster
 	err         error   // the outcome, set by final
 }
 
@@ -101,6 +105,11 @@ func (r *round) final(ctx context.Context, at int, n *node, err error) bool {
 	if err == nil {
 		r.client.prefer(at)
 		return true
+	}
+	if strange := (*WrongClusterError)(nil); errors.As(err, &strange) {
+		r.strange++
+		r.problems = append(r.problems, strange)
+		return false
 	}
 	answered := api.Answered(err)
 	failure := api.ErrorFromStatus(err, r.op, r.subject)
@@ -140,7 +149,11 @@ func (r *round) failure() error {
 	if len(texts) == 0 {
 		texts = append(texts, "no endpoint answered in time")
 	}
-	return storage.E(r.op, storage.KindUnavailable, r.subject, errors.New(strings.Join(texts, "; ")))
+	kind := storage.KindUnavailable
+	if r.strange > 0 && r.strange == len(r.problems) {
+		kind = storage.KindConflict
+	}
+	return storage.E(r.op, kind, r.subject, errors.New(strings.Join(texts, "; ")))
 }
 
 // cause is what is below err's outermost storage.Error, or err.

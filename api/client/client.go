@@ -50,6 +50,9 @@ const (
 type Config struct {
 	// Endpoints are tried in this order: host:port, or host for port 7000. At least one.
 	Endpoints []string
+	// Cluster is the one that is meant: no other is asked for anything. Zero: the one that the endpoints belong to, which is
+	// found out before the first request and kept.
+	Cluster storage.ClusterID
 	// TLS is used for every connection; nil: plain text.
 	TLS *tls.Config
 	// Patience bounds one operation over all its attempts. Default 10 s.
@@ -95,9 +98,10 @@ func (c *Config) fill() error {
 type Client struct {
 	config Config
 
-	mu     sync.Mutex // guards what follows
-	nodes  []*node    // the configured endpoints in their order, then those that hints named
-	first  int        // index in nodes of the one that answered last
+	mu     sync.Mutex        // guards what follows
+	nodes  []*node           // the configured endpoints in their order, then those that hints named
+	first  int               // index in nodes of the one that answered last
+	pinned storage.ClusterID // the cluster that is asked; zero: not known yet
 	closed bool
 }
 
@@ -114,7 +118,7 @@ func New(config Config) (*Client, error) {
 	if err := config.fill(); err != nil {
 		return nil, err
 	}
-	c := &Client{config: config}
+	c := &Client{config: config, pinned: config.Cluster}
 	for _, e := range config.Endpoints {
 		if _, err := c.addLocked(e); err != nil { // not shared yet
 			return nil, errors.Join(err, c.Close())
@@ -154,6 +158,7 @@ func (c *Client) addLocked(endpoint string) (int, error) {
 		grpc.WithContextDialer(dial),
 		grpc.WithDisableRetry(), // attempts are made here, where it is known what may be repeated
 		grpc.WithDisableServiceConfig(),
+		grpc.WithUnaryInterceptor(c.withCluster(endpoint)),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswerBytes)),
 		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: c.config.AttemptTimeout,
 			Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second}}),

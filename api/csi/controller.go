@@ -16,6 +16,9 @@ type ControllerConfig struct {
 	// Name is the driver's.
 	Name    string
 	Cluster Cluster
+	// ClusterID returns the cluster that Cluster has answered for, zero before the first answer; it becomes part of volumes' ids.
+	// nil: it does not.
+	ClusterID func() storage.ClusterID
 	// Topology is IdentityConfig's: whether volumes may be kept to zones.
 	Topology bool
 }
@@ -66,7 +69,7 @@ func (c *Controller) volume(ctx context.Context, id string) (api.Volume, error) 
 	if !ok {
 		return api.Volume{}, noVolume(id)
 	}
-	v, err := c.cluster.Volume(ctx, ref.Name)
+	v, err := c.cluster.Volume(forVolume(ctx, id), ref.Name)
 	switch {
 	case errors.Is(err, storage.ErrNotFound), err == nil && (ref.ID != 0 && v.ID != ref.ID || v.State != api.VolumeReady):
 		return api.Volume{}, noVolume(id)
@@ -131,7 +134,7 @@ func (c *Controller) CreateVolume(ctx context.Context, r *spec.CreateVolumeReque
 	if err != nil {
 		return nil, err
 	}
-	described := describe(v)
+	described := c.describe(v)
 	described.VolumeContext, described.AccessibleTopology = params.context(), topology
 	return &spec.CreateVolumeResponse{Volume: described}, nil
 }
@@ -185,8 +188,17 @@ func (c *Controller) accessibleFrom(p parameters, r *spec.TopologyRequirement) (
 	return list, nil
 }
 
-func describe(v api.Volume) *spec.Volume {
-	return &spec.Volume{VolumeId: volumeID(api.VolumeRef{Name: v.Name, ID: v.ID}), CapacityBytes: v.SizeBytes}
+func (c *Controller) describe(v api.Volume) *spec.Volume {
+	return &spec.Volume{VolumeId: c.volumeID(v), CapacityBytes: v.SizeBytes}
+}
+
+// volumeID is the CSI id of a volume of the cluster.
+func (c *Controller) volumeID(v api.Volume) string {
+	var cluster storage.ClusterID
+	if c.config.ClusterID != nil {
+		cluster = c.config.ClusterID()
+	}
+	return volumeID(api.VolumeRef{Name: v.Name, ID: v.ID}, cluster)
 }
 
 // DeleteVolume implements the CSI Controller service. A volume that somebody has attached is in use.
@@ -203,7 +215,7 @@ func (c *Controller) DeleteVolume(ctx context.Context, r *spec.DeleteVolumeReque
 		return nil, err
 	}
 	defer unlock()
-	err = c.cluster.DeleteVolume(ctx, ref.Name, ref.ID)
+	err = c.cluster.DeleteVolume(forVolume(ctx, r.GetVolumeId()), ref.Name, ref.ID)
 	if err != nil && !errors.Is(err, storage.ErrNotFound) {
 		return nil, err
 	}

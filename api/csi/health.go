@@ -114,7 +114,7 @@ func (c *Controller) ControllerListVolumeHealth(ctx context.Context, r *spec.Con
 	answer := &spec.ControllerListVolumeHealthResponse{NextToken: next}
 	for _, v := range list {
 		if entries := healthOf(v, groups, wanted); len(entries) > 0 && v.State == api.VolumeReady {
-			answer.Entries = append(answer.Entries, &spec.VolumeHealth{VolumeId: volumeID(api.VolumeRef{Name: v.Name, ID: v.ID}), HealthStatuses: entries})
+			answer.Entries = append(answer.Entries, &spec.VolumeHealth{VolumeId: c.volumeID(v), HealthStatuses: entries})
 		}
 	}
 	return answer, nil

@@ -1,6 +1,7 @@
 package csi
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/base32"
 	"fmt"
@@ -45,17 +46,33 @@ func volumeName(name string) string {
 // that happens to have its name.
 func requestID(name string) string { return "csi-" + hashed(name, 40) }
 
-// volumeID is the volume's CSI id: NAME.ID. The name finds the volume, the id tells it from a namesake made later.
-func volumeID(v api.VolumeRef) string {
-	if v.ID == 0 {
+// volumeID is the volume's CSI id: NAME.ID.MARK. The name finds the volume, the id tells it from a namesake made later, and the
+// beginning of the cluster's id from a namesake in another cluster; without a cluster it is NAME.ID.
+func volumeID(v api.VolumeRef, cluster storage.ClusterID) string {
+	switch {
+	case v.ID == 0:
 		return v.Name
+	case cluster.IsZero():
+		return v.Name + "." + v.ID.String()
 	}
-	return v.Name + "." + v.ID.String()
+	return v.Name + "." + v.ID.String() + "." + cluster.String()[:api.ClusterMarkBytes]
+}
+
+// forVolume returns a context whose requests are for the cluster of a volume's CSI id only, if the id says which.
+func forVolume(ctx context.Context, id string) context.Context {
+	if parts := strings.Split(id, "."); len(parts) == 3 {
+		return api.WithCluster(ctx, parts[2])
+	}
+	return ctx
 }
 
 // parseVolumeID is the inverse of volumeID; NAME alone, as people write it for volumes that they made themselves, is an id
-// too. The second result is false for what cannot be an id of ours.
+// too, and so is NAME.ID, which all were once. The second result is false for what cannot be an id of ours.
 func parseVolumeID(s string) (api.VolumeRef, bool) {
+	s, mark, marked := cutMark(s)
+	if marked && (len(mark) != api.ClusterMarkBytes || strings.Trim(mark, "0123456789abcdef") != "") {
+		return api.VolumeRef{}, false
+	}
 	name, number, numbered := strings.Cut(s, ".")
 	ref := api.VolumeRef{Name: name}
 	if numbered {
@@ -66,6 +83,15 @@ func parseVolumeID(s string) (api.VolumeRef, bool) {
 		ref.ID = storage.VolumeID(id)
 	}
 	return ref, storage.CheckVolumeName(name) == nil
+}
+
+// cutMark splits NAME.ID.MARK into NAME.ID and MARK.
+func cutMark(s string) (rest, mark string, ok bool) {
+	if strings.Count(s, ".") != 2 {
+		return s, "", false
+	}
+	at := strings.LastIndexByte(s, '.')
+	return s[:at], s[at+1:], true
 }
 
 // nodePrefix marks a CSI node id as ours: the catalog keeps no list of hosts, and an id that was never given out must be

@@ -53,7 +53,7 @@ func (c *Controller) ListVolumes(ctx context.Context, r *spec.ListVolumesRequest
 	answer := &spec.ListVolumesResponse{NextToken: next}
 	for _, v := range list {
 		if v.State == api.VolumeReady {
-			answer.Entries = append(answer.Entries, &spec.ListVolumesResponse_Entry{Volume: describe(v),
+			answer.Entries = append(answer.Entries, &spec.ListVolumesResponse_Entry{Volume: c.describe(v),
 				Status: &spec.ListVolumesResponse_VolumeStatus{PublishedNodeIds: nodes[v.ID]}})
 		}
 	}
@@ -79,7 +79,7 @@ func (c *Controller) ControllerGetVolume(ctx context.Context, r *spec.Controller
 			status.PublishedNodeIds = append(status.PublishedNodeIds, NodeID(a.Holder.ID))
 		}
 	}
-	return &spec.ControllerGetVolumeResponse{Volume: describe(v), Status: status}, nil
+	return &spec.ControllerGetVolumeResponse{Volume: c.describe(v), Status: status}, nil
 }
 
 // GetCapacity implements the CSI Controller service. Volumes take room as they are written, and every zone reaches all of

@@ -110,6 +110,7 @@ func (c *Controller) ControllerUnpublishVolume(ctx context.Context, r *spec.Cont
 	if r.GetVolumeId() == "" {
 		return nil, invalid("volume_id is missing")
 	}
+	ctx = forVolume(ctx, r.GetVolumeId())
 	done := &spec.ControllerUnpublishVolumeResponse{}
 	ref, ok := parseVolumeID(r.GetVolumeId())
 	if !ok {

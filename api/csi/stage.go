@@ -72,7 +72,7 @@ func (n *Node) attach(ctx context.Context, ref api.VolumeRef, request host.Reque
 		return device{}, refuse(codes.FailedPrecondition, "volume %s: its device %s has failed: %s", ref.Name, a.Device, a.Reason)
 	}
 	if ref.ID != 0 && a.VolumeID != ref.ID {
-		return device{}, noVolume(volumeID(ref))
+		return device{}, noVolume(volumeID(ref, storage.ClusterID{}))
 	}
 	b, err := n.mounts.Device(a.Device)
 	return device{Attachment: a, BlockDevice: b}, err

@@ -79,7 +79,7 @@ func (a *app) client() (*client.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := client.New(client.Config{Endpoints: a.settings.Endpoints, TLS: tlsConfig, Patience: a.settings.Timeout,
+	c, err := client.New(client.Config{Endpoints: a.settings.Endpoints, Cluster: a.settings.Cluster, TLS: tlsConfig, Patience: a.settings.Timeout,
 		AttemptTimeout: max(a.settings.Timeout/3, time.Second), Dial: a.dial})
 	if err != nil {
 		return nil, err

@@ -24,6 +24,7 @@ import (
 // else its default.
 type settings struct {
 	Endpoints []string
+	Cluster   storage.ClusterID // zero: whichever answers
 	NBD       string
 	NBDTLS    bool
 	CA        string
@@ -39,6 +40,7 @@ type settings struct {
 // file is the layout of the configuration file.
 type file struct {
 	Endpoints []string `yaml:"endpoints"`
+	Cluster   string   `yaml:"cluster"`
 	NBD       string   `yaml:"nbd"`
 	NBDTLS    bool     `yaml:"nbd_tls"`
 	Timeout   string   `yaml:"timeout"`
@@ -57,7 +59,7 @@ const maxConfigBytes = 1 << 20
 // globalFlags are those of every command.
 type globalFlags struct {
 	endpoints                 []string
-	nbd, config               string
+	nbd, config, cluster      string
 	ca, cert, key, serverName string
 	tls, nbdTLS               bool
 	timeout                   time.Duration
@@ -67,6 +69,7 @@ type globalFlags struct {
 func (f *globalFlags) register(root *cobra.Command) {
 	flags := root.PersistentFlags()
 	flags.StringSliceVar(&f.endpoints, "endpoint", nil, "API of a node, `HOST[:PORT]`; repeat it or separate by commas to name several ($STORAGECTL_ENDPOINTS)")
+	flags.StringVar(&f.cluster, "cluster", "", "`ID` of the cluster that is meant: endpoints of another one are asked for nothing ($STORAGECTL_CLUSTER)")
 	flags.StringVar(&f.nbd, "nbd", "", "NBD server to use, `ADDRESS` is HOST[:PORT] or unix:PATH; otherwise the cluster is asked ($STORAGECTL_NBD)")
 	flags.BoolVar(&f.nbdTLS, "nbd-tls", false, "speak TLS to the NBD server ($STORAGECTL_NBD_TLS)")
 	flags.BoolVar(&f.tls, "tls", false, "speak TLS to the API; implied by the flags for certificates ($STORAGECTL_TLS)")
@@ -116,6 +119,12 @@ func (a *app) resolve() error {
 	for _, e := range s.Endpoints {
 		if _, err := client.ParseEndpoint(e); err != nil {
 			problems = append(problems, fmt.Errorf("from %s: %w", s.from, err))
+		}
+	}
+	if text := pick(a.flags.cluster, "STORAGECTL_CLUSTER", c.Cluster); text != "" {
+		var err error
+		if s.Cluster, err = storage.ParseClusterID(text); err != nil {
+			problems = append(problems, fmt.Errorf("the cluster %q is no id; storagectl status shows it: %w", text, err))
 		}
 	}
 	s.NBD = pick(a.flags.nbd, "STORAGECTL_NBD", c.NBD)

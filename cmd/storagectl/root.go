@@ -155,6 +155,7 @@ const configHelp = `Every setting comes from the first of these that gives it:
 
   flag               variable                    key in the file   default
   --endpoint         STORAGECTL_ENDPOINTS        endpoints         127.0.0.1:7000
+  --cluster          STORAGECTL_CLUSTER          cluster           the one that the endpoints belong to
   --nbd              STORAGECTL_NBD              nbd               what the cluster says
   --nbd-tls          STORAGECTL_NBD_TLS          nbd_tls           no
   --timeout          STORAGECTL_TIMEOUT          timeout           10s

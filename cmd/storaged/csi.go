@@ -28,6 +28,7 @@ type csiConfig struct {
 	Socket     string
 	Name       string
 	Endpoints  []string
+	Cluster    string
 	API        tlsfiles.Client
 	Gateway    string
 	HostRoot   string
@@ -77,6 +78,7 @@ func bindCSIFlags(f *pflag.FlagSet, config *csiConfig) {
 	f.StringVar(&config.Socket, "socket", "/csi/csi.sock", "unix socket to listen on")
 	f.StringVar(&config.Name, "driver-name", csi.DefaultName, "name of the driver; volumes refer to it for ever")
 	f.StringSliceVar(&config.Endpoints, "endpoint", nil, "of the controller: API of one or more nodes of the cluster (host or host:port)")
+	f.StringVar(&config.Cluster, "cluster", "", "of the controller: id of the cluster (storagectl status shows it); no other one is asked for anything")
 	bindFlags(f, &config.API)
 	f.StringVar(&config.Gateway, "gateway", host.DefaultSocket, "of the node service: socket of the host's gateway (storaged gateway)")
 	f.StringVar(&config.HostRoot, "host-root", "", "of the node service: where the host's root directory is mounted, whose tools are used then")
@@ -105,8 +107,9 @@ func (c csiConfig) validate() error {
 	add(c.MaxVolumes < 0, "--max-volumes is negative")
 	add(c.Mode == "controller" && c.KubeletPath != "", "--kubelet-registration-path is the node service's; the kubelet does not speak to a controller")
 	add(c.KubeletPath != "" && !filepath.IsAbs(c.KubeletPath), "--kubelet-registration-path %q is no absolute path", c.KubeletPath)
+	add(c.Mode == "node" && c.Cluster != "", "--cluster is the controller's; the node service asks the host's gateway")
 	_, err := logging.New(c.LogLevel, c.LogFormat, io.Discard)
-	for _, err := range []error{c.API.Validate(), err} {
+	for _, err := range []error{checkClusterID(c.Cluster), c.API.Validate(), err} {
 		if err != nil {
 			problems = append(problems, err)
 		}
@@ -131,12 +134,12 @@ func runCSI(ctx context.Context, c csiConfig, stderr io.Writer) error {
 		if err != nil {
 			return err
 		}
-		cluster, err := client.New(client.Config{Endpoints: c.Endpoints, TLS: tlsConfig})
+		cluster, err := client.New(client.Config{Endpoints: c.Endpoints, Cluster: clusterID(c.Cluster), TLS: tlsConfig})
 		if err != nil {
 			return err
 		}
 		defer cluster.Close()
-		served.Controller = csi.NewController(csi.ControllerConfig{Name: c.Name, Cluster: cluster, Topology: c.Topology})
+		served.Controller = csi.NewController(csi.ControllerConfig{Name: c.Name, Cluster: cluster, ClusterID: cluster.Cluster, Topology: c.Topology})
 		ready = func(ctx context.Context) error { _, err := cluster.Version(ctx); return err }
 	} else {
 		if err := csi.Supported(); err != nil {

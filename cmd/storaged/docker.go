@@ -27,6 +27,7 @@ import (
 type dockerConfig struct {
 	Socket      string `flag:"socket" default:"/run/docker/plugins/storaged.sock" help:"unix socket to listen on; in that directory, its name without .sock is what Docker calls the driver"`
 	Endpoints   string `flag:"endpoint" help:"API of one or more nodes of the cluster (host or host:port), separated by commas; empty: those of the host's gateway"`
+	Cluster     string `flag:"cluster" help:"id of the cluster (storagectl status shows it); no other one is asked for anything (empty: that of the endpoints)"`
 	Gateway     string `flag:"gateway" default:"/run/storaged/gateway.sock" help:"socket of the host's gateway (storaged gateway)"`
 	API         tlsfiles.Client
 	StateDir    string     `flag:"state-dir" default:"/var/lib/storaged-docker" help:"directory of what the plugin knows, and of its mounts"`
@@ -80,7 +81,7 @@ func (c dockerConfig) validate() error {
 		}
 	}
 	_, err := logging.New(c.LogLevel, c.LogFormat, io.Discard)
-	for _, err := range []error{c.API.Validate(), err} {
+	for _, err := range []error{checkClusterID(c.Cluster), c.API.Validate(), err} {
 		if err != nil {
 			problems = append(problems, err)
 		}
@@ -118,7 +119,7 @@ func runDocker(ctx context.Context, c dockerConfig, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	cluster, err := client.New(client.Config{Endpoints: endpoints, TLS: tlsConfig})
+	cluster, err := client.New(client.Config{Endpoints: endpoints, Cluster: clusterID(c.Cluster), TLS: tlsConfig})
 	if err != nil {
 		return err
 	}

@@ -50,6 +50,20 @@ func bindFlags(fs *pflag.FlagSet, c any) {
 	}
 }
 
+// checkClusterID returns why --cluster is none; empty is none, too, and allowed.
+func checkClusterID(text string) error {
+	if _, err := storage.ParseClusterID(text); text != "" && err != nil {
+		return fmt.Errorf("--cluster %q: %w; storagectl status shows it", text, err)
+	}
+	return nil
+}
+
+// clusterID is the id that checkClusterID has accepted.
+func clusterID(text string) storage.ClusterID {
+	id, _ := storage.ParseClusterID(text)
+	return id
+}
+
 // envName is the environment variable of a flag: STORAGED_DATA_DIR for data-dir.
 func envName(flag string) string {
 	return "STORAGED_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))

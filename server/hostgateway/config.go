@@ -20,6 +20,7 @@ import (
 // docs/storaged.md are made from this one struct, as those of a node are from server.Config.
 type Config struct {
 	Endpoints  string `flag:"endpoint" help:"API addresses of nodes (host or host:port), separated by commas; any that answers will do, and the other nodes are learned from it"`
+	Cluster    string `flag:"cluster" help:"id of the cluster (storagectl status shows it); no other one is asked for anything (empty: that of the endpoints, or of this host's attachments)"`
 	StateDir   string `flag:"state-dir" default:"/var/lib/storaged-gateway" help:"directory where this host's attachments are written down; made if it does not exist"`
 	Socket     string `flag:"socket" default:"/run/storaged/gateway.sock" help:"unix socket that storagectl attach and the CSI node service speak to"`
 	LinkDir    string `flag:"link-dir" default:"/dev/storaged" help:"directory of links from the names of attached volumes to their devices; empty: none"`
@@ -54,6 +55,9 @@ func (c *Config) Validate() error {
 		if _, err := client.ParseEndpoint(e); err != nil {
 			bad("endpoint", "%v", err)
 		}
+	}
+	if _, err := storage.ParseClusterID(c.Cluster); c.Cluster != "" && err != nil {
+		bad("cluster", "%v; storagectl status shows it", err)
 	}
 	if c.StateDir == "" {
 		bad("state-dir", "is missing: say where this host's attachments are written down")

@@ -81,7 +81,8 @@ func newGateway(ctx context.Context, c Config, env environment) (g *Gateway, err
 	if err != nil {
 		return nil, err
 	}
-	apiClient, err := client.New(client.Config{Endpoints: c.endpoints(), TLS: apiTLS})
+	meant, _ := storage.ParseClusterID(c.Cluster) // checked by Validate; zero if it is not set
+	apiClient, err := client.New(client.Config{Endpoints: c.endpoints(), Cluster: meant, TLS: apiTLS})
 	if err != nil {
 		return nil, err
 	}
@@ -162,6 +163,9 @@ func (g *Gateway) connectOnce() error {
 	if err != nil {
 		return storage.E("read", storage.KindCorrupt, "cluster.json", err)
 	}
+	if err := g.api.Pin(id); err != nil {
+		return err
+	}
 	book := remote.NewBook(known.Nodes, func(nodes map[storage.NodeID]string) {
 		if err := g.state.writeCluster(clusterFile{Cluster: known.Cluster, Nodes: nodes}); err != nil {
 			g.env.logger.Warn("the nodes' addresses could not be written down", "error", err)
@@ -204,19 +208,32 @@ func (g *Gateway) findCluster() (clusterFile, error) {
 	g.mu.Unlock()
 	ctx, cancel := context.WithTimeout(g.resuming, 10*time.Second)
 	defer cancel()
+	if ok && inUse { // no other cluster is asked for anything
+		if id, err := storage.ParseClusterID(known.Cluster); err == nil {
+			if err := g.api.Pin(id); err != nil {
+				return known, err
+			}
+		}
+	}
 	status, err := g.api.Status(ctx)
 	if err == nil {
 		var nodes []api.Node
 		if nodes, err = g.api.Nodes(ctx); err == nil {
 			found := clusterFile{Cluster: status.ClusterID.String(), Nodes: remote.AddressesOf(nodes)}
-			if ok && found.Cluster != known.Cluster && inUse {
-				return known, storage.E("connect to", storage.KindConflict, "cluster "+found.Cluster, fmt.Errorf(
-					"this host has devices of cluster %s; give the endpoints of that one, or detach them", known.Cluster))
+			if ok && found.Cluster != known.Cluster {
+				g.env.logger.Warn("this host had attachments of another cluster before, and has none now", "cluster", found.Cluster,
+					"before", known.Cluster)
 			}
 			return found, g.state.writeCluster(found)
 		}
 	}
-	if ok && len(known.Nodes) > 0 {
+	switch {
+	case errors.Is(err, storage.ErrConflict) && inUse:
+		return known, storage.E("connect to", storage.KindConflict, "cluster "+known.Cluster, fmt.Errorf(
+			"this host has devices of it; give endpoints of that one, or detach them: %w", err))
+	case errors.Is(err, storage.ErrConflict):
+		return known, err
+	case ok && len(known.Nodes) > 0:
 		return known, nil
 	}
 	return known, err
