@@ -42,6 +42,9 @@ type Holder struct {
 	Host string
 	// Node is set for kind HolderNBD.
 	Node storage.NodeID
+	// Machine is where the host's gateway runs: an id of the machine, a dot, and one of its present boot. It does not make
+	// another holder, but tells two machines apart that give one ID. Empty: not said.
+	Machine string
 }
 
 // MaxHolderBytes bounds Holder.ID.
@@ -96,6 +99,8 @@ type Detachment struct {
 	HolderID string
 	// Attachment, when not 0: only this one; a later one of the same holder stays.
 	Attachment storage.AttachmentID
+	// Machine, when it is said, is as in Holder: what another machine uses under the same holder's name stays.
+	Machine string
 }
 
 // AttachmentFilter selects attachments; empty fields select all.
@@ -164,7 +169,7 @@ func (r VolumeRef) check(op string) error {
 func (s *attachments) Detach(ctx context.Context, r *pb.DetachRequest) (*pb.DetachResponse, error) {
 	const op = "detach"
 	d := Detachment{Volume: VolumeRef{Name: r.GetVolume(), ID: storage.VolumeID(r.GetVolumeId())}, HolderID: r.GetHolderId(),
-		Attachment: storage.AttachmentID(r.GetAttachmentId())}
+		Attachment: storage.AttachmentID(r.GetAttachmentId()), Machine: r.GetMachine()}
 	if err := d.Volume.check(op); err != nil {
 		return nil, err
 	}
@@ -237,11 +242,11 @@ func AttachmentFromProto(a *pb.Attachment) Attachment {
 }
 
 func holderToProto(h Holder) *pb.Holder {
-	return &pb.Holder{Id: h.ID, Kind: toWire(holderKinds, h.Kind), Host: toValidUTF8(h.Host), Node: uint32(h.Node)}
+	return &pb.Holder{Id: h.ID, Kind: toWire(holderKinds, h.Kind), Host: toValidUTF8(h.Host), Node: uint32(h.Node), Machine: toValidUTF8(h.Machine)}
 }
 
 func holderFromProto(h *pb.Holder) Holder {
-	return Holder{ID: h.GetId(), Kind: fromWire(holderKinds, h.GetKind()), Host: h.GetHost(), Node: storage.NodeID(h.GetNode())}
+	return Holder{ID: h.GetId(), Kind: fromWire(holderKinds, h.GetKind()), Host: h.GetHost(), Node: storage.NodeID(h.GetNode()), Machine: h.GetMachine()}
 }
 
 // NewAttachmentToProto is the inverse of NewAttachmentFromProto.

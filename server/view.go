@@ -239,7 +239,7 @@ func (v *view) Attach(ctx context.Context, n api.NewAttachment) (api.Attachment,
 	}
 	h := n.Holder
 	a, err := v.n.control.Attach(ctx, catalog.Attach{Volume: ref, At: time.Now().UTC(),
-		Holder: catalog.Holder{ID: h.ID, Kind: catalog.HolderKind(h.Kind), Host: h.Host, Node: h.Node},
+		Holder: catalog.Holder{ID: h.ID, Kind: catalog.HolderKind(h.Kind), Host: h.Host, Node: h.Node, Machine: catalog.Machine(h.Machine)},
 		Access: catalog.Access(n.Access), ReadOnly: n.ReadOnly, TakeOver: n.TakeOver, IfGeneration: n.IfGeneration})
 	if err != nil {
 		return api.Attachment{}, err
@@ -277,7 +277,7 @@ func (v *view) Detach(ctx context.Context, d api.Detachment) error {
 	if err != nil {
 		return err
 	}
-	return v.n.control.Detach(ctx, catalog.Detach{Volume: ref, Holder: d.HolderID, Attachment: d.Attachment, At: time.Now().UTC()})
+	return v.n.control.Detach(ctx, catalog.Detach{Volume: ref, Holder: d.HolderID, Attachment: d.Attachment, Machine: catalog.Machine(d.Machine), At: time.Now().UTC()})
 }
 
 // Attachments implements api.Cluster. It asks the catalog's leader, and without one answers from this node's copy.

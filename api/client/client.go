@@ -363,7 +363,7 @@ func (c *Client) find(ctx context.Context, r api.VolumeRef) (api.Volume, error) 
 
 // Detach implements api.Cluster.
 func (c *Client) Detach(ctx context.Context, d api.Detachment) error {
-	request := &pb.DetachRequest{Volume: d.Volume.Name, VolumeId: uint64(d.Volume.ID), HolderId: d.HolderID, AttachmentId: uint64(d.Attachment)}
+	request := &pb.DetachRequest{Volume: d.Volume.Name, VolumeId: uint64(d.Volume.ID), HolderId: d.HolderID, AttachmentId: uint64(d.Attachment), Machine: d.Machine}
 	_, err := call(ctx, c, "detach", d.Volume.String(),
 		func(ctx context.Context, conn grpc.ClientConnInterface) (*pb.DetachResponse, error) {
 			return pb.NewAttachmentsClient(conn).Detach(ctx, request)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -34,6 +35,18 @@ type Inbound struct {
 	buf      *buffer
 	size     int64
 	answered atomic.Bool
+}
+
+// RemoteAddr returns the address that the request came from, without a port, for people; empty for this node's own.
+func (in *Inbound) RemoteAddr() string {
+	if in.conn == nil || in.conn.nc == nil || in.conn.nc.RemoteAddr() == nil {
+		return ""
+	}
+	host, _, err := net.SplitHostPort(in.conn.nc.RemoteAddr().String())
+	if err != nil {
+		return ""
+	}
+	return host
 }
 
 // Retain keeps Header and Payload valid until a matching Release.

@@ -1,6 +1,7 @@
 package catalog
 
 import (
+	"slices"
 	"time"
 
 	storage "github.com/storaged/storaged"
@@ -20,7 +21,14 @@ func (c Attach) apply(s *State, tx *change) error {
 		return err
 	}
 	mine, others := s.attachmentsFor(v.ID, c.Holder)
-	if mine != nil && c.again(v, *mine, others) {
+	elsewhere := false
+	if mine != nil {
+		var x Session
+		if x, elsewhere = s.usedElsewhere(*mine, c.Holder.Machine); elsewhere && !c.TakeOver {
+			return refuse(op, storage.KindConflict, subject, "%s", x.twoMachines(c.Holder.Machine, ""))
+		}
+	}
+	if mine != nil && !elsewhere && c.again(v, *mine, others) {
 		tx.result.Volume, tx.result.Attachment = &v, mine
 		return nil
 	}
@@ -54,7 +62,7 @@ func (c Attach) apply(s *State, tx *change) error {
 // again reports whether the holder has what the command asks for: it attached on these terms before, and nobody is to
 // be displaced. Of a takeover that is repeated the generation is one above the one it was from.
 func (c Attach) again(v Volume, mine Attachment, others []Attachment) bool {
-	if mine.Access != c.Access || mine.ReadOnly != c.ReadOnly {
+	if mine.Access != c.Access || mine.ReadOnly != c.ReadOnly || !mine.Holder.Machine.kept(c.Holder.Machine) {
 		return false
 	}
 	if !c.TakeOver || len(others) == 0 {
@@ -72,11 +80,15 @@ func (c Attach) displaced(s *State, op string, v Volume, mine *Attachment, other
 		}
 		return others, nil
 	}
-	if mine != nil {
+	var weak []Attachment
+	switch {
+	case mine != nil && !mine.Holder.Machine.kept(c.Holder.Machine):
+		// Another machine has the host's name now, and the first is silent: what it sends after all is refused.
+		weak = append(weak, *mine)
+	case mine != nil:
 		return nil, refuse(op, storage.KindConflict, subject,
 			"%s has it already, %s since %s; detach it there, then attach it on other terms", c.Holder, mine.terms(), since(*mine))
 	}
-	var weak []Attachment
 	for _, a := range others {
 		if c.Access == Shared && a.Access == Shared {
 			continue
@@ -120,6 +132,16 @@ func (s *State) inUse(a Attachment) bool {
 		}
 	}
 	return false
+}
+
+// usedElsewhere returns the newest live session under an attachment at another machine than the one that asks.
+func (s *State) usedElsewhere(a Attachment, m Machine) (Session, bool) {
+	for _, x := range slices.Backward(s.SessionsOf(a.Volume)) {
+		if x.Attachment == a.ID && x.elsewhere(m) {
+			return x, true
+		}
+	}
+	return Session{}, false
 }
 
 // endAttachment drops an attachment and begins to close its sessions.
@@ -224,6 +246,9 @@ func (c Detach) apply(s *State, tx *change) error {
 	for _, a := range s.AttachmentsOf(v.ID) {
 		if c.Holder != "" && a.Holder.ID != c.Holder || c.Attachment != 0 && a.ID != c.Attachment {
 			continue
+		}
+		if _, is := s.usedElsewhere(a, c.Machine); is || !a.Holder.Machine.kept(c.Machine) {
+			continue // a copy of the machine that has it gives up what it never had
 		}
 		quiet := c.Closed && len(s.sessionsUnder(a)) == 0
 		s.endAttachment(a, tx)

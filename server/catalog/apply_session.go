@@ -1,6 +1,10 @@
 package catalog
 
 import (
+	"cmp"
+	"slices"
+	"time"
+
 	storage "github.com/storaged/storaged"
 )
 
@@ -25,6 +29,11 @@ func (c OpenSession) apply(s *State, tx *change) error {
 		return refuse(op, storage.KindInvalid, subject, "session %s, which it is to follow, was never given out", c.After)
 	}
 	others := s.sessionsAt(v.ID, c.Gateway)
+	for _, o := range slices.Backward(others) { // the newest is whoever is there
+		if o.elsewhere(c.Machine) {
+			return refuse(op, storage.KindConflict, subject, "%s", o.twoMachines(c.Machine, c.From))
+		}
+	}
 	x, again := c.reuse(others)
 	if !again {
 		if err := s.roomForSession(op, subject, v.ID); err != nil {
@@ -32,7 +41,7 @@ func (c OpenSession) apply(s *State, tx *change) error {
 		}
 		s.lastSession++
 		x = Session{ID: s.lastSession, Volume: v.ID, Gateway: c.Gateway, Attachment: a.ID, Instance: c.Instance,
-			Generation: v.Generation, ReadOnly: c.ReadOnly, State: SessionLive, OpenedAt: c.At.UTC()}
+			Machine: c.Machine, From: c.From, Generation: v.Generation, ReadOnly: c.ReadOnly, State: SessionLive, OpenedAt: c.At.UTC()}
 		s.putSession(x)
 		if a.Silent {
 			a.Silent = false
@@ -58,6 +67,25 @@ func (c OpenSession) reuse(sessions []Session) (Session, bool) {
 		}
 	}
 	return Session{}, false
+}
+
+// elsewhere reports whether the session lives at another machine than the one that asks. A gateway that was started again
+// on its machine follows its predecessor at once; another machine waits until nothing is heard of the first, and closes what it
+// has left in every group, as whoever takes a volume over does.
+func (x Session) elsewhere(m Machine) bool { return x.State == SessionLive && !x.Machine.same(m) }
+
+// twoMachines says in words that two machines call themselves the same host.
+func (x Session) twoMachines(m Machine, from string) string {
+	what := "another machine"
+	if x.Machine.kept(m) {
+		what = "another start, or a copy, of this machine"
+	}
+	if from != "" {
+		from = " (this is " + from + ")"
+	}
+	return "it is open since " + x.OpenedAt.Format(time.RFC3339) + " at " + what + ", " + cmp.Or(x.From, "of an unknown address") + ", that calls itself " +
+		x.Gateway.String() + " too" + from + "; give each host an id of its own (--host-id), and a copied machine an empty state directory. If the other is gone, " +
+		"the volume is free half a minute after it was last heard of"
 }
 
 // succeeds reports whether o, of the same gateway and volume, is a predecessor of x.

@@ -248,6 +248,10 @@ func (c OpenSession) check() error {
 	if c.Attachment == 0 {
 		return invalid(op, c.Volume.String(), "it names no attachment; attach the volume first")
 	}
+	if len(c.Machine) > MaxInstanceBytes || len(c.From) > MaxFromBytes {
+		return invalid(op, c.Volume.String(), "its machine has %d bytes, its address %d; use at most %d and %d", len(c.Machine), len(c.From),
+			MaxInstanceBytes, MaxFromBytes)
+	}
 	if c.Instance == "" || len(c.Instance) > MaxInstanceBytes {
 		return invalid(op, c.Volume.String(), "the gateway's instance id has %d bytes; use 1 to %d", len(c.Instance),
 			MaxInstanceBytes)
@@ -279,6 +283,9 @@ func (c Detach) check() error {
 	if err := c.Volume.check(op); err != nil {
 		return err
 	}
+	if len(c.Machine) > MaxInstanceBytes {
+		return invalid(op, c.Volume.String(), "its machine has %d bytes; use at most %d", len(c.Machine), MaxInstanceBytes)
+	}
 	if c.Holder == "" && c.Attachment != 0 {
 		return nil
 	}
@@ -290,6 +297,9 @@ func (c SetFenced) check() error { return nil }
 func (h Holder) check(op string) error {
 	if err := checkHolderID(op, h.ID); err != nil {
 		return err
+	}
+	if len(h.Machine) > MaxInstanceBytes {
+		return invalid(op, "holder "+h.ID, "its machine has %d bytes; use at most %d", len(h.Machine), MaxInstanceBytes)
 	}
 	subject, ofNode := "holder "+h.ID, strings.HasPrefix(h.ID, nbdPrefix)
 	switch {

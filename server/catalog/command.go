@@ -181,6 +181,9 @@ type Detach struct {
 	// it is the holder's.
 	Holder     string               `json:"holder,omitempty"`
 	Attachment storage.AttachmentID `json:"attachment,omitempty"`
+	// Machine, when it is said, is where the holder's gateway runs that asks: what another machine uses under the same
+	// holder's name is not its to end, and stays.
+	Machine Machine `json:"machine,omitempty"`
 	// Closed is the word of the holder's own gateway that nothing of it is on its way: every session was closed in every
 	// group, and every read answered. The generation then stays, unless a session is left.
 	Closed bool      `json:"closed,omitempty"`
@@ -207,6 +210,10 @@ type OpenSession struct {
 	Gateway    Gateway              `json:"gateway"`
 	Attachment storage.AttachmentID `json:"attachment"`
 	Instance   string               `json:"instance"`
+	// Machine and From are the session's. KindConflict while a session of the same host from another machine lives: the two
+	// would take the volume from each other for ever, each over what the other has written.
+	Machine Machine `json:"machine,omitempty"`
+	From    string  `json:"from,omitempty"`
 	// After is the newest session that this gateway was given for the volume and wants no longer, zero if none: no
 	// session at or below it is answered.
 	After    storage.SessionID `json:"after,omitempty"`

@@ -54,6 +54,8 @@ const (
 	MaxRequestIDBytes = 128
 	// MaxInstanceBytes bounds the instance id of a gateway.
 	MaxInstanceBytes = 64
+	// MaxFromBytes bounds what is said of where a gateway is, for people.
+	MaxFromBytes = 256
 )
 
 // Defaults of InitCluster.

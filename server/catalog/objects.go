@@ -240,6 +240,23 @@ type Holder struct {
 	// Host is the host's name, for people.
 	Host string         `json:"host,omitempty"`
 	Node storage.NodeID `json:"node,omitempty"` // of kind nbd only
+	// Machine is where the host's gateway runs; it does not make another holder.
+	Machine Machine `json:"machine,omitempty"`
+}
+
+// Machine is what a gateway of a host says of where it runs: an id of the machine and of the gateway's state directory, a
+// dot, and an id of the machine's present boot. Two machines that call themselves the same host are told apart by it, a copy of
+// a machine from its original, and a gateway that was started again from both. Empty: not said, and equal to all.
+type Machine string
+
+// same reports whether both are one machine in one boot: a gateway of the one may follow that of the other at once.
+func (m Machine) same(o Machine) bool { return m == "" || o == "" || m == o }
+
+// kept reports whether both are one machine, whatever has been started since.
+func (m Machine) kept(o Machine) bool {
+	a, _, _ := strings.Cut(string(m), ".")
+	b, _, _ := strings.Cut(string(o), ".")
+	return a == "" || b == "" || a == b
 }
 
 // The ids of holders of kind nbd, and no others, begin with nbdPrefix; those of read-only clients end with nbdReadOnly,
@@ -320,7 +337,10 @@ type Session struct {
 	// Attachment is the right that it was opened under.
 	Attachment storage.AttachmentID `json:"attachment,omitempty"`
 	// Instance is new at every start of the gateway's process.
-	Instance   string             `json:"instance"`
+	Instance string `json:"instance"`
+	// Machine is where the gateway of a host runs, From its name and address, for people.
+	Machine    Machine            `json:"machine,omitempty"`
+	From       string             `json:"from,omitempty"`
 	Generation storage.Generation `json:"generation"`
 	ReadOnly   bool               `json:"read_only,omitempty"`
 	State      SessionState       `json:"state"`

@@ -199,7 +199,7 @@ func (g *Gateway) bring(ctx context.Context, c *connection, d *disk, driver atta
 func (g *Gateway) attachment(ctx context.Context, q host.Request) (api.Attachment, error) {
 	if q.AttachmentID == 0 {
 		return g.api.Attach(ctx, api.NewAttachment{Volume: api.VolumeRef{Name: q.Volume},
-			Holder: api.Holder{ID: g.hostID, Kind: api.HolderHost, Host: g.host}, Access: api.Access(q.Access), ReadOnly: q.ReadOnly,
+			Holder: api.Holder{ID: g.hostID, Kind: api.HolderHost, Host: g.host, Machine: string(g.machine)}, Access: api.Access(q.Access), ReadOnly: q.ReadOnly,
 			TakeOver: q.TakeOver})
 	}
 	list, err := g.api.Attachments(ctx, api.AttachmentFilter{Volume: q.Volume, HolderID: g.hostID}, 0, 0)
@@ -229,6 +229,28 @@ func (d *disk) open(ctx context.Context, c *connection) error {
 	d.handle = v
 	d.mu.Unlock()
 	return nil
+}
+
+// silence is how long a resuming gateway waits for the sessions of another machine, or of an earlier boot of this one, to end:
+// longer than the catalog keeps one that nobody names (control.Config.SessionTimeout). What goes on after that is alive.
+const silence = 45 * time.Second
+
+// openAgain opens the volume of a disk that is written down.
+func (d *disk) openAgain(ctx context.Context, c *connection) error {
+	for until := time.Now().Add(silence); ; {
+		err := d.open(ctx, c)
+		if !errors.Is(err, storage.ErrConflict) || time.Now().After(until) {
+			return err
+		}
+		d.set(host.StateConnecting, err.Error())
+		wait := time.NewTimer(time.Second)
+		select {
+		case <-wait.C:
+		case <-ctx.Done():
+			wait.Stop()
+			return err
+		}
+	}
 }
 
 func (d *disk) openVolume(ctx context.Context, c *connection) (*volume.Volume, error) {
@@ -292,7 +314,8 @@ func (g *Gateway) giveUp(ctx context.Context, d *disk) error {
 		return err
 	}
 	if r.Own {
-		err := g.api.Detach(ctx, api.Detachment{Volume: api.VolumeRef{Name: r.Volume}, HolderID: g.hostID, Attachment: r.Attachment})
+		err := g.api.Detach(ctx, api.Detachment{Volume: api.VolumeRef{Name: r.Volume}, HolderID: g.hostID, Attachment: r.Attachment,
+			Machine: string(g.machine)})
 		if err != nil && !errors.Is(err, storage.ErrNotFound) {
 			return err
 		}
@@ -471,7 +494,7 @@ func (g *Gateway) resumeDevice(ctx context.Context, d *disk) error {
 		return err
 	}
 	request := d.request(c)
-	lost := d.open(ctx, c) // waits for the cluster as long as it takes
+	lost := d.openAgain(ctx, c) // waits for the cluster as long as it takes
 	if lost != nil {
 		if ctx.Err() != nil {
 			return lost

@@ -20,6 +20,7 @@ import (
 	"github.com/storaged/storaged/internal/version"
 	"github.com/storaged/storaged/nbd/attach"
 	"github.com/storaged/storaged/replication/peer"
+	"github.com/storaged/storaged/server/catalog"
 	"github.com/storaged/storaged/server/remote"
 	"github.com/storaged/storaged/server/volume"
 )
@@ -31,6 +32,7 @@ type Gateway struct {
 	state   *state
 	hostID  string
 	host    string // its name, for people
+	machine catalog.Machine
 	api     *client.Client
 	keeper  *attach.KeeperProcess
 	drivers map[host.Via]attach.Driver
@@ -76,6 +78,10 @@ func newGateway(ctx context.Context, c Config, env environment) (g *Gateway, err
 	if err != nil {
 		return nil, err
 	}
+	machine, err := st.machine()
+	if err != nil {
+		return nil, err
+	}
 	name, _ := os.Hostname() // for people only
 	apiTLS, err := c.API.Config()
 	if err != nil {
@@ -91,7 +97,7 @@ func newGateway(ctx context.Context, c Config, env environment) (g *Gateway, err
 	if err != nil {
 		return nil, err
 	}
-	g = &Gateway{config: c, env: env, state: st, hostID: id, host: name, api: apiClient, keeper: keeper, drivers: drivers,
+	g = &Gateway{config: c, env: env, state: st, hostID: id, host: name, machine: machine, api: apiClient, keeper: keeper, drivers: drivers,
 		disks: map[string]*disk{}, turns: map[string]chan struct{}{}, reached: make(chan struct{})}
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	g.resuming, g.unresume = context.WithCancel(g.ctx)
@@ -182,6 +188,7 @@ func (g *Gateway) connectOnce() error {
 		return err
 	}
 	c.remote = remote.NewCluster(remote.Config{Peers: c.peers, API: g.api, Book: book, Host: g.hostID, Instance: rand.Text(),
+		Machine: g.machine, Name: g.host[:min(len(g.host), 64)],
 		Logger: g.env.logger})
 	c.volume, err = volume.New(volume.Config{Cluster: c.remote, Logger: g.env.logger, Metrics: g.env.metrics})
 	if err != nil {

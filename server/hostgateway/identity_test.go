@@ -3,6 +3,7 @@ package hostgateway
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -60,5 +61,36 @@ func TestDeviceOfAnother(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// A gateway that is started again on its machine is the same machine; a copy of its state directory is not.
+func TestMachine(t *testing.T) {
+	dir := t.TempDir()
+	machine := func(dir string) string {
+		t.Helper()
+		st, err := openState(t.Context(), dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = st.close() }()
+		m, err := st.machine()
+		if err != nil || len(m) > 64 {
+			t.Fatalf("machine %q: %v", m, err)
+		}
+		return string(m)
+	}
+	first := machine(dir)
+	if again := machine(dir); again != first {
+		t.Errorf("started again it is %s, and was %s", again, first)
+	}
+	copied := t.TempDir()
+	if err := os.CopyFS(filepath.Join(copied, "state"), os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	kept, now, _ := strings.Cut(first, ".")
+	keptOfCopy, nowOfCopy, _ := strings.Cut(machine(filepath.Join(copied, "state")), ".")
+	if kept != keptOfCopy || now == nowOfCopy {
+		t.Errorf("a copy is %s.%s, the original %s.%s; want the same machine at another start", keptOfCopy, nowOfCopy, kept, now)
 	}
 }

@@ -3,6 +3,7 @@ package hostgateway
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -19,9 +21,10 @@ import (
 	"github.com/storaged/storaged/api/host"
 	"github.com/storaged/storaged/internal/blockdev"
 	"github.com/storaged/storaged/internal/durable"
+	"github.com/storaged/storaged/server/catalog"
 )
 
-// state is the state directory: gateway.lock, host-id, cluster.json and one file for each attached volume in
+// state is the state directory: gateway.lock, host-id, state-id, cluster.json and one file for each attached volume in
 // attachments/. Files are replaced as a whole: written, synced, renamed, and their directory synced.
 type state struct {
 	dir  string
@@ -132,6 +135,39 @@ func (s *state) hostID(given string) (string, error) {
 	_, _ = rand.Read(random[:]) // never fails
 	id := name[:min(len(name), 100)] + "-" + hex.EncodeToString(random[:])
 	return id, durable.WriteFile(path, []byte(id+"\n"))
+}
+
+// machine returns what tells this machine from others, and from copies of it, in this boot: an id of the machine and of this
+// state directory, which a copy of it shares, a dot, and an id of the boot and of the directory's inode, which it does not. A
+// gateway that is started again has the same.
+func (s *state) machine() (catalog.Machine, error) {
+	path := filepath.Join(s.dir, "state-id")
+	id, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		id = []byte(rand.Text() + "\n")
+		err = durable.WriteFile(path, id)
+	}
+	if err != nil {
+		return "", storage.E("read", storage.KindIO, path, err)
+	}
+	machine, _ := os.ReadFile("/etc/machine-id") // not in every container
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", storage.E("read", storage.KindIO, "the boot's id", err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(s.dir, &st); err != nil {
+		return "", storage.E("look at", storage.KindIO, s.dir, err)
+	}
+	return machineOf(string(id)+string(machine), string(boot)+strconv.FormatUint(st.Ino, 10)), nil
+}
+
+func machineOf(kept, now string) catalog.Machine {
+	short := func(text string) string {
+		sum := sha256.Sum256([]byte(text))
+		return hex.EncodeToString(sum[:12])
+	}
+	return catalog.Machine(short(kept) + "." + short(now))
 }
 
 func (s *state) readCluster() (c clusterFile, ok bool, err error) {

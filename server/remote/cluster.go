@@ -14,6 +14,7 @@ import (
 	"github.com/storaged/storaged/api"
 	"github.com/storaged/storaged/replication/op"
 	"github.com/storaged/storaged/replication/peer"
+	"github.com/storaged/storaged/server/catalog"
 	"github.com/storaged/storaged/server/route"
 	"github.com/storaged/storaged/server/volume"
 )
@@ -38,6 +39,9 @@ type Config struct {
 	Book *Book
 	// Host is what the cluster knows this host as; Instance is new at every start of its gateway.
 	Host, Instance string
+	// Machine is where it runs, and Name the host's name, for people.
+	Machine catalog.Machine
+	Name    string
 	// AttemptTimeout bounds one question to a node beyond the time that it may take (default 2 s).
 	AttemptTimeout time.Duration
 	// Logger receives one line per event an operator would act on; nil discards.
@@ -288,7 +292,7 @@ func (c *Cluster) Answered() bool {
 
 // OpenSession implements volume.Cluster.
 func (c *Cluster) OpenSession(ctx context.Context, name string, req volume.SessionRequest) (volume.SessionInfo, error) {
-	q := openRequest{Volume: name, Host: c.config.Host, Instance: c.config.Instance, Attachment: req.Attachment, After: req.After,
+	q := openRequest{Volume: name, Host: c.config.Host, Instance: c.config.Instance, Machine: c.config.Machine, Name: c.config.Name, Attachment: req.Attachment, After: req.After,
 		ReadOnly: req.ReadOnly}
 	a, err := ask[openAnswer](ctx, c, peer.MethodGatewayOpen, q, 0)
 	if err != nil {

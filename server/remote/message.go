@@ -7,6 +7,7 @@ import (
 	"time"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/server/catalog"
 )
 
 // Limits of what arrives, checked before it is looked at.
@@ -26,9 +27,13 @@ type openRequest struct {
 	Volume     string               `json:"volume"`
 	Host       string               `json:"host"`
 	Instance   string               `json:"instance"`
+	Machine    catalog.Machine      `json:"machine,omitempty"`
+	Name       string               `json:"name,omitempty"` // the host's, for people
 	Attachment storage.AttachmentID `json:"attachment"`
 	After      storage.SessionID    `json:"after,omitempty"`
 	ReadOnly   bool                 `json:"read_only,omitempty"`
+
+	from string // the address that the request came from
 }
 
 // openAnswer is what volume.SessionInfo says.
@@ -136,6 +141,9 @@ func (r *openRequest) check() error {
 	}
 	if r.Instance == "" || len(r.Instance) > maxHostBytes {
 		return errors.New("the gateway does not say which instance it is")
+	}
+	if len(r.Machine) > maxHostBytes || len(r.Name) > maxHostBytes {
+		return errors.New("the names of the gateway's machine are too long")
 	}
 	return storage.CheckVolumeName(r.Volume)
 }

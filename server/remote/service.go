@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"hash/fnv"
+	"strings"
 	"sync"
 	"time"
 
@@ -59,6 +60,9 @@ func handle[Q, A any](peers *peer.Transport, m peer.Method, serve func(context.C
 	peers.Handle(m, peer.Concurrent, func(in *peer.Inbound) {
 		var q Q
 		err := decode(in.Payload, maxRequestBytes, &q)
+		if r, ok := any(&q).(*openRequest); ok {
+			r.from = in.RemoteAddr()
+		}
 		if err == nil {
 			var answer A
 			ctx, cancel := context.WithTimeout(in.Context(), askTimeout)
@@ -108,7 +112,7 @@ func (s *Service) open(ctx context.Context, q openRequest) (openAnswer, error) {
 		return openAnswer{}, storage.E("open session", storage.KindInvalid, "volume "+q.Volume, err)
 	}
 	r, err := s.control.Propose(ctx, catalog.OpenSession{Volume: catalog.ByName(q.Volume), Gateway: catalog.Gateway{Host: q.Host},
-		Attachment: q.Attachment, Instance: q.Instance, After: q.After, ReadOnly: q.ReadOnly, At: s.now().UTC()})
+		Attachment: q.Attachment, Instance: q.Instance, Machine: q.Machine, From: q.whence(), After: q.After, ReadOnly: q.ReadOnly, At: s.now().UTC()})
 	if err != nil {
 		return openAnswer{}, err
 	}
@@ -123,6 +127,14 @@ func (s *Service) open(ctx context.Context, q openRequest) (openAnswer, error) {
 		a.Predecessors = append(a.Predecessors, p.ID)
 	}
 	return a, nil
+}
+
+// whence is the host's name and address, for people.
+func (r *openRequest) whence() string {
+	if r.from == "" {
+		return r.Name
+	}
+	return strings.TrimSpace(r.Name + " at " + r.from)
 }
 
 func (s *Service) close(ctx context.Context, q closeRequest) (struct{}, error) {

@@ -155,7 +155,7 @@ func (d *device) catalogSession() (SessionInfo, error) {
 	info, err := d.gateway.openSession(d.ctx, d.key, d.attachment.ID)
 	if err != nil {
 		switch storage.KindOf(err) {
-		case storage.KindNotFound, storage.KindFenced, storage.KindPermission: // it will not be otherwise again
+		case storage.KindNotFound, storage.KindFenced, storage.KindPermission, storage.KindConflict: // another machine uses it, or what will not be otherwise again
 			d.fail(err)
 		}
 		return SessionInfo{}, err

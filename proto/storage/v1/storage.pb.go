@@ -1467,7 +1467,10 @@ type Holder struct {
 	// The host's name, for people.
 	Host string `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
 	// The node, of kind NBD.
-	Node          uint32 `protobuf:"varint,4,opt,name=node,proto3" json:"node,omitempty"`
+	Node uint32 `protobuf:"varint,4,opt,name=node,proto3" json:"node,omitempty"`
+	// Where the host's gateway runs: an id of the machine, a dot, and one of its present boot; at most 64 characters. Two
+	// machines that give one holder id are told apart by it. Empty: not said.
+	Machine       string `protobuf:"bytes,5,opt,name=machine,proto3" json:"machine,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1528,6 +1531,13 @@ func (x *Holder) GetNode() uint32 {
 		return x.Node
 	}
 	return 0
+}
+
+func (x *Holder) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
 }
 
 // An Attachment is a holder's right to use a volume.
@@ -1788,7 +1798,9 @@ type DetachRequest struct {
 	VolumeId uint64 `protobuf:"varint,2,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
 	HolderId string `protobuf:"bytes,3,opt,name=holder_id,json=holderId,proto3" json:"holder_id,omitempty"`
 	// When not 0: only this attachment; a later one of the same holder stays.
-	AttachmentId  uint64 `protobuf:"varint,4,opt,name=attachment_id,json=attachmentId,proto3" json:"attachment_id,omitempty"`
+	AttachmentId uint64 `protobuf:"varint,4,opt,name=attachment_id,json=attachmentId,proto3" json:"attachment_id,omitempty"`
+	// When not empty: as in Holder; what another machine uses under the same holder id stays.
+	Machine       string `protobuf:"bytes,5,opt,name=machine,proto3" json:"machine,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1849,6 +1861,13 @@ func (x *DetachRequest) GetAttachmentId() uint64 {
 		return x.AttachmentId
 	}
 	return 0
+}
+
+func (x *DetachRequest) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
 }
 
 type DetachResponse struct {
@@ -3679,12 +3698,13 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\topened_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\bopenedAt\x12\x1e\n" +
 	"\n" +
 	"attachment\x18\a \x01(\x04R\n" +
-	"attachment\"l\n" +
+	"attachment\"\x86\x01\n" +
 	"\x06Holder\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12*\n" +
 	"\x04kind\x18\x02 \x01(\x0e2\x16.storage.v1.HolderKindR\x04kind\x12\x12\n" +
 	"\x04host\x18\x03 \x01(\tR\x04host\x12\x12\n" +
-	"\x04node\x18\x04 \x01(\rR\x04node\"\xb0\x02\n" +
+	"\x04node\x18\x04 \x01(\rR\x04node\x12\x18\n" +
+	"\amachine\x18\x05 \x01(\tR\amachine\"\xb0\x02\n" +
 	"\n" +
 	"Attachment\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1b\n" +
@@ -3709,12 +3729,13 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\x0eAttachResponse\x126\n" +
 	"\n" +
 	"attachment\x18\x01 \x01(\v2\x16.storage.v1.AttachmentR\n" +
-	"attachment\"\x86\x01\n" +
+	"attachment\"\xa0\x01\n" +
 	"\rDetachRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x1b\n" +
 	"\tvolume_id\x18\x02 \x01(\x04R\bvolumeId\x12\x1b\n" +
 	"\tholder_id\x18\x03 \x01(\tR\bholderId\x12#\n" +
-	"\rattachment_id\x18\x04 \x01(\x04R\fattachmentId\"\x10\n" +
+	"\rattachment_id\x18\x04 \x01(\x04R\fattachmentId\x12\x18\n" +
+	"\amachine\x18\x05 \x01(\tR\amachine\"\x10\n" +
 	"\x0eDetachResponse\"\x89\x01\n" +
 	"\x16ListAttachmentsRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x1b\n" +
