@@ -25,8 +25,11 @@ const tidyInterval = time.Second
 func (c *cluster) Attach(ctx context.Context, name string, terms volume.Terms) (volume.Attachment, error) {
 	cmd := catalog.Attach{Volume: catalog.ByName(name), Holder: catalog.NBDHolder(c.self, c.name, terms.ReadOnly), Access: catalog.Exclusive,
 		ReadOnly: terms.ReadOnly}
-	if terms.Shared {
+	switch {
+	case terms.Shared:
 		cmd.Access = catalog.Shared
+	case terms.Client != "":
+		cmd.Holder = cmd.Holder.ForClient(terms.Client)
 	}
 	for until := time.Now().Add(leavePatience); ; {
 		a, err := c.attachOnce(ctx, name, cmd)

@@ -173,6 +173,24 @@ func TestClientsOfSilentNodesGiveWay(t *testing.T) {
 	f.ok(Detach{Volume: ByID(v.ID), Holder: "a"})
 }
 
+// Two clients of one node exclude each other as those of two nodes do, and are named.
+func TestClientsOfOneNode(t *testing.T) {
+	f := newFixture(t)
+	n := f.node(1)
+	f.group(1)
+	f.volume("v")
+	of := func(client string, readOnly bool) Attach {
+		return Attach{Volume: ByName("v"), Holder: NBDHolder(n, "n1", readOnly).ForClient(client), Access: Exclusive, ReadOnly: readOnly, At: testTime}
+	}
+	first := f.ok(of("10.0.0.7", false)).Attachment
+	if again := f.ok(of("10.0.0.7", false)).Attachment; again.ID != first.ID {
+		t.Errorf("the same client got %+v", again)
+	}
+	f.refused(of("CN=vm-2", false), storage.KindConflict, "exclusively by NBD client 10.0.0.7 of node n1")
+	f.refused(of("10.0.0.7", true), storage.KindConflict, "NBD client 10.0.0.7 of node n1")
+	f.refused(Attach{Volume: ByName("v"), Holder: NBDHolder(n, "n1", false), Access: Shared, At: testTime}, storage.KindConflict, "10.0.0.7")
+}
+
 func TestHolders(t *testing.T) {
 	f := newFixture(t)
 	n1 := f.node(1)

@@ -6,6 +6,8 @@ import (
 	"math/bits"
 	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	storage "github.com/storaged/storaged"
 )
@@ -310,7 +312,13 @@ func (h Holder) check(op string) error {
 	case (h.Kind == HolderNBD) != (h.Node != 0):
 		return invalid(op, subject, "a holder of kind nbd has a node, and no other has")
 	}
-	return checkLabel(op, "host", h.Host)
+	if h.Kind == HolderHost {
+		return checkLabel(op, "host", h.Host)
+	}
+	if len(h.Host) > MaxFromBytes || strings.ContainsFunc(h.Host, func(r rune) bool { return !unicode.IsPrint(r) || r == utf8.RuneError }) {
+		return invalid(op, subject, "its client %q is no name that can be shown", h.Host) // an address, or a certificate's subject
+	}
+	return nil
 }
 
 // checkHolderID accepts the ids of holders.

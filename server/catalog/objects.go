@@ -2,6 +2,8 @@ package catalog
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -276,14 +278,31 @@ func NBDHolder(node storage.NodeID, name string, readOnly bool) Holder {
 	return h
 }
 
+// ForClient returns the holder that the node is for one of its clients alone, named as it is told apart from others: an
+// address, or the subject of a certificate. Exclusive attachments are held so, because two clients of one node would write over
+// each other as those of two do.
+func (h Holder) ForClient(client string) Holder {
+	sum := sha256.Sum256([]byte(client))
+	id, readOnly := strings.CutSuffix(h.ID, nbdReadOnly)
+	h.ID, h.Host = id+"/"+hex.EncodeToString(sum[:8]), client
+	if readOnly {
+		h.ID += nbdReadOnly
+	}
+	return h
+}
+
 // same reports whether two holders are one, whatever people call its host.
 func (h Holder) same(o Holder) bool { return h.ID == o.ID && h.Kind == o.Kind && h.Node == o.Node }
 
-// String returns "host web-1 (holder 4c4c…)", or "NBD clients of node a".
+// String returns "host web-1 (holder 4c4c…)", "NBD clients of node a", or "NBD client 10.0.0.7 of node a".
 func (h Holder) String() string {
 	switch {
 	case h.Kind == HolderNBD:
-		return "NBD clients of node " + strings.TrimSuffix(strings.TrimPrefix(h.ID, nbdPrefix), nbdReadOnly)
+		node, _, _ := strings.Cut(strings.TrimPrefix(h.ID, nbdPrefix), "/")
+		if h.Host != "" {
+			return "NBD client " + h.Host + " of node " + node
+		}
+		return "NBD clients of node " + node
 	case h.Host == "" || h.Host == h.ID:
 		return "host " + h.ID
 	}

@@ -2,6 +2,8 @@ package export
 
 import (
 	"context"
+	"errors"
+	"fmt"
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/nbd"
@@ -65,7 +67,11 @@ func (b *Backend) Open(ctx context.Context, name string, peer nbd.Peer) (nbd.Exp
 	if err != nil {
 		return nil, err
 	}
+	options.Client = clientOf(peer)
 	v, err := b.config.Gateway.Open(ctx, name, options)
+	if errors.Is(err, storage.ErrConflict) {
+		return nil, storage.E("open export", storage.KindConflict, "", fmt.Errorf("client %s is refused: %w", options.Client, err))
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -2,10 +2,16 @@ package export
 
 import (
 	"cmp"
+	"crypto/sha256"
+	"fmt"
 	"maps"
+	"net"
 	"slices"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/storaged/storaged/nbd"
 )
@@ -44,6 +50,41 @@ func (c *connections) add(volume string, readOnly bool, peer nbd.Peer) (remove f
 		defer c.mu.Unlock()
 		delete(c.open, id)
 	}
+}
+
+// clientOf names the client of a connection, as clients are told apart that want a volume for themselves: by the subject of
+// their certificate, if they show one, by the machine that they connect from, or by the user at the other end of a unix
+// socket. A client may have several connections.
+func clientOf(peer nbd.Peer) string {
+	if peer.TLS != nil && len(peer.TLS.PeerCertificates) > 0 {
+		if subject := peer.TLS.PeerCertificates[0].Subject.String(); subject != "" {
+			return cut(subject)
+		}
+	}
+	if peer.RemoteAddr == nil {
+		return "unix socket"
+	}
+	if host, _, err := net.SplitHostPort(peer.RemoteAddr.String()); err == nil {
+		return cut(host)
+	}
+	return "unix socket"
+}
+
+// cut makes a name that can be shown of one that a client has chosen, and bounds it. Such a name ends with a checksum of the
+// whole, so that two are two.
+func cut(name string) string {
+	const most = 100
+	shown := strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) || r == utf8.RuneError {
+			return '?'
+		}
+		return r
+	}, name)
+	if shown == name && len(name) <= most {
+		return name
+	}
+	sum := sha256.Sum256([]byte(name))
+	return fmt.Sprintf("%s...%x", strings.ToValidUTF8(shown[:min(len(shown), most)], ""), sum[:8])
 }
 
 // Connections returns who has an export open, the oldest first. It may be called concurrently.

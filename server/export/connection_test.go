@@ -1,9 +1,16 @@
 package export_test
 
 import (
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
 	"net"
+	"strings"
 	"testing"
+	"testing/synctest"
 
+	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/nbd"
 	"github.com/storaged/storaged/server/export"
 	"github.com/storaged/storaged/server/volume"
@@ -28,11 +35,11 @@ func TestConnections(t *testing.T) {
 	if _, err := b.Open(t.Context(), "none", nbd.Peer{}); err == nil || len(b.Connections()) != 0 {
 		t.Fatalf("a volume that is not there: %v, %+v", err, b.Connections())
 	}
-	tcp, err := b.Open(t.Context(), "data", nbd.Peer{RemoteAddr: &net.TCPAddr{IP: net.IPv4(10, 0, 0, 9), Port: 4711}})
+	tcp, err := b.Open(t.Context(), "data?access=shared", nbd.Peer{RemoteAddr: &net.TCPAddr{IP: net.IPv4(10, 0, 0, 9), Port: 4711}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	local, err := b.Open(t.Context(), "data", nbd.Peer{RemoteAddr: &net.UnixAddr{Net: "unix"}})
+	local, err := b.Open(t.Context(), "data?access=shared", nbd.Peer{RemoteAddr: &net.UnixAddr{Net: "unix"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,4 +62,49 @@ func TestConnections(t *testing.T) {
 	if left := b.Connections(); len(left) != 0 {
 		t.Errorf("all closed: %+v", left)
 	}
+}
+
+// An exclusive export has one client, not one node: a second client of the same node is refused, and both are named; the same
+// client may have several connections, and whoever comes when it has gone is let in. The lines are the Client in Backend.Open
+// and ForClient in the server's Attach.
+func TestExclusiveForOneClient(t *testing.T) {
+	bubble(t, nil, func(t *testing.T, n *node) {
+		g, err := volume.New(volume.Config{Cluster: n.cluster.Start(2)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = g.Close(t.Context()) }()
+		b := export.New(export.Config{Gateway: g})
+		at := func(ip byte, port int) nbd.Peer {
+			return nbd.Peer{RemoteAddr: &net.TCPAddr{IP: net.IPv4(10, 0, 0, ip), Port: port}}
+		}
+		with := func(p nbd.Peer, name string) nbd.Peer {
+			p.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{{Subject: pkix.Name{CommonName: name}}}}
+			return p
+		}
+		for name, tc := range map[string]struct{ first, same, other nbd.Peer }{
+			"address":     {at(1, 1), at(1, 2), at(2, 1)},
+			"certificate": {with(at(1, 1), "vm-1"), with(at(3, 1), "vm-1"), with(at(1, 2), "vm-2")},
+		} {
+			first, err := b.Open(t.Context(), "data", tc.first)
+			if err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			again, err := b.Open(t.Context(), "data", tc.same)
+			if err != nil {
+				t.Fatalf("%s: a second connection of one client: %v", name, err)
+			}
+			if _, err := b.Open(t.Context(), "data", tc.other); !errors.Is(err, storage.ErrConflict) || !strings.Contains(err.Error(), "is refused") {
+				t.Errorf("%s: another client is answered %v", name, err)
+			}
+			_, _ = first.Close(false), again.Close(false)
+			synctest.Wait()
+			next, err := b.Open(t.Context(), "data", tc.other)
+			if err != nil {
+				t.Fatalf("%s: after the first has gone: %v", name, err)
+			}
+			_ = next.Close(false)
+			synctest.Wait()
+		}
+	})
 }

@@ -55,6 +55,9 @@ type OpenOptions struct {
 	ReadOnly bool
 	// Shared lets other gateways use the volume at the same time, if they share it too. It goes with Attachment 0.
 	Shared bool
+	// Client is who a volume is attached for that is not shared: handles of two clients are attached apart, so that one excludes
+	// the other. Empty: all are one. It goes with Attachment 0.
+	Client string
 	// Attachment is the attachment under which the volume is used; 0: the gateway attaches by itself, when the first
 	// handle on these terms is opened, and detaches when the last one is closed.
 	Attachment storage.AttachmentID
@@ -64,6 +67,7 @@ type OpenOptions struct {
 type Terms struct {
 	ReadOnly bool
 	Shared   bool
+	Client   string
 }
 
 // Attachment is a gateway's own attachment.

@@ -80,6 +80,9 @@ func (g *Gateway) Open(ctx context.Context, name string, options OpenOptions) (*
 	if options.Shared && options.Attachment != 0 {
 		return nil, storage.E("open", storage.KindInvalid, "volume "+name, errTwoTerms)
 	}
+	if options.Shared || options.Attachment != 0 {
+		options.Client = ""
+	}
 	key := deviceKey{name: name, OpenOptions: options}
 	for {
 		d, wait, err := g.lookup(key)
@@ -193,7 +196,7 @@ func (g *Gateway) attach(ctx context.Context, key deviceKey) (Attachment, error)
 		return Attachment{ID: key.Attachment}, nil
 	}
 	for n := 0; ; n++ {
-		a, err := g.config.Cluster.Attach(ctx, key.name, Terms{ReadOnly: key.ReadOnly, Shared: key.Shared})
+		a, err := g.config.Cluster.Attach(ctx, key.name, Terms{ReadOnly: key.ReadOnly, Shared: key.Shared, Client: key.Client})
 		switch {
 		case err == nil && (a.ID == 0 || a.Volume == 0):
 			return a, storage.E("attach", storage.KindInternal, "volume "+key.name, errIncomplete)

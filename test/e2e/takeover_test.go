@@ -60,7 +60,7 @@ func TestTakeover(t *testing.T) {
 	if err := old.WriteAt(t.Context(), p, 0); err != nil {
 		t.Fatal(err)
 	}
-	want := "by NBD clients of node " + c.Node(0).Name
+	want := "by NBD client 127.0.0.1 of node " + c.Node(0).Name
 	if _, err := dial(t, c.Node(1), volumeName); err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("a second exclusive client is answered %v, want %q", err, want)
 	}
