@@ -3,7 +3,11 @@ GO       ?= go
 GOFLAGS  ?=
 BIN      := bin
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-LDFLAGS  := -X github.com/storaged/storaged/internal/version.Version=$(VERSION)
+# STRIP="-s -w" leaves out what debuggers read.
+STRIP    ?=
+LDFLAGS  := $(STRIP) -X github.com/storaged/storaged/internal/version.Version=$(VERSION)
+# Every binary that is given to somebody is made so, deploy/Dockerfile's and the lab's too: static, and the same wherever it is built.
+BUILD    := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 TAGS     := interop,e2e,netns,chaos,devices,lab,docker
 # Block devices of this host are tested where it is root's, and has FUSE, loop devices and the tools of file systems.
 DEVICES  := $(shell [ "$$(id -u)" = 0 ] && [ -w /dev/fuse ] && [ -w /dev/loop-control ] && \
@@ -28,8 +32,9 @@ POWERCUT ?=
 help: ## say what there is
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-build: ## build storaged and storagectl into bin/
-	$(GO) build -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/...
+build: ## build storaged and storagectl into bin/, static
+	$(BUILD) -o $(BIN)/ ./cmd/...
+	@$(GO) run ./test/static $(BIN)/storaged $(BIN)/storagectl
 
 demo: ## three nodes on loopback, a file tree streamed in, the leader killed meanwhile (DEMO=--keep keeps them)
 	@$(GO) run ./test/demo $(DEMO)
@@ -78,7 +83,7 @@ lab-short: ## the part of it that CI runs: containers on two hosts, a take-over,
 
 lab-run:
 	test/lab/image.sh $(BIN)/lab
-	CGO_ENABLED=0 $(GO) build -ldflags '$(LDFLAGS)' -o $(BIN)/lab/root/bin/ ./cmd/... ./test/lab/journal
+	$(BUILD) -o $(BIN)/lab/root/bin/ ./cmd/... ./test/lab/journal
 	mkdir -p $(BIN)/lab/root/containers/root/bin && cp $(BIN)/lab/root/bin/journal $(BIN)/lab/root/containers/root/bin/
 	$(GO) test -tags lab -timeout 20m -count 1 -v ./test/lab -storaged $(abspath $(BIN))/lab/root/bin/storaged \
 	  -image $(abspath $(BIN))/lab -root $(abspath $(BIN))/lab/root $(LAB)

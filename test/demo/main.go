@@ -85,7 +85,7 @@ func (d *demo) prepare(ctx context.Context) error {
 	}
 	d.root = strings.TrimSpace(string(out))
 	say("building storaged and storagectl (the first time takes a minute or two)")
-	build := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(d.root, "bin")+"/", "./cmd/...")
+	build := exec.CommandContext(ctx, "make", "--no-print-directory", "build")
 	build.Dir, build.Stdout, build.Stderr = d.root, os.Stdout, os.Stderr
 	if err := build.Run(); err != nil {
 		return fmt.Errorf("build: %w", err)
