@@ -1,6 +1,7 @@
 package api
 
 import (
+	"net"
 	"strings"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 type metrics struct {
 	requests *prometheus.CounterVec
 	seconds  *prometheus.HistogramVec
+	closed   prometheus.Counter
 }
 
 func (m *metrics) register(registerer prometheus.Registerer) error {
@@ -25,12 +27,21 @@ func (m *metrics) register(registerer prometheus.Registerer) error {
 	m.seconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "storage_api_request_seconds",
 		Help:    "Time from the arrival of a request to its answer. Worry when lists take seconds.",
 		Buckets: prometheus.ExponentialBuckets(0.0005, 4, 9)}, []string{"method"})
-	for _, c := range []prometheus.Collector{m.requests, m.seconds} {
+	m.closed = prometheus.NewCounter(prometheus.CounterOpts{Name: "storage_api_refused_connections_total",
+		Help: "Connections of the gRPC interface closed at once, because there were too many, in all or of their address. Worry when it grows."})
+	for _, c := range []prometheus.Collector{m.requests, m.seconds, m.closed} {
 		if err := registerer.Register(c); err != nil {
 			return storage.E("register metrics", storage.KindInternal, "api", err)
 		}
 	}
 	return nil
+}
+
+// refused counts a connection that was closed at once.
+func (m *metrics) refused(net.Addr) {
+	if m.closed != nil {
+		m.closed.Inc()
+	}
 }
 
 // observe counts one request. Only registered methods get here, so the labels are bounded.

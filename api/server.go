@@ -19,16 +19,28 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/reflection"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/doors"
 	pb "github.com/storaged/storaged/proto/storage/v1"
 )
 
 // Limits of a Server. Zero values take the defaults named at each field.
 type Limits struct {
-	// InFlight requests run at the same time; more are refused with KindUnavailable. Default 256.
+	// InFlight requests run at the same time, half of them at most for one address; more are refused with
+	// KindUnavailable. Default 256.
 	InFlight int
+	// Watches are requests that answer for as long as the caller listens (health watches, reflection): so many at the same
+	// time, a quarter of them at most for one address; more are refused. Default 64.
+	Watches int
+	// Connections are accepted at the same time, a quarter of them at most of one address; more are closed at once.
+	// Default 1,024.
+	Connections int
+	// ConnectionAge is how long a connection lasts, about; clients connect again without noticing. What still runs on it a
+	// minute later is ended. Default 30 min.
+	ConnectionAge time.Duration
 	// Streams of one connection run at the same time; more wait on the client's side. Default 64.
 	Streams int
 	// RequestBytes of one message; a larger one is refused. Default 64 KiB: no request of these services is larger.
@@ -63,6 +75,9 @@ func (c *Config) fill() error {
 		return storage.E("make api server", storage.KindInvalid, "", errors.New("Config.Cluster is required"))
 	}
 	defaultTo(&c.Limits.InFlight, 256)
+	defaultTo(&c.Limits.Watches, 64)
+	defaultTo(&c.Limits.Connections, 1024)
+	defaultTo(&c.Limits.ConnectionAge, 30*time.Minute)
 	defaultTo(&c.Limits.Streams, 64)
 	defaultTo(&c.Limits.RequestBytes, 64<<10)
 	defaultTo(&c.Limits.Timeout, 30*time.Second)
@@ -84,16 +99,27 @@ type Server struct {
 	config  Config
 	grpc    *grpc.Server
 	health  *health.Server
-	slots   chan struct{} // one element a request that runs
+	slots   *doors.Shares // of requests that run
+	watches *doors.Shares
+	doors   *doors.Shares // of connections
 	metrics metrics
 }
+
+// maxHeaderBytes bounds the headers of a request. gRPC's own bound is 16 MiB, for each stream.
+const maxHeaderBytes = 16 << 10
+
+// watchGrace is how long what runs on a connection that has reached its age may go on.
+const watchGrace = time.Minute
 
 // NewServer returns a server that does not listen yet. It reports NOT_SERVING to health checks until SetServing.
 func NewServer(config Config) (*Server, error) {
 	if err := config.fill(); err != nil {
 		return nil, err
 	}
-	s := &Server{config: config, health: health.NewServer(), slots: make(chan struct{}, config.Limits.InFlight)}
+	s := &Server{config: config, health: health.NewServer(),
+		slots:   doors.NewShares(config.Limits.InFlight, max(1, config.Limits.InFlight/2)),
+		watches: doors.NewShares(config.Limits.Watches, max(1, config.Limits.Watches/4)),
+		doors:   doors.NewShares(config.Limits.Connections, max(1, config.Limits.Connections/4))}
 	if err := s.metrics.register(config.Metrics); err != nil {
 		return nil, err
 	}
@@ -101,9 +127,12 @@ func NewServer(config Config) (*Server, error) {
 		grpc.MaxRecvMsgSize(config.Limits.RequestBytes),
 		grpc.MaxConcurrentStreams(uint32(config.Limits.Streams)),
 		grpc.ConnectionTimeout(10 * time.Second),
-		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: 15 * time.Minute, Time: time.Minute, Timeout: 20 * time.Second}),
+		grpc.MaxHeaderListSize(maxHeaderBytes),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: 15 * time.Minute, Time: time.Minute, Timeout: 20 * time.Second,
+			MaxConnectionAge: config.Limits.ConnectionAge, MaxConnectionAgeGrace: watchGrace}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.UnaryInterceptor(s.intercept),
+		grpc.StreamInterceptor(s.interceptStream),
 	}
 	if config.TLS != nil {
 		options = append(options, grpc.Creds(credentials.NewTLS(config.TLS)))
@@ -136,6 +165,7 @@ func (s *Server) SetServing(serving bool) {
 // seconds, ends them, closes the listener and returns nil. Another error means that the listener failed.
 func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 	done := make(chan error, 1) // one value, by the goroutine below
+	listener = doors.Limit(listener, s.doors, s.metrics.refused)
 	go func() { done <- s.grpc.Serve(listener) }()
 	select {
 	case err := <-done:
@@ -170,15 +200,11 @@ func (s *Server) Close() {
 
 // intercept is around every request: it admits, sets the deadline, counts, and turns the error into a status.
 func (s *Server) intercept(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (answer any, err error) {
-	select {
-	case s.slots <- struct{}{}:
-		defer func() { <-s.slots }()
-	default:
-		err := storage.E("serve request", storage.KindUnavailable, info.FullMethod,
-			fmt.Errorf("%d requests are running already, this one was not begun; try again", cap(s.slots)))
-		s.metrics.observe(info.FullMethod, err, 0)
-		return nil, StatusError(err)
+	leave := s.slots.Enter(addressOf(ctx))
+	if leave == nil {
+		return nil, s.refuse(info.FullMethod, s.config.Limits.InFlight)
 	}
+	defer leave()
 	ctx, cancel := context.WithTimeout(ctx, s.config.Limits.Timeout)
 	defer cancel()
 	began := time.Now()
@@ -244,6 +270,33 @@ func (s *Server) checkCluster(ctx context.Context, method string) error {
 		}
 	}
 	return nil
+}
+
+// interceptStream is around every request that answers more than once. How long one may take is bounded by the age of its
+// connection.
+func (s *Server) interceptStream(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	leave := s.watches.Enter(addressOf(stream.Context()))
+	if leave == nil {
+		return s.refuse(info.FullMethod, s.config.Limits.Watches)
+	}
+	defer leave()
+	return handler(server, stream)
+}
+
+// refuse answers a request that was not begun.
+func (s *Server) refuse(method string, limit int) error {
+	err := storage.E("serve request", storage.KindUnavailable, method,
+		fmt.Errorf("as many requests are running already as may, %d in all and a part of them for one address; this one was not begun; try again", limit))
+	s.metrics.observe(method, err, 0)
+	return StatusError(err)
+}
+
+// addressOf returns whom a request counts for.
+func addressOf(ctx context.Context) string {
+	if p, ok := peer.FromContext(ctx); ok {
+		return doors.AddressOf(p.Addr)
+	}
+	return ""
 }
 
 // BuildVersion describes the running program: version as given (from the linker), the rest from the build.

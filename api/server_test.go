@@ -154,8 +154,8 @@ func TestRequestsInFlightAreBounded(t *testing.T) {
 	if _, err := client.Version(ctx(t), &pb.GetVersionRequest{}); err != nil {
 		t.Errorf("after the others ended: %v", err)
 	}
-	if families, err := registry.Gather(); err != nil || len(families) != 2 {
-		t.Errorf("%d metric families, %v; want 2", len(families), err)
+	if families, err := registry.Gather(); err != nil || len(families) != 3 {
+		t.Errorf("%d metric families, %v; want 3", len(families), err)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/doors"
 )
 
 // Budget bounds the payloads that connections have in flight together: those of one Server, or of several that are given
@@ -109,8 +110,8 @@ func (s *share) join(server *Server, export string, remote net.Addr) {
 	s.budget.mu.Lock()
 	defer s.budget.mu.Unlock()
 	s.joinLocked(exportKey{server, export}, exportParts)
-	if tcp, ok := remote.(*net.TCPAddr); ok { // behind a Unix socket is this host, which shares out by itself
-		s.joinLocked(addressKey(tcp.IP.String()), addressParts)
+	if address := doors.AddressOf(remote); address != "" { // behind a Unix socket is this host, which shares out by itself
+		s.joinLocked(addressKey(address), addressParts)
 	}
 }
 

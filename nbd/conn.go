@@ -50,6 +50,8 @@ type conn struct {
 	ctx    context.Context // ends with the connection
 	cancel context.CancelCauseFunc
 
+	negotiated func() // ends the connection's part in Server.handshakes
+
 	// Fixed when the handshake ends.
 	features features
 	noZeroes bool // no padding behind EXPORT_NAME's answer
@@ -149,6 +151,7 @@ func (c *conn) run() error {
 	stopWatch := c.watch()
 	defer stopWatch()
 	err := c.handshake()
+	c.negotiated()
 	if err != nil {
 		if !errors.Is(err, errDisconnect) && !errors.Is(err, io.EOF) {
 			c.srv.metrics.handshakes.Inc()

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/doors"
 )
 
 // Server serves the exports of one Backend. Its methods may be called concurrently.
@@ -17,13 +18,19 @@ type Server struct {
 	cfg     Config
 	metrics *metrics
 	buffers bufferPool
-	budget  *Budget   // of payload in flight
-	unused  sync.Pool // of *request
+	budget  *Budget // of payload in flight
+	// handshakes are the connections that are negotiating. An address has a part of them, so that clients that say nothing
+	// do not take the place of others; once they use an export, they have a name.
+	handshakes *doors.Shares
+	unused     sync.Pool // of *request
 
 	mu     sync.Mutex
 	conns  map[*conn]struct{} // guarded by mu
 	lastID uint64             // guarded by mu
 }
+
+// handshakePart: the connections of one address that are negotiating are at most one part in so many of all connections.
+const handshakePart = 4
 
 // NewServer makes a server. It starts nothing.
 func NewServer(cfg Config) (*Server, error) {
@@ -39,7 +46,8 @@ func NewServer(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Server{cfg: cfg, metrics: m, budget: budget, conns: make(map[*conn]struct{})}, nil
+	return &Server{cfg: cfg, metrics: m, budget: budget, conns: make(map[*conn]struct{}),
+		handshakes: doors.NewShares(cfg.MaxConnections, max(1, cfg.MaxConnections/handshakePart))}, nil
 }
 
 // Serve accepts connections from ln, which it closes, until ctx ends. Then connections are drained: no further
@@ -118,12 +126,18 @@ func (s *Server) admit(ctx context.Context, nc net.Conn) *conn {
 	if len(s.conns) >= s.cfg.MaxConnections {
 		return nil
 	}
+	negotiated := s.handshakes.Enter(doors.AddressOf(nc.RemoteAddr()))
+	if negotiated == nil {
+		return nil
+	}
 	share := s.budget.enter()
 	if share == nil {
+		negotiated()
 		return nil
 	}
 	s.lastID++
 	c := newConn(s, s.lastID, nc, share)
+	c.negotiated = negotiated
 	// Requests in flight outlive ctx: they are drained.
 	c.ctx, c.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	s.conns[c] = struct{}{}

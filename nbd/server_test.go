@@ -438,6 +438,33 @@ func TestBytesInFlightAreBounded(t *testing.T) {
 	}
 }
 
+// TestStrangersDoNotLockOut: clients that say nothing take a part of the connections of a server, if they are of one address,
+// and others are served beside them. Line: handshakes in Server.admit.
+func TestStrangersDoNotLockOut(t *testing.T) {
+	f := newFixture(t, func(c *nbd.Config) { c.MaxConnections, c.HandshakeTimeout = 8, time.Hour })
+	cfg := f.listen("tcp")
+	strangers := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
+	greeted := 0
+	for range 16 {
+		nc, err := strangers.Dial("tcp", cfg.Address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer nc.Close()
+		if _, err := io.ReadFull(nc, make([]byte, 18)); err == nil {
+			greeted++
+		}
+	}
+	if greeted != 2 {
+		t.Errorf("%d of them are greeted, want 2", greeted)
+	}
+	for range 6 {
+		if err := f.dial(cfg).ReadAt(bg, make([]byte, 4096), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestMaxConnections(t *testing.T) {
 	f := newFixture(t, func(c *nbd.Config) { c.MaxConnections = 2 })
 	cfg := f.listen("tcp")

@@ -2,12 +2,15 @@ package server
 
 import (
 	"encoding/json"
+	"net"
 	"net/http"
 	"net/http/pprof"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/storaged/storaged/internal/doors"
 )
 
 // problem is one reason why a node is not healthy or not ready.
@@ -21,7 +24,7 @@ type problem struct {
 // would mend it: /healthz tells it and stays ok.
 func httpHandler(gatherer prometheus.Gatherer, healthy, ready, warnings func() []problem) http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(gatherer, promhttp.HandlerOpts{}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(gatherer, promhttp.HandlerOpts{MaxRequestsInFlight: maxScrapes}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { writeProblems(w, healthy(), warnings()) })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { writeProblems(w, ready(), nil) })
 	return mux
@@ -50,6 +53,28 @@ func pprofHandler() http.Handler {
 	return mux
 }
 
+// Bounds of what HTTP clients can take. A scrape builds its answer in memory, and a client that does not read it keeps it
+// there; more scrapes than a pair of Prometheus servers and a person make are told to come again.
+const (
+	maxScrapes                = 4
+	maxHTTPConnections        = 256
+	maxHTTPConnectionsAddress = 64
+	httpWriteTimeout          = 30 * time.Second
+)
+
+// newHTTPServer serves what is answered at once.
 func newHTTPServer(h http.Handler) *http.Server {
-	return &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
+	s := newProfileServer(h)
+	s.WriteTimeout = httpWriteTimeout
+	return s
+}
+
+// newProfileServer serves what takes as long as was asked for.
+func newProfileServer(h http.Handler) *http.Server {
+	return &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
+}
+
+// limitHTTP bounds the connections of a listener.
+func limitHTTP(l net.Listener) net.Listener {
+	return doors.Limit(l, doors.NewShares(maxHTTPConnections, maxHTTPConnectionsAddress), nil)
 }

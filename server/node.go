@@ -180,7 +180,7 @@ func (n *node) answerPeople(context.Context) error {
 		return err
 	}
 	n.http = newHTTPServer(httpHandler(n.metrics, n.unhealthy, n.unready, n.warnings))
-	n.goRun(&n.peersWG, "http", func() error { return ignoreClosed(n.http.Serve(n.listeners.http)) })
+	n.goRun(&n.peersWG, "http", func() error { return ignoreClosed(n.http.Serve(limitHTTP(n.listeners.http))) })
 	n.goRun(&n.serveWG, "api", func() error { return n.api.Serve(n.serveCtx, n.listeners.api) })
 	return nil
 }
@@ -341,8 +341,8 @@ func (n *node) startGateway(context.Context) error {
 // serve opens the doors to hosts and people.
 func (n *node) serve(ctx context.Context) error {
 	if n.listeners.pprof != nil {
-		profiler := newHTTPServer(pprofHandler())
-		n.goRun(&n.peersWG, "pprof", func() error { return ignoreClosed(profiler.Serve(n.listeners.pprof)) })
+		profiler := newProfileServer(pprofHandler())
+		n.goRun(&n.peersWG, "pprof", func() error { return ignoreClosed(profiler.Serve(limitHTTP(n.listeners.pprof))) })
 	}
 	n.goRun(&n.serveWG, "nbd", func() error { return n.nbd.Serve(n.serveCtx, n.listeners.nbd) })
 	if n.listeners.unix != nil {

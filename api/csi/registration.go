@@ -66,7 +66,7 @@ func (r Registration) serve(ctx context.Context) (refused, err error) {
 		return nil, err
 	}
 	p := &plugin{registration: r, refused: make(chan error, 1)}
-	server := grpc.NewServer(grpc.MaxRecvMsgSize(maxRequestBytes), grpc.MaxConcurrentStreams(maxCalls))
+	server := grpc.NewServer(grpc.MaxRecvMsgSize(maxRequestBytes), grpc.MaxHeaderListSize(16<<10), grpc.MaxConcurrentStreams(maxCalls))
 	kubelet.RegisterRegistrationServer(server, p)
 	served := make(chan error, 1) // one value, from the goroutine below, which ends with the server
 	go func() { served <- server.Serve(l) }()

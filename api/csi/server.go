@@ -48,7 +48,7 @@ func NewServer(config Config) *Server {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	s.grpc = grpc.NewServer(grpc.MaxRecvMsgSize(maxRequestBytes), grpc.MaxConcurrentStreams(maxCalls), grpc.UnaryInterceptor(s.intercept))
+	s.grpc = grpc.NewServer(grpc.MaxRecvMsgSize(maxRequestBytes), grpc.MaxHeaderListSize(16<<10), grpc.MaxConcurrentStreams(maxCalls), grpc.UnaryInterceptor(s.intercept))
 	spec.RegisterIdentityServer(s.grpc, config.Identity)
 	if config.Controller != nil {
 		spec.RegisterControllerServer(s.grpc, config.Controller)

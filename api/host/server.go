@@ -36,7 +36,7 @@ func NewServer(gateway Gateway, logger *slog.Logger) *Server {
 		logger = slog.New(slog.DiscardHandler)
 	}
 	s := &Server{logger: logger, slots: make(chan struct{}, maxInFlight)}
-	s.grpc = grpc.NewServer(grpc.MaxRecvMsgSize(maxRequestBytes), grpc.ConnectionTimeout(10*time.Second),
+	s.grpc = grpc.NewServer(grpc.MaxRecvMsgSize(maxRequestBytes), grpc.MaxHeaderListSize(16<<10), grpc.ConnectionTimeout(10*time.Second),
 		grpc.MaxConcurrentStreams(64), grpc.UnaryInterceptor(s.intercept))
 	pb.RegisterHostServer(s.grpc, &handlers{gateway: gateway})
 	return s

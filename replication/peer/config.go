@@ -60,6 +60,9 @@ type Config struct {
 	// MaxConnections bounds the connections accepted and not closed [4096], MaxClientConnections those of them that are
 	// of clients [3072]: clients never take a node's place.
 	MaxConnections, MaxClientConnections int
+	// MaxHandshakes bounds those that have not said who they are [512], an eighth of them for one address: strangers do
+	// not take the place of the others.
+	MaxHandshakes int
 
 	// DialTimeout bounds one attempt to connect all lanes of a peer, HandshakeTimeout what an accepted connection
 	// may take to say hello and a set to become complete [3 s, 3 s].
@@ -98,6 +101,7 @@ func (c Config) withDefaults() Config {
 	orDefault(&c.MaxReplyBytes, 32<<20)
 	orDefault(&c.MaxClientInboundBytes, 512<<20)
 	orDefault(&c.MaxConnections, 4096)
+	orDefault(&c.MaxHandshakes, 512)
 	orDefault(&c.MaxClientConnections, 3072)
 	orDefault(&c.DialTimeout, 3*time.Second)
 	orDefault(&c.HandshakeTimeout, 3*time.Second)
@@ -141,6 +145,7 @@ func (c Config) Validate() error {
 		"MaxGroupQueueBytes": c.MaxGroupQueueBytes, "MaxInboundBytes": c.MaxInboundBytes,
 		"MaxUnanswered": int64(c.MaxUnanswered), "MaxReplyBytes": c.MaxReplyBytes,
 		"MaxConnections": int64(c.MaxConnections), "MaxClientConnections": int64(c.MaxClientConnections),
+		"MaxHandshakes":         int64(c.MaxHandshakes),
 		"MaxClientInboundBytes": c.MaxClientInboundBytes, "DialTimeout": int64(c.DialTimeout),
 		"HandshakeTimeout": int64(c.HandshakeTimeout), "BackoffMin": int64(c.BackoffMin),
 		"BackoffMax": int64(c.BackoffMax), "PingInterval": int64(c.PingInterval),

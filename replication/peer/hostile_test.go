@@ -554,3 +554,28 @@ func TestNewerSetReplacesOlder(t *testing.T) {
 		}
 	})
 }
+
+// TestStrangersDoNotLockOut: connections that say nothing, of whom nobody knows who it is, take a part of the places only, and
+// nodes come in beside them. Line: handshakes in Transport.accept.
+func TestStrangersDoNotLockOut(t *testing.T) {
+	m := newMesh(t, loopback(), 2, func(c *Config) {
+		c.MaxConnections, c.MaxClientConnections, c.MaxHandshakes, c.HandshakeTimeout = 64, 48, 128, time.Minute
+	},
+		func(tr *Transport) { tr.Handle(MethodRead, Concurrent, echo) })
+	strangers := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
+	for range 100 {
+		nc, err := strangers.DialContext(testContext(t), "tcp", m.addrs[2])
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer nc.Close()
+	}
+	resp, err := m.nodes[1].Call(testContext(t), 2, Data, &Request{Method: MethodRead, Group: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Release()
+	if n := m.nodes[2].accepting.Load(); n > 64 {
+		t.Errorf("%d connections are open", n)
+	}
+}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/doors"
 )
 
 var errTransportClosed = errors.New("the transport is closed")
@@ -40,6 +41,7 @@ type Transport struct {
 	wg     sync.WaitGroup // every goroutine; added to under mu, or by one of them
 
 	accepting   atomic.Int64 // connections accepted and not closed
+	handshakes  *doors.Shares
 	clientBytes atomic.Int64 // of clients' requests whose handlers have not returned
 
 	mu     sync.Mutex // guards what follows
@@ -69,6 +71,7 @@ func New(cfg Config) (*Transport, error) {
 	if t.cfg.Speaker.Instance == 0 {
 		t.cfg.Speaker.Instance = max(1, t.cfg.Random())
 	}
+	t.handshakes = doors.NewShares(t.cfg.MaxHandshakes, max(1, t.cfg.MaxHandshakes/8))
 	t.local.pending = make(map[uint64]*call)
 	t.self = t.newOutPeer(cfg.Self)
 	t.ctx, t.cancel = context.WithCancelCause(context.Background())
@@ -425,7 +428,14 @@ func (t *Transport) accept(l net.Listener) error {
 			}
 			return storage.E("accept peers", storage.KindIO, l.Addr().String(), err)
 		}
-		if t.accepting.Load() >= int64(t.cfg.MaxConnections) || !t.start(func() { t.welcome(nc) }) {
+		leave := t.handshakes.Enter(doors.AddressOf(nc.RemoteAddr()))
+		if leave == nil {
+			t.metrics.rejected.Add(1)
+			nc.Close()
+			continue
+		}
+		if t.accepting.Load() >= int64(t.cfg.MaxConnections) || !t.start(func() { t.welcome(nc, leave) }) {
+			leave()
 			nc.Close()
 			continue
 		}
@@ -452,8 +462,10 @@ func (t *Transport) passing(err error) (pause func(context.Context) bool, ok boo
 }
 
 // welcome reads an accepted connection's hello and adds the connection to its set.
-func (t *Transport) welcome(nc net.Conn) {
+// leave ends its part in the handshakes.
+func (t *Transport) welcome(nc net.Conn, leave func()) {
 	err := t.answerHello(nc)
+	leave()
 	if err != nil {
 		t.accepting.Add(-1)
 		nc.Close()

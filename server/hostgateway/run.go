@@ -17,6 +17,7 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api/host"
+	"github.com/storaged/storaged/internal/doors"
 	"github.com/storaged/storaged/internal/logging"
 )
 
@@ -89,7 +90,9 @@ func (g *Gateway) serve(ctx context.Context, listener net.Listener) error {
 		if err != nil {
 			return storage.E("listen", storage.KindInvalid, "--listen-http "+g.config.ListenHTTP, errors.Join(err, listener.Close()))
 		}
-		server := &http.Server{Handler: g.handler(), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
+		server := &http.Server{Handler: g.handler(), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
+			WriteTimeout: 30 * time.Second}
+		l = doors.Limit(l, doors.NewShares(256, 64), nil)
 		g.wg.Go(func() {
 			if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 				g.env.logger.Error("metrics are not served any more", "error", err)
@@ -102,7 +105,7 @@ func (g *Gateway) serve(ctx context.Context, listener net.Listener) error {
 
 func (g *Gateway) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(g.env.metrics, promhttp.HandlerOpts{}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(g.env.metrics, promhttp.HandlerOpts{MaxRequestsInFlight: 4}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
 		list, _ := g.Attachments(r.Context()) // has no error
 		problems := []string{}
