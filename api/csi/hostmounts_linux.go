@@ -2,6 +2,7 @@ package csi
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -38,31 +39,52 @@ func NewHostMounts(root string) *HostMounts {
 	return &HostMounts{root: root, tools: t, format: mount.NewSafeFormatAndMount(nil, t), resize: mount.NewResizeFs(t)}
 }
 
-// List implements Mounts. What lies below the host's root directory is what this process sees at its own place too, and
-// is left out.
+// List implements Mounts. What lies below the host's root directory is listed by the path that the host has it at, and once
+// only if this process sees it at its own place too: a mount of the host's own, of which there is only that, uses a device as
+// well as one of a pod.
 func (h *HostMounts) List() ([]Mount, error) {
 	infos, err := mount.ParseMountInfo("/proc/self/mountinfo")
 	if err != nil {
 		return nil, storage.E("read", storage.KindInternal, "the table of mounts", err)
 	}
-	list := make([]Mount, 0, len(infos))
+	return listed(infos, h.root), nil
+}
+
+// listed returns the mounts of a table: those of the host's own first, so that what this process sees itself is on top.
+func listed(infos []mount.MountInfo, root string) []Mount {
+	type place struct {
+		path   string
+		device uint64
+	}
+	var own, hosts []Mount
+	seen := map[place]bool{}
 	for _, i := range infos {
-		if h.root != "" && (i.MountPoint == h.root || strings.HasPrefix(i.MountPoint, h.root+"/")) {
+		m, path := mountOf(i), unescape(i.MountPoint)
+		if under, is := strings.CutPrefix(path, root); is && root != "" && (under == "" || under[0] == '/') {
+			m.Path = cmp.Or(under, "/")
+			hosts = append(hosts, m)
 			continue
 		}
-		m := Mount{Path: unescape(i.MountPoint), Device: unix.Mkdev(uint32(i.Major), uint32(i.Minor)), FSType: i.FsType, Whole: i.Root == "/",
-			ReadOnly: slices.Contains(i.MountOptions, "ro"), FrozenFS: slices.ContainsFunc(i.SuperOptions, func(o string) bool {
-				return o == "ro" || o == "emergency_ro" || o == "shutdown"
-			})}
-		if (i.FsType == "devtmpfs" || i.FsType == "tmpfs") && i.Root != "/" { // perhaps a device node
-			var st unix.Stat_t
-			if unix.Stat(m.Path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK {
-				m.Node, m.Whole = st.Rdev, true
-			}
-		}
-		list = append(list, m)
+		seen[place{m.Path, m.Device}] = true
+		own = append(own, m)
 	}
-	return list, nil
+	hosts = slices.DeleteFunc(hosts, func(m Mount) bool { return seen[place{m.Path, m.Device}] })
+	return append(hosts, own...)
+}
+
+// mountOf reads one line of the table.
+func mountOf(i mount.MountInfo) Mount {
+	m := Mount{Path: unescape(i.MountPoint), Device: unix.Mkdev(uint32(i.Major), uint32(i.Minor)), FSType: i.FsType, Whole: i.Root == "/",
+		ReadOnly: slices.Contains(i.MountOptions, "ro"), FrozenFS: slices.ContainsFunc(i.SuperOptions, func(o string) bool {
+			return o == "ro" || o == "emergency_ro" || o == "shutdown"
+		})}
+	if (i.FsType == "devtmpfs" || i.FsType == "tmpfs") && i.Root != "/" { // perhaps a device node
+		var st unix.Stat_t
+		if unix.Stat(m.Path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK {
+			m.Node, m.Whole = st.Rdev, true
+		}
+	}
+	return m
 }
 
 // unescape undoes what the kernel does to spaces, tabs, newlines and backslashes in its table.

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"k8s.io/klog/v2"
@@ -16,6 +18,7 @@ import (
 	"github.com/storaged/storaged/api/client"
 	"github.com/storaged/storaged/api/csi"
 	"github.com/storaged/storaged/api/dockerplugin"
+	"github.com/storaged/storaged/api/host"
 	"github.com/storaged/storaged/api/hostclient"
 	"github.com/storaged/storaged/internal/logging"
 	"github.com/storaged/storaged/internal/size"
@@ -92,6 +95,23 @@ func (c dockerConfig) validate() error {
 	return nil
 }
 
+// awaitGateway asks the host's gateway until it answers: it may be started later, or anew.
+func awaitGateway(ctx context.Context, gateway csi.Devices, log *slog.Logger) (host.Info, error) {
+	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
+		info, err := gateway.Info(ctx)
+		if err == nil || ctx.Err() != nil {
+			return info, err
+		}
+		log.Warn("the host's gateway does not answer; asked again", "again-in", pause, "error", err)
+		wait := time.NewTimer(pause)
+		select {
+		case <-wait.C:
+		case <-ctx.Done():
+		}
+		wait.Stop()
+	}
+}
+
 // runDocker serves until ctx ends.
 func runDocker(ctx context.Context, c dockerConfig, stderr io.Writer) error {
 	log, err := logging.New(c.LogLevel, c.LogFormat, stderr)
@@ -109,7 +129,7 @@ func runDocker(ctx context.Context, c dockerConfig, stderr io.Writer) error {
 	defer gateway.Close()
 	endpoints := strings.FieldsFunc(c.Endpoints, func(r rune) bool { return r == ',' || r == ' ' })
 	if len(endpoints) == 0 {
-		info, err := gateway.Info(ctx)
+		info, err := awaitGateway(ctx, gateway, log)
 		if err != nil {
 			return err
 		}

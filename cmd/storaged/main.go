@@ -25,6 +25,10 @@ func main() {
 	if len(os.Args) > 1 && os.Args[1] == "serve" {
 		relaxTimers()
 	}
+	if len(os.Args) > 1 && os.Args[1] == "gateway" {
+		serveWrites()
+		limitMemory()
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()

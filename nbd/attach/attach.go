@@ -92,6 +92,9 @@ type Config struct {
 	// sends it again on the new one if so (default 200 ms; it is looked at about every second then). DeadTimeout is for how
 	// long requests wait for a gateway to come back before they fail (default 1 h).
 	ResendAfter, DeadTimeout time.Duration
+	// BufferBytes bounds the payloads that all devices of a driver work on at a time (default 128 MiB): one that waits for the
+	// cluster holds what was sent to it, and so do all of them when the cluster stands still.
+	BufferBytes int64
 	// Logger receives one line per event an operator would act on; nil discards.
 	Logger *slog.Logger
 }
@@ -102,6 +105,9 @@ func (c *Config) fill() {
 	}
 	if c.DeadTimeout <= 0 {
 		c.DeadTimeout = time.Hour
+	}
+	if c.BufferBytes <= 0 {
+		c.BufferBytes = 128 << 20
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

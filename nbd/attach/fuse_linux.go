@@ -21,7 +21,11 @@ import (
 
 // FUSE makes loop devices over files of FUSE file systems, one file system a device, mounted at Config.Dir/NAME. It is made
 // by NewFUSE. It implements Driver.
-type FUSE struct{ config Config }
+type FUSE struct {
+	config  Config
+	budget  *fuseBudget
+	buffers sync.Pool // *[]byte of requestBytes
+}
 
 var _ Driver = (*FUSE)(nil)
 
@@ -31,7 +35,8 @@ func NewFUSE(config Config) (*FUSE, error) {
 	if config.Dir == "" || len(config.Helper) == 0 || config.Keeper == nil {
 		return nil, storage.E("make", storage.KindInvalid, "FUSE driver", errors.New("a Dir, a Helper and a Keeper are required"))
 	}
-	return &FUSE{config: config}, nil
+	return &FUSE{config: config, budget: newFUSEBudget(config.BufferBytes),
+		buffers: sync.Pool{New: func() any { b := make([]byte, requestBytes); return &b }}}, nil
 }
 
 const (
@@ -119,7 +124,7 @@ func (d *FUSE) layLoop(ctx context.Context, r Request) (string, error) {
 
 // serve begins to serve a connection.
 func (d *FUSE) serve(r Request, fd *os.File, export nbd.Export) *fuseDevice {
-	dev := &fuseDevice{driver: d, name: r.Name, fd: fd, export: export, server: newFuseServer(fd, export, r, d.config.Logger),
+	dev := &fuseDevice{driver: d, name: r.Name, fd: fd, export: export, server: newFuseServer(d, fd, export, r),
 		ended: make(chan struct{})}
 	dev.end = sync.OnceFunc(func() { close(dev.ended) })
 	dev.server.resends = dev.noteResends

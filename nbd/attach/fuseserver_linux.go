@@ -32,16 +32,16 @@ type fuseServer struct {
 	cancel   context.CancelFunc
 	stopping atomic.Bool
 	wg       sync.WaitGroup // requests being served
-	buffers  sync.Pool      // *[]byte of requestBytes
-	ended    chan struct{}  // closed when the reading has ended
-	gone     atomic.Bool    // because the kernel has ended the connection; written before ended is closed
+	buffers  *sync.Pool     // the driver's
+	share    *fuseShare
+	ended    chan struct{} // closed when the reading has ended
+	gone     atomic.Bool   // because the kernel has ended the connection; written before ended is closed
 }
 
-func newFuseServer(fd *os.File, export nbd.Export, r Request, logger *slog.Logger) *fuseServer {
-	s := &fuseServer{fd: fd, export: export, readOnly: r.ReadOnly, name: r.Name, logger: logger, ended: make(chan struct{}),
-		resends: func(bool) {}}
+func newFuseServer(d *FUSE, fd *os.File, export nbd.Export, r Request) *fuseServer {
+	s := &fuseServer{fd: fd, export: export, readOnly: r.ReadOnly, name: r.Name, logger: d.config.Logger, ended: make(chan struct{}),
+		resends: func(bool) {}, buffers: &d.buffers, share: &fuseShare{budget: d.budget}}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
-	s.buffers.New = func() any { b := make([]byte, requestBytes); return &b }
 	return s
 }
 
@@ -72,6 +72,7 @@ func (s *fuseServer) run() {
 // the kernel sends it again to whoever serves next.
 func (s *fuseServer) stop(ctx context.Context) {
 	s.stopping.Store(true)
+	s.share.stop()
 	_ = s.fd.SetReadDeadline(time.Unix(1, 0)) // a descriptor without deadlines was never made: newFuseServer's are pollable
 	<-s.ended
 	done := make(chan struct{}) // closed by the goroutine below
@@ -104,7 +105,18 @@ func (s *fuseServer) dispatch(buf *[]byte, n int) {
 		release()
 		return
 	}
+	// Nothing more is read from the kernel while too much is held: it keeps the rest. What a request holds is what came with
+	// it, and room for the answer to a READ.
+	cost := int64(n)
+	if n > smallBytes {
+		cost = requestBytes
+	}
+	if r, _, err := parseIO(b[inHeaderBytes:]); err == nil && h.op == opRead {
+		cost += int64(min(r.length, maxIOBytes))
+	}
+	s.share.take(cost)
 	s.wg.Go(func() {
+		defer s.share.give(cost)
 		defer release()
 		s.serve(h, b[inHeaderBytes:])
 	})

@@ -36,7 +36,8 @@ import (
 type NBD struct {
 	config Config
 	kernel nbdKernel
-	sysfs  string // "/sys"
+	sysfs  string      // "/sys"
+	budget *nbd.Budget // of all devices' connections
 	// connecting is held while the kernel gives out an index, and while the queue of one that nobody has is changed.
 	connecting sync.Mutex
 }
@@ -49,8 +50,16 @@ func NewNBD(config Config) (*NBD, error) {
 	if len(config.Helper) == 0 {
 		return nil, storage.E("make", storage.KindInvalid, "NBD driver", errors.New("Helper is required"))
 	}
-	return &NBD{config: config, kernel: netlinkKernel{}, sysfs: "/sys"}, nil
+	budget, err := nbd.NewBudget(config.BufferBytes, maxConnections)
+	if err != nil {
+		return nil, err
+	}
+	return &NBD{config: config, budget: budget, kernel: netlinkKernel{}, sysfs: "/sys"}, nil
 }
+
+// maxConnections is how many connections all devices may have together: one each, and one more for a moment when a device
+// grows or its connection is replaced.
+const maxConnections = 4096
 
 // Available implements Driver.
 func (d *NBD) Available() error {
@@ -269,7 +278,7 @@ func (d *NBD) newDevice(r Request) (*nbdDevice, error) {
 	dev.end = sync.OnceFunc(func() { close(dev.ended) })
 	dev.ctx, dev.cancel = context.WithCancel(context.Background())
 	var err error
-	dev.server, err = nbd.NewServer(nbd.Config{Backend: oneExport{r}, Logger: d.config.Logger, StallTimeout: d.config.DeadTimeout})
+	dev.server, err = nbd.NewServer(nbd.Config{Backend: oneExport{r}, Logger: d.config.Logger, Budget: d.budget, StallTimeout: d.config.DeadTimeout})
 	return dev, err
 }
 

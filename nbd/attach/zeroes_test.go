@@ -24,7 +24,7 @@ func TestZeroesAreHoles(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			s := newFuseServer(nil, export, r, nil)
+			s := newFuseServer(&FUSE{budget: newFUSEBudget(1 << 20)}, nil, export, r)
 			body := make([]byte, fallocInBytes)
 			binary.NativeEndian.PutUint64(body[16:], 1<<20)
 			binary.NativeEndian.PutUint32(body[24:], unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE)

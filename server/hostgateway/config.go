@@ -13,6 +13,7 @@ import (
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api"
 	"github.com/storaged/storaged/api/client"
+	"github.com/storaged/storaged/internal/size"
 	"github.com/storaged/storaged/internal/tlsfiles"
 )
 
@@ -35,6 +36,8 @@ type Config struct {
 
 	NBDResend time.Duration `flag:"nbd-resend-after" default:"200ms" help:"how long an NBD request is unanswered before the kernel looks whether the gateway was replaced, and sends it again if so; it logs a line for every request that it looks at"`
 	NBDDead   time.Duration `flag:"nbd-dead-timeout" default:"1h" help:"for how long a kernel NBD device waits for a gateway to come back before its requests fail"`
+
+	Buffers size.Bytes `flag:"buffers" default:"128MiB" help:"payloads of requests that all FUSE devices, and all kernel NBD devices, work on at a time; with what else the gateway holds of them it uses about twice that while the cluster stands still"`
 
 	LogLevel  string `flag:"log-level" default:"info" help:"debug, info, warn or error"`
 	LogFormat string `flag:"log-format" default:"text" help:"text or json"`
@@ -80,6 +83,9 @@ func (c *Config) Validate() error {
 	}
 	if c.NBDResend < 100*time.Millisecond || c.NBDResend > 30*time.Second {
 		bad("nbd-resend-after", "%v: use 100ms to 30s", c.NBDResend)
+	}
+	if c.Buffers < 64<<20 || c.Buffers > 16<<30 {
+		bad("buffers", "%v: use 64MiB to 16GiB", c.Buffers)
 	}
 	if c.NBDDead < time.Second {
 		bad("nbd-dead-timeout", "%v: use at least 1s", c.NBDDead)

@@ -106,7 +106,7 @@ func newGateway(ctx context.Context, c Config, env environment) (g *Gateway, err
 
 // newDrivers returns the drivers that this host has, which may be none.
 func newDrivers(c Config, env environment, st *state, keeper attach.Keeper) (map[host.Via]attach.Driver, error) {
-	ac := attach.Config{Dir: st.mountDir(), Helper: env.helper, Keeper: keeper, ResendAfter: c.NBDResend, DeadTimeout: c.NBDDead,
+	ac := attach.Config{Dir: st.mountDir(), Helper: env.helper, Keeper: keeper, ResendAfter: c.NBDResend, DeadTimeout: c.NBDDead, BufferBytes: int64(c.Buffers),
 		Logger: env.logger}
 	fuse, err := attach.NewFUSE(ac)
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sys/unix"
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api/host"
@@ -33,6 +34,9 @@ func Run(ctx context.Context, config Config, helper []string, logs io.Writer) er
 	}
 	env := environment{logger: logger, metrics: prometheus.NewRegistry(), helper: helper}
 	env.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	if is, err := unix.PrctlRetInt(unix.PR_GET_IO_FLUSHER, 0, 0, 0, 0); err != nil || is == 0 {
+		logger.Warn("when memory is short the kernel may wait for this gateway in this gateway: it is no I/O flusher (that takes CAP_SYS_RESOURCE and Linux 5.6)")
+	}
 	g, err := newGateway(ctx, config, env)
 	if err != nil {
 		return err
@@ -86,21 +90,33 @@ func (g *Gateway) serve(ctx context.Context, listener net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if g.config.ListenHTTP != "" {
-		l, err := net.Listen("tcp", g.config.ListenHTTP)
-		if err != nil {
-			return storage.E("listen", storage.KindInvalid, "--listen-http "+g.config.ListenHTTP, errors.Join(err, listener.Close()))
-		}
 		server := &http.Server{Handler: g.handler(), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
 			WriteTimeout: 30 * time.Second}
-		l = doors.Limit(l, doors.NewShares(256, 64), nil)
-		g.wg.Go(func() {
-			if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-				g.env.logger.Error("metrics are not served any more", "error", err)
-			}
-		})
+		g.wg.Go(func() { g.serveHTTP(ctx, server) })
 		defer func() { _ = server.Close() }()
 	}
 	return host.NewServer(g, g.env.logger).Serve(ctx, listener)
+}
+
+// serveHTTP serves metrics and health until the server is closed. An address that cannot be had is tried again and again:
+// devices do not wait for metrics.
+func (g *Gateway) serveHTTP(ctx context.Context, server *http.Server) {
+	for pause := 100 * time.Millisecond; ctx.Err() == nil; pause = min(2*pause, 10*time.Second) {
+		l, err := net.Listen("tcp", g.config.ListenHTTP)
+		if err == nil {
+			err = server.Serve(doors.Limit(l, doors.NewShares(256, 64), nil))
+		}
+		if errors.Is(err, http.ErrServerClosed) || ctx.Err() != nil {
+			return
+		}
+		g.env.logger.Warn("metrics and health are not served; tried again", "listen-http", g.config.ListenHTTP, "again-in", pause, "error", err)
+		wait := time.NewTimer(pause)
+		select {
+		case <-wait.C:
+		case <-ctx.Done():
+		}
+		wait.Stop()
+	}
 }
 
 func (g *Gateway) handler() http.Handler {
