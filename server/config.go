@@ -30,7 +30,7 @@ type Config struct {
 	ListenPeer string `flag:"listen-peer" default:":7001" help:"address for the other nodes (Raft, data and repair)"`
 	ListenAPI  string `flag:"listen-api" default:":7000" help:"address of the gRPC API that storagectl speaks"`
 	ListenNBD  string `flag:"listen-nbd" default:":10809" help:"address for NBD clients"`
-	ListenHTTP string `flag:"listen-http" default:":7002" help:"address of metrics and health (/metrics, /healthz, /readyz)"`
+	ListenHTTP string `flag:"listen-http" default:":7002" help:"address of metrics and health (/metrics, /livez, /healthz, /readyz)"`
 	NBDSocket  string `flag:"nbd-socket" help:"also serve NBD on this unix socket"`
 	Advertise  string `flag:"advertise" help:"host name or address under which others reach this node (default: the listening address, or the host's name when that is a wildcard)"`
 	Pprof      string `flag:"listen-pprof" help:"address of the Go profiler; off when empty: it must not be reachable by strangers"`

@@ -21,10 +21,11 @@ type problem struct {
 
 // httpHandler serves metrics and health. healthy says what is broken for good (restart or repair this node), ready
 // what keeps this node from serving now, warnings what is wrong though neither a restart nor another node's service
-// would mend it: /healthz tells it and stays ok.
+// would mend it: /healthz tells it and stays ok. /livez says that the process answers, and no more.
 func httpHandler(gatherer prometheus.Gatherer, healthy, ready, warnings func() []problem) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(gatherer, promhttp.HandlerOpts{MaxRequestsInFlight: maxScrapes}))
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { writeProblems(w, nil, nil) })
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { writeProblems(w, healthy(), warnings()) })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { writeProblems(w, ready(), nil) })
 	return mux

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"sync"
 	"testing"
@@ -100,5 +101,20 @@ func TestHTTPConnectionsAreBounded(t *testing.T) {
 	_ = over.SetReadDeadline(time.Now().Add(2 * time.Second))
 	if _, err := over.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("one more: %v, want it closed", err)
+	}
+}
+
+// TestProbes: /livez answers ok whatever is broken, so that nothing is restarted which a restart does not mend; /healthz and
+// /readyz say what is.
+func TestProbes(t *testing.T) {
+	broken := func() []problem { return []problem{{"store /data", "the disk has failed"}} }
+	fine := func() []problem { return nil }
+	handler := httpHandler(prometheus.NewRegistry(), broken, broken, fine)
+	for path, want := range map[string]int{"/livez": http.StatusOK, "/healthz": http.StatusServiceUnavailable, "/readyz": http.StatusServiceUnavailable} {
+		answer := httptest.NewRecorder()
+		handler.ServeHTTP(answer, httptest.NewRequest(http.MethodGet, path, nil))
+		if answer.Code != want {
+			t.Errorf("%s: %d, want %d", path, answer.Code, want)
+		}
 	}
 }

@@ -86,11 +86,13 @@ func renderChart(c *chart.Chart, values map[string]any) ([]string, error) {
 var variants = map[string]map[string]any{
 	"default":       {},
 	"one node":      {"nodes": map[string]any{"count": 1, "replicas": 1}},
-	"running":       {"nodes": map[string]any{"bootstrap": false}},
+	"many":          {"nodes": map[string]any{"count": 5, "replicas": 5, "priorityClassName": ""}, "metrics": map[string]any{"serviceMonitor": map[string]any{"enabled": true, "labels": map[string]any{"a": "b"}}}},
+	"zones":         {"zones": map[string]any{"enabled": true}},
+	"named zones":   {"zones": map[string]any{"enabled": true, "names": []any{"a", "b"}}, "gateway": map[string]any{"nodeSelector": map[string]any{"c": "d"}, "hostPrefix": "blue-"}},
 	"elsewhere":     {"nodes": map[string]any{"enabled": false}, "endpoints": []any{"10.0.0.1", "10.0.0.2:7000"}},
 	"TLS":           {"tls": map[string]any{"nodeSecret": "nodes-tls", "hostSecret": "hosts-tls"}},
 	"TLS elsewhere": {"tls": map[string]any{"hostSecret": "hosts-tls"}, "nodes": map[string]any{"enabled": false}, "endpoints": []any{"10.0.0.1"}},
-	"gateway apart": {"gateway": map[string]any{"mode": "host"}},
+	"gateway apart": {"gateway": map[string]any{"mode": "host"}, "nodes": map[string]any{"enabled": false}, "endpoints": []any{"10.0.0.1"}},
 	"tools inside": {"csi": map[string]any{"hostTools": false, "maxVolumes": 32},
 		"storageClasses": []any{map[string]any{"name": "fast", "fsType": "xfs", "default": true, "mountOptions": []any{"noatime"},
 			"parameters": map[string]any{"takeOver": "true"}}}},
@@ -126,6 +128,7 @@ func check(object string) error {
 		"apps/v1 StatefulSet": func() any { return &appsv1.StatefulSet{} }, "apps/v1 DaemonSet": func() any { return &appsv1.DaemonSet{} },
 		"apps/v1 Deployment": func() any { return &appsv1.Deployment{} }, "policy/v1 PodDisruptionBudget": func() any { return &policyv1.PodDisruptionBudget{} },
 		"storage.k8s.io/v1 CSIDriver": func() any { return &storagev1.CSIDriver{} }, "storage.k8s.io/v1 StorageClass": func() any { return &storagev1.StorageClass{} },
+		"monitoring.coreos.com/v1 ServiceMonitor":         func() any { return &map[string]any{} }, // its types are the operator's
 		"rbac.authorization.k8s.io/v1 ClusterRole":        func() any { return &rbacv1.ClusterRole{} },
 		"rbac.authorization.k8s.io/v1 ClusterRoleBinding": func() any { return &rbacv1.ClusterRoleBinding{} },
 		"rbac.authorization.k8s.io/v1 Role":               func() any { return &rbacv1.Role{} },
@@ -177,6 +180,158 @@ func checkMounts(object any) error {
 	return nil
 }
 
+// find returns the one object of that kind whose name ends so, decoded into the type.
+func find[T any](t *testing.T, objects []string, kind, suffix string) T {
+	t.Helper()
+	var found []T
+	for _, object := range objects {
+		var head struct {
+			Kind     string
+			Metadata struct{ Name string }
+		}
+		if err := yaml.Unmarshal([]byte(object), &head); err != nil {
+			t.Fatal(err)
+		}
+		if head.Kind != kind || !strings.HasSuffix(head.Metadata.Name, suffix) {
+			continue
+		}
+		var into T
+		if err := yaml.UnmarshalStrict([]byte(object), &into); err != nil {
+			t.Fatal(err)
+		}
+		found = append(found, into)
+	}
+	if len(found) != 1 {
+		t.Fatalf("there are %d of kind %s with a name that ends in %q", len(found), kind, suffix)
+	}
+	return found[0]
+}
+
+func container(t *testing.T, pod corev1.PodSpec, name string) corev1.Container {
+	t.Helper()
+	i := slices.IndexFunc(pod.Containers, func(c corev1.Container) bool { return c.Name == name })
+	if i < 0 {
+		t.Fatalf("there is no container %s", name)
+	}
+	return pod.Containers[i]
+}
+
+// TestNoZones: where hosts have no zones, the provisioner is not to ask for any: it makes no volume then.
+func TestNoZones(t *testing.T) {
+	controller := find[appsv1.Deployment](t, render(t, nil), "Deployment", "-csi-controller")
+	args := container(t, controller.Spec.Template.Spec, "provisioner").Args
+	if !slices.ContainsFunc(args, func(a string) bool { return strings.HasPrefix(a, "--feature-gates=Topology=false") }) ||
+		!slices.Contains(args, "--immediate-topology=false") {
+		t.Errorf("the provisioner asks for zones: %q", args)
+	}
+}
+
+// TestZones: with zones all parts of the driver know it, and where pods are not told their zone, each has gateways of its own.
+func TestZones(t *testing.T) {
+	zones := map[string]any{"zones": map[string]any{"enabled": true, "names": []any{"a", "b"}}}
+	objects := render(t, zones)
+	controller := find[appsv1.Deployment](t, objects, "Deployment", "-csi-controller").Spec.Template.Spec
+	node := find[appsv1.DaemonSet](t, objects, "DaemonSet", "-csi-node").Spec.Template.Spec
+	provisioner := container(t, controller, "provisioner").Args
+	if !slices.ContainsFunc(provisioner, func(a string) bool { return strings.HasPrefix(a, "--feature-gates=Topology=true") }) {
+		t.Errorf("the provisioner does not ask for zones: %q", provisioner)
+	}
+	for _, c := range []corev1.Container{container(t, controller, "csi"), container(t, node, "csi")} {
+		if !slices.Contains(c.Args, "--topology") {
+			t.Errorf("a part of the driver knows no zones: %q", c.Args)
+		}
+	}
+	for _, zone := range []string{"a", "b"} {
+		gateway := find[appsv1.DaemonSet](t, objects, "DaemonSet", "-gateway-"+zone).Spec
+		if !slices.Contains(container(t, gateway.Template.Spec, "gateway").Args, "--zone="+zone) ||
+			gateway.Template.Spec.NodeSelector["topology.kubernetes.io/zone"] != zone || gateway.Selector.MatchLabels["storaged.io/zone"] != zone {
+			t.Errorf("the gateways of zone %s: %+v", zone, gateway)
+		}
+	}
+}
+
+// TestOneByOne: all nodes are of one StatefulSet, so that a rollout takes one after the other, and are told the same.
+func TestOneByOne(t *testing.T) {
+	set := find[appsv1.StatefulSet](t, render(t, nil), "StatefulSet", "").Spec
+	update := set.UpdateStrategy
+	if update.Type != appsv1.RollingUpdateStatefulSetStrategyType || update.RollingUpdate != nil && update.RollingUpdate.MaxUnavailable != nil {
+		t.Errorf("nodes are updated so: %+v", update)
+	}
+	args := container(t, set.Template.Spec, "storaged").Args
+	want := "--join=storaged-node-0.storaged-nodes.storaged.svc,storaged-node-1.storaged-nodes.storaged.svc,storaged-node-2.storaged-nodes.storaged.svc"
+	if *set.Replicas != 3 || !slices.Contains(args, "--bootstrap") || !slices.Contains(args, want) {
+		t.Errorf("%d nodes, told %q", *set.Replicas, args)
+	}
+	if probe := container(t, set.Template.Spec, "storaged").LivenessProbe; probe == nil || probe.HTTPGet.Path != "/livez" {
+		t.Errorf("a node that hangs is told by %+v", probe)
+	}
+}
+
+// TestHostPrefix: hosts of several Kubernetes clusters can be told apart.
+func TestHostPrefix(t *testing.T) {
+	gateway := find[appsv1.DaemonSet](t, render(t, map[string]any{"gateway": map[string]any{"hostPrefix": "blue-"}}), "DaemonSet", "-gateway")
+	if args := container(t, gateway.Spec.Template.Spec, "gateway").Args; !slices.Contains(args, "--host-id=blue-$(NODE_NAME)") {
+		t.Errorf("a gateway calls itself %q", args)
+	}
+}
+
+// TestPriority: nothing of less importance takes the place of what volumes hang on.
+func TestPriority(t *testing.T) {
+	objects := render(t, nil)
+	var pods []corev1.PodSpec
+	for _, object := range objects {
+		var head struct{ Kind string }
+		if err := yaml.Unmarshal([]byte(object), &head); err != nil {
+			t.Fatal(err)
+		}
+		var with struct {
+			Spec struct{ Template corev1.PodTemplateSpec }
+		}
+		if head.Kind == "StatefulSet" || head.Kind == "DaemonSet" || head.Kind == "Deployment" {
+			if err := yaml.Unmarshal([]byte(object), &with); err != nil {
+				t.Fatal(err)
+			}
+			pods = append(pods, with.Spec.Template.Spec)
+		}
+	}
+	for _, pod := range pods {
+		if !strings.HasPrefix(pod.PriorityClassName, "system-") {
+			t.Errorf("the pods of %s have the priority class %q", pod.Containers[0].Name, pod.PriorityClassName)
+		}
+	}
+	if len(pods) < 4 {
+		t.Errorf("there are %d kinds of pods", len(pods))
+	}
+}
+
+// TestControllerRights: the rights are those that the manifests of the sidecars ask for (external-provisioner 6.3,
+// external-attacher 4.12, external-resizer 2.2), but for snapshots and secrets, which the driver does not use.
+func TestControllerRights(t *testing.T) {
+	objects := render(t, nil)
+	have := map[string][]string{}
+	rules := append(find[rbacv1.ClusterRole](t, objects, "ClusterRole", "").Rules, find[rbacv1.Role](t, objects, "Role", "").Rules...)
+	for _, rule := range rules {
+		for _, group := range rule.APIGroups {
+			for _, resource := range rule.Resources {
+				have[group+"/"+resource] = append(have[group+"/"+resource], rule.Verbs...)
+			}
+		}
+	}
+	for resource, verbs := range map[string]string{
+		"/persistentvolumes": "get list watch create patch delete", "/persistentvolumeclaims": "get list watch update",
+		"/persistentvolumeclaims/status": "patch", "/events": "list watch create update patch", "/nodes": "get list watch", "/pods": "get list watch",
+		"storage.k8s.io/storageclasses": "get list watch", "storage.k8s.io/csinodes": "get list watch",
+		"storage.k8s.io/volumeattachments": "get list watch patch", "storage.k8s.io/volumeattachments/status": "patch",
+		"storage.k8s.io/volumeattributesclasses": "get list watch", "coordination.k8s.io/leases": "get watch list delete update create",
+	} {
+		for _, verb := range strings.Fields(verbs) {
+			if !slices.Contains(have[resource], verb) {
+				t.Errorf("the controller may not %s %s", verb, resource)
+			}
+		}
+	}
+}
+
 // TestRefuses: values that cannot work are refused with a reason.
 func TestRefuses(t *testing.T) {
 	c, err := loader.Load(chartDir)
@@ -184,14 +339,18 @@ func TestRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, values := range map[string]map[string]any{
-		"no cluster":       {"nodes": map[string]any{"enabled": false}},
-		"two copies":       {"nodes": map[string]any{"replicas": 2}},
-		"no nodes":         {"nodes": map[string]any{"count": 0}},
-		"another gateway":  {"gateway": map[string]any{"mode": "sidecar"}},
-		"half of TLS":      {"tls": map[string]any{"nodeSecret": "nodes-tls"}},
-		"half of TLS too":  {"tls": map[string]any{"hostSecret": "hosts-tls"}},
-		"another fs":       {"storageClasses": []any{map[string]any{"name": "x", "fsType": "btrfs"}}},
-		"negative volumes": {"csi": map[string]any{"maxVolumes": -1}},
+		"no cluster":              {"nodes": map[string]any{"enabled": false}},
+		"two copies":              {"nodes": map[string]any{"replicas": 2}},
+		"no nodes":                {"nodes": map[string]any{"count": 0}},
+		"another gateway":         {"gateway": map[string]any{"mode": "sidecar"}},
+		"half of TLS":             {"tls": map[string]any{"nodeSecret": "nodes-tls"}},
+		"half of TLS too":         {"tls": map[string]any{"hostSecret": "hosts-tls"}},
+		"another fs":              {"storageClasses": []any{map[string]any{"name": "x", "fsType": "btrfs"}}},
+		"hosts that know no pods": {"gateway": map[string]any{"mode": "host"}},
+		"a first node":            {"nodes": map[string]any{"bootstrap": true}},
+		"a zone of spaces":        {"zones": map[string]any{"enabled": true, "names": []any{"a b"}}},
+		"a prefix of commas":      {"gateway": map[string]any{"hostPrefix": "a,b"}},
+		"negative volumes":        {"csi": map[string]any{"maxVolumes": -1}},
 	} {
 		if _, err := renderChart(c, values); err == nil {
 			t.Errorf("%s: it was rendered", name)

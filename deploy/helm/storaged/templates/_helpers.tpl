@@ -22,6 +22,17 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if .Values.endpoints }}{{ join "," .Values.endpoints }}{{ else if .Values.nodes.enabled }}{{ include "storaged.name" . }}-api.{{ .Release.Namespace }}.svc:7000{{ else }}{{ fail "nodes.enabled is false: say in endpoints where the cluster is" }}{{ end }}
 {{- end }}
 
+{{- /* The addresses of all nodes of this release, which all of them are told alike. */ -}}
+{{- define "storaged.peers" -}}
+{{- range $i := until (int .Values.nodes.count) }}{{ if $i }},{{ end }}{{ include "storaged.name" $ }}-node-{{ $i }}.{{ include "storaged.domain" $ }}{{ end }}
+{{- end }}
+
+{{- /* storagectl in a pod of a node: with TLS it has to call the node by a name that its certificate has. */ -}}
+{{- define "storaged.storagectl" -}}
+kubectl -n {{ .Release.Namespace }} exec {{ include "storaged.name" . }}-node-0 -- /storagectl
+{{- if include "storaged.tls" . }} --endpoint {{ include "storaged.name" . }}-node-0.{{ include "storaged.domain" . }} --tls-ca /tls/ca.crt --tls-cert /tls/tls.crt --tls-key /tls/tls.key{{ end }}
+{{- end }}
+
 {{- /* Whether hosts speak TLS: a secret for them alone, or for nodes that this release starts alone, works with nobody. */ -}}
 {{- define "storaged.tls" -}}
 {{- if and .Values.nodes.enabled (ne (empty .Values.tls.nodeSecret) (empty .Values.tls.hostSecret)) }}{{ fail "tls.nodeSecret and tls.hostSecret go together: nodes with TLS refuse hosts without, and the other way round" }}{{ end }}
@@ -34,142 +45,3 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
   secret: {secretName: {{ .secret }}, defaultMode: 0440}
 {{- end }}
 
-{{- /* One group of storage nodes. dict: root, group (first or more), count, join */ -}}
-{{- define "storaged.statefulset" -}}
-{{- $root := .root -}}
-{{- $n := $root.Values.nodes -}}
-apiVersion: apps/v1
-kind: StatefulSet
-metadata:
-  name: {{ include "storaged.name" $root }}-{{ .group }}
-  namespace: {{ $root.Release.Namespace }}
-  labels:
-    {{- include "storaged.labels" $root | nindent 4 }}
-    app.kubernetes.io/component: node
-spec:
-  serviceName: {{ include "storaged.name" $root }}-nodes
-  replicas: {{ .count }}
-  # Nodes that were stopped together must be started together: a group needs a majority to be ready.
-  podManagementPolicy: Parallel
-  selector:
-    matchLabels:
-      app.kubernetes.io/instance: {{ $root.Release.Name }}
-      app.kubernetes.io/component: node
-      storaged.io/group: {{ .group }}
-  template:
-    metadata:
-      labels:
-        {{- include "storaged.labels" $root | nindent 8 }}
-        app.kubernetes.io/component: node
-        storaged.io/group: {{ .group }}
-      annotations:
-        prometheus.io/scrape: "true"
-        prometheus.io/port: "7002"
-    spec:
-      automountServiceAccountToken: false
-      terminationGracePeriodSeconds: 60
-      {{- with $root.Values.imagePullSecrets }}
-      imagePullSecrets:
-        {{- toYaml . | nindent 8 }}
-      {{- end }}
-      {{- with $n.nodeSelector }}
-      nodeSelector:
-        {{- toYaml . | nindent 8 }}
-      {{- end }}
-      {{- with $n.tolerations }}
-      tolerations:
-        {{- toYaml . | nindent 8 }}
-      {{- end }}
-      affinity:
-        podAntiAffinity:
-          requiredDuringSchedulingIgnoredDuringExecution:
-            - topologyKey: kubernetes.io/hostname
-              labelSelector:
-                matchLabels:
-                  app.kubernetes.io/instance: {{ $root.Release.Name }}
-                  app.kubernetes.io/component: node
-      topologySpreadConstraints:
-        - maxSkew: 1
-          topologyKey: topology.kubernetes.io/zone
-          whenUnsatisfiable: ScheduleAnyway
-          labelSelector:
-            matchLabels:
-              app.kubernetes.io/instance: {{ $root.Release.Name }}
-              app.kubernetes.io/component: node
-      securityContext:
-        runAsUser: 65532
-        runAsGroup: 65532
-        runAsNonRoot: true
-        fsGroup: 65532
-        fsGroupChangePolicy: OnRootMismatch
-        seccompProfile: {type: RuntimeDefault}
-      containers:
-        - name: storaged
-          image: {{ include "storaged.image" $root }}
-          imagePullPolicy: {{ $root.Values.image.pullPolicy }}
-          args:
-            - serve
-            - --data-dir=/data
-            - --name=$(POD_NAME)
-            - --advertise=$(POD_NAME).{{ include "storaged.domain" $root }}
-            - --zone=$(ZONE)
-            - --replicas={{ $n.replicas }}
-            - --reserve={{ $n.reserve }}
-            {{- if .join }}
-            - --join={{ .join }}.{{ include "storaged.domain" $root }}:7001
-            {{- else }}
-            - --bootstrap
-            {{- end }}
-            - --log-level={{ $root.Values.log.level }}
-            - --log-format={{ $root.Values.log.format }}
-            {{- if include "storaged.tls" $root }}
-            - --api-tls-cert=/tls/tls.crt
-            - --api-tls-key=/tls/tls.key
-            - --api-tls-client-ca=/tls/ca.crt
-            - --peer-tls-cert=/tls/tls.crt
-            - --peer-tls-key=/tls/tls.key
-            - --peer-tls-ca=/tls/ca.crt
-            {{- end }}
-            {{- with $n.extraArgs }}
-            {{- toYaml . | nindent 12 }}
-            {{- end }}
-          env:
-            - name: POD_NAME
-              valueFrom: {fieldRef: {fieldPath: metadata.name}}
-            # Kubernetes copies the node's zone to the pod's labels (1.35 and later); elsewhere it is empty.
-            - name: ZONE
-              valueFrom: {fieldRef: {fieldPath: "metadata.labels['topology.kubernetes.io/zone']"}}
-          ports:
-            - {name: api, containerPort: 7000}
-            - {name: peer, containerPort: 7001}
-            - {name: http, containerPort: 7002}
-            - {name: nbd, containerPort: 10809}
-          # No liveness probe: what /healthz complains of, a restart does not mend.
-          readinessProbe:
-            httpGet: {path: /readyz, port: http}
-            periodSeconds: 5
-          securityContext:
-            allowPrivilegeEscalation: false
-            readOnlyRootFilesystem: true
-            capabilities: {drop: [ALL]}
-          resources:
-            {{- toYaml $n.resources | nindent 12 }}
-          volumeMounts:
-            - {name: data, mountPath: /data}
-            {{- if include "storaged.tls" $root }}
-            - {name: tls, mountPath: /tls, readOnly: true}
-            {{- end }}
-      {{- if include "storaged.tls" $root }}
-      volumes:
-        {{- include "storaged.tlsVolume" (dict "secret" $root.Values.tls.nodeSecret) | nindent 8 }}
-      {{- end }}
-  volumeClaimTemplates:
-    - metadata:
-        name: data
-      spec:
-        accessModes: [ReadWriteOnce]
-        storageClassName: {{ $n.storageClassName }}
-        resources:
-          requests:
-            storage: {{ $n.size }}
-{{- end }}
