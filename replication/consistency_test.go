@@ -521,7 +521,7 @@ func TestCorruptBlockIsNeverReturned(t *testing.T) {
 			t.Fatalf("read %#x, %v", b, err)
 		}
 		o := c.writeOp(100, []byte("partial"))
-		if _, err := n.host.Propose(context.Background(), 1, [][]byte{o.AppendHeader(nil), []byte("partial")}); storage.KindOf(err) != storage.KindCorrupt {
+		if _, err := n.host.Propose(context.Background(), 1, [][]byte{o.AppendHeader(nil), []byte("partial")}); storage.KindOf(err) != storage.KindIO {
 			t.Fatalf("a partial write beside bytes that are lost: %v", err)
 		}
 		c.write(0, block(3))

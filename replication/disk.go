@@ -22,14 +22,16 @@ type disk struct {
 	// hungAfter is how old the oldest append may be that is not durable: max(1 s, 2 x HeartbeatTimeout).
 	hungAfter time.Duration
 
-	onFail   func()      // stops the disk's replicas, without waiting; may be nil
-	hung     atomic.Bool // as of the last look
-	stable   pendingSets
-	free     atomic.Int64
-	reserve  atomic.Int64
-	inflight *semaphore.Weighted
-	due      chan struct{} // a group's checkpoint is due
-	stopOnce sync.Once
+	onFail func()      // stops the disk's replicas, without waiting; may be nil
+	hung   atomic.Bool // as of the last look
+
+	unreadable unreadable
+	stable     pendingSets
+	free       atomic.Int64
+	reserve    atomic.Int64
+	inflight   *semaphore.Weighted
+	due        chan struct{} // a group's checkpoint is due
+	stopOnce   sync.Once
 }
 
 // look refreshes what is too dear to ask for with every request. It is called a few times a second.

@@ -410,7 +410,7 @@ func (g *group) propose(ctx context.Context, data []byte) (op.Result, error) {
 		defer g.ranges.release(hold)
 		if !o.Aligned() {
 			// I3: take the range lock out, or the term, and a partial write undoes a full one beside it.
-			if data, err = g.merge(&o, payload, term); err != nil {
+			if data, err = g.merge(ctx, &o, payload, term); err != nil {
 				return op.Result{}, err
 			}
 		}
@@ -451,24 +451,24 @@ func (g *group) awaitRoom(ctx context.Context) error {
 }
 
 // merge fills a partial write up to whole blocks with what the table holds, in the term that the leader reads it in.
-func (g *group) merge(o *op.Op, payload []byte, term uint64) ([]byte, error) {
+func (g *group) merge(ctx context.Context, o *op.Op, payload []byte, term uint64) ([]byte, error) {
 	first, n := o.Blocks()
 	whole := make([]byte, n*storage.BlockSize)
 	head := int(o.Offset) - first*storage.BlockSize
 	readBlock := func(i int) error {
 		var sum [1]uint32
 		var hole [1]bool
-		return g.extents.Read(op.ReadRequest{Volume: o.Volume, Extent: o.Extent, Offset: uint32((first + i) * storage.BlockSize),
-			Length: storage.BlockSize, Epoch: op.HeadEpoch}, whole[i*storage.BlockSize:(i+1)*storage.BlockSize], sum[:], hole[:])
+		return g.extents.ReadWith(op.ReadRequest{Volume: o.Volume, Extent: o.Extent, Offset: uint32((first + i) * storage.BlockSize),
+			Length: storage.BlockSize, Epoch: op.HeadEpoch}, whole[i*storage.BlockSize:(i+1)*storage.BlockSize], sum[:], hole[:], g.elsewhere(ctx))
 	}
 	if head != 0 {
 		if err := readBlock(0); err != nil {
-			return nil, err
+			return nil, g.unmerged(err)
 		}
 	}
 	if end := head + len(payload); end%storage.BlockSize != 0 && (n > 1 || head == 0) {
 		if err := readBlock(n - 1); err != nil {
-			return nil, err
+			return nil, g.unmerged(err)
 		}
 	}
 	copy(whole[head:], payload)
@@ -478,6 +478,15 @@ func (g *group) merge(o *op.Op, payload []byte, term uint64) ([]byte, error) {
 	merged.Sums = op.AppendSums(nil, merged.Offset, whole)
 	data := make([]byte, 0, merged.HeaderLen()+len(whole))
 	return append(merged.AppendHeader(data), whole...), nil
+}
+
+// unmerged is the answer to a partial write of a block that no replica can read. It is KindIO whatever the reason, which
+// says that nothing was proposed.
+func (g *group) unmerged(err error) error {
+	if storage.KindOf(err) == storage.KindCorrupt {
+		return storage.E("propose", storage.KindIO, "group "+g.id.String(), err)
+	}
+	return err
 }
 
 // checkSpace refuses an allocating write before it is proposed when a voter is below its reserve.
@@ -576,7 +585,7 @@ func (g *group) read(ctx context.Context, req op.ReadRequest, dst []byte, resp *
 	if err := g.extents.CheckRead(req); err != nil {
 		return err
 	}
-	return g.extents.Read(req, dst, resp.Sums, resp.Holes)
+	return g.extents.ReadWith(req, dst, resp.Sums, resp.Holes, g.elsewhere(ctx))
 }
 
 // status answers which blocks are mapped.

@@ -40,11 +40,22 @@ type Config struct {
 	// all groups and peers. Default 256 MiB; at least an extent.
 	ReadBytes int64
 
+	// A disk that does not give back UnreadableBlocks different blocks within UnreadableWindow is failed: until then each is
+	// read from another replica. Defaults 16 and an hour. A disk that holds the only voter of a group is not failed by it.
+	UnreadableBlocks int
+	UnreadableWindow time.Duration
+
 	Logger  *slog.Logger
 	Metrics prometheus.Registerer
 }
 
 func (c *Config) setDefaults() {
+	if c.UnreadableBlocks == 0 {
+		c.UnreadableBlocks = 16
+	}
+	if c.UnreadableWindow == 0 {
+		c.UnreadableWindow = time.Hour
+	}
 	if c.HeartbeatTimeout == 0 {
 		c.HeartbeatTimeout = 500 * time.Millisecond
 	}
@@ -120,7 +131,8 @@ func NewHost(cfg Config) (*Host, error) {
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	for _, s := range cfg.Stores {
 		d := &disk{store: s, logger: cfg.Logger, hungAfter: max(time.Second, 2*cfg.HeartbeatTimeout),
-			inflight: semaphore.NewWeighted(cfg.StoreInFlightBytes), due: make(chan struct{}, 1)}
+			unreadable: unreadable{limit: cfg.UnreadableBlocks, window: cfg.UnreadableWindow},
+			inflight:   semaphore.NewWeighted(cfg.StoreInFlightBytes), due: make(chan struct{}, 1)}
 		d.onFail = func() { h.goRun(func() { h.stopDisk(d) }) }
 		d.look(time.Now())
 		h.disks = append(h.disks, d)
@@ -128,6 +140,7 @@ func NewHost(cfg Config) (*Host, error) {
 	h.pulls = newPullServer(h)
 	cfg.Peers.Handle(peer.MethodPropose, peer.Concurrent, h.servePropose)
 	cfg.Peers.Handle(peer.MethodRead, peer.Concurrent, h.serveRead)
+	cfg.Peers.Handle(peer.MethodReadCopy, peer.Concurrent, h.serveReadCopy)
 	cfg.Peers.Handle(peer.MethodStatus, peer.Concurrent, h.serveStatus)
 	cfg.Peers.Handle(peer.MethodMappedExtents, peer.Concurrent, h.serveMapped)
 	if cfg.Metrics != nil {

@@ -23,13 +23,15 @@ var (
 		"Voters of a group led here. Worry when it is below the replicas that the cluster wants.", groupLabels, nil)
 	descSilent = prometheus.NewDesc("storage_replication_store_silent",
 		"1 if the store's disk has failed or hangs, so that its replicas keep silent. Worry at once.", []string{"store"}, nil)
+	descUnreadable = prometheus.NewDesc("storage_replication_store_unreadable_blocks",
+		"Different blocks that the disk did not give back within the last hour; they are read from other replicas. Worry when it is not 0: replace the disk.", []string{"store"}, nil)
 	descFree = prometheus.NewDesc("storage_replication_store_free_bytes",
 		"Free space of the store. Worry when it nears the reserve: writes are refused below it.", []string{"store"}, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descLeader, descTerm, descCommit, descLag, descFollower, descVoters, descSilent, descFree} {
+	for _, d := range []*prometheus.Desc{descLeader, descTerm, descCommit, descLag, descFollower, descVoters, descSilent, descUnreadable, descFree} {
 		ch <- d
 	}
 }
@@ -67,6 +69,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	for _, d := range c.host.disks {
 		id := d.store.ID().String()
 		gauge(descSilent, flag(d.silent()), id)
+		gauge(descUnreadable, float64(d.unreadable.count()), id)
 		gauge(descFree, float64(d.freeBytes()), id)
 	}
 }

@@ -216,8 +216,17 @@ func (s *pullServer) serveTable(in *peer.Inbound) {
 
 func (s *pullServer) serveBlocks(in *peer.Inbound) {
 	s.serveVersion(in, func(m *extent.Manifest, ref extent.ExtentRef, first, n uint32) ([]byte, error) {
-		return m.Blocks(ref, int(first), int(n))
+		return m.BlocksWith(ref, int(first), int(n), s.elsewhere(in))
 	})
+}
+
+// elsewhere gets blocks that this node's disk does not give back from another replica, if the group is still here.
+func (s *pullServer) elsewhere(in *peer.Inbound) extent.Elsewhere {
+	g, err := s.host.group(in.Group)
+	if err != nil {
+		return nil
+	}
+	return g.elsewhere(in.Context())
 }
 
 func (s *pullServer) serveVersion(in *peer.Inbound, read func(m *extent.Manifest, ref extent.ExtentRef, first, n uint32) ([]byte, error)) {

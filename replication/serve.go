@@ -17,8 +17,8 @@ import (
 
 // Propose asks this node's replica of a group, which must lead it, to run one operation. data is the operation's
 // header and payload in pieces; it is not referred to after the return. Errors: KindNotLeader (with a hint, see
-// LeaderHint), KindUnavailable (the outcome may be unknown: send the same number again), KindNoSpace and KindInvalid
-// (nothing was proposed). A refusal by the state machine is no error but the result's kind.
+// LeaderHint), KindUnavailable (the outcome may be unknown: send the same number again), KindNoSpace, KindInvalid and
+// KindIO (nothing was proposed; the last one: a block that it changes in part cannot be read by any replica). A refusal by the state machine is no error but the result's kind.
 func (h *Host) Propose(ctx context.Context, id storage.GroupID, data [][]byte) (op.Result, error) {
 	g, err := h.group(id)
 	if err != nil {

@@ -295,6 +295,11 @@ func (m *Manifest) table(ref ExtentRef) (*table, []*table, error) {
 // Blocks returns the mapped blocks among n blocks from first on of an extent version, whole and in order, each with
 // its checksum verified.
 func (m *Manifest) Blocks(ref ExtentRef, first, n int) ([]byte, error) {
+	return m.BlocksWith(ref, first, n, nil)
+}
+
+// BlocksWith is Blocks, but for blocks that the disk does not give back: those are asked for elsewhere.
+func (m *Manifest) BlocksWith(ref ExtentRef, first, n int, elsewhere Elsewhere) ([]byte, error) {
 	leave, err := m.enter()
 	if err != nil {
 		return nil, err
@@ -315,15 +320,24 @@ func (m *Manifest) Blocks(ref ExtentRef, first, n int) ([]byte, error) {
 		}
 		payload = payload[:len(payload)+storage.BlockSize]
 		block := payload[len(payload)-storage.BlockSize:]
-		if err := m.g.store.log.ReadAt(e.position(), block); err != nil {
-			return nil, storage.E("read manifest", storage.KindOf(err), ref.String(), err)
-		}
-		if op.Sum(block) != e.crc { // guards I5: damage is not handed on
-			m.g.store.metrics.corrupt.Inc()
-			return nil, storage.E("read manifest", storage.KindCorrupt, ref.String(), fmt.Errorf("checksum mismatch in block %d at %s", b, e.position()))
+		if err := m.readBlock(ref, b, e, block); err != nil {
+			if err = elsewhere.get(Unreadable{ref.Volume, ref.Extent, ref.Epoch, b, e.position(), e.crc, err}, block); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return payload, nil
+}
+
+func (m *Manifest) readBlock(ref ExtentRef, b int, e entry, dst []byte) error {
+	if err := m.g.store.log.ReadAt(e.position(), dst); err != nil {
+		return storage.E("read manifest", storage.KindOf(err), ref.String(), err)
+	}
+	if op.Sum(dst) != e.crc { // guards I5: damage is not handed on
+		m.g.store.metrics.corrupt.Inc()
+		return storage.E("read manifest", storage.KindCorrupt, ref.String(), fmt.Errorf("checksum mismatch in block %d at %s", b, e.position()))
+	}
+	return nil
 }
 
 // ManifestHeader is what a puller learns first.

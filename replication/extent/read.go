@@ -6,6 +6,7 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/op"
+	"github.com/storaged/storaged/replication/segment"
 )
 
 // maxLooks bounds how often a read looks a block up again because it was moved or overwritten meanwhile.
@@ -33,6 +34,27 @@ func (s *scratchPool) get() *readScratch {
 // The error is of KindCorrupt if a block fails its checksum, of KindIO if the disk refuses; then dst holds nothing
 // to be used.
 func (g *Group) Read(r op.ReadRequest, dst []byte, sums []uint32, holes []bool) error {
+	return g.ReadWith(r, dst, sums, holes, nil)
+}
+
+// Unreadable is a block that this disk does not give back as it was written.
+type Unreadable struct {
+	Volume storage.VolumeID
+	Extent storage.ExtentIndex
+	Epoch  storage.Epoch // of the version that was asked for
+	Block  int
+	At     segment.Position
+	Sum    uint32 // crc32c of what was written
+	Err    error  // of KindIO or KindCorrupt
+}
+
+// Elsewhere gets a block that cannot be read here from another replica, into dst, or says why not. What it brings is
+// checked against the sum.
+type Elsewhere func(u Unreadable, dst []byte) error
+
+// ReadWith is Read, but for blocks that the disk does not give back: those are asked for elsewhere. The error is then that
+// of this disk.
+func (g *Group) ReadWith(r op.ReadRequest, dst []byte, sums []uint32, holes []bool, elsewhere Elsewhere) error {
 	if err := r.Validate(); err != nil {
 		return err
 	}
@@ -57,7 +79,7 @@ func (g *Group) Read(r op.ReadRequest, dst []byte, sums []uint32, holes []bool) 
 		} else if !g.readRun(entries[i:i+run], part) {
 			for j := range run {
 				b := i + j
-				if err := g.readBlock(&r, first+b, &entries[b], dst[b*storage.BlockSize:][:storage.BlockSize]); err != nil {
+				if err := g.readBlock(&r, first+b, &entries[b], dst[b*storage.BlockSize:][:storage.BlockSize], elsewhere); err != nil {
 					return err
 				}
 				sums[b], holes[b] = entries[b].crc, !entries[b].mapped()
@@ -99,7 +121,7 @@ func (g *Group) readRun(entries []entry, dst []byte) bool {
 
 // readBlock reads one block after something went wrong, looking it up again: the segment may have been recycled
 // after the block was overwritten or moved.
-func (g *Group) readBlock(r *op.ReadRequest, block int, e *entry, dst []byte) error {
+func (g *Group) readBlock(r *op.ReadRequest, block int, e *entry, dst []byte, elsewhere Elsewhere) error {
 	for range maxLooks {
 		if !e.mapped() {
 			clear(dst)
@@ -115,11 +137,24 @@ func (g *Group) readBlock(r *op.ReadRequest, block int, e *entry, dst []byte) er
 			return err
 		}
 		if again[0] == *e {
-			return g.readFailed(r, block, *e, readErr)
+			err := g.readFailed(r, block, *e, readErr)
+			return elsewhere.get(Unreadable{r.Volume, r.Extent, r.Epoch, block, e.position(), e.crc, err}, dst)
 		}
 		*e = again[0]
 	}
 	return storage.E("read", storage.KindUnavailable, blockName(r, block), fmt.Errorf("it was overwritten %d times while it was read", maxLooks))
+}
+
+// get returns nil when the block has been brought from elsewhere, and otherwise the error of the disk.
+func (e Elsewhere) get(u Unreadable, dst []byte) error {
+	if k := storage.KindOf(u.Err); e == nil || k != storage.KindIO && k != storage.KindCorrupt {
+		return u.Err
+	}
+	// Guards I5, as for what comes from the disk.
+	if err := e(u, dst); err != nil || op.Sum(dst) != u.Sum {
+		return u.Err
+	}
+	return nil
 }
 
 // readFailed names what is wrong with a block that the table still places there.

@@ -44,6 +44,7 @@ const (
 	MethodStatus  Method = 18 // block status from a group's leader (Data)
 
 	MethodMappedExtents Method = 19 // which extents of a volume hold anything, from a group's leader (Data)
+	MethodReadCopy      Method = 20 // one block as this replica has it, whoever leads: for a member who cannot read its own (Data)
 
 	MethodGatewayOpen   Method = 24 // a gateway outside of the nodes asks for a session (Control)
 	MethodGatewayClose  Method = 25 // and says that one is closed in every group (Control)
@@ -83,7 +84,9 @@ func (m Method) asksOwnSums() bool { return m == MethodRaftAppend || m == Method
 
 // answersOwnSums reports whether the payload of the method's answers carries checksums of its own, which the caller
 // verifies: blocks do, with the sums in the answer's header or in the table.
-func (m Method) answersOwnSums() bool { return m == MethodRead || m == MethodBlocks }
+func (m Method) answersOwnSums() bool {
+	return m == MethodRead || m == MethodReadCopy || m == MethodBlocks
+}
 
 // Order says how the requests of a method are handed to its handler.
 type Order uint8

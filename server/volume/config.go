@@ -23,6 +23,9 @@ type Config struct {
 	// RetryMin and RetryMax bound the pause between attempts, which doubles from one to the other and is scattered
 	// by up to a half (defaults 5 ms and 250 ms).
 	RetryMin, RetryMax time.Duration
+	// UnreadableTimeout is how long a request is repeated whose block no replica of its group can read, as their leader
+	// says, before it is answered with an error of KindIO (default 5 s).
+	UnreadableTimeout time.Duration
 	// OrphanTimeout is how long requests whose callers have left may hold back others before their session is
 	// closed (default 1 s).
 	OrphanTimeout time.Duration
@@ -51,6 +54,7 @@ func (c *Config) fillDefaults() {
 	setDefault(&c.AttemptTimeout, 1500*time.Millisecond)
 	setDefault(&c.RetryMin, 5*time.Millisecond)
 	setDefault(&c.RetryMax, max(250*time.Millisecond, c.RetryMin))
+	setDefault(&c.UnreadableTimeout, 5*time.Second)
 	setDefault(&c.OrphanTimeout, time.Second)
 	setDefault(&c.VolumeBytes, 64<<20)
 	setDefault(&c.GatewayBytes, max(512<<20, c.VolumeBytes))
@@ -83,6 +87,7 @@ func (c Config) Validate() error {
 	check(c.Cluster != nil, "Cluster is missing")
 	check(c.AttemptTimeout > 0, "AttemptTimeout %v is not positive", c.AttemptTimeout)
 	check(c.RetryMin > 0 && c.RetryMax >= c.RetryMin, "RetryMin %v and RetryMax %v: want 0 < RetryMin <= RetryMax", c.RetryMin, c.RetryMax)
+	check(c.UnreadableTimeout > 0, "UnreadableTimeout %v is not positive", c.UnreadableTimeout)
 	check(c.OrphanTimeout > 0, "OrphanTimeout %v is not positive", c.OrphanTimeout)
 	check(c.VolumeBytes >= storage.MaxEntryPayloadBytes, "VolumeBytes %d is less than one entry's %d", c.VolumeBytes, storage.MaxEntryPayloadBytes)
 	check(c.GatewayBytes >= c.VolumeBytes, "GatewayBytes %d is less than VolumeBytes %d", c.GatewayBytes, c.VolumeBytes)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/op"
@@ -65,6 +66,7 @@ func (v *Volume) readPart(ctx context.Context, p part, dst []byte) error {
 // their checksum are asked for once more.
 func (d *device) insistRead(ctx context.Context, what string, once func(attempt context.Context) error) error {
 	corrupt, refused := 0, 0
+	var unreadable unreadable
 	for n := 0; ; n++ {
 		err := once(d.attempts.context())
 		kind := storage.KindOf(err)
@@ -83,7 +85,7 @@ func (d *device) insistRead(ctx context.Context, what string, once func(attempt 
 			if !d.consult(d.attempts.context()) {
 				return d.ended()
 			}
-		case !retryable(kind):
+		case kind == storage.KindIO && unreadable.past(d.gateway.config.UnreadableTimeout), !retryable(kind):
 			return storage.E(what, kind, d.subject, err)
 		}
 		if ctx.Err() != nil {
@@ -94,6 +96,18 @@ func (d *device) insistRead(ctx context.Context, what string, once func(attempt 
 			d.pause(ctx, n, nil)
 		}
 	}
+}
+
+// unreadable follows a request whose block cannot be read, as its group's leader says (KindIO): it asked the other replicas
+// as well. That may be otherwise soon, when another replica is back; after a while the client is told.
+type unreadable struct{ since time.Time }
+
+// past notes another such answer, and reports whether the first is longer ago than patience.
+func (u *unreadable) past(patience time.Duration) bool {
+	if u.since.IsZero() {
+		u.since = time.Now()
+	}
+	return time.Since(u.since) >= patience
 }
 
 // copyOut checks the answer to req and copies the range asked for to dst. Holes are not copied, whatever the payload

@@ -18,9 +18,11 @@ type flight struct {
 	seq     uint64
 	epoch   storage.Epoch // that the header carries
 
-	attempts int   // under this number that may have left something behind
-	damaged  int   // attempts in a row that the leader found damaged
-	reissues int   // sessions that ended under this piece
+	attempts int // under this number, but for those that the leader found damaged
+	damaged  int // attempts in a row that the leader found damaged
+	unread   int // of attempts, those that ended with KindIO: nothing was proposed
+	reissues int // sessions that ended under this piece
+	io       unreadable
 	unsure   error // a final refusal after more than one attempt: the windows say whether an earlier one was applied
 }
 
@@ -103,7 +105,7 @@ func (d *device) board(ctx context.Context, f *flight) error {
 		case !ok:
 			continue // the session is closing
 		}
-		f.session, f.lane, f.seq, f.attempts, f.damaged = s, i, seq, 0, 0
+		f.session, f.lane, f.seq, f.attempts, f.damaged, f.unread = s, i, seq, 0, 0, 0
 		return nil
 	}
 }
@@ -125,6 +127,10 @@ func (d *device) try(ctx context.Context, f *flight) (done bool, err error) {
 		case kind == storage.KindNone:
 			lane.finish(f.seq)
 			return true, nil
+		case kind == storage.KindIO && err != nil:
+			if done, err := d.unreadable(f, err); done {
+				return true, err
+			}
 		case retryable(kind):
 			d.metrics.retry(kind)
 			if kind == storage.KindNotLeader && f.attempts == 1 {
@@ -178,6 +184,25 @@ func (f *flight) damagedOnTheWay() bool {
 
 // maxDamaged is how many attempts in a row may be found damaged until the request has failed.
 const maxDamaged = 2
+
+// unreadable takes the answer that a block which the piece changes in part cannot be read by any replica. After a while that
+// is the piece's outcome, so that its number does not hold up the lane. Guards I1: the number is free only if that was the
+// answer to everything that was sent under it; else the session's windows say what was applied.
+func (d *device) unreadable(f *flight, err error) (done bool, outcome error) {
+	d.metrics.retry(storage.KindIO)
+	f.unread++
+	if !f.io.past(d.gateway.config.UnreadableTimeout) {
+		return false, nil
+	}
+	err = refusal(op.Result{}, err, d.subject)
+	if f.unread == f.attempts {
+		f.session.lanes[f.lane].giveBack(f.seq)
+		return true, err
+	}
+	f.unsure = err
+	d.rotate(f.session, "block cannot be read", err)
+	return false, nil
+}
 
 // decide waits until the session is closed in every group. Its window says whether the piece was applied; if it was
 // not, nothing that was sent for it will be.

@@ -1,0 +1,192 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/extent"
+	"github.com/storaged/storaged/replication/op"
+)
+
+// unreadableBlocks is a group of three whose first blocks are written, block i full of byte 1+i.
+func unreadableBlocks(t *testing.T, blocks uint32, configure func(*Config)) (*harness, *client, storage.NodeID) {
+	h := newHarness(t, 3)
+	h.cacheBytes = 1
+	h.configure = configure
+	for id := storage.NodeID(1); id <= 3; id++ {
+		h.nodes[id].start()
+	}
+	h.bootstrapVoters(1, 1, 2, 3)
+	c := h.open(1, 7, 1)
+	for i := range blocks {
+		c.write(i*storage.BlockSize, block(byte(1+i)))
+	}
+	for i := range uint32(8) {
+		c.write((blocks+i)*storage.BlockSize, block(0)) // what was written last stays in memory
+	}
+	l := h.awaitLeader(1)
+	h.eventually("all have all", func() bool {
+		for _, n := range h.nodes {
+			applied, _ := n.host.mustGroup(1).extents.Applied()
+			if applied != h.nodes[l].host.mustGroup(1).extents.Log().LastIndex() {
+				return false
+			}
+		}
+		return true
+	})
+	return h, c, l
+}
+
+// loses makes the node's disk give back a block no more.
+func (h *harness) loses(node storage.NodeID, block uint32) {
+	h.t.Helper()
+	n := h.nodes[node]
+	var at extent.Unreadable
+	n.stall.unreadable("store/log/")
+	req := op.ReadRequest{Volume: 7, Offset: block * storage.BlockSize, Length: storage.BlockSize, Epoch: op.HeadEpoch}
+	err := n.host.mustGroup(1).extents.ReadWith(req, make([]byte, storage.BlockSize), make([]uint32, 1), make([]bool, 1),
+		func(u extent.Unreadable, _ []byte) error { at = u; return u.Err })
+	n.stall.unreadable("")
+	if err == nil {
+		h.t.Fatalf("block %d of node %d is in memory", block, node)
+	}
+	n.stall.badSector(int64(at.At.Offset()))
+}
+
+func (h *harness) tryRead(node storage.NodeID, block uint32) (byte, error) {
+	d, err := h.nodes[node].host.Read(context.Background(), 1, op.ReadRequest{Volume: 7, Offset: block * storage.BlockSize,
+		Length: storage.BlockSize, Epoch: op.HeadEpoch})
+	if err != nil {
+		return 0, err
+	}
+	defer d.Release()
+	return d.Payload[0], nil
+}
+
+func (c *client) partialWrite(node storage.NodeID, block uint32) error {
+	p := []byte("0123456789")
+	o := c.writeOp(block*storage.BlockSize+10, p)
+	r, err := c.h.nodes[node].host.Propose(context.Background(), 1, [][]byte{o.AppendHeader(nil), p})
+	if err != nil {
+		c.seq-- // nothing was proposed
+		return err
+	}
+	return r.Err("write", "")
+}
+
+// One sector of a leader's disk cannot be read. Two others have the block: it is read, and written in part, and the leader
+// goes on leading. Then each replica has a bad block of its own: whoever leads serves all, and leadership stays where it is.
+func TestUnreadableBlockIsReadElsewhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, c, l := unreadableBlocks(t, 4, nil)
+		defer h.close()
+		a, b := others(l)
+		h.loses(l, 0)
+		h.loses(a, 1)
+		h.loses(b, 2)
+		term := h.instance(l).raft.CurrentTerm()
+		for i := range uint32(4) {
+			if got, err := h.tryRead(l, i); err != nil || got != byte(1+i) {
+				t.Errorf("block %d at the leader: %d, %v", i, got, err)
+			}
+		}
+		if err := c.partialWrite(l, 0); err != nil {
+			t.Errorf("a partial write: %v", err)
+		}
+		if err := h.nodes[l].host.TransferLeadership(context.Background(), 1, string(ServerID(storeID(a), storage.Incarnation(a))), a); err != nil {
+			t.Fatal(err)
+		}
+		h.eventually("the other leads", func() bool { return h.leaderOf(1) == a })
+		for i := range uint32(4) {
+			if got, err := h.tryRead(a, i); err != nil || got != byte(1+i) {
+				t.Errorf("block %d at another leader: %d, %v", i, got, err)
+			}
+		}
+		time.Sleep(time.Minute)
+		if h.leaderOf(1) != a || h.instance(a).raft.CurrentTerm() != term+1 {
+			t.Errorf("leadership has moved for it: node %d, term %d", h.leaderOf(1), h.instance(a).raft.CurrentTerm())
+		}
+		for id, n := range h.nodes {
+			if err := n.store.Failed(); err != nil {
+				t.Errorf("node %d: failed for one block: %v", id, err)
+			}
+		}
+	})
+}
+
+// No replica can read a block: who asks for it is told so in time, others are served.
+func TestUnreadableEverywhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, c, l := unreadableBlocks(t, 4, nil)
+		defer h.close()
+		for id := range h.nodes {
+			h.loses(id, 0)
+		}
+		begun := time.Now()
+		if _, err := h.tryRead(l, 0); !errors.Is(err, storage.ErrIO) {
+			t.Errorf("read: %v", err)
+		}
+		if err := c.partialWrite(l, 0); !errors.Is(err, storage.ErrIO) {
+			t.Errorf("partial write: %v", err)
+		}
+		if took := time.Since(begun); took > 4*time.Second {
+			t.Errorf("told after %v", took)
+		}
+		if got, err := h.tryRead(l, 1); err != nil || got != 2 {
+			t.Errorf("another block: %d, %v", got, err)
+		}
+		c.write(0, block(9))
+		if got, err := h.tryRead(l, 0); err != nil || got != 9 {
+			t.Errorf("after it was written whole: %d, %v", got, err)
+		}
+	})
+}
+
+// A replica is brought up from a leader that cannot read one of the blocks: it gets that from another.
+func TestPullFromALeaderWithABadBlock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, c, l := unreadableBlocks(t, 4, nil)
+		defer h.close()
+		a, b := others(l)
+		if err := h.nodes[l].host.mustGroup(1).checkpoint(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		h.change(1, RemoveServer, b, storage.Incarnation(b))
+		if err := h.nodes[b].host.RemoveReplica(1, storeID(b), storage.Incarnation(b)); err != nil {
+			t.Fatal(err)
+		}
+		h.loses(l, 0)
+		if err := h.nodes[b].host.CreateReplica(context.Background(), 1, storeID(b), 9, l); err != nil {
+			t.Fatal(err)
+		}
+		_ = a
+		h.equal(c.read(0, storage.BlockSize), block(1), "at the leader")
+	})
+}
+
+// A disk that does not give back many blocks is failed, and another node leads. One that holds the only copy of anything is
+// not.
+func TestManyUnreadableBlocksFailTheDisk(t *testing.T) {
+	for _, lone := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			h, c, l := unreadableBlocks(t, 20, func(c *Config) { c.UnreadableBlocks = 8 })
+			defer h.close()
+			if lone {
+				h.bootstrapVoters(2, l)
+				h.awaitLeader(2)
+			}
+			h.nodes[l].stall.unreadable("store/log/")
+			for i := range uint32(20) {
+				h.equal(c.read(i*storage.BlockSize, storage.BlockSize), block(byte(1+i)), "while the disk gets worse")
+			}
+			if failed := h.nodes[l].store.Failed() != nil; failed == lone {
+				t.Errorf("failed: %v, with the only copy of a group: %v", failed, lone)
+			}
+			h.nodes[l].stall.unreadable("")
+		})
+	}
+}
