@@ -112,8 +112,9 @@ func (a *actions) CloseSession(ctx context.Context, group storage.GroupID, volum
 }
 
 // SetGeneration implements control.Actions.
-func (a *actions) SetGeneration(ctx context.Context, group storage.GroupID, volume storage.VolumeID, generation storage.Generation) error {
-	err := a.propose(ctx, group, op.Op{Kind: op.SetGeneration, Volume: volume, Generation: generation})
+func (a *actions) SetGeneration(ctx context.Context, group storage.GroupID, volume storage.VolumeID, generation storage.Generation,
+	at uint64) error {
+	err := a.propose(ctx, group, op.Op{Kind: op.SetGeneration, Volume: volume, Generation: generation, Seq: at})
 	if errors.Is(err, storage.ErrFenced) { // the group refuses even later ones
 		return nil
 	}
@@ -121,8 +122,13 @@ func (a *actions) SetGeneration(ctx context.Context, group storage.GroupID, volu
 }
 
 // DeleteVolume implements control.Actions.
-func (a *actions) DeleteVolume(ctx context.Context, group storage.GroupID, volume storage.VolumeID) error {
-	return a.propose(ctx, group, op.Op{Kind: op.DeleteVolume, Volume: volume})
+func (a *actions) DeleteVolume(ctx context.Context, group storage.GroupID, volume storage.VolumeID, at uint64) error {
+	return a.propose(ctx, group, op.Op{Kind: op.DeleteVolume, Volume: volume, Seq: at})
+}
+
+// ForgetDeleted implements control.Actions.
+func (a *actions) ForgetDeleted(ctx context.Context, group storage.GroupID, session storage.SessionID, at uint64) error {
+	return a.propose(ctx, group, op.Op{Kind: op.ForgetDeleted, Session: session, Seq: at})
 }
 
 func (a *actions) propose(ctx context.Context, group storage.GroupID, o op.Op) error {

@@ -66,7 +66,8 @@ func (g *Group) applyEntry(e *ApplyEntry) op.Result {
 	defer g.mu.Unlock()
 	g.applied, g.term = e.Index, e.Term
 	result, effect := g.decideLocked(&o, e.Term)
-	if o.Kind == op.DeleteVolume && !result.Duplicate {
+	if o.Kind == op.DeleteVolume && result.Kind == storage.KindNone && !result.Duplicate {
+		g.purgeDue[o.Volume] = struct{}{}
 		g.wanted.Store(true) // after a checkpoint, what it held is freed
 	}
 	if !effect {
@@ -126,10 +127,16 @@ func (g *Group) decideLocked(o *op.Op, term uint64) (result op.Result, effect bo
 	if o.Kind == op.Noop || o.Kind == op.Digest {
 		return op.Result{}, false
 	}
+	if o.Kind == op.ForgetDeleted {
+		return g.forgetDeletedLocked(o), false
+	}
 	v := g.volumes[o.Volume]
 	fresh := v == nil
 	if fresh {
-		v = newVolume()
+		var decided bool
+		if v, result, decided = g.unknownLocked(o); decided {
+			return result, false
+		}
 	}
 	switch o.Kind {
 	case op.Write, op.Clear:
@@ -144,7 +151,7 @@ func (g *Group) decideLocked(o *op.Op, term uint64) (result op.Result, effect bo
 	case op.SetGeneration:
 		result = v.setGeneration(o)
 	case op.DeleteVolume:
-		result = v.deleteVolume()
+		result = v.deleteVolume(o)
 	}
 	if result.Kind == storage.KindNone && !result.Duplicate {
 		if fresh {

@@ -130,7 +130,7 @@ func (c *checker) smallKeys() error {
 		each(keyLive, "live count", c.live),
 		each(keyStable, "term or vote", sealed),
 		each(keyIncarnation, "incarnation", sealed),
-		each(keyPurge, "purge", sealed),
+		each(keyPurge, "purge", c.purge),
 		each(keyCounter, "counter", sealed),
 	)
 }
@@ -152,13 +152,26 @@ func (c *checker) volume(k, v []byte) error {
 	if err != nil || len(k) != 17 {
 		return fmt.Errorf("%d bytes of key; %w", len(k), err)
 	}
-	c.report.Volumes++
+	id := parseVolumeKey(k)
+	if id != floorVolume {
+		c.report.Volumes++
+	}
 	if s := c.sets[setID(be.Uint64(k[1:]))]; s != nil {
-		id := parseVolumeKey(k)
 		s.deleted[id] = vol.deleted
 		if vol.mapped != unknownMapped && !vol.deleted { // what a deleted one had goes step by step
 			s.mapped[id] = vol.mapped
 		}
+	}
+	return nil
+}
+
+// purge notes a volume whose tables are being removed; it may be forgotten already.
+func (c *checker) purge(k, v []byte) error {
+	if _, err := unseal(k, v); err != nil || len(k) != 17 {
+		return fmt.Errorf("%d bytes of key; %w", len(k), err)
+	}
+	if s := c.sets[setID(be.Uint64(k[1:]))]; s != nil {
+		s.deleted[parseVolumeKey(k)] = true
 	}
 	return nil
 }

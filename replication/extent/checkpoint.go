@@ -26,6 +26,7 @@ type Frozen struct {
 	done bool // persisted; guarded by g.mu
 }
 
+// pair is what Pebble is to hold; without a value, it is to hold nothing under the key.
 type pair struct{ key, value []byte }
 
 // Freeze takes the state as it is, for Persist. It is called by the goroutine that applies; Release must follow. The
@@ -47,13 +48,17 @@ func (g *Group) Freeze() (*Frozen, error) {
 	}
 	f := &Frozen{g: g, set: g.set, index: g.applied, pages: g.dirty, seq: g.freezes, bytes: g.store.written.drop(&g.sinceFreeze)}
 	for id := range g.dirtyVolumes {
-		v := g.volumes[id]
 		key := volumeKey(keyVolume, g.set.id, id)
-		f.volumes = append(f.volumes, pair{key, v.appendValue(nil, key)})
-		if v.deleted {
-			f.purges = append(f.purges, volumeKey(keyPurge, g.set.id, id))
+		var value []byte
+		if v := g.volumes[id]; v != nil {
+			value = v.appendValue(nil, key)
 		}
+		f.volumes = append(f.volumes, pair{key, value})
 	}
+	for id := range g.purgeDue {
+		f.purges = append(f.purges, volumeKey(keyPurge, g.set.id, id))
+	}
+	clear(g.purgeDue)
 	g.frozen = f
 	g.freezes++
 	g.dirty = map[versionKey]*page{}
@@ -136,7 +141,13 @@ func (f *Frozen) fill(b *pebble.Batch, record *groupRecord) error {
 		return err
 	}
 	for _, v := range f.volumes {
-		if err := b.Set(v.key, v.value, nil); err != nil {
+		err := error(nil)
+		if v.value == nil {
+			err = b.Delete(v.key, nil)
+		} else {
+			err = b.Set(v.key, v.value, nil)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -215,5 +226,8 @@ func (f *Frozen) Release() {
 	}
 	for _, v := range f.volumes {
 		g.dirtyVolumes[parseVolumeKey(v.key)] = struct{}{}
+	}
+	for _, key := range f.purges {
+		g.purgeDue[parseVolumeKey(key)] = struct{}{}
 	}
 }

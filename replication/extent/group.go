@@ -98,10 +98,11 @@ type Group struct {
 	pinnedExtents map[extentID]int
 	// freezes counts up from 1 at every Freeze. Pages changed since have it as their dirtySince.
 	freezes      uint64
-	dirty        map[versionKey]*page // changed since the last Freeze
-	dirtyVolumes map[storage.VolumeID]struct{}
-	frozen       *Frozen // between Freeze and Release
-	persists     uint64  // counts what changes the tables in Pebble
+	dirty        map[versionKey]*page          // changed since the last Freeze
+	dirtyVolumes map[storage.VolumeID]struct{} // changed since, or forgotten
+	purgeDue     map[storage.VolumeID]struct{} // deleted since: the next checkpoint says that their tables are to be removed
+	frozen       *Frozen                       // between Freeze and Release
+	persists     uint64                        // counts what changes the tables in Pebble
 	removed      bool
 	damage       *storage.Error // why nothing is applied any more; nil: it is. Set by the goroutine that applies
 
@@ -126,7 +127,8 @@ type Group struct {
 func newGroup(s *Store, key segment.GroupKey, log *segment.GroupLog, set tableSet, record groupRecord) *Group {
 	return &Group{store: s, key: key, log: log, set: set, record: record, applied: record.Index, term: record.Term,
 		volumes: map[storage.VolumeID]*volume{}, slots: map[pageKey]*slot{}, pinnedExtents: map[extentID]int{}, freezes: 1,
-		dirty: map[versionKey]*page{}, dirtyVolumes: map[storage.VolumeID]struct{}{}, delta: counts{}}
+		dirty: map[versionKey]*page{}, dirtyVolumes: map[storage.VolumeID]struct{}{},
+		purgeDue: map[storage.VolumeID]struct{}{}, delta: counts{}}
 }
 
 // Key returns the group and incarnation.

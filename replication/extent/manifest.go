@@ -133,7 +133,18 @@ func (m *Manifest) readState() error {
 	if len(part) > 0 {
 		m.parts = append(m.parts, part)
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	// A volume may be forgotten while its tables are still being removed.
+	prefix = setPrefix(keyPurge, m.set)
+	return m.g.store.meta.scanOn(m.snapshot, prefix, afterPrefix(prefix), func(k, _ []byte) (bool, error) {
+		if len(k) != 17 {
+			return false, corrupt("open manifest", "key %x", k)
+		}
+		m.deleted[parseVolumeKey(k)] = true
+		return true, nil
+	})
 }
 
 // decodeStatePart calls fn with each volume of a part.

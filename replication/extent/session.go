@@ -26,7 +26,7 @@ const (
 // volume is the small state that a group keeps of a volume. Whether an entry is applied or refused is decided from it
 // alone, so that all replicas decide the same whatever their extents are like. The group's lock guards it.
 type volume struct {
-	epoch      storage.Epoch
+	epoch      storage.Epoch // of a deleted one: the index of the catalog that its deletion was made from
 	generation storage.Generation
 	maxSession storage.SessionID // highest ever opened or closed; none at or below is opened
 	evicted    storage.SessionID // highest closed one whose window is no longer kept; < the oldest of closed
@@ -68,6 +68,61 @@ type VolumeState struct {
 	Closed     []SessionState    // the last ones closed, oldest first
 	Mapped     int64             // blocks that the newest versions of its extents in the group map; -1: not known
 	Deleted    bool
+}
+
+// floorVolume is the place of what is said of volumes that the group does not know: they may have been deleted and forgotten.
+// No volume has this id. Of its state only two numbers count, which every replica has like any volume's: the index of the
+// catalog (epoch) up to which nothing is set, and the session (maxSession) up to which none is opened.
+const floorVolume storage.VolumeID = 0
+
+// unknownLocked decides on an operation on a volume that the group does not know; decided is false if it is to be treated as the
+// first of a new volume, v.
+//
+// Guards I3: whatever was asked for a volume that is deleted and forgotten was asked from an index, and under a session, that the
+// floor has passed. What is asked for one that is merely new here is asked again, from a later one.
+func (g *Group) unknownLocked(o *op.Op) (v *volume, result op.Result, decided bool) {
+	v = newVolume()
+	floor := g.volumes[floorVolume]
+	if floor == nil {
+		return v, op.Result{}, false
+	}
+	v.maxSession = floor.maxSession
+	passed := o.Seq <= uint64(floor.epoch)
+	switch {
+	case o.Kind == op.DeleteVolume && passed:
+		return nil, op.Result{Duplicate: true}, true
+	case (o.Kind == op.SetEpoch || o.Kind == op.SetGeneration) && passed:
+		return nil, refuse(storage.KindUnavailable, 0, "volume %d is not known, and what was deleted up to index %d of the catalog is forgotten; "+
+			"this was asked from index %d", o.Volume, floor.epoch, o.Seq), true
+	case o.Kind == op.CloseSession && o.Session <= floor.maxSession: // it was never opened here, and cannot be
+		return nil, op.Result{Duplicate: true, Window: &op.Window{}}, true
+	}
+	return v, op.Result{}, false
+}
+
+// forgetDeletedLocked drops the tombstones of volumes that the catalog was deleting, or had deleted, at index o.Seq.
+func (g *Group) forgetDeletedLocked(o *op.Op) op.Result {
+	floor := g.volumes[floorVolume]
+	if floor == nil {
+		floor = newVolume()
+	}
+	changed := o.Seq > uint64(floor.epoch)
+	if changed {
+		floor.epoch, floor.maxSession = storage.Epoch(o.Seq), max(floor.maxSession, o.Session)
+	}
+	for id, v := range g.volumes {
+		if v.deleted && v.epoch <= floor.epoch { // also when two volumes are deleted from one index
+			delete(g.volumes, id)
+			g.dirtyVolumes[id] = struct{}{}
+			changed = true
+		}
+	}
+	if !changed {
+		return op.Result{Duplicate: true}
+	}
+	g.volumes[floorVolume] = floor
+	g.dirtyVolumes[floorVolume] = struct{}{}
+	return op.Result{}
 }
 
 func newVolume() *volume { return &volume{live: map[storage.SessionID]*op.Window{}} }
@@ -205,11 +260,11 @@ func (v *volume) setGeneration(o *op.Op) op.Result {
 	return op.Result{}
 }
 
-func (v *volume) deleteVolume() op.Result {
+func (v *volume) deleteVolume(o *op.Op) op.Result {
 	if v.deleted {
 		return op.Result{Duplicate: true}
 	}
-	v.deleted, v.mapped = true, 0
+	v.deleted, v.mapped, v.epoch = true, 0, storage.Epoch(o.Seq)
 	v.live, v.closed = map[storage.SessionID]*op.Window{}, nil
 	return op.Result{}
 }

@@ -116,7 +116,7 @@ func TestUnknownMapped(t *testing.T) {
 	if again := v.appendValue(nil, key); !bytes.Equal(again, value) {
 		t.Error("it is written otherwise than it was read")
 	}
-	v.deleteVolume()
+	v.deleteVolume(&op.Op{})
 	if v, err = decodeVolume(key, v.appendValue(nil, key)); err != nil || v.mapped != 0 {
 		t.Errorf("deleted: %+v, %v", v, err)
 	}

@@ -529,7 +529,7 @@ func (g *Group) install(st *Staging) error {
 	g.volumes = st.volumes
 	g.slots, g.pinned, g.pinnedExtents = map[pageKey]*slot{}, 0, map[extentID]int{}
 	g.freezes++
-	g.dirty, g.dirtyVolumes = map[versionKey]*page{}, map[storage.VolumeID]struct{}{}
+	g.dirty, g.dirtyVolumes, g.purgeDue = map[versionKey]*page{}, map[storage.VolumeID]struct{}{}, map[storage.VolumeID]struct{}{}
 	g.frozen = nil
 	g.store.unsaved.drop(&g.unsaved)
 	g.persists++

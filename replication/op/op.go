@@ -23,22 +23,28 @@ const (
 	OpenSession Kind = 3
 	// CloseSession ends Session; the result carries its Window.
 	CloseSession Kind = 4
-	// SetEpoch raises the volume's epoch.
+	// SetEpoch raises the volume's epoch. Seq is the index of a catalog in which the volume was there.
 	SetEpoch Kind = 5
-	// SetGeneration raises the volume's generation.
+	// SetGeneration raises the volume's generation. Seq as in SetEpoch.
 	SetGeneration Kind = 6
-	// DeleteVolume refuses the volume for ever and frees what it holds.
+	// DeleteVolume refuses the volume for ever and frees what it holds. Seq is the index of the catalog that it was made
+	// from, as in SetEpoch and SetGeneration.
 	DeleteVolume Kind = 7
 	// Digest is kept for scrub: replicas compare digests of an extent at the index of this entry.
 	Digest Kind = 8
 	// Noop does nothing; it is applied without a session.
 	Noop Kind = 9
+	// ForgetDeleted lets the group forget the volumes that it has deleted: those whose deletion was made from an index of the
+	// catalog up to Seq. From now on it takes a volume that it does not know for one that may have been deleted: it opens
+	// no session up to Session for it, the last that the catalog had given out at Seq, and sets nothing that was made
+	// from an index up to Seq. It names no volume.
+	ForgetDeleted Kind = 10
 
-	kindEnd Kind = 10
+	kindEnd Kind = 11
 )
 
 var kindNames = [...]string{"invalid", "write", "clear", "open session", "close session", "set epoch", "set generation",
-	"delete volume", "digest", "noop"}
+	"delete volume", "digest", "noop", "forget deleted"}
 
 // String returns the kind in words.
 func (k Kind) String() string {
@@ -81,7 +87,7 @@ type Op struct {
 	Offset     uint32 // bytes from the extent's beginning
 	Length     uint32 // bytes; Offset+Length <= ExtentSize; 0 but for Write and Clear
 	Session    storage.SessionID
-	Seq        uint64 // from 1, dense per (session, group); Write and Clear only
+	Seq        uint64 // from 1, dense per (session, group); of other kinds an index of the catalog, see there
 	Epoch      storage.Epoch
 	Generation storage.Generation
 	// ReadTerm is 0, or the term in which the rest of a merged partial block was read. Apply refuses the entry when
@@ -179,6 +185,10 @@ func (o *Op) Validate() error {
 		return storage.E("operation", storage.KindUnsupported, o.Kind.String(), nil)
 	case o.Flags&^flagsKnown != 0:
 		return storage.E("operation", storage.KindUnsupported, fmt.Sprintf("flags %#x", uint16(o.Flags)), nil)
+	case o.Kind == ForgetDeleted:
+		if o.Volume != 0 || o.Seq == 0 {
+			return invalid(o.Kind.String(), "it names volume %d, and index %d of the catalog", o.Volume, o.Seq)
+		}
 	case o.Kind != Noop && o.Volume == 0:
 		return invalid(o.Kind.String(), "the volume is zero")
 	case (o.Kind <= CloseSession) && o.Session == 0:

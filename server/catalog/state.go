@@ -78,6 +78,9 @@ func (s *State) Initialised() bool { return !s.cluster.ID.IsZero() }
 // Cluster returns the cluster's settings; zero before InitCluster.
 func (s *State) Cluster() Cluster { return s.cluster }
 
+// LastSession returns the last session id given out.
+func (s *State) LastSession() storage.SessionID { return s.lastSession }
+
 // NextGroup returns the id that the next AddGroup must name.
 func (s *State) NextGroup() storage.GroupID { return s.lastGroup + 1 }
 

@@ -24,10 +24,15 @@ type Actions interface {
 	// CloseSession has the group's leader close a session by an entry of its log.
 	CloseSession(ctx context.Context, group storage.GroupID, volume storage.VolumeID, session storage.SessionID) error
 	// SetGeneration has the group's leader refuse every generation of a volume below this one from now on, by an entry of
-	// its log. A group that refuses it already, or has deleted the volume, is no error.
-	SetGeneration(ctx context.Context, group storage.GroupID, volume storage.VolumeID, generation storage.Generation) error
-	// DeleteVolume has the group's leader delete the group's part of a volume by an entry of its log.
-	DeleteVolume(ctx context.Context, group storage.GroupID, volume storage.VolumeID) error
+	// its log. A group that refuses it already, or has deleted the volume, is no error. at is the index of a catalog in which
+	// the volume was there and not being deleted.
+	SetGeneration(ctx context.Context, group storage.GroupID, volume storage.VolumeID, generation storage.Generation, at uint64) error
+	// DeleteVolume has the group's leader delete the group's part of a volume by an entry of its log. at is the index of a
+	// catalog in which the volume was being deleted.
+	DeleteVolume(ctx context.Context, group storage.GroupID, volume storage.VolumeID, at uint64) error
+	// ForgetDeleted has the group's leader, by an entry of its log, forget the volumes that the group has deleted as the
+	// catalog was at index at; session is the last one that it had given out then.
+	ForgetDeleted(ctx context.Context, group storage.GroupID, session storage.SessionID, at uint64) error
 }
 
 // ReplicaOrder names a replica and the node that holds it, or is to.

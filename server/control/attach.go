@@ -26,7 +26,7 @@ func (c *Controller) Attach(ctx context.Context, cmd catalog.Attach) (catalog.At
 	if v.Fenced == v.Generation {
 		return *r.Attachment, nil
 	}
-	if err := c.fence(ctx, v); err != nil {
+	if err := c.fence(ctx, v, r.Index); err != nil {
 		return catalog.Attachment{}, err
 	}
 	// Another takeover may have come meanwhile: then this one lost.
@@ -52,7 +52,7 @@ func (c *Controller) Detach(ctx context.Context, cmd catalog.Detach) error {
 		return nil // its groups refuse it as a whole
 	}
 	if v.Fenced < v.Generation {
-		if err := c.fence(ctx, v); err != nil {
+		if err := c.fence(ctx, v, r.Index); err != nil {
 			return err
 		}
 	}
@@ -67,17 +67,36 @@ func (c *Controller) Detach(ctx context.Context, cmd catalog.Detach) error {
 	return nil
 }
 
-// fence has every group of a volume refuse generations below the volume's, and writes down in the catalog that they do.
-func (c *Controller) fence(ctx context.Context, v catalog.Volume) error {
+// fence has every group of a volume refuse generations below the volume's, and writes down in the catalog that they do. v is the
+// volume as of a command at index.
+func (c *Controller) fence(ctx context.Context, v catalog.Volume, index uint64) error {
 	// Guards I2: only when every group has refused the older generations may the new holder read or write.
 	err := c.inGroups(ctx, v, func(ctx context.Context, g storage.GroupID) error {
-		return c.cfg.Actions.SetGeneration(ctx, g, v.ID, v.Generation)
+		at, ready := c.readyAt(v.ID, index)
+		if !ready {
+			return nil // its groups refuse a deleted volume as a whole
+		}
+		return c.cfg.Actions.SetGeneration(ctx, g, v.ID, v.Generation, at)
 	})
 	if err != nil {
 		return storage.E("fence the former holder of", storage.KindOf(err), "volume "+v.Name, err)
 	}
 	_, err = c.Propose(ctx, catalog.SetFenced{Volume: v.ID, Generation: v.Generation})
 	return err
+}
+
+// readyAt returns the newest index of the catalog at which this node knows the volume to be there; it was at the given one. A
+// group that has forgotten deleted volumes, and does not know this one, believes only what is newer. false: it is being deleted.
+func (c *Controller) readyAt(id storage.VolumeID, index uint64) (at uint64, ready bool) {
+	c.fsm.view(func(s *catalog.State) {
+		if at = s.Applied(); at <= index {
+			at, ready = index, true // this node's copy lags
+			return
+		}
+		v, ok := s.Volume(id)
+		ready = ok && v.State == catalog.VolumeReady
+	})
+	return at, ready
 }
 
 // closeEverywhere closes a session in every group of its volume, and then in the catalog.

@@ -38,6 +38,7 @@ type cluster struct {
 	live   map[storage.NodeID][]storage.SessionID // what gateways report
 	fail   error                                  // what CloseSession and DeleteVolume answer
 	done   map[string]bool                        // what they were asked for
+	asked  []string                               // the same in order; guarded by mu
 }
 
 type member struct {
@@ -324,12 +325,19 @@ func (k *cluster) CloseSession(_ context.Context, g storage.GroupID, v storage.V
 	return k.groupOp(fmt.Sprintf("close session %s of volume %s in group %s", s, v, g))
 }
 
-func (k *cluster) SetGeneration(_ context.Context, g storage.GroupID, v storage.VolumeID, n storage.Generation) error {
+func (k *cluster) SetGeneration(_ context.Context, g storage.GroupID, v storage.VolumeID, n storage.Generation, _ uint64) error {
 	return k.groupOp(fmt.Sprintf("set generation %s of volume %s in group %s", n, v, g))
 }
 
-func (k *cluster) DeleteVolume(_ context.Context, g storage.GroupID, v storage.VolumeID) error {
+func (k *cluster) DeleteVolume(_ context.Context, g storage.GroupID, v storage.VolumeID, at uint64) error {
+	if at == 0 {
+		return errors.New("made from no index of the catalog")
+	}
 	return k.groupOp(fmt.Sprintf("delete volume %s in group %s", v, g))
+}
+
+func (k *cluster) ForgetDeleted(_ context.Context, g storage.GroupID, s storage.SessionID, at uint64) error {
+	return k.groupOp(fmt.Sprintf("forget in group %s up to session %s", g, s))
 }
 
 func (k *cluster) groupOp(what string) error {
@@ -337,6 +345,7 @@ func (k *cluster) groupOp(what string) error {
 	defer k.mu.Unlock()
 	if k.fail == nil {
 		k.done[what] = true
+		k.asked = append(k.asked, what)
 	}
 	return k.fail
 }

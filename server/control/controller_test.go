@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -353,6 +355,15 @@ func TestDeletion(t *testing.T) {
 		for _, g := range v.Groups {
 			if what := fmt.Sprintf("delete volume %s in group %s", v.ID, g); !k.done[what] {
 				t.Errorf("nobody asked to %s", what)
+			}
+			if what := fmt.Sprintf("forget in group %s up to session 0", g); !k.done[what] {
+				t.Errorf("nobody asked to %s", what)
+			}
+		}
+		last := slices.IndexFunc(k.asked, func(what string) bool { return strings.HasPrefix(what, "forget") })
+		for _, what := range k.asked[last:] {
+			if strings.HasPrefix(what, "delete") {
+				t.Errorf("%q was asked after a group had forgotten: %q", what, k.asked)
 			}
 		}
 	})

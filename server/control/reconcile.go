@@ -253,6 +253,7 @@ const fenceAfter = time.Second
 // fencesLocked finishes what a takeover has begun whose caller is gone.
 func (l *leadership) fencesLocked(s *catalog.State, now time.Time) []task {
 	var todo []task
+	at := s.Applied()
 	seen := map[storage.VolumeID]time.Time{} // forgets those that are done
 	defer func() { l.unfenced = seen }()
 	for _, v := range s.Unfenced() {
@@ -261,13 +262,13 @@ func (l *leadership) fencesLocked(s *catalog.State, now time.Time) []task {
 			since = now
 		}
 		seen[v.ID] = since
-		if now.Sub(since) < fenceAfter {
+		if now.Sub(since) < fenceAfter || v.State != catalog.VolumeReady { // the groups refuse a deleted one as a whole
 			continue
 		}
 		todo = append(todo, task{key: "volume " + v.ID.String(), kind: "fence", text: "fence the former holder of " + v.Name + " in every group",
 			run: func(ctx context.Context) error {
 				err := l.everywhere(ctx, v.Groups, func(ctx context.Context, g storage.GroupID) error {
-					return l.c.cfg.Actions.SetGeneration(ctx, g, v.ID, v.Generation)
+					return l.c.cfg.Actions.SetGeneration(ctx, g, v.ID, v.Generation, at)
 				})
 				if err != nil {
 					return err
@@ -300,14 +301,23 @@ func (l *leadership) leftovers(s *catalog.State) []task {
 	return todo
 }
 
-// deletions finishes the deletion of volumes.
+// deletions finishes the deletion of volumes: every group deletes its part; then, while the catalog still knows the volume, and
+// opens no session of it any more, every group forgets it; then the catalog does. Whoever goes on with it after an interruption
+// begins at the beginning, from a later index of the catalog.
 func (l *leadership) deletions(s *catalog.State) []task {
 	var todo []task
+	at, session := s.Applied(), s.LastSession()
 	for _, v := range s.DeletingVolumes() {
 		todo = append(todo, task{key: "volume " + v.ID.String(), kind: "delete volume", text: "delete " + v.Name + " in every group",
 			run: func(ctx context.Context) error {
 				err := l.everywhere(ctx, v.Groups, func(ctx context.Context, g storage.GroupID) error {
-					return l.c.cfg.Actions.DeleteVolume(ctx, g, v.ID)
+					return l.c.cfg.Actions.DeleteVolume(ctx, g, v.ID, at)
+				})
+				if err != nil {
+					return err
+				}
+				err = l.everywhere(ctx, v.Groups, func(ctx context.Context, g storage.GroupID) error {
+					return l.c.cfg.Actions.ForgetDeleted(ctx, g, session, at)
 				})
 				if err != nil {
 					return err
