@@ -50,7 +50,7 @@ type Config struct {
 
 	NBDCert        string `flag:"nbd-tls-cert" help:"certificate of the NBD server (PEM); with it clients may, and with --nbd-tls-require must, use TLS"`
 	NBDKey         string `flag:"nbd-tls-key" help:"its key (PEM)"`
-	NBDClientCA    string `flag:"nbd-tls-client-ca" help:"certificates (PEM) that a client's certificate must be signed by; without it clients need none"`
+	NBDClientCA    string `flag:"nbd-tls-client-ca" help:"certificates (PEM) that a client's certificate must be signed by; refuses clients without TLS, like --nbd-tls-require; without it clients need none"`
 	NBDTLSRequire  bool   `flag:"nbd-tls-require" help:"refuse NBD clients that do not start TLS"`
 	APICert        string `flag:"api-tls-cert" help:"certificate of the API (PEM); with it all clients of the API must use TLS"`
 	APIKey         string `flag:"api-tls-key" help:"its key (PEM)"`
@@ -115,6 +115,9 @@ func (c *Config) Validate() error {
 	}
 	if c.APIClientCA != "" && c.APICert == "" {
 		bad("api-tls-client-ca", "needs --api-tls-cert and --api-tls-key: without TLS nobody is asked for a certificate")
+	}
+	if c.NBDClientCA != "" && c.NBDCert == "" {
+		bad("nbd-tls-client-ca", "needs --nbd-tls-cert and --nbd-tls-key: without TLS nobody is asked for a certificate")
 	}
 	if c.NBDTLSRequire && c.NBDCert == "" {
 		bad("nbd-tls-require", "needs --nbd-tls-cert and --nbd-tls-key")

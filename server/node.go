@@ -334,7 +334,7 @@ func (n *node) startGateway(context.Context) error {
 	exports := export.New(export.Config{Gateway: n.gateway})
 	n.exports.Store(exports)
 	n.nbd, err = nbd.NewServer(nbd.Config{Backend: exports, TLS: tlsConfig,
-		RequireTLS: n.config.NBDTLSRequire, MaxConnections: n.config.NBDConnections, Logger: n.logger, Metrics: n.metrics})
+		RequireTLS: n.config.NBDTLSRequire || n.config.NBDClientCA != "", MaxConnections: n.config.NBDConnections, Logger: n.logger, Metrics: n.metrics})
 	return err
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/storaged/storaged"
 	"github.com/storaged/storaged/api/client"
 	"github.com/storaged/storaged/internal/tlsfiles/tlstest"
+	"github.com/storaged/storaged/nbd"
 )
 
 // TestAPITLS: with a certificate the API speaks TLS only, and with an authority for clients to those only that it signed.
@@ -48,6 +49,33 @@ func TestAPITLS(t *testing.T) {
 	}
 }
 
+// TestNBDClientsNeedTheirCertificate: with an authority for clients, those without TLS are refused, and those without a
+// certificate of it.
+func TestNBDClientsNeedTheirCertificate(t *testing.T) {
+	ours, theirs := tlstest.New(t, "ours"), tlstest.New(t, "theirs")
+	cert, key := ours.Issue("node")
+	n := startNode(t, func(c *Config) { c.NBDCert, c.NBDKey, c.NBDClientCA = cert, key, ours.CA() })
+	for _, c := range []struct {
+		name string
+		tls  *tls.Config
+		ok   bool
+	}{
+		{"a certificate of our authority", ours.Client(ours), true},
+		{"none", ours.Client(nil), false},
+		{"a certificate of another authority", ours.Client(theirs), false},
+		{"plain text", nil, false},
+	} {
+		if c.tls != nil {
+			c.tls.ServerName = "127.0.0.1"
+		}
+		// There is no such export; whoever is let in is told so.
+		_, err := nbd.Dial(t.Context(), nbd.ClientConfig{Network: "tcp", Address: n.listeners.nbd.Addr().String(), Export: "none", TLS: c.tls})
+		if let := errors.Is(err, storage.ErrNotFound); let != c.ok {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+}
+
 // TestTLSFlags: what is missing or cannot be read is told by the flag's name.
 func TestTLSFlags(t *testing.T) {
 	for _, c := range []struct {
@@ -56,6 +84,7 @@ func TestTLSFlags(t *testing.T) {
 	}{
 		{func(c *Config) { c.APICert = "x" }, "--api-tls-key"},
 		{func(c *Config) { c.APIClientCA = "x" }, "--api-tls-client-ca"},
+		{func(c *Config) { c.NBDClientCA = "x" }, "--nbd-tls-client-ca"},
 	} {
 		var config Config
 		c.edit(&config)

@@ -71,12 +71,33 @@ func Server(flags, cert, key, clientCA string) (*tls.Config, error) {
 	}
 	t := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: own}
 	if clientCA != "" {
-		if t.ClientCAs, err = authorities(flags+"-tls-client-ca", clientCA); err != nil {
+		pool, err := authorities(flags+"-tls-client-ca", clientCA)
+		if err != nil {
 			return nil, err
 		}
-		t.ClientAuth = tls.RequireAndVerifyClientCert
+		// Certificates are verified here and not by tls.RequireAndVerifyClientCert, which tells clients whose certificates
+		// are good. Those of GnuTLS 3.7 (libnbd, QEMU) look for one then, find no RSA certificate good under TLS 1.3, and
+		// send none; not told, they send what they have.
+		t.ClientAuth = tls.RequireAnyClientCert
+		t.VerifyConnection = func(s tls.ConnectionState) error { return verifyClient(s, pool) }
 	}
 	return t, nil
+}
+
+// verifyClient returns why a client's certificate is not good. It is asked for every connection, resumed ones too.
+func verifyClient(s tls.ConnectionState, authorities *x509.CertPool) error {
+	if len(s.PeerCertificates) == 0 {
+		return errors.New("the client shows no certificate")
+	}
+	o := x509.VerifyOptions{Roots: authorities, Intermediates: x509.NewCertPool(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
+	for _, c := range s.PeerCertificates[1:] {
+		o.Intermediates.AddCert(c)
+	}
+	_, err := s.PeerCertificates[0].Verify(o)
+	if err != nil {
+		return &tls.CertificateVerificationError{UnverifiedCertificates: s.PeerCertificates, Err: err}
+	}
+	return nil
 }
 
 // Peer returns the settings of both ends of the peer protocol, where each shows a certificate of the same authorities; nil

@@ -3,10 +3,13 @@ package tlsfiles
 import (
 	"crypto/tls"
 	"errors"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/tlsfiles/tlstest"
@@ -81,4 +84,86 @@ func TestPeer(t *testing.T) {
 			t.Errorf("%q: %v", files, err)
 		}
 	}
+}
+
+// TestServerVerifiesClients: a client needs a certificate of the authority that is good for clients and has not expired, also
+// when it resumes a session; it is not told of whom, or clients of GnuTLS would not send their RSA certificates.
+func TestServerVerifiesClients(t *testing.T) {
+	ours, theirs := tlstest.New(t, "ours"), tlstest.New(t, "theirs")
+	cert, key := ours.Issue("node")
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		server, err := Server("nbd", cert, key, ours.CA())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, c := range map[string]struct {
+			client *tls.Config
+			ok     bool
+		}{
+			"ours": {ours.Client(ours), true}, "none": {ours.Client(nil), false}, "theirs": {ours.Client(theirs), false},
+			"a server's": {withCertificate(t, ours, ours.IssueServer), false}, "expired": {withCertificate(t, ours, ours.IssueExpired), false},
+		} {
+			c.client.MaxVersion, c.client.ServerName = version, "127.0.0.1"
+			c.client.ClientSessionCache = tls.NewLRUClientSessionCache(1)
+			if own := c.client.Certificates; len(own) > 0 {
+				c.client.Certificates = nil
+				c.client.GetClientCertificate = func(r *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+					if len(r.AcceptableCAs) > 0 {
+						t.Error("the client is told whose certificates are good")
+					}
+					return &own[0], nil
+				}
+			}
+			for range 2 {
+				if err := greet(t, server, c.client); (err == nil) != c.ok {
+					t.Errorf("TLS %x, certificate %s: %v", version, name, err)
+				}
+			}
+		}
+	}
+}
+
+func withCertificate(t *testing.T, a *tlstest.Authority, issue func(string) (string, string)) *tls.Config {
+	pair, err := tls.LoadX509KeyPair(issue("odd"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := a.Client(nil)
+	c.Certificates = []tls.Certificate{pair}
+	return c
+}
+
+// greet has a client connect and hear one byte of the server.
+func greet(t *testing.T, server, client *tls.Config) error {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	ours, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ours.Close()
+	theirs, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = ours.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = theirs.SetDeadline(time.Now().Add(10 * time.Second))
+	done := make(chan error, 1)
+	go func() {
+		defer theirs.Close()
+		s := tls.Server(theirs, server)
+		err := s.Handshake()
+		if err == nil {
+			_, err = s.Write([]byte{1})
+		}
+		done <- err
+	}()
+	c := tls.Client(ours, client)
+	_, err = io.ReadFull(c, make([]byte, 1))
+	_ = ours.Close()
+	return errors.Join(err, <-done)
 }

@@ -8,9 +8,11 @@ package interop_test
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -24,6 +26,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/storaged/storaged/internal/tlsfiles"
 	"github.com/storaged/storaged/nbd"
 	"github.com/storaged/storaged/nbd/nbdtest"
 	"github.com/storaged/storaged/test/interop/suite"
@@ -80,6 +83,61 @@ func TestTLS(t *testing.T) {
 	dir := t.TempDir()
 	cfg := nbd.Config{RequireTLS: true, TLS: &tls.Config{Certificates: []tls.Certificate{certificate(t, dir)}}}
 	secureClients(t, serve(t, "tcp", cfg), dir)
+}
+
+// TestTLSClientCertificates: libnbd and qemu show the server their certificate, whatever its key.
+func TestTLSClientCertificates(t *testing.T) {
+	for kind, newKey := range map[string]func() (crypto.Signer, error){
+		"EC":  func() (crypto.Signer, error) { return ecdsa.GenerateKey(elliptic.P256(), rand.Reader) },
+		"RSA": func() (crypto.Signer, error) { return rsa.GenerateKey(rand.Reader, 2048) },
+	} {
+		t.Run(kind, func(t *testing.T) {
+			dir := t.TempDir()
+			cert := pairs(t, dir, newKey)
+			cfg, err := tlsfiles.Server("nbd", cert+"server-cert.pem", cert+"server-key.pem", cert+"ca-cert.pem")
+			if err != nil {
+				t.Fatal(err)
+			}
+			secureClients(t, serve(t, "tcp", nbd.Config{RequireTLS: true, TLS: cfg}), dir)
+		})
+	}
+}
+
+// pairs writes an authority, and certificates of a server and a client with their keys, as libnbd and qemu look for them.
+func pairs(t *testing.T, dir string, newKey func() (crypto.Signer, error)) (prefix string) {
+	t.Helper()
+	prefix = dir + string(filepath.Separator)
+	ca := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "authority"}, IsCA: true,
+		BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
+	var caKey crypto.Signer
+	for i, name := range []string{"ca", "server", "client"} {
+		key, err := newKey()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := ca
+		if i == 0 {
+			caKey = key
+		} else {
+			c = &x509.Certificate{SerialNumber: big.NewInt(int64(i + 1)), Subject: pkix.Name{CommonName: name}, DNSNames: []string{"localhost"},
+				KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}
+		}
+		c.NotBefore, c.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+		der, err := x509.CreateCertificate(rand.Reader, c, ca, key.Public(), caKey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		private, err := x509.MarshalPKCS8PrivateKey(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for file, block := range map[string]*pem.Block{"-cert.pem": {Type: "CERTIFICATE", Bytes: der}, "-key.pem": {Type: "PRIVATE KEY", Bytes: private}} {
+			if err := os.WriteFile(prefix+name+file, pem.EncodeToMemory(block), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return prefix
 }
 
 // secureClients copies both ways with libnbd and qemu over TLS, to volume-1 of a server that requires it and that

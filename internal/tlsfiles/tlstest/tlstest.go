@@ -48,6 +48,25 @@ func (a *Authority) Issue(name string, units ...string) (certFile, keyFile strin
 	return filepath.Join(a.dir, name+".crt"), filepath.Join(a.dir, name+".key")
 }
 
+// IssueServer makes a certificate that is good for servers only.
+func (a *Authority) IssueServer(name string) (certFile, keyFile string) {
+	a.t.Helper()
+	return a.issueOdd(name, time.Hour, x509.ExtKeyUsageServerAuth)
+}
+
+// IssueExpired makes a certificate that was good for clients until a minute ago.
+func (a *Authority) IssueExpired(name string) (certFile, keyFile string) {
+	a.t.Helper()
+	return a.issueOdd(name, -time.Minute, x509.ExtKeyUsageClientAuth)
+}
+
+func (a *Authority) issueOdd(name string, until time.Duration, usage x509.ExtKeyUsage) (certFile, keyFile string) {
+	a.t.Helper()
+	a.sign(&x509.Certificate{SerialNumber: big.NewInt(3), Subject: pkix.Name{CommonName: name}, NotAfter: time.Now().Add(until),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{usage}}, a.cert, a.key, name)
+	return filepath.Join(a.dir, name+".crt"), filepath.Join(a.dir, name+".key")
+}
+
 // Client is what a client that trusts the authority uses, with a certificate of issuer, if there is one.
 func (a *Authority) Client(issuer *Authority) *tls.Config {
 	a.t.Helper()
