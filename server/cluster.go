@@ -178,5 +178,4 @@ func registerControl(peers *peer.Transport, c *control.Controller) {
 			in.Reply(nil, [][]byte{answer})
 		})
 	}
-	peers.Handle(peer.MethodNodeInfo, peer.Concurrent, func(in *peer.Inbound) { in.Reply(nil, nil) })
 }

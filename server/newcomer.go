@@ -239,7 +239,7 @@ func (c *newcomer) join(ctx context.Context, members []string) (joined bool, err
 
 // speaker is what this process tells of itself in greetings.
 func (n *node) speaker() peer.Speaker {
-	s := peer.Speaker{Instance: n.instance, Address: n.config.advertised(n.listeners.peer.Addr()), Process: processName()}
+	s := peer.Speaker{Instance: n.instance, Starts: n.starts, Address: n.config.advertised(n.listeners.peer.Addr()), Process: processName()}
 	if joins, err := n.config.joins(); err == nil && n.config.Bootstrap && n.identity.Node == 0 {
 		s.List = peer.ListHash(joins)
 	}

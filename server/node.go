@@ -59,6 +59,7 @@ type node struct {
 	api       *api.Server
 	http      *http.Server
 
+	starts   uint64                         // of this node, with this one
 	instance uint64                         // random: this process, in greetings
 	waits    atomic.Pointer[string]         // what a node without a cluster waits for
 	running  atomic.Bool                    // every part has been made: what is asked of this node may look at them
@@ -240,6 +241,9 @@ func (n *node) openStore(context.Context) error {
 func (n *node) storeDir() string { return filepath.Join(n.config.DataDir, "store") }
 
 func (n *node) startPeers(context.Context) error {
+	if err := n.countStart(); err != nil {
+		return err
+	}
 	tlsConfig, err := n.config.peerTLS()
 	if err != nil {
 		return err
@@ -288,6 +292,7 @@ func (n *node) startControl(context.Context) error {
 	n.catalogRT.SetInstance(replication.Instance{Term: n.control.Term, Configuration: n.control.Configuration,
 		Follows: n.control.Follows, Verify: n.control.VerifyLeader, Damaged: n.control.Halt})
 	registerControl(n.peers, n.control)
+	n.peers.Handle(peer.MethodNodeInfo, peer.Concurrent, n.servePlaces)
 	n.remote = remote.NewService(n.control)
 	n.remote.Register(n.peers)
 	n.cluster = newCluster(r, n.control, self, n.config.Name, rand.Text())
@@ -295,6 +300,7 @@ func (n *node) startControl(context.Context) error {
 	if err := n.host.Start(); err != nil {
 		return err
 	}
+	n.goRun(&n.controlWG, "seek", func() error { n.seek(n.controlCtx); return nil })
 	n.goRun(&n.controlWG, "control", func() error { return n.control.Run(n.controlCtx) })
 	return nil
 }
@@ -462,6 +468,9 @@ func (n *node) unready() []problem {
 	ps := n.unhealthy()
 	if !n.serving.Load() {
 		ps = append(ps, problem{"node", "it is starting or stopping"})
+	}
+	if second := n.peers.Second(); second != nil {
+		ps = append(ps, problem{"node", second.Error() + "; this process keeps silent: stop one of the two"})
 	}
 	var groups []catalog.Group
 	fresh := n.control.View(func(s *catalog.State) { groups = s.Groups() })

@@ -12,6 +12,7 @@ import (
 
 	"github.com/storaged/storaged"
 	"github.com/storaged/storaged/api"
+	"github.com/storaged/storaged/replication/peer"
 	"github.com/storaged/storaged/server/catalog"
 	"github.com/storaged/storaged/server/control"
 	"github.com/storaged/storaged/server/placement"
@@ -35,10 +36,11 @@ type picture struct {
 	groups  []catalog.Group
 	volumes []catalog.Volume
 	reports map[storage.NodeID]control.Heard // nil when the leader did not answer
+	where   func(storage.NodeID) peer.Whereabouts
 }
 
 func (v *view) look(ctx context.Context) *picture {
-	p := &picture{}
+	p := &picture{where: v.n.peers.Look}
 	p.fresh = v.n.control.View(func(s *catalog.State) {
 		p.cluster, p.nodes, p.groups, p.volumes = s.Cluster(), s.Nodes(), s.Groups(), volumesByName(s)
 	})
@@ -472,11 +474,17 @@ func (p *picture) judgeNodes(s *api.Status) {
 		s.CapacityBytes += n.CapacityBytes()
 		s.UsedBytes += n.UsedBytes()
 		s.FreeBytes += n.FreeBytes()
-		if n.State == api.NodeUp {
+		up := n.State == api.NodeUp
+		text, step, known := judgeWhere(n.Name, up, n.Addresses.Peer, p.whereabouts(n.ID))
+		if up {
 			s.NodesUp++
+		} else if !known {
+			text, step, known = string(n.State), downStep(n), true
 		} else {
-			s.Reasons = append(s.Reasons, api.Reason{Severity: api.HealthDegraded, Subject: "node " + n.Name, Text: string(n.State),
-				NextStep: downStep(n)})
+			text = string(n.State) + ": " + text
+		}
+		if known {
+			s.Reasons = append(s.Reasons, api.Reason{Severity: api.HealthDegraded, Subject: "node " + n.Name, Text: text, NextStep: step})
 		}
 		for _, st := range n.Stores {
 			switch st.State {
@@ -496,10 +504,18 @@ func (p *picture) judgeNodes(s *api.Status) {
 	}
 }
 
+// whereabouts is what this node's connections tell of another one.
+func (p *picture) whereabouts(id storage.NodeID) peer.Whereabouts {
+	if p.where == nil {
+		return peer.Whereabouts{}
+	}
+	return p.where(id)
+}
+
 func downStep(n api.Node) string {
-	step := "start storaged there, and look at its log"
+	step := "start storaged there, and look at its log; if its address has changed, start it with --join and the address of a node that is up"
 	if n.State == api.NodeDown {
-		step += "; if it is lost, `storagectl node remove " + n.Name + "`"
+		step += "; only if its disk is lost, `storagectl node remove " + n.Name + "`"
 	}
 	return step
 }

@@ -40,7 +40,9 @@ type conn struct {
 	nc     net.Conn
 	br     *bufio.Reader
 	direct *directWriter // nil: the socket cannot be written without blocking
-	wake   chan struct{} // capacity 1; a token hands writing over to writeLoop; never closed
+	// release ends the claim that the other side is the process of its node.
+	release func()
+	wake    chan struct{} // capacity 1; a token hands writing over to writeLoop; never closed
 
 	queuedBytes atomic.Int64 // of frames posted and not finished; changed under mu
 	writeSince  atomic.Int64 // Transport.now() when the write in progress began, 0 when none is

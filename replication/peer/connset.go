@@ -50,14 +50,15 @@ func (t *Transport) newSet(node storage.NodeID, addr string, nonce uint64, diall
 }
 
 // add makes nc the set's connection of a lane and starts its goroutines; false if there is one already or the set
-// has ended.
-func (s *connSet) add(lane Lane, nc net.Conn) bool {
+// has ended. release is called when the connection has ended.
+func (s *connSet) add(lane Lane, nc net.Conn, release func()) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended || s.conns[lane] != nil {
 		return false
 	}
 	c := newConn(s, lane, nc)
+	c.release = release
 	s.conns[lane] = c
 	s.wg.Add(2)
 	go func() {
@@ -117,6 +118,11 @@ func (s *connSet) run() {
 		}
 	}
 	s.wg.Wait()
+	for _, c := range s.conns {
+		if c != nil {
+			c.release()
+		}
+	}
 }
 
 // check returns why the set must be given up, nil if it need not.

@@ -73,6 +73,7 @@ const (
 	helloWithoutNodeID helloCode = 22
 	helloClientsOnly   helloCode = 23
 	helloSecondProcess helloCode = 24
+	helloSilent        helloCode = 25
 )
 
 func (h *hello) appendTo(b []byte, magic string) []byte {
@@ -208,6 +209,9 @@ func (h *hello) refusal(sent hello) error {
 	case h.code == helloClientsOnly:
 		return storage.E("", storage.KindPermission, "", errors.New(
 			"the certificate is one of gateways (organizational unit "+ClientUnit+"): it does not make a node"))
+	case h.code == helloSilent:
+		return storage.E("", storage.KindUnavailable, "", fmt.Errorf(
+			"the process that answers, %s, keeps silent, because another one is the node, too", orUnknown(h.speaker.Process)))
 	case h.code == helloTooMany:
 		return storage.E("", storage.KindUnavailable, "", errors.New("the peer has too many connections"))
 	case h.code != helloAccepted || h.nonce != sent.nonce || h.lane != sent.lane:

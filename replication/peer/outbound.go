@@ -199,6 +199,9 @@ func (p *outPeer) connect() (attempt <-chan struct{}, err error) {
 	if p.connecting != nil {
 		return p.connecting, nil
 	}
+	if p.t.silent() {
+		return nil, errSecond
+	}
 	if wait := time.Until(p.retryAt); wait > 0 {
 		return nil, fmt.Errorf("no attempt to connect for %v: %w", wait.Round(time.Millisecond), p.lastErr)
 	}
@@ -283,7 +286,10 @@ func (p *outPeer) backoff() time.Duration {
 
 // dialSet opens and greets on every lane of a new set.
 func (p *outPeer) dialSet() (*connSet, error) {
-	addr, ok := p.t.cfg.Resolve(p.node)
+	p.mu.Lock()
+	failures := p.failures
+	p.mu.Unlock()
+	addr, ok := p.t.address(p.node, failures)
 	if !ok {
 		return nil, errors.New("the node's address is not known")
 	}

@@ -51,6 +51,11 @@ type Transport struct {
 	// clientConns counts the connections of inSets' clients; <= MaxClientConnections
 	clientConns int
 	inFrom      map[storage.NodeID]*inPeer
+	places      map[storage.NodeID]*whereabouts // at most maxPlaces
+	second      *SecondProcessError             // why this process was silent last
+	silentUntil time.Time
+	saidSecond  time.Time // when it was logged
+	refuser     string    // address of the node that refused this process last, until it was asked again; empty: none
 }
 
 // setKey names an accepted set.
@@ -67,6 +72,7 @@ func New(cfg Config) (*Transport, error) {
 	}
 	t := &Transport{cfg: cfg.withDefaults(), handlers: make(map[Method]*handler), begun: time.Now(),
 		peers: make(map[storage.NodeID]*outPeer), inSets: make(map[setKey]*connSet),
+		places: make(map[storage.NodeID]*whereabouts),
 		inFrom: make(map[storage.NodeID]*inPeer), selfIn: newInPeer(cfg.Self)}
 	if t.cfg.Speaker.Instance == 0 {
 		t.cfg.Speaker.Instance = max(1, t.cfg.Random())
@@ -300,6 +306,9 @@ func (t *Transport) CallAddr(ctx context.Context, addr string, req *Request) (*R
 	fail := func(err error) error {
 		return storage.E("call", storage.KindUnavailable, addr, &SendError{Err: err})
 	}
+	if t.silent() {
+		return nil, fail(errSecond)
+	}
 	s := t.newSet(0, addr, t.cfg.Random(), true, true)
 	defer s.fail(errors.New("the call has ended"))
 	dialCtx, cancel := context.WithTimeout(ctx, t.cfg.DialTimeout)
@@ -330,20 +339,43 @@ func (t *Transport) dialLane(ctx context.Context, s *connSet, lane Lane) error {
 		code = helloClient
 	}
 	sent := t.hello(lane, code, s.node, s.nonce)
+	if t.barred(s.addr) {
+		return errSecond
+	}
 	nc, answer, err := t.dial(ctx, s.addr, sent)
 	if err == nil {
-		if err = answer.refusal(sent); err == nil && !s.add(lane, nc) {
-			err = errClosed
-		}
-		if err != nil {
+		if err = t.accepted(s, lane, nc, sent, answer); err != nil {
 			nc.Close()
 		}
 	}
+	t.dialled(s.addr, err)
 	if err != nil {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
 		return fmt.Errorf("greet %s on the %v lane: %w", s.addr, lane, err)
+	}
+	return nil
+}
+
+// accepted adds a dialled connection to its set, if the answer accepts the greeting and comes from the process that is the node.
+func (t *Transport) accepted(s *connSet, lane Lane, nc net.Conn, sent, answer hello) error {
+	if err := answer.refusal(sent); err != nil {
+		if second := (*SecondProcessError)(nil); errors.As(err, &second) && sent.from != 0 {
+			t.beSilent(second, s.addr)
+		}
+		return err
+	}
+	release := func() {}
+	if sent.from != 0 {
+		var err error
+		if release, err = t.claim(answer.from, answer.speaker); err != nil {
+			return err
+		}
+	}
+	if !s.add(lane, nc, release) {
+		release()
+		return errClosed
 	}
 	return nil
 }
@@ -496,8 +528,22 @@ func (t *Transport) answerHello(raw net.Conn) error {
 	if code == helloAccepted && h.code != helloClient && forClients(nc) {
 		code = helloClientsOnly
 	}
+	release := func() {}
 	answer := t.hello(h.lane, code, h.from, h.nonce)
+	if code == helloAccepted && h.from != 0 {
+		if t.Second() != nil {
+			answer.code = helloSilent
+		} else if release, err = t.claim(h.from, h.speaker); err != nil {
+			second := (*SecondProcessError)(nil)
+			errors.As(err, &second)
+			answer.code, answer.speaker = helloSecondProcess, second.Other
+		}
+		code = answer.code
+	}
 	if err := writeHello(nc, answer, answerMagic); err != nil {
+		if code == helloAccepted {
+			release()
+		}
 		return err
 	}
 	if code == helloWrongVersion {
@@ -509,14 +555,19 @@ func (t *Transport) answerHello(raw net.Conn) error {
 			h.cluster, h.from, h.to)
 	}
 	if !stop() {
+		release()
 		return context.Cause(ctx)
 	}
-	return t.join(h, nc)
+	if err := t.join(h, nc, release); err != nil {
+		release()
+		return err
+	}
+	return nil
 }
 
 // join adds a greeted connection to its set. A node has one set here, the newest: what it sends on a new one comes
 // from a process, or an attempt, that has given the old one up.
-func (t *Transport) join(h hello, nc net.Conn) error {
+func (t *Transport) join(h hello, nc net.Conn, release func()) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
@@ -548,7 +599,7 @@ func (t *Transport) join(h hello, nc net.Conn) error {
 		t.inSets[key] = s
 		t.wg.Go(func() { t.serve(key, s) })
 	}
-	if !s.add(h.lane, nc) {
+	if !s.add(h.lane, nc, release) {
 		s.fail(fmt.Errorf("the %v lane was opened twice", h.lane))
 		return fmt.Errorf("the %v lane was opened twice", h.lane)
 	}

@@ -126,6 +126,7 @@ func TestNodes(t *testing.T) {
 	f.refused(AddNode{Addrs: Addrs{Peer: "h:1"}, Stores: []Store{{storeID(1), 0}, {storeID(2), 0}}}, storage.KindConflict,
 		"own data directories")
 	f.refused(AddNode{Addrs: Addrs{Peer: "h"}, Stores: []Store{{storeID(3), 0}}}, storage.KindInvalid, "host:port")
+	f.refused(AddNode{Addrs: Addrs{Peer: "[127.0.0.1:7001]:7001"}, Stores: []Store{{storeID(3), 0}}}, storage.KindInvalid, "host:port")
 	f.refused(AddNode{Addrs: Addrs{Peer: ":7"}, Stores: []Store{{storeID(3), 0}}}, storage.KindInvalid, "host is missing")
 	f.refused(AddNode{Stores: []Store{{storeID(3), 0}}}, storage.KindInvalid, "peer address")
 	f.refused(AddNode{Name: "no/slash", Addrs: Addrs{Peer: "h:1"}, Stores: []Store{{storeID(3), 0}}}, storage.KindInvalid)

@@ -145,7 +145,8 @@ func splitHostPort(a string) (host, port string, ok bool) {
 	host, port = a[:at], a[at+1:]
 	if inner, bracketed := strings.CutPrefix(host, "["); bracketed {
 		host, ok = strings.CutSuffix(inner, "]")
-		return host, port, ok && strings.Contains(host, ":")
+		// An IPv6 address has two colons at least, and no port of its own: [127.0.0.1:7001]:7001 is none.
+		return host, port, ok && strings.Count(host, ":") >= 2
 	}
 	return host, port, !strings.ContainsAny(host, ":[] ")
 }

@@ -282,6 +282,23 @@ func (c *Controller) Resolve(id storage.NodeID) (addr string, ok bool) {
 	return c.book.lookup(id)
 }
 
+// Book returns the peer address of every node that this one knows of, as Resolve does.
+func (c *Controller) Book() map[storage.NodeID]string {
+	ids := c.book.nodes()
+	c.fsm.view(func(s *catalog.State) {
+		for _, n := range s.Nodes() {
+			ids = append(ids, n.ID)
+		}
+	})
+	addrs := make(map[storage.NodeID]string, len(ids))
+	for _, id := range ids {
+		if addr, ok := c.Resolve(id); ok && id != c.id.Node {
+			addrs[id] = addr
+		}
+	}
+	return addrs
+}
+
 // Freshness says how good a view is.
 type Freshness struct {
 	Index uint64 // of the last command the copy holds
