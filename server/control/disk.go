@@ -1,6 +1,7 @@
 package control
 
 import (
+	"encoding/binary"
 	"errors"
 	"runtime"
 	"sync"
@@ -63,7 +64,11 @@ func (d *disk) run(err error, op func() error) error {
 		if err == nil || errors.Is(err, raft.ErrLogNotFound) || err.Error() == raftboltdb.ErrKeyNotFound.Error() {
 			return err
 		}
-		d.fail(storage.E("use", storage.KindIO, "catalog", err))
+		kind := storage.KindIO
+		if errors.Is(err, storage.ErrCorrupt) {
+			kind = storage.KindCorrupt
+		}
+		d.fail(storage.E("use", kind, "catalog", err))
 	}
 	if !d.running.Load() {
 		return err
@@ -96,7 +101,12 @@ func (d *disk) LastIndex() (i uint64, err error) {
 
 // GetLog implements raft.LogStore.
 func (d *disk) GetLog(index uint64, l *raft.Log) error {
-	return d.read(func() error { return d.log.GetLog(index, l) })
+	return d.read(func() error {
+		if err := d.log.GetLog(index, l); err != nil {
+			return err
+		}
+		return unsealEntry(index, l)
+	})
 }
 
 // StoreLog implements raft.LogStore.
@@ -104,7 +114,11 @@ func (d *disk) StoreLog(l *raft.Log) error { return d.StoreLogs([]*raft.Log{l}) 
 
 // StoreLogs implements raft.LogStore.
 func (d *disk) StoreLogs(ls []*raft.Log) error {
-	return d.do(func() error { return d.log.StoreLogs(ls) })
+	sealed := make([]*raft.Log, len(ls))
+	for i, l := range ls {
+		sealed[i] = sealEntry(l)
+	}
+	return d.do(func() error { return d.log.StoreLogs(sealed) })
 }
 
 // DeleteRange implements raft.LogStore.
@@ -114,22 +128,33 @@ func (d *disk) DeleteRange(from, to uint64) error {
 
 // Set implements raft.StableStore.
 func (d *disk) Set(key, val []byte) error {
-	return d.do(func() error { return d.stable.Set(key, val) })
+	return d.do(func() error { return d.stable.Set(key, sealValue(key, val)) })
 }
 
 // Get implements raft.StableStore.
 func (d *disk) Get(key []byte) (v []byte, err error) {
-	err = d.read(func() (err error) { v, err = d.stable.Get(key); return err })
+	err = d.read(func() (err error) {
+		if v, err = d.stable.Get(key); err == nil {
+			v, err = unsealValue(key, v)
+		}
+		return err
+	})
 	return v, err
 }
 
 // SetUint64 implements raft.StableStore.
 func (d *disk) SetUint64(key []byte, val uint64) error {
-	return d.do(func() error { return d.stable.SetUint64(key, val) })
+	return d.Set(key, binary.BigEndian.AppendUint64(nil, val))
 }
 
 // GetUint64 implements raft.StableStore.
 func (d *disk) GetUint64(key []byte) (v uint64, err error) {
-	err = d.read(func() (err error) { v, err = d.stable.GetUint64(key); return err })
+	err = d.read(func() error {
+		b, err := d.stable.Get(key)
+		if err == nil {
+			v, err = unsealNumber(key, b)
+		}
+		return err
+	})
 	return v, err
 }

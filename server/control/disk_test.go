@@ -45,10 +45,18 @@ func (s *badStore) StoreLogs(ls []*raft.Log) error {
 	return s.InmemStore.StoreLogs(ls)
 }
 
-// GetLog flips the lowest bit of the first digit in a command.
+// GetLog flips the lowest bit of the first digit in a command: "flip" in one from before entries were sealed, "rot" in one of
+// today.
 func (s *badStore) GetLog(index uint64, l *raft.Log) error {
-	if err := s.InmemStore.GetLog(index, l); err != nil || l.Type != raft.LogCommand || s.fault("flip") == nil {
+	if err := s.InmemStore.GetLog(index, l); err != nil || l.Type != raft.LogCommand {
 		return err
+	}
+	flip, rot := s.fault("flip") != nil, s.fault("rot") != nil
+	if !flip && !rot {
+		return nil
+	}
+	if flip {
+		l.Extensions = nil
 	}
 	l.Data = bytes.Clone(l.Data)
 	if at := bytes.IndexAny(l.Data[8:], "0123456789"); at >= 0 {
@@ -59,11 +67,11 @@ func (s *badStore) GetLog(index uint64, l *raft.Log) error {
 
 func (s *badStore) StoreLog(l *raft.Log) error { return s.StoreLogs([]*raft.Log{l}) }
 
-func (s *badStore) SetUint64(k []byte, v uint64) error {
-	if err := s.fault("term"); err != nil {
+func (s *badStore) Set(k, v []byte) error {
+	if err := s.fault("term"); string(k) == "CurrentTerm" && err != nil {
 		return err
 	}
-	return s.InmemStore.SetUint64(k, v)
+	return s.InmemStore.Set(k, v)
 }
 
 // TestFailedDisk: whatever the disk of the catalog refuses, on the leader or on a follower, the node ends with KindIO and
@@ -201,4 +209,103 @@ func failDisk(t *testing.T, op string, ofLeader bool) {
 	if stores[victim].calls != 1 {
 		t.Errorf("the disk was asked %d times after it had failed", stores[victim].calls-1)
 	}
+}
+
+// TestSeals guards the log and the votes of the catalog in a file without checksums (tried: without the comparisons a flipped bit in
+// a configuration, a term or a vote is taken for what was written). What earlier versions wrote is read as it is.
+func TestSeals(t *testing.T) {
+	store := raft.NewInmemStore()
+	d := newDisk(&RaftStores{Log: store, Stable: store}, func(error) {})
+	entry := &raft.Log{Index: 7, Term: 3, Type: raft.LogConfiguration, Data: []byte("configuration")}
+	if err := d.StoreLog(entry); err != nil || len(entry.Extensions) > 0 {
+		t.Fatalf("%v; the library's own entry became %+v", err, entry)
+	}
+	var got raft.Log
+	if err := d.GetLog(7, &got); err != nil || got.Term != 3 || string(got.Data) != "configuration" || len(got.Extensions) > 0 {
+		t.Fatalf("%+v: %v", got, err)
+	}
+	var kept raft.Log
+	if err := store.GetLog(7, &kept); err != nil {
+		t.Fatal(err)
+	}
+	for name, damage := range map[string]func(l *raft.Log){
+		"data": func(l *raft.Log) { l.Data[3] ^= 4 }, "term": func(l *raft.Log) { l.Term ^= 1 }, "type": func(l *raft.Log) { l.Type = raft.LogCommand },
+		"index": func(l *raft.Log) { l.Index = 8 }, "seal": func(l *raft.Log) { l.Extensions[5] ^= 1 }, "no seal": func(l *raft.Log) { l.Extensions = []byte("x") },
+	} {
+		l := kept
+		l.Data, l.Extensions = bytes.Clone(kept.Data), bytes.Clone(kept.Extensions)
+		damage(&l)
+		if err := unsealEntry(7, &l); !errors.Is(err, storage.ErrCorrupt) {
+			t.Errorf("damaged %s: %v", name, err)
+		}
+	}
+	if err := unsealEntry(7, &raft.Log{Index: 7, Data: []byte("old")}); err != nil {
+		t.Errorf("an entry from before: %v", err)
+	}
+
+	term := []byte("CurrentTerm")
+	if _, err := d.GetUint64(term); err == nil || err.Error() != "not found" {
+		t.Errorf("no term yet: %v; the library knows only \"not found\"", err)
+	}
+	if err := d.SetUint64(term, 1<<40+5); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := d.GetUint64(term); err != nil || n != 1<<40+5 {
+		t.Errorf("term %d: %v", n, err)
+	}
+	if err := d.Set([]byte("LastVoteCand"), []byte("3")); err != nil {
+		t.Fatal(err)
+	}
+	if v, err := d.Get([]byte("LastVoteCand")); err != nil || string(v) != "3" {
+		t.Errorf("vote %q: %v", v, err)
+	}
+	sealed, err := store.Get(term)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for bit := range 8 * len(sealed) {
+		b := bytes.Clone(sealed)
+		b[bit/8] ^= 1 << (bit % 8)
+		if n, err := unsealNumber(term, b); err == nil {
+			t.Errorf("bit %d of the term flipped: %d", bit, n)
+		}
+	}
+	if _, err := unsealValue([]byte("LastVoteTerm"), sealed); err == nil {
+		t.Error("a term is taken for another value")
+	}
+	if n, err := unsealNumber(term, []byte{0, 0, 0, 0, 0, 0, 1, 2}); err != nil || n != 258 {
+		t.Errorf("a term from before: %d, %v", n, err)
+	}
+}
+
+// TestRottenLogStopsTheNode: the node that reads a damaged entry ends with an error that says so, before it applies it.
+func TestRottenLogStopsTheNode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) { rotDisk(t) })
+}
+
+func rotDisk(t *testing.T) {
+	k := newCluster(t, "")
+	stores := map[storage.NodeID]*badStore{}
+	k.tune = func(cfg *Config) {
+		id := storage.NodeID(len(stores) + 1)
+		if stores[id] == nil && cfg.Stores != nil {
+			s := &badStore{InmemStore: cfg.Stores.Log.(*raft.InmemStore), op: "rot"}
+			stores[id] = s
+			cfg.Stores = &RaftStores{Log: s, Stable: s, Snapshots: cfg.Stores.Snapshots}
+		}
+	}
+	k.three()
+	victim := k.leader()%3 + 1
+	c := k.running()[victim]
+	stores[victim].bad.Store(true)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if _, err := k.running()[k.leader()].Propose(ctx, catalog.CreateVolume{Name: "first", SizeBytes: 4096, At: time.Now().UTC()}); err != nil {
+		t.Fatal(err)
+	}
+	k.until("the node notices", func() bool { return c.Failed() != nil })
+	if err := c.Failed(); !errors.Is(err, storage.ErrCorrupt) || !strings.Contains(err.Error(), "checksum") {
+		t.Errorf("it failed with %v", err)
+	}
+	k.stopNode(victim)
 }
