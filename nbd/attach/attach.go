@@ -38,6 +38,10 @@ type Request struct {
 	// Name names the device at this host for as long as it exists: a DNS label.
 	Name     string
 	ReadOnly bool
+	// Device and Identity are what an earlier process of this boot has noted of the device, to find it by where its file system
+	// shows nowhere any more; zero: nothing.
+	Device   string
+	Identity blockdev.Identity
 	// Open opens the export for one connection of the device, of which a driver may make several. The size in its Info is
 	// the device's.
 	Open func(ctx context.Context) (nbd.Export, error)
@@ -53,8 +57,8 @@ type Driver interface {
 	// Resume serves the device of that name, which an earlier process has made, and returns when it is served. KindNotFound
 	// if there is none; KindIO if there is one that cannot be served any more: Detach with force removes it.
 	Resume(ctx context.Context, r Request) (Device, error)
-	// Detach removes what there is under a name, served or not, by force.
-	Detach(ctx context.Context, name string) error
+	// Detach removes what there is under the request's name, served or not, by force.
+	Detach(ctx context.Context, r Request) error
 }
 
 // Device is a block device that is being served.

@@ -7,12 +7,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/blockdev"
@@ -58,7 +62,7 @@ func newRig(t *testing.T, sizeBytes uint64) *rig {
 	r.backend.Add("disk", sizeBytes)
 	r.request = Request{Name: "disk", Open: func(ctx context.Context) (nbd.Export, error) { return r.backend.Open(ctx, "disk", nbd.Peer{}) }}
 	t.Cleanup(func() {
-		if err := driver.Detach(context.WithoutCancel(t.Context()), "disk"); err != nil {
+		if err := driver.Detach(context.WithoutCancel(t.Context()), r.request); err != nil {
 			t.Errorf("clean up: %v", err)
 		}
 		_ = keeper.Close()
@@ -322,14 +326,14 @@ func TestLoopOfAnother(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, force := range []bool{false, true} {
-		if err := loopDetach(device, "/ours", force); err != nil {
+		if err := loopDetach(device, "/ours", 0, force); err != nil {
 			t.Error(err)
 		}
 		if loopFile(device) != file {
 			t.Fatalf("%s was taken off its file (force: %t)", device, force)
 		}
 	}
-	if err := loopDetach(device, file, false); err != nil || loopFile(device) != "" {
+	if err := loopDetach(device, file, 0, false); err != nil || loopFile(device) != "" {
 		t.Errorf("%s lies over %q still: %v", device, loopFile(device), err)
 	}
 }
@@ -372,4 +376,184 @@ func TestLoopLostToAnother(t *testing.T) {
 	if loopFile(d.Path()) != theirs {
 		t.Error("the other's device was taken apart")
 	}
+}
+
+// insideVariable has the test binary attach a device in a mount namespace of its own, and be killed there.
+const insideVariable = "ATTACH_TEST_INSIDE"
+
+// hostVariable is where the host's first process is to be found from there.
+const hostVariable = "ATTACH_TEST_HOST"
+
+// inNamespace attaches a device in a mount namespace that is gone when it returns, with the process that served it; the keeper lives on.
+func inNamespace(t *testing.T, dir string, extra ...func(*exec.Cmd)) Request {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "TestInsideNamespace", "-test.count", "1")
+	cmd.Env = append(os.Environ(), insideVariable+"="+dir)
+	for _, e := range extra {
+		e(cmd)
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS, Unshareflags: syscall.CLONE_NEWNS}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	// The directory is the test's own in both namespaces.
+	text, err := os.ReadFile(filepath.Join(dir, "noted"))
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	device, identity, _ := strings.Cut(string(text), "\n")
+	r := Request{Name: "disk", Device: device}
+	if r.Identity, err = blockdev.ParseIdentity(identity); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// TestInsideNamespace is what inNamespace runs.
+func TestInsideNamespace(t *testing.T) {
+	dir := os.Getenv(insideVariable)
+	if dir == "" {
+		return
+	}
+	driver, backend := driverIn(t, dir)
+	driver.config.Keeper.(*KeeperProcess).host = os.Getenv(hostVariable)
+	d, err := driver.Attach(t.Context(), Request{Name: "disk", Open: func(ctx context.Context) (nbd.Export, error) { return backend.Open(ctx, "disk", nbd.Peer{}) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "noted"), []byte(d.Path()+"\n"+d.Identity().String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	os.Exit(0) // as if it was killed: the device stays
+}
+
+func driverIn(t *testing.T, dir string) (*FUSE, *nbdtest.Backend) {
+	t.Helper()
+	keeper := NewKeeperProcess(filepath.Join(dir, "keeper.sock"), []string{os.Args[0]})
+	driver, err := NewFUSE(Config{Dir: filepath.Join(dir, "mnt"), Helper: []string{os.Args[0]}, Keeper: keeper})
+	if err != nil {
+		t.Fatal(err)
+	}
+	backend := nbdtest.NewBackend()
+	backend.Add("disk", 16<<20)
+	return driver, backend
+}
+
+// A gateway's container ends with its mount namespace: no path leads to the device's file any more. Where the keeper lives on,
+// the next gateway goes on with the device that was noted, lets it grow and removes it; where it was killed with the rest, the device
+// is said to be lost, and no other takes its place, and by force nothing is left of it. The line is the one in locate that
+// compares sequence numbers.
+func TestAfterMountNamespace(t *testing.T) {
+	for _, keeperLives := range []bool{true, false} {
+		t.Run(fmt.Sprintf("keeper lives: %t", keeperLives), func(t *testing.T) {
+			dir := t.TempDir()
+			noted := inNamespace(t, dir)
+			driver, backend := driverIn(t, dir)
+			defer func() { _ = driver.config.Keeper.(*KeeperProcess).Close() }()
+			r := noted
+			r.Open = func(ctx context.Context) (nbd.Export, error) { return backend.Open(ctx, "disk", nbd.Peer{}) }
+			if !keeperLives {
+				if err := driver.config.Keeper.Forget(keptName("disk")); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := driver.Resume(t.Context(), r); !errors.Is(err, storage.ErrIO) {
+					t.Errorf("a lost device is resumed: %v", err)
+				}
+				if err := driver.Detach(t.Context(), r); err != nil {
+					t.Error(err)
+				}
+			} else {
+				d, err := driver.Resume(t.Context(), r)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if d.Path() != noted.Device || d.Check() != nil {
+					t.Errorf("resumed %s, noted %s: %v", d.Path(), noted.Device, d.Check())
+				}
+				writeFile(t, d.Path(), bytes.Repeat([]byte{3}, 1<<20))
+				export, err := backend.Open(t.Context(), "disk", nbd.Peer{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := export.(nbd.Resizer).Resize(t.Context(), 32<<20); err != nil {
+					t.Fatal(err)
+				}
+				if err := d.Resize(t.Context()); err != nil || d.SizeBytes() != 32<<20 {
+					t.Errorf("it has %d bytes after it was to grow: %v", d.SizeBytes(), err)
+				}
+				if err := d.Detach(t.Context(), false); err != nil {
+					t.Error(err)
+				}
+			}
+			if blockdev.Sequence(noted.Device) == noted.Identity.Sequence {
+				t.Errorf("%s is left behind", noted.Device)
+			}
+			if _, err := driver.Resume(t.Context(), r); !errors.Is(err, storage.ErrNotFound) {
+				t.Errorf("resumed when it was removed: %v", err)
+			}
+		})
+	}
+}
+
+// A keeper that moves to the host is in the host's mount namespace and in a control group of its own, so that the end of the
+// container, by whichever of the two, is not its end; and it serves the next gateway. One that cannot move says why, and no device
+// is made without it. The lines are those in moveToHost.
+func TestKeeperOnHost(t *testing.T) {
+	dir := t.TempDir()
+	host := exec.CommandContext(t.Context(), "sleep", "600") // stands for the first process of the host
+	if err := host.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = host.Process.Kill(); _ = host.Wait() }()
+	noted := inNamespace(t, dir, func(c *exec.Cmd) { c.Env = append(c.Env, fmt.Sprintf("%s=/proc/%d", hostVariable, host.Process.Pid)) })
+	keeper := keeperPid(t, filepath.Join(dir, "keeper.sock"))
+	theirs, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", keeper))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ours, err := os.Readlink("/proc/self/ns/mnt"); err != nil || ours != theirs {
+		t.Errorf("the keeper is in %s, the host in %s (%v)", theirs, ours, err)
+	}
+	if groups, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", keeper)); err != nil || !strings.Contains(string(groups), "0::/"+keeperGroup+"\n") {
+		t.Errorf("the keeper is in the control groups %s (%v)", groups, err)
+	}
+	driver, backend := driverIn(t, dir)
+	defer func() { _ = driver.config.Keeper.(*KeeperProcess).Close() }()
+	noted.Open = func(ctx context.Context) (nbd.Export, error) { return backend.Open(ctx, "disk", nbd.Peer{}) }
+	d, err := driver.Resume(t.Context(), noted)
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, d.Path(), bytes.Repeat([]byte{3}, 1<<20))
+	if err := d.Detach(t.Context(), false); err != nil {
+		t.Error(err)
+	}
+	here, _ := driverIn(t, t.TempDir())
+	here.config.Keeper.(*KeeperProcess).host = fmt.Sprintf("/proc/%d", os.Getpid())
+	if _, err := here.Attach(t.Context(), noted); err == nil || !strings.Contains(err.Error(), "hostPID") {
+		t.Errorf("attached without a keeper: %v", err)
+	}
+}
+
+// keeperPid returns the process that listens at a keeper's socket.
+func keeperPid(t *testing.T, socket string) (pid int32) {
+	t.Helper()
+	conn, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: socket, Net: "unixpacket"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := raw.Control(func(fd uintptr) {
+		if c, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+			pid = c.Pid
+		}
+	}); err != nil || pid == 0 {
+		t.Fatalf("whose socket it is: %d, %v", pid, err)
+	}
+	return pid
 }

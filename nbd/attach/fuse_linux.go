@@ -68,9 +68,10 @@ func (d *FUSE) Attach(ctx context.Context, r Request) (Device, error) {
 	if err := checkName(r.Name); err != nil {
 		return nil, err
 	}
-	if err := d.Detach(ctx, r.Name); err != nil {
+	if err := d.Detach(ctx, r); err != nil {
 		return nil, err
 	}
+	r.Device, r.Identity = "", blockdev.Identity{} // of the one before
 	export, err := openDevice(ctx, r)
 	if err != nil {
 		return nil, err
@@ -86,7 +87,7 @@ func (d *FUSE) Attach(ctx context.Context, r Request) (Device, error) {
 	}
 	if err != nil {
 		dev.Stop(ctx)
-		return nil, errors.Join(storage.E("attach", storage.KindIO, "device "+r.Name, err), d.Detach(ctx, r.Name))
+		return nil, errors.Join(storage.E("attach", storage.KindIO, "device "+r.Name, err), d.Detach(ctx, r))
 	}
 	return dev, nil
 }
@@ -143,7 +144,7 @@ func (d *FUSE) Resume(ctx context.Context, r Request) (Device, error) {
 		return nil, err
 	}
 	fail := func(kind storage.Kind, why error) error { return storage.E("resume", kind, "device "+r.Name, why) }
-	path, connection := loopOver(d.file(r.Name)), d.connection(r.Name)
+	path, connection := d.locate(r)
 	if path == "" && connection == 0 {
 		return nil, fail(storage.KindNotFound, nil)
 	}
@@ -156,7 +157,7 @@ func (d *FUSE) Resume(ctx context.Context, r Request) (Device, error) {
 			_ = fd.Close()
 		}
 		return nil, fail(storage.KindIO, errors.New("the connection to the kernel was lost with the gateway and its keeper, or the device was taken apart; "+
-			"detach it by force and attach it again"))
+			"what uses it gets errors, and what was written and not synced is lost: detach it by force and attach it again"))
 	}
 	if why := d.lost(r.Name, connection); why != nil {
 		return nil, errors.Join(fail(storage.KindIO, why), fd.Close())
@@ -166,7 +167,9 @@ func (d *FUSE) Resume(ctx context.Context, r Request) (Device, error) {
 		return nil, errors.Join(err, fd.Close())
 	}
 	dev := d.serve(r, fd, export)
-	if err := dev.identify(path); err != nil {
+	if r.Device == path && !r.Identity.IsZero() {
+		dev.path, dev.is = path, r.Identity
+	} else if err := dev.identify(path); err != nil {
 		dev.Stop(ctx)
 		return nil, err
 	}
@@ -176,6 +179,20 @@ func (d *FUSE) Resume(ctx context.Context, r Request) (Device, error) {
 		}
 	}
 	return dev, nil
+}
+
+// locate returns the loop device of a name and the number of the FUSE connection below it; zero values for what is not there.
+// After the end of the mount namespace that they were made in (a container's) no path leads to the file any more: the loop
+// device is known by its number then, and the file system, which it keeps, by the device number of the file.
+func (d *FUSE) locate(r Request) (path string, connection uint64) {
+	path, connection = loopOver(d.file(r.Name)), d.connection(r.Name)
+	if path == "" && r.Identity.Sequence != 0 && blockdev.Sequence(r.Device) == r.Identity.Sequence {
+		path = r.Device
+	}
+	if connection == 0 && path != "" && path == r.Device {
+		connection = uint64(unix.Minor(r.Identity.FileDevice))
+	}
+	return path, connection
 }
 
 // lost returns why a device cannot be served any more: requests that the last process had read and not answered, which
@@ -227,20 +244,22 @@ func (d *FUSE) connection(name string) uint64 {
 var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
 
 // Detach implements Driver: the connection is ended first, so that nothing waits for it.
-func (d *FUSE) Detach(ctx context.Context, name string) error {
+func (d *FUSE) Detach(ctx context.Context, r Request) error {
+	name := r.Name
 	if err := checkName(name); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, helpTimeout)
 	defer cancel()
 	var errs []error
-	if n := d.connection(name); n != 0 {
+	path, n := d.locate(r)
+	if n != 0 {
 		if err := os.WriteFile(filepath.Join(connections, strconv.FormatUint(n, 10), "abort"), []byte("1"), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
 			d.config.Logger.Warn("FUSE connection not aborted", "device", name, "error", err)
 		}
 	}
-	if path := loopOver(d.file(name)); path != "" {
-		if _, err := d.config.help(ctx, "loop-detach", path, d.file(name), "force"); err != nil {
+	if path != "" {
+		if _, err := d.config.help(ctx, "loop-detach", path, d.file(name), strconv.FormatUint(r.Identity.Sequence, 10), "force"); err != nil {
 			errs = append(errs, err)
 		}
 	}
@@ -340,8 +359,8 @@ func (v *fuseDevice) Detach(ctx context.Context, force bool) error {
 	if !force {
 		helping, cancel := context.WithTimeout(ctx, helpTimeout)
 		defer cancel()
-		if loopFile(v.path) == v.driver.file(v.name) {
-			if _, err := v.driver.config.help(helping, "loop-detach", v.path, v.driver.file(v.name)); errors.Is(err, errBusy) {
+		if v.Check() == nil {
+			if _, err := v.driver.config.help(helping, "loop-detach", v.path, v.driver.file(v.name), strconv.FormatUint(v.is.Sequence, 10)); errors.Is(err, errBusy) {
 				return storage.E("detach", storage.KindConflict, "device "+v.path,
 					errors.New("it is in use; unmount it first, or force it: its users then get errors"))
 			} else if err != nil {
@@ -349,7 +368,7 @@ func (v *fuseDevice) Detach(ctx context.Context, force bool) error {
 			}
 		}
 	}
-	if err := v.driver.Detach(ctx, v.name); err != nil {
+	if err := v.driver.Detach(ctx, Request{Name: v.name, Device: v.path, Identity: v.is}); err != nil {
 		return err
 	}
 	v.end()

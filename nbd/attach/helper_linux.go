@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"time"
 
@@ -24,6 +25,9 @@ func Helper(ctx context.Context, args []string, stdout io.Writer) error {
 	}
 	switch args[0] {
 	case "keeper":
+		if len(args) > 2 {
+			return moveToHost(args[2], append(os.Args[:len(os.Args)-len(args)], "keeper", args[1]))
+		}
 		return runKeeper(ctx, args[1])
 	case "loop-attach":
 		device, err := loopAttach(args[1], len(args) > 2 && args[2] == "ro")
@@ -48,10 +52,14 @@ func Helper(ctx context.Context, args []string, stdout io.Writer) error {
 	case "block-sync":
 		return blockSync(args[1])
 	case "loop-detach":
-		if len(args) < 3 {
+		if len(args) < 4 {
 			return fail()
 		}
-		return loopDetach(args[1], args[2], len(args) > 3 && args[3] == "force")
+		sequence, err := strconv.ParseUint(args[3], 10, 64)
+		if err != nil {
+			return err
+		}
+		return loopDetach(args[1], args[2], sequence, len(args) > 4 && args[4] == "force")
 	}
 	return fail()
 }

@@ -37,6 +37,7 @@ const (
 type KeeperProcess struct {
 	socket string
 	helper []string
+	host   string // the directory in /proc of the host's first process, to whose namespaces a keeper moves; empty: it does not
 
 	mu   sync.Mutex    // guards what follows; held for one request
 	conn *net.UnixConn // nil: not connected
@@ -46,6 +47,10 @@ type KeeperProcess struct {
 func NewKeeperProcess(socket string, helper []string) *KeeperProcess {
 	return &KeeperProcess{socket: socket, helper: helper}
 }
+
+// OnHost has a keeper that is started leave this process' container, so that it outlives that. The socket must have the same
+// path on the host. It is called before all else.
+func (k *KeeperProcess) OnHost() { k.host = "/proc/1" }
 
 // Close ends the connection. The keeper lives on if it holds anything.
 func (k *KeeperProcess) Close() error {
@@ -177,7 +182,8 @@ func (k *KeeperProcess) connectLocked() error {
 		deadline := time.Now().Add(keeperTimeout)
 		for conn, err = net.DialUnix("unixpacket", nil, addr); err != nil; conn, err = net.DialUnix("unixpacket", nil, addr) {
 			if time.Now().After(deadline) {
-				return fmt.Errorf("the keeper does not start: %w", err)
+				said, _ := os.ReadFile(k.log()) // there may be nothing
+				return fmt.Errorf("the keeper does not start: %w %s", err, strings.TrimSpace(string(said)))
 			}
 			wait := time.NewTimer(10 * time.Millisecond)
 			<-wait.C
@@ -187,12 +193,22 @@ func (k *KeeperProcess) connectLocked() error {
 	return nil
 }
 
+// log is where a keeper says why it does not start.
+func (k *KeeperProcess) log() string { return k.socket + ".log" }
+
 // start starts a keeper in a session of its own, so that no signal of a terminal or to a group ends it.
 func (k *KeeperProcess) start() error {
 	args := append(append([]string(nil), k.helper...), "keeper", k.socket)
+	if k.host != "" {
+		args = append(args, k.host)
+	}
 	cmd := exec.Command(args[0], args[1:]...) //nolint:gosec // the operator's own binary
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.Dir = "/"
+	if log, err := os.OpenFile(k.log(), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600); err == nil {
+		cmd.Stderr = log
+		defer func() { _ = log.Close() }()
+	}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start the keeper: %w", err)
 	}

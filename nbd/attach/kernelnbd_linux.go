@@ -103,16 +103,16 @@ func pathOf(index uint32) string { return "/dev/nbd" + strconv.FormatUint(uint64
 
 // Attach implements Driver.
 func (d *NBD) Attach(ctx context.Context, r Request) (Device, error) {
-	if err := d.Detach(ctx, r.Name); err != nil {
+	if err := d.Detach(ctx, r); err != nil {
 		return nil, err
 	}
 	dev, err := d.connect(ctx, r)
 	if err != nil {
-		return nil, errors.Join(err, d.Detach(ctx, r.Name))
+		return nil, errors.Join(err, d.Detach(ctx, r))
 	}
 	if err := ensureNode(dev.Path()); err != nil {
 		dev.Stop(ctx)
-		return nil, errors.Join(storage.E("attach", storage.KindIO, "device "+r.Name, err), d.Detach(ctx, r.Name))
+		return nil, errors.Join(storage.E("attach", storage.KindIO, "device "+r.Name, err), d.Detach(ctx, r))
 	}
 	return dev, nil
 }
@@ -173,7 +173,8 @@ func (d *NBD) order(name string) nbdOrder {
 }
 
 // Detach implements Driver.
-func (d *NBD) Detach(ctx context.Context, name string) error {
+func (d *NBD) Detach(ctx context.Context, r Request) error {
+	name := r.Name
 	if err := checkName(name); err != nil {
 		return err
 	}
@@ -453,7 +454,7 @@ func (v *nbdDevice) Detach(ctx context.Context, force bool) error {
 			return err
 		}
 	}
-	if err := v.driver.Detach(ctx, v.name); err != nil {
+	if err := v.driver.Detach(ctx, Request{Name: v.name}); err != nil {
 		return err
 	}
 	v.end()

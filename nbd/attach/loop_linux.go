@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/storaged/storaged/internal/blockdev"
 )
 
 // This file makes loop devices. All of it but what only reads sysfs is called by helper processes.
@@ -79,7 +81,9 @@ func ensureNode(path string) error {
 
 // loopResize makes a loop device as large as its file. To look at the file first is what tells the kernel of its size.
 func loopResize(device, file string) error {
-	if _, err := os.Stat(file); err != nil {
+	_, err := os.Stat(file)
+	shown := err == nil
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	f, err := os.OpenFile(device, os.O_RDWR, 0)
@@ -90,12 +94,18 @@ func loopResize(device, file string) error {
 		return err
 	}
 	defer func() { _ = f.Close() }()
+	if !shown { // its file system shows in no mount namespace any more: the device itself can be asked to look at the file
+		if _, err := unix.IoctlLoopGetStatus64(int(f.Fd())); err != nil {
+			return os.NewSyscallError("LOOP_GET_STATUS64", err)
+		}
+	}
 	return os.NewSyscallError("LOOP_SET_CAPACITY", unix.IoctlSetInt(int(f.Fd()), unix.LOOP_SET_CAPACITY, 0))
 }
 
 // loopDetach takes a loop device off its file. While it is in use that is errBusy, or, with force, left to the kernel, which
-// does it when the last user has gone. A device that lies over another file is somebody else's by now, and this one is done.
-func loopDetach(device, file string, force bool) error {
+// does it when the last user has gone. A device that lies over another file, and has not the sequence number either (0: not
+// known), is somebody else's by now, and this one is done.
+func loopDetach(device, file string, sequence uint64, force bool) error {
 	flags := os.O_RDONLY
 	if !force {
 		flags |= os.O_EXCL // refused while the device is mounted, or part of another
@@ -107,7 +117,8 @@ func loopDetach(device, file string, force bool) error {
 	if err != nil {
 		return err
 	}
-	if loopFile(device) != file { // from here on, being open, it stays what it is
+	// From here on, being open, it stays what it is.
+	if ours := loopFile(device) == file || sequence != 0 && blockdev.Sequence(device) == sequence; !ours {
 		return f.Close()
 	}
 	if !force {

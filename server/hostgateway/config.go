@@ -37,6 +37,8 @@ type Config struct {
 	NBDResend time.Duration `flag:"nbd-resend-after" default:"200ms" help:"how long an NBD request is unanswered before the kernel looks whether the gateway was replaced, and sends it again if so; it logs a line for every request that it looks at"`
 	NBDDead   time.Duration `flag:"nbd-dead-timeout" default:"1h" help:"for how long a kernel NBD device waits for a gateway to come back before its requests fail"`
 
+	KeeperOnHost bool `flag:"keeper-on-host" help:"for a gateway in a container: what keeps FUSE devices alive while the gateway is restarted leaves the container, into the mount namespace and a control group of the host, and outlives it; needs the host's processes (hostPID), all privileges and the same path of --state-dir on both sides"`
+
 	Buffers size.Bytes `flag:"buffers" default:"128MiB" help:"payloads of requests that all FUSE devices, and all kernel NBD devices, work on at a time; with what else the gateway holds of them it uses about twice that while the cluster stands still"`
 
 	LogLevel  string `flag:"log-level" default:"info" help:"debug, info, warn or error"`

@@ -260,23 +260,35 @@ func (d *disk) openVolume(ctx context.Context, c *connection) (*volume.Volume, e
 	return c.volume.Open(ctx, r.Volume, volume.OpenOptions{ReadOnly: r.ReadOnly, Attachment: r.Attachment})
 }
 
-// request asks a driver for the disk's device.
-func (d *disk) request(c *connection) attach.Request {
+// noted returns what is known of the disk's device. What was noted before the host was started says nothing any more.
+func (d *disk) noted() attach.Request {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return attach.Request{Name: d.record.Volume, ReadOnly: d.record.ReadOnly, Open: func(ctx context.Context) (nbd.Export, error) {
+	r := attach.Request{Name: d.record.Volume, ReadOnly: d.record.ReadOnly}
+	if d.record.Boot != "" && d.record.Boot == d.gateway.boot() && !d.foreign {
+		r.Device, r.Identity = d.record.Device, d.record.Identity
+	}
+	return r
+}
+
+// request asks a driver for the disk's device.
+func (d *disk) request(c *connection) attach.Request {
+	r := d.noted()
+	r.Open = func(ctx context.Context) (nbd.Export, error) {
 		v, err := d.openVolume(ctx, c)
 		if err != nil {
 			return nil, err
 		}
 		return export.Attached(v), nil
-	}}
+	}
+	return r
 }
 
 // ready notes that the device is served, and watches over it.
 func (d *disk) ready(device attach.Device) error {
 	d.mu.Lock()
 	d.device, d.record.Device, d.record.Identity, d.foreign = device, device.Path(), device.Identity(), false
+	d.record.Boot = d.gateway.boot()
 	d.state, d.reason = host.StateReady, ""
 	r := d.record
 	d.mu.Unlock()
@@ -294,7 +306,7 @@ func (g *Gateway) undo(d *disk, driver attach.Driver) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(g.ctx), 20*time.Second)
 	defer cancel()
 	d.stop(ctx)
-	err := driver.Detach(ctx, d.record.Volume)
+	err := driver.Detach(ctx, d.noted())
 	if err == nil {
 		err = g.giveUp(ctx, d)
 	}
@@ -386,7 +398,7 @@ func (g *Gateway) remove(ctx context.Context, d *disk, device attach.Device, via
 	if !force {
 		return storage.E("detach", storage.KindConflict, "volume "+d.record.Volume, errors.New("its device is not served; only force removes it: its users then get errors"))
 	}
-	return driver.Detach(ctx, d.record.Volume)
+	return driver.Detach(ctx, d.noted())
 }
 
 // stop ends the serving of the disk and gives the volume up at this gateway. The device stays.
@@ -458,7 +470,7 @@ func (g *Gateway) finish(d *disk) error {
 	ctx, cancel := context.WithTimeout(g.resuming, time.Minute)
 	defer cancel()
 	if driver := g.drivers[d.record.Via]; driver != nil {
-		if err := driver.Detach(ctx, d.record.Volume); err != nil {
+		if err := driver.Detach(ctx, d.noted()); err != nil {
 			return err
 		}
 	}

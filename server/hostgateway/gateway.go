@@ -93,6 +93,9 @@ func newGateway(ctx context.Context, c Config, env environment) (g *Gateway, err
 		return nil, err
 	}
 	keeper := attach.NewKeeperProcess(st.dir+"/keeper.sock", env.helper)
+	if c.KeeperOnHost {
+		keeper.OnHost()
+	}
 	drivers, err := newDrivers(c, env, st, keeper)
 	if err != nil {
 		return nil, err
@@ -373,6 +376,12 @@ func (g *Gateway) Info(context.Context) (host.Info, error) {
 		i.Cluster = g.cluster.id
 	}
 	return i, nil
+}
+
+// boot returns the id of the host's present boot, as far as the gateway knows it.
+func (g *Gateway) boot() string {
+	_, now, _ := strings.Cut(string(g.machine), ".")
+	return now
 }
 
 // logOf returns the logger of a volume's events.

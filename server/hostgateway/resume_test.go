@@ -38,10 +38,10 @@ func (d *fakeDriver) Resume(_ context.Context, r attach.Request) (attach.Device,
 	return nil, storage.E("resume", storage.KindNotFound, "device "+r.Name, nil)
 }
 
-func (d *fakeDriver) Detach(_ context.Context, name string) error {
+func (d *fakeDriver) Detach(_ context.Context, r attach.Request) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.detached = append(d.detached, name)
+	d.detached = append(d.detached, r.Name)
 	return nil
 }
 

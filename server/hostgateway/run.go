@@ -41,6 +41,7 @@ func Run(ctx context.Context, config Config, helper []string, logs io.Writer) er
 	if err != nil {
 		return err
 	}
+	env.metrics.MustRegister(deviceStates{g})
 	listener, err := listen(config.Socket)
 	if err == nil {
 		if err = g.start(); err == nil {

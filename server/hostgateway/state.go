@@ -43,6 +43,8 @@ type record struct {
 	ReadOnly   bool               `json:"read_only,omitempty"`
 	Via        host.Via           `json:"via"`
 	Device     string             `json:"device,omitempty"`
+	// Boot is the boot of the host that Device and Identity are of.
+	Boot string `json:"boot,omitempty"`
 	// Identity is what Device is told by from another that has got its path since.
 	Identity blockdev.Identity `json:"identity,omitzero"`
 	Since    time.Time         `json:"since,omitzero"`

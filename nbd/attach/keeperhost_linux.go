@@ -1,0 +1,98 @@
+package attach
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	storage "github.com/storaged/storaged"
+)
+
+// keeperGroup is the control group that a keeper on the host moves to, at the root: whoever ends a container ends what is in
+// the container's group.
+const keeperGroup = "storaged-keeper"
+
+// moveToHost takes this process out of its container, into the control groups and the mount namespace of the process whose
+// directory in /proc is init, the host's first, and runs the program anew there with these arguments. It returns only if that
+// failed. The container must see the host's processes (hostPID: true in a pod), and be privileged.
+func moveToHost(init string, args []string) error {
+	fail := func(what string, err error) error {
+		return storage.E("move the keeper to the host", storage.KindUnsupported, what, fmt.Errorf("%w; the gateway's container needs the host's processes (hostPID: true) and all privileges", err))
+	}
+	runtime.LockOSThread() // namespaces are a thread's until the program is run anew; nothing follows if that fails
+	theirs, err := os.Readlink(filepath.Join(init, "ns/mnt"))
+	if err != nil {
+		return fail(init, err)
+	}
+	if ours, err := os.Readlink("/proc/thread-self/ns/mnt"); err != nil || ours == theirs {
+		return fail(init, errors.Join(err, errors.New("it is in this mount namespace: either this is no container, or that is not the host's first process")))
+	}
+	program, err := unix.Open("/proc/self/exe", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fail("this program", err)
+	}
+	mounts, err := unix.Open(filepath.Join(init, "ns/mnt"), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fail("mount namespace", err)
+	}
+	if err := enterGroups(init); err != nil {
+		return fail("control groups", err)
+	}
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return fail("this thread", err)
+	}
+	if err := unix.Setns(mounts, unix.CLONE_NEWNS); err != nil {
+		return fail("mount namespace", err)
+	}
+	path := "/proc/self/fd/" + strconv.Itoa(program)
+	return fail("this program", syscall.Exec(path, args, os.Environ()))
+}
+
+// enterGroups moves this process to keeperGroup in the control groups of version 2, and to the root of each hierarchy of version
+// 1, as the process of init sees them. Its own namespace of groups would not let it out.
+func enterGroups(init string) error {
+	ns, err := unix.Open(filepath.Join(init, "ns/cgroup"), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(ns) }()
+	if err := unix.Setns(ns, unix.CLONE_NEWCGROUP); err != nil {
+		return os.NewSyscallError("setns", err)
+	}
+	f, err := os.Open(filepath.Join(init, "mountinfo"))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	moved := 0
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		before, after, _ := strings.Cut(lines.Text(), " - ")
+		fields, kind := strings.Fields(before), strings.Fields(after)
+		if len(fields) < 5 || len(kind) < 1 || kind[0] != "cgroup2" && kind[0] != "cgroup" {
+			continue
+		}
+		dir := filepath.Join(init, "root", unescape.Replace(fields[4]))
+		if kind[0] == "cgroup2" {
+			dir = filepath.Join(dir, keeperGroup)
+			if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+				return err
+			}
+		}
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(os.Getpid())), 0); err != nil {
+			return err
+		}
+		moved++
+	}
+	if moved == 0 {
+		return errors.New("the host has none mounted")
+	}
+	return nil
+}
