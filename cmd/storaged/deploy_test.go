@@ -191,3 +191,17 @@ func fromUnits(t *testing.T) (list []started) {
 	}
 	return list
 }
+
+// The udev rules know devices by where the gateway makes them, and by what kernel NBD devices are called.
+func TestUdevRules(t *testing.T) {
+	rules, err := os.ReadFile("../../deploy/udev/61-storaged.rules")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := gatewayCommand().Flags().Lookup("state-dir").DefValue
+	for _, want := range []string{`ATTR{loop/backing_file}=="` + dir + `/mnt/?*/disk"`, `ATTR{backend}=="storaged/?*"`, `SYMLINK+="storaged/%c"`, `SYMLINK+="$attr{backend}"`} {
+		if !strings.Contains(string(rules), want) {
+			t.Errorf("the rules do not say %s", want)
+		}
+	}
+}

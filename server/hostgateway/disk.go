@@ -296,6 +296,7 @@ func (d *disk) ready(device attach.Device) error {
 		return err
 	}
 	d.gateway.link(r.Volume, r.Device)
+	announce(r.Device)
 	d.verify() // it may have been freed before the link was there to be taken away
 	d.watch()
 	return nil
@@ -720,6 +721,16 @@ func (g *Gateway) link(volume, device string) {
 	if err != nil {
 		g.env.logger.Warn("the volume has no link", "volume", volume, "link", path, "error", err)
 	}
+}
+
+// announce has the kernel tell udev of the device, now that it is whole and served: rules look at what it lies over, and read it.
+func announce(device string) {
+	f, err := os.OpenFile(filepath.Join("/sys/block", filepath.Base(device), "uevent"), os.O_WRONLY, 0)
+	if err != nil {
+		return // a device of a test, or a host without sysfs, which has no udev either
+	}
+	_, _ = f.WriteString("change") // without it udev knows what it knew
+	_ = f.Close()
 }
 
 func (g *Gateway) unlink(volume string) {
