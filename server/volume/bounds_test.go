@@ -240,6 +240,41 @@ func TestClearOfNothingKeepsTheRules(t *testing.T) {
 	})
 }
 
+// slowLooks is a cluster whose leaders look at one extent for each question.
+type slowLooks struct {
+	*volumetest.Node
+	questions atomic.Int64
+	asked     func(n int64)
+}
+
+func (c *slowLooks) MappedExtents(_ context.Context, _ storage.GroupID, req op.MappedRequest) (op.MappedResponse, error) {
+	c.asked(c.questions.Add(1))
+	return op.MappedResponse{Next: req.First + 1}, nil
+}
+
+// A clear ends with its context, however much is left to be looked at, and holds up nobody afterwards. Line: ctx.Err in
+// clearAll.
+func TestClearEndsWithItsContext(t *testing.T) {
+	bubble(t, func(t *testing.T, c *volumetest.Cluster) {
+		c.CreateVolume("huge", 1<<40, 1, 2, 3, 1)
+		ctx, cancel := context.WithCancel(t.Context())
+		slow := &slowLooks{Node: c.Start(1), asked: func(n int64) {
+			if n == 30 {
+				cancel()
+			}
+		}}
+		g := start(t, c, func(config *volume.Config) { config.Cluster = slow })
+		v := open(t, g, "huge")
+		if err := v.Discard(ctx, 0, 1<<40); !errors.Is(err, storage.ErrCanceled) {
+			t.Errorf("got %v, want canceled", err)
+		}
+		if n := slow.questions.Load(); n > 33 {
+			t.Errorf("%d questions, though nobody waited any more after 30", n)
+		}
+		mustWrite(t, v, pattern(block, 1), 0)
+	})
+}
+
 // Flush waits for what had started before it, and not for what starts later.
 func TestFlushIsABarrier(t *testing.T) {
 	bubble(t, func(t *testing.T, c *volumetest.Cluster) {

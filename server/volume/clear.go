@@ -28,6 +28,9 @@ func (v *Volume) clearAll(ctx context.Context, off, end int64) error {
 	}
 	defer d.unref(r)
 	for looks := d.looksOf(off, end); len(looks) > 0; {
+		if err := ctx.Err(); err != nil {
+			return storage.E("mutate", storage.KindCanceled, d.subject, err)
+		}
 		if err := v.lookAll(ctx, looks); err != nil {
 			return err
 		}
