@@ -100,17 +100,18 @@ func (c *Controller) start() error {
 		return err
 	}
 	c.disk = newDisk(stores, c.cfg.OnFailure)
+	snapshots := sealedSnapshots{stores.Snapshots}
 	c.fsm.onHalt = c.disk.fail
 	conf := c.raftConfig()
 	if c.id.Bootstrap != nil {
 		// The library syncs what it bootstraps, and refuses a second time.
-		err := raft.BootstrapCluster(conf, c.disk, c.disk, stores.Snapshots, c.cfg.Transport,
+		err := raft.BootstrapCluster(conf, c.disk, c.disk, snapshots, c.cfg.Transport,
 			raft.Configuration{Servers: []raft.Server{{Suffrage: raft.Voter, ID: conf.LocalID, Address: ServerAddress(c.id.Node)}}})
 		if err != nil && !errors.Is(err, raft.ErrCantBootstrap) {
 			return storage.E("bootstrap catalog", storage.KindIO, c.cfg.Dir, err)
 		}
 	}
-	if c.raft, err = newRaft(conf, c.fsm, c.disk, stores.Snapshots, c.cfg.Transport); err != nil {
+	if c.raft, err = newRaft(conf, c.fsm, c.disk, snapshots, c.cfg.Transport); err != nil {
 		return storage.E("open catalog", storage.KindIO, c.cfg.Dir, err)
 	}
 	c.disk.running.Store(true) // the library's goroutines do nothing before its first time-out, and nobody calls them yet
