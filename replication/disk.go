@@ -19,7 +19,8 @@ import (
 type disk struct {
 	store  *extent.Store
 	logger *slog.Logger
-	// hungAfter is how old the oldest append may be that is not durable: max(1 s, 2 x HeartbeatTimeout).
+	// hungAfter is how old the oldest append or vote may be that is not durable, and for how long reads may wait without
+	// one being answered: max(1 s, 2 x HeartbeatTimeout).
 	hungAfter time.Duration
 
 	onFail func()      // stops the disk's replicas, without waiting; may be nil
@@ -29,9 +30,17 @@ type disk struct {
 	stable     pendingSets
 	free       atomic.Int64
 	reserve    atomic.Int64
+	reads      *semaphore.Weighted // the disk's part of Config.ReadBytes: one that hangs does not hold the others'
 	inflight   *semaphore.Weighted
 	due        chan struct{} // a group's checkpoint is due
 	stopOnce   sync.Once
+}
+
+func newDisk(s *extent.Store, cfg *Config) *disk {
+	return &disk{store: s, logger: cfg.Logger, hungAfter: max(time.Second, 2*cfg.HeartbeatTimeout),
+		unreadable: unreadable{limit: cfg.UnreadableBlocks, window: cfg.UnreadableWindow},
+		reads:      semaphore.NewWeighted(max(cfg.ReadBytes/int64(len(cfg.Stores)), storage.ExtentSize)),
+		inflight:   semaphore.NewWeighted(cfg.StoreInFlightBytes), due: make(chan struct{}, 1)}
 }
 
 // look refreshes what is too dear to ask for with every request. It is called a few times a second.
@@ -46,11 +55,14 @@ func (d *disk) look(now time.Time) {
 	if at, waits := d.stable.oldest(); waits && (!pending || at.Before(since)) {
 		since, pending = at, true
 	}
+	if at, waits := d.store.Log().StalledReads(); waits && (!pending || at.Before(since)) {
+		since, pending = at, true
+	}
 	hung := pending && now.Sub(since) > d.hungAfter
 	if d.hung.Swap(hung) != hung {
 		if hung {
 			d.logger.Error("disk hangs: its replicas keep silent, so that others lead", "store", d.store.ID(),
-				"oldest_unsynced", now.Sub(since))
+				"unanswered_for", now.Sub(since))
 		} else {
 			d.logger.Info("disk answers again", "store", d.store.ID())
 		}

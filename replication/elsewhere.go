@@ -109,14 +109,14 @@ func (h *Host) serveReadCopy(in *peer.Inbound) {
 		err = storage.E("read copy", storage.KindUnavailable, "group "+in.Group.String(), errSilent)
 	}
 	if err == nil {
-		err = acquireWithin(in.Context(), h.reads, storage.BlockSize)
+		err = acquireWithin(in.Context(), g.disk.reads, storage.BlockSize)
 	}
 	if err != nil {
 		in.ReplyError(err)
 		return
 	}
 	buf := getBuffer(storage.BlockSize)
-	buf.room = h.reads
+	buf.room = g.disk.reads
 	resp := op.ReadResponse{Sums: make([]uint32, 1), Holes: make([]bool, 1)}
 	count := func(u extent.Unreadable, _ []byte) error {
 		g.disk.unreadableBlock(g, u, time.Now())

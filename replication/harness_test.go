@@ -164,6 +164,7 @@ type diskStall struct {
 	mu     sync.Mutex
 	gate   chan struct{} // closed when syncs of the log pass; nil: they pass
 	tables chan struct{} // the same for syncs of the tables
+	reads  chan struct{} // and for reads of the log
 	broken string        // writes and syncs of files under it fail; "": none
 	unread string        // the same for reads
 	sector int64         // reads of the log that touch this byte of a segment fail; 0: none
@@ -197,6 +198,8 @@ func (d *diskStall) MaybeError(o errorfs.Op) error {
 		gate = d.gate
 	case isSync(o.Kind) && strings.Contains(o.Path, "store/meta/"):
 		gate = d.tables
+	case o.Kind == errorfs.OpFileReadAt && strings.Contains(o.Path, "store/log/"):
+		gate = d.reads
 	}
 	d.mu.Unlock()
 	if gate != nil {
@@ -209,13 +212,16 @@ func isSync(k errorfs.OpKind) bool {
 	return k == errorfs.OpFileSync || k == errorfs.OpFileSyncData || k == errorfs.OpFileSyncTo
 }
 
-// stallTables makes syncs of the tables wait until the returned function is called.
-func (d *diskStall) stallTables() (goOn func()) {
+// stallTables makes syncs of the tables wait until the returned function is called, stallReads reads of the log.
+func (d *diskStall) stallTables() (goOn func()) { return d.stallAt(&d.tables) }
+func (d *diskStall) stallReads() (goOn func())  { return d.stallAt(&d.reads) }
+
+func (d *diskStall) stallAt(at *chan struct{}) (goOn func()) {
 	gate := make(chan struct{})
 	set := func(c chan struct{}) {
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		d.tables = c
+		*at = c
 	}
 	set(gate)
 	return func() { set(nil); close(gate) }

@@ -37,7 +37,7 @@ type Config struct {
 	// GroupInFlightBytes and StoreInFlightBytes bound what is proposed and not applied. Defaults 32 MiB and 128 MiB.
 	GroupInFlightBytes, StoreInFlightBytes int64
 	// ReadBytes bounds the blocks that are being read and those of answers that were not written to their sockets yet, of
-	// all groups and peers. Default 256 MiB; at least an extent.
+	// all groups and peers, a part of it for each store. Default 256 MiB; at least an extent.
 	ReadBytes int64
 
 	// A disk that does not give back UnreadableBlocks different blocks within UnreadableWindow is failed: until then each is
@@ -106,7 +106,6 @@ type Host struct {
 	router *Router
 	disks  []*disk
 	pulls  *pullServer
-	reads  *semaphore.Weighted // ReadBytes
 
 	mu     sync.RWMutex
 	groups map[storage.GroupID]*group         // guarded by mu
@@ -127,12 +126,10 @@ func NewHost(cfg Config) (*Host, error) {
 		return nil, storage.E("new host", storage.KindInvalid, "", err)
 	}
 	h := &Host{cfg: cfg, router: cfg.Router, groups: map[storage.GroupID]*group{}, out: map[storage.GroupID]damagedReplica{},
-		changing: make(chan struct{}, 1), reads: semaphore.NewWeighted(cfg.ReadBytes)}
+		changing: make(chan struct{}, 1)}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	for _, s := range cfg.Stores {
-		d := &disk{store: s, logger: cfg.Logger, hungAfter: max(time.Second, 2*cfg.HeartbeatTimeout),
-			unreadable: unreadable{limit: cfg.UnreadableBlocks, window: cfg.UnreadableWindow},
-			inflight:   semaphore.NewWeighted(cfg.StoreInFlightBytes), due: make(chan struct{}, 1)}
+		d := newDisk(s, &cfg)
 		d.onFail = func() { h.goRun(func() { h.stopDisk(d) }) }
 		d.look(time.Now())
 		h.disks = append(h.disks, d)

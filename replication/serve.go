@@ -54,8 +54,36 @@ func (h *Host) Leader(id storage.GroupID) storage.NodeID {
 	return g.leader()
 }
 
-// Read answers a read from this node's replica of a group, which must lead it. The caller releases the answer.
+// Read answers a read from this node's replica of a group, which must lead it. The caller releases the answer. When ctx is
+// done first it returns, and what it has taken is given back when the disk has answered.
 func (h *Host) Read(ctx context.Context, id storage.GroupID, req op.ReadRequest) (*op.ReadData, error) {
+	if ctx.Done() == nil {
+		return h.read(ctx, id, req)
+	}
+	type outcome struct {
+		data *op.ReadData
+		err  error
+	}
+	done := make(chan outcome)
+	go func() { // ends when the disk answers
+		data, err := h.read(ctx, id, req)
+		select {
+		case done <- outcome{data, err}:
+		case <-ctx.Done():
+			if err == nil {
+				data.Release()
+			}
+		}
+	}()
+	select {
+	case o := <-done:
+		return o.data, o.err
+	case <-ctx.Done():
+		return nil, storage.E("read", storage.KindUnavailable, "group "+id.String(), ctx.Err())
+	}
+}
+
+func (h *Host) read(ctx context.Context, id storage.GroupID, req op.ReadRequest) (*op.ReadData, error) {
 	g, err := h.group(id)
 	if err != nil {
 		return nil, err
@@ -66,11 +94,11 @@ func (h *Host) Read(ctx context.Context, id storage.GroupID, req op.ReadRequest)
 	_, n := req.Blocks()
 	// Guards I9: a request of a few bytes has an extent read, and a peer that sends many need not take the answers.
 	size := int64(n) * storage.BlockSize
-	if err := acquireWithin(ctx, h.reads, size); err != nil {
+	if err := acquireWithin(ctx, g.disk.reads, size); err != nil {
 		return nil, storage.E("read", storage.KindUnavailable, "group "+id.String(), err)
 	}
 	buf := getBuffer(n * storage.BlockSize)
-	buf.room = h.reads
+	buf.room = g.disk.reads
 	resp := op.ReadResponse{Sums: make([]uint32, n), Holes: make([]bool, n)}
 	if err := g.read(ctx, req, buf.b, &resp); err != nil {
 		buf.put()
@@ -160,7 +188,7 @@ func (h *Host) serveRead(in *peer.Inbound) {
 		in.ReplyError(err)
 		return
 	}
-	data, err := h.Read(in.Context(), in.Group, req)
+	data, err := h.read(in.Context(), in.Group, req) // who does not wait any more is gone, or has a limit of its own
 	if err != nil {
 		in.ReplyError(err)
 		return

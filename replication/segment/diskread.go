@@ -34,7 +34,8 @@ type diskReader struct {
 	plain    atomic.Bool   // the file system, or the kernel, knows no RWF_NOWAIT
 	blocking chan struct{} // holds one for each pread
 
-	cold atomic.Uint64 // reads that the page cache could not answer
+	waits outstanding   // what waits for the disk
+	cold  atomic.Uint64 // reads that the page cache could not answer
 }
 
 const (
@@ -54,6 +55,7 @@ func newDiskReader(log *slog.Logger) *diskReader {
 func (d *diskReader) at(f vfs.File, buf []byte, offset int64) (int, error) {
 	fd := f.Fd()
 	if fd == vfs.InvalidFd {
+		defer d.waits.end(d.waits.begin())
 		return f.ReadAt(buf, offset)
 	}
 	defer runtime.KeepAlive(f)
@@ -81,6 +83,7 @@ func (d *diskReader) at(f vfs.File, buf []byte, offset int64) (int, error) {
 
 // fromDisk fills buf by way of the ring, if there is one.
 func (d *diskReader) fromDisk(f vfs.File, fd uintptr, buf []byte, offset int64) (n int, err error) {
+	defer d.waits.end(d.waits.begin())
 	ring := d.uring()
 	for ring != nil && n < len(buf) {
 		part, err := ring.read(fd, buf[n:], offset+int64(n))
@@ -97,7 +100,7 @@ func (d *diskReader) fromDisk(f vfs.File, fd uintptr, buf []byte, offset int64) 
 	if n == len(buf) {
 		return n, nil
 	}
-	part, err := d.block(f, buf[n:], offset+int64(n))
+	part, err := d.blockUncounted(f, buf[n:], offset+int64(n))
 	return n + part, err
 }
 
@@ -130,6 +133,11 @@ func readCached(fd uintptr, buf []byte, offset int64) (int, unix.Errno) {
 
 // block reads by pread, in its turn.
 func (d *diskReader) block(f vfs.File, buf []byte, offset int64) (int, error) {
+	defer d.waits.end(d.waits.begin())
+	return d.blockUncounted(f, buf, offset)
+}
+
+func (d *diskReader) blockUncounted(f vfs.File, buf []byte, offset int64) (int, error) {
 	d.blocking <- struct{}{}
 	defer func() { <-d.blocking }()
 	return f.ReadAt(buf, offset)

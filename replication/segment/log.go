@@ -196,6 +196,9 @@ func (l *Log) OldestPending() (since time.Time, ok bool) {
 	return l.begun.Add(time.Duration(l.recent.at(l.durableIndex).appends)), true
 }
 
+// StalledReads returns since when reads wait for the disk and it has answered none; ok is false if none waits.
+func (l *Log) StalledReads() (since time.Time, ok bool) { return l.disk.waits.stalled() }
+
 // now is the time since the log was opened, in nanoseconds. The time of day is not used: when it is set back, a disk that
 // hangs would look young, and an idle log would wait for its closing record.
 func (l *Log) now() int64 { return int64(time.Since(l.begun)) }

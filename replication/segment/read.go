@@ -47,7 +47,9 @@ func (l *Log) readUnlock(p Position, buf []byte) error {
 	l.mu.Unlock()
 	err := error(nil)
 	if f == nil {
+		w := l.disk.waits.begin()
 		f, err = l.openForReading(s)
+		l.disk.waits.end(w)
 	}
 	if err == nil {
 		_, err = l.disk.at(f, buf, int64(p.Offset()))
