@@ -101,6 +101,7 @@ func (g *group) startLocked() error {
 		Room:       g.disk.awaitRoom,
 		Checkpoint: func() uint64 { return g.extents.Checkpointed().Index },
 		Pull:       g.pull,
+		GiveUp:     func(name string) { g.disk.store.GiveUp(name, g.extents.Key()) },
 		Verify:     op.VerifyEntry,
 		OwnSums:    true,
 		Installed:  g.installed,

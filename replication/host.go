@@ -372,6 +372,7 @@ func (h *Host) CreateReplica(ctx context.Context, id storage.GroupID, store stor
 	}
 	return g.replace(func() error {
 		g.stopLocked()
+		defer g.disk.store.GiveUp(name, g.extents.Key()) // there is nothing after an install
 		return g.extents.Install(name)
 	})
 }

@@ -145,6 +145,11 @@ func (t *Transport) install(in *peer.Inbound, req *raft.InstallSnapshotRequest, 
 	if err != nil {
 		return nil, false, err
 	}
+	// Installed or not, and whatever the reason: what nobody will install must not keep its segments (I6). After an
+	// install there is nothing to give up.
+	if t.cfg.GiveUp != nil {
+		defer t.cfg.GiveUp(name)
+	}
 	return t.deliverInstall(req, bytes.NewReader([]byte(name)), uint64(len(name)))
 }
 

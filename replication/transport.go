@@ -57,6 +57,8 @@ type TransportConfig struct {
 	// Pull brings the named manifest of another node into a staging area and returns what Restore will be given.
 	// Nil: snapshots travel inline, as the library reads and writes them.
 	Pull func(ctx context.Context, from storage.NodeID, manifest string, req *raft.InstallSnapshotRequest) (string, error)
+	// GiveUp forgets what Pull has brought, unless it was installed; nil for nothing.
+	GiveUp func(name string)
 	// Verify returns why the data of a command must not be stored: it does not have the checksums that it carries. Nil: it
 	// carries none.
 	Verify func(data []byte) error

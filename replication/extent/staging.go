@@ -41,6 +41,7 @@ type Staging struct {
 	sources   *source          // what the replica holds already; nil after the end
 	committed bool
 	ended     bool
+	taken     bool // by an Install that goes on: it must not be aborted
 }
 
 type tableID struct {
@@ -421,6 +422,13 @@ func (st *Staging) releaseLocked() {
 
 // Abort gives the staging up, committed or not, and frees what it holds. It does nothing after Install.
 func (st *Staging) Abort() {
+	st.mu.Lock()
+	if st.taken {
+		st.mu.Unlock()
+		return
+	}
+	st.ended = true
+	st.mu.Unlock()
 	if !st.finish() {
 		return
 	}
@@ -432,6 +440,29 @@ func (st *Staging) Abort() {
 	}
 	st.s.dropSet(st.set.id)
 	st.s.recycle()
+}
+
+// take keeps the staging for an Install; false if it was given up meanwhile.
+func (st *Staging) take() bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	ok := st.committed && !st.ended && !st.taken
+	st.taken = st.taken || ok
+	return ok
+}
+
+// untake follows an Install that came to nothing.
+func (st *Staging) untake() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.taken = false
+}
+
+// GiveUp aborts the committed staging of that id, unless it was installed or given up before.
+func (s *Store) GiveUp(id string, key segment.GroupKey) {
+	if st := s.committedStaging(id, key); st != nil {
+		st.Abort()
+	}
 }
 
 // finish takes the staging off the store's list; false if it was off already.
@@ -456,13 +487,15 @@ func (st *Staging) finish() bool {
 // staging holds already.
 func (g *Group) Install(id string) error {
 	st := g.store.committedStaging(id, g.key)
-	if st == nil {
+	if st == nil || !st.take() {
 		return storage.E("install", storage.KindNotFound, "group "+g.key.String(), fmt.Errorf("no committed manifest %q", id))
 	}
 	if err := g.mayInstall(&st.header); err != nil {
+		st.untake()
 		return err
 	}
 	if err := g.install(st); err != nil {
+		st.untake()
 		return storage.E("install", storage.KindOf(err), "group "+g.key.String(), err)
 	}
 	st.finish()
