@@ -97,7 +97,7 @@ var variants = map[string]map[string]any{
 		"storageClasses": []any{map[string]any{"name": "fast", "fsType": "xfs", "default": true, "mountOptions": []any{"noatime"},
 			"parameters": map[string]any{"takeOver": "true"}}}},
 	"places": {"imagePullSecrets": []any{map[string]any{"name": "s"}}, "nodes": map[string]any{"nodeSelector": map[string]any{"a": "b"},
-		"extraArgs": []any{"--cache=1GiB"}}, "gateway": map[string]any{"nodeSelector": map[string]any{"a": "b"}, "extraArgs": []any{"--nbd-dead-timeout=2h"}},
+		"extraArgs": []any{"--cache=1GiB"}}, "gateway": map[string]any{"nodeSelector": map[string]any{"a": "b"}, "keeperOnHost": true, "extraArgs": []any{"--nbd-dead-timeout=2h"}},
 		"csi": map[string]any{"node": map[string]any{"nodeSelector": map[string]any{"a": "b"}}}},
 }
 
