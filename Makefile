@@ -8,7 +8,7 @@ STRIP    ?=
 LDFLAGS  := $(STRIP) -X github.com/storaged/storaged/internal/version.Version=$(VERSION)
 # Every binary that is given to somebody is made so, deploy/Dockerfile's and the lab's too: static, and the same wherever it is built.
 BUILD    := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
-TAGS     := interop,e2e,netns,chaos,devices,lab,docker
+TAGS     := interop,e2e,netns,chaos,devices,lab,docker,kube
 # Block devices of this host are tested where it is root's, and has FUSE, loop devices and the tools of file systems.
 DEVICES  := $(shell [ "$$(id -u)" = 0 ] && [ -w /dev/fuse ] && [ -w /dev/loop-control ] && \
               PATH=$$PATH:/usr/sbin:/sbin && for p in mkfs.ext4 mkfs.xfs e2fsck xfs_repair blkdiscard; do \
@@ -24,9 +24,10 @@ RACE     ?= -short
 DEMO     ?=
 DEPLOY   ?=
 LAB      ?=
+KUBE     ?=
 POWERCUT ?=
 
-.PHONY: help build demo test unit race interop e2e chaos-short chaos powercut lab lab-short lab-run fuzz bench bench-quick deploy-check fmt fmt-check vet lint \
+.PHONY: help build demo test unit race interop e2e chaos-short chaos powercut lab lab-short lab-run kube fuzz bench bench-quick deploy-check fmt fmt-check vet lint \
         generate generate-check deps deps-install ci clean
 
 help: ## say what there is
@@ -89,6 +90,10 @@ lab-run:
 	  -image $(abspath $(BIN))/lab -root $(abspath $(BIN))/lab/root $(LAB)
 
 # Without a bound, each new input is made smaller for a minute; targets with goroutines then do nothing else.
+kube: ## a real Kubernetes in namespaces of this machine, the chart with its defaults on it (root; KUBE="flags"; test/kube/README.md)
+	test/kube/build.sh $(BIN)/kube
+	$(BIN)/kube/bin/kube.test -test.v -test.timeout 2h -bin $(abspath $(BIN))/kube -repo $(CURDIR) $(KUBE)
+
 fuzz: ## every fuzz target for FUZZTIME (1m) each
 	@set -e; for pkg in $$($(GO) list ./...); do \
 	  for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
