@@ -7,7 +7,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -157,16 +160,52 @@ func (c *cluster) move(t *testing.T) {
 	c.delete(t, "pod/move", "pvc/move")
 }
 
-// killNode deletes the pod of each storage node in turn, without time to end.
+// killNode sends SIGKILL to the process of each storage node in turn; the kubelet starts it again.
 func (c *cluster) killNode(t *testing.T) {
 	c.journal(t, "kill", "storaged", "node2")
-	c.under(t, "kill", "each storage node is killed in turn", func() {
+	c.under(t, "kill", "each storage node is killed (SIGKILL) in turn", func() {
 		for i := range 3 {
-			c.do(t, "-n", "storaged", "delete", "pod", fmt.Sprintf("storaged-node-%d", i), "--force", "--grace-period=0")
+			name := fmt.Sprintf("storaged-node-%d", i)
+			c.killProcess(t, "--name="+name)
+			eventually(t, 3*time.Minute, func() error {
+				out, err := c.kubectl(c.stop, "-n", "storaged", "get", "pod", name, "-o", "jsonpath={.status.containerStatuses[0].restartCount} {.status.containerStatuses[0].ready}")
+				if err == nil && out != "1 true" {
+					err = fmt.Errorf("restarts and readiness of %s: %s", name, out)
+				}
+				return err
+			})
 			c.do(t, "-n", "storaged", "rollout", "status", "statefulset/storaged-node", "--timeout=3m")
 		}
 	})
 	c.delete(t, "pod/kill", "pvc/kill")
+}
+
+// killProcess sends SIGKILL to the one process in the lab's cgroups that has this argument.
+func (c *cluster) killProcess(t *testing.T, argument string) {
+	t.Helper()
+	var found []int
+	for _, m := range c.nodes() {
+		_ = filepath.WalkDir(m.cgroup(controllers()[0]), func(path string, d os.DirEntry, err error) error {
+			if err != nil || d.Name() != "cgroup.procs" {
+				return nil // cgroups come and go
+			}
+			text, _ := os.ReadFile(path)
+			for pid := range strings.FieldsSeq(string(text)) {
+				arguments, _ := os.ReadFile("/proc/" + pid + "/cmdline")
+				if slices.Contains(strings.Split(string(arguments), "\x00"), argument) {
+					n, _ := strconv.Atoi(pid)
+					found = append(found, n)
+				}
+			}
+			return nil
+		})
+	}
+	if len(found) != 1 {
+		t.Fatalf("processes with the argument %s: %v", argument, found)
+	}
+	if err := syscall.Kill(found[0], syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func (c *cluster) restartDriver(t *testing.T) {
