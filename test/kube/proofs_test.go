@@ -266,8 +266,6 @@ func (c *cluster) wrongImage(t *testing.T) {
 		if _, err := c.helm(c.stop, "rollback", "storaged", "-n", "storaged"); err != nil {
 			t.Fatal(err)
 		}
-		// A StatefulSet does not take an update while the pod that it waits for is broken: that one is deleted by hand.
-		c.do(t, "-n", "storaged", "delete", "pod", "storaged-node-2")
 		c.do(t, "-n", "storaged", "rollout", "status", "statefulset/storaged-node", "--timeout=5m")
 	})
 	c.delete(t, "pod/wrong", "pvc/wrong")
