@@ -3,6 +3,8 @@
 package csi
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -31,17 +33,17 @@ func disk(t *testing.T, content map[int64]string) string {
 	return path
 }
 
-// What counts as blank is formatted. An unfinished mkfs does, or its volume could never be used without a person; anything
-// else that is written does not, wherever it begins: whoever uses a volume raw writes to its beginning, or to where a first
-// partition would be.
+// An unfinished mkfs is formatted over, or its volume could never be used without a person; anything else that is written is
+// not.
 func TestInspect(t *testing.T) {
 	const mark = 16<<20 - markEnd - storage.BlockSize
 	for name, tc := range map[string]struct {
-		content map[int64]string
-		blank   bool
+		content    map[int64]string
+		unfinished bool
 	}{
-		"nothing":                     {nil, true},
+		"nothing":                     {nil, false},
 		"a first byte":                {map[int64]string{0: "x"}, false},
+		"an xfs in the making, early": {map[int64]string{1 << 20: "x", mark: markText}, true},
 		"data at a first partition":   {map[int64]string{1 << 20: "x"}, false},
 		"an xfs in the making":        {map[int64]string{0: "XFSB", 126: "\x01", 512: "XAGF", 1 << 20: "x"}, true},
 		"an xfs":                      {map[int64]string{0: "XFSB"}, false},
@@ -52,10 +54,9 @@ func TestInspect(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := disk(t, tc.content)
-			h := NewHostMounts("")
-			blank, err := h.inspect(path)
-			if err != nil || blank != tc.blank {
-				t.Fatalf("blank: %t, %v; want %t", blank, err, tc.blank)
+			unfinished, err := inspect(path)
+			if err != nil || unfinished != tc.unfinished {
+				t.Fatalf("unfinished: %t, %v; want %t", unfinished, err, tc.unfinished)
 			}
 			if err := eraseMark(path); err != nil {
 				t.Fatal(err)
@@ -65,8 +66,34 @@ func TestInspect(t *testing.T) {
 			}
 		})
 	}
-	if _, err := NewHostMounts("").inspect(filepath.Join(t.TempDir(), "none")); !errors.Is(err, storage.ErrIO) {
+	if _, err := inspect(filepath.Join(t.TempDir(), "none")); !errors.Is(err, storage.ErrIO) {
 		t.Errorf("a device that cannot be read: %v", err)
+	}
+}
+
+// A device is formatted only when the cluster says that nothing is allocated of it, wherever that lies; when it cannot say, the
+// device is left alone. The line that keeps it is the call of checkBlank in Format.
+func TestFormatBlankOnly(t *testing.T) {
+	unknown := storage.E("ask", storage.KindUnavailable, "volume db", errors.New("no leader"))
+	for name, tc := range map[string]struct {
+		allocated bool
+		err, want error
+	}{"data beyond its beginning": {true, nil, storage.ErrConflict}, "not known": {false, unknown, storage.ErrUnavailable}} {
+		for _, fsType := range []string{"", ext4, xfs} {
+			path := disk(t, map[int64]string{4 << 20: "data"})
+			before, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = NewHostMounts("").Format(t.Context(), Disk{Path: path}, fsType, false,
+				func(context.Context) (bool, error) { return tc.allocated, tc.err })
+			if !errors.Is(err, tc.want) {
+				t.Errorf("%s, %q: %v", name, fsType, err)
+			}
+			if after, err := os.ReadFile(path); err != nil || !bytes.Equal(before, after) {
+				t.Errorf("%s, %q: the device has changed (%v)", name, fsType, err)
+			}
+		}
 	}
 }
 

@@ -31,6 +31,7 @@ type Devices interface {
 	Attach(ctx context.Context, request host.Request) (host.Attachment, error)
 	Detach(ctx context.Context, volume string, force bool) error
 	Refresh(ctx context.Context, volume string, sizeBytes int64) (host.Attachment, error)
+	Allocated(ctx context.Context, volume string, attachmentID uint64) (bool, error)
 	Attachments(ctx context.Context) ([]host.Attachment, error)
 	Info(ctx context.Context) (host.Info, error)
 }

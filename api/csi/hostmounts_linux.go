@@ -3,6 +3,7 @@ package csi
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -18,6 +19,7 @@ import (
 	"k8s.io/utils/exec"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/blockdev"
 )
 
 // HostMounts are the Mounts of this host: system calls for mounting, the system's tools for making, checking and growing
@@ -103,17 +105,15 @@ func (h *HostMounts) Real(path string) string {
 }
 
 // Device implements Mounts.
-func (h *HostMounts) Device(path string) (BlockDevice, error) {
+func (h *HostMounts) Device(d Disk) (BlockDevice, error) {
 	const op = "look at"
-	subject := "device " + path
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENXIO):
-		return BlockDevice{}, storage.E(op, storage.KindNotFound, subject, err)
-	case err != nil:
-		return BlockDevice{}, storage.E(op, storage.KindIO, subject, err)
+	subject := "device " + d.Path
+	f, err := blockdev.OpenOwned(d.Path, d.Identity, false)
+	if err != nil {
+		return BlockDevice{}, err
 	}
-	defer unix.Close(fd)
+	defer f.Close()
+	fd := int(f.Fd())
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return BlockDevice{}, storage.E(op, storage.KindIO, subject, err)
@@ -137,58 +137,89 @@ func (h *HostMounts) Device(path string) (BlockDevice, error) {
 var formatOptions = map[string][]string{ext4: {"-q", "-E", "nodiscard"}, xfs: {"-q", "-K"}}
 
 // Format implements Mounts.
-func (h *HostMounts) Format(device, fsType string, readOnly bool) (string, error) {
+func (h *HostMounts) Format(ctx context.Context, d Disk, fsType string, readOnly bool, allocated Allocation) (string, error) {
 	const op = "format"
-	subject := "device " + device
-	blank, err := h.inspect(device)
+	device, subject := d.Path, "device "+d.Path
+	held, err := blockdev.OpenOwned(d.Path, d.Identity, false)
+	if err != nil {
+		return "", err
+	}
+	defer held.Close()
+	unfinished, err := inspect(device)
 	if err != nil {
 		return "", err
 	}
 	found, err := h.format.GetDiskFormat(device)
-	if err != nil {
-		return "", storage.E(op, storage.KindIO, subject, err)
-	}
 	switch {
-	case found == "" && !blank:
-		return "", storage.E(op, storage.KindConflict, subject, errors.New("it holds data, but no file system that is known here; if "+
-			"the data is not needed, overwrite the first 2 MiB of the volume with zeroes"))
+	case err != nil:
+		return "", storage.E(op, storage.KindIO, subject, err)
+	case unfinished && !readOnly: // whatever blkid takes it for
+		found = ""
 	case found == "" && readOnly:
 		return "", storage.E(op, storage.KindConflict, subject, errors.New("it has no file system yet, and is to be mounted read-only; mount it for writing first"))
-	case found != "" && (fsType != "" && found != fsType || found != ext4 && found != xfs):
+	case found == "":
+		if err := checkBlank(ctx, held, allocated); err != nil {
+			return "", err
+		}
+	case fsType != "" && found != fsType || found != ext4 && found != xfs:
 		return "", storage.E(op, storage.KindConflict, subject, fmt.Errorf("it holds %q, and %q is asked for", found, fsType))
-	case found == ext4 && !readOnly:
-		return found, eraseMark(device) // of a mkfs that was finished, and not looked at any more
-	case found != "":
+	case readOnly:
 		return found, nil
+	default:
+		return found, eraseMark(device) // of a mkfs that was finished, and not looked at any more
 	}
 	if fsType == "" {
 		fsType = ext4
 	}
-	args := append(slices.Clone(formatOptions[fsType]), map[string][]string{ext4: {"-F", "-m0", device}, xfs: {"-f", device}}[fsType]...)
-	mkfs := func() error {
+	return fsType, underMark(device, func() error {
+		if unfinished { // or what blkid sees of it would be taken for a file system when this one is cut short, too
+			if err := wipe(device, wipeBytes); err != nil {
+				return err
+			}
+		}
+		args := append(slices.Clone(formatOptions[fsType]), map[string][]string{ext4: {"-F", "-m0", device}, xfs: {"-f", device}}[fsType]...)
 		if out, err := h.tools.Command("mkfs."+fsType, args...).CombinedOutput(); err != nil {
 			return storage.E(op, storage.KindInternal, subject, fmt.Errorf("mkfs.%s: %w: %s", fsType, err, bytes.TrimSpace(out)))
 		}
 		return nil
-	}
-	if fsType == ext4 {
-		return fsType, underMark(device, mkfs)
-	}
-	return fsType, mkfs()
+	})
 }
 
-// blankBytes is how much of the beginning of a device must be zeroes before it is taken for blank. Every file system,
-// partition table and volume manager that is in use has its mark there, or is known to blkid; what an application writes by
-// itself begins there, or where a first partition would.
-const blankBytes = 1<<20 + 64<<10
+// checkBlank returns an error unless nothing is allocated of the open device: the cluster knows it exactly, of the whole
+// volume. What this host has written and not yet sent is sent first.
+func checkBlank(ctx context.Context, device *os.File, allocated Allocation) error {
+	const op = "format"
+	subject := "device " + device.Name()
+	if err := device.Sync(); err != nil {
+		return storage.E(op, storage.KindIO, subject, err)
+	}
+	found, err := allocated(ctx)
+	switch {
+	case err != nil:
+		return storage.E(op, storage.KindOf(err), subject, fmt.Errorf("whether it is blank is not known, and it is not formatted: %w", err))
+	case found:
+		return storage.E(op, storage.KindConflict, subject, errors.New("it holds data, but no file system that is known here, and is not formatted "+
+			"over; if the data is not needed, attach the volume with `storagectl attach`, discard all of it with `blkdiscard`, and detach it"))
+	}
+	return nil
+}
 
-// inspect reads the beginning of the device, past the page cache, and reports whether it is all zeroes. It must come
-// before blkid is believed that nothing is there: blkid does not tell a blank device from one that cannot be read.
+const (
+	// headBytes is how much is looked at for what an interrupted mkfs left.
+	headBytes = 64 << 10
+	// wipeBytes is how much of the beginning of such a device is zeroed: what blkid knows of file systems lies there.
+	wipeBytes = 1<<20 + 64<<10
+)
+
+// inspect reads the beginning of the device, past the page cache, and reports whether a mkfs of ours was begun there and not
+// finished. It must come before blkid is believed that nothing is there: blkid does not tell a blank device from one that
+// cannot be read.
 //
-// What a mkfs left that was interrupted counts as blank, or the volume could never be used: nobody but a person could say
-// that nothing is on it. mkfs.xfs says so in its superblock; that would pass for a file system, and never mount, so it is
-// wiped. mkfs.ext4 writes its superblock last and leaves the first 4 KiB zeroes until then; the rest is known by writeMark.
-func (h *HostMounts) inspect(device string) (blank bool, err error) {
+// What a mkfs left that was interrupted is formatted anew, or the volume could never be used: nobody but a person could say
+// that nothing is on it. mkfs.xfs says so in its superblock; that would pass for a file system, and never mount. mkfs.ext4
+// writes its superblock last and leaves the first 4 KiB zeroes until then, as mkfs.xfs does for a while, and wipe; the rest
+// is known by writeMark.
+func inspect(device string) (unfinished bool, err error) {
 	const op = "read"
 	subject := "device " + device
 	f, err := os.OpenFile(device, os.O_RDONLY|unix.O_DIRECT, 0)
@@ -199,7 +230,7 @@ func (h *HostMounts) inspect(device string) (blank bool, err error) {
 		return false, storage.E(op, storage.KindIO, subject, err)
 	}
 	defer f.Close()
-	buf, err := unix.Mmap(-1, 0, blankBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON) // aligned
+	buf, err := unix.Mmap(-1, 0, headBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON) // aligned
 	if err != nil {
 		return false, storage.E(op, storage.KindInternal, subject, err)
 	}
@@ -209,23 +240,20 @@ func (h *HostMounts) inspect(device string) (blank bool, err error) {
 		return false, storage.E(op, storage.KindIO, subject, err)
 	}
 	switch {
-	case allZero(buf[:n]):
-		return true, nil
 	case xfsInProgress(buf[:n]):
-		return true, wipe(device, n)
-	case !allZero(buf[:min(n, ext4HeadBytes)]):
+		return true, nil
+	case !allZero(buf[:min(n, zeroHeadBytes)]):
 		return false, nil
 	}
-	marked, err := hasMark(device)
-	return marked, err
+	return hasMark(device)
 }
 
-// ext4HeadBytes is what mkfs.ext4 leaves zeroes at the beginning of a device until all else is written.
-const ext4HeadBytes = 4 << 10
+// zeroHeadBytes is what mkfs.ext4 leaves zeroes at the beginning of a device until all else is written.
+const zeroHeadBytes = 4 << 10
 
-// The mark says that mkfs.ext4 was begun on a device that was blank. It lies where mkfs.ext4 puts nothing, but on the smallest
-// of volumes: before the end, which it wipes, and after everything that it writes. A block of a finished file system that
-// holds it still is free: whoever had used it would have written to it.
+// The mark says that mkfs was begun on a device that was blank. It lies where mkfs.ext4 and mkfs.xfs put nothing, but on the
+// smallest of volumes: before the end, which they wipe, and after everything that they write. A block of a finished file
+// system that holds it still is free: whoever had used it would have written to it. The text is older than the mark of xfs.
 const (
 	markText  = "storaged: mkfs.ext4 has begun here, and was not finished\n"
 	markEnd   = 256 << 10 // its distance from the end, in bytes
@@ -271,7 +299,7 @@ func underMark(device string, mkfs func() error) error {
 	return eraseMark(device)
 }
 
-// writeMark must be durable before mkfs.ext4 writes anything.
+// writeMark must be durable before mkfs writes anything.
 func writeMark(device string) error { return setMark(device, []byte(markText)) }
 
 // eraseMark takes the mark away, if it is there.
@@ -283,19 +311,32 @@ func eraseMark(device string) error {
 }
 
 func setMark(device string, text []byte) error {
-	f, err := os.OpenFile(device, os.O_RDWR, 0)
-	if err == nil {
-		var at int64
-		var ok bool
-		if at, ok, err = markAt(f); err == nil && ok {
-			_, err = f.WriteAt(text, at)
-		}
-		err = errors.Join(err, f.Sync(), f.Close())
-	}
+	f, err := claim("mark", device)
 	if err != nil {
+		return err
+	}
+	at, ok, err := markAt(f)
+	if err == nil && ok {
+		_, err = f.WriteAt(text, at)
+	}
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return storage.E("mark", storage.KindIO, "device "+device, err)
 	}
 	return nil
+}
+
+// claim opens the device for writing, for itself alone: tools for file systems claim it too, and one may be at work that a
+// process before this one has begun. KindConflict then.
+func claim(op, device string) (*os.File, error) {
+	f, err := os.OpenFile(device, os.O_RDWR|unix.O_EXCL, 0)
+	switch {
+	case errors.Is(err, unix.EBUSY):
+		return nil, storage.E(op, storage.KindConflict, "device "+device, fmt.Errorf("%w: something works on it or has mounted it, a mkfs that was "+
+			"begun before for example; ask again when it has ended", err))
+	case err != nil:
+		return nil, storage.E(op, storage.KindIO, "device "+device, err)
+	}
+	return f, nil
 }
 
 // xfsInProgress reports whether the superblock of an XFS says that mkfs has not finished: sb_inprogress, at byte 126.
@@ -309,27 +350,33 @@ func allZero(b []byte) bool {
 
 // wipe zeroes the first n bytes of the device, the first 64 KiB of them last: they say that the rest is to be wiped.
 func wipe(device string, n int) error {
-	head := min(n, 64<<10)
-	f, err := os.OpenFile(device, os.O_WRONLY, 0)
-	if err == nil {
-		_, err = f.WriteAt(make([]byte, n-head), int64(head))
-		if err == nil {
-			err = f.Sync()
-		}
-		if err == nil {
-			_, err = f.WriteAt(make([]byte, head), 0)
-		}
-		err = errors.Join(err, f.Sync(), f.Close())
-	}
+	head := min(n, headBytes)
+	f, err := claim("wipe", device)
 	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(make([]byte, n-head), int64(head))
+	if err == nil {
+		err = f.Sync()
+	}
+	if err == nil {
+		_, err = f.WriteAt(make([]byte, head), 0)
+	}
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return storage.E("wipe", storage.KindIO, "device "+device, err)
 	}
 	return nil
 }
 
 // Mount implements Mounts.
-func (h *HostMounts) Mount(device, target, fsType string, options []string) error {
-	err := os.MkdirAll(target, 0o750)
+func (h *HostMounts) Mount(d Disk, target, fsType string, options []string) error {
+	device := d.Path
+	held, err := blockdev.OpenOwned(d.Path, d.Identity, false)
+	if err != nil {
+		return err
+	}
+	defer held.Close()
+	err = os.MkdirAll(target, 0o750)
 	if err == nil && !slices.Contains(options, "ro") {
 		err = h.check(device)
 	}
@@ -374,6 +421,16 @@ func (h *HostMounts) Bind(source, target string, readOnly bool) error {
 		return storage.E("bind", storage.KindInternal, target, err)
 	}
 	return nil
+}
+
+// BindDevice implements Mounts.
+func (h *HostMounts) BindDevice(d Disk, target string, readOnly bool) error {
+	held, err := blockdev.OpenOwned(d.Path, d.Identity, false)
+	if err != nil {
+		return err
+	}
+	defer held.Close()
+	return h.Bind(d.Path, target, readOnly)
 }
 
 // makeTarget makes a directory, or an empty file, for what source is.
@@ -425,7 +482,13 @@ func (h *HostMounts) Remove(target string) error {
 }
 
 // Grow implements Mounts.
-func (h *HostMounts) Grow(device, path string) error {
+func (h *HostMounts) Grow(d Disk, path string) error {
+	device := d.Path
+	held, err := blockdev.OpenOwned(d.Path, d.Identity, false)
+	if err != nil {
+		return err
+	}
+	defer held.Close()
 	need, err := h.resize.NeedResize(device, path)
 	if err == nil && need {
 		_, err = h.resize.Resize(device, path)

@@ -1,5 +1,30 @@
 package csi
 
+import (
+	"context"
+
+	"github.com/storaged/storaged/api/host"
+	"github.com/storaged/storaged/internal/blockdev"
+)
+
+// Disk is a block device as the gateway has named it. Its path may be another's by now: what works on it opens it once, sees
+// that it is the one that is meant, and keeps it open meanwhile (package blockdev).
+type Disk struct {
+	Path     string
+	Identity blockdev.Identity
+}
+
+// DiskOf returns the device of an attachment.
+func DiskOf(a host.Attachment) Disk { return Disk{Path: a.Device, Identity: a.Identity} }
+
+// Allocation reports whether a device holds anything; an error means that it is not known.
+type Allocation func(ctx context.Context) (bool, error)
+
+// AllocationOf returns that of an attachment, asked of the cluster.
+func AllocationOf(devices Devices, a host.Attachment) Allocation {
+	return func(ctx context.Context) (bool, error) { return devices.Allocated(ctx, a.Volume, a.ID) }
+}
+
 // Mounts is what the node service asks of the host's kernel and of its tools for file systems. HostMounts is the real
 // one; package csitest has one in memory. Every method may be repeated: what is done already is no error. Errors are
 // storage.Error.
@@ -8,24 +33,28 @@ type Mounts interface {
 	List() ([]Mount, error)
 	// Real returns path as List shows it: without symbolic links above its last element.
 	Real(path string) string
-	// Device returns the block device at path. KindNotFound when there is nothing; KindInvalid when it is none.
-	Device(path string) (BlockDevice, error)
+	// Device returns the block device that the disk is. KindNotFound when there is nothing; KindInvalid when it is none;
+	// KindConflict when it is another by now, which is what the methods below answer then, too.
+	Device(d Disk) (BlockDevice, error)
 	// Format makes a file system of fsType on the device if the device is blank, and returns the type that is there then.
-	// An empty fsType accepts any, and means ext4 when the device is blank. KindConflict: the device holds something else,
-	// or, with readOnly, nothing. KindIO: it cannot be read.
-	Format(device, fsType string, readOnly bool) (string, error)
+	// Blank is what nothing is allocated of, or what an attempt to format has left that was cut short. An empty fsType
+	// accepts any, and means ext4 when the device is blank. KindConflict: the device holds something else, or, with
+	// readOnly, nothing. KindIO: it cannot be read. An error of allocated is returned: what is not known to be blank is not
+	// formatted.
+	Format(ctx context.Context, d Disk, fsType string, readOnly bool, allocated Allocation) (string, error)
 	// Mount mounts the file system of the device at a directory that exists, after repairing what its checker repairs by
 	// itself.
-	Mount(device, target, fsType string, options []string) error
-	// Bind makes source appear at target too. Of a directory target is one, of a device node an empty file; both are made
-	// if need be, with the directories above.
+	Mount(d Disk, target, fsType string, options []string) error
+	// Bind makes a directory appear at target too, which is made if need be, with the directories above.
 	Bind(source, target string, readOnly bool) error
+	// BindDevice makes the device appear at target, an empty file that is made if need be, with the directories above.
+	BindDevice(d Disk, target string, readOnly bool) error
 	// Unmount takes away everything that is mounted at target.
 	Unmount(target string) error
 	// Remove removes the empty file or directory that Bind made.
 	Remove(target string) error
 	// Grow makes the file system that is mounted at path as large as its device, if it is not.
-	Grow(device, path string) error
+	Grow(d Disk, path string) error
 	// Usage returns how full the file system at path is.
 	Usage(path string) (Usage, error)
 }

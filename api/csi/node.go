@@ -121,9 +121,15 @@ func (n *Node) find(ctx context.Context, ref api.VolumeRef) (d device, ok bool, 
 		if a.Device == "" {
 			return d, true, nil // it is being made
 		}
-		b, err := n.mounts.Device(a.Device)
-		if err != nil && storage.KindOf(err) != storage.KindNotFound {
-			return d, false, err
+		b, err := n.mounts.Device(DiskOf(a))
+		switch storage.KindOf(err) {
+		case storage.KindNotFound:
+		case storage.KindConflict: // the gateway has not seen yet that it is another's
+			d.State, d.Reason = host.StateFailed, err.Error()
+		default:
+			if err != nil {
+				return d, false, err
+			}
 		}
 		d.BlockDevice = b
 		return d, true, nil
@@ -222,7 +228,7 @@ func (n *Node) grow(d device) error {
 	}
 	for _, m := range list {
 		if m.Device == d.Number && !m.ReadOnly && !m.FrozenFS && m.Whole {
-			return n.mounts.Grow(d.Device, m.Path)
+			return n.mounts.Grow(DiskOf(d.Attachment), m.Path)
 		}
 	}
 	return nil

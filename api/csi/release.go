@@ -30,8 +30,8 @@ func spent(ctx context.Context, devices Devices, mounts Mounts, volume string) (
 	if list[at].Device == "" {
 		return true, nil
 	}
-	device, err := mounts.Device(list[at].Device)
-	if storage.KindOf(err) == storage.KindNotFound {
+	device, err := mounts.Device(DiskOf(list[at]))
+	if kind := storage.KindOf(err); kind == storage.KindNotFound || kind == storage.KindConflict { // gone, or another's by now
 		return true, nil
 	}
 	if err != nil {

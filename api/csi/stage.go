@@ -45,7 +45,7 @@ func (n *Node) NodeStageVolume(ctx context.Context, r *spec.NodeStageVolumeReque
 	}
 	if !u.block {
 		u.readOnly = u.readOnly || request.ReadOnly
-		if err := n.mountStaged(d, u, r.GetStagingTargetPath()); err != nil {
+		if err := n.mountStaged(ctx, d, u, r.GetStagingTargetPath()); err != nil {
 			return nil, err
 		}
 	}
@@ -68,13 +68,13 @@ func (n *Node) attach(ctx context.Context, ref api.VolumeRef, request host.Reque
 	if err != nil {
 		return device{}, err
 	}
-	if a.State == host.StateFailed {
-		return device{}, refuse(codes.FailedPrecondition, "volume %s: its device %s has failed: %s", ref.Name, a.Device, a.Reason)
+	if a.State != host.StateReady {
+		return device{}, refuse(codes.FailedPrecondition, "volume %s: its device %s on this host is %s: %s", ref.Name, a.Device, a.State, a.Reason)
 	}
 	if ref.ID != 0 && a.VolumeID != ref.ID {
 		return device{}, noVolume(volumeID(ref, storage.ClusterID{}))
 	}
-	b, err := n.mounts.Device(a.Device)
+	b, err := n.mounts.Device(DiskOf(a))
 	return device{Attachment: a, BlockDevice: b}, err
 }
 
@@ -88,7 +88,7 @@ func (n *Node) clear(ctx context.Context, ref api.VolumeRef) (bool, error) {
 }
 
 // mountStaged mounts the device at the staging path, unless it is there.
-func (n *Node) mountStaged(d device, u use, path string) error {
+func (n *Node) mountStaged(ctx context.Context, d device, u use, path string) error {
 	list, err := n.mounts.List()
 	if err != nil {
 		return err
@@ -100,7 +100,7 @@ func (n *Node) mountStaged(d device, u use, path string) error {
 	case there && (u.fsType != "" && m.FSType != u.fsType || m.ReadOnly != u.readOnly):
 		return refuse(codes.AlreadyExists, "volume %s is staged already, as %s (read-only: %t)", d.Volume, m.FSType, m.ReadOnly)
 	case !there:
-		fsType, err := n.mounts.Format(d.Device, u.fsType, u.readOnly)
+		fsType, err := n.mounts.Format(ctx, DiskOf(d.Attachment), u.fsType, u.readOnly, AllocationOf(n.devices, d.Attachment))
 		if err != nil {
 			return err
 		}
@@ -108,7 +108,7 @@ func (n *Node) mountStaged(d device, u use, path string) error {
 		if u.readOnly && !slices.Contains(options, "ro") {
 			options = append(options, "ro")
 		}
-		if err := n.mounts.Mount(d.Device, path, fsType, options); err != nil {
+		if err := n.mounts.Mount(DiskOf(d.Attachment), path, fsType, options); err != nil {
 			return err
 		}
 	}
@@ -163,8 +163,11 @@ func (n *Node) NodePublishVolume(ctx context.Context, r *spec.NodePublishVolumeR
 	if err != nil {
 		return nil, err
 	}
-	if !ok || d.Number == 0 {
+	if !ok || d.Number == 0 && d.State != host.StateFailed {
 		return nil, refuse(codes.FailedPrecondition, "volume %s is not attached on this host: stage it first", ref.Name)
+	}
+	if d.State != host.StateReady {
+		return nil, refuse(codes.FailedPrecondition, "volume %s: its device %s on this host is %s: %s", ref.Name, d.Device, d.State, d.Reason)
 	}
 	u.readOnly = u.readOnly || d.Attachment.ReadOnly
 	if err := n.publish(d, u, r.GetStagingTargetPath(), r.GetTargetPath()); err != nil {
@@ -197,7 +200,7 @@ func (n *Node) publish(d device, u use, staging, target string) error {
 		return refuse(codes.FailedPrecondition, "volume %s may have one user, and is published at %s", d.Volume, list[other].Path)
 	}
 	if u.block {
-		return n.mounts.Bind(d.Device, target, u.readOnly)
+		return n.mounts.BindDevice(DiskOf(d.Attachment), target, u.readOnly)
 	}
 	if m, there := at(list, staging); !there || m.Device != d.Number {
 		return refuse(codes.FailedPrecondition, "volume %s is not mounted at %s: stage it first", d.Volume, staging)

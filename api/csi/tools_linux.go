@@ -8,6 +8,7 @@ import (
 	"os"
 	osexec "os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -52,9 +53,8 @@ func (t tools) CommandContext(ctx context.Context, name string, args ...string) 
 	c := osexec.CommandContext(ctx, "/"+name) // an absolute path is not looked up outside the root
 	c.Path, c.Args, c.Dir, c.Err = path, append([]string{name}, args...), "/", err
 	c.Env = []string{"LC_ALL=C", "PATH=" + strings.Join(toolDirs, ":")}
-	if t.root != "" {
-		c.SysProcAttr = &syscall.SysProcAttr{Chroot: t.root}
-	}
+	// A tool does not outlive the driver: another driver would not know what it works on.
+	c.SysProcAttr = &syscall.SysProcAttr{Chroot: t.root, Pdeathsig: syscall.SIGKILL}
 	return &tool{c}
 }
 
@@ -64,7 +64,7 @@ const maxToolOutput = 64 << 10
 // tool is one run of a program; it implements exec.Cmd.
 type tool struct{ cmd *osexec.Cmd }
 
-func (t *tool) Run() error                         { return toolError(t.cmd.Run()) }
+func (t *tool) Run() error                         { return toolError(t.run()) }
 func (t *tool) Start() error                       { return toolError(t.cmd.Start()) }
 func (t *tool) Wait() error                        { return toolError(t.cmd.Wait()) }
 func (t *tool) SetDir(dir string)                  { t.cmd.Dir = dir }
@@ -75,11 +75,18 @@ func (t *tool) SetEnv(env []string)                { t.cmd.Env = slices.Clone(en
 func (t *tool) StdoutPipe() (io.ReadCloser, error) { return t.cmd.StdoutPipe() }
 func (t *tool) StderrPipe() (io.ReadCloser, error) { return t.cmd.StderrPipe() }
 
+// run keeps the thread that starts the tool: the kernel takes the thread's end for the parent's, and kills the tool.
+func (t *tool) run() error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	return t.cmd.Run()
+}
+
 // CombinedOutput implements exec.Cmd.
 func (t *tool) CombinedOutput() ([]byte, error) {
 	var out head
 	t.cmd.Stdout, t.cmd.Stderr = &out, &out
-	err := t.cmd.Run()
+	err := t.run()
 	return out.Bytes(), toolError(err)
 }
 
@@ -87,7 +94,7 @@ func (t *tool) CombinedOutput() ([]byte, error) {
 func (t *tool) Output() ([]byte, error) {
 	var out head
 	t.cmd.Stdout = &out
-	err := t.cmd.Run()
+	err := t.run()
 	return out.Bytes(), toolError(err)
 }
 

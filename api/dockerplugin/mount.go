@@ -38,7 +38,7 @@ func (p *Plugin) Mount(ctx context.Context, volume, user string) (string, error)
 	a, err := p.attach(ctx, rec)
 	switch {
 	case err == nil:
-		err = p.show(a, rec)
+		err = p.show(ctx, a, rec)
 	case storage.KindOf(err) == storage.KindConflict && len(rec.Users) == 0: // refused: there is nothing to take back
 		rec.Held = false
 		return "", errors.Join(err, p.records.save(rec))
@@ -58,8 +58,8 @@ func (p *Plugin) Mount(ctx context.Context, volume, user string) (string, error)
 }
 
 // show mounts the volume's device, unless that is done.
-func (p *Plugin) show(a host.Attachment, rec record) error {
-	d, err := p.config.Mounts.Device(a.Device)
+func (p *Plugin) show(ctx context.Context, a host.Attachment, rec record) error {
+	d, err := p.config.Mounts.Device(csi.DiskOf(a))
 	if err != nil {
 		return err
 	}
@@ -84,14 +84,14 @@ func (p *Plugin) show(a host.Attachment, rec record) error {
 	if rec.Options.ReadOnly {
 		flags = []string{"ro"}
 	}
-	fsType, err := p.config.Mounts.Format(a.Device, rec.Options.FSType, rec.Options.ReadOnly)
+	fsType, err := p.config.Mounts.Format(ctx, csi.DiskOf(a), rec.Options.FSType, rec.Options.ReadOnly, csi.AllocationOf(p.config.Devices, a))
 	if err != nil {
 		return err
 	}
-	if err := p.config.Mounts.Mount(a.Device, path, fsType, flags); err != nil || rec.Options.ReadOnly {
+	if err := p.config.Mounts.Mount(csi.DiskOf(a), path, fsType, flags); err != nil || rec.Options.ReadOnly {
 		return err
 	}
-	return p.config.Mounts.Grow(a.Device, path) // it may have grown while it was not mounted
+	return p.config.Mounts.Grow(csi.DiskOf(a), path) // it may have grown while it was not mounted
 }
 
 // attach makes the volume a device of this host. A device that has failed, for example because the volume was taken over

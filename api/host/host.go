@@ -26,6 +26,11 @@ type Gateway interface {
 	// Refresh asks the cluster how large the volume is now, and returns when the device has at least sizeBytes; 0: as
 	// many as the volume has. KindNotFound if the volume is not attached here.
 	Refresh(ctx context.Context, volume string, sizeBytes int64) (Attachment, error)
+	// Allocated asks the cluster whether the volume that is attached here holds anything: whether one of its blocks was
+	// written and not discarded since, zeroes too. The answer includes every write that was acknowledged before. Every error
+	// means that it is not known. KindNotFound if the volume is not attached here, or under another attachment than that of
+	// the id (0: any).
+	Allocated(ctx context.Context, volume string, attachmentID uint64) (bool, error)
 	// Attachments returns what is attached here, by volume.
 	Attachments(ctx context.Context) ([]Attachment, error)
 	// Info describes the gateway and its host.

@@ -136,6 +136,18 @@ func (h *handlers) Refresh(ctx context.Context, m *pb.RefreshRequest) (*pb.Refre
 }
 
 // List implements pb.HostServer.
+// Allocated implements the service.
+func (h *handlers) Allocated(ctx context.Context, m *pb.AllocatedRequest) (*pb.AllocatedResponse, error) {
+	if err := storage.CheckVolumeName(m.GetVolume()); err != nil {
+		return nil, err
+	}
+	found, err := h.gateway.Allocated(ctx, m.GetVolume(), m.GetAttachmentId())
+	if err != nil {
+		return nil, err
+	}
+	return &pb.AllocatedResponse{Any: found}, nil
+}
+
 func (h *handlers) List(ctx context.Context, _ *pb.ListRequest) (*pb.ListResponse, error) {
 	list, err := h.gateway.Attachments(ctx)
 	if err != nil {

@@ -80,6 +80,12 @@ func (c *Client) Refresh(ctx context.Context, volume string, sizeBytes int64) (h
 	return host.AttachmentFromProto(answer.GetAttachment()), c.failure(err, "refresh", "volume "+volume)
 }
 
+// Allocated implements host.Gateway.
+func (c *Client) Allocated(ctx context.Context, volume string, attachmentID uint64) (bool, error) {
+	answer, err := c.host.Allocated(ctx, &pb.AllocatedRequest{Volume: volume, AttachmentId: attachmentID})
+	return answer.GetAny(), c.failure(err, "ask for the allocation of", "volume "+volume)
+}
+
 // Attachments implements host.Gateway.
 func (c *Client) Attachments(ctx context.Context) ([]host.Attachment, error) {
 	answer, err := c.host.List(ctx, &pb.ListRequest{})

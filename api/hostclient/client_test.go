@@ -21,6 +21,7 @@ type scripted struct {
 	detached   string
 	forced     bool
 	refreshed  int64
+	asked      uint64
 	attachment host.Attachment
 	info       host.Info
 	err        error
@@ -39,6 +40,11 @@ func (s *scripted) Detach(_ context.Context, volume string, force bool) error {
 func (s *scripted) Refresh(_ context.Context, _ string, sizeBytes int64) (host.Attachment, error) {
 	s.refreshed = sizeBytes
 	return s.attachment, s.err
+}
+
+func (s *scripted) Allocated(_ context.Context, _ string, attachmentID uint64) (bool, error) {
+	s.asked = attachmentID
+	return s.err == nil, s.err
 }
 
 func (s *scripted) Attachments(context.Context) ([]host.Attachment, error) {
@@ -104,6 +110,9 @@ func TestEveryFieldTravels(t *testing.T) {
 	}
 	if a, err := c.Refresh(t.Context(), "db", 4096); err != nil || a.SizeBytes != full.SizeBytes || s.refreshed != 4096 {
 		t.Errorf("Refresh: %v, %v, %d", a, err, s.refreshed)
+	}
+	if any, err := c.Allocated(t.Context(), "db", 8); err != nil || !any || s.asked != 8 {
+		t.Errorf("Allocated: %t, %v, of attachment %d", any, err, s.asked)
 	}
 	list, err := c.Attachments(t.Context())
 	if diff := cmp.Diff([]host.Attachment{full}, list); err != nil || diff != "" {

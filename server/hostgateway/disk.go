@@ -634,6 +634,27 @@ func (d *disk) fail(reason string) (news bool) {
 	return false
 }
 
+// Allocated implements host.Gateway.
+func (g *Gateway) Allocated(ctx context.Context, name string, attachmentID uint64) (bool, error) {
+	const op = "ask for the allocation of"
+	subject := "volume " + name
+	d := g.disk(name)
+	if d == nil {
+		return false, storage.E(op, storage.KindNotFound, subject, errors.New("it is not attached here"))
+	}
+	a := d.verified()
+	d.mu.Lock()
+	handle := d.handle
+	d.mu.Unlock()
+	switch {
+	case attachmentID != 0 && attachmentID != a.ID:
+		return false, storage.E(op, storage.KindNotFound, subject, fmt.Errorf("it is attached here under attachment %d, not %d", a.ID, attachmentID))
+	case a.State != host.StateReady || handle == nil:
+		return false, storage.E(op, storage.KindUnavailable, subject, fmt.Errorf("its device is %s: %s", a.State, a.Reason))
+	}
+	return handle.Allocated(ctx)
+}
+
 // Refresh implements host.Gateway.
 func (g *Gateway) Refresh(ctx context.Context, name string, sizeBytes int64) (host.Attachment, error) {
 	d := g.disk(name)

@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	storage "github.com/storaged/storaged"
 )
@@ -165,6 +166,27 @@ func (v *Volume) Status(ctx context.Context, off, n int64, limit int, dirty *Dir
 	}
 	defer v.device.endRead(v)
 	return v.status(ctx, off, off+n, limit, dirty)
+}
+
+// Allocated reports whether any block of the volume is mapped: was written, and not discarded since. It includes every write
+// that was acknowledged before it began.
+func (v *Volume) Allocated(ctx context.Context) (found bool, err error) {
+	m := &v.device.metrics.status
+	defer m.end(m.begin(), 0, &err)
+	if err := v.device.beginRead(ctx, v); err != nil {
+		return false, err
+	}
+	defer v.device.endRead(v)
+	for looks := v.device.looksOf(0, v.SizeBytes()); len(looks) > 0; {
+		if err := v.lookAll(ctx, looks); err != nil {
+			return false, err
+		}
+		if slices.ContainsFunc(looks, func(l *look) bool { return len(l.extents) > 0 }) {
+			return true, nil
+		}
+		looks = slices.DeleteFunc(looks, func(l *look) bool { return l.next >= l.end })
+	}
+	return false, nil
 }
 
 // Detach ends the use of the handle without waiting: new requests are refused. Mutations that it still has in flight

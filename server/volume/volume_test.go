@@ -238,3 +238,25 @@ func TestSessionIsLazyAndClosed(t *testing.T) {
 	}
 	wantBytes(t, open(t, g, "data"), pattern(block, 3), 0)
 }
+
+// TestAllocated: a volume holds something from the first acknowledged write of whatever until all is discarded.
+func TestAllocated(t *testing.T) {
+	bubble(t, func(t *testing.T, c *volumetest.Cluster) {
+		v := open(t, start(t, c, nil), "data")
+		want := func(when string, want bool) {
+			t.Helper()
+			if got, err := v.Allocated(t.Context()); err != nil || got != want {
+				t.Errorf("%s: %t, %v; want %t", when, got, err, want)
+			}
+		}
+		want("a new volume", false)
+		if err := v.WriteAt(t.Context(), make([]byte, block), 7*extent+block); err != nil {
+			t.Fatal(err)
+		}
+		want("zeroes are written near the end", true)
+		if err := v.Discard(t.Context(), 0, 8*extent); err != nil {
+			t.Fatal(err)
+		}
+		want("all is discarded", false)
+	})
+}

@@ -13,6 +13,7 @@ import (
 	"github.com/storaged/storaged/api"
 	"github.com/storaged/storaged/api/csi"
 	"github.com/storaged/storaged/api/host"
+	"github.com/storaged/storaged/internal/blockdev"
 )
 
 // Host is a host of the world: its gateway and its kernel. It implements csi.Devices; Mounts is its csi.Mounts.
@@ -24,6 +25,7 @@ type Host struct {
 	number  uint64     // of the device made last
 	devices map[string]host.Attachment
 	lost    map[string]bool   // volumes whose devices nobody serves any more
+	stolen  map[string]bool   // volumes whose devices' paths are another's by now, which the gateway has not noticed
 	numbers map[string]uint64 // by device path
 	mounts  []csi.Mount
 	targets map[string]bool // files and directories that Bind made
@@ -35,7 +37,7 @@ func (w *World) Host(id, zone string) *Host {
 	defer w.mu.Unlock()
 	w.hosts++
 	return &Host{w: w, id: id, zone: zone, number: uint64(w.hosts) << 20, devices: map[string]host.Attachment{},
-		lost: map[string]bool{}, numbers: map[string]uint64{}, targets: map[string]bool{}}
+		lost: map[string]bool{}, stolen: map[string]bool{}, numbers: map[string]uint64{}, targets: map[string]bool{}}
 }
 
 var (
@@ -72,7 +74,8 @@ func (h *Host) Attach(ctx context.Context, r host.Request) (host.Attachment, err
 		}
 		h.number++
 		d := host.Attachment{Volume: r.Volume, VolumeID: v.ID, ID: r.AttachmentID, Access: r.Access, ReadOnly: r.ReadOnly, Via: host.ViaNBD,
-			Device: fmt.Sprintf("/dev/fake%d", h.number), SizeBytes: v.SizeBytes, State: host.StateReady}
+			Device: fmt.Sprintf("/dev/fake%d", h.number), SizeBytes: v.SizeBytes, State: host.StateReady,
+			Identity: blockdev.Identity{Backend: "fake", Sequence: h.number}}
 		h.devices[r.Volume], h.numbers[d.Device] = d, h.number
 		return d, nil
 	})
@@ -108,6 +111,7 @@ func (h *Host) Detach(_ context.Context, volume string, force bool) error {
 		}
 		delete(h.devices, volume)
 		delete(h.lost, volume)
+		delete(h.stolen, volume)
 		delete(h.numbers, d.Device)
 		return nil
 	})
@@ -132,6 +136,21 @@ func (h *Host) Refresh(ctx context.Context, volume string, sizeBytes int64) (hos
 		d.SizeBytes = v.SizeBytes
 		h.devices[volume] = d
 		return d, nil
+	})
+}
+
+// Allocated implements csi.Devices.
+func (h *Host) Allocated(_ context.Context, volume string, attachmentID uint64) (bool, error) {
+	return get(h.w, "ask", func() (bool, error) {
+		h.mu.Lock()
+		d, ok := h.devices[volume]
+		h.mu.Unlock()
+		if !ok || attachmentID != 0 && d.ID != attachmentID {
+			return false, storage.E("ask", storage.KindNotFound, "volume "+volume, errors.New("it is not attached here"))
+		}
+		h.w.mu.Lock()
+		defer h.w.mu.Unlock()
+		return h.w.content[d.VolumeID] != fileSystem{}, nil
 	})
 }
 
@@ -171,6 +190,13 @@ func (h *Host) Lose(volume string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.lost[volume] = true
+}
+
+// Steal has the path of a volume's device be another device's, as when somebody has freed a loop device on the host.
+func (h *Host) Steal(volume string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.stolen[volume] = true
 }
 
 // Reboot unmounts everything, as a restart of the host does.
@@ -231,30 +257,36 @@ func (m *Mounts) List() (list []csi.Mount, err error) {
 // Real implements csi.Mounts.
 func (m *Mounts) Real(path string) string { return filepath.Clean(path) }
 
-// volumeLocked returns the device that is at path.
-func (m *Mounts) volumeLocked(device string) (host.Attachment, error) {
+// volumeLocked returns the device that the disk is.
+func (m *Mounts) volumeLocked(disk csi.Disk) (host.Attachment, error) {
 	for _, d := range m.h.devices {
-		if d.Device == device {
+		switch {
+		case d.Device != disk.Path:
+		case m.h.stolen[d.Volume], d.Identity != disk.Identity:
+			return d, storage.E("look at", storage.KindConflict, "device "+disk.Path, errors.New("it is another's by now"))
+		default:
 			return d, nil
 		}
 	}
-	return host.Attachment{}, storage.E("look at", storage.KindNotFound, "device "+device, errors.New("there is none"))
+	return host.Attachment{}, storage.E("look at", storage.KindNotFound, "device "+disk.Path, errors.New("there is none"))
 }
 
 // Device implements csi.Mounts.
-func (m *Mounts) Device(path string) (b csi.BlockDevice, err error) {
+func (m *Mounts) Device(disk csi.Disk) (b csi.BlockDevice, err error) {
 	err = m.step("look at", func() error {
-		d, err := m.volumeLocked(path)
-		b = csi.BlockDevice{Number: m.h.numbers[path], SizeBytes: d.SizeBytes, ReadOnly: d.ReadOnly}
+		d, err := m.volumeLocked(disk)
+		b = csi.BlockDevice{Number: m.h.numbers[disk.Path], SizeBytes: d.SizeBytes, ReadOnly: d.ReadOnly}
 		return err
 	})
 	return b, err
 }
 
 // Format implements csi.Mounts.
-func (m *Mounts) Format(device, fsType string, readOnly bool) (found string, err error) {
+func (m *Mounts) Format(ctx context.Context, disk csi.Disk, fsType string, readOnly bool, allocated csi.Allocation) (found string, err error) {
+	device := disk.Path
+	holds, unknown := allocated(ctx)
 	err = m.step("format", func() error {
-		d, err := m.volumeLocked(device)
+		d, err := m.volumeLocked(disk)
 		if err != nil {
 			return err
 		}
@@ -264,6 +296,10 @@ func (m *Mounts) Format(device, fsType string, readOnly bool) (found string, err
 		switch {
 		case found != "" && fsType != "" && found != fsType, found == "" && readOnly:
 			return storage.E("format", storage.KindConflict, "device "+device, fmt.Errorf("it holds %q", found))
+		case found == "" && unknown != nil:
+			return unknown
+		case found == "" && holds:
+			return storage.E("format", storage.KindConflict, "device "+device, errors.New("it holds data"))
 		case found == "":
 			found = fsType
 			if found == "" {
@@ -277,12 +313,12 @@ func (m *Mounts) Format(device, fsType string, readOnly bool) (found string, err
 }
 
 // Mount implements csi.Mounts.
-func (m *Mounts) Mount(device, target, fsType string, options []string) error {
+func (m *Mounts) Mount(disk csi.Disk, target, fsType string, options []string) error {
 	return m.step("mount", func() error {
-		if _, err := m.volumeLocked(device); err != nil {
+		if _, err := m.volumeLocked(disk); err != nil {
 			return err
 		}
-		m.h.mounts = append(m.h.mounts, csi.Mount{Path: target, Device: m.h.numbers[device], FSType: fsType, Whole: true,
+		m.h.mounts = append(m.h.mounts, csi.Mount{Path: target, Device: m.h.numbers[disk.Path], FSType: fsType, Whole: true,
 			ReadOnly: slices.Contains(options, "ro")})
 		return nil
 	})
@@ -294,16 +330,27 @@ func (m *Mounts) Bind(source, target string, readOnly bool) error {
 		return err
 	}
 	return m.step("bind", func() error {
-		bound := csi.Mount{Path: target, Node: m.h.numbers[source], FSType: "devtmpfs", Whole: true, ReadOnly: readOnly}
-		if bound.Node == 0 {
-			at := slices.IndexFunc(m.h.mounts, func(x csi.Mount) bool { return x.Path == source })
-			if at < 0 {
-				return storage.E("bind", storage.KindInternal, target, fmt.Errorf("nothing is mounted at %s", source))
-			}
-			bound = m.h.mounts[at]
-			bound.Path, bound.ReadOnly = target, bound.ReadOnly || readOnly
+		at := slices.IndexFunc(m.h.mounts, func(x csi.Mount) bool { return x.Path == source })
+		if at < 0 {
+			return storage.E("bind", storage.KindInternal, target, fmt.Errorf("nothing is mounted at %s", source))
 		}
+		bound := m.h.mounts[at]
+		bound.Path, bound.ReadOnly = target, bound.ReadOnly || readOnly
 		m.h.mounts = append(m.h.mounts, bound)
+		return nil
+	})
+}
+
+// BindDevice implements csi.Mounts.
+func (m *Mounts) BindDevice(disk csi.Disk, target string, readOnly bool) error {
+	if err := m.step("make", func() error { m.h.targets[target] = true; return nil }); err != nil {
+		return err
+	}
+	return m.step("bind", func() error {
+		if _, err := m.volumeLocked(disk); err != nil {
+			return err
+		}
+		m.h.mounts = append(m.h.mounts, csi.Mount{Path: target, Node: m.h.numbers[disk.Path], FSType: "devtmpfs", Whole: true, ReadOnly: readOnly})
 		return nil
 	})
 }
@@ -322,9 +369,9 @@ func (m *Mounts) Remove(target string) error {
 }
 
 // Grow implements csi.Mounts.
-func (m *Mounts) Grow(device, path string) error {
+func (m *Mounts) Grow(disk csi.Disk, path string) error {
 	return m.step("grow", func() error {
-		d, err := m.volumeLocked(device)
+		d, err := m.volumeLocked(disk)
 		if err != nil {
 			return err
 		}

@@ -46,6 +46,7 @@ type World struct {
 type fileSystem struct {
 	fsType    string
 	sizeBytes int64
+	raw       bool // it is none, but data
 }
 
 // New returns a world with an empty cluster and no hosts.
@@ -72,6 +73,13 @@ func (w *World) Content(id storage.VolumeID) (fsType string, sizeBytes int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.content[id].fsType, w.content[id].sizeBytes
+}
+
+// Write puts data on the volume that is no file system.
+func (w *World) Write(id storage.VolumeID) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.content[id] = fileSystem{raw: true}
 }
 
 // Cluster returns the world's cluster without faults, to look at and to change behind the services' back.

@@ -507,6 +507,103 @@ func (x *RefreshResponse) GetAttachment() *Attachment {
 	return nil
 }
 
+type AllocatedRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Volume string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	// The attachment that is meant; 0: whichever there is.
+	AttachmentId  uint64 `protobuf:"varint,2,opt,name=attachment_id,json=attachmentId,proto3" json:"attachment_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AllocatedRequest) Reset() {
+	*x = AllocatedRequest{}
+	mi := &file_storage_host_v1_host_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AllocatedRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AllocatedRequest) ProtoMessage() {}
+
+func (x *AllocatedRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_host_v1_host_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AllocatedRequest.ProtoReflect.Descriptor instead.
+func (*AllocatedRequest) Descriptor() ([]byte, []int) {
+	return file_storage_host_v1_host_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *AllocatedRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *AllocatedRequest) GetAttachmentId() uint64 {
+	if x != nil {
+		return x.AttachmentId
+	}
+	return 0
+}
+
+type AllocatedResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Any           bool                   `protobuf:"varint,1,opt,name=any,proto3" json:"any,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AllocatedResponse) Reset() {
+	*x = AllocatedResponse{}
+	mi := &file_storage_host_v1_host_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AllocatedResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AllocatedResponse) ProtoMessage() {}
+
+func (x *AllocatedResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_host_v1_host_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AllocatedResponse.ProtoReflect.Descriptor instead.
+func (*AllocatedResponse) Descriptor() ([]byte, []int) {
+	return file_storage_host_v1_host_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *AllocatedResponse) GetAny() bool {
+	if x != nil {
+		return x.Any
+	}
+	return false
+}
+
 type ListRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -515,7 +612,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_storage_host_v1_host_proto_msgTypes[6]
+	mi := &file_storage_host_v1_host_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -527,7 +624,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_host_v1_host_proto_msgTypes[6]
+	mi := &file_storage_host_v1_host_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -540,7 +637,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_storage_host_v1_host_proto_rawDescGZIP(), []int{6}
+	return file_storage_host_v1_host_proto_rawDescGZIP(), []int{8}
 }
 
 type ListResponse struct {
@@ -552,7 +649,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_storage_host_v1_host_proto_msgTypes[7]
+	mi := &file_storage_host_v1_host_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -564,7 +661,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_host_v1_host_proto_msgTypes[7]
+	mi := &file_storage_host_v1_host_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -577,7 +674,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_storage_host_v1_host_proto_rawDescGZIP(), []int{7}
+	return file_storage_host_v1_host_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListResponse) GetAttachments() []*Attachment {
@@ -595,7 +692,7 @@ type InfoRequest struct {
 
 func (x *InfoRequest) Reset() {
 	*x = InfoRequest{}
-	mi := &file_storage_host_v1_host_proto_msgTypes[8]
+	mi := &file_storage_host_v1_host_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -607,7 +704,7 @@ func (x *InfoRequest) String() string {
 func (*InfoRequest) ProtoMessage() {}
 
 func (x *InfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_host_v1_host_proto_msgTypes[8]
+	mi := &file_storage_host_v1_host_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -620,7 +717,7 @@ func (x *InfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoRequest.ProtoReflect.Descriptor instead.
 func (*InfoRequest) Descriptor() ([]byte, []int) {
-	return file_storage_host_v1_host_proto_rawDescGZIP(), []int{8}
+	return file_storage_host_v1_host_proto_rawDescGZIP(), []int{10}
 }
 
 type InfoResponse struct {
@@ -641,7 +738,7 @@ type InfoResponse struct {
 
 func (x *InfoResponse) Reset() {
 	*x = InfoResponse{}
-	mi := &file_storage_host_v1_host_proto_msgTypes[9]
+	mi := &file_storage_host_v1_host_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -653,7 +750,7 @@ func (x *InfoResponse) String() string {
 func (*InfoResponse) ProtoMessage() {}
 
 func (x *InfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_host_v1_host_proto_msgTypes[9]
+	mi := &file_storage_host_v1_host_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -666,7 +763,7 @@ func (x *InfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoResponse.ProtoReflect.Descriptor instead.
 func (*InfoResponse) Descriptor() ([]byte, []int) {
-	return file_storage_host_v1_host_proto_rawDescGZIP(), []int{9}
+	return file_storage_host_v1_host_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *InfoResponse) GetHostId() string {
@@ -742,7 +839,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_storage_host_v1_host_proto_msgTypes[10]
+	mi := &file_storage_host_v1_host_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -754,7 +851,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_host_v1_host_proto_msgTypes[10]
+	mi := &file_storage_host_v1_host_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -767,7 +864,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_storage_host_v1_host_proto_rawDescGZIP(), []int{10}
+	return file_storage_host_v1_host_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Attachment) GetVolume() string {
@@ -895,7 +992,12 @@ const file_storage_host_v1_host_proto_rawDesc = "" +
 	"\x0fRefreshResponse\x12;\n" +
 	"\n" +
 	"attachment\x18\x01 \x01(\v2\x1b.storage.host.v1.AttachmentR\n" +
-	"attachment\"\r\n" +
+	"attachment\"O\n" +
+	"\x10AllocatedRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12#\n" +
+	"\rattachment_id\x18\x02 \x01(\x04R\fattachmentId\"%\n" +
+	"\x11AllocatedResponse\x12\x10\n" +
+	"\x03any\x18\x01 \x01(\bR\x03any\"\r\n" +
 	"\vListRequest\"M\n" +
 	"\fListResponse\x12=\n" +
 	"\vattachments\x18\x01 \x03(\v2\x1b.storage.host.v1.AttachmentR\vattachments\"\r\n" +
@@ -941,11 +1043,12 @@ const file_storage_host_v1_host_proto_rawDesc = "" +
 	"\x10STATE_CONNECTING\x10\x01\x12\x0f\n" +
 	"\vSTATE_READY\x10\x02\x12\x13\n" +
 	"\x0fSTATE_DETACHING\x10\x03\x12\x10\n" +
-	"\fSTATE_FAILED\x10\x042\xf4\x02\n" +
+	"\fSTATE_FAILED\x10\x042\xc8\x03\n" +
 	"\x04Host\x12I\n" +
 	"\x06Attach\x12\x1e.storage.host.v1.AttachRequest\x1a\x1f.storage.host.v1.AttachResponse\x12I\n" +
 	"\x06Detach\x12\x1e.storage.host.v1.DetachRequest\x1a\x1f.storage.host.v1.DetachResponse\x12L\n" +
-	"\aRefresh\x12\x1f.storage.host.v1.RefreshRequest\x1a .storage.host.v1.RefreshResponse\x12C\n" +
+	"\aRefresh\x12\x1f.storage.host.v1.RefreshRequest\x1a .storage.host.v1.RefreshResponse\x12R\n" +
+	"\tAllocated\x12!.storage.host.v1.AllocatedRequest\x1a\".storage.host.v1.AllocatedResponse\x12C\n" +
 	"\x04List\x12\x1c.storage.host.v1.ListRequest\x1a\x1d.storage.host.v1.ListResponse\x12C\n" +
 	"\x04Info\x12\x1c.storage.host.v1.InfoRequest\x1a\x1d.storage.host.v1.InfoResponseB;Z9github.com/storaged/storaged/proto/storage/host/v1;hostv1b\x06proto3"
 
@@ -962,7 +1065,7 @@ func file_storage_host_v1_host_proto_rawDescGZIP() []byte {
 }
 
 var file_storage_host_v1_host_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_storage_host_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_storage_host_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_storage_host_v1_host_proto_goTypes = []any{
 	(Access)(0),                   // 0: storage.host.v1.Access
 	(Via)(0),                      // 1: storage.host.v1.Via
@@ -973,36 +1076,40 @@ var file_storage_host_v1_host_proto_goTypes = []any{
 	(*DetachResponse)(nil),        // 6: storage.host.v1.DetachResponse
 	(*RefreshRequest)(nil),        // 7: storage.host.v1.RefreshRequest
 	(*RefreshResponse)(nil),       // 8: storage.host.v1.RefreshResponse
-	(*ListRequest)(nil),           // 9: storage.host.v1.ListRequest
-	(*ListResponse)(nil),          // 10: storage.host.v1.ListResponse
-	(*InfoRequest)(nil),           // 11: storage.host.v1.InfoRequest
-	(*InfoResponse)(nil),          // 12: storage.host.v1.InfoResponse
-	(*Attachment)(nil),            // 13: storage.host.v1.Attachment
-	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
+	(*AllocatedRequest)(nil),      // 9: storage.host.v1.AllocatedRequest
+	(*AllocatedResponse)(nil),     // 10: storage.host.v1.AllocatedResponse
+	(*ListRequest)(nil),           // 11: storage.host.v1.ListRequest
+	(*ListResponse)(nil),          // 12: storage.host.v1.ListResponse
+	(*InfoRequest)(nil),           // 13: storage.host.v1.InfoRequest
+	(*InfoResponse)(nil),          // 14: storage.host.v1.InfoResponse
+	(*Attachment)(nil),            // 15: storage.host.v1.Attachment
+	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
 }
 var file_storage_host_v1_host_proto_depIdxs = []int32{
 	0,  // 0: storage.host.v1.AttachRequest.access:type_name -> storage.host.v1.Access
 	1,  // 1: storage.host.v1.AttachRequest.via:type_name -> storage.host.v1.Via
-	13, // 2: storage.host.v1.AttachResponse.attachment:type_name -> storage.host.v1.Attachment
-	13, // 3: storage.host.v1.RefreshResponse.attachment:type_name -> storage.host.v1.Attachment
-	13, // 4: storage.host.v1.ListResponse.attachments:type_name -> storage.host.v1.Attachment
+	15, // 2: storage.host.v1.AttachResponse.attachment:type_name -> storage.host.v1.Attachment
+	15, // 3: storage.host.v1.RefreshResponse.attachment:type_name -> storage.host.v1.Attachment
+	15, // 4: storage.host.v1.ListResponse.attachments:type_name -> storage.host.v1.Attachment
 	1,  // 5: storage.host.v1.InfoResponse.vias:type_name -> storage.host.v1.Via
 	0,  // 6: storage.host.v1.Attachment.access:type_name -> storage.host.v1.Access
 	1,  // 7: storage.host.v1.Attachment.via:type_name -> storage.host.v1.Via
 	2,  // 8: storage.host.v1.Attachment.state:type_name -> storage.host.v1.State
-	14, // 9: storage.host.v1.Attachment.since:type_name -> google.protobuf.Timestamp
+	16, // 9: storage.host.v1.Attachment.since:type_name -> google.protobuf.Timestamp
 	3,  // 10: storage.host.v1.Host.Attach:input_type -> storage.host.v1.AttachRequest
 	5,  // 11: storage.host.v1.Host.Detach:input_type -> storage.host.v1.DetachRequest
 	7,  // 12: storage.host.v1.Host.Refresh:input_type -> storage.host.v1.RefreshRequest
-	9,  // 13: storage.host.v1.Host.List:input_type -> storage.host.v1.ListRequest
-	11, // 14: storage.host.v1.Host.Info:input_type -> storage.host.v1.InfoRequest
-	4,  // 15: storage.host.v1.Host.Attach:output_type -> storage.host.v1.AttachResponse
-	6,  // 16: storage.host.v1.Host.Detach:output_type -> storage.host.v1.DetachResponse
-	8,  // 17: storage.host.v1.Host.Refresh:output_type -> storage.host.v1.RefreshResponse
-	10, // 18: storage.host.v1.Host.List:output_type -> storage.host.v1.ListResponse
-	12, // 19: storage.host.v1.Host.Info:output_type -> storage.host.v1.InfoResponse
-	15, // [15:20] is the sub-list for method output_type
-	10, // [10:15] is the sub-list for method input_type
+	9,  // 13: storage.host.v1.Host.Allocated:input_type -> storage.host.v1.AllocatedRequest
+	11, // 14: storage.host.v1.Host.List:input_type -> storage.host.v1.ListRequest
+	13, // 15: storage.host.v1.Host.Info:input_type -> storage.host.v1.InfoRequest
+	4,  // 16: storage.host.v1.Host.Attach:output_type -> storage.host.v1.AttachResponse
+	6,  // 17: storage.host.v1.Host.Detach:output_type -> storage.host.v1.DetachResponse
+	8,  // 18: storage.host.v1.Host.Refresh:output_type -> storage.host.v1.RefreshResponse
+	10, // 19: storage.host.v1.Host.Allocated:output_type -> storage.host.v1.AllocatedResponse
+	12, // 20: storage.host.v1.Host.List:output_type -> storage.host.v1.ListResponse
+	14, // 21: storage.host.v1.Host.Info:output_type -> storage.host.v1.InfoResponse
+	16, // [16:22] is the sub-list for method output_type
+	10, // [10:16] is the sub-list for method input_type
 	10, // [10:10] is the sub-list for extension type_name
 	10, // [10:10] is the sub-list for extension extendee
 	0,  // [0:10] is the sub-list for field type_name
@@ -1019,7 +1126,7 @@ func file_storage_host_v1_host_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_storage_host_v1_host_proto_rawDesc), len(file_storage_host_v1_host_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   11,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -24,11 +24,12 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Host_Attach_FullMethodName  = "/storage.host.v1.Host/Attach"
-	Host_Detach_FullMethodName  = "/storage.host.v1.Host/Detach"
-	Host_Refresh_FullMethodName = "/storage.host.v1.Host/Refresh"
-	Host_List_FullMethodName    = "/storage.host.v1.Host/List"
-	Host_Info_FullMethodName    = "/storage.host.v1.Host/Info"
+	Host_Attach_FullMethodName    = "/storage.host.v1.Host/Attach"
+	Host_Detach_FullMethodName    = "/storage.host.v1.Host/Detach"
+	Host_Refresh_FullMethodName   = "/storage.host.v1.Host/Refresh"
+	Host_Allocated_FullMethodName = "/storage.host.v1.Host/Allocated"
+	Host_List_FullMethodName      = "/storage.host.v1.Host/List"
+	Host_Info_FullMethodName      = "/storage.host.v1.Host/Info"
 )
 
 // HostClient is the client API for Host service.
@@ -45,6 +46,9 @@ type HostClient interface {
 	Detach(ctx context.Context, in *DetachRequest, opts ...grpc.CallOption) (*DetachResponse, error)
 	// Refresh asks the cluster how large the volume is now and returns when the device is as large.
 	Refresh(ctx context.Context, in *RefreshRequest, opts ...grpc.CallOption) (*RefreshResponse, error)
+	// Allocated says whether a volume that is attached here holds anything: whether one of its blocks was written and not
+	// discarded since.
+	Allocated(ctx context.Context, in *AllocatedRequest, opts ...grpc.CallOption) (*AllocatedResponse, error)
 	// List returns what is attached here, by volume.
 	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*ListResponse, error)
 	// Info describes the gateway and its host.
@@ -89,6 +93,16 @@ func (c *hostClient) Refresh(ctx context.Context, in *RefreshRequest, opts ...gr
 	return out, nil
 }
 
+func (c *hostClient) Allocated(ctx context.Context, in *AllocatedRequest, opts ...grpc.CallOption) (*AllocatedResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AllocatedResponse)
+	err := c.cc.Invoke(ctx, Host_Allocated_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *hostClient) List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*ListResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListResponse)
@@ -123,6 +137,9 @@ type HostServer interface {
 	Detach(context.Context, *DetachRequest) (*DetachResponse, error)
 	// Refresh asks the cluster how large the volume is now and returns when the device is as large.
 	Refresh(context.Context, *RefreshRequest) (*RefreshResponse, error)
+	// Allocated says whether a volume that is attached here holds anything: whether one of its blocks was written and not
+	// discarded since.
+	Allocated(context.Context, *AllocatedRequest) (*AllocatedResponse, error)
 	// List returns what is attached here, by volume.
 	List(context.Context, *ListRequest) (*ListResponse, error)
 	// Info describes the gateway and its host.
@@ -145,6 +162,9 @@ func (UnimplementedHostServer) Detach(context.Context, *DetachRequest) (*DetachR
 }
 func (UnimplementedHostServer) Refresh(context.Context, *RefreshRequest) (*RefreshResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Refresh not implemented")
+}
+func (UnimplementedHostServer) Allocated(context.Context, *AllocatedRequest) (*AllocatedResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Allocated not implemented")
 }
 func (UnimplementedHostServer) List(context.Context, *ListRequest) (*ListResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method List not implemented")
@@ -227,6 +247,24 @@ func _Host_Refresh_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Host_Allocated_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AllocatedRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(HostServer).Allocated(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Host_Allocated_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(HostServer).Allocated(ctx, req.(*AllocatedRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Host_List_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListRequest)
 	if err := dec(in); err != nil {
@@ -281,6 +319,10 @@ var Host_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Refresh",
 			Handler:    _Host_Refresh_Handler,
+		},
+		{
+			MethodName: "Allocated",
+			Handler:    _Host_Allocated_Handler,
 		},
 		{
 			MethodName: "List",
