@@ -128,6 +128,10 @@ func (c *Config) Validate() error {
 	if c.ReserveBytes < 0 || c.CapacityBytes < 0 {
 		bad("reserve", "sizes are not negative")
 	}
+	if least := c.ReserveBytes + 2*c.SegmentBytes; c.CapacityBytes > 0 && c.CapacityBytes < least {
+		bad("capacity", "%v is less than the reserve (--reserve %v) and two segments (--segment-size %v): no write would ever be taken; use at least %v",
+			c.CapacityBytes, c.ReserveBytes, c.SegmentBytes, least)
+	}
 	if len(errs) > 0 {
 		return storage.E("configuration", storage.KindInvalid, "", errors.Join(errs...))
 	}

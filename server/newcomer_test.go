@@ -233,7 +233,10 @@ func TestBootstrapTogether(t *testing.T) {
 
 // TestEmptyDirectory: what an empty directory, or half of one, becomes is said, and never guessed.
 func TestEmptyDirectory(t *testing.T) {
-	half := t.TempDir()
+	half, dangling := t.TempDir(), filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink("/nowhere/at/all", dangling); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.MkdirAll(filepath.Join(half, "store"), 0o750); err != nil {
 		t.Fatal(err)
 	}
@@ -246,6 +249,8 @@ func TestEmptyDirectory(t *testing.T) {
 	}{
 		{"neither flag", t.TempDir(), func(*Config) {}, storage.KindInvalid, []string{"--bootstrap", "--join HOST", "mount it", "is empty"}},
 		{"a store without its node", half, func(c *Config) { c.Bootstrap = true }, storage.KindCorrupt, []string{"node.json", half}},
+		{"a link to nowhere", dangling, func(*Config) {}, storage.KindInvalid, []string{dangling, "symbolic link to /nowhere/at/all", "mount"}},
+		{"a reserve beyond the disk", t.TempDir(), func(c *Config) { c.ReserveBytes = 900 << 40 }, storage.KindInvalid, []string{"--reserve", "900TiB"}},
 		{"joins itself", t.TempDir(), func(c *Config) { c.Join = c.ListenPeer }, storage.KindInvalid, []string{"this node itself"}},
 	} {
 		err := boot(t, newcomerConfig(t, c.dir, "a", freePeers(t, 1)[0], c.edit)).failed(t)
@@ -285,6 +290,10 @@ func TestJoinAndAdvertiseFlags(t *testing.T) {
 		if err := config.Validate(); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("--join %q --advertise %q: %v", c.join, c.advertise, err)
 		}
+	}
+	small := Config{CapacityBytes: 10 << 20, ReserveBytes: 1 << 30, SegmentBytes: 64 << 20}
+	if err := small.Validate(); err == nil || !strings.Contains(err.Error(), "--capacity: 10MiB is less than the reserve (--reserve 1GiB)") {
+		t.Errorf("a capacity below the reserve: %v", err)
 	}
 	config := Config{Join: "a, [::1],b:17001", Advertise: "[::1]"}
 	if addrs, err := config.joins(); err != nil || strings.Join(addrs, " ") != "a:7001 [::1]:7001 b:17001" {

@@ -23,6 +23,7 @@ import (
 	"github.com/storaged/storaged"
 	"github.com/storaged/storaged/api"
 	"github.com/storaged/storaged/internal/logging"
+	"github.com/storaged/storaged/internal/size"
 	"github.com/storaged/storaged/internal/version"
 	"github.com/storaged/storaged/nbd"
 	"github.com/storaged/storaged/replication"
@@ -130,7 +131,15 @@ func (n *node) start(ctx context.Context) error {
 
 func (n *node) openDirectory(context.Context) error {
 	if err := os.MkdirAll(n.config.DataDir, 0o750); err != nil {
+		if target, linkErr := os.Readlink(n.config.DataDir); linkErr == nil && errors.Is(err, os.ErrExist) {
+			err = fmt.Errorf("it is a symbolic link to %s, which is not there: mount its disk, or make that directory", target)
+		}
 		return storage.E("make", storage.KindInvalid, "data directory "+n.config.DataDir, err)
+	}
+	if usage, err := vfs.Default.GetDiskUsage(n.config.DataDir); err == nil && uint64(n.config.ReserveBytes) >= usage.TotalBytes {
+		return storage.E("configuration", storage.KindInvalid, "--reserve", fmt.Errorf(
+			"%v is all of the file system of %s, which has %v: no write would ever be taken; use less, or a larger disk",
+			n.config.ReserveBytes, n.config.DataDir, size.Bytes(usage.TotalBytes)))
 	}
 	version := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "storage_build_info",
 		Help: "1, with what was built as labels."}, []string{"version", "revision"})
