@@ -92,7 +92,7 @@ func newcomerConfig(t *testing.T, dir, name, addr string, edits ...func(*Config)
 	const any = "127.0.0.1:0"
 	c := Config{DataDir: dir, Name: name, ListenPeer: addr, ListenAPI: any, ListenNBD: any, ListenHTTP: any,
 		SegmentBytes: 4 << 20, FreeSegments: 2, CacheBytes: 4 << 20, LogCacheBytes: 4 << 20, Replicas: 3, Groups: 1,
-		HeartbeatTimeout: 200 * time.Millisecond, ReadMode: "lease", MaxAppendEntries: 64, NBDConnections: 16,
+		HeartbeatTimeout: time.Second, ReadMode: "lease", MaxAppendEntries: 64, NBDConnections: 16,
 		LogLevel: "error", LogFormat: "text", ShutdownTimeout: 10 * time.Second}
 	for _, edit := range edits {
 		edit(&c)
@@ -135,12 +135,12 @@ func (b *booting) halt(t *testing.T) {
 	}
 }
 
-// until waits for a condition, a minute at most.
+// until waits for a condition, three minutes at most: the machine may be busy.
 func until(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	timeout := time.After(time.Minute)
+	timeout := time.After(3 * time.Minute)
 	for !ok() {
 		select {
 		case <-tick.C:
