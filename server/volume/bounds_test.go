@@ -71,7 +71,7 @@ func TestBytesInFlightAreBounded(t *testing.T) {
 		name            string
 		volume, gateway int64
 		want            int
-	}{{"volume", 2 << 20, 64 << 20, 2}, {"gateway", 2 << 20, 3 << 20, 3}} {
+	}{{"volume", 2 << 20, 64 << 20, 2}, {"gateway", 3 << 20, 3 << 20, 5 /* three that are common, and one of each volume */}} {
 		t.Run(tc.name, func(t *testing.T) {
 			bubble(t, func(t *testing.T, c *volumetest.Cluster) {
 				c.CreateVolume("more", 64<<20, 4)

@@ -32,7 +32,8 @@ type Config struct {
 
 	// VolumeBytes bounds the bytes in flight of one volume (default 64 MiB).
 	VolumeBytes int64
-	// GatewayBytes bounds the bytes in flight of all volumes together (default 512 MiB).
+	// GatewayBytes bounds the bytes in flight of all volumes together (default 512 MiB), beside an entry's worth (1 MiB)
+	// that each open volume has to itself, so that volumes that are stuck do not hold up the others.
 	GatewayBytes int64
 	// GroupRequests bounds the mutations of one volume in flight in one group (default and at most SessionWindow).
 	GroupRequests int
@@ -49,6 +50,9 @@ type Config struct {
 
 // requestOverheadBytes is what a request without payload counts towards the bytes in flight.
 const requestOverheadBytes = storage.BlockSize
+
+// volumeShareBytes is what each volume may have in flight whatever the others hold: the largest piece of a request.
+const volumeShareBytes = storage.MaxEntryPayloadBytes
 
 func (c *Config) fillDefaults() {
 	setDefault(&c.AttemptTimeout, 1500*time.Millisecond)

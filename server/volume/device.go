@@ -18,12 +18,14 @@ type device struct {
 	key        deviceKey
 	subject    string // of errors
 	id         storage.VolumeID
-	generation storage.Generation // never changes: a volume of a newer generation is not ours any more
-	attachment Attachment         // never changes; what the sessions are opened under
-	stripes    []int              // extent i lives in groups[stripes[i % len(stripes)]]
-	groups     []storage.GroupID  // distinct
-	placement  []storage.GroupID  // as the catalog gave it
-	budget     *semaphore.Weighted
+	generation storage.Generation  // never changes: a volume of a newer generation is not ours any more
+	attachment Attachment          // never changes; what the sessions are opened under
+	stripes    []int               // extent i lives in groups[stripes[i % len(stripes)]]
+	groups     []storage.GroupID   // distinct
+	placement  []storage.GroupID   // as the catalog gave it
+	budget     *semaphore.Weighted // all of the volume's bytes in flight
+	own        *semaphore.Weighted // volumeShareBytes, which no other volume can take
+	common     atomic.Int64        // what the volume holds of gateway.budget; the rest of what is in flight is of own
 	metrics    *volumeMetrics
 	throttle   *throttle     // shared with the other devices of the volume
 	attempts   *attemptClock // of reads, and of opening and closing sessions
@@ -274,8 +276,14 @@ func (d *device) acquire(ctx context.Context, n int64) error {
 			return storage.E("start request", storage.KindCanceled, d.subject, err)
 		}
 	}
-	if !d.gateway.budget.TryAcquire(n) {
-		if err := d.gateway.budget.Acquire(ctx, n); err != nil {
+	// Guards against volumes that are stuck, for want of their groups' leaders, and hold all that is common: who finds it
+	// full waits for the volume's own share, which comes back as this volume's requests are answered.
+	switch {
+	case d.own.TryAcquire(n):
+	case d.gateway.budget.TryAcquire(n):
+		d.common.Add(n)
+	default:
+		if err := d.own.Acquire(ctx, n); err != nil {
 			d.budget.Release(n)
 			return storage.E("start request", storage.KindCanceled, d.subject, err)
 		}
@@ -286,7 +294,15 @@ func (d *device) acquire(ctx context.Context, n int64) error {
 
 func (d *device) giveBack(n int64) {
 	d.metrics.inFlightBytes.Sub(float64(n))
-	d.gateway.budget.Release(n)
+	for {
+		held := d.common.Load()
+		k := min(n, held)
+		if d.common.CompareAndSwap(held, held-k) {
+			d.gateway.budget.Release(k)
+			d.own.Release(n - k)
+			break
+		}
+	}
 	d.budget.Release(n)
 }
 

@@ -174,6 +174,7 @@ func (g *Gateway) newDevice(ctx context.Context, key deviceKey) (*device, error)
 		attachment: at,
 		placement:  info.Groups,
 		budget:     semaphore.NewWeighted(g.config.VolumeBytes),
+		own:        semaphore.NewWeighted(volumeShareBytes),
 		metrics:    g.metrics.of(key.name),
 		fresh:      info,
 		throttle:   g.throttleOf(info.Volume),
