@@ -135,9 +135,9 @@ func CheckVolumeName(name string) error {
 	case name[0] == '-' || name[len(name)-1] == '-':
 		return fail("the name begins or ends with a hyphen")
 	}
-	for i := range len(name) {
-		if c := name[i]; !(c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-') {
-			return fail(fmt.Sprintf("character %q is not allowed", name[i]))
+	for _, c := range name { // characters, not bytes: the refused one is shown
+		if !(c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-') {
+			return fail(fmt.Sprintf("character %q is not allowed", c))
 		}
 	}
 	return nil

@@ -1,6 +1,8 @@
 package csi
 
 import (
+	"cmp"
+	"fmt"
 	"math"
 	"slices"
 
@@ -15,8 +17,17 @@ import (
 const defaultVolumeBytes = 1 << 30
 
 // minFSBytes is the smallest device that the tools of a file system format: mkfs.xfs refuses less than 300 MiB, and an
-// ext4 of a few blocks has no room for a journal.
-var minFSBytes = map[string]int64{ext4: 8 << 20, xfs: 300 << 20}
+// ext4 below 2 MiB has no room for a journal, below 8 MiB for little else. Without a type it is ext4.
+var minFSBytes = map[string]int64{"": 8 << 20, ext4: 8 << 20, xfs: 300 << 20}
+
+// CheckFSSize returns an error of KindInvalid for a volume that a file system of the type does not fit; empty means ext4.
+func CheckFSSize(fsType string, sizeBytes int64) error {
+	if least := minFSBytes[fsType]; sizeBytes < least {
+		return storage.E("check", storage.KindInvalid, "size of the volume", fmt.Errorf("it has %d bytes, and %s needs %d (%d MiB); ask for more",
+			sizeBytes, cmp.Or(fsType, ext4), least, least>>20))
+	}
+	return nil
+}
 
 // chooseSize returns the smallest size that a volume can have within the range and for the uses; preferred is taken when
 // the range leaves it open. The error's code is OUT_OF_RANGE or INVALID_ARGUMENT.

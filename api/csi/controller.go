@@ -3,6 +3,7 @@ package csi
 import (
 	"context"
 	"errors"
+	"slices"
 
 	spec "github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
@@ -115,6 +116,10 @@ func (c *Controller) CreateVolume(ctx context.Context, r *spec.CreateVolumeReque
 	}
 	if r.GetVolumeContentSource() != nil {
 		return nil, invalid("volume_content_source: volumes cannot be made from snapshots or volumes yet")
+	}
+	if !slices.ContainsFunc(uses, func(u use) bool { return u.block || !u.readOnly }) {
+		return nil, invalid("volume_capabilities: a new volume has no file system, and one that is only mounted read-only never gets one; ask for " +
+			"a mode that writes too (ReadWriteOnce), or make a persistent volume of one that holds data (volumeHandle: its name)")
 	}
 	topology, err := c.accessibleFrom(params, r.GetAccessibilityRequirements())
 	if err != nil {

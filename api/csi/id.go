@@ -116,10 +116,9 @@ func CheckHostID(id string) error {
 	if id == "" || len(id) > api.MaxHolderBytes {
 		return fail(fmt.Sprintf("it has %d characters", len(id)))
 	}
-	for i := range len(id) {
-		c := id[i]
+	for i, c := range id {
 		letter := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
-		if !letter && (i == 0 || !strings.ContainsRune("-._:/@", rune(c))) {
+		if !letter && (i == 0 || !strings.ContainsRune("-._:/@", c)) {
 			return fail(fmt.Sprintf("character %q is not allowed there", c))
 		}
 	}

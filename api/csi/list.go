@@ -95,7 +95,9 @@ func (c *Controller) GetCapacity(ctx context.Context, r *spec.GetCapacityRequest
 		if err != nil {
 			return &spec.GetCapacityResponse{}, nil //nolint:nilerr // what is not offered has no capacity, which is an answer
 		}
-		answer.MinimumVolumeSize.Value = max(answer.MinimumVolumeSize.GetValue(), minFSBytes[u.fsType])
+		if !u.block {
+			answer.MinimumVolumeSize.Value = max(answer.MinimumVolumeSize.GetValue(), minFSBytes[u.fsType])
+		}
 	}
 	status, err := c.cluster.Status(ctx)
 	if err != nil {

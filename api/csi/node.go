@@ -3,6 +3,7 @@ package csi
 import (
 	"cmp"
 	"context"
+	"log/slog"
 	"path/filepath"
 	"strings"
 
@@ -24,6 +25,8 @@ type NodeConfig struct {
 	MaxVolumes int64
 	// Topology is IdentityConfig's: whether the host says its zone.
 	Topology bool
+	// Log gets a line a thing that no call's answer says; nil discards.
+	Log *slog.Logger
 }
 
 // Node is the Node service of one host. It may be used concurrently.
@@ -32,12 +35,17 @@ type Node struct {
 	config  NodeConfig
 	devices Devices
 	mounts  Mounts
+	log     *slog.Logger
 	locks   locks // by the volume's CSI id
 }
 
 // NewNode returns the service.
 func NewNode(config NodeConfig) *Node {
-	return &Node{config: config, devices: config.Devices, mounts: config.Mounts}
+	log := config.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &Node{config: config, devices: config.Devices, mounts: config.Mounts, log: log}
 }
 
 // nodeCapabilities are those that NodeGetCapabilities tells.

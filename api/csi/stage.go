@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"time"
 
 	spec "github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
@@ -46,7 +47,7 @@ func (n *Node) NodeStageVolume(ctx context.Context, r *spec.NodeStageVolumeReque
 	if !u.block {
 		u.readOnly = u.readOnly || request.ReadOnly
 		if err := n.mountStaged(ctx, d, u, r.GetStagingTargetPath()); err != nil {
-			return nil, err
+			return nil, errors.Join(err, n.unstage(ctx, d))
 		}
 	}
 	return &spec.NodeStageVolumeResponse{}, nil
@@ -115,8 +116,27 @@ func (n *Node) mountStaged(ctx context.Context, d device, u use, path string) er
 	if u.readOnly {
 		return nil
 	}
-	return n.grow(d) // it may have grown while it was not attached
+	// It may have grown while it was not attached. What cannot grow can be used as it is: the pod must start.
+	if err := n.grow(d); err != nil {
+		n.log.Warn("the file system is mounted smaller than its volume: it could not grow", "volume", d.Volume, "path", path, "error", err)
+	}
+	return nil
 }
+
+// unstage takes back what a NodeStageVolume that failed has attached, unless it is mounted or shown: after a final error the
+// orchestrator takes it that nothing was done, and asks for nothing to be undone.
+func (n *Node) unstage(ctx context.Context, d device) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+	defer cancel()
+	list, err := n.mounts.List()
+	if err != nil || slices.ContainsFunc(list, func(m Mount) bool { return m.shows(d.BlockDevice) }) {
+		return err
+	}
+	return Release(ctx, n.devices, n.mounts, d.Volume)
+}
+
+// undoTime is how long a call that has failed may take to undo what it did.
+const undoTime = 20 * time.Second
 
 // NodeUnstageVolume implements the CSI Node service: it unmounts the volume from the staging path and gives the device up.
 func (n *Node) NodeUnstageVolume(ctx context.Context, r *spec.NodeUnstageVolumeRequest) (*spec.NodeUnstageVolumeResponse, error) {

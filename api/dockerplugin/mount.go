@@ -91,7 +91,11 @@ func (p *Plugin) show(ctx context.Context, a host.Attachment, rec record) error 
 	if err := p.config.Mounts.Mount(csi.DiskOf(a), path, fsType, flags); err != nil || rec.Options.ReadOnly {
 		return err
 	}
-	return p.config.Mounts.Grow(csi.DiskOf(a), path) // it may have grown while it was not mounted
+	// It may have grown while it was not mounted. What cannot grow can be used as it is.
+	if err := p.config.Mounts.Grow(csi.DiskOf(a), path); err != nil {
+		p.log.Warn("the file system is mounted smaller than its volume: it could not grow", "volume", rec.Volume, "error", err)
+	}
+	return nil
 }
 
 // attach makes the volume a device of this host. A device that has failed, for example because the volume was taken over

@@ -121,6 +121,9 @@ func (p *Plugin) Create(ctx context.Context, volume string, given map[string]str
 		if sizeBytes == 0 {
 			return storage.E("create", storage.KindInvalid, "volume "+volume, errors.New("there is none of that name; to make it, say how large: -o size=10G"))
 		}
+		if err := csi.CheckFSSize(o.FSType, sizeBytes); err != nil {
+			return err
+		}
 		return p.make(ctx, record{Volume: volume, SizeBytes: sizeBytes, RequestID: "docker-" + rand.Text(), Options: o})
 	case err != nil:
 		return err

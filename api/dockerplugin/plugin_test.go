@@ -513,3 +513,13 @@ func TestRecords(t *testing.T) {
 		t.Errorf("left: %v", names)
 	}
 }
+
+// TestTooSmall: a volume that its file system does not fit is not made.
+func TestTooSmall(t *testing.T) {
+	ctx, w := t.Context(), csitest.New()
+	p := newServer(t, w, "host-a").start()
+	wants(t, p.Create(ctx, "db", map[string]string{"size": "100M", "fs": "xfs"}), storage.ErrInvalid, "300 MiB")
+	wants(t, p.Create(ctx, "db", map[string]string{"size": "4096"}), storage.ErrInvalid, "8 MiB")
+	_, err := w.Cluster().Volume(ctx, "db")
+	wants(t, err, storage.ErrNotFound)
+}

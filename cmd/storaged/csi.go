@@ -151,7 +151,7 @@ func runCSI(ctx context.Context, c csiConfig, stderr io.Writer) error {
 		}
 		defer gateway.Close()
 		served.Node = csi.NewNode(csi.NodeConfig{Name: c.Name, Devices: gateway, Mounts: csi.NewHostMounts(c.HostRoot), MaxVolumes: c.MaxVolumes,
-			Topology: c.Topology})
+			Topology: c.Topology, Log: log})
 		ready = func(ctx context.Context) error { _, err := gateway.Info(ctx); return err }
 	}
 	served.Identity = csi.NewIdentity(csi.IdentityConfig{Name: c.Name, Version: version.Version, Topology: c.Topology, Ready: ready})

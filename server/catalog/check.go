@@ -105,8 +105,7 @@ func checkLabel(op, what, s string) error {
 	if len(s) > MaxNameBytes {
 		return invalid(op, what, "it has %d characters; use at most %d", len(s), MaxNameBytes)
 	}
-	for i := range len(s) {
-		c := s[i]
+	for i, c := range s {
 		letter := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
 		if !letter && (i == 0 || c != '-' && c != '.' && c != '_') {
 			return invalid(op, what+" "+strconv.Quote(s),
@@ -327,10 +326,9 @@ func checkHolderID(op, id string) error {
 	if id == "" || len(id) > MaxHolderBytes {
 		return invalid(op, "holder", "its id has %d characters; use 1 to %d", len(id), MaxHolderBytes)
 	}
-	for i := range len(id) {
-		c := id[i]
+	for i, c := range id {
 		letter := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
-		if !letter && (i == 0 || !strings.ContainsRune("-._:/@", rune(c))) {
+		if !letter && (i == 0 || !strings.ContainsRune("-._:/@", c)) {
 			return invalid(op, "holder "+strconv.Quote(id),
 				"character %q is not allowed there; use letters and digits, and within the id also - . _ : / @", c)
 		}
