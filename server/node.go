@@ -22,6 +22,7 @@ import (
 
 	"github.com/storaged/storaged"
 	"github.com/storaged/storaged/api"
+	"github.com/storaged/storaged/internal/doors"
 	"github.com/storaged/storaged/internal/logging"
 	"github.com/storaged/storaged/internal/size"
 	"github.com/storaged/storaged/internal/version"
@@ -45,20 +46,21 @@ type node struct {
 	logger  *slog.Logger
 	metrics *prometheus.Registry
 
-	listeners listeners
-	identity  control.Identity
-	store     *extent.Store
-	peers     *peer.Transport
-	rafts     *replication.Router
-	catalogRT *replication.Transport // the catalog's Raft transport
-	host      *replication.Host
-	control   *control.Controller
-	cluster   *cluster
-	remote    *remote.Service // of gateways on hosts that are no nodes
-	gateway   *volume.Gateway
-	nbd       *nbd.Server
-	api       *api.Server
-	http      *http.Server
+	listeners   listeners
+	descriptors *doors.Descriptors // kept free of connections
+	identity    control.Identity
+	store       *extent.Store
+	peers       *peer.Transport
+	rafts       *replication.Router
+	catalogRT   *replication.Transport // the catalog's Raft transport
+	host        *replication.Host
+	control     *control.Controller
+	cluster     *cluster
+	remote      *remote.Service // of gateways on hosts that are no nodes
+	gateway     *volume.Gateway
+	nbd         *nbd.Server
+	api         *api.Server
+	http        *http.Server
 
 	starts   uint64                         // of this node, with this one
 	instance uint64                         // random: this process, in greetings
@@ -155,6 +157,10 @@ func (n *node) openDirectory(context.Context) error {
 
 func versionOf() (string, string) { return version.Version, version.Revision() }
 
+// storeDescriptors is how many file descriptors stay free of connections: for the segments of the log (256), the tables'
+// files (256), the catalog, the other nodes, and what is opened for a moment.
+const storeDescriptors = 640
+
 func (n *node) listen(context.Context) error {
 	open := func(into *net.Listener, network, addr, flag string) error {
 		if addr == "" {
@@ -169,10 +175,15 @@ func (n *node) listen(context.Context) error {
 		if err != nil {
 			return storage.E("listen", storage.KindInvalid, "--"+flag+" "+addr, err)
 		}
-		*into = l
+		*into = n.descriptors.Guard(l)
 		return nil
 	}
 	c, l := &n.config, &n.listeners
+	n.descriptors = doors.KeepDescriptors(storeDescriptors, n.logger)
+	if want := uint64(c.NBDConnections) + storeDescriptors; n.descriptors.Limit() < want {
+		n.logger.Warn("the limit of open files is below what this node is configured for: connections are refused when few are left; raise it (LimitNOFILE= in systemd, ulimit -n)",
+			"limit", n.descriptors.Limit(), "for_connections", n.descriptors.Room(), "nbd_max_connections", c.NBDConnections, "wanted", want)
+	}
 	return errors.Join(open(&l.peer, "tcp", c.ListenPeer, "listen-peer"), open(&l.api, "tcp", c.ListenAPI, "listen-api"),
 		open(&l.nbd, "tcp", c.ListenNBD, "listen-nbd"), open(&l.http, "tcp", c.ListenHTTP, "listen-http"),
 		open(&l.unix, "unix", c.NBDSocket, "nbd-socket"), open(&l.pprof, "tcp", c.Pprof, "listen-pprof"))

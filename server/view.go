@@ -490,7 +490,7 @@ func (p *picture) judgeNodes(s *api.Status) {
 			switch st.State {
 			case api.StoreFailed:
 				s.Reasons = append(s.Reasons, api.Reason{Severity: api.HealthDegraded, Subject: "store " + st.ID.String(),
-					Text: "the disk of node " + n.Name + " has failed", NextStep: "replace the disk, start storaged with an empty data directory and --join under a new name, and remove this node with `storagectl node remove " + n.Name + "` once it is down"})
+					Text: "the disk of node " + n.Name + " has failed", NextStep: failedStep(n.Name, p.needed(st.ID))})
 			case api.StoreFull:
 				s.Reasons = append(s.Reasons, api.Reason{Severity: api.HealthCritical, Subject: "store " + st.ID.String(),
 					Text: "the disk of node " + n.Name + " is full up to its reserve: writes are refused", NextStep: "delete volumes, discard blocks, or add nodes"})
@@ -510,6 +510,39 @@ func (p *picture) whereabouts(id storage.NodeID) peer.Whereabouts {
 		return peer.Whereabouts{}
 	}
 	return p.where(id)
+}
+
+// needed returns a group that cannot do without what the store holds: without it fewer of its voters are there than a
+// majority. 0: there is none.
+func (p *picture) needed(store storage.StoreID) storage.GroupID {
+	for _, g := range p.groups {
+		here, voters, others := false, 0, 0
+		for _, r := range p.apiGroup(g).Replicas {
+			if r.Role != api.RoleVoter && r.Role != api.RoleLeaving {
+				continue
+			}
+			voters++
+			switch {
+			case r.Store == store:
+				here = true
+			case r.Online:
+				others++
+			}
+		}
+		if here && 2*others <= voters {
+			return g.ID
+		}
+	}
+	return 0
+}
+
+// failedStep is the advice for a disk that has failed. What may be the last copy of anything is not to be thrown away.
+func failedStep(node string, needed storage.GroupID) string {
+	look := "see in the log of " + node + " what the system said; if that has passed (a cable, a full pool, no descriptors left), start storaged there again"
+	if needed != 0 {
+		return look + "; keep the data directory whatever happens: group " + needed.String() + " has no majority without it"
+	}
+	return look + "; otherwise replace the disk, start storaged with an empty data directory and --join under a new name, and remove this node with `storagectl node remove " + node + "` once it is down"
 }
 
 func downStep(n api.Node) string {

@@ -2,6 +2,7 @@ package server
 
 import (
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -33,6 +34,44 @@ func TestConnectionsOfAVolume(t *testing.T) {
 	p.reports = nil
 	if got := p.connections("v"); got != nil {
 		t.Errorf("without reports: %+v", got)
+	}
+}
+
+// TestAdviceForAFailedDisk: nobody is told to throw away the only copy of anything, or one that a majority needs.
+func TestAdviceForAFailedDisk(t *testing.T) {
+	store := func(n byte) storage.StoreID { return storage.StoreID{n} }
+	member := func(n byte) catalog.Replica {
+		return catalog.Replica{Node: storage.NodeID(n), Key: catalog.ReplicaKey{Store: store(n), Incarnation: 1}, Role: catalog.RoleVoter}
+	}
+	pictureOf := func(up []byte, members ...byte) *picture {
+		p := &picture{reports: map[storage.NodeID]control.Heard{}}
+		g := catalog.Group{ID: 7}
+		for _, m := range members {
+			g.Replicas = append(g.Replicas, member(m))
+		}
+		for _, n := range up {
+			p.reports[storage.NodeID(n)] = control.Heard{Report: placement.NodeReport{Replicas: []placement.ReplicaReport{
+				{Group: 7, Key: member(n).Key, State: placement.ReplicaFollower}}}}
+		}
+		p.groups = []catalog.Group{g}
+		return p
+	}
+	for _, tc := range []struct {
+		name string
+		p    *picture
+		want bool
+	}{
+		{"the only copy", pictureOf(nil, 1), true},
+		{"two others", pictureOf([]byte{2, 3}, 1, 2, 3), false},
+		{"one other of three", pictureOf([]byte{2}, 1, 2, 3), true},
+		{"one other of two", pictureOf([]byte{2}, 1, 2), true},
+		{"nothing there", pictureOf([]byte{2, 3, 4}, 2, 3, 4), false},
+	} {
+		needed := tc.p.needed(store(1))
+		step := failedStep("a", needed)
+		if (needed != 0) != tc.want || strings.Contains(step, "node remove") == tc.want || strings.Contains(step, "keep the data") != tc.want {
+			t.Errorf("%s: needed by %d: %s", tc.name, needed, step)
+		}
 	}
 }
 

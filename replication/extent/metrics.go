@@ -17,7 +17,7 @@ type metrics struct {
 	corrupt     prometheus.Counter
 }
 
-func newMetrics(r prometheus.Registerer, id storage.StoreID) (*metrics, error) {
+func newMetrics(r prometheus.Registerer, id storage.StoreID, files *openFS) (*metrics, error) {
 	labels := prometheus.Labels{"store": id.String()}
 	m := &metrics{registry: r,
 		checkpoints: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "storage_extent_checkpoint_seconds", ConstLabels: labels,
@@ -28,7 +28,10 @@ func newMetrics(r prometheus.Registerer, id storage.StoreID) (*metrics, error) {
 		corrupt: prometheus.NewCounter(prometheus.CounterOpts{Name: "storage_extent_corrupt_reads_total", ConstLabels: labels,
 			Help: "Reads of blocks whose checksum did not match. Worry at the first one: the disk is losing data."}),
 	}
-	m.collectors = []prometheus.Collector{m.checkpoints, m.pages, m.corrupt}
+	retries := prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "storage_extent_open_retries_total", ConstLabels: labels,
+		Help: "Opens of the store's files that failed for want of descriptors or memory, and were repeated. Worry when it grows: the store waits. Raise the limit of open files."},
+		func() float64 { return float64(files.retries.Load()) })
+	m.collectors = []prometheus.Collector{m.checkpoints, m.pages, m.corrupt, retries}
 	if r == nil {
 		return m, nil
 	}

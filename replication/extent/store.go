@@ -28,6 +28,7 @@ type Store struct {
 	logger   *slog.Logger
 	metrics  *metrics
 	space    spaceCache
+	files    *openFS // what cfg.FS is
 	unsaved  unsavedPages
 	scratch  scratchPool
 
@@ -63,10 +64,12 @@ func Open(cfg Config) (_ *Store, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
+	files := &openFS{FS: cfg.FS, logger: cfg.Logger, stop: make(chan struct{})}
+	cfg.FS = files
 	if err := makeDir(cfg.FS, cfg.Dir); err != nil {
 		return nil, storage.E("make directory of", storage.KindIO, "store "+cfg.Dir, err)
 	}
-	s := &Store{cfg: cfg, logger: cfg.Logger, groups: map[segment.GroupKey]*Group{}, stagings: map[setID]*Staging{},
+	s := &Store{cfg: cfg, files: files, logger: cfg.Logger, groups: map[segment.GroupKey]*Group{}, stagings: map[setID]*Staging{},
 		sets: map[setID]*liveCounts{}, floors: map[setID]segment.SegmentNo{}, purge: make(chan struct{}, 1), openMans: map[*Manifest]struct{}{}}
 	var cleanup []func() error
 	defer func() {
@@ -83,7 +86,7 @@ func Open(cfg Config) (_ *Store, err error) {
 	if s.identity, err = settleIdentity(&cfg); err != nil {
 		return nil, err
 	}
-	if s.metrics, err = newMetrics(cfg.Metrics, s.identity.Store); err != nil {
+	if s.metrics, err = newMetrics(cfg.Metrics, s.identity.Store, files); err != nil {
 		return nil, err
 	}
 	cleanup = append(cleanup, s.metrics.unregister)
@@ -103,6 +106,7 @@ func Open(cfg Config) (_ *Store, err error) {
 		return nil, storage.E("open", storage.KindIO, "store "+cfg.Dir, err)
 	}
 	s.shareLocked()
+	files.opened.Store(true)
 	ctx, stop := context.WithCancel(context.Background())
 	s.stop = stop
 	s.stopped.Go(func() { s.runPurge(ctx) })
@@ -498,6 +502,7 @@ func (s *Store) Close() error {
 		return nil
 	}
 	s.closed = true
+	close(s.files.stop)
 	manifests := slices.Collect(maps.Keys(s.openMans))
 	stagings := slices.Collect(maps.Values(s.stagings))
 	s.mu.Unlock()
