@@ -47,8 +47,8 @@ func (l *lab) images(ctx context.Context) error {
 		// Two tags of one program: an upgrade goes from one to the other.
 		{file: "storaged", tags: []string{"docker.io/library/storaged:0.1.0", "docker.io/library/storaged:next"}, entrypoint: []string{"/storaged"}, programs: storaged},
 		{file: "busybox", tags: []string{"docker.io/library/busybox:lab", "registry.k8s.io/e2e-test-images/busybox:1.37.0-1",
-			"registry.k8s.io/e2e-test-images/busybox:1.36.1-1", "registry.k8s.io/e2e-test-images/agnhost:2.56", "registry.k8s.io/e2e-test-images/agnhost:2.55",
-			"registry.k8s.io/e2e-test-images/agnhost:2.53", "registry.k8s.io/e2e-test-images/agnhost:2.54"},
+			// The suite runs a shell in these, or has them wait.
+			"registry.k8s.io/e2e-test-images/nginx:1.14-4", "registry.k8s.io/e2e-test-images/nginx:1.15-4", "registry.k8s.io/e2e-test-images/agnhost:2.56"},
 			programs: map[string]string{"bin/busybox": busybox, "bin/journal": l.bin + "/journal", "agnhost": l.bin + "/pause"}, links: links},
 	}
 	for _, name := range []string{"provisioner:v6.3.0", "attacher:v4.12.0", "resizer:v2.2.0"} {
