@@ -288,12 +288,13 @@ func releaseLoops(before []string) error {
 	return failed
 }
 
-// loops returns the loop devices that have a file of a gateway's behind them: "/disk" or a path that ends so.
+// loops returns the loop devices that have a file of a gateway's behind them whose mount is gone: the kernel shows "/disk" then.
+// Those of gateways that this machine runs itself have a longer path, and are left alone.
 func loops() (list []string) {
 	files, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	for _, f := range files {
 		text, err := os.ReadFile(f)
-		if name := strings.TrimSuffix(strings.TrimSpace(string(text)), " (deleted)"); err == nil && strings.HasSuffix(name, "/disk") {
+		if name := strings.TrimSuffix(strings.TrimSpace(string(text)), " (deleted)"); err == nil && name == "/disk" {
 			list = append(list, "/dev/"+strings.Split(f, "/")[3])
 		}
 	}
