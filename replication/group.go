@@ -117,7 +117,8 @@ func (g *group) startLocked() error {
 	}
 	in.log.raft.Store(in.raft)
 	in.transport.SetInstance(Instance{Term: in.raft.CurrentTerm, Configuration: func() raft.Configuration { return g.configuration(in) },
-		Follows: func() bool { return in.raft.State() == raft.Follower }, Verify: in.raft.VerifyLeader, Damaged: g.setAside})
+		Follows: func() bool { return in.raft.State() == raft.Follower }, Leads: func() bool { return in.raft.State() == raft.Leader },
+		Verify: in.raft.VerifyLeader, Damaged: g.setAside})
 	g.inst.Store(in)
 	in.wg.Add(1)
 	go func() {

@@ -44,7 +44,11 @@ type snapshotChunks struct {
 func (t *Transport) InstallSnapshot(id raft.ServerID, target raft.ServerAddress, args *raft.InstallSnapshotRequest,
 	resp *raft.InstallSnapshotResponse, data io.Reader) error {
 	if t.cfg.Pull == nil {
-		return t.sendInline(id, target, args, resp, data)
+		err := t.sendInline(id, target, args, resp, data)
+		if err != nil {
+			t.awaitPeer(id, target, args.Term)
+		}
+		return err
 	}
 	name, err := io.ReadAll(io.LimitReader(data, maxIDBytes+1))
 	if err != nil {
@@ -54,6 +58,9 @@ func (t *Transport) InstallSnapshot(id raft.ServerID, target raft.ServerAddress,
 		return storage.E("install snapshot", storage.KindInternal, "group "+t.cfg.Group.String(), errors.New("the manifest's name is too long"))
 	}
 	err = t.sendInstall(target, encodeInstall(id, args, installPart{manifest: string(name), last: true}), nil, 0, resp)
+	if err != nil {
+		t.awaitPeer(id, target, args.Term)
+	}
 	if err == nil && resp.Success {
 		t.lease.success(id, args.Term, time.Time{}, args.LastLogIndex) // held durably; no lease comes of it
 	}

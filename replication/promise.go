@@ -53,12 +53,22 @@ func (p *promise) success(term uint64, now time.Time) bool {
 func (p *promise) vote(term uint64, own, transfer bool, now time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	passes := transfer && (!own || term == p.transferTerm) // rule 4
-	if !passes && now.Before(p.until) {                    // rules 1 and 3
+	if own && transfer && term != p.transferTerm { // rule 4; those who are asked would not look at their promises
+		return false
+	}
+	passes := transfer
+	if !passes && now.Before(p.until) { // rules 1 and 3
 		return false
 	}
 	p.votedTerm = max(p.votedTerm, term)
 	return true
+}
+
+// end returns when the promise ends that stands now.
+func (p *promise) end() time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.until
 }
 
 // timeoutNow notes that the leader of the given term has asked this replica to take over, and reports whether the

@@ -137,6 +137,7 @@ type Instance struct {
 	Term          func() uint64             // the current term
 	Configuration func() raft.Configuration // the newest configuration
 	Follows       func() bool               // it is a follower; nil if that is not known
+	Leads         func() bool               // it is the leader; nil: a follower that does not answer is not probed
 	Verify        func() raft.Future        // raft.VerifyLeader; nil: heartbeats come at the library's own times
 	// Damaged is told when an entry of this replica's own log fails TransportConfig.Verify, after a follower has refused
 	// it; nil for nobody. It must not block.
@@ -225,6 +226,11 @@ func isHeartbeat(r *raft.AppendEntriesRequest) bool {
 
 // AppendEntries sends a request and waits for its answer, for a heartbeat twice the heartbeat time-out at most. resp is
 // filled only when the answer came in time: the library uses it again.
+//
+// A request other than a heartbeat that gets no answer is turned into a probe, which is sent until it is answered or this
+// replica leads the follower no longer. The library would pause instead, each time twice as long up to 10.24 s, and a
+// follower that was away would not count for so long after it is back, although heartbeats reach it. The probe is the same
+// request without its entries, which are the caller's to send again: a dead follower holds no memory.
 func (t *Transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, args *raft.AppendEntriesRequest,
 	resp *raft.AppendEntriesResponse) error {
 	node, err := ParseNodeAddress(target)
@@ -232,10 +238,23 @@ func (t *Transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, a
 		return err
 	}
 	t.leads(args.Term)
+	beat := isHeartbeat(args)
+	for n := 0; ; n++ {
+		err := t.appendOnce(id, node, args, resp, beat)
+		if err == nil || beat || !t.pauseProbe(id, args.Term, n) {
+			return err
+		}
+		args.Entries = nil
+	}
+}
+
+// appendOnce is one attempt of AppendEntries.
+func (t *Transport) appendOnce(id raft.ServerID, node storage.NodeID, args *raft.AppendEntriesRequest,
+	resp *raft.AppendEntriesResponse, beat bool) error {
 	done := make(chan error, 1)
 	fn := func(err error) { done <- err }
 	answer, patience := new(raft.AppendEntriesResponse), appendPatience
-	if isHeartbeat(args) {
+	if beat {
 		patience = 2 * t.cfg.HeartbeatTimeout
 		t.cfg.Router.heartbeat(t, node, id, args, answer, fn)
 	} else {
@@ -255,6 +274,47 @@ func (t *Transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, a
 		return t.unavailable("append entries", fmt.Errorf("no answer for %v", patience))
 	case <-t.ctx.Done():
 		return raft.ErrTransportShutdown
+	}
+}
+
+// minProbePause is the pause before the second attempt to reach a follower; it doubles up to half a heartbeat time-out.
+const minProbePause = 10 * time.Millisecond
+
+// pauseProbe waits before attempt n+2 to reach a follower, and reports whether there is one to be: whether this replica
+// still leads that term, with the follower in its configuration.
+func (t *Transport) pauseProbe(id raft.ServerID, term uint64, n int) bool {
+	pause := time.NewTimer(min(minProbePause<<min(n, 10), t.cfg.HeartbeatTimeout/2))
+	defer pause.Stop()
+	select {
+	case <-pause.C:
+	case <-t.ctx.Done():
+		return false
+	}
+	i := t.instance.Load()
+	if i == nil || i.Leads == nil || !i.Leads() || i.Term() != term {
+		return false
+	}
+	for _, s := range i.Configuration().Servers {
+		if s.ID == id {
+			return true
+		}
+	}
+	return false
+}
+
+// awaitPeer returns when a follower has answered a heartbeat, or is not this leader's to reach any more: after a request
+// that failed, so that the library does not repeat it, with ever longer pauses, while nobody is there.
+func (t *Transport) awaitPeer(id raft.ServerID, target raft.ServerAddress, term uint64) {
+	node, err := ParseNodeAddress(target)
+	if err != nil {
+		return
+	}
+	for n := 0; t.pauseProbe(id, term, n); n++ {
+		beat := &raft.AppendEntriesRequest{Term: term, RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax,
+			ID: []byte(t.cfg.Self), Addr: []byte(t.LocalAddr())}}
+		if t.appendOnce(id, node, beat, &raft.AppendEntriesResponse{}, true) == nil {
+			return
+		}
 	}
 }
 
@@ -647,10 +707,33 @@ func (t *Transport) call(target raft.ServerAddress, lane peer.Lane, m peer.Metho
 	return append([]byte(nil), resp.Header...), nil
 }
 
+// mayVote notes a vote that is about to leave and reports whether it may. One that a promise forbids waits for the end of
+// the promise: refused, it would cost the whole election, and the group another half to whole heartbeat time-out or more.
+// It does not wait for a promise that is renewed meanwhile, because the leader lives.
+func (t *Transport) mayVote(term uint64, own, transfer bool) bool {
+	for giveUp := time.Now().Add(t.cfg.HeartbeatTimeout); ; {
+		now := time.Now()
+		if t.promise.vote(term, own, transfer, now) {
+			return true
+		}
+		end := t.promise.end()
+		if own && transfer || end.After(giveUp) || !end.After(now) {
+			return false
+		}
+		wait := time.NewTimer(end.Sub(now))
+		select {
+		case <-wait.C:
+		case <-t.ctx.Done():
+			wait.Stop()
+			return false
+		}
+	}
+}
+
 // RequestVote asks for a vote, unless a promise forbids this replica to.
 func (t *Transport) RequestVote(id raft.ServerID, target raft.ServerAddress, args *raft.RequestVoteRequest,
 	resp *raft.RequestVoteResponse) error {
-	if !t.promise.vote(args.Term, true, args.LeadershipTransfer, time.Now()) {
+	if !t.mayVote(args.Term, true, args.LeadershipTransfer) {
 		return t.unavailable("request vote", errors.New("a promise to the present leader stands"))
 	}
 	header, err := t.call(target, peer.Control, peer.MethodRaftVote, encodeVote(id, args), nil, t.cfg.HeartbeatTimeout*2)
@@ -669,7 +752,7 @@ func (t *Transport) serveVote(in *peer.Inbound, req *raft.RequestVoteRequest) {
 		return
 	}
 	resp := out.(*raft.RequestVoteResponse)
-	if resp.Granted && !t.promise.vote(req.Term, false, req.LeadershipTransfer, time.Now()) {
+	if resp.Granted && !t.mayVote(req.Term, false, req.LeadershipTransfer) {
 		in.ReplyError(t.unavailable("request vote", errors.New("a promise to the present leader stands")))
 		return
 	}

@@ -310,7 +310,7 @@ func (n *node) startControl(context.Context) error {
 		return err
 	}
 	n.catalogRT.SetInstance(replication.Instance{Term: n.control.Term, Configuration: n.control.Configuration,
-		Follows: n.control.Follows, Verify: n.control.VerifyLeader, Damaged: n.control.Halt})
+		Follows: n.control.Follows, Leads: n.control.Leads, Verify: n.control.VerifyLeader, Damaged: n.control.Halt})
 	registerControl(n.peers, n.control)
 	n.peers.Handle(peer.MethodNodeInfo, peer.Concurrent, n.servePlaces)
 	n.remote = remote.NewService(n.control)

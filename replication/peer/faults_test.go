@@ -336,6 +336,39 @@ func TestBackoff(t *testing.T) {
 	})
 }
 
+// TestPeerThatConnectsIsReachedAtOnce: without heardOf (tried) a node that is back and has connected itself is reached up
+// to a second later, after the pause that its absence had led to.
+func TestPeerThatConnectsIsReachedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := simnet.New(lan)
+		m := newMesh(t, simulated(network), 1, nil, conformHandlers)
+		m.addrs[2] = "n2:7001"
+		network.Host("n2")
+		failed := func() bool {
+			_, err := m.nodes[1].Call(t.Context(), 2, Data, &Request{Method: methodEcho})
+			return err != nil
+		}
+		for range 100 { // nobody listens: the pause grows
+			failed()
+			<-time.After(100 * time.Millisecond)
+		}
+		for !strings.Contains(m.nodes[1].peer(2).lastErr.Error(), "refused") || time.Until(m.nodes[1].peer(2).retryAt) < 300*time.Millisecond {
+			failed()
+			<-time.After(time.Millisecond)
+		}
+		l, err := network.Host("n2").Listen(":7001")
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.run(t, Config{Cluster: testCluster, Self: 2, Listener: l, Dial: network.Host("n2").Dial, Resolve: m.resolve}, conformHandlers)
+		mustCall(t, m.nodes[2], 1, Data, &Request{Method: methodEcho})
+		<-time.After(20 * time.Millisecond)
+		if !m.nodes[1].Connected(2) {
+			t.Error("the node is not reached although it has connected")
+		}
+	})
+}
+
 // TestRestartedPeer: a node that crashed and came back is reached again, and its old connections are given up.
 func TestRestartedPeer(t *testing.T) {
 	for name, end := range map[string]func(*simnet.Network){

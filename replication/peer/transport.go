@@ -562,7 +562,25 @@ func (t *Transport) answerHello(raw net.Conn) error {
 		release()
 		return err
 	}
+	if h.code == helloPart && h.lane == Control {
+		t.heardOf(h.from)
+	}
 	return nil
+}
+
+// heardOf connects to a node that has just connected to this one, if there were requests to it before: it is there, so
+// pauses after failed attempts are over.
+func (t *Transport) heardOf(node storage.NodeID) {
+	t.mu.Lock()
+	p := t.peers[node]
+	t.mu.Unlock()
+	if p == nil || p.set.Load() != nil {
+		return
+	}
+	p.mu.Lock()
+	p.failures, p.retryAt = 0, time.Time{}
+	p.mu.Unlock()
+	_, _ = p.connect() // whoever needs the connection learns what came of it
 }
 
 // join adds a greeted connection to its set. A node has one set here, the newest: what it sends on a new one comes

@@ -456,5 +456,8 @@ func (c *Controller) Configuration() raft.Configuration {
 // Follows reports whether this node follows a leader of the catalog.
 func (c *Controller) Follows() bool { return c.raft.State() == raft.Follower }
 
+// Leads reports whether this node leads the catalog.
+func (c *Controller) Leads() bool { return c.raft.State() == raft.Leader }
+
 // VerifyLeader is raft.VerifyLeader of the catalog's group, for its transport.
 func (c *Controller) VerifyLeader() raft.Future { return c.raft.VerifyLeader() }

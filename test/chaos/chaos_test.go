@@ -48,6 +48,8 @@ func TestChaos(t *testing.T) {
 			return nbd.Dial(ctx, nbd.ClientConfig{Network: "tcp", Address: c.Node(gateway).NBD, Export: volumeName + "?access=shared"})
 		}}
 	began := time.Now()
+	calm := &calm{began: began}
+	w.slow = calm.waited
 	work, stopWork := context.WithCancel(t.Context())
 	defer stopWork()
 	worked := make(chan struct{})
@@ -55,10 +57,11 @@ func TestChaos(t *testing.T) {
 
 	faulty, stopFaults := context.WithTimeout(t.Context(), *forFlag)
 	defer stopFaults()
-	if err := torment(faulty, &processes{cluster: c, network: network, logf: t.Logf}, seed, t.Logf); err != nil {
+	if err := torment(faulty, &processes{cluster: c, network: network, logf: t.Logf}, seed, calm.note, t.Logf); err != nil {
 		t.Error(err)
 	}
 	awaitProgress(t, w)
+	t.Logf("longest wait of a request while nothing was broken: %s", calm)
 	stopWork()
 	<-worked
 	if t.Failed() {

@@ -59,9 +59,9 @@ func faults(ctx context.Context, t target, rng *rand.Rand) []fault {
 	)
 }
 
-// torment lets one fault after the other strike until ctx is done, and leaves nothing broken. It returns the first
-// error of a fault or of its mending.
-func torment(ctx context.Context, t target, seed uint64, logf func(string, ...any)) error {
+// torment lets one fault after the other strike until ctx is done, and leaves nothing broken. note is told of each when it
+// was mended. It returns the first error of a fault or of its mending.
+func torment(ctx context.Context, t target, seed uint64, note func(struck, mended time.Time), logf func(string, ...any)) error {
 	rng := rand.New(rand.NewPCG(seed, 0xfa017))
 	began := time.Now()
 	for pause(ctx, between(rng, 500*time.Millisecond, 1500*time.Millisecond)) {
@@ -69,6 +69,7 @@ func torment(ctx context.Context, t target, seed uint64, logf func(string, ...an
 		f := all[rng.IntN(len(all))]
 		hold := between(rng, 300*time.Millisecond, 4*time.Second)
 		logf("%6.2f s  %s for %v", time.Since(began).Seconds(), f.name, hold.Round(time.Millisecond))
+		struck := time.Now()
 		if err := f.strike(); err != nil {
 			return fmt.Errorf("%s: %w", f.name, err)
 		}
@@ -77,6 +78,7 @@ func torment(ctx context.Context, t target, seed uint64, logf func(string, ...an
 		mending, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 		err := f.mend(mending)
 		cancel()
+		note(struck, time.Now())
 		if err != nil {
 			return fmt.Errorf("mend %s: %w", f.name, err)
 		}

@@ -44,8 +44,13 @@ type workload struct {
 	history     *history.History
 
 	answered []atomic.Int64 // by client; as long as there are clients
-	torn     atomic.Pointer[error]
+	// slow is told of requests that took long; nil: nobody is
+	slow func(began, ended time.Time)
+	torn atomic.Pointer[error]
 }
+
+// slowRequest is how long a request takes of which workload.slow is told.
+const slowRequest = 500 * time.Millisecond
 
 const (
 	blocksPerWindow = 6
@@ -84,7 +89,12 @@ func (w *workload) client(ctx context.Context, c int, began time.Time) {
 			}
 			dev = opened
 		}
-		if err := w.operation(ctx, c, rng, dev, w.window(began)); err != nil {
+		asked := time.Now()
+		err := w.operation(ctx, c, rng, dev, w.window(began))
+		if w.slow != nil && time.Since(asked) > slowRequest {
+			w.slow(asked, time.Now())
+		}
+		if err != nil {
 			closeDevice(dev)
 			dev = nil
 			gateway++

@@ -166,7 +166,7 @@ func TestTorment(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 			defer cancel()
-			if err := torment(ctx, &runs[i], 3, t.Logf); err != nil {
+			if err := torment(ctx, &runs[i], 3, func(time.Time, time.Time) {}, t.Logf); err != nil {
 				t.Error(err)
 			}
 		})
