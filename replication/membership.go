@@ -34,6 +34,10 @@ type GroupStatus struct {
 	LastIndex    uint64
 	CommitIndex  uint64
 	AppliedIndex uint64
+	// LeaderCommit is the highest commit index that a leader has told this replica since it was started, and LeaderHeard when
+	// one last told its own; zero on a replica that has heard none.
+	LeaderCommit uint64
+	LeaderHeard  time.Time
 	// Replicas are those of the newest configuration, which lies at ConfigIndex of the log. While CommitIndex is below that it
 	// may still be lost with its leader.
 	Replicas    []ReplicaStatus
@@ -83,6 +87,7 @@ func (g *group) describe() GroupStatus {
 	s.Term, s.Leader = in.raft.CurrentTerm(), g.leader()
 	s.LastIndex, s.CommitIndex, s.AppliedIndex = in.raft.LastIndex(), in.raft.CommitIndex(), in.raft.AppliedIndex()
 	s.Ready = state == raft.Leader && in.transport.lease.isReady(s.Term)
+	s.LeaderCommit, s.LeaderHeard = in.transport.leaderCommit()
 	newest := in.log.newest()
 	s.ConfigIndex = newest.index
 	for _, m := range newest.servers {

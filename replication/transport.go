@@ -79,10 +79,11 @@ type Transport struct {
 	cancel   context.CancelFunc
 	instance atomic.Pointer[Instance] // once it exists
 	beat     atomic.Pointer[func(raft.RPC)]
-	free     sync.Map      // raft.ServerID -> int64: free bytes as last told by each follower
-	windows  sync.Map      // raft.ServerID -> *semaphore.Weighted: appendWindowBytes of each follower
-	ledTerm  atomic.Uint64 // highest term in which this replica has sent an AppendEntries
-	beatTerm sync.Map      // raft.ServerID -> uint64: term of the last heartbeat to each follower
+	free     sync.Map                   // raft.ServerID -> int64: free bytes as last told by each follower
+	windows  sync.Map                   // raft.ServerID -> *semaphore.Weighted: appendWindowBytes of each follower
+	told     atomic.Pointer[leaderTold] // what leaders have told of their commit index; nil: nothing yet
+	ledTerm  atomic.Uint64              // highest term in which this replica has sent an AppendEntries
+	beatTerm sync.Map                   // raft.ServerID -> uint64: term of the last heartbeat to each follower
 
 	beating chan struct{}  // capacity 1: asks runBeat to verify
 	futures futures        // of runBeat; stopped is closed by Close
@@ -534,8 +535,32 @@ func (t *Transport) bringIntoLine(req *raft.AppendEntriesRequest) {
 	req.PrevLogEntry, req.PrevLogTerm = 0, 0
 }
 
+// leaderTold is what leaders have told of their commit index. A value is not changed once it is shared.
+type leaderTold struct {
+	commit uint64
+	at     time.Time
+}
+
+// noteCommit notes a leader's commit index, which the library caps by what the follower has. Requests of a group come one
+// after another.
+func (t *Transport) noteCommit(commit uint64, now time.Time) {
+	if old := t.told.Load(); old != nil {
+		commit = max(commit, old.commit)
+	}
+	t.told.Store(&leaderTold{commit, now})
+}
+
+// leaderCommit returns the highest commit index that was told, and when one was last told.
+func (t *Transport) leaderCommit() (commit uint64, at time.Time) {
+	if told := t.told.Load(); told != nil {
+		return told.commit, told.at
+	}
+	return 0, time.Time{}
+}
+
 // serveAppend hands a leader's request to Raft and answers when the answer may leave.
 func (t *Transport) serveAppend(in *peer.Inbound, req *raft.AppendEntriesRequest) {
+	t.noteCommit(req.LeaderCommitIndex, time.Now())
 	t.bringIntoLine(req)
 	if in.OwnSums && !t.ownSums(req) {
 		in.ReplyError(storage.E("append entries", storage.KindInvalid, "group "+t.cfg.Group.String(), errors.New(

@@ -35,6 +35,7 @@ import (
 	"github.com/storaged/storaged/server/catalog"
 	"github.com/storaged/storaged/server/control"
 	"github.com/storaged/storaged/server/export"
+	"github.com/storaged/storaged/server/placement"
 	"github.com/storaged/storaged/server/remote"
 	"github.com/storaged/storaged/server/route"
 	"github.com/storaged/storaged/server/volume"
@@ -62,10 +63,11 @@ type node struct {
 	api         *api.Server
 	http        *http.Server
 
-	starts   uint64                         // of this node, with this one
-	instance uint64                         // random: this process, in greetings
-	waits    atomic.Pointer[string]         // what a node without a cluster waits for
-	running  atomic.Bool                    // every part has been made: what is asked of this node may look at them
+	starts   uint64                 // of this node, with this one
+	instance uint64                 // random: this process, in greetings
+	waits    atomic.Pointer[string] // what a node without a cluster waits for
+	running  atomic.Bool            // every part has been made: what is asked of this node may look at them
+	caughtUp readiness
 	exports  atomic.Pointer[export.Backend] // nil until the gateway has started; reports are sent before
 	serving  atomic.Bool                    // NBD and API accept
 	mute     atomic.Bool                    // the catalog's disk has failed: its Raft group must not hear this node
@@ -480,7 +482,7 @@ func (n *node) warnings() (ps []problem) {
 	return ps
 }
 
-// unready returns what keeps this node from serving now.
+// unready returns what keeps this node from serving now, and what of its own share of the groups is not there yet.
 func (n *node) unready() []problem {
 	if !n.running.Load() {
 		return []problem{{"node", n.starting()}}
@@ -492,22 +494,24 @@ func (n *node) unready() []problem {
 	if second := n.peers.Second(); second != nil {
 		ps = append(ps, problem{"node", second.Error() + "; this process keeps silent: stop one of the two"})
 	}
-	var groups []catalog.Group
-	fresh := n.control.View(func(s *catalog.State) { groups = s.Groups() })
+	var v placement.View
+	fresh := n.control.View(func(s *catalog.State) { v = placement.NewView(s, nil) })
 	switch {
 	case fresh.Leader == 0:
 		ps = append(ps, problem{"catalog", "nobody leads it: a majority of its nodes must be up"})
 	case fresh.Age == control.NeverHeard:
 		ps = append(ps, problem{"catalog", "not heard from its leader yet"})
-	case len(groups) == 0:
+	case len(v.Groups) == 0:
 		ps = append(ps, problem{"groups", "none yet"})
 	}
-	for _, g := range groups {
+	for _, g := range v.Groups {
 		if g.State != catalog.GroupReady {
 			ps = append(ps, problem{"group " + g.ID.String(), "being made"})
 		}
 	}
-	for _, s := range n.host.Status() {
+	replicas := n.host.Status()
+	ps = append(ps, n.caughtUp.problems(time.Now(), n.identity.Node, v, replicas)...)
+	for _, s := range replicas {
 		if s.Leader == 0 && len(s.Replicas) > 0 {
 			ps = append(ps, problem{"group " + s.Group.String(), "it has no leader"})
 		}

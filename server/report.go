@@ -1,6 +1,8 @@
 package server
 
 import (
+	"fmt"
+
 	"github.com/storaged/storaged/internal/version"
 	"github.com/storaged/storaged/replication"
 	"github.com/storaged/storaged/server/catalog"
@@ -27,7 +29,19 @@ func (n *node) report() placement.NodeReport {
 			r.Replicas = append(r.Replicas, rep)
 		}
 	}
+	r.Unready = unreadyLines(n.unready())
 	return r
+}
+
+// unreadyLines puts problems into a report: the first of them, and how many more there are.
+func unreadyLines(problems []problem) (out []string) {
+	for i, p := range problems {
+		if i == placement.MaxUnready-1 && len(problems) > placement.MaxUnready {
+			return append(out, fmt.Sprintf("and %d more", len(problems)-i))
+		}
+		out = append(out, p.Subject+": "+p.Text)
+	}
+	return out
 }
 
 // connectionReports turns what is connected into what is reported of it.

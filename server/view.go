@@ -486,6 +486,11 @@ func (p *picture) judgeNodes(s *api.Status) {
 		if known {
 			s.Reasons = append(s.Reasons, api.Reason{Severity: api.HealthDegraded, Subject: "node " + n.Name, Text: text, NextStep: step})
 		}
+		if heard, ok := p.reports[n.ID]; ok && n.State == api.NodeUp && len(heard.Report.Unready) > 0 {
+			s.Reasons = append(s.Reasons, api.Reason{Severity: api.HealthDegraded, Subject: "node " + n.Name,
+				Text:     "not ready: " + strings.Join(heard.Report.Unready, "; "),
+				NextStep: "wait before you stop another node; http://" + orUnknown(n.Addresses.HTTP) + "/readyz tells when it is"})
+		}
 		for _, st := range n.Stores {
 			switch st.State {
 			case api.StoreFailed:
@@ -543,6 +548,14 @@ func failedStep(node string, needed storage.GroupID) string {
 		return look + "; keep the data directory whatever happens: group " + needed.String() + " has no majority without it"
 	}
 	return look + "; otherwise replace the disk, start storaged with an empty data directory and --join under a new name, and remove this node with `storagectl node remove " + node + "` once it is down"
+}
+
+// orUnknown stands for an address that a node does not have.
+func orUnknown(addr string) string {
+	if addr == "" {
+		return "NODE"
+	}
+	return addr
 }
 
 func downStep(n api.Node) string {

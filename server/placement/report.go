@@ -84,6 +84,9 @@ type StoreReport struct {
 // MaxConnections bounds the connections that a report names.
 const MaxConnections = 512
 
+// MaxUnready bounds the reasons that a report gives for a node that is not ready.
+const MaxUnready = 5
+
 // Connection is a client of a node's NBD server.
 type Connection struct {
 	Volume   string    `json:"volume"`
@@ -102,6 +105,8 @@ type NodeReport struct {
 	Sessions []storage.SessionID `json:"sessions,omitempty"`
 	// Connections are the clients that have a volume open through this node, the oldest first, MaxConnections of them.
 	Connections []Connection `json:"connections,omitempty"`
+	// Unready is why the node is not ready, at most MaxUnready lines; empty: it is.
+	Unready []string `json:"unready,omitempty"`
 	// CatalogIndex is the last index of the node's copy of the catalog's log. Package control fills it in.
 	CatalogIndex uint64 `json:"catalog_index,omitempty"`
 }
