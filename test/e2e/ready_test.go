@@ -12,7 +12,7 @@ import (
 )
 
 // TestReadyMeansCaughtUp: a node that was away while much was written is ready only when its replicas lag no more, and the
-// cluster is well only then. Without readiness.problems (tried) it is ready as soon as it hears its leaders.
+// cluster is well only then. (server.TestReadyMeansCaughtUp holds the bounds: here a fast disk may have caught up before anybody looks.)
 func TestReadyMeansCaughtUp(t *testing.T) {
 	c := startWithVolume(t, nil)
 	awaitHealthy(t, c)
