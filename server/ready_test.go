@@ -5,8 +5,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hashicorp/raft"
-
 	"github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication"
 	"github.com/storaged/storaged/server/catalog"
@@ -35,7 +33,7 @@ func newReadyWorld(nodes int) *readyWorld {
 	}
 	w.v.Groups = []catalog.Group{g}
 	w.own = replication.GroupStatus{Group: 1, Self: "a/1", Role: "follower", Leader: 2, Term: 3, AppliedIndex: 100, LeaderCommit: 100,
-		LeaderHeard: w.now, Replicas: []replication.ReplicaStatus{{ID: raft.ServerID("a/1"), Node: 1, Voter: true}}}
+		LeaderHeard: w.now, Replicas: []replication.ReplicaStatus{{ID: "a/1", Node: 1, Voter: true}}}
 	return w
 }
 
