@@ -9,8 +9,28 @@ import (
 
 	"github.com/storaged/storaged"
 	"github.com/storaged/storaged/api"
+	"github.com/storaged/storaged/server/catalog"
 	"github.com/storaged/storaged/server/volume"
 )
+
+// TestCreateIsARequest: a volume made without a request id has one too, so that a proposal of it that is repeated after a
+// lost answer is not told that the name is taken; and another request is.
+func TestCreateIsARequest(t *testing.T) {
+	n := startNode(t)
+	shown := &view{n}
+	nv := api.NewVolume{Name: "data", SizeBytes: 64 << 20, Groups: 1}
+	if _, err := shown.CreateVolume(t.Context(), nv); err != nil {
+		t.Fatal(err)
+	}
+	n.control.View(func(s *catalog.State) {
+		if v, ok := s.VolumeByName("data"); !ok || v.RequestID == "" {
+			t.Errorf("it was made by request %q", v.RequestID)
+		}
+	})
+	if _, err := shown.CreateVolume(t.Context(), nv); !errors.Is(err, storage.ErrExists) {
+		t.Errorf("made again: %v; want that it exists", err)
+	}
+}
 
 // TestAllocatedBytes: what volumes hold is shown as it is now, alone and in lists.
 func TestAllocatedBytes(t *testing.T) {

@@ -3,6 +3,7 @@ package server
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"maps"
@@ -82,7 +83,9 @@ func (v *view) CreateVolume(ctx context.Context, nv api.NewVolume) (api.Volume, 
 	if groups == 0 {
 		groups = catalog.StripeGroups(nv.SizeBytes)
 	}
-	r, err := v.propose(ctx, catalog.CreateVolume{Name: nv.Name, SizeBytes: nv.SizeBytes, RequestID: nv.RequestID, At: time.Now().UTC(),
+	// The proposal may be sent again after a lost answer, and must then find what it has made, whoever asks.
+	id := cmp.Or(nv.RequestID, rand.Text())
+	r, err := v.propose(ctx, catalog.CreateVolume{Name: nv.Name, SizeBytes: nv.SizeBytes, RequestID: id, At: time.Now().UTC(),
 		Groups: groups, Limits: nv.Limits})
 	if err != nil {
 		return api.Volume{}, err
