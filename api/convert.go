@@ -52,11 +52,13 @@ var (
 		{NodeDown, pb.NodeState_NODE_STATE_DOWN},
 		{NodeDraining, pb.NodeState_NODE_STATE_DRAINING},
 		{NodeRemoved, pb.NodeState_NODE_STATE_REMOVED},
+		{NodeUnknown, pb.NodeState_NODE_STATE_UNKNOWN},
 	}
 	storeStates = []pair[StoreState, pb.StoreState]{
 		{StoreOK, pb.StoreState_STORE_STATE_OK},
 		{StoreFull, pb.StoreState_STORE_STATE_FULL},
 		{StoreFailed, pb.StoreState_STORE_STATE_FAILED},
+		{StoreUnknown, pb.StoreState_STORE_STATE_UNKNOWN},
 	}
 	replicaRoles = []pair[ReplicaRole, pb.ReplicaRole]{
 		{RoleVoter, pb.ReplicaRole_REPLICA_ROLE_VOTER},

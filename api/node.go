@@ -23,6 +23,16 @@ type Node struct {
 	SeenAt time.Time
 }
 
+// SpaceKnown reports whether UsedBytes and FreeBytes say anything: they do not while the node was not heard.
+func (n Node) SpaceKnown() bool {
+	for _, s := range n.Stores {
+		if s.State == StoreUnknown {
+			return false
+		}
+	}
+	return true
+}
+
 // CapacityBytes sums the stores of the node.
 func (n Node) CapacityBytes() int64 { return n.sum(func(s Store) int64 { return s.CapacityBytes }) }
 
@@ -59,6 +69,8 @@ const (
 	// NodeDraining has its replicas moved elsewhere.
 	NodeDraining NodeState = "draining"
 	NodeRemoved  NodeState = "removed"
+	// NodeUnknown: the catalog's leader does not answer or has not heard it yet, and the node that answers does not reach it.
+	NodeUnknown NodeState = "unknown"
 )
 
 // Store describes one data directory of a node.
@@ -81,4 +93,6 @@ const (
 	StoreFull StoreState = "full"
 	// StoreFailed: the disk refused a read, a write or a sync; the store is out of use until the node starts again.
 	StoreFailed StoreState = "failed"
+	// StoreUnknown: its node was not heard; how much is used and free is not known.
+	StoreUnknown StoreState = "unknown"
 )

@@ -36,7 +36,11 @@ type picture struct {
 	names   map[storage.NodeID]string
 	groups  []catalog.Group
 	volumes []catalog.Volume
-	reports map[storage.NodeID]control.Heard // nil when the leader did not answer
+	reports map[storage.NodeID]control.Heard // what the leader was told; of this node alone while alone
+	alone   bool                             // the leader did not answer
+	self    storage.NodeID
+	reached map[storage.NodeID]bool // nodes that this one has a living connection to; filled while alone
+	usedBy  map[storage.VolumeID][]catalog.Session
 	where   func(storage.NodeID) peer.Whereabouts
 }
 
@@ -44,7 +48,12 @@ func (v *view) look(ctx context.Context) *picture {
 	p := &picture{where: v.n.peers.Look}
 	p.fresh = v.n.control.View(func(s *catalog.State) {
 		p.cluster, p.nodes, p.groups, p.volumes = s.Cluster(), s.Nodes(), s.Groups(), volumesByName(s)
+		p.usedBy = map[storage.VolumeID][]catalog.Session{}
+		for _, vol := range p.volumes {
+			p.usedBy[vol.ID] = s.SessionsOf(vol.ID)
+		}
 	})
+	p.self = v.n.identity.Node
 	p.names = map[storage.NodeID]string{}
 	for _, n := range p.nodes {
 		p.names[n.ID] = n.Name
@@ -53,6 +62,12 @@ func (v *view) look(ctx context.Context) *picture {
 	defer cancel()
 	if reports, err := v.n.control.Reports(ctx); err == nil {
 		p.reports = reports
+		return p
+	}
+	p.alone, p.reached = true, map[storage.NodeID]bool{}
+	p.reports = map[storage.NodeID]control.Heard{p.self: {Report: v.n.report()}}
+	for _, n := range p.nodes {
+		p.reached[n.ID] = v.n.peers.Connected(n.ID)
 	}
 	return p
 }
@@ -183,7 +198,9 @@ func (v *view) Volumes(ctx context.Context, after string, limit int) ([]api.Volu
 	p := v.look(ctx)
 	for _, c := range p.volumes {
 		if c.Name > after && len(out) < limit {
-			out = append(out, v.volume(c, nil, nil))
+			shown := v.volume(c, p.usedBy[c.ID], p.names)
+			shown.Connections = p.connections(c.Name)
+			out = append(out, shown)
 		}
 	}
 	if len(out) <= maxUsageVolumes {
@@ -328,6 +345,10 @@ func (p *picture) apiNodes() []api.Node {
 		a := api.Node{ID: n.ID, Name: n.Name, Zone: n.Zone, State: api.NodeState(n.State),
 			Addresses: api.Addresses{Peer: n.Addrs.Peer, API: n.Addrs.API, NBD: n.Addrs.NBD, HTTP: n.Addrs.HTTP}}
 		heard, ok := p.reports[n.ID]
+		a.State = p.stateOf(n, ok)
+		if a.State == api.NodeUp && !ok {
+			a.SeenAt = time.Now() // by this node
+		}
 		if ok {
 			a.Version = heard.Report.Version
 			a.SeenAt = time.Now().Add(-heard.Age)
@@ -339,15 +360,35 @@ func (p *picture) apiNodes() []api.Node {
 			}
 		}
 		for _, s := range n.Stores {
-			a.Stores = append(a.Stores, apiStore(s, heard.Report))
+			a.Stores = append(a.Stores, apiStore(s, heard.Report, ok))
 		}
 		out = append(out, a)
 	}
 	return out
 }
 
-func apiStore(s catalog.Store, report placement.NodeReport) api.Store {
+// stateOf is a node's state as far as it is known: the catalog's copy says what was so once. Without a leader that answers,
+// whoever this node has a living connection to is up, and nobody knows of the others.
+func (p *picture) stateOf(n catalog.Node, heard bool) api.NodeState {
+	state := api.NodeState(n.State)
+	live := n.State == catalog.NodeUp || n.State == catalog.NodeSuspect || n.State == catalog.NodeDown && p.alone
+	switch {
+	case !live || heard:
+		return state
+	case p.alone && p.reached[n.ID]:
+		return api.NodeUp
+	}
+	return api.NodeUnknown
+}
+
+// fullBytes is the free space below which a store counts as full: the largest write that a group is asked for.
+const fullBytes = storage.MaxEntryPayloadBytes
+
+func apiStore(s catalog.Store, report placement.NodeReport, heard bool) api.Store {
 	out := api.Store{ID: s.ID, State: api.StoreOK, CapacityBytes: s.CapacityBytes}
+	if !heard {
+		out.State = api.StoreUnknown
+	}
 	for _, r := range report.Stores {
 		if storage.StoreID(r.ID) != s.ID {
 			continue
@@ -356,7 +397,7 @@ func apiStore(s catalog.Store, report placement.NodeReport) api.Store {
 		switch {
 		case r.Failed != "":
 			out.State = api.StoreFailed
-		case r.FreeBytes == 0:
+		case r.FreeBytes < fullBytes: // the next write may be refused
 			out.State = api.StoreFull
 		}
 	}
@@ -438,7 +479,7 @@ func (v *view) Status(ctx context.Context) (api.Status, error) {
 		CatalogLeader: p.fresh.Leader, CatalogLeaderName: p.names[p.fresh.Leader], CatalogTerm: v.n.control.Term(),
 		CatalogIndex: p.fresh.Index, AnsweredBy: self, AnsweredByName: p.names[self], Age: p.fresh.Age}
 	if s.Age == control.NeverHeard {
-		s.Age = 0
+		s.Age = -1
 	}
 	for _, vol := range p.volumes {
 		s.ProvisionedBytes += vol.SizeBytes
@@ -463,12 +504,23 @@ func judge(s *api.Status) {
 func (p *picture) judgeCatalog(s *api.Status) {
 	switch {
 	case p.fresh.Leader == 0:
-		s.Reasons = append(s.Reasons, api.Reason{Severity: api.HealthCritical, Subject: "catalog", Text: "nobody leads it",
+		s.Reasons = append(s.Reasons, api.Reason{Severity: api.HealthCritical, Subject: "catalog", Text: "nobody leads it; " + p.copyAge(),
 			NextStep: "bring up nodes until a majority runs; `storagectl node list` shows them"})
-	case p.reports == nil:
+	case p.alone:
 		s.Reasons = append(s.Reasons, api.Reason{Severity: api.HealthDegraded, Subject: "catalog",
 			Text: "its leader does not answer; what follows is from this node's copy"})
 	}
+}
+
+// copyAge says what the answer rests on while nobody leads.
+func (p *picture) copyAge() string {
+	switch {
+	case p.fresh.Age == control.NeverHeard && len(p.nodes) == 0:
+		return "this node has not read it since it was started, so nodes, groups and volumes are not known"
+	case p.fresh.Age == control.NeverHeard:
+		return "this node has heard no leader since it was started, and shows what its disk holds"
+	}
+	return fmt.Sprintf("what follows is what this node knew %v ago", p.fresh.Age.Round(time.Second))
 }
 
 func (p *picture) judgeNodes(s *api.Status) {
@@ -481,6 +533,12 @@ func (p *picture) judgeNodes(s *api.Status) {
 		text, step, known := judgeWhere(n.Name, up, n.Addresses.Peer, p.whereabouts(n.ID))
 		if up {
 			s.NodesUp++
+		} else if n.State == api.NodeUnknown {
+			if !known {
+				text = "not heard; whether it is up is not known to node " + p.names[p.self]
+				step = "see whether storaged runs there, and whether the nodes reach each other's peer addresses"
+			}
+			known = true
 		} else if !known {
 			text, step, known = string(n.State), downStep(n), true
 		} else {
@@ -489,7 +547,7 @@ func (p *picture) judgeNodes(s *api.Status) {
 		if known {
 			s.Reasons = append(s.Reasons, api.Reason{Severity: api.HealthDegraded, Subject: "node " + n.Name, Text: text, NextStep: step})
 		}
-		if heard, ok := p.reports[n.ID]; ok && n.State == api.NodeUp && len(heard.Report.Unready) > 0 {
+		if heard, ok := p.reports[n.ID]; ok && !p.alone && n.State == api.NodeUp && len(heard.Report.Unready) > 0 {
 			s.Reasons = append(s.Reasons, api.Reason{Severity: api.HealthDegraded, Subject: "node " + n.Name,
 				Text:     "not ready: " + strings.Join(heard.Report.Unready, "; "),
 				NextStep: "wait before you stop another node; http://" + orUnknown(n.Addresses.HTTP) + "/readyz tells when it is"})
@@ -584,7 +642,7 @@ func (p *picture) judgeGroups(s *api.Status) {
 	broken := map[string][]string{} // groups by what is wrong with their replicas
 	for _, g := range p.groups {
 		a := p.apiGroup(g)
-		if a.Leader == 0 && p.reports != nil {
+		if a.Leader == 0 && !p.alone {
 			s.GroupsWithoutLeader++
 			leaderless = append(leaderless, g.ID.String())
 		}

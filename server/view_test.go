@@ -85,3 +85,52 @@ func TestReportsNameSoManyConnections(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 }
+
+// TestWhatIsNotKnownIsSaid: without a leader that answers, this node tells of those it is connected to, names the others, and
+// knows nothing of their space; what a node's copy says was so once.
+func TestWhatIsNotKnownIsSaid(t *testing.T) {
+	store := func(id byte) []catalog.Store {
+		return []catalog.Store{{ID: storage.StoreID{id}, CapacityBytes: 100 << 30}}
+	}
+	p := &picture{alone: true, self: 1, names: map[storage.NodeID]string{1: "a", 2: "b", 3: "c"},
+		nodes: []catalog.Node{{ID: 1, Name: "a", State: catalog.NodeUp, Stores: store(1)},
+			{ID: 2, Name: "b", State: catalog.NodeUp, Stores: store(2)}, {ID: 3, Name: "c", State: catalog.NodeUp, Stores: store(3)}},
+		reached: map[storage.NodeID]bool{2: true},
+		reports: map[storage.NodeID]control.Heard{1: {Report: placement.NodeReport{Node: 1,
+			Stores: []placement.StoreReport{{ID: catalog.StoreText(storage.StoreID{1}), CapacityBytes: 100 << 30, FreeBytes: 60 << 30}}}}}}
+	p.fresh.Age = 31 * time.Second
+	var s api.Status
+	p.judgeCatalog(&s)
+	p.judgeNodes(&s)
+	if s.NodesUp != 2 || s.NodesTotal != 3 {
+		t.Errorf("%d of %d up, want 2 of 3", s.NodesUp, s.NodesTotal)
+	}
+	if text := s.Reasons[0].Text; !strings.Contains(text, "31s ago") {
+		t.Errorf("the age of the copy is not told: %q", text)
+	}
+	if !slices.ContainsFunc(s.Reasons, func(r api.Reason) bool { return r.Subject == "node c" && strings.Contains(r.Text, "not heard") }) {
+		t.Errorf("node c is not named: %+v", s.Reasons)
+	}
+	for i, want := range []struct {
+		state api.NodeState
+		known bool
+	}{{api.NodeUp, true}, {api.NodeUp, false}, {api.NodeUnknown, false}} {
+		if n := p.apiNodes()[i]; n.State != want.state || n.SpaceKnown() != want.known {
+			t.Errorf("node %s: %s, space known: %v", n.Name, n.State, n.SpaceKnown())
+		}
+	}
+	p.fresh.Age, p.nodes = control.NeverHeard, nil
+	if text := p.copyAge(); !strings.Contains(text, "are not known") {
+		t.Errorf("a catalog that was not read: %q", text)
+	}
+}
+
+// TestFullBeforeAWriteIsRefused: a store is full, and the cluster not well, as soon as the next write may be refused.
+func TestFullBeforeAWriteIsRefused(t *testing.T) {
+	for free, want := range map[int64]api.StoreState{0: api.StoreFull, fullBytes - 1: api.StoreFull, fullBytes: api.StoreOK} {
+		r := placement.NodeReport{Stores: []placement.StoreReport{{ID: catalog.StoreText(storage.StoreID{1}), FreeBytes: free}}}
+		if got := apiStore(catalog.Store{ID: storage.StoreID{1}}, r, true); got.State != want {
+			t.Errorf("%d bytes free: %s, want %s", free, got.State, want)
+		}
+	}
+}

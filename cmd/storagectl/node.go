@@ -47,7 +47,7 @@ func (a *app) writeNodes(w io.Writer, list []api.Node, wide bool) {
 	t := newTable(head...)
 	for _, n := range list {
 		row := []string{n.ID.String(), n.Name, orDash(n.Zone), string(n.State), fmt.Sprint(n.Replicas), fmt.Sprint(n.Leaders),
-			formatSize(n.CapacityBytes()), formatSize(n.UsedBytes()), formatSize(n.FreeBytes()), a.ago(n.SeenAt)}
+			formatSize(n.CapacityBytes()), sizeIf(n.SpaceKnown(), n.UsedBytes()), sizeIf(n.SpaceKnown(), n.FreeBytes()), a.seen(n)}
 		if wide {
 			row = append(row, orDash(n.Version), orDash(n.Addresses.Peer), orDash(n.Addresses.API), orDash(n.Addresses.NBD),
 				orDash(n.Addresses.HTTP))
@@ -55,6 +55,30 @@ func (a *app) writeNodes(w io.Writer, list []api.Node, wide bool) {
 		t.row(row...)
 	}
 	t.write(w, "no nodes")
+}
+
+// sizeIf is a size, or a dash where it is not known.
+func sizeIf(known bool, bytes int64) string {
+	if !known {
+		return "-"
+	}
+	return formatSize(bytes)
+}
+
+// usedIf is a size and its part of the whole, or a dash where it is not known.
+func usedIf(known bool, bytes, of int64) string {
+	if !known {
+		return "-"
+	}
+	return fmt.Sprintf("%s (%s)", formatSize(bytes), percent(bytes, of))
+}
+
+// seen is when the node was last heard of, as far as it is known.
+func (a *app) seen(n api.Node) string {
+	if n.State == api.NodeUnknown && n.SeenAt.IsZero() {
+		return "-"
+	}
+	return a.ago(n.SeenAt)
 }
 
 // ago is when t was, for people.
@@ -144,16 +168,17 @@ func (a *app) removeNode(ctx context.Context, name string, yes bool) error {
 }
 
 func (a *app) writeNode(w io.Writer, n api.Node) {
-	facts(w, "Name", n.Name, "ID", n.ID.String(), "Zone", n.Zone, "State", string(n.State), "Seen", a.ago(n.SeenAt),
+	facts(w, "Name", n.Name, "ID", n.ID.String(), "Zone", n.Zone, "State", string(n.State), "Seen", a.seen(n),
 		"Version", n.Version, "Peers", n.Addresses.Peer, "API", n.Addresses.API, "NBD", n.Addresses.NBD, "HTTP", n.Addresses.HTTP,
 		"Replicas", fmt.Sprintf("%d, of which %d lead", n.Replicas, n.Leaders),
 		"Capacity", formatSize(n.CapacityBytes()),
-		"Used", fmt.Sprintf("%s (%s)", formatSize(n.UsedBytes()), percent(n.UsedBytes(), n.CapacityBytes())),
-		"Free", formatSize(n.FreeBytes()))
+		"Used", usedIf(n.SpaceKnown(), n.UsedBytes(), n.CapacityBytes()),
+		"Free", sizeIf(n.SpaceKnown(), n.FreeBytes()))
 	fmt.Fprintln(w)
 	t := newTable("STORE", "STATE", "CAPACITY", "USED", "FREE")
 	for _, s := range n.Stores {
-		t.row(s.ID.String(), string(s.State), formatSize(s.CapacityBytes), formatSize(s.UsedBytes), formatSize(s.FreeBytes))
+		known := s.State != api.StoreUnknown
+		t.row(s.ID.String(), string(s.State), formatSize(s.CapacityBytes), sizeIf(known, s.UsedBytes), sizeIf(known, s.FreeBytes))
 	}
 	t.write(w, "The node has no stores.")
 }

@@ -99,12 +99,18 @@ func (a *app) writeStatus(w io.Writer, s api.Status) {
 	if s.GroupsWithoutLeader > 0 {
 		groups += fmt.Sprintf(", %d without a leader", s.GroupsWithoutLeader)
 	}
-	facts(w, "Cluster", s.ClusterID.String(), "Health", string(s.Health),
-		"Nodes", fmt.Sprintf("%d of %d up", s.NodesUp, s.NodesTotal), "Groups", groups, "Catalog", lead,
-		"Volumes", fmt.Sprintf("%d, %s in all", s.Volumes, formatSize(s.ProvisionedBytes)),
-		"Stores", fmt.Sprintf("%s used of %s (%s), %s free", formatSize(s.UsedBytes), formatSize(s.CapacityBytes),
-			percent(s.UsedBytes, s.CapacityBytes), formatSize(s.FreeBytes)),
-		"Answer", fmt.Sprintf("from node %s, %s old", nodeLabel(s.AnsweredBy, s.AnsweredByName), shortDuration(s.Age)))
+	nodes, volumes := fmt.Sprintf("%d of %d up", s.NodesUp, s.NodesTotal), fmt.Sprintf("%d, %s in all", s.Volumes, formatSize(s.ProvisionedBytes))
+	stores := fmt.Sprintf("%s used of %s (%s), %s free", formatSize(s.UsedBytes), formatSize(s.CapacityBytes),
+		percent(s.UsedBytes, s.CapacityBytes), formatSize(s.FreeBytes))
+	age := shortDuration(s.Age) + " old"
+	if s.Age < 0 {
+		age = "which has heard no leader of the catalog since it was started"
+	}
+	if s.Age < 0 && s.NodesTotal == 0 { // it has not read the catalog: there may be plenty of all this
+		nodes, groups, volumes, stores = "not known", "not known", "not known", "not known"
+	}
+	facts(w, "Cluster", s.ClusterID.String(), "Health", string(s.Health), "Nodes", nodes, "Groups", groups, "Catalog", lead,
+		"Volumes", volumes, "Stores", stores, "Answer", fmt.Sprintf("from node %s, %s", nodeLabel(s.AnsweredBy, s.AnsweredByName), age))
 	if len(s.Reasons) > 0 {
 		fmt.Fprintln(w, "\nWhat is the matter:")
 		for _, r := range s.Reasons {

@@ -190,6 +190,8 @@ const (
 	// Its replicas are being moved elsewhere.
 	NodeState_NODE_STATE_DRAINING NodeState = 4
 	NodeState_NODE_STATE_REMOVED  NodeState = 5
+	// The catalog's leader does not answer or has not heard the node yet, and the node that answers does not reach it.
+	NodeState_NODE_STATE_UNKNOWN NodeState = 6
 )
 
 // Enum value maps for NodeState.
@@ -201,6 +203,7 @@ var (
 		3: "NODE_STATE_DOWN",
 		4: "NODE_STATE_DRAINING",
 		5: "NODE_STATE_REMOVED",
+		6: "NODE_STATE_UNKNOWN",
 	}
 	NodeState_value = map[string]int32{
 		"NODE_STATE_UNSPECIFIED": 0,
@@ -209,6 +212,7 @@ var (
 		"NODE_STATE_DOWN":        3,
 		"NODE_STATE_DRAINING":    4,
 		"NODE_STATE_REMOVED":     5,
+		"NODE_STATE_UNKNOWN":     6,
 	}
 )
 
@@ -248,6 +252,8 @@ const (
 	StoreState_STORE_STATE_FULL StoreState = 2
 	// The disk refused a read, a write or a sync; the store is out of use until the node starts again.
 	StoreState_STORE_STATE_FAILED StoreState = 3
+	// Its node was not heard: used_bytes and free_bytes say nothing.
+	StoreState_STORE_STATE_UNKNOWN StoreState = 4
 )
 
 // Enum value maps for StoreState.
@@ -257,12 +263,14 @@ var (
 		1: "STORE_STATE_OK",
 		2: "STORE_STATE_FULL",
 		3: "STORE_STATE_FAILED",
+		4: "STORE_STATE_UNKNOWN",
 	}
 	StoreState_value = map[string]int32{
 		"STORE_STATE_UNSPECIFIED": 0,
 		"STORE_STATE_OK":          1,
 		"STORE_STATE_FULL":        2,
 		"STORE_STATE_FAILED":      3,
+		"STORE_STATE_UNKNOWN":     4,
 	}
 )
 
@@ -3079,7 +3087,7 @@ type ClusterStatus struct {
 	CatalogLeaderName string `protobuf:"bytes,17,opt,name=catalog_leader_name,json=catalogLeaderName,proto3" json:"catalog_leader_name,omitempty"`
 	CatalogTerm       uint64 `protobuf:"varint,18,opt,name=catalog_term,json=catalogTerm,proto3" json:"catalog_term,omitempty"`
 	CatalogIndex      uint64 `protobuf:"varint,19,opt,name=catalog_index,json=catalogIndex,proto3" json:"catalog_index,omitempty"`
-	// The node that answers, and how old what it knows is.
+	// The node that answers, and how old what it knows is; negative: it has heard no leader since it was started.
 	AnsweredBy     uint32               `protobuf:"varint,20,opt,name=answered_by,json=answeredBy,proto3" json:"answered_by,omitempty"`
 	AnsweredByName string               `protobuf:"bytes,21,opt,name=answered_by_name,json=answeredByName,proto3" json:"answered_by_name,omitempty"`
 	Age            *durationpb.Duration `protobuf:"bytes,22,opt,name=age,proto3" json:"age,omitempty"`
@@ -3888,20 +3896,22 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\x06Access\x12\x16\n" +
 	"\x12ACCESS_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10ACCESS_EXCLUSIVE\x10\x01\x12\x11\n" +
-	"\rACCESS_SHARED\x10\x02*\x98\x01\n" +
+	"\rACCESS_SHARED\x10\x02*\xb0\x01\n" +
 	"\tNodeState\x12\x1a\n" +
 	"\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rNODE_STATE_UP\x10\x01\x12\x16\n" +
 	"\x12NODE_STATE_SUSPECT\x10\x02\x12\x13\n" +
 	"\x0fNODE_STATE_DOWN\x10\x03\x12\x17\n" +
 	"\x13NODE_STATE_DRAINING\x10\x04\x12\x16\n" +
-	"\x12NODE_STATE_REMOVED\x10\x05*k\n" +
+	"\x12NODE_STATE_REMOVED\x10\x05\x12\x16\n" +
+	"\x12NODE_STATE_UNKNOWN\x10\x06*\x84\x01\n" +
 	"\n" +
 	"StoreState\x12\x1b\n" +
 	"\x17STORE_STATE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eSTORE_STATE_OK\x10\x01\x12\x14\n" +
 	"\x10STORE_STATE_FULL\x10\x02\x12\x16\n" +
-	"\x12STORE_STATE_FAILED\x10\x03*\x91\x01\n" +
+	"\x12STORE_STATE_FAILED\x10\x03\x12\x17\n" +
+	"\x13STORE_STATE_UNKNOWN\x10\x04*\x91\x01\n" +
 	"\vReplicaRole\x12\x1c\n" +
 	"\x18REPLICA_ROLE_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12REPLICA_ROLE_VOTER\x10\x01\x12\x18\n" +
