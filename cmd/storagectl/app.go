@@ -60,15 +60,26 @@ func (a *app) run(ctx context.Context, args []string) int {
 	}()
 	if err != nil {
 		if ctx.Err() != nil { // whatever failed then failed because it was interrupted
-			err = storage.E("", storage.KindCanceled, "", errInterrupted)
+			left, _ := errors.AsType[interrupted](err)
+			err = storage.E("", storage.KindCanceled, "", left)
 		}
 		a.report(ctx, err)
 	}
 	return exitCode(err)
 }
 
-// errInterrupted is what a person who pressed Ctrl-C is told.
-var errInterrupted = errors.New("interrupted")
+// interrupted is what a person who pressed Ctrl-C is told.
+type interrupted struct {
+	leaves string // the state that the command leaves behind, and the next step; empty: nothing to say
+}
+
+// Error implements error.
+func (e interrupted) Error() string {
+	if e.leaves == "" {
+		return "interrupted"
+	}
+	return "interrupted; " + e.leaves
+}
 
 // client returns the connection to the cluster; it is made at the first call.
 func (a *app) client() (*client.Client, error) {

@@ -25,7 +25,7 @@ type fileSource struct {
 // openSource opens what import reads; "-" is stdin.
 func openSource(path string, stdin io.Reader) (source, error) {
 	if path == "-" {
-		return streamSource{stdin}, nil
+		return newStream(stdin), nil
 	}
 	f, err := os.Open(path)
 	if err != nil {
@@ -46,7 +46,7 @@ func openSource(path string, stdin io.Reader) (source, error) {
 			return nil, errors.Join(localError("open", path, err), f.Close())
 		}
 	default: // a pipe, or the like
-		return closingStream{streamSource{f}, f}, nil
+		return closingStream{newStream(f), f}, nil
 	}
 	return &fileSource{f: f, size: size, sparse: info.Mode().IsRegular()}, nil
 }
@@ -200,13 +200,16 @@ func syncDir(path string) error {
 	return errors.Join(err, d.Close())
 }
 
+// theOutput is the path, in errors, of what has none.
+const theOutput = "the output"
+
 // streamSink writes everything, zeroes too.
 type streamSink struct{ w io.Writer }
 
 // Data implements sink.
 func (s streamSink) Data(p []byte, _ int64) error {
 	_, err := s.w.Write(p)
-	return localError("write", "the output", err)
+	return localError("write", theOutput, err)
 }
 
 // Zeroes implements sink.

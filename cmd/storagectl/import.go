@@ -18,6 +18,7 @@ func newVolumeImport(a *app) *cobra.Command {
 	var flags transferFlags
 	var create bool
 	var size sizeFlag
+	var format formatFlag
 	c := &cobra.Command{
 		Use:   "import FILE|- VOLUME",
 		Short: "Fill a volume from a file or from standard input",
@@ -26,6 +27,9 @@ behind that stays.
 
 Holes of the file and blocks of zeroes are not sent: in a volume that --create just made they are left out, elsewhere the
 volume is told to be zero there. Several requests are in flight. The import has succeeded when everything is durable.
+
+The input is the bytes of a disk. What begins like a qcow2, VMDK, VHD, VHDX or VDI image, or like a file that gzip, xz,
+zstd or bzip2 made, is refused with the command that converts it; --format raw imports it as it stands.
 
 --create makes the volume first, as large as the file (rounded up to 4096 bytes) or as --size says; standard input needs
 --size. When an import fails, what was copied so far stays in the volume, and the import can be run again without
@@ -36,12 +40,17 @@ volume is told to be zero there. Several requests are in flight. The import has 
 		},
 		ValidArgsFunction: a.completeTransfer(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			i := importer{app: a, flags: flags, path: args[0], volume: args[1], create: create, size: size}
-			return unlessInterrupted(c.Context(), func() error { return i.run(c.Context()) })
+			i := importer{app: a, flags: flags, path: args[0], volume: args[1], format: format, create: create, size: size}
+			err := unlessInterrupted(c.Context(), func() error { return i.run(c.Context()) })
+			if err != nil && c.Context().Err() != nil {
+				return interrupted{i.leaves()}
+			}
+			return err
 		},
 	}
 	flags.register(c)
 	c.Flags().BoolVar(&create, "create", false, "make the volume")
+	c.Flags().Var(&format, "format", "raw: import the bytes as they are, whatever they look like")
 	c.Flags().Var(&size, "size", "with --create: size of the volume; 10G = 10GiB")
 	return c
 }
@@ -51,13 +60,23 @@ type importer struct {
 	app          *app
 	flags        transferFlags
 	path, volume string
+	format       formatFlag
 	create       bool
 	size         sizeFlag
 
 	device   device
 	progress *progress
 	sent     atomic.Int64 // bytes of data that the volume took
+	stage    atomic.Int32 // how far the volume has changed: one of the stages
 }
+
+// Stages of an import.
+const (
+	stageUntouched int32 = iota
+	stageAsked           // the volume was asked for; it may be there
+	stageCreated
+	stageFilled // in part
+)
 
 // subject names the object of errors.
 func (i *importer) subject() string { return "volume " + i.volume }
@@ -68,6 +87,9 @@ func (i *importer) run(ctx context.Context) error {
 		return err
 	}
 	defer src.Close()
+	if err := i.checkFormat(src); err != nil {
+		return err
+	}
 	if i.create {
 		if err := i.makeVolume(ctx, src.SizeBytes()); err != nil {
 			return err
@@ -84,6 +106,7 @@ func (i *importer) run(ctx context.Context) error {
 	began := i.app.now()
 	i.progress = i.app.newProgress("import "+i.volume, src.SizeBytes(), i.flags.quiet)
 	sum := newDigest(i.flags.checksum)
+	i.stage.Store(stageFilled)
 	n, err := i.copy(ctx, src, sum)
 	if err == nil {
 		err = i.device.Flush(ctx)
@@ -107,17 +130,44 @@ func (i *importer) makeVolume(ctx context.Context, sourceBytes int64) error {
 		}
 		bytes = max(roundUp(sourceBytes), storage.MinVolumeBytes)
 	}
+	if sourceBytes > bytes {
+		return storage.E("create", storage.KindInvalid, i.subject(), fmt.Errorf("%s has %s, the volume would have only %s; say --size %d, or nothing",
+			i.path, formatSize(sourceBytes), formatSize(bytes), roundUp(sourceBytes)))
+	}
 	client, err := i.app.client()
 	if err != nil {
 		return err
 	}
+	i.stage.Store(stageAsked)
 	_, err = client.CreateVolume(ctx, api.NewVolume{Name: i.volume, SizeBytes: bytes})
+	switch {
+	case errors.Is(err, storage.ErrExists):
+		return fmt.Errorf("%w; to fill that one, import without --create", err)
+	case err == nil:
+		i.stage.Store(stageCreated)
+	}
 	return err
 }
 
 // roundUp returns the smallest size of a volume that holds n bytes.
 func roundUp(n int64) int64 {
 	return (n + storage.BlockSize - 1) / storage.BlockSize * storage.BlockSize
+}
+
+// created is said of a volume that this import made and did not fill.
+const created = "the volume was created and is incomplete: import again without --create, or delete it"
+
+// leaves says what state an import that was interrupted leaves behind. It may run beside the import.
+func (i *importer) leaves() string {
+	switch stage := i.stage.Load(); {
+	case stage == stageUntouched:
+		return ""
+	case stage == stageAsked:
+		return fmt.Sprintf("the volume may have been created: 'storagectl volume show %s' says it", i.volume)
+	case i.create:
+		return created
+	}
+	return i.subject() + " holds a part of the input: import again"
 }
 
 // incomplete says what state an import that failed leaves behind.
@@ -127,7 +177,7 @@ func (i *importer) incomplete(err error) error {
 		return storage.E("import into", kind, i.subject(), err)
 	}
 	return storage.E("import into", kind, i.subject(),
-		fmt.Errorf("%w; the volume was created and is incomplete: import again without --create, or delete it", err))
+		fmt.Errorf("%w; %s", err, created))
 }
 
 // piece is work for a worker: data, or with no data n bytes to be zeroed.

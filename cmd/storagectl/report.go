@@ -90,6 +90,9 @@ func (a *app) hint(ctx context.Context, err error) string {
 				strings.Join(a.settings.Endpoints, ", "), a.settings.from)
 		}
 	case storage.KindNoSpace:
+		if full, ok := errors.AsType[localFull](err); ok {
+			return full.hint()
+		}
 		return "delete volumes, discard what their file systems do not use (fstrim), or add stores; 'storagectl node list' shows the room"
 	case storage.KindCorrupt:
 		return "look at 'storagectl status', and at the nodes' logs"

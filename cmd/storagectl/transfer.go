@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/sha256"
@@ -8,6 +9,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -166,11 +168,34 @@ func localError(op, path string, err error) error {
 	if err == nil {
 		return nil
 	}
-	return storage.E(op, localKind(err), path, fileCause(err))
+	kind, cause := localKind(err), fileCause(err)
+	if kind == storage.KindNoSpace {
+		cause = localFull{cause, path}
+	}
+	return storage.E(op, kind, path, cause)
+}
+
+// localFull is the cause of an error: no room at this end, whatever room the cluster has.
+type localFull struct {
+	error
+	path string
+}
+
+// Unwrap returns what the operating system said.
+func (e localFull) Unwrap() error { return e.error }
+
+// hint is the next step.
+func (e localFull) hint() string {
+	if e.path == theOutput {
+		return "that is where the output goes on this host, not the cluster: make room there, or write to another place"
+	}
+	return fmt.Sprintf("that is %s on this host, not the cluster: make room there, or write to another place", filepath.Dir(e.path))
 }
 
 // source yields what is imported, from its first byte to its last.
 type source interface {
+	// Head returns the beginning: headBytes, or less when there is no more. It comes before Next.
+	Head() ([]byte, error)
 	// Next returns the next piece: a hole of n bytes, or n bytes in buf, whose length bounds them. At the end io.EOF,
 	// with no piece. It is not called again after an error.
 	Next(buf []byte) (n int64, hole bool, err error)
@@ -180,7 +205,7 @@ type source interface {
 }
 
 // streamSource reads what has no size and no holes, such as standard input.
-type streamSource struct{ r io.Reader }
+type streamSource struct{ r *bufio.Reader }
 
 // Next implements source.
 func (s streamSource) Next(buf []byte) (int64, bool, error) {
