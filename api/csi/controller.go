@@ -129,7 +129,7 @@ func (c *Controller) CreateVolume(ctx context.Context, r *spec.CreateVolumeReque
 	if err != nil {
 		return nil, err
 	}
-	name := volumeName(r.GetName())
+	name := VolumeName(r.GetName())
 	unlock, err := c.locks.lock(name, "CreateVolume")
 	if err != nil {
 		return nil, err

@@ -18,9 +18,9 @@ func hashed(s string, n int) string {
 	return strings.ToLower(base32.StdEncoding.EncodeToString(sum[:]))[:n]
 }
 
-// volumeName is the name of the volume that the orchestrator calls so: the same if it can be one, else what of it can be
+// VolumeName is the name of the volume that the orchestrator calls so: the same if it can be one, else what of it can be
 // and a hash of the whole.
-func volumeName(name string) string {
+func VolumeName(name string) string {
 	if storage.CheckVolumeName(name) == nil {
 		return name
 	}

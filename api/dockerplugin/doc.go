@@ -12,6 +12,10 @@
 // that Docker gives them, each once, and those of an earlier boot count no more. Only the host that made a volume deletes
 // it: elsewhere Remove forgets it.
 //
+// A volume has two names: Docker's, and the cluster's, which follows from it (csi.VolumeName) and is the same for most.
+// Records, locks and mountpoints go by the cluster's. Docker is always answered with the name that it has asked by, and in
+// lists with the one in the record.
+//
 // It holds no device, so it may be stopped and updated at any time. It does not authenticate: who may use the socket
 // (root) may do everything, and requests are taken to be Docker's. It may be used concurrently; calls about one volume
 // are carried out one after another.

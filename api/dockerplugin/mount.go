@@ -13,21 +13,21 @@ import (
 
 // Mount makes the volume appear on this host for the user of that id, and returns where. The same id again is the same
 // user. KindConflict when somebody else has the volume: the text says who, since when, and how to take it over.
-func (p *Plugin) Mount(ctx context.Context, volume, user string) (string, error) {
+func (p *Plugin) Mount(ctx context.Context, name, user string) (string, error) {
 	const op = "mount"
-	rec, known, unlock, err := p.begin(ctx, volume)
+	rec, known, unlock, err := p.begin(ctx, name)
 	if err != nil {
 		return "", err
 	}
 	defer unlock()
 	switch {
 	case !known || rec.ID == 0:
-		return "", storage.E(op, storage.KindNotFound, "volume "+volume, errors.New("it is not known on this host; `docker volume create -d` "+
+		return "", storage.E(op, storage.KindNotFound, rec.subject(), errors.New("it is not known on this host; `docker volume create -d` "+
 			"makes it, or takes it in"))
 	case user == "" || len(user) > maxUserBytes:
-		return "", storage.E(op, storage.KindInvalid, "volume "+volume, fmt.Errorf("the id of the mount has %d characters, want 1 to %d", len(user), maxUserBytes))
+		return "", storage.E(op, storage.KindInvalid, rec.subject(), fmt.Errorf("the id of the mount has %d characters, want 1 to %d", len(user), maxUserBytes))
 	case len(rec.Users) >= maxUsers && !slices.Contains(rec.Users, user):
-		return "", storage.E(op, storage.KindConflict, "volume "+volume, fmt.Errorf("it has %d users here already", len(rec.Users)))
+		return "", storage.E(op, storage.KindConflict, rec.subject(), fmt.Errorf("it has %d users here already", len(rec.Users)))
 	}
 	if !rec.Held {
 		rec.Held = true
@@ -54,7 +54,7 @@ func (p *Plugin) Mount(ctx context.Context, volume, user string) (string, error)
 		}
 		return "", err
 	}
-	return p.mountpoint(volume), nil
+	return p.mountpoint(rec.Volume), nil
 }
 
 // show mounts the volume's device, unless that is done.
@@ -73,7 +73,7 @@ func (p *Plugin) show(ctx context.Context, a host.Attachment, rec record) error 
 	case there && m.Device == d.Number && m.ReadOnly == rec.Options.ReadOnly:
 		return nil
 	case there && len(rec.Users) > 0:
-		return storage.E("mount", storage.KindConflict, "volume "+rec.Volume, fmt.Errorf("containers here still use what was its device before "+
+		return storage.E("mount", storage.KindConflict, rec.subject(), fmt.Errorf("containers here still use what was its device before "+
 			"(%s); stop them", path))
 	case there: // left over; nobody uses it
 		if err := p.config.Mounts.Unmount(path); err != nil {
@@ -101,7 +101,7 @@ func (p *Plugin) show(ctx context.Context, a host.Attachment, rec record) error 
 // attach makes the volume a device of this host. A device that has failed, for example because the volume was taken over
 // and given back since, gives way when nobody here uses it.
 func (p *Plugin) attach(ctx context.Context, rec record) (host.Attachment, error) {
-	subject := "volume " + rec.Volume
+	subject := rec.subject()
 	here, err := p.attached(ctx, rec.Volume)
 	if err != nil {
 		return host.Attachment{}, err
@@ -147,8 +147,8 @@ func (p *Plugin) attached(ctx context.Context, volume string) (host.Attachment, 
 
 // Unmount ends the use of the volume by that id. After the last one it is unmounted and detached, and another host may
 // have it. It may be repeated.
-func (p *Plugin) Unmount(ctx context.Context, volume, user string) error {
-	rec, known, unlock, err := p.begin(ctx, volume)
+func (p *Plugin) Unmount(ctx context.Context, name, user string) error {
+	rec, known, unlock, err := p.begin(ctx, name)
 	if err != nil {
 		return err
 	}

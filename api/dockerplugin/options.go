@@ -26,8 +26,8 @@ func (o options) request(volume string) host.Request {
 	return host.Request{Volume: volume, Access: o.Access, ReadOnly: o.ReadOnly, TakeOver: o.TakeOver}
 }
 
-// parseOptions reads the options of a volume; sizeBytes is 0 when none was said. It returns every problem at once.
-func parseOptions(volume string, given map[string]string) (o options, sizeBytes int64, err error) {
+// parseOptions reads the options of the volume that subject names; sizeBytes is 0 when none was said. It returns every problem at once.
+func parseOptions(subject string, given map[string]string) (o options, sizeBytes int64, err error) {
 	o.Access = host.AccessExclusive
 	var problems []error
 	for _, key := range slices.Sorted(maps.Keys(given)) {
@@ -63,7 +63,7 @@ func parseOptions(volume string, given map[string]string) (o options, sizeBytes 
 			"writing; say read_only=true too"))
 	}
 	if len(problems) > 0 {
-		return o, 0, storage.E("create", storage.KindInvalid, "volume "+volume, errors.Join(problems...))
+		return o, 0, storage.E("create", storage.KindInvalid, subject, errors.Join(problems...))
 	}
 	return o, sizeBytes, nil
 }

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"strconv"
+	"strings"
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api"
@@ -44,7 +46,7 @@ type Plugin struct {
 	config  Config
 	log     *slog.Logger
 	records records
-	locks   locks // by the volume's name
+	locks   locks // by the volume's name in the cluster
 }
 
 // Open returns the plugin over its state directory, which it makes if it is not there.
@@ -62,44 +64,78 @@ func Open(config Config) (*Plugin, error) {
 	return p, err
 }
 
-// mountpoint is where a volume is mounted.
+// mountpoint is where a volume of the cluster is mounted.
 func (p *Plugin) mountpoint(volume string) string {
 	return filepath.Join(p.config.StateDir, "mounts", volume)
 }
 
-// begin is what every call about a volume begins with: the name is checked, the volume locked, its record read.
-func (p *Plugin) begin(ctx context.Context, volume string) (rec record, ok bool, unlock func(), err error) {
-	if err := storage.CheckVolumeName(volume); err != nil {
+// begin is what every call about a volume begins with: the name that Docker says is checked, the volume locked, its record
+// read. A volume that is not known has a record that says only its names.
+func (p *Plugin) begin(ctx context.Context, name string) (rec record, known bool, unlock func(), err error) {
+	if err := checkName(name); err != nil {
 		return rec, false, nil, err
 	}
+	volume := csi.VolumeName(name)
 	if unlock, err = p.locks.lock(ctx, volume); err != nil {
 		return rec, false, nil, err
 	}
-	if rec, ok, err = p.records.load(volume); err != nil {
+	rec, known, err = p.records.load(volume)
+	if err == nil && name != volume && rec.Name != name { // heard for the first time
+		if rec.Name = name; known {
+			err = p.records.save(rec)
+		}
+	}
+	if err != nil {
 		unlock()
 		return rec, false, nil, err
 	}
-	return rec, ok, unlock, nil
+	if !known {
+		rec.Volume = volume
+	}
+	return rec, known, unlock, nil
+}
+
+// maxNameBytes bounds names; Docker's own drivers take no longer ones.
+const maxNameBytes = 255
+
+// checkName returns an error of KindInvalid for what Docker takes for no volume's name.
+func checkName(name string) error {
+	fail := func(why string) error {
+		return storage.E("check volume name", storage.KindInvalid, strconv.Quote(name), fmt.Errorf("%s; use 1 to %d letters, digits and _ . -, "+
+			"beginning with a letter or digit", why, maxNameBytes))
+	}
+	if name == "" || len(name) > maxNameBytes {
+		return fail(fmt.Sprintf("the name has %d characters", len(name)))
+	}
+	for i, c := range name {
+		letter := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
+		if !letter && (i == 0 || !strings.ContainsRune("_.-", c)) {
+			return fail(fmt.Sprintf("character %q is not allowed there", c))
+		}
+	}
+	return nil
 }
 
 // Volume is a volume as this host knows it.
 type Volume struct {
 	api.Volume
+	// As is what Docker calls it; Name is what the cluster does.
+	As string
 	// Mountpoint is where it is mounted; empty: nowhere on this host.
 	Mountpoint string
-	// Stale: the cluster did not answer, and only Name, ID and Mountpoint are known.
+	// Stale: the cluster did not answer, and only As, Name, ID and Mountpoint are known.
 	Stale bool
 }
 
 // Create makes the volume, or takes in the one that is there: then a size that was said must be the volume's. The options
 // hold for this host; they are replaced while nobody here uses the volume. KindConflict otherwise. It may be repeated.
-func (p *Plugin) Create(ctx context.Context, volume string, given map[string]string) error {
-	rec, known, unlock, err := p.begin(ctx, volume)
+func (p *Plugin) Create(ctx context.Context, name string, given map[string]string) error {
+	rec, known, unlock, err := p.begin(ctx, name)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	o, sizeBytes, err := parseOptions(volume, given)
+	o, sizeBytes, err := parseOptions(rec.subject(), given)
 	if err != nil {
 		return err
 	}
@@ -112,28 +148,28 @@ func (p *Plugin) Create(ctx context.Context, volume string, given map[string]str
 		rec.Options = o
 		return p.make(ctx, rec)
 	}
-	v, err := p.config.Cluster.Volume(ctx, volume)
+	v, err := p.config.Cluster.Volume(ctx, rec.Volume)
 	switch {
 	case errors.Is(err, storage.ErrNotFound):
 		if sizeBytes == 0 {
 			sizeBytes = p.config.DefaultSizeBytes
 		}
 		if sizeBytes == 0 {
-			return storage.E("create", storage.KindInvalid, "volume "+volume, errors.New("there is none of that name; to make it, say how large: -o size=10G"))
+			return storage.E("create", storage.KindInvalid, rec.subject(), errors.New("there is none of that name; to make it, say how large: -o size=10G"))
 		}
 		if err := csi.CheckFSSize(o.FSType, sizeBytes); err != nil {
 			return err
 		}
-		return p.make(ctx, record{Volume: volume, SizeBytes: sizeBytes, RequestID: "docker-" + rand.Text(), Options: o})
+		return p.make(ctx, record{Volume: rec.Volume, Name: rec.Name, SizeBytes: sizeBytes, RequestID: "docker-" + rand.Text(), Options: o})
 	case err != nil:
 		return err
 	}
 	if sizeBytes != 0 && sizeBytes != v.SizeBytes {
-		return storage.E("create", storage.KindConflict, "volume "+volume, fmt.Errorf("it is there already, with %d bytes; leave the size out to use "+
+		return storage.E("create", storage.KindConflict, rec.subject(), fmt.Errorf("it is there already, with %d bytes; leave the size out to use "+
 			"it, and grow it with `storagectl volume resize`", v.SizeBytes))
 	}
 	if !known || rec.ID != v.ID {
-		rec = record{Volume: volume}
+		rec = record{Volume: rec.Volume, Name: rec.Name}
 	}
 	rec.Options = o
 	return p.adopt(rec, v)
@@ -144,7 +180,7 @@ func unchanged(rec record, o options) error {
 	if rec.Options == o {
 		return nil
 	}
-	return storage.E("create", storage.KindConflict, "volume "+rec.Volume, fmt.Errorf("it is in use here (by %d containers) with other options; "+
+	return storage.E("create", storage.KindConflict, rec.subject(), fmt.Errorf("it is in use here (by %d containers) with other options; "+
 		"stop them first", len(rec.Users)))
 }
 
@@ -170,7 +206,7 @@ func (p *Plugin) make(ctx context.Context, rec record) error {
 // adopt writes down that the volume is known here.
 func (p *Plugin) adopt(rec record, v api.Volume) error {
 	if v.State == api.VolumeDeleting {
-		return storage.E("create", storage.KindConflict, "volume "+rec.Volume, errors.New("one of that name is being deleted; try again"))
+		return storage.E("create", storage.KindConflict, rec.subject(), errors.New("one of that name is being deleted; try again"))
 	}
 	rec.ID = v.ID
 	return p.records.save(rec)
@@ -178,8 +214,8 @@ func (p *Plugin) adopt(rec record, v api.Volume) error {
 
 // Remove deletes the volume with its data if this host made it, and forgets it otherwise. KindConflict while it is in use,
 // here or elsewhere. One that is not known here is no error.
-func (p *Plugin) Remove(ctx context.Context, volume string) error {
-	rec, known, unlock, err := p.begin(ctx, volume)
+func (p *Plugin) Remove(ctx context.Context, name string) error {
+	rec, known, unlock, err := p.begin(ctx, name)
 	if err != nil {
 		return err
 	}
@@ -188,14 +224,14 @@ func (p *Plugin) Remove(ctx context.Context, volume string) error {
 	case !known:
 		return nil
 	case len(rec.Users) > 0:
-		return storage.E("remove", storage.KindConflict, "volume "+volume, fmt.Errorf("it is in use here by %d containers", len(rec.Users)))
+		return storage.E("remove", storage.KindConflict, rec.subject(), fmt.Errorf("it is in use here by %d containers", len(rec.Users)))
 	case rec.Held:
 		if err := p.release(ctx, &rec); err != nil {
 			return err
 		}
 	}
 	if rec.ID == 0 { // was it made? Then under this request.
-		v, err := p.config.Cluster.CreateVolume(ctx, api.NewVolume{RequestID: rec.RequestID, Name: volume, SizeBytes: rec.SizeBytes})
+		v, err := p.config.Cluster.CreateVolume(ctx, api.NewVolume{RequestID: rec.RequestID, Name: rec.Volume, SizeBytes: rec.SizeBytes})
 		switch {
 		case err == nil:
 			rec.ID, rec.Made = v.ID, true
@@ -204,39 +240,40 @@ func (p *Plugin) Remove(ctx context.Context, volume string) error {
 		}
 	}
 	if rec.Made {
-		if err := p.config.Cluster.DeleteVolume(ctx, volume, rec.ID); err != nil && !errors.Is(err, storage.ErrNotFound) {
+		if err := p.config.Cluster.DeleteVolume(ctx, rec.Volume, rec.ID); err != nil && !errors.Is(err, storage.ErrNotFound) {
 			return err
 		}
 	}
-	return p.records.drop(volume)
+	return p.records.drop(rec.Volume)
 }
 
 // Get returns a volume that is known here. KindNotFound for others, also for those of the cluster: Docker then calls
 // Create, with the options that hold for this host. Without the cluster's answer the volume is Stale.
-func (p *Plugin) Get(ctx context.Context, volume string) (Volume, error) {
-	rec, known, unlock, err := p.begin(ctx, volume)
+func (p *Plugin) Get(ctx context.Context, name string) (Volume, error) {
+	rec, known, unlock, err := p.begin(ctx, name)
 	if err != nil {
 		return Volume{}, err
 	}
 	unlock()
-	none := storage.E("look up", storage.KindNotFound, "volume "+volume, errors.New("it is not known on this host; `docker volume create -d` "+
+	none := storage.E("look up", storage.KindNotFound, rec.subject(), errors.New("it is not known on this host; `docker volume create -d` "+
 		"makes it, or takes it in"))
 	if !known || rec.ID == 0 {
 		return Volume{}, none
 	}
-	v, err := p.config.Cluster.Volume(ctx, volume)
+	v, err := p.config.Cluster.Volume(ctx, rec.Volume)
 	switch {
 	case errors.Is(err, storage.ErrUnavailable):
-		return p.stale(rec), nil
+		return p.stale(rec, name), nil
 	case errors.Is(err, storage.ErrNotFound), err == nil && v.ID != rec.ID:
 		return Volume{}, none
 	case err != nil:
 		return Volume{}, err
 	}
-	return Volume{Volume: v, Mountpoint: p.shown(rec)}, nil
+	return Volume{Volume: v, As: name, Mountpoint: p.shown(rec)}, nil
 }
 
-// List returns the volumes that Get would return, by name.
+// List returns the volumes that Get would return, in the order of the cluster's names. Each is called as Docker has called
+// it here.
 func (p *Plugin) List(ctx context.Context) ([]Volume, error) {
 	names, err := p.records.names()
 	if err != nil {
@@ -258,17 +295,17 @@ func (p *Plugin) List(ctx context.Context) ([]Volume, error) {
 			return nil, err
 		case !known || rec.ID == 0:
 		case clusterErr != nil:
-			list = append(list, p.stale(rec))
+			list = append(list, p.stale(rec, rec.as()))
 		case there[name].ID == rec.ID:
-			list = append(list, Volume{Volume: there[name], Mountpoint: p.shown(rec)})
+			list = append(list, Volume{Volume: there[name], As: rec.as(), Mountpoint: p.shown(rec)})
 		}
 	}
 	return list, nil
 }
 
 // Path returns where the volume is mounted on this host; empty: nowhere.
-func (p *Plugin) Path(ctx context.Context, volume string) (string, error) {
-	rec, _, unlock, err := p.begin(ctx, volume)
+func (p *Plugin) Path(ctx context.Context, name string) (string, error) {
+	rec, _, unlock, err := p.begin(ctx, name)
 	if err != nil {
 		return "", err
 	}
@@ -276,8 +313,8 @@ func (p *Plugin) Path(ctx context.Context, volume string) (string, error) {
 	return p.shown(rec), nil
 }
 
-func (p *Plugin) stale(rec record) Volume {
-	return Volume{Volume: api.Volume{Name: rec.Volume, ID: rec.ID}, Mountpoint: p.shown(rec), Stale: true}
+func (p *Plugin) stale(rec record, as string) Volume {
+	return Volume{Volume: api.Volume{Name: rec.Volume, ID: rec.ID}, As: as, Mountpoint: p.shown(rec), Stale: true}
 }
 
 // shown is the mountpoint of a volume that has users.

@@ -12,6 +12,7 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api"
+	"github.com/storaged/storaged/api/csi"
 	"github.com/storaged/storaged/api/csi/csitest"
 	"github.com/storaged/storaged/api/host"
 )
@@ -113,29 +114,29 @@ type step struct {
 }
 
 // life is a volume's: it is made and used on the first host, used on the second one, and removed.
-func life(w *csitest.World) []step {
+func life(w *csitest.World, name string) []step {
 	mount := func(user string) func(context.Context, *Plugin) error {
 		return func(ctx context.Context, p *Plugin) error {
-			path, err := p.Mount(ctx, "db", user)
-			if err == nil && path != p.mountpoint("db") {
+			path, err := p.Mount(ctx, name, user)
+			if err == nil && path != p.mountpoint(csi.VolumeName(name)) {
 				return fmt.Errorf("mounted at %q", path)
 			}
 			return err
 		}
 	}
 	unmount := func(user string) func(context.Context, *Plugin) error {
-		return func(ctx context.Context, p *Plugin) error { return p.Unmount(ctx, "db", user) }
+		return func(ctx context.Context, p *Plugin) error { return p.Unmount(ctx, name, user) }
 	}
 	create := func(options map[string]string) func(context.Context, *Plugin) error {
-		return func(ctx context.Context, p *Plugin) error { return p.Create(ctx, "db", options) }
+		return func(ctx context.Context, p *Plugin) error { return p.Create(ctx, name, options) }
 	}
-	remove := func(ctx context.Context, p *Plugin) error { return p.Remove(ctx, "db") }
+	remove := func(ctx context.Context, p *Plugin) error { return p.Remove(ctx, name) }
 	return []step{
 		{0, "create", create(map[string]string{"size": "1GiB", "fs": "xfs"})},
 		{0, "mount for the first", mount("c1")},
 		{0, "mount for the second", mount("c2")},
 		{0, "get", func(ctx context.Context, p *Plugin) error {
-			v, err := p.Get(ctx, "db")
+			v, err := p.Get(ctx, name)
 			if err == nil && v.Mountpoint == "" {
 				return errors.New("no mountpoint is shown")
 			}
@@ -147,13 +148,13 @@ func life(w *csitest.World) []step {
 		{1, "mount elsewhere", mount("c3")},
 		{1, "list", func(ctx context.Context, p *Plugin) error {
 			list, err := p.List(ctx)
-			if err == nil && (len(list) != 1 || list[0].Name != "db") {
+			if err == nil && (len(list) != 1 || list[0].As != name) {
 				return fmt.Errorf("listed %v", list)
 			}
 			return err
 		}},
 		{1, "look at the file system", func(ctx context.Context, p *Plugin) error {
-			v, err := w.Cluster().Volume(ctx, "db")
+			v, err := w.Cluster().Volume(ctx, csi.VolumeName(name))
 			if fs, _ := w.Content(v.ID); err == nil && fs != "xfs" {
 				return fmt.Errorf("there is %q", fs)
 			}
@@ -167,7 +168,7 @@ func life(w *csitest.World) []step {
 
 // live leads a life in which step number at fails, and repeats the call with a plugin that has just started; each call is
 // repeated when it has succeeded, too. It returns how many steps were made.
-func live(t *testing.T, at int, when csitest.When) int {
+func live(t *testing.T, name string, at int, when csitest.When) int {
 	t.Helper()
 	w := csitest.New()
 	hosts := []*server{newServer(t, w, "host-a"), newServer(t, w, "host-b")}
@@ -178,7 +179,7 @@ func live(t *testing.T, at int, when csitest.When) int {
 		}
 		return csitest.Never
 	})
-	for _, s := range life(w) {
+	for _, s := range life(w, name) {
 		for range 2 {
 			if s.call(t.Context(), plugins[s.on]) == nil {
 				continue
@@ -204,13 +205,15 @@ func live(t *testing.T, at int, when csitest.When) int {
 // that knows nothing but its state directory. It fails, for example, when make does not save its request id before it asks,
 // when Mount mounts without having looked what is mounted, or when Mount does not say that it holds a volume beforehand.
 func TestFaults(t *testing.T) {
-	steps := live(t, 0, csitest.Never)
+	steps := live(t, "db", 0, csitest.Never)
 	if steps < 40 {
 		t.Fatalf("a life has %d steps only", steps)
 	}
 	for at := 1; at <= steps; at++ {
-		live(t, at, csitest.Before)
-		live(t, at, csitest.After)
+		for _, name := range []string{"db", "proj_db"} { // one that is the cluster's too, one that is not
+			live(t, name, at, csitest.Before)
+			live(t, name, at, csitest.After)
+		}
 	}
 }
 
@@ -484,7 +487,7 @@ func TestOptions(t *testing.T) {
 		{map[string]string{"take_over": "please", "colour": "red"}, options{}, 0, "take_over=please"},
 		{map[string]string{"colour": "red"}, options{}, 0, "no such option"},
 	} {
-		o, size, err := parseOptions("db", tc.given)
+		o, size, err := parseOptions("volume db", tc.given)
 		if tc.says != "" {
 			wants(t, err, storage.ErrInvalid, tc.says)
 		} else if err != nil || o != tc.want || size != tc.size {

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/api/csi"
 	"github.com/storaged/storaged/internal/durable"
 )
 
@@ -23,7 +24,10 @@ const (
 
 // record is what the plugin knows of a volume, as it lies on disk.
 type record struct {
+	// Volume is its name in the cluster.
 	Volume string `json:"volume"`
+	// Name is what Docker calls it, if that is not Volume and was heard here; see csi.VolumeName.
+	Name string `json:"name,omitempty"`
 	// ID is 0 until the volume was made or found.
 	ID storage.VolumeID `json:"id,omitempty"`
 	// RequestID and SizeBytes are those that the volume is made with, so that a repeated Create finds what it made.
@@ -37,6 +41,22 @@ type record struct {
 	// Users are the ids of the mounts that Docker has, of the boot Boot.
 	Users []string `json:"users,omitempty"`
 	Boot  string   `json:"boot,omitempty"`
+}
+
+// as is what Docker calls the volume.
+func (rec record) as() string {
+	if rec.Name != "" {
+		return rec.Name
+	}
+	return rec.Volume
+}
+
+// subject names the volume in errors, as Docker does and as the cluster does.
+func (rec record) subject() string {
+	if rec.Name != "" {
+		return fmt.Sprintf("volume %s (%s in the cluster)", rec.Name, rec.Volume)
+	}
+	return "volume " + rec.Volume
 }
 
 // records are the files of the state directory, one a volume. They hold no lock: the plugin's are by volume, as the files.
@@ -75,8 +95,8 @@ func (r records) load(volume string) (rec record, ok bool, err error) {
 	if err != nil {
 		return record{}, false, storage.E(op, storage.KindIO, path, err)
 	}
-	if err := json.Unmarshal(b, &rec); err == nil && rec.Volume != volume {
-		err = fmt.Errorf("it is volume %q's", rec.Volume)
+	if err := json.Unmarshal(b, &rec); err == nil && (rec.Volume != volume || csi.VolumeName(rec.as()) != volume) {
+		err = fmt.Errorf("it is volume %q's, which Docker calls %q", rec.Volume, rec.as())
 		return record{}, false, storage.E(op, storage.KindCorrupt, path, err)
 	} else if err != nil {
 		return record{}, false, storage.E(op, storage.KindCorrupt, path, fmt.Errorf("%w; remove the file, and create the volume anew: "+
@@ -93,7 +113,7 @@ func (r records) save(rec record) error {
 	rec.Boot = r.boot
 	b, err := json.Marshal(rec)
 	if err != nil {
-		return storage.E("write", storage.KindInternal, "volume "+rec.Volume, err)
+		return storage.E("write", storage.KindInternal, rec.subject(), err)
 	}
 	return durable.WriteFile(r.path(rec.Volume), b)
 }

@@ -240,9 +240,12 @@ func (d *driver) Capabilities() *volume.CapabilitiesResponse {
 	return &volume.CapabilitiesResponse{Capabilities: volume.Capability{Scope: "global"}}
 }
 
-// describe turns a volume into what Docker shows of it.
+// describe turns a volume into what Docker shows of it: under Docker's name, with the cluster's if it is another.
 func describe(v Volume) *volume.Volume {
-	answer := &volume.Volume{Name: v.Name, Mountpoint: v.Mountpoint, Status: map[string]any{"id": v.ID.String()}}
+	answer := &volume.Volume{Name: v.As, Mountpoint: v.Mountpoint, Status: map[string]any{"id": v.ID.String()}}
+	if v.Name != v.As {
+		answer.Status["volume"] = v.Name
+	}
 	if v.Stale {
 		answer.Status["stale"] = "the cluster does not answer"
 		return answer
