@@ -483,6 +483,8 @@ func TestOptions(t *testing.T) {
 		{map[string]string{"access": "all"}, options{}, 0, "exclusive or shared"},
 		{map[string]string{"fs": "zfs"}, options{}, 0, "ext4 or xfs"},
 		{map[string]string{"size": "much"}, options{}, 0, "size=much"},
+		{map[string]string{"size": "1GB"}, options{}, 0, "option size=1GB: \"GB\" may mean powers of 1000 or of 1024"},
+		{map[string]string{"size": "1.5"}, options{}, 0, "whole number of bytes"},
 		{map[string]string{"size": "1000"}, options{}, 0, "size=1000"},
 		{map[string]string{"take_over": "please", "colour": "red"}, options{}, 0, "take_over=please"},
 		{map[string]string{"colour": "red"}, options{}, 0, "no such option"},
