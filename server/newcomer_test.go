@@ -150,18 +150,19 @@ func until(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// freePeers returns addresses of 127.0.0.1 that were free a moment ago, below the range of outgoing connections.
+// freePeers returns addresses that were free a moment ago: of a loopback address that is this process's own, so that neither
+// outgoing connections nor the same tests of another process take them meanwhile.
 func freePeers(t *testing.T, count int) (addrs []string) {
 	t.Helper()
-	for port := 10240 + os.Getpid()%4000; len(addrs) < count; port++ {
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+	pid := os.Getpid()
+	host := fmt.Sprintf("127.%d.%d.%d", 1+pid>>16&0x7f, pid>>8&0xff, pid&0xff)
+	for len(addrs) < count {
+		l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
 		if err != nil {
-			continue
-		}
-		addrs = append(addrs, l.Addr().String())
-		if err := l.Close(); err != nil {
 			t.Fatal(err)
 		}
+		addrs = append(addrs, l.Addr().String())
+		defer l.Close() // after the others were found, which are so not the same
 	}
 	return addrs
 }
