@@ -290,6 +290,13 @@ func (c *Controller) serveJoin(ctx context.Context, from storage.NodeID, body []
 		}
 		return r
 	}
+	// The number of the node that made the cluster is in its identity, and it is the first that is taken in: whoever came
+	// before it would be given its number. While there is no node nobody else leads, so that looking here is enough.
+	var nodes int
+	c.fsm.view(func(s *catalog.State) { nodes = len(s.Nodes()) })
+	if nodes == 0 {
+		return failed(storage.E("join", storage.KindUnavailable, "node "+add.Name, errors.New("the cluster is being made; ask again")))
+	}
 	add.At = time.Now().UTC()
 	if body, err = catalog.Encode(add); err != nil {
 		return failed(err)

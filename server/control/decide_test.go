@@ -551,3 +551,29 @@ func (k *cluster) orders() []string {
 	defer k.mu.Unlock()
 	return slices.Clone(k.acts)
 }
+
+// TestNobodyJoinsBeforeTheFirst: the number of the node that made the cluster is its own, also when others ask to be taken in
+// before the catalog knows it. Without the look in serveJoin the first to ask becomes node 1 too.
+func TestNobodyJoinsBeforeTheFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newCluster(t, "")
+		c := k.addNode(1)
+		k.until("it leads", func() bool { return k.leader() == 1 })
+		c.fsm.mu.Lock() // back to the moment after the first command
+		at := c.fsm.state.Applied()
+		c.fsm.state = catalog.New()
+		result, _ := c.fsm.state.ApplyCommand(at, catalog.InitCluster{Cluster: *c.id.Bootstrap})
+		c.fsm.mu.Unlock()
+		if result.Err != nil {
+			t.Fatal(result.Err)
+		}
+		join := func() (JoinResponse, error) {
+			return Join(t.Context(), k.selfOf(2), func(ctx context.Context, body []byte) ([]byte, error) {
+				return c.Serve(ctx, 0, MethodJoin, body), nil
+			})
+		}
+		if r, err := join(); !errors.Is(err, storage.ErrUnavailable) {
+			t.Errorf("a node is taken in before the first: as %v, %v; want that it asks again", r.Node, err)
+		}
+	})
+}
