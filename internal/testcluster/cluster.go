@@ -107,6 +107,11 @@ func (c *Cluster) Start(ctx context.Context) error {
 
 // StartNode starts node i and returns when it is ready. On its first start, node 0 makes the cluster and the others join it.
 func (c *Cluster) StartNode(ctx context.Context, i int) error {
+	return c.StartNodeBy(ctx, i, c.firstLine(i))
+}
+
+// firstLine is the command line of StartNode.
+func (c *Cluster) firstLine(i int) []string {
 	n := c.nodes[i]
 	line := n.CommandLine("")
 	switch {
@@ -116,8 +121,11 @@ func (c *Cluster) StartNode(ctx context.Context, i int) error {
 	default:
 		line = n.CommandLine(c.nodes[0].Peer)
 	}
-	return c.StartNodeBy(ctx, i, line)
+	return line
 }
+
+// LaunchNode starts node i as StartNode does and returns at once: what it lacks may keep it from ever being ready.
+func (c *Cluster) LaunchNode(i int) error { return c.nodes[i].start(c.firstLine(i)) }
 
 // StartNodeBy starts node i by a command line, of which most comes from CommandLine, and returns when it is ready.
 func (c *Cluster) StartNodeBy(ctx context.Context, i int, line []string) error {

@@ -144,7 +144,7 @@ func TestDamagedLog(t *testing.T) {
 	withoutEach(t, c, 1, data)
 }
 
-// TestDamagedOnlyCopy: without another copy the group stays out of service, and the status says so.
+// TestDamagedOnlyCopy: without another copy the group stays out of service, the status says so, and the node is not ready.
 func TestDamagedOnlyCopy(t *testing.T) {
 	c := oneNode(t)
 	data := writeOut(t, c.Node(0), 4)
@@ -152,7 +152,7 @@ func TestDamagedOnlyCopy(t *testing.T) {
 		t.Fatal(err)
 	}
 	flipBit(t, c.Node(0).DataDir, data[1<<20+12345:][:64])
-	if err := c.StartNode(t.Context(), 0); err != nil {
+	if err := c.LaunchNode(0); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)

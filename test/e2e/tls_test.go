@@ -65,7 +65,7 @@ func TestTLS(t *testing.T) {
 	}{
 		{"plain API", toPeers, []string{"the cluster is not reached", "does it speak TLS (--tls"}},
 		{"API with another's certificate", append([]string{"--tls-ca", ours.CA(), "--tls-cert", foreignCert, "--tls-key", foreignKey}, toPeers...),
-			[]string{"the cluster is not reached", "certificate required"}},
+			[]string{"the cluster is not reached", "tls: bad certificate"}},
 		{"another authority of the API", append([]string{"--tls-ca", theirs.CA(), "--tls-cert", hostCert, "--tls-key", hostKey}, toPeers...),
 			[]string{"the cluster is not reached", "certificate signed by unknown authority"}},
 		{"plain peers", toAPI, []string{"no node answers this gateway", "--peer-tls-cert"}},
