@@ -152,7 +152,7 @@ func judgeWhere(name string, up bool, recorded string, w peer.Whereabouts) (text
 			"stop the second one: its data directory is a copy. If it is the copy that is to go on, stop the first", true
 	case !up && w.Address != "" && w.Since < whereMemory && w.Address != recorded && w.Reached:
 		return fmt.Sprintf("it has moved from %s to %s and comes back", recorded, w.Address), "wait", true
-	case !up && w.Address != "" && w.Since < whereMemory && !w.Reached && w.Err != nil:
+	case !up && w.Address != "" && w.Connected && !w.Reached && w.Err != nil: // a node that has died speaks no more
 		return fmt.Sprintf("it speaks to this node, and is not reached at %s, which it says is its address: %v", w.Address, w.Err),
 			"look at --advertise and --listen-peer of node " + name + ", and at firewalls; do not remove it", true
 	}

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/storaged/storaged"
 	"github.com/storaged/storaged/api"
+	"github.com/storaged/storaged/replication/peer"
 	"github.com/storaged/storaged/server/catalog"
 	"github.com/storaged/storaged/server/control"
 	"github.com/storaged/storaged/server/export"
@@ -131,6 +133,27 @@ func TestFullBeforeAWriteIsRefused(t *testing.T) {
 		r := placement.NodeReport{Stores: []placement.StoreReport{{ID: catalog.StoreText(storage.StoreID{1}), FreeBytes: free}}}
 		if got := apiStore(catalog.Store{ID: storage.StoreID{1}}, r, true); got.State != want {
 			t.Errorf("%d bytes free: %s, want %s", free, got.State, want)
+		}
+	}
+}
+
+// TestDeadNodesDoNotSpeak: what is said of a node's addresses is of one that is connected, or was moved; a node that was
+// killed a moment ago is only down.
+func TestDeadNodesDoNotSpeak(t *testing.T) {
+	at := peer.Speaker{Instance: 7, Address: "b:7001"}
+	refused := errors.New("connection refused")
+	for _, c := range []struct {
+		name string
+		w    peer.Whereabouts
+		want string
+	}{
+		{"killed", peer.Whereabouts{Speaker: at, Err: refused, Since: 3 * time.Second}, ""},
+		{"speaks, and is not reached", peer.Whereabouts{Speaker: at, Connected: true, Err: refused}, "it speaks to this node, and is not reached at b:7001"},
+		{"moved", peer.Whereabouts{Speaker: at, Connected: true, Reached: true}, "it has moved from a:7001 to b:7001"},
+	} {
+		text, _, ok := judgeWhere("b", false, "a:7001", c.w)
+		if ok != (c.want != "") || !strings.HasPrefix(text, c.want) {
+			t.Errorf("%s: %q, want %q", c.name, text, c.want)
 		}
 	}
 }
