@@ -16,10 +16,11 @@ import (
 // The kernel gives out the lowest number that is free. So a connection with a number of limit-reserve or above says, without
 // anything being counted, that as many descriptors are in use; it is closed at once.
 type Descriptors struct {
-	limit, reserve uint64
-	logger         *slog.Logger
-	refused        atomic.Int64
-	told           atomic.Int64 // when a refusal was last logged, in Unix seconds
+	limit   atomic.Uint64 // written once, and by tests
+	reserve uint64
+	logger  *slog.Logger
+	refused atomic.Int64
+	told    atomic.Int64 // when a refusal was last logged, in Unix seconds
 }
 
 // KeepDescriptors returns a Descriptors with the process's present limit (RLIMIT_NOFILE; Go has raised it to the hard one),
@@ -29,14 +30,16 @@ func KeepDescriptors(reserve uint64, logger *slog.Logger) *Descriptors {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &r); err != nil {
 		return &Descriptors{logger: logger}
 	}
-	return &Descriptors{limit: r.Cur, reserve: min(reserve, r.Cur/2), logger: logger}
+	d := &Descriptors{reserve: min(reserve, r.Cur/2), logger: logger}
+	d.limit.Store(r.Cur)
+	return d
 }
 
 // Limit returns how many descriptors the process may have; 0: not known.
-func (d *Descriptors) Limit() uint64 { return d.limit }
+func (d *Descriptors) Limit() uint64 { return d.limit.Load() }
 
 // Room returns how many of them connections may have.
-func (d *Descriptors) Room() uint64 { return d.limit - d.reserve }
+func (d *Descriptors) Room() uint64 { return d.limit.Load() - d.reserve }
 
 // Refused returns how many connections were closed for want of descriptors.
 func (d *Descriptors) Refused() int64 { return d.refused.Load() }
@@ -71,7 +74,7 @@ func (g *unixGuard) Accept() (net.Conn, error) { return g.d.accept(g.UnixListene
 func (d *Descriptors) accept(next func() (net.Conn, error)) (net.Conn, error) {
 	for {
 		c, err := next()
-		if err != nil || d.limit == 0 || descriptorOf(c) < d.Room() {
+		if err != nil || d.Limit() == 0 || descriptorOf(c) < d.Room() {
 			return c, err
 		}
 		_ = c.Close()
@@ -79,7 +82,7 @@ func (d *Descriptors) accept(next func() (net.Conn, error)) (net.Conn, error) {
 		now := time.Now().Unix()
 		if last := d.told.Load(); now-last >= 60 && d.told.CompareAndSwap(last, now) {
 			d.logger.Warn("connections are refused: the process has few file descriptors left; raise its limit (LimitNOFILE= in systemd, ulimit -n)",
-				"limit", d.limit, "kept_free", d.reserve, "refused", d.refused.Load(), "last_from", c.RemoteAddr())
+				"limit", d.Limit(), "kept_free", d.reserve, "refused", d.refused.Load(), "last_from", c.RemoteAddr())
 		}
 	}
 }

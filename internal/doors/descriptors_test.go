@@ -43,9 +43,9 @@ func TestDescriptorsStayFree(t *testing.T) {
 		defer first.Close()
 		served := <-accepted
 		defer served.Close()
-		room := d.limit
-		d.limit = descriptorOf(served) // as many as are in use
-		if d.limit == 0 {
+		room := d.Limit()
+		d.limit.Store(descriptorOf(served)) // as many as are in use
+		if d.Limit() == 0 {
 			t.Fatal("the connection's descriptor is not known")
 		}
 		second := dial()
@@ -56,7 +56,7 @@ func TestDescriptorsStayFree(t *testing.T) {
 		if d.Refused() != 1 {
 			t.Errorf("%s: %d refused, want 1", network, d.Refused())
 		}
-		d.limit = room
+		d.limit.Store(room)
 		third := dial()
 		defer third.Close()
 		c := <-accepted
