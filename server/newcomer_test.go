@@ -69,7 +69,7 @@ func TestNextStep(t *testing.T) {
 		if len(addrs) != len(list) {
 			f.addrs = addrs
 		}
-		got := ""
+		var got string
 		switch s := nextStep(f, c.answers); {
 		case s.make:
 			got = "make"

@@ -153,8 +153,7 @@ func (h *HostMounts) Format(ctx context.Context, d Disk, fsType string, readOnly
 	switch {
 	case err != nil:
 		return "", storage.E(op, storage.KindIO, subject, err)
-	case unfinished && !readOnly: // whatever blkid takes it for
-		found = ""
+	case unfinished && !readOnly: // it is made anew, whatever blkid takes it for
 	case found == "" && readOnly:
 		return "", storage.E(op, storage.KindConflict, subject, errors.New("it has no file system yet, and is to be mounted read-only; mount it for writing first"))
 	case found == "":

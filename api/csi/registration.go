@@ -77,7 +77,7 @@ func (r Registration) serve(ctx context.Context) (refused, err error) {
 	case <-ctx.Done():
 	}
 	server.Stop() // it closes the listener, which removes the socket
-	<-served
+	_ = <-served  // it ends because it was stopped
 	return refused, nil
 }
 

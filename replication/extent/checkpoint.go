@@ -141,7 +141,7 @@ func (f *Frozen) fill(b *pebble.Batch, record *groupRecord) error {
 		return err
 	}
 	for _, v := range f.volumes {
-		err := error(nil)
+		var err error
 		if v.value == nil {
 			err = b.Delete(v.key, nil)
 		} else {

@@ -83,7 +83,7 @@ func (t *Transport) Lobby(ctx context.Context, l LobbyListener) error {
 			if err == nil {
 				nc.Close()
 			}
-			return nil //nolint:nilerr // the wait is over
+			return nil // the wait is over
 		}
 		if err != nil {
 			if pause, ok := t.passing(err); !ok {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/hashicorp/raft"
 
@@ -66,7 +67,7 @@ func (s sealedSnapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, err
 	want := encodeMeta(meta.Index, meta.Term, meta.ConfigurationIndex, meta.Configuration)
 	size := binary.LittleEndian.Uint32(begin[8:])
 	body := make([]byte, min(size, maxMetaBytes))
-	if _, err = io.ReadFull(content, body); err == nil && !bytes.Equal(append(begin, body...), want) {
+	if _, err = io.ReadFull(content, body); err == nil && !bytes.Equal(slices.Concat(begin, body), want) {
 		err = fmt.Errorf("index %d, term %d or the configuration at %d is not what the snapshot was made with", meta.Index, meta.Term,
 			meta.ConfigurationIndex)
 	}

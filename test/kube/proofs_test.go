@@ -187,7 +187,7 @@ func (c *cluster) killProcess(t *testing.T, argument string) {
 	for _, m := range c.nodes() {
 		_ = filepath.WalkDir(m.cgroup(controllers()[0]), func(path string, d os.DirEntry, err error) error {
 			if err != nil || d.Name() != "cgroup.procs" {
-				return nil // cgroups come and go
+				return nil //nolint:nilerr // cgroups come and go
 			}
 			text, _ := os.ReadFile(path)
 			for pid := range strings.FieldsSeq(string(text)) {
