@@ -77,8 +77,8 @@ func (d *Descriptors) accept(next func() (net.Conn, error)) (net.Conn, error) {
 		if err != nil || d.Limit() == 0 || descriptorOf(c) < d.Room() {
 			return c, err
 		}
+		d.refused.Add(1) // before the client sees it
 		_ = c.Close()
-		d.refused.Add(1)
 		now := time.Now().Unix()
 		if last := d.told.Load(); now-last >= 60 && d.told.CompareAndSwap(last, now) {
 			d.logger.Warn("connections are refused: the process has few file descriptors left; raise its limit (LimitNOFILE= in systemd, ulimit -n)",
