@@ -362,8 +362,13 @@ func TestUnreadableLogStopsAtOnce(t *testing.T) {
 		}
 		<-time.After(time.Second) // the followers are sent pipelines
 		h.nodes[leader].stall.unreadable("store/log/")
-		_ = <-c.pending(leader, storage.BlockSize, block(9))
-		h.eventually("another leader", func() bool { n := h.leaderOf(1); return n != 0 && n != leader })
+		h.eventually("another leader", func() bool {
+			if n := h.leaderOf(1); n != leader {
+				return n != 0
+			}
+			_ = <-c.pending(leader, storage.BlockSize, block(9)) // what is sent before it is written is not read from the disk
+			return false
+		})
 		stopping := h.nodes[leader].host
 		h.eventually("the replica to stop", func() bool { return stopping.Status()[0].Role == "damaged" })
 		began := time.Now()
