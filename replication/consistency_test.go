@@ -243,28 +243,29 @@ func TestDeposedLeaderNamesNothingEmpty(t *testing.T) {
 // from them. Tried: time.Now() for sent in finishHeartbeats and answered.
 func TestLeaseCountsFromTheSendTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h, c, leader := three(t)
+		h, c, _ := three(t)
 		defer h.close()
 		c.write(0, block(1))
-		a, b := others(leader)
-		for _, n := range []storage.NodeID{a, b} {
-			h.net.SetLink(nodeName(leader), nodeName(n), simnet.Link{Delay: 210 * time.Millisecond})
-			h.net.SetLink(nodeName(n), nodeName(leader), simnet.Link{Delay: 210 * time.Millisecond})
+		for from := range h.nodes {
+			for to := range h.nodes {
+				h.net.SetLink(nodeName(from), nodeName(to), simnet.Link{Delay: 210 * time.Millisecond})
+			}
 		}
 		<-time.After(2 * time.Second)
-		in := h.instance(leader)
-		led := 0
-		for range 200 {
-			if in.raft.State() == raft.Leader {
-				led++
-			}
-			if h.nodes[leader].host.mustGroup(1).leaseValid() {
-				t.Fatal("a lease, though every answer is to a request of more than 0.8 heartbeat time-outs ago")
+		led := 0 // looks at a leader, whoever it is: one whose answers come so late may lose the next election
+		for looks := 0; led < 100 && looks < 6000; looks++ {
+			for id := range h.nodes {
+				if h.instance(id).raft.State() == raft.Leader {
+					led++
+				}
+				if h.nodes[id].host.mustGroup(1).leaseValid() {
+					t.Fatal("a lease, though every answer is to a request of more than 0.8 heartbeat time-outs ago")
+				}
 			}
 			<-time.After(10 * time.Millisecond)
 		}
-		if led == 0 {
-			t.Fatal("it did not lead: the test shows nothing")
+		if led < 100 {
+			t.Fatal("hardly anybody led: the test shows nothing")
 		}
 	})
 }
