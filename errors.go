@@ -6,44 +6,47 @@ import (
 	"strings"
 )
 
-// Kind says what class of failure an error is. Kinds are shared by every node and client; three tables translate
-// them: gRPC status (api), NBD errno (nbd) and exit code (cmd/storagectl).
+// Kind says what class of failure an error is. Kinds are shared by every node and client. Their numbers travel between nodes and lie in
+// the catalog's log (docs/format), so a number never changes its meaning and none is used again. A new kind gets the next one, and
+// an entry in every table that translates kinds: gRPC status (api, api/csi), NBD's error values and option errors (nbd),
+// exit codes (cmd/storagectl). Tests of theirs, and of every place where kinds travel, go through Kinds.
 type Kind uint8
 
 // The kinds. KindNone is not a failure and never stored in an Error.
 const (
-	KindNone Kind = iota
+	KindNone Kind = 0
 	// KindInvalid: the request can never succeed as it stands.
-	KindInvalid
+	KindInvalid Kind = 1
 	// KindNotFound: the object does not exist.
-	KindNotFound
+	KindNotFound Kind = 2
 	// KindExists: an object of that name exists already.
-	KindExists
+	KindExists Kind = 3
 	// KindConflict: the object is in a state that forbids the request (in use, held by another host).
-	KindConflict
+	KindConflict Kind = 4
 	// KindFenced: the sender's session or generation is over; it must not retry with the same one.
-	KindFenced
+	KindFenced Kind = 5
 	// KindNotLeader: another replica leads; ask there. Nothing was changed by this request.
-	KindNotLeader
+	KindNotLeader Kind = 6
 	// KindUnavailable: no answer now (no majority, no connection, overloaded); the same request may succeed later.
 	// Whether it took effect is not known, unless the message says so.
-	KindUnavailable
+	KindUnavailable Kind = 7
 	// KindNoSpace: the stores are full up to their reserve.
-	KindNoSpace
+	KindNoSpace Kind = 8
 	// KindCorrupt: stored bytes fail their checksum, or a file is damaged.
-	KindCorrupt
+	KindCorrupt Kind = 9
 	// KindIO: a disk refused a read, a write or a sync; the store is failed until the process starts again.
-	KindIO
+	KindIO Kind = 10
 	// KindPermission: the peer is not allowed to do this.
-	KindPermission
+	KindPermission Kind = 11
 	// KindCanceled: the caller gave up, or its deadline passed.
-	KindCanceled
+	KindCanceled Kind = 12
 	// KindUnsupported: this version or this host cannot do it.
-	KindUnsupported
+	KindUnsupported Kind = 13
 	// KindInternal: a defect of storaged.
-	KindInternal
+	KindInternal Kind = 14
 
-	kindEnd
+	// KindLast is the kind with the highest number.
+	KindLast = KindInternal
 )
 
 var kindNames = [...]string{
@@ -55,7 +58,7 @@ var kindNames = [...]string{
 
 // String returns the kind in words, as shown to people.
 func (k Kind) String() string {
-	if k < kindEnd {
+	if k <= KindLast {
 		return kindNames[k]
 	}
 	return "unknown error"
@@ -63,11 +66,20 @@ func (k Kind) String() string {
 
 // Kinds returns every kind that an Error may carry, so that translation tables can be tested for all of them.
 func Kinds() []Kind {
-	ks := make([]Kind, 0, kindEnd-1)
-	for k := KindNone + 1; k < kindEnd; k++ {
+	ks := make([]Kind, 0, KindLast)
+	for k := KindNone + 1; k <= KindLast; k++ {
 		ks = append(ks, k)
 	}
 	return ks
+}
+
+// FailureOf returns the kind of the failure with a number that another process has told: KindInternal for KindNone, which is none,
+// and for a number that is not known here, of a later version.
+func FailureOf(number uint64) Kind {
+	if number == uint64(KindNone) || number > uint64(KindLast) {
+		return KindInternal
+	}
+	return Kind(number)
 }
 
 // Error is the one error type that crosses package borders.

@@ -3,6 +3,7 @@ package storage
 import (
 	"encoding/hex"
 	"fmt"
+	"log/slog"
 	"strconv"
 	"strings"
 )
@@ -76,6 +77,30 @@ func (id ClusterID) String() string { return formatUUID(id) }
 // String returns 32 hexadecimal digits in the grouping of RFC 9562.
 func (id StoreID) String() string { return formatUUID(id) }
 
+// MarshalText implements encoding.TextMarshaler: in JSON ids are text.
+func (id ClusterID) MarshalText() ([]byte, error) { return []byte(id.String()), nil }
+
+// MarshalText implements encoding.TextMarshaler: in JSON ids are text.
+func (id StoreID) MarshalText() ([]byte, error) { return []byte(id.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (id *ClusterID) UnmarshalText(b []byte) (err error) {
+	*id, err = ParseClusterID(string(b))
+	return err
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (id *StoreID) UnmarshalText(b []byte) (err error) {
+	*id, err = ParseStoreID(string(b))
+	return err
+}
+
+// LogValue implements slog.LogValuer.
+func (id ClusterID) LogValue() slog.Value { return slog.StringValue(id.String()) }
+
+// LogValue implements slog.LogValuer.
+func (id StoreID) LogValue() slog.Value { return slog.StringValue(id.String()) }
+
 // IsZero reports whether the identifier was never set.
 func (id ClusterID) IsZero() bool { return id == ClusterID{} }
 
@@ -117,77 +142,4 @@ func parseUUID(s string) (b [16]byte, err error) {
 		return [16]byte{}, fmt.Errorf("uuid %q: %w", s, err)
 	}
 	return b, nil
-}
-
-// CheckVolumeName returns an error of KindInvalid unless name is a DNS label (RFC 1123): 1 to 63 lower-case
-// letters, digits and hyphens, with a letter or digit at both ends.
-func CheckVolumeName(name string) error {
-	fail := func(why string) error {
-		return &Error{Op: "check volume name", Kind: KindInvalid, Subject: strconv.Quote(name),
-			Err: fmt.Errorf("%s; use 1 to %d lower-case letters, digits and hyphens, with a letter or digit at both ends",
-				why, MaxVolumeNameBytes)}
-	}
-	switch {
-	case name == "":
-		return fail("the name is empty")
-	case len(name) > MaxVolumeNameBytes:
-		return fail(fmt.Sprintf("the name has %d characters", len(name)))
-	case name[0] == '-' || name[len(name)-1] == '-':
-		return fail("the name begins or ends with a hyphen")
-	}
-	for _, c := range name { // characters, not bytes: the refused one is shown
-		if !(c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-') {
-			return fail(fmt.Sprintf("character %q is not allowed", c))
-		}
-	}
-	return nil
-}
-
-// VolumeLimits bound what the users of one volume may ask for per second, at each gateway that serves it. 0 is no limit.
-type VolumeLimits struct {
-	// MaxIOPS counts requests that read, write, zero or discard.
-	MaxIOPS int64 `json:"max_iops,omitempty"`
-	// MaxBytesPerSecond counts the bytes of reads and of writes together.
-	MaxBytesPerSecond int64 `json:"max_bytes_per_second,omitempty"`
-}
-
-// The bounds of limits that are not 0. Below the lower ones a host's queue takes longer than a host waits before it takes
-// a device for lost.
-const (
-	MinIOPS           = 10
-	MaxIOPS           = 1_000_000_000
-	MinBytesPerSecond = 1 << 20
-	MaxBytesPerSecond = 1 << 40
-)
-
-// Check returns an error of KindInvalid unless each limit is 0 or within its bounds.
-func (l VolumeLimits) Check() error {
-	switch {
-	case l.MaxIOPS != 0 && (l.MaxIOPS < MinIOPS || l.MaxIOPS > MaxIOPS):
-		return &Error{Op: "check limits", Kind: KindInvalid, Err: fmt.Errorf(
-			"a limit of %d requests a second is not possible; use %d to %d, or 0 for no limit", l.MaxIOPS, MinIOPS, MaxIOPS)}
-	case l.MaxBytesPerSecond != 0 && (l.MaxBytesPerSecond < MinBytesPerSecond || l.MaxBytesPerSecond > MaxBytesPerSecond):
-		return &Error{Op: "check limits", Kind: KindInvalid, Err: fmt.Errorf(
-			"a limit of %d bytes a second is not possible; use %d (1 MiB) to %d (1 TiB), or 0 for no limit", l.MaxBytesPerSecond,
-			MinBytesPerSecond, MaxBytesPerSecond)}
-	}
-	return nil
-}
-
-// CheckVolumeSize returns an error of KindInvalid unless sizeBytes is a multiple of BlockSize within the limits.
-func CheckVolumeSize(sizeBytes int64) error {
-	fail := func(why string) error {
-		return &Error{Op: "check volume size", Kind: KindInvalid, Subject: strconv.FormatInt(sizeBytes, 10),
-			Err: fmt.Errorf("%s", why)}
-	}
-	switch {
-	case sizeBytes < MinVolumeBytes:
-		return fail(fmt.Sprintf("a volume has at least %d bytes", MinVolumeBytes))
-	case sizeBytes > MaxVolumeBytes:
-		return fail("a volume has at most 256 TiB")
-	case sizeBytes%BlockSize != 0:
-		return fail(fmt.Sprintf("the size must be a multiple of %d; the next one is %d", BlockSize,
-			(sizeBytes/BlockSize+1)*BlockSize))
-	}
-	return nil
 }

@@ -14,64 +14,38 @@ import (
 // This file turns the structs of this package into messages and back; package client uses the way back. A message from
 // a newer node may hold states that are not known here: they read as "unknown".
 
-// stateUnknown is how a value that this version does not know reads, whatever its type.
-const stateUnknown = "unknown"
-
-// pair is one row of an enumeration's translation.
-type pair[D ~string, W comparable] struct {
-	domain D
-	wire   W
-}
-
-func toWire[D ~string, W comparable](table []pair[D, W], d D) (w W) {
-	for _, p := range table {
-		if p.domain == d {
-			return p.wire
-		}
-	}
-	return w
-}
-
-func fromWire[D ~string, W comparable](table []pair[D, W], w W) D {
-	for _, p := range table {
-		if p.wire == w {
-			return p.domain
-		}
-	}
-	return stateUnknown
-}
-
 var (
-	volumeStates = []pair[VolumeState, pb.VolumeState]{
-		{VolumeReady, pb.VolumeState_VOLUME_STATE_READY},
-		{VolumeDeleting, pb.VolumeState_VOLUME_STATE_DELETING},
+	volumeStates = EnumTable[storage.VolumeState, pb.VolumeState]{
+		{storage.VolumeReady, pb.VolumeState_VOLUME_STATE_READY},
+		{storage.VolumeDeleting, pb.VolumeState_VOLUME_STATE_DELETING},
 	}
-	nodeStates = []pair[NodeState, pb.NodeState]{
-		{NodeUp, pb.NodeState_NODE_STATE_UP},
-		{NodeSuspect, pb.NodeState_NODE_STATE_SUSPECT},
-		{NodeDown, pb.NodeState_NODE_STATE_DOWN},
-		{NodeDraining, pb.NodeState_NODE_STATE_DRAINING},
-		{NodeRemoved, pb.NodeState_NODE_STATE_REMOVED},
-		{NodeUnknown, pb.NodeState_NODE_STATE_UNKNOWN},
+	nodeStates = EnumTable[storage.NodeState, pb.NodeState]{
+		{storage.NodeUp, pb.NodeState_NODE_STATE_UP},
+		{storage.NodeSuspect, pb.NodeState_NODE_STATE_SUSPECT},
+		{storage.NodeDown, pb.NodeState_NODE_STATE_DOWN},
+		{storage.NodeDraining, pb.NodeState_NODE_STATE_DRAINING},
+		{storage.NodeRemoved, pb.NodeState_NODE_STATE_REMOVED},
+		{storage.NodeUnknown, pb.NodeState_NODE_STATE_UNKNOWN},
 	}
-	storeStates = []pair[StoreState, pb.StoreState]{
+	storeStates = EnumTable[StoreState, pb.StoreState]{
 		{StoreOK, pb.StoreState_STORE_STATE_OK},
 		{StoreFull, pb.StoreState_STORE_STATE_FULL},
 		{StoreFailed, pb.StoreState_STORE_STATE_FAILED},
 		{StoreUnknown, pb.StoreState_STORE_STATE_UNKNOWN},
 	}
-	replicaRoles = []pair[ReplicaRole, pb.ReplicaRole]{
-		{RoleVoter, pb.ReplicaRole_REPLICA_ROLE_VOTER},
-		{RoleLearner, pb.ReplicaRole_REPLICA_ROLE_LEARNER},
-		{RolePulling, pb.ReplicaRole_REPLICA_ROLE_PULLING},
-		{RoleLeaving, pb.ReplicaRole_REPLICA_ROLE_LEAVING},
+	replicaRoles = EnumTable[storage.ReplicaRole, pb.ReplicaRole]{
+		{storage.RoleVoter, pb.ReplicaRole_REPLICA_ROLE_VOTER},
+		{storage.RoleLearner, pb.ReplicaRole_REPLICA_ROLE_LEARNER},
+		{storage.RolePulling, pb.ReplicaRole_REPLICA_ROLE_PULLING},
+		{storage.RoleLeaving, pb.ReplicaRole_REPLICA_ROLE_LEAVING},
 	}
-	healths = []pair[Health, pb.Health]{
+	healths = EnumTable[Health, pb.Health]{
 		{HealthOK, pb.Health_HEALTH_OK},
 		{HealthDegraded, pb.Health_HEALTH_DEGRADED},
 		{HealthCritical, pb.Health_HEALTH_CRITICAL},
+		{HealthStarting, pb.Health_HEALTH_STARTING},
 	}
-	taskKinds = []pair[TaskKind, pb.TaskKind]{
+	taskKinds = EnumTable[TaskKind, pb.TaskKind]{
 		{TaskGrow, pb.TaskKind_TASK_KIND_GROW},
 		{TaskRepair, pb.TaskKind_TASK_KIND_REPAIR},
 		{TaskBalance, pb.TaskKind_TASK_KIND_BALANCE},
@@ -110,12 +84,13 @@ func toValidUTF8(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
 func VolumeToProto(v Volume) *pb.Volume {
 	out := &pb.Volume{
 		Id: uint64(v.ID), Name: v.Name, SizeBytes: v.SizeBytes, Epoch: uint64(v.Epoch), Generation: uint64(v.Generation),
-		State: toWire(volumeStates, v.State), CreatedAt: timeToProto(v.CreatedAt),
+		State: volumeStates.ToProto(v.State), CreatedAt: timeToProto(v.CreatedAt),
 		Groups:      each(v.Groups, func(g storage.GroupID) uint32 { return uint32(g) }),
 		Sessions:    each(v.Sessions, sessionToProto),
 		Connections: each(v.Connections, connectionToProto),
 		Attachments: each(v.Attachments, AttachmentToProto),
 		Limits:      LimitsToProto(v.Limits),
+		Labels:      v.Labels,
 	}
 	if v.AllocatedBytes >= 0 {
 		out.AllocatedBytes = &v.AllocatedBytes
@@ -126,14 +101,18 @@ func VolumeToProto(v Volume) *pb.Volume {
 // VolumeFromProto reads a message; absent fields are zero values, an absent AllocatedBytes is -1.
 func VolumeFromProto(v *pb.Volume) Volume {
 	out := Volume{
-		ID: storage.VolumeID(v.GetId()), Name: v.GetName(), SizeBytes: v.GetSizeBytes(), AllocatedBytes: -1,
-		Epoch: storage.Epoch(v.GetEpoch()), Generation: storage.Generation(v.GetGeneration()),
-		State: fromWire(volumeStates, v.GetState()), CreatedAt: timeFromProto(v.GetCreatedAt()),
-		Groups:      each(v.GetGroups(), func(g uint32) storage.GroupID { return storage.GroupID(g) }),
-		Sessions:    each(v.GetSessions(), sessionFromProto),
-		Connections: each(v.GetConnections(), connectionFromProto),
-		Attachments: each(v.GetAttachments(), AttachmentFromProto),
-		Limits:      LimitsFromProto(v.GetLimits()),
+		Volume: storage.Volume{
+			ID: storage.VolumeID(v.GetId()), Name: v.GetName(), SizeBytes: v.GetSizeBytes(),
+			Epoch: storage.Epoch(v.GetEpoch()), Generation: storage.Generation(v.GetGeneration()),
+			State: volumeStates.FromProto(v.GetState()), CreatedAt: timeFromProto(v.GetCreatedAt()),
+			Groups: each(v.GetGroups(), func(g uint32) storage.GroupID { return storage.GroupID(g) }),
+			Limits: LimitsFromProto(v.GetLimits()),
+			Labels: v.GetLabels(),
+		},
+		AllocatedBytes: -1,
+		Sessions:       each(v.GetSessions(), sessionFromProto),
+		Connections:    each(v.GetConnections(), connectionFromProto),
+		Attachments:    each(v.GetAttachments(), AttachmentFromProto),
 	}
 	if v != nil && v.AllocatedBytes != nil {
 		out.AllocatedBytes = *v.AllocatedBytes
@@ -178,8 +157,8 @@ func connectionFromProto(c *pb.Connection) Connection {
 // NodeToProto is the inverse of NodeFromProto.
 func NodeToProto(n Node) *pb.Node {
 	return &pb.Node{
-		Id: uint32(n.ID), Name: n.Name, Zone: n.Zone, State: toWire(nodeStates, n.State), Version: n.Version,
-		Addresses: &pb.NodeAddresses{Peer: n.Addresses.Peer, Api: n.Addresses.API, Nbd: n.Addresses.NBD, Http: n.Addresses.HTTP},
+		Id: uint32(n.ID), Name: n.Name, Zone: n.Zone, State: nodeStates.ToProto(n.State), Version: n.Version,
+		Addresses: &pb.NodeAddresses{Peer: n.Addrs.Peer, Api: n.Addrs.API, Nbd: n.Addrs.NBD, Http: n.Addrs.HTTP},
 		Stores:    each(n.Stores, storeToProto), Replicas: uint32(n.Replicas), Leaders: uint32(n.Leaders),
 		SeenAt: timeToProto(n.SeenAt),
 	}
@@ -189,21 +168,20 @@ func NodeToProto(n Node) *pb.Node {
 func NodeFromProto(n *pb.Node) Node {
 	a := n.GetAddresses()
 	return Node{
-		ID: storage.NodeID(n.GetId()), Name: n.GetName(), Zone: n.GetZone(), State: fromWire(nodeStates, n.GetState()),
-		Version:   n.GetVersion(),
-		Addresses: Addresses{Peer: a.GetPeer(), API: a.GetApi(), NBD: a.GetNbd(), HTTP: a.GetHttp()},
-		Stores:    each(n.GetStores(), storeFromProto), Replicas: int(n.GetReplicas()), Leaders: int(n.GetLeaders()),
+		Node: storage.Node{ID: storage.NodeID(n.GetId()), Name: n.GetName(), Zone: n.GetZone(), State: nodeStates.FromProto(n.GetState()),
+			Addrs: storage.Addrs{Peer: a.GetPeer(), API: a.GetApi(), NBD: a.GetNbd(), HTTP: a.GetHttp()}},
+		Version: n.GetVersion(), Stores: each(n.GetStores(), storeFromProto), Replicas: int(n.GetReplicas()), Leaders: int(n.GetLeaders()),
 		SeenAt: timeFromProto(n.GetSeenAt()),
 	}
 }
 
 func storeToProto(s Store) *pb.Store {
-	return &pb.Store{Id: s.ID.String(), State: toWire(storeStates, s.State), CapacityBytes: s.CapacityBytes,
+	return &pb.Store{Id: s.ID.String(), State: storeStates.ToProto(s.State), CapacityBytes: s.CapacityBytes,
 		UsedBytes: s.UsedBytes, FreeBytes: s.FreeBytes}
 }
 
 func storeFromProto(s *pb.Store) Store {
-	return Store{ID: storeID(s.GetId()), State: fromWire(storeStates, s.GetState()), CapacityBytes: s.GetCapacityBytes(),
+	return Store{Store: storage.Store{ID: storeID(s.GetId()), CapacityBytes: s.GetCapacityBytes()}, State: storeStates.FromProto(s.GetState()),
 		UsedBytes: s.GetUsedBytes(), FreeBytes: s.GetFreeBytes()}
 }
 
@@ -230,16 +208,18 @@ func GroupFromProto(g *pb.Group) Group {
 }
 
 func replicaToProto(r Replica) *pb.Replica {
-	return &pb.Replica{Node: uint32(r.Node), NodeName: r.NodeName, Store: r.Store.String(), Incarnation: uint32(r.Incarnation),
-		Role: toWire(replicaRoles, r.Role), Online: r.Online, LagEntries: r.LagEntries, Progress: progressToProto(r.Progress),
+	return &pb.Replica{Node: uint32(r.Node), NodeName: r.NodeName, Store: r.Key.Store.String(), Incarnation: uint32(r.Key.Incarnation),
+		Role: replicaRoles.ToProto(r.Role), Online: r.Online, LagEntries: r.LagEntries, Progress: progressToProto(r.Progress),
 		Reason: toValidUTF8(r.Reason)}
 }
 
 func replicaFromProto(r *pb.Replica) Replica {
-	return Replica{Node: storage.NodeID(r.GetNode()), NodeName: r.GetNodeName(), Store: storeID(r.GetStore()),
-		Incarnation: storage.Incarnation(r.GetIncarnation()), Role: fromWire(replicaRoles, r.GetRole()),
-		Online: r.GetOnline(), LagEntries: r.GetLagEntries(), Progress: progressFromProto(r.GetProgress()),
-		Reason: r.GetReason()}
+	key := storage.ReplicaKey{Store: storeID(r.GetStore()), Incarnation: storage.Incarnation(r.GetIncarnation())}
+	return Replica{
+		Replica:  storage.Replica{Node: storage.NodeID(r.GetNode()), Key: key, Role: replicaRoles.FromProto(r.GetRole())},
+		NodeName: r.GetNodeName(), Online: r.GetOnline(), LagEntries: r.GetLagEntries(), Progress: progressFromProto(r.GetProgress()),
+		Reason: r.GetReason(),
+	}
 }
 
 func progressToProto(p *Progress) *pb.Progress {
@@ -259,13 +239,14 @@ func progressFromProto(p *pb.Progress) *Progress {
 // StatusToProto is the inverse of StatusFromProto.
 func StatusToProto(s Status) *pb.ClusterStatus {
 	return &pb.ClusterStatus{
-		ClusterId: s.ClusterID.String(), Health: toWire(healths, s.Health), Reasons: each(s.Reasons, reasonToProto),
+		ClusterId: s.ClusterID.String(), Health: healths.ToProto(s.Health), Reasons: each(s.Reasons, reasonToProto),
 		ReplicasWanted: uint32(s.ReplicasWanted), NodesTotal: uint32(s.NodesTotal), NodesUp: uint32(s.NodesUp),
 		GroupsTotal: uint32(s.GroupsTotal), GroupsFull: uint32(s.GroupsFull), GroupsWithoutLeader: uint32(s.GroupsWithoutLeader),
-		Volumes: uint32(s.Volumes), ProvisionedBytes: s.ProvisionedBytes, CapacityBytes: s.CapacityBytes, UsedBytes: s.UsedBytes,
+		Volumes: uint32(s.Volumes), ProvisionedBytes: s.ProvisionedBytes, UsableBytes: s.UsableBytes, CapacityBytes: s.CapacityBytes, UsedBytes: s.UsedBytes,
 		FreeBytes: s.FreeBytes, Tasks: each(s.Tasks, taskToProto), CatalogLeader: uint32(s.CatalogLeader),
 		CatalogLeaderName: s.CatalogLeaderName, CatalogTerm: s.CatalogTerm, CatalogIndex: s.CatalogIndex,
 		AnsweredBy: uint32(s.AnsweredBy), AnsweredByName: s.AnsweredByName, Age: durationpb.New(s.Age),
+		StoresUnknown: uint32(s.StoresUnknown),
 	}
 }
 
@@ -276,34 +257,35 @@ func StatusFromProto(s *pb.ClusterStatus) Status {
 		id = storage.ClusterID{}
 	}
 	return Status{
-		ClusterID: id, Health: fromWire(healths, s.GetHealth()), Reasons: each(s.GetReasons(), reasonFromProto),
+		ClusterID: id, Health: healths.FromProto(s.GetHealth()), Reasons: each(s.GetReasons(), reasonFromProto),
 		ReplicasWanted: int(s.GetReplicasWanted()), NodesTotal: int(s.GetNodesTotal()), NodesUp: int(s.GetNodesUp()),
 		GroupsTotal: int(s.GetGroupsTotal()), GroupsFull: int(s.GetGroupsFull()),
 		GroupsWithoutLeader: int(s.GetGroupsWithoutLeader()), Volumes: int(s.GetVolumes()),
-		ProvisionedBytes: s.GetProvisionedBytes(), CapacityBytes: s.GetCapacityBytes(), UsedBytes: s.GetUsedBytes(),
+		ProvisionedBytes: s.GetProvisionedBytes(), UsableBytes: s.GetUsableBytes(), CapacityBytes: s.GetCapacityBytes(), UsedBytes: s.GetUsedBytes(),
 		FreeBytes: s.GetFreeBytes(), Tasks: each(s.GetTasks(), taskFromProto), CatalogLeader: storage.NodeID(s.GetCatalogLeader()),
 		CatalogLeaderName: s.GetCatalogLeaderName(), CatalogTerm: s.GetCatalogTerm(), CatalogIndex: s.GetCatalogIndex(),
 		AnsweredBy: storage.NodeID(s.GetAnsweredBy()), AnsweredByName: s.GetAnsweredByName(), Age: s.GetAge().AsDuration(),
+		StoresUnknown: int(s.GetStoresUnknown()),
 	}
 }
 
 func reasonToProto(r Reason) *pb.Reason {
-	return &pb.Reason{Severity: toWire(healths, r.Severity), Subject: r.Subject, Text: toValidUTF8(r.Text),
+	return &pb.Reason{Severity: healths.ToProto(r.Severity), Subject: r.Subject, Text: toValidUTF8(r.Text),
 		NextStep: toValidUTF8(r.NextStep)}
 }
 
 func reasonFromProto(r *pb.Reason) Reason {
-	return Reason{Severity: fromWire(healths, r.GetSeverity()), Subject: r.GetSubject(), Text: r.GetText(),
+	return Reason{Severity: healths.FromProto(r.GetSeverity()), Subject: r.GetSubject(), Text: r.GetText(),
 		NextStep: r.GetNextStep()}
 }
 
 func taskToProto(t Task) *pb.Task {
-	return &pb.Task{Kind: toWire(taskKinds, t.Kind), Group: uint32(t.Group), Node: uint32(t.Node), NodeName: t.NodeName,
+	return &pb.Task{Kind: taskKinds.ToProto(t.Kind), Group: uint32(t.Group), Node: uint32(t.Node), NodeName: t.NodeName,
 		Step: t.Step, Progress: progressToProto(t.Progress)}
 }
 
 func taskFromProto(t *pb.Task) Task {
-	return Task{Kind: fromWire(taskKinds, t.GetKind()), Group: storage.GroupID(t.GetGroup()), Node: storage.NodeID(t.GetNode()),
+	return Task{Kind: taskKinds.FromProto(t.GetKind()), Group: storage.GroupID(t.GetGroup()), Node: storage.NodeID(t.GetNode()),
 		NodeName: t.GetNodeName(), Step: t.GetStep(), Progress: progressFromProto(t.GetProgress())}
 }
 

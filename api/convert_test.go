@@ -6,8 +6,10 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"google.golang.org/protobuf/proto"
 
+	storage "github.com/storaged/storaged"
 	pb "github.com/storaged/storaged/proto/storage/v1"
 )
 
@@ -32,16 +34,22 @@ func fill(v reflect.Value, n *int) {
 		for i := range v.Len() {
 			fill(v.Index(i), n)
 		}
+	case reflect.Map:
+		key, value := reflect.New(v.Type().Key()).Elem(), reflect.New(v.Type().Elem()).Elem()
+		fill(key, n)
+		fill(value, n)
+		v.Set(reflect.MakeMap(v.Type()))
+		v.SetMapIndex(key, value)
 	case reflect.Array:
 		for i := range v.Len() {
 			v.Index(i).SetUint(uint64(*n + i))
 		}
 	case reflect.String:
 		v.SetString(map[reflect.Type]string{
-			reflect.TypeFor[VolumeState](): string(VolumeDeleting), reflect.TypeFor[NodeState](): string(NodeDraining),
-			reflect.TypeFor[StoreState](): string(StoreFull), reflect.TypeFor[ReplicaRole](): string(RolePulling),
+			reflect.TypeFor[storage.VolumeState](): string(storage.VolumeDeleting), reflect.TypeFor[storage.NodeState](): string(storage.NodeDraining),
+			reflect.TypeFor[StoreState](): string(StoreFull), reflect.TypeFor[storage.ReplicaRole](): string(storage.RolePulling),
 			reflect.TypeFor[Health](): string(HealthCritical), reflect.TypeFor[TaskKind](): string(TaskBalance),
-			reflect.TypeFor[Access](): string(AccessShared), reflect.TypeFor[HolderKind](): string(HolderHost),
+			reflect.TypeFor[storage.Access](): string(storage.AccessShared), reflect.TypeFor[storage.HolderKind](): string(storage.HolderHost),
 		}[v.Type()])
 		if v.String() == "" {
 			v.SetString("text")
@@ -77,14 +85,22 @@ func roundTrip[D any, M proto.Message](t *testing.T, to func(D) M, from func(M) 
 	n := 0
 	fill(reflect.ValueOf(&full).Elem(), &n)
 	for _, want := range append(more, full, from(to(zero))) {
-		if diff := cmp.Diff(want, from(overWire(t, to(want)))); diff != "" {
+		if diff := cmp.Diff(want, from(overWire(t, to(want))), notShown); diff != "" {
 			t.Errorf("%T differs after the wire (-sent +received):\n%s", want, diff)
 		}
 	}
 }
 
+// notShown is what the catalog keeps of its objects and the API does not show. A new field is not in it by itself.
+var notShown = cmp.Options{
+	cmpopts.IgnoreFields(storage.Volume{}, "Fenced", "Moved", "Revision", "RequestID"),
+	cmpopts.IgnoreFields(storage.Node{}, "Stores", "AddedAt"),
+	cmpopts.IgnoreFields(storage.Replica{}, "ConfigIndex"),
+}
+
 func TestEveryFieldSurvivesTheWire(t *testing.T) {
-	roundTrip(t, VolumeToProto, VolumeFromProto, Volume{State: VolumeReady, AllocatedBytes: -1}, Volume{State: VolumeReady})
+	roundTrip(t, VolumeToProto, VolumeFromProto, Volume{Volume: storage.Volume{State: storage.VolumeReady}, AllocatedBytes: -1},
+		Volume{Volume: storage.Volume{State: storage.VolumeReady}})
 	roundTrip(t, LimitsToProto, LimitsFromProto)
 	roundTrip(t, NodeToProto, NodeFromProto)
 	roundTrip(t, GroupToProto, GroupFromProto)
@@ -94,23 +110,20 @@ func TestEveryFieldSurvivesTheWire(t *testing.T) {
 	roundTrip(t, NewAttachmentToProto, NewAttachmentFromProto)
 }
 
-func enumTable[D ~string, W interface {
-	comparable
-	~int32
-}](t *testing.T, table []pair[D, W], names map[int32]string) {
+func enumTable[D ~string, W ~int32](t *testing.T, table EnumTable[D, W], names map[int32]string) {
 	t.Helper()
 	if len(table) != len(names)-1 {
 		t.Errorf("%T: %d rows for %d values", table, len(table), len(names)-1)
 	}
 	for _, p := range table {
-		if toWire(table, p.domain) != p.wire || fromWire(table, p.wire) != p.domain || p.wire == 0 {
-			t.Errorf("%v does not map to %v and back", p.domain, p.wire)
+		if table.ToProto(p.Domain) != p.Wire || table.FromProto(p.Wire) != p.Domain || p.Wire == 0 {
+			t.Errorf("%v does not map to %v and back", p.Domain, p.Wire)
 		}
 	}
-	if got := fromWire(table, W(999)); got != stateUnknown {
+	if got := table.FromProto(W(999)); got != enumUnknown {
 		t.Errorf("a value of the future reads as %q", got)
 	}
-	if got := toWire(table, "nonsense"); got != 0 {
+	if got := table.ToProto("nonsense"); got != 0 {
 		t.Errorf("a state that does not exist is sent as %v", got)
 	}
 }
@@ -128,11 +141,11 @@ func TestEnumerations(t *testing.T) {
 
 // Answers of a newer or a defective node do not stop a client.
 func TestOddMessages(t *testing.T) {
-	if v := VolumeFromProto(nil); v.AllocatedBytes != -1 || v.State != stateUnknown || !v.CreatedAt.IsZero() {
+	if v := VolumeFromProto(nil); v.AllocatedBytes != -1 || v.State != enumUnknown || !v.CreatedAt.IsZero() {
 		t.Errorf("no volume reads as %+v", v)
 	}
 	g := GroupFromProto(&pb.Group{Replicas: []*pb.Replica{{Store: "not a uuid", Role: 77}}})
-	if r := g.Replicas[0]; !r.Store.IsZero() || r.Role != stateUnknown {
+	if r := g.Replicas[0]; !r.Key.Store.IsZero() || r.Role != enumUnknown {
 		t.Errorf("an odd replica reads as %+v", r)
 	}
 	if s := StatusFromProto(&pb.ClusterStatus{ClusterId: "?"}); !s.ClusterID.IsZero() {

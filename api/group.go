@@ -19,13 +19,10 @@ type Group struct {
 	Replicas     []Replica
 }
 
-// Replica describes one member of a group, or one that is on its way to become one.
+// Replica is a member of a group, or one that is on its way to become one, with what is seen of it.
 type Replica struct {
-	Node        storage.NodeID
-	NodeName    string
-	Store       storage.StoreID
-	Incarnation storage.Incarnation
-	Role        ReplicaRole
+	storage.Replica
+	NodeName string
 	// Online: the leader hears from it.
 	Online bool
 	// Reason says in words why it is out of service for good; empty when it is not.
@@ -35,20 +32,6 @@ type Replica struct {
 	// Progress is set for a replica that pulls or learns.
 	Progress *Progress
 }
-
-// ReplicaRole says what a replica does in its group.
-type ReplicaRole string
-
-// The roles of a replica.
-const (
-	RoleVoter ReplicaRole = "voter"
-	// RoleLearner receives the log and does not vote yet.
-	RoleLearner ReplicaRole = "learner"
-	// RolePulling fetches what the group holds, before it joins.
-	RolePulling ReplicaRole = "pulling"
-	// RoleLeaving is about to be removed.
-	RoleLeaving ReplicaRole = "leaving"
-)
 
 // Progress says how far a transfer is: 0 <= DoneBytes <= TotalBytes once the total is known.
 type Progress struct {

@@ -1,12 +1,14 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"math/bits"
 	"slices"
 	"strconv"
+	"strings"
 
 	storage "github.com/storaged/storaged"
 	pb "github.com/storaged/storaged/proto/storage/v1"
@@ -32,7 +34,7 @@ type volumes struct {
 func (s *volumes) Create(ctx context.Context, r *pb.CreateVolumeRequest) (*pb.CreateVolumeResponse, error) {
 	const op = "create"
 	v := NewVolume{RequestID: r.GetRequestId(), Name: r.GetName(), SizeBytes: r.GetSizeBytes(), Groups: int(r.GetGroupCount()),
-		Limits: LimitsFromProto(r.GetLimits())}
+		Limits: LimitsFromProto(r.GetLimits()), Labels: r.GetLabels(), Overcommit: r.GetOvercommit()}
 	if err := checkName(op, v.Name); err != nil {
 		return nil, err
 	}
@@ -66,7 +68,7 @@ func (v *NewVolume) check() error {
 	if err := v.Limits.Check(); err != nil {
 		return cause(err)
 	}
-	return nil
+	return cause(storage.CheckLabels(v.Labels))
 }
 
 // Get implements pb.VolumesServer.
@@ -93,7 +95,11 @@ func (s *volumes) List(ctx context.Context, r *pb.ListVolumesRequest) (*pb.ListV
 				errors.New("the page token is not one that this service gave out; begin with an empty one"))
 		}
 	}
-	list, err := s.cluster.Volumes(ctx, r.GetPageToken(), limit+1) // one more says whether there is a next page
+	filter := VolumeFilter{Labels: r.GetLabels()}
+	if err := filter.Labels.Check(); err != nil {
+		return nil, storage.E("list volumes", storage.KindInvalid, "", cause(err))
+	}
+	list, err := s.cluster.Volumes(ctx, filter, r.GetPageToken(), limit+1) // one more says whether there is a next page
 	if err != nil {
 		return nil, err
 	}
@@ -115,7 +121,7 @@ func (s *volumes) Resize(ctx context.Context, r *pb.ResizeVolumeRequest) (*pb.Re
 	if err := checkSize(r.GetSizeBytes()); err != nil {
 		return nil, storage.E(op, storage.KindInvalid, "volume "+r.GetName(), err)
 	}
-	v, err := s.cluster.ResizeVolume(ctx, r.GetName(), r.GetSizeBytes())
+	v, err := s.cluster.ResizeVolume(ctx, r.GetName(), NewSize{Bytes: r.GetSizeBytes(), Overcommit: r.GetOvercommit()})
 	if err != nil {
 		return nil, err
 	}
@@ -128,8 +134,9 @@ func (s *volumes) Modify(ctx context.Context, r *pb.ModifyVolumeRequest) (*pb.Mo
 	if err := checkName(op, r.GetName()); err != nil {
 		return nil, err
 	}
-	change := VolumeChange{MaxIOPS: r.MaxIops, MaxBytesPerSecond: r.MaxBytesPerSecond}
-	if err := change.Of(storage.VolumeLimits{}).Check(); err != nil {
+	change := VolumeChange{Limits: storage.LimitsChange{MaxIOPS: r.MaxIops, MaxBytesPerSecond: r.MaxBytesPerSecond},
+		Labels: storage.LabelChange{Set: r.GetSetLabels(), Remove: r.GetRemoveLabels()}}
+	if err := cmp.Or(change.Labels.Check(), change.Limits.Of(storage.VolumeLimits{}).Check()); err != nil {
 		return nil, storage.E(op, storage.KindInvalid, "volume "+r.GetName(), cause(err))
 	}
 	v, err := s.cluster.ModifyVolume(ctx, r.GetName(), storage.VolumeID(r.GetId()), change)
@@ -186,7 +193,7 @@ func (s *nodes) List(ctx context.Context, _ *pb.ListNodesRequest) (*pb.ListNodes
 	return &pb.ListNodesResponse{Nodes: each(list, NodeToProto)}, nil
 }
 
-// Get implements pb.NodesServer. A name wins over an id.
+// Get implements pb.NodesServer.
 func (s *nodes) Get(ctx context.Context, r *pb.GetNodeRequest) (*pb.GetNodeResponse, error) {
 	n, err := s.find(ctx, "show", r.GetNode())
 	if err != nil {
@@ -206,23 +213,41 @@ func (s *nodes) Remove(ctx context.Context, r *pb.RemoveNodeRequest) (*pb.Remove
 	return &pb.RemoveNodeResponse{}, nil
 }
 
-// find returns the node of that name or id.
-func (s *nodes) find(ctx context.Context, op, name string) (Node, error) {
-	if name == "" {
+// What a reference to a node may begin with, to say which of the two it is. No name has a colon.
+const (
+	nodeName = "name:"
+	nodeID   = "id:"
+)
+
+// find returns the node of that name or id. A name may be a number; when it is another node's id, nothing is done to either
+// unless the reference says which is meant.
+func (s *nodes) find(ctx context.Context, op, ref string) (Node, error) {
+	if ref == "" {
 		return Node{}, storage.E(op, storage.KindInvalid, "", errors.New("the request names no node; give a name or an id"))
 	}
 	list, err := s.cluster.Nodes(ctx)
 	if err != nil {
 		return Node{}, err
 	}
-	at := slices.IndexFunc(list, func(n Node) bool { return n.Name == name })
-	if at < 0 {
-		at = slices.IndexFunc(list, func(n Node) bool { return n.ID.String() == name })
+	name, byName := strings.CutPrefix(ref, nodeName)
+	id, byID := strings.CutPrefix(ref, nodeID)
+	named := slices.IndexFunc(list, func(n Node) bool { return !byID && n.Name == name })
+	numbered := slices.IndexFunc(list, func(n Node) bool { return !byName && n.ID.String() == id })
+	what := "name or id"
+	switch {
+	case named >= 0 && numbered >= 0 && named != numbered:
+		return Node{}, storage.E(op, storage.KindInvalid, "node "+ref, fmt.Errorf("it is the name of the node with id %s, and the id "+
+			"of the node with name %s; write %s%s or %s%s", list[named].ID, list[numbered].Name, nodeName, ref, nodeID, ref))
+	case named >= 0:
+		return list[named], nil
+	case numbered >= 0:
+		return list[numbered], nil
+	case byName:
+		what = "name"
+	case byID:
+		what = "id"
 	}
-	if at < 0 {
-		return Node{}, storage.E(op, storage.KindNotFound, "node "+clip(strconv.Quote(name)), errors.New("no node has that name or id"))
-	}
-	return list[at], nil
+	return Node{}, storage.E(op, storage.KindNotFound, "node "+clip(strconv.Quote(ref)), fmt.Errorf("no node has that %s", what))
 }
 
 // groups implements the service Groups.

@@ -1,7 +1,6 @@
 package api
 
 import (
-	"net"
 	"strings"
 	"time"
 
@@ -38,7 +37,7 @@ func (m *metrics) register(registerer prometheus.Registerer) error {
 }
 
 // refused counts a connection that was closed at once.
-func (m *metrics) refused(net.Addr) {
+func (m *metrics) refused() {
 	if m.closed != nil {
 		m.closed.Inc()
 	}

@@ -6,14 +6,11 @@ import (
 	storage "github.com/storaged/storaged"
 )
 
-// Node describes a node.
+// Node is a node with what was heard from it; its State may be NodeUnknown.
 type Node struct {
-	ID        storage.NodeID
-	Name      string
-	Zone      string
-	State     NodeState
-	Addresses Addresses
-	Stores    []Store
+	storage.Node
+	// Stores are those of the node with what was heard from them; they stand before those of storage.Node, which the API does not show.
+	Stores []Store
 	// Version is what the node runs; empty when it was never heard of.
 	Version string
 	// Replicas counts the replicas of data groups on the node, Leaders those of them that lead.
@@ -22,6 +19,9 @@ type Node struct {
 	// SeenAt is when the node was last heard of; zero: never.
 	SeenAt time.Time
 }
+
+// Heard reports whether Version, Replicas and Leaders say anything: they do not while the node was not heard.
+func (n Node) Heard() bool { return n.Version != "" }
 
 // SpaceKnown reports whether UsedBytes and FreeBytes say anything: they do not while the node was not heard.
 func (n Node) SpaceKnown() bool {
@@ -49,36 +49,11 @@ func (n Node) sum(of func(Store) int64) (total int64) {
 	return total
 }
 
-// Addresses are what others dial, as host:port; empty where the node does not listen.
-type Addresses struct {
-	Peer string
-	API  string
-	NBD  string
-	HTTP string
-}
-
-// NodeState says whether a node takes part.
-type NodeState string
-
-// The states of a node.
-const (
-	NodeUp NodeState = "up"
-	// NodeSuspect was not heard of for a moment.
-	NodeSuspect NodeState = "suspect"
-	NodeDown    NodeState = "down"
-	// NodeDraining has its replicas moved elsewhere.
-	NodeDraining NodeState = "draining"
-	NodeRemoved  NodeState = "removed"
-	// NodeUnknown: the catalog's leader does not answer or has not heard it yet, and the node that answers does not reach it.
-	NodeUnknown NodeState = "unknown"
-)
-
-// Store describes one data directory of a node.
+// Store is one data directory of a node with what was heard from it.
 type Store struct {
-	ID            storage.StoreID
-	State         StoreState
-	CapacityBytes int64
-	UsedBytes     int64
+	storage.Store
+	State     StoreState
+	UsedBytes int64
 	// FreeBytes is what may still be written; the reserve is not part of it.
 	FreeBytes int64
 }

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -66,31 +67,21 @@ type Config struct {
 	Limits Limits
 	// Logger gets one line per request that ended in a defect of ours; nil discards.
 	Logger *slog.Logger
+	// Refused is called with the address of each connection that is closed at once for lack of room; nil: nothing is.
+	Refused func(net.Addr)
 	// Metrics registers the server's collectors; nil: none.
 	Metrics prometheus.Registerer
 }
 
-func (c *Config) fill() error {
-	if c.Cluster == nil {
-		return storage.E("make api server", storage.KindInvalid, "", errors.New("Config.Cluster is required"))
-	}
-	defaultTo(&c.Limits.InFlight, 256)
-	defaultTo(&c.Limits.Watches, 64)
-	defaultTo(&c.Limits.Connections, 1024)
-	defaultTo(&c.Limits.ConnectionAge, 30*time.Minute)
-	defaultTo(&c.Limits.Streams, 64)
-	defaultTo(&c.Limits.RequestBytes, 64<<10)
-	defaultTo(&c.Limits.Timeout, 30*time.Second)
-	if c.Logger == nil {
-		c.Logger = slog.New(slog.DiscardHandler)
-	}
-	return nil
-}
-
-func defaultTo[T int | time.Duration](field *T, value T) {
-	if *field <= 0 {
-		*field = value
-	}
+func (c *Config) setDefaults() {
+	c.Limits.InFlight = cmp.Or(max(c.Limits.InFlight, 0), 256)
+	c.Limits.Watches = cmp.Or(max(c.Limits.Watches, 0), 64)
+	c.Limits.Connections = cmp.Or(max(c.Limits.Connections, 0), 1024)
+	c.Limits.ConnectionAge = cmp.Or(max(c.Limits.ConnectionAge, 0), 30*time.Minute)
+	c.Limits.Streams = cmp.Or(max(c.Limits.Streams, 0), 64)
+	c.Limits.RequestBytes = cmp.Or(max(c.Limits.RequestBytes, 0), 64<<10)
+	c.Limits.Timeout = cmp.Or(max(c.Limits.Timeout, 0), 30*time.Second)
+	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 }
 
 // Server serves the cluster's interface over gRPC, with health and reflection services. Its methods may be called
@@ -113,9 +104,10 @@ const watchGrace = time.Minute
 
 // NewServer returns a server that does not listen yet. It reports NOT_SERVING to health checks until SetServing.
 func NewServer(config Config) (*Server, error) {
-	if err := config.fill(); err != nil {
-		return nil, err
+	if config.Cluster == nil {
+		return nil, storage.E("make api server", storage.KindInvalid, "", errors.New("Config.Cluster is required"))
 	}
+	config.setDefaults()
 	s := &Server{config: config, health: health.NewServer(),
 		slots:   doors.NewShares(config.Limits.InFlight, max(1, config.Limits.InFlight/2)),
 		watches: doors.NewShares(config.Limits.Watches, max(1, config.Limits.Watches/4)),
@@ -164,38 +156,31 @@ func (s *Server) SetServing(serving bool) {
 // Serve accepts connections until ctx ends or Close is called; then it lets running requests finish for up to two
 // seconds, ends them, closes the listener and returns nil. Another error means that the listener failed.
 func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
-	done := make(chan error, 1) // one value, by the goroutine below
-	listener = doors.Limit(listener, s.doors, s.metrics.refused)
-	go func() { done <- s.grpc.Serve(listener) }()
-	select {
-	case err := <-done:
-		if errors.Is(err, grpc.ErrServerStopped) {
-			err = nil
-		}
-		return err
-	case <-ctx.Done():
-		s.Close()
-		_ = <-done // it has ended because it was told to
-		return nil
+	until, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	stop := context.AfterFunc(ctx, func() {
+		s.health.Shutdown() // who watches is told before requests are refused
+		end()
+	})
+	defer stop()
+	return Serve(until, s.grpc, doors.Limit(listener, s.doors, s.refused), stopPatience)
+}
+
+// refused is told of each connection that is closed at once.
+func (s *Server) refused(from net.Addr) {
+	s.metrics.refused()
+	if s.config.Refused != nil {
+		s.config.Refused(from)
 	}
 }
+
+// stopPatience is what running requests have when Serve ends.
+const stopPatience = 2 * time.Second
 
 // Close is idempotent; it ends Serve.
 func (s *Server) Close() {
 	s.health.Shutdown()
-	stopped := make(chan struct{}) // closed by the goroutine below
-	go func() {
-		s.grpc.GracefulStop()
-		close(stopped)
-	}()
-	patience := time.NewTimer(2 * time.Second)
-	defer patience.Stop()
-	select {
-	case <-stopped:
-	case <-patience.C:
-		s.grpc.Stop() // ends the contexts of running requests and GracefulStop with them
-		<-stopped
-	}
+	Drain(s.grpc, stopPatience)
 }
 
 // intercept is around every request: it admits, sets the deadline, counts, and turns the error into a status.
@@ -205,7 +190,7 @@ func (s *Server) intercept(ctx context.Context, request any, info *grpc.UnarySer
 		return nil, s.refuse(info.FullMethod, s.config.Limits.InFlight)
 	}
 	defer leave()
-	ctx, cancel := context.WithTimeout(ctx, s.config.Limits.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, s.timeout(ctx))
 	defer cancel()
 	began := time.Now()
 	if s.config.Ready != nil {
@@ -220,12 +205,26 @@ func (s *Server) intercept(ctx context.Context, request any, info *grpc.UnarySer
 	s.metrics.observe(info.FullMethod, err, time.Since(began))
 	if err != nil {
 		if storage.KindOf(err) == storage.KindInternal {
-			s.config.Logger.Error("api request ended in an internal error", "method", info.FullMethod, "err", err)
+			s.config.Logger.Error("api request ended in an internal error", "method", info.FullMethod, "error", err)
 		}
 		return nil, StatusError(err)
 	}
 	return answer, nil
 }
+
+// timeout is how long a request may take: a little less than its caller waits, so that the answer can still say what it
+// waited for in vain (a leader, for example).
+func (s *Server) timeout(ctx context.Context) time.Duration {
+	limit := s.config.Limits.Timeout
+	if deadline, ok := ctx.Deadline(); ok {
+		left := time.Until(deadline)
+		limit = min(limit, left-min(left/10, maxTelling))
+	}
+	return limit
+}
+
+// maxTelling is the most that is kept of a caller's time for the answer that something did not come in time.
+const maxTelling = 250 * time.Millisecond
 
 // ClusterHeader is the metadata in which a request names the cluster that it is for, and an answer the one that it is from.
 const ClusterHeader = "storaged-cluster-id"

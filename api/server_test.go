@@ -92,6 +92,20 @@ func TestValidation(t *testing.T) {
 			_, err := volumes.Modify(ctx(t), &pb.ModifyVolumeRequest{Name: "web", MaxBytesPerSecond: new(int64(-1))})
 			return err
 		}, []string{"modify volume web", "-1 bytes a second", "no limit"}},
+		{"odd label", create(&pb.CreateVolumeRequest{Name: "web", SizeBytes: 4096, Labels: map[string]string{"env": "a b"}}),
+			[]string{"create volume web", `label "env"`, `"a b"`, "letter or digit"}},
+		{"set odd label", func() error {
+			_, err := volumes.Modify(ctx(t), &pb.ModifyVolumeRequest{Name: "web", SetLabels: map[string]string{"a/b/c": ""}})
+			return err
+		}, []string{"modify volume web", `label "a/b/c"`}},
+		{"remove odd label", func() error {
+			_, err := volumes.Modify(ctx(t), &pb.ModifyVolumeRequest{Name: "web", RemoveLabels: []string{"/a"}})
+			return err
+		}, []string{"modify volume web", `label "/a"`, "DNS name"}},
+		{"list odd label", func() error {
+			_, err := volumes.List(ctx(t), &pb.ListVolumesRequest{Labels: []string{"env=a=b"}})
+			return err
+		}, []string{"list volumes", `label "env"`, `"a=b"`}},
 		{"modify nothing", func() error { _, err := volumes.Modify(ctx(t), &pb.ModifyVolumeRequest{}); return err }, []string{"modify", "empty"}},
 		{"delete", func() error { _, err := volumes.Delete(ctx(t), &pb.DeleteVolumeRequest{}); return err }, []string{"delete", "empty"}},
 		{"node", func() error { _, err := nodes.Get(ctx(t), &pb.GetNodeRequest{}); return err }, []string{"names no node"}},
@@ -118,15 +132,36 @@ func TestNodeByNameOrID(t *testing.T) {
 	fake := apitest.New(time.Now)
 	fake.Edit(func(nodes *[]api.Node, _ *[]api.Group, _ *api.Status) { (*nodes)[2].Name = "1" })
 	_, conn := serve(t, api.Config{Cluster: fake})
-	for ref, want := range map[string]uint32{"a": 1, "2": 2, "1": 3} {
+	for ref, want := range map[string]uint32{"a": 1, "2": 2, "3": 3, "name:1": 3, "id:1": 1, "id:3": 3, "name:a": 1} {
 		got, err := pb.NewNodesClient(conn).Get(ctx(t), &pb.GetNodeRequest{Node: ref})
 		if err != nil || got.GetNode().GetId() != want {
 			t.Errorf("node %q is %d, %v; want %d", ref, got.GetNode().GetId(), err, want)
 		}
 	}
-	_, err := pb.NewNodesClient(conn).Get(ctx(t), &pb.GetNodeRequest{Node: "z"})
-	if err := api.ErrorFromStatus(err, "", ""); !errors.Is(err, storage.ErrNotFound) || !strings.Contains(err.Error(), `node "z"`) {
-		t.Errorf("node z: %v", err)
+	for ref, want := range map[string]struct {
+		kind error
+		text string
+	}{
+		"z":             {storage.ErrNotFound, `node "z": no node has that name or id`},
+		"0":             {storage.ErrNotFound, `node "0"`},
+		"-1":            {storage.ErrNotFound, `node "-1"`},
+		"02":            {storage.ErrNotFound, `node "02"`},
+		"name:2":        {storage.ErrNotFound, "no node has that name"},
+		"id:a":          {storage.ErrNotFound, "no node has that id"},
+		"id:4294967298": {storage.ErrNotFound, "no node has that id"}, // 2 in 32 bits
+		"id:":           {storage.ErrNotFound, "no node has that id"},
+		"":              {storage.ErrInvalid, "names no node"},
+		"1": {storage.ErrInvalid, `node 1: it is the name of the node with id 3, and the id of the node with name a; ` +
+			`write name:1 or id:1`},
+	} {
+		_, err := pb.NewNodesClient(conn).Get(ctx(t), &pb.GetNodeRequest{Node: ref})
+		if err := api.ErrorFromStatus(err, "", ""); !errors.Is(err, want.kind) || !strings.Contains(err.Error(), want.text) {
+			t.Errorf("node %q: %v, want %q", ref, err, want.text)
+		}
+	}
+	fake.Edit(func(nodes *[]api.Node, _ *[]api.Group, _ *api.Status) { (*nodes)[0].Name, (*nodes)[2].Name = "1", "c" })
+	if got, err := pb.NewNodesClient(conn).Get(ctx(t), &pb.GetNodeRequest{Node: "1"}); err != nil || got.GetNode().GetId() != 1 {
+		t.Errorf("a node whose name is its own id: %v, %v", got, err)
 	}
 }
 

@@ -23,9 +23,13 @@ type Status struct {
 	Volumes             int
 	// ProvisionedBytes is the sum of the volumes' sizes; the other sizes are sums over all stores.
 	ProvisionedBytes int64
-	CapacityBytes    int64
-	UsedBytes        int64
-	FreeBytes        int64
+	// UsableBytes is how much data the stores hold with all copies, were they empty; 0: not known.
+	UsableBytes   int64
+	CapacityBytes int64
+	UsedBytes     int64
+	FreeBytes     int64
+	// StoresUnknown counts the stores whose nodes were not heard: what is used and free there is not known, and not in the sums.
+	StoresUnknown int
 	// Tasks are the replicas on their way into their groups.
 	Tasks []Task
 	// CatalogLeader is the node that leads the catalog; 0 when nobody does.
@@ -39,27 +43,32 @@ type Status struct {
 	Age            time.Duration
 }
 
+// StoresHeard reports whether UsedBytes and FreeBytes say anything: they do not while no store was heard.
+func (s Status) StoresHeard() bool { return s.StoresUnknown == 0 || s.UsedBytes > 0 || s.FreeBytes > 0 }
+
 // Health is one word for a cluster.
 type Health string
 
 // The degrees of health.
 const (
 	HealthOK Health = "ok"
+	// HealthStarting: the cluster was never whole yet: its catalog or its groups are being made, and nothing is lost.
+	HealthStarting Health = "starting"
 	// HealthDegraded: everything is served, with less redundancy or room than wanted.
 	HealthDegraded Health = "degraded"
 	// HealthCritical: something is not served, or the next failure may lose data.
 	HealthCritical Health = "critical"
 )
 
-// Reason is one thing that is not as it should be, in words for people.
+// Reason is one thing that is not as it should be, in words for people. storagectl prints it to programs as it stands.
 type Reason struct {
-	Severity Health
+	Severity Health `json:"severity"`
 	// Subject is the object: "node b", "group 3".
-	Subject string
+	Subject string `json:"subject"`
 	// Text says what is the matter: "down for 3m20s".
-	Text string
+	Text string `json:"text"`
 	// NextStep says what to do about it; empty when there is nothing to do but wait.
-	NextStep string
+	NextStep string `json:"next_step"`
 }
 
 // Task is one replica on its way into its group.
@@ -87,12 +96,12 @@ const (
 	TaskBalance TaskKind = "balance"
 )
 
-// Version says what a node runs.
+// Version says what a node runs. storagectl prints it to programs as it stands.
 type Version struct {
-	Version string
+	Version string `json:"version"`
 	// Commit is what it was built from; empty when the build did not say.
-	Commit    string
-	GoVersion string
+	Commit    string `json:"commit"`
+	GoVersion string `json:"go_version"`
 	// Platform is operating system and architecture: "linux/amd64".
-	Platform string
+	Platform string `json:"platform"`
 }

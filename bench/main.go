@@ -2,8 +2,8 @@
 // does on the same disk with the same fio jobs in the same run.
 //
 // It starts three storaged nodes on loopback and two nbdkit (one with FUA forced on every write, one without),
-// fills a volume on both sides, measures the idle cluster, then runs every job on both, one right after the other,
-// in alternating order, for several rounds, and at the end freezes a leading node under load. It prints medians,
+// fills a volume on both sides, and measures the idle cluster. Then it runs every job on both, one right after the other,
+// in alternating order, for several rounds. At the end it freezes a leading node under load. It prints medians,
 // the ratios to the floor and what the servers used, says which targets of docs/performance.md are met, and writes
 // the rows to bench/out.json. A missed target is no failure: the exit status tells only whether it could measure.
 //
@@ -24,6 +24,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/storaged/storaged/internal/clock"
 )
 
 // config is what the flags say.
@@ -193,7 +195,7 @@ func workDir(cfg config) (string, error) {
 // measureIdle returns how much of one core the idle system uses, in percent.
 func measureIdle(ctx context.Context, cfg config, sys *server, w io.Writer) (float64, error) {
 	fmt.Fprintf(w, "watching %s idle for %v ", sys.name, cfg.idle)
-	if err := wait(ctx, 5*time.Second); err != nil { // what the fill left to do in the background
+	if err := clock.Sleep(ctx, 5*time.Second); err != nil { // what the fill left to do in the background
 		return 0, err
 	}
 	before, err := sys.usage()
@@ -201,7 +203,7 @@ func measureIdle(ctx context.Context, cfg config, sys *server, w io.Writer) (flo
 		return 0, err
 	}
 	from := time.Now()
-	if err := wait(ctx, cfg.idle); err != nil {
+	if err := clock.Sleep(ctx, cfg.idle); err != nil {
 		return 0, err
 	}
 	after, err := sys.usage()
@@ -275,12 +277,12 @@ func measureStall(ctx context.Context, cfg config, sys *server, w io.Writer) (ti
 		m, err := runFio(ctx, stallJob, sys.stallURI, cfg.sizeBytes, (cfg.freeze + 6*time.Second).Truncate(time.Second), 0)
 		done <- outcome{m, err}
 	}()
-	err = wait(ctx, 3*time.Second)
+	err = clock.Sleep(ctx, 3*time.Second)
 	if err == nil {
 		err = node.Pause()
 	}
 	if err == nil {
-		err = wait(ctx, cfg.freeze)
+		err = clock.Sleep(ctx, cfg.freeze)
 		err = errors.Join(err, node.Resume())
 	}
 	o := <-done
@@ -289,16 +291,4 @@ func measureStall(ctx context.Context, cfg config, sys *server, w io.Writer) (ti
 	}
 	fmt.Fprintf(w, "longest request %v\n", o.m.longest.Round(time.Millisecond))
 	return o.m.longest, nil
-}
-
-// wait waits for d, or until ctx is done.
-func wait(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-t.C:
-		return nil
-	}
 }

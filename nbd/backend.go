@@ -6,6 +6,8 @@ import (
 	"net"
 
 	"github.com/pojntfx/go-nbd/pkg/protocol"
+
+	"github.com/storaged/storaged/nbd/internal/wire"
 )
 
 // Sizes that an ExportInfo may leave at zero.
@@ -120,8 +122,8 @@ type ExportInfo struct {
 	Contexts []string
 }
 
-// withDefaults fills the sizes and bounds the payload by what the server allows.
-func (i ExportInfo) withDefaults(maxPayloadBytes uint32) ExportInfo {
+// WithDefaults fills the sizes and bounds the payload by what the server allows.
+func (i ExportInfo) WithDefaults(maxPayloadBytes uint32) ExportInfo {
 	if i.MinBlockBytes == 0 {
 		i.MinBlockBytes = 1
 	}
@@ -135,23 +137,23 @@ func (i ExportInfo) withDefaults(maxPayloadBytes uint32) ExportInfo {
 }
 
 // transmissionFlags is what the export can do for a client that negotiated these features.
-func (i ExportInfo) transmissionFlags(f features) uint16 {
-	flags := protocol.NEGOTIATION_REPLY_FLAGS_HAS_FLAGS | flagSendFlush | flagSendFUA | flagSendCache
+func (i ExportInfo) transmissionFlags(f wire.Features) uint16 {
+	flags := protocol.NEGOTIATION_REPLY_FLAGS_HAS_FLAGS | wire.FlagSendFlush | wire.FlagSendFUA | wire.FlagSendCache
 	if i.MultiConn {
 		flags |= protocol.NEGOTIATION_REPLY_FLAGS_CAN_MULTI_CONN
 	}
-	if f.chunked() {
-		flags |= flagSendDF
+	if f.Chunked() {
+		flags |= wire.FlagSendDF
 	}
-	if f.extended && len(f.contexts) > 0 {
-		flags |= flagBlockStatusPayload
+	if f.Extended && len(f.Contexts) > 0 {
+		flags |= wire.FlagBlockStatusPayload
 	}
 	if i.ReadOnly {
-		return flags | flagReadOnly
+		return flags | wire.FlagReadOnly
 	}
-	flags |= flagSendTrim | flagSendWriteZeroes | flagSendFastZero
+	flags |= wire.FlagSendTrim | wire.FlagSendWriteZeroes | wire.FlagSendFastZero
 	if i.Resizable {
-		flags |= flagSendResize
+		flags |= wire.FlagSendResize
 	}
 	return flags
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/storaged/storaged/nbd"
+	"github.com/storaged/storaged/nbd/nbdclient"
 	"github.com/storaged/storaged/nbd/nbdtest"
 )
 
@@ -60,7 +61,7 @@ func BenchmarkServer(b *testing.B) {
 			wg.Go(func() { _ = s.Serve(ctx, ln) })
 			defer wg.Wait()
 			defer cancel()
-			c, err := nbd.Dial(ctx, nbd.ClientConfig{Network: bm.network, Address: ln.Addr().String(), Export: "v"})
+			c, err := nbdclient.Dial(ctx, nbdclient.Config{Network: bm.network, Address: ln.Addr().String(), Export: "v"})
 			if err != nil {
 				b.Fatal(err)
 			}

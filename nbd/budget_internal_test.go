@@ -38,16 +38,18 @@ func fill(s *share, piece int64) (took int64) {
 	return took
 }
 
-// TestBudgetParts: however many take as much as they can, each who comes later finds room, and everybody finds his own.
+// TestBudgetParts: however many take as much as they can, each who comes later finds room, and everybody finds his own. All
+// connections of an export together get a third of what they leave, those of an address as much as they leave.
 func TestBudgetParts(t *testing.T) {
 	const mib = 1 << 20
 	for name, c := range map[string]struct {
 		next func(i int) (export string, address byte)
 		want int64
+		most int64 // all together get one part in so many
 	}{
-		"connections of one export": {func(i int) (string, byte) { return "a", byte(i) }, 32 * mib},
-		"exports of one address":    {func(i int) (string, byte) { return string(rune('a' + i)), 1 }, 32 * mib},
-		"exports and addresses":     {func(i int) (string, byte) { return string(rune('a' + i)), byte(i) }, 4 * mib},
+		"connections of one export": {func(i int) (string, byte) { return "a", byte(i) }, 32 * mib, 4},
+		"exports of one address":    {func(i int) (string, byte) { return string(rune('a' + i)), 1 }, 32 * mib, 2},
+		"exports and addresses":     {func(i int) (string, byte) { return string(rune('a' + i)), byte(i) }, 4 * mib, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			next, want := c.next, c.want
@@ -60,6 +62,9 @@ func TestBudgetParts(t *testing.T) {
 				if took := fill(s, 4<<10); took < b.floorBytes {
 					t.Errorf("connection %d gets %d bytes, has %d for itself", i, took, b.floorBytes)
 				}
+			}
+			if most := b.poolBytes / c.most; b.used > most {
+				t.Errorf("together they get %d bytes, more than %d", b.used, most)
 			}
 			other := enterAs(t, b, "other", 200)
 			if !other.TryAcquire(want) {
@@ -168,4 +173,23 @@ func TestBudgetServesTheLargest(t *testing.T) {
 		close(stop)
 		wg.Wait()
 	})
+}
+
+// TestBudgetFloor: when others hold the whole pool, each connection still has a few blocks for itself, and no more.
+func TestBudgetFloor(t *testing.T) {
+	b := newTestBudget(t, 512<<20, 4096)
+	hold := b.poolBytes
+	b.used = hold
+	for i := range 3 {
+		s := enterAs(t, b, "a", byte(i))
+		const own = 32 << 10
+		if took := fill(s, 4<<10); took != own {
+			t.Errorf("connection %d gets %d bytes, want the %d of its own", i, took, own)
+		}
+		s.Release(s.held)
+		s.leave()
+	}
+	if b.used != hold {
+		t.Errorf("%d of %d bytes of the pool are out", b.used, hold)
+	}
 }

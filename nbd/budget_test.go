@@ -8,7 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/storaged/storaged/nbd"
+	"github.com/storaged/storaged/nbd/nbdclient"
 )
 
 // TestUnreadRepliesHoldUpNobody: clients that ask for as much as they may and read nothing do not keep others waiting, be
@@ -78,7 +78,7 @@ func TestWaitingRequestsHoldUpNobody(t *testing.T) {
 // wantPrompt checks that requests of all sizes to a volume wait for nobody. The clock moves only when all wait.
 func wantPrompt(t *testing.T, f *fixture, export string) {
 	t.Helper()
-	c := f.client(nbd.ClientConfig{Export: export})
+	c := f.client(nbdclient.Config{Export: export})
 	ctx, cancel := context.WithTimeout(bg, time.Hour)
 	defer cancel()
 	for _, n := range []int{4 << 10, 1 << 20, 32 << 20} {

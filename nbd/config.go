@@ -1,10 +1,10 @@
 package nbd
 
 import (
+	"cmp"
 	"crypto/tls"
-	"errors"
-	"fmt"
 	"log/slog"
+	"net"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -46,25 +46,25 @@ type Config struct {
 	// said DISC. 5 s.
 	DrainTimeout time.Duration
 
+	// Refused is called with the address of each connection that is closed at once because there are too many, in all or of
+	// its address; nil: nothing is.
+	Refused func(net.Addr)
 	// Logger receives one line per event an operator would act on; nil discards.
 	Logger *slog.Logger
 	// Metrics receives the metrics; nil means none.
 	Metrics prometheus.Registerer
 }
 
-func (c Config) withDefaults() Config {
-	setDefault(&c.MaxConnections, 1024)
-	setDefault(&c.MaxPayloadBytes, DefaultMaxPayloadBytes)
-	setDefault(&c.MaxConnBytes, 64<<20)
-	setDefault(&c.MaxConnRequests, 256)
-	setDefault(&c.MaxServerBytes, 512<<20)
-	setDefault(&c.HandshakeTimeout, 10*time.Second)
-	setDefault(&c.StallTimeout, time.Minute)
-	setDefault(&c.DrainTimeout, 5*time.Second)
-	if c.Logger == nil {
-		c.Logger = slog.New(slog.DiscardHandler)
-	}
-	return c
+func (c *Config) setDefaults() {
+	c.MaxConnections = cmp.Or(c.MaxConnections, 1024)
+	c.MaxPayloadBytes = cmp.Or(c.MaxPayloadBytes, DefaultMaxPayloadBytes)
+	c.MaxConnBytes = cmp.Or(c.MaxConnBytes, 64<<20)
+	c.MaxConnRequests = cmp.Or(c.MaxConnRequests, 256)
+	c.MaxServerBytes = cmp.Or(c.MaxServerBytes, 512<<20)
+	c.HandshakeTimeout = cmp.Or(c.HandshakeTimeout, 10*time.Second)
+	c.StallTimeout = cmp.Or(c.StallTimeout, time.Minute)
+	c.DrainTimeout = cmp.Or(c.DrainTimeout, 5*time.Second)
+	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 }
 
 // minPayloadBytes is the smallest MaxPayloadBytes that may be configured.
@@ -78,42 +78,27 @@ func (c Config) budget() (*Budget, error) {
 	return NewBudget(c.MaxServerBytes, c.MaxConnections)
 }
 
-func setDefault[T comparable](field *T, value T) {
-	var zero T
-	if *field == zero {
-		*field = value
-	}
-}
-
 // Validate returns every problem of the configuration at once, as an error of storage.KindInvalid.
 func (c Config) Validate() error {
-	c = c.withDefaults()
-	var errs []error
-	check := func(ok bool, format string, args ...any) {
-		if !ok {
-			errs = append(errs, fmt.Errorf(format, args...))
-		}
-	}
-	check(c.Backend != nil, "Backend is missing")
-	check(!c.RequireTLS || c.TLS != nil, "RequireTLS needs TLS")
-	check(c.MaxConnections > 0, "MaxConnections %d is not positive", c.MaxConnections)
-	check(c.MaxPayloadBytes >= minPayloadBytes && c.MaxPayloadBytes <= DefaultMaxPayloadBytes,
+	c.setDefaults()
+	var p storage.Problems
+	p.Check(c.Backend != nil, "Backend is missing")
+	p.Check(!c.RequireTLS || c.TLS != nil, "RequireTLS needs TLS")
+	p.Check(c.MaxConnections > 0, "MaxConnections %d is not positive", c.MaxConnections)
+	p.Check(c.MaxPayloadBytes >= minPayloadBytes && c.MaxPayloadBytes <= DefaultMaxPayloadBytes,
 		"MaxPayloadBytes %d is not between %d and %d", c.MaxPayloadBytes, minPayloadBytes, DefaultMaxPayloadBytes)
-	check(c.MaxConnRequests > 0, "MaxConnRequests %d is not positive", c.MaxConnRequests)
+	p.Check(c.MaxConnRequests > 0, "MaxConnRequests %d is not positive", c.MaxConnRequests)
 	largest := bufferWeight(int(min(c.MaxPayloadBytes, DefaultMaxPayloadBytes)))
-	check(c.MaxConnBytes >= largest, "MaxConnBytes %d does not hold one payload of %d", c.MaxConnBytes, largest)
+	p.Check(c.MaxConnBytes >= largest, "MaxConnBytes %d does not hold one payload of %d", c.MaxConnBytes, largest)
 	budget, err := c.budget()
-	check(err == nil, "MaxServerBytes %d: %v", c.MaxServerBytes, err)
+	p.Check(err == nil, "MaxServerBytes %d: %v", c.MaxServerBytes, err)
 	if err == nil {
-		check(budget.poolBytes >= largest, "MaxServerBytes or Budget: %d bytes, beside %d for each of %d connections, do not hold one payload of %d",
+		p.Check(budget.poolBytes >= largest, "MaxServerBytes or Budget: %d bytes, beside %d for each of %d connections, do not hold one payload of %d",
 			budget.poolBytes, budget.floorBytes, budget.connections, largest)
 	}
 	for name, d := range map[string]time.Duration{"HandshakeTimeout": c.HandshakeTimeout,
 		"StallTimeout": c.StallTimeout, "DrainTimeout": c.DrainTimeout} {
-		check(d > 0, "%s %v is not positive", name, d)
+		p.Check(d > 0, "%s %v is not positive", name, d)
 	}
-	if len(errs) == 0 {
-		return nil
-	}
-	return storage.E("configure", storage.KindInvalid, "NBD server", errors.Join(errs...))
+	return p.Err("configure", "NBD server")
 }

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/nbd/internal/wire"
 )
 
 // How a connection may end, beside an error.
@@ -45,7 +46,7 @@ type conn struct {
 	id     uint64
 	raw    net.Conn // as accepted
 	nc     net.Conn // raw, or TLS over it
-	in     *inbound
+	in     *wire.Inbound
 	unix   bool
 	ctx    context.Context // ends with the connection
 	cancel context.CancelCauseFunc
@@ -53,13 +54,12 @@ type conn struct {
 	negotiated func() // ends the connection's part in Server.handshakes
 
 	// Fixed when the handshake ends.
-	features features
+	features wire.Features
 	noZeroes bool // no padding behind EXPORT_NAME's answer
 	export   Export
 	sparse   SparseReader // nil if the export does not know holes
 	resizer  Resizer      // nil if the export does not resize
 	info     ExportInfo
-	series   *exportMetrics
 
 	sizeBytes atomic.Uint64 // grows when the export does
 	room      *semaphore.Weighted
@@ -80,19 +80,19 @@ type conn struct {
 	transmitting atomic.Bool
 
 	mu         sync.Mutex
-	pending    []*request // guarded by mu; replies to be written
-	spare      []*request // guarded by mu; the other array of pending
-	writing    bool       // guarded by mu; somebody is in writeReplies
-	workClosed bool       // guarded by mu
-	unanswered int        // guarded by mu; requests begun whose reply was not written
-	barrier    *barrier   // guarded by mu; where mutations are counted
-	out        outbound   // owned by the writer
-	outArray   [][]byte   // owned by the writer
+	pending    []*request    // guarded by mu; replies to be written
+	spare      []*request    // guarded by mu; the other array of pending
+	writing    bool          // guarded by mu; somebody is in writeReplies
+	workClosed bool          // guarded by mu
+	unanswered int           // guarded by mu; requests begun whose reply was not written
+	barrier    *barrier      // guarded by mu; where mutations are counted
+	out        wire.Outbound // owned by the writer
+	outArray   [][]byte      // owned by the writer
 }
 
 // request is one request on its way. It belongs to the reader, then to a worker, then to the writer.
 type request struct {
-	requestHeader
+	wire.RequestHeader
 	buf          *buffer  // payload of a WRITE or a READ; nil else
 	ids          []uint32 // contexts that a BLOCK_STATUS asks for; nil means all
 	refused      *refusal // not to be executed
@@ -108,7 +108,7 @@ type request struct {
 }
 
 func newConn(s *Server, id uint64, nc net.Conn, share *share) *conn {
-	c := &conn{srv: s, id: id, raw: nc, nc: nc, in: newInbound(nc), work: make(chan *request), share: share,
+	c := &conn{srv: s, id: id, raw: nc, nc: nc, in: wire.NewInbound(nc), work: make(chan *request), share: share,
 		room: semaphore.NewWeighted(s.cfg.MaxConnBytes), barrier: &barrier{},
 		minWeight: max(1, s.cfg.MaxConnBytes/int64(s.cfg.MaxConnRequests))}
 	_, c.unix = nc.LocalAddr().(*net.UnixAddr)
@@ -162,7 +162,7 @@ func (c *conn) run() error {
 	}
 	c.share.join(c.srv, c.info.Name, c.raw.RemoteAddr())
 	c.transmitting.Store(true)
-	c.in.grow()
+	c.in.Grow()
 	err = c.cause(c.readRequests())
 	c.closeWork()
 	return c.finish(err)
@@ -197,8 +197,7 @@ func (c *conn) finish(err error) error {
 	if cerr := c.export.Close(unanswered > 0); cerr != nil {
 		c.srv.cfg.Logger.Warn("close NBD export", "export", c.info.Name, "connection", c.id, "error", cerr)
 	}
-	c.series.requestsNow.Sub(float64(unanswered))
-	c.srv.metrics.release(c.series)
+	c.srv.metrics.requestsNow.Sub(float64(unanswered))
 	return err
 }
 
@@ -213,8 +212,8 @@ func (c *conn) watch() (stop func()) {
 		served  uint64
 	)
 	check := func() {
-		limit := c.in.now() - int64(timeout)
-		for _, since := range []int64{c.in.stalledSince(), c.writeSince.Load()} {
+		limit := c.in.Now() - int64(timeout)
+		for _, since := range []int64{c.in.StalledSince(), c.writeSince.Load()} {
 			if since != 0 && since <= limit {
 				c.end(errStalled)
 				return
@@ -245,20 +244,20 @@ func (c *conn) watch() (stop func()) {
 // readRequests reads, checks and dispatches requests until the connection ends.
 func (c *conn) readRequests() error {
 	for !c.draining.Load() {
-		b, err := c.in.next(c.features.requestBytes())
+		b, err := c.in.Next(c.features.RequestBytes())
 		if err != nil {
 			return err
 		}
-		var h requestHeader
-		if c.features.extended {
-			h = decodeExtendedRequest(b)
+		var h wire.RequestHeader
+		if c.features.Extended {
+			h = wire.DecodeExtendedRequest(b)
 		} else {
-			h = decodeRequest(b)
+			h = wire.DecodeRequest(b)
 		}
-		if h.magic != c.features.requestMagic() {
-			return c.violation("wrong magic %#x of a request", h.magic)
+		if h.Magic != c.features.RequestMagic() {
+			return c.violation("wrong magic %#x of a request", h.Magic)
 		}
-		if h.cmd == cmdDisc {
+		if h.Cmd == wire.CmdDisc {
 			return errDisconnect
 		}
 		r, err := c.accept(h)
@@ -294,18 +293,18 @@ func (c *conn) boundsFor(offset, length uint64) bounds {
 
 // accept checks a request, waits for room, and reads its payload. An error ends the connection; a request that
 // must not be executed is returned with its refusal, its payload skipped.
-func (c *conn) accept(h requestHeader) (*request, error) {
-	payload := payloadBytes(h, c.features.extended)
+func (c *conn) accept(h wire.RequestHeader) (*request, error) {
+	payload := payloadBytes(h, c.features.Extended)
 	if payload > discardLimitBytes {
 		return nil, c.violation("a payload of %d bytes", payload)
 	}
-	b := c.boundsFor(h.offset, h.length)
+	b := c.boundsFor(h.Offset, h.Length)
 	r := c.srv.newRequest(h)
 	r.refused = b.check(h)
 
 	var size int // of the buffer
-	if r.refused == nil && (h.cmd == cmdRead || h.cmd == cmdWrite) {
-		size = int(h.length)
+	if r.refused == nil && (h.Cmd == wire.CmdRead || h.Cmd == wire.CmdWrite) {
+		size = int(h.Length)
 	}
 	if err := c.admit(r, size); err != nil {
 		return nil, err
@@ -394,9 +393,9 @@ func (c *conn) readPayload(r *request, b bounds, payload uint64) error {
 	case payload == 0:
 		return nil
 	case r.refused != nil:
-		return c.in.discard(payload)
-	case r.cmd == cmdWrite:
-		return c.in.full(r.buf.b)
+		return c.in.Discard(payload)
+	case r.Cmd == wire.CmdWrite:
+		return c.in.Full(r.buf.b)
 	default: // check lets only BLOCK_STATUS through
 		return c.readStatusPayload(r, b, payload)
 	}
@@ -404,30 +403,30 @@ func (c *conn) readPayload(r *request, b bounds, payload uint64) error {
 
 // readStatusPayload reads which contexts a BLOCK_STATUS is about: 64 bits of length, then 32 bits per context.
 func (c *conn) readStatusPayload(r *request, b bounds, payload uint64) error {
-	if payload < 8 || payload%4 != 0 || payload > uint64(8+4*len(b.features.contexts)) {
-		r.refused = refuse(errnoInvalid, "bad list of metadata contexts")
-		return c.in.discard(payload)
+	if payload < 8 || payload%4 != 0 || payload > uint64(8+4*len(b.features.Contexts)) {
+		r.refused = refuse(wire.ErrnoInvalid, "bad list of metadata contexts")
+		return c.in.Discard(payload)
 	}
-	raw, err := c.in.next(int(payload))
+	raw, err := c.in.Next(int(payload))
 	if err != nil {
-		return noEOF(err)
+		return wire.NoEOF(err)
 	}
-	r.length = binary.BigEndian.Uint64(raw)
-	r.ids = make([]uint32, 0, len(b.features.contexts))
+	r.Length = binary.BigEndian.Uint64(raw)
+	r.ids = make([]uint32, 0, len(b.features.Contexts))
 	for raw = raw[8:]; len(raw) > 0; raw = raw[4:] {
 		id := binary.BigEndian.Uint32(raw)
-		if id == 0 || id > uint32(len(b.features.contexts)) || containsID(r.ids, id) {
-			r.refused = refuse(errnoInvalid, "unknown or repeated metadata context")
+		if id == 0 || id > uint32(len(b.features.Contexts)) || containsID(r.ids, id) {
+			r.refused = refuse(wire.ErrnoInvalid, "unknown or repeated metadata context")
 			return nil
 		}
 		r.ids = append(r.ids, id)
 	}
-	if r.length == 0 || len(r.ids) == 0 {
-		r.refused = refuse(errnoInvalid, "a status of nothing")
+	if r.Length == 0 || len(r.ids) == 0 {
+		r.refused = refuse(wire.ErrnoInvalid, "a status of nothing")
 		return nil
 	}
-	b = c.boundsFor(r.offset, r.length)
-	r.refused = b.checkRange(r.cmd, r.offset, r.length)
+	b = c.boundsFor(r.Offset, r.Length)
+	r.refused = b.checkRange(r.Cmd, r.Offset, r.Length)
 	return nil
 }
 
@@ -445,7 +444,7 @@ func (c *conn) begin(r *request) {
 	r.start = time.Now()
 	c.running.Add(1)
 	c.served.Add(1)
-	c.series.requestsNow.Inc()
+	c.srv.metrics.requestsNow.Inc()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.unanswered++
@@ -453,10 +452,10 @@ func (c *conn) begin(r *request) {
 		return
 	}
 	switch {
-	case mutates(r.cmd):
+	case mutates(r.Cmd):
 		c.barrier.left++
 		r.barrier = c.barrier
-	case r.cmd == cmdFlush && c.barrier.left > 0:
+	case r.Cmd == wire.CmdFlush && c.barrier.left > 0:
 		sealed := c.barrier
 		c.barrier = sealed.seal()
 		r.after = sealed.done

@@ -1,4 +1,4 @@
-// Package nbd speaks the NBD protocol: a Server that exports what a Backend finds, and a small Client.
+// Package nbd serves the NBD protocol: a Server exports what a Backend finds. Package nbdclient is the other end.
 //
 // It knows nothing of volumes, groups or Raft. It keeps no data: what an Export has accepted is the export's to
 // keep, and a request is answered only after the export said that it is done.
@@ -11,7 +11,7 @@
 //   - A request is either answered exactly once or its connection ends, and then the export learns that something
 //     was left unanswered. The stream of replies is never out of step: after a failed write nothing more is written.
 //   - A flush starts after the mutations that its connection had in flight before it have returned.
-//   - No goroutine outlives ServeConn, Serve or Client.Close.
+//   - No goroutine outlives ServeConn or Serve.
 //
 // # What is supported
 //
@@ -24,12 +24,12 @@
 // contexts are the export's: base:allocation, and storaged:dirty for what changed since a snapshot.
 //
 // RESIZE is the protocol's experimental extension: the offset of the request is the new size. Of the common clients
-// none sends it; the Client of this package does. A volume that grows otherwise is seen by new connections, and its
+// none sends it; the Client of package nbdclient does. A volume that grows otherwise is seen by new connections, and its
 // new bytes can be used at once on old ones, by a client that was told the size by other means.
 //
 // # Concurrency
 //
-// A Server and a Client may be used concurrently. Requests of one connection run concurrently; replies are sent in the
+// A Server may be used concurrently. Requests of one connection run concurrently; replies are sent in the
 // order in which they are ready.
 //
 // BUG(nbd): Oldstyle and non-fixed newstyle negotiation are not spoken. A client that does not set the flag for fixed

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/storaged/storaged/nbd"
+	"github.com/storaged/storaged/nbd/nbdclient"
 	"github.com/storaged/storaged/nbd/nbdtest"
 )
 
@@ -61,7 +62,7 @@ func (f *fixture) pipe() net.Conn {
 }
 
 // listen serves a real socket and returns what a client needs to reach it.
-func (f *fixture) listen(network string) nbd.ClientConfig {
+func (f *fixture) listen(network string) nbdclient.Config {
 	address := "127.0.0.1:0"
 	if network == "unix" {
 		address = filepath.Join(f.t.TempDir(), "s")
@@ -75,15 +76,15 @@ func (f *fixture) listen(network string) nbd.ClientConfig {
 			f.t.Errorf("Serve: %v", err)
 		}
 	})
-	return nbd.ClientConfig{Network: network, Address: ln.Addr().String(), Export: "v"}
+	return nbdclient.Config{Network: network, Address: ln.Addr().String(), Export: "v"}
 }
 
 // client connects through a pipe. It is closed with the test.
-func (f *fixture) client(cfg nbd.ClientConfig) *nbd.Client {
+func (f *fixture) client(cfg nbdclient.Config) *nbdclient.Client {
 	if cfg.Export == "" {
 		cfg.Export = "v"
 	}
-	c, err := nbd.NewClient(f.ctx, f.pipe(), cfg)
+	c, err := nbdclient.New(f.ctx, f.pipe(), cfg)
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -92,8 +93,8 @@ func (f *fixture) client(cfg nbd.ClientConfig) *nbd.Client {
 }
 
 // dial connects to what listen returned. It is closed with the test.
-func (f *fixture) dial(cfg nbd.ClientConfig) *nbd.Client {
-	c, err := nbd.Dial(f.ctx, cfg)
+func (f *fixture) dial(cfg nbdclient.Config) *nbdclient.Client {
+	c, err := nbdclient.Dial(f.ctx, cfg)
 	if err != nil {
 		f.t.Fatal(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -13,10 +14,9 @@ import (
 	"testing"
 	"time"
 
-	"os"
-
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/nbd"
+	"github.com/storaged/storaged/nbd/nbdclient"
 )
 
 // fuzzServer sends bytes to a fresh server and reads until it closes the connection, which it must.
@@ -127,7 +127,7 @@ func FuzzClient(f *testing.F) {
 		})
 		defer server.Wait()
 		defer func() { _ = theirs.Close() }()
-		c, err := nbd.NewClient(ctx, ours, nbd.ClientConfig{Export: "v",
+		c, err := nbdclient.New(ctx, ours, nbdclient.Config{Export: "v",
 			Contexts: []string{nbd.ContextAllocation}})
 		if err != nil {
 			if storage.KindOf(err) == storage.KindInternal {
@@ -168,13 +168,13 @@ func transcriptSessions(f *testing.F) (sessions [][]byte) {
 
 // serverSessions are what a server says to the client of FuzzClient in each layout.
 func serverSessions(f *testing.F) (sessions [][]byte) {
-	for _, cfg := range []nbd.ClientConfig{{}, {CompactHeaders: true}, {SimpleReplies: true}} {
+	for _, cfg := range []nbdclient.Config{{}, {CompactHeaders: true}, {SimpleReplies: true}} {
 		fx := newFixture(f, nil)
 		fx.volume.Store(pattern(8192, 1), 4096)
 		var heard bytes.Buffer
 		nc := &recorder{Conn: fx.pipe(), heard: &heard}
 		cfg.Export, cfg.Contexts = "v", []string{nbd.ContextAllocation}
-		c, err := nbd.NewClient(bg, nc, cfg)
+		c, err := nbdclient.New(bg, nc, cfg)
 		if err != nil {
 			f.Fatal(err)
 		}

@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/binary"
@@ -11,11 +12,11 @@ import (
 	"strings"
 
 	"github.com/pojntfx/go-nbd/pkg/protocol"
+
+	"github.com/storaged/storaged/nbd/internal/wire"
 )
 
 const (
-	// maxOptionBytes bounds the data of an option that is looked at: a name, and queries for contexts.
-	maxOptionBytes = 64 << 10
 	// maxOptionSkipBytes bounds the data of an option that is skipped and answered with TOO_BIG; more ends the
 	// connection.
 	maxOptionSkipBytes = 1 << 20
@@ -77,34 +78,34 @@ func (c *conn) handshake() error {
 
 // greet exchanges the magic numbers and flags.
 func (h *handshake) greet() error {
-	h.out = appendStruct(h.out, protocol.NegotiationNewstyleHeader{
+	h.out = wire.AppendStruct(h.out, protocol.NegotiationNewstyleHeader{
 		OldstyleMagic:  protocol.NEGOTIATION_MAGIC_OLDSTYLE,
 		OptionMagic:    protocol.NEGOTIATION_MAGIC_OPTION,
-		HandshakeFlags: protocol.NEGOTIATION_HANDSHAKE_FLAG_FIXED_NEWSTYLE | handshakeFlagNoZeroes,
+		HandshakeFlags: protocol.NEGOTIATION_HANDSHAKE_FLAG_FIXED_NEWSTYLE | wire.HandshakeFlagNoZeroes,
 	})
 	if err := h.flush(); err != nil {
 		return err
 	}
-	b, err := h.c.in.next(4)
+	b, err := h.c.in.Next(4)
 	if err != nil {
 		return err
 	}
 	flags := binary.BigEndian.Uint32(b)
-	if flags&^(clientFlagFixedNewstyle|clientFlagNoZeroes) != 0 {
+	if flags&^(wire.ClientFlagFixedNewstyle|wire.ClientFlagNoZeroes) != 0 {
 		return h.c.violation("unknown client flags %#x", flags)
 	}
-	h.c.noZeroes = flags&clientFlagNoZeroes != 0
+	h.c.noZeroes = flags&wire.ClientFlagNoZeroes != 0
 	return nil
 }
 
 // option answers one option and reports whether transmission begins.
 func (h *handshake) option() (done bool, err error) {
-	b, err := h.c.in.next(optionHeaderBytes)
+	b, err := h.c.in.Next(wire.OptionHeaderBytes)
 	if err != nil {
 		return false, err
 	}
 	var head protocol.NegotiationOptionHeader
-	decodeStruct(b, &head)
+	wire.DecodeStruct(b, &head)
 	if head.OptionMagic != protocol.NEGOTIATION_MAGIC_OPTION {
 		return false, h.c.violation("wrong magic %#x of an option", head.OptionMagic)
 	}
@@ -114,10 +115,10 @@ func (h *handshake) option() (done bool, err error) {
 	}
 	var reject *optionReply
 	if errors.As(err, &reject) {
-		if head.ID == optExportName {
+		if head.ID == wire.OptExportName {
 			return false, h.c.violation("EXPORT_NAME: %s", reject.text) // it has no error reply
 		}
-		h.reply(head.ID, reject.kind, []byte(truncate(reject.text, maxMessageBytes)))
+		h.reply(head.ID, reject.kind, []byte(truncate(reject.text, wire.MaxMessageBytes)))
 		err = nil
 	}
 	if err == nil {
@@ -125,33 +126,32 @@ func (h *handshake) option() (done bool, err error) {
 	}
 	if err != nil && done { // the export is open, but the client will never know
 		_ = h.c.export.Close(false)
-		h.c.srv.metrics.release(h.c.series)
 	}
 	return done, err
 }
 
 // optionData reads what belongs to an option, if it is of a reasonable length.
 func (h *handshake) optionData(head protocol.NegotiationOptionHeader) ([]byte, error) {
-	if head.Length > maxOptionBytes {
-		if head.Length > maxOptionSkipBytes || head.ID == optExportName {
+	if head.Length > wire.MaxOptionBytes {
+		if head.Length > maxOptionSkipBytes || head.ID == wire.OptExportName {
 			return nil, h.c.violation("an option of %d bytes", head.Length)
 		}
-		if err := h.c.in.discard(uint64(head.Length)); err != nil {
+		if err := h.c.in.Discard(uint64(head.Length)); err != nil {
 			return nil, err
 		}
-		return nil, rejectOption(repErrTooBig, "the option's data are longer than %d bytes", maxOptionBytes)
+		return nil, rejectOption(wire.RepErrTooBig, "the option's data are longer than %d bytes", wire.MaxOptionBytes)
 	}
 	data := make([]byte, head.Length)
-	return data, h.c.in.full(data)
+	return data, h.c.in.Full(data)
 }
 
 // answer dispatches an option.
 func (h *handshake) answer(option uint32, data []byte) (done bool, err error) {
-	if h.needsTLS() && option != optStartTLS && option != protocol.NEGOTIATION_ID_OPTION_ABORT {
-		return false, rejectOption(repErrTLSReqd, "this server requires TLS")
+	if h.needsTLS() && option != wire.OptStartTLS && option != protocol.NEGOTIATION_ID_OPTION_ABORT {
+		return false, rejectOption(wire.RepErrTLSReqd, "this server requires TLS")
 	}
 	switch option {
-	case optExportName:
+	case wire.OptExportName:
 		err := h.exportName(string(data))
 		return err == nil, err
 	case protocol.NEGOTIATION_ID_OPTION_ABORT:
@@ -160,21 +160,21 @@ func (h *handshake) answer(option uint32, data []byte) (done bool, err error) {
 		return false, errDisconnect
 	case protocol.NEGOTIATION_ID_OPTION_LIST:
 		return false, h.list(data)
-	case optStartTLS:
+	case wire.OptStartTLS:
 		return false, h.startTLS(data)
 	case protocol.NEGOTIATION_ID_OPTION_INFO:
 		return false, h.info(data)
 	case protocol.NEGOTIATION_ID_OPTION_GO:
 		err := h.goTransmit(data)
 		return err == nil, err
-	case optStructuredReply:
+	case wire.OptStructuredReply:
 		return false, h.structuredReply(data)
-	case optExtendedHeaders:
+	case wire.OptExtendedHeaders:
 		return false, h.extendedHeaders(data)
-	case optListMetaContext, optSetMetaContext:
+	case wire.OptListMetaContext, wire.OptSetMetaContext:
 		return false, h.metaContext(option, data)
 	default:
-		return false, rejectOption(repErrUnsup, "unknown option %d", option)
+		return false, rejectOption(wire.RepErrUnsup, "unknown option %d", option)
 	}
 }
 
@@ -186,7 +186,7 @@ func (h *handshake) needsTLS() bool {
 
 // reply appends an option reply.
 func (h *handshake) reply(option, kind uint32, data []byte) {
-	h.out = appendStruct(h.out, protocol.NegotiationReplyHeader{ReplyMagic: protocol.NEGOTIATION_MAGIC_REPLY,
+	h.out = wire.AppendStruct(h.out, protocol.NegotiationReplyHeader{ReplyMagic: protocol.NEGOTIATION_MAGIC_REPLY,
 		ID: option, Type: kind, Length: uint32(len(data))})
 	h.out = append(h.out, data...)
 }
@@ -209,15 +209,15 @@ func rejected(err error) error {
 func (h *handshake) list(data []byte) error {
 	const option = protocol.NEGOTIATION_ID_OPTION_LIST
 	if len(data) != 0 {
-		return rejectOption(repErrInvalid, "LIST has no data")
+		return rejectOption(wire.RepErrInvalid, "LIST has no data")
 	}
 	exports, err := h.c.srv.cfg.Backend.Exports(h.ctx)
 	if err != nil {
 		return rejected(err)
 	}
 	for _, e := range exports {
-		h.reply(option, protocol.NEGOTIATION_TYPE_REPLY_SERVER, appendString(nil, e.Name))
-		if len(h.out) >= maxOptionBytes {
+		h.reply(option, protocol.NEGOTIATION_TYPE_REPLY_SERVER, wire.AppendString(nil, e.Name))
+		if len(h.out) >= wire.MaxOptionBytes {
 			if err := h.flush(); err != nil {
 				return err
 			}
@@ -232,16 +232,16 @@ func (h *handshake) startTLS(data []byte) error {
 	_, secure := h.c.nc.(*tls.Conn)
 	switch {
 	case len(data) != 0:
-		return rejectOption(repErrInvalid, "STARTTLS has no data")
+		return rejectOption(wire.RepErrInvalid, "STARTTLS has no data")
 	case secure:
-		return rejectOption(repErrInvalid, "TLS is in use already")
+		return rejectOption(wire.RepErrInvalid, "TLS is in use already")
 	case h.c.srv.cfg.TLS == nil:
-		return rejectOption(repErrPolicy, "this server has no certificate")
-	case h.c.in.buffered() > 0:
+		return rejectOption(wire.RepErrPolicy, "this server has no certificate")
+	case h.c.in.Buffered() > 0:
 		// Sent before the answer: somebody may have put words into the client's mouth.
 		return h.c.violation("bytes behind STARTTLS")
 	}
-	h.ack(optStartTLS)
+	h.ack(wire.OptStartTLS)
 	if err := h.flush(); err != nil {
 		return err
 	}
@@ -249,38 +249,38 @@ func (h *handshake) startTLS(data []byte) error {
 	if err := t.HandshakeContext(h.ctx); err != nil {
 		return fmt.Errorf("TLS handshake: %w", err)
 	}
-	h.c.nc, h.c.in.src = t, t
-	h.c.features, h.selected = features{}, ""
+	h.c.nc, h.c.in.Src = t, t
+	h.c.features, h.selected = wire.Features{}, ""
 	return nil
 }
 
 func (h *handshake) structuredReply(data []byte) error {
 	switch {
 	case len(data) != 0:
-		return rejectOption(repErrInvalid, "STRUCTURED_REPLY has no data")
-	case h.c.features.extended:
-		return rejectOption(repErrExtHdrReqd, "extended headers are in use already")
+		return rejectOption(wire.RepErrInvalid, "STRUCTURED_REPLY has no data")
+	case h.c.features.Extended:
+		return rejectOption(wire.RepErrExtHdrReqd, "extended headers are in use already")
 	}
-	h.c.features.structured = true
-	h.ack(optStructuredReply)
+	h.c.features.Structured = true
+	h.ack(wire.OptStructuredReply)
 	return nil
 }
 
 func (h *handshake) extendedHeaders(data []byte) error {
 	switch {
 	case len(data) != 0:
-		return rejectOption(repErrInvalid, "EXTENDED_HEADERS has no data")
-	case h.c.features.extended:
-		return rejectOption(repErrInvalid, "extended headers are in use already")
+		return rejectOption(wire.RepErrInvalid, "EXTENDED_HEADERS has no data")
+	case h.c.features.Extended:
+		return rejectOption(wire.RepErrInvalid, "extended headers are in use already")
 	}
-	h.c.features.extended = true
-	h.ack(optExtendedHeaders)
+	h.c.features.Extended = true
+	h.ack(wire.OptExtendedHeaders)
 	return nil
 }
 
 // exportName answers EXPORT_NAME, which has no error reply: the connection ends instead.
 func (h *handshake) exportName(name string) error {
-	if h.c.features.extended {
+	if h.c.features.Extended {
 		return h.c.violation("EXPORT_NAME with extended headers")
 	}
 	if err := checkName(name); err != nil {
@@ -292,7 +292,7 @@ func (h *handshake) exportName(name string) error {
 	h.out = binary.BigEndian.AppendUint64(h.out, h.c.info.SizeBytes)
 	h.out = binary.BigEndian.AppendUint16(h.out, h.c.info.transmissionFlags(h.c.features))
 	if !h.c.noZeroes {
-		h.out = append(h.out, make([]byte, exportNamePadding)...)
+		h.out = append(h.out, make([]byte, wire.ExportNamePadding)...)
 	}
 	return nil
 }
@@ -309,16 +309,16 @@ func (h *handshake) open(name string) error {
 		return err
 	}
 	c.export = export
-	c.info = export.Info().withDefaults(c.srv.cfg.MaxPayloadBytes)
-	setDefault(&c.info.Name, name)
+	c.negotiated() // before the client hears of it, whose next connection may come at once
+	c.info = export.Info().WithDefaults(c.srv.cfg.MaxPayloadBytes)
+	c.info.Name = cmp.Or(c.info.Name, name)
 	c.sizeBytes.Store(c.info.SizeBytes)
 	c.sparse, _ = export.(SparseReader)
 	if c.resizer, _ = export.(Resizer); c.resizer == nil {
 		c.info.Resizable = false
 	}
-	c.series = c.srv.metrics.acquire(c.info.Name)
 	if h.selected != name {
-		c.features.contexts = nil // they were selected for another export
+		c.features.Contexts = nil // they were selected for another export
 	}
 	return nil
 }
@@ -336,9 +336,9 @@ func (h *handshake) info(data []byte) error {
 	}
 	f := h.c.features
 	if h.selected != name {
-		f.contexts = nil
+		f.Contexts = nil
 	}
-	info = info.withDefaults(h.c.srv.cfg.MaxPayloadBytes)
+	info = info.WithDefaults(h.c.srv.cfg.MaxPayloadBytes)
 	h.describe(option, info, info.transmissionFlags(f), wanted)
 	h.ack(option)
 	return nil
@@ -362,30 +362,30 @@ func (h *handshake) goTransmit(data []byte) error {
 // describe appends the INFO replies: size and block sizes always, names if wanted.
 func (h *handshake) describe(option uint32, info ExportInfo, flags uint16, wanted []uint16) {
 	const kind = protocol.NEGOTIATION_TYPE_REPLY_INFO
-	h.reply(option, kind, appendStruct(nil, protocol.NegotiationReplyInfo{
+	h.reply(option, kind, wire.AppendStruct(nil, protocol.NegotiationReplyInfo{
 		Type: protocol.NEGOTIATION_TYPE_INFO_EXPORT, Size: info.SizeBytes, TransmissionFlags: flags}))
-	h.reply(option, kind, appendStruct(nil, protocol.NegotiationReplyBlockSize{
+	h.reply(option, kind, wire.AppendStruct(nil, protocol.NegotiationReplyBlockSize{
 		Type: protocol.NEGOTIATION_TYPE_INFO_BLOCKSIZE, MinimumBlockSize: info.MinBlockBytes,
 		PreferredBlockSize: info.PreferredBlockBytes, MaximumBlockSize: info.MaxPayloadBytes}))
 	if slices.Contains(wanted, protocol.NEGOTIATION_TYPE_INFO_NAME) {
-		b := appendStruct(nil, protocol.NegotiationReplyNameHeader{Type: protocol.NEGOTIATION_TYPE_INFO_NAME})
-		h.reply(option, kind, append(b, truncate(info.Name, maxStringBytes)...))
+		b := wire.AppendStruct(nil, protocol.NegotiationReplyNameHeader{Type: protocol.NEGOTIATION_TYPE_INFO_NAME})
+		h.reply(option, kind, append(b, truncate(info.Name, wire.MaxStringBytes)...))
 	}
 	if slices.Contains(wanted, protocol.NEGOTIATION_TYPE_INFO_DESCRIPTION) && info.Description != "" {
-		b := appendStruct(nil, protocol.NegotiationReplyDescriptionHeader{
+		b := wire.AppendStruct(nil, protocol.NegotiationReplyDescriptionHeader{
 			Type: protocol.NEGOTIATION_TYPE_INFO_DESCRIPTION})
-		h.reply(option, kind, append(b, truncate(info.Description, maxStringBytes)...))
+		h.reply(option, kind, append(b, truncate(info.Description, wire.MaxStringBytes)...))
 	}
 }
 
 // metaContext answers LIST_META_CONTEXT and SET_META_CONTEXT.
 func (h *handshake) metaContext(option uint32, data []byte) error {
-	set := option == optSetMetaContext
+	set := option == wire.OptSetMetaContext
 	if set {
-		h.c.features.contexts, h.selected = nil, "" // also when the option fails
+		h.c.features.Contexts, h.selected = nil, "" // also when the option fails
 	}
-	if !h.c.features.chunked() {
-		return rejectOption(repErrInvalid, "metadata contexts need structured replies or extended headers")
+	if !h.c.features.Chunked() {
+		return rejectOption(wire.RepErrInvalid, "metadata contexts need structured replies or extended headers")
 	}
 	name, queries, err := parseMetaRequest(data)
 	if err != nil {
@@ -398,7 +398,7 @@ func (h *handshake) metaContext(option uint32, data []byte) error {
 	found := matchContexts(info.Contexts, queries, set)
 	if set {
 		if len(found) > maxContexts {
-			return rejectOption(repErrTooBig, "more than %d metadata contexts", maxContexts)
+			return rejectOption(wire.RepErrTooBig, "more than %d metadata contexts", maxContexts)
 		}
 		h.selected = name
 	}
@@ -406,9 +406,9 @@ func (h *handshake) metaContext(option uint32, data []byte) error {
 		id := uint32(0)
 		if set {
 			id = uint32(i + 1)
-			h.c.features.contexts = append(h.c.features.contexts, metaContext{id: id, name: context})
+			h.c.features.Contexts = append(h.c.features.Contexts, wire.MetaContext{Id: id, Name: context})
 		}
-		h.reply(option, repMetaContext, append(binary.BigEndian.AppendUint32(nil, id), context...))
+		h.reply(option, wire.RepMetaContext, append(binary.BigEndian.AppendUint32(nil, id), context...))
 	}
 	h.ack(option)
 	return nil
@@ -432,7 +432,7 @@ func matchContexts(offered, queries []string, set bool) []string {
 	return found
 }
 
-var errShortOption = rejectOption(repErrInvalid, "the option's data are shorter than they say")
+var errShortOption = rejectOption(wire.RepErrInvalid, "the option's data are shorter than they say")
 
 // optionReader takes an option's data apart.
 type optionReader struct{ b []byte }
@@ -480,7 +480,7 @@ func parseInfoRequest(data []byte) (name string, wanted []uint16, err error) {
 		return "", nil, err
 	}
 	if len(o.b) != 2*int(n) {
-		return "", nil, rejectOption(repErrInvalid, "%d information requests in %d bytes", n, len(o.b))
+		return "", nil, rejectOption(wire.RepErrInvalid, "%d information requests in %d bytes", n, len(o.b))
 	}
 	for range n {
 		w, _ := o.uint16()
@@ -508,28 +508,23 @@ func parseMetaRequest(data []byte) (name string, queries []string, err error) {
 			return "", nil, err
 		}
 		if !strings.Contains(q, ":") {
-			return "", nil, rejectOption(repErrInvalid, "a query without namespace")
+			return "", nil, rejectOption(wire.RepErrInvalid, "a query without namespace")
 		}
 		queries = append(queries, q)
 	}
 	if len(o.b) != 0 {
-		return "", nil, rejectOption(repErrInvalid, "%d bytes too many", len(o.b))
+		return "", nil, rejectOption(wire.RepErrInvalid, "%d bytes too many", len(o.b))
 	}
 	return name, queries, nil
 }
 
 // checkName holds a string against what the protocol allows.
 func checkName(s string) error {
-	if len(s) > maxStringBytes {
-		return rejectOption(repErrTooBig, "a string of %d bytes", len(s))
+	if len(s) > wire.MaxStringBytes {
+		return rejectOption(wire.RepErrTooBig, "a string of %d bytes", len(s))
 	}
 	if bytes.IndexByte([]byte(s), 0) >= 0 {
-		return rejectOption(repErrInvalid, "a string with NUL")
+		return rejectOption(wire.RepErrInvalid, "a string with NUL")
 	}
 	return nil
-}
-
-func appendString(b []byte, s string) []byte {
-	b = binary.BigEndian.AppendUint32(b, uint32(len(s)))
-	return append(b, s...)
 }

@@ -15,6 +15,7 @@ import (
 	gonbd "github.com/pojntfx/go-nbd/pkg/client"
 
 	"github.com/storaged/storaged/nbd"
+	"github.com/storaged/storaged/nbd/nbdclient"
 	"github.com/storaged/storaged/nbd/nbdtest"
 )
 
@@ -173,7 +174,7 @@ func TestStalledPayloadsDoNotBlockOthers(t *testing.T) {
 			t.Fatal(err)
 		}
 		synctest.Wait()
-		c := f.client(nbd.ClientConfig{})
+		c := f.client(nbdclient.Config{})
 		if err := c.WriteAt(bg, make([]byte, 4096), 0); err != nil {
 			t.Error(err)
 		}
@@ -217,7 +218,7 @@ func TestManyConnections(t *testing.T) {
 	conns = nil
 	deadline := time.Now().Add(10 * time.Second)
 	for {
-		c, err := nbd.Dial(bg, cfg)
+		c, err := nbdclient.Dial(bg, cfg)
 		if err == nil {
 			_ = c.Close()
 			return
@@ -292,7 +293,7 @@ func TestBytesBehindStartTLS(t *testing.T) {
 func TestBadExport(t *testing.T) {
 	f := newFixture(t, nil)
 	f.volume.Before(func(c nbdtest.Call) error { return errors.New("no kind") })
-	c := f.client(nbd.ClientConfig{Contexts: []string{nbd.ContextAllocation}})
+	c := f.client(nbdclient.Config{Contexts: []string{nbd.ContextAllocation}})
 	if _, err := c.Status(bg, 0, 4096, nbd.ContextAllocation); err == nil {
 		t.Error("no error")
 	}

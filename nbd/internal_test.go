@@ -12,10 +12,11 @@ import (
 	"testing/iotest"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/nbd/internal/wire"
 )
 
 func TestErrnoOfEveryKind(t *testing.T) {
-	allowed := []uint32{errnoPerm, errnoIO, errnoInvalid, errnoNoSpace, errnoShutdown}
+	allowed := []uint32{wire.ErrnoPerm, wire.ErrnoIO, wire.ErrnoInvalid, wire.ErrnoNoSpace, wire.ErrnoShutdown}
 	for _, kind := range storage.Kinds() {
 		errno, ok := errnoOfKind[kind]
 		if !ok || !slices.Contains(allowed, errno) {
@@ -25,17 +26,17 @@ func TestErrnoOfEveryKind(t *testing.T) {
 			t.Errorf("Errno(%v) = %d, want %d", kind, got, errno)
 		}
 		rep, ok := optionErrorOfKind[kind]
-		if !ok || rep&repErrBit == 0 || rep == repErrUnsup {
+		if !ok || rep&wire.RepErrBit == 0 || rep == wire.RepErrUnsup {
 			t.Errorf("%v has option reply %#x, in the table: %v", kind, rep, ok)
 		}
-		if _, ok := kindOfOptionError[rep]; !ok {
+		if _, ok := wire.KindOfOptionError[rep]; !ok {
 			t.Errorf("the client does not know option reply %#x", rep)
 		}
-		if _, ok := kindOfErrno[errno]; !ok {
+		if _, ok := wire.KindOfErrno[errno]; !ok {
 			t.Errorf("the client does not know error value %d", errno)
 		}
 	}
-	for err, want := range map[error]uint32{nil: 0, errors.New("plain"): errnoIO, context.Canceled: errnoShutdown} {
+	for err, want := range map[error]uint32{nil: 0, errors.New("plain"): wire.ErrnoIO, context.Canceled: wire.ErrnoShutdown} {
 		if got := Errno(err); got != want {
 			t.Errorf("Errno(%v) = %d, want %d", err, got, want)
 		}
@@ -112,28 +113,28 @@ func TestFastZeroes(t *testing.T) {
 		want           bool
 	}{
 		{0, 4096, 0, true}, {0, 4095, 0, false}, {1, 8190, 0, false}, {1, 8191, 0, true}, {4096, 8192, 0, true},
-		{0, 4096, cmdFlagNoHole, false},
+		{0, 4096, wire.CmdFlagNoHole, false},
 	} {
-		h := requestHeader{offset: tc.offset, length: tc.length, flags: tc.flags}
+		h := wire.RequestHeader{Offset: tc.offset, Length: tc.length, Flags: tc.flags}
 		if got := b.fastZeroes(h); got != tc.want {
 			t.Errorf("%+v: %v, want %v", tc, got, tc.want)
 		}
 	}
 	b.fastZero = false
-	if b.fastZeroes(requestHeader{length: 4096}) {
+	if b.fastZeroes(wire.RequestHeader{Length: 4096}) {
 		t.Error("an export that is not fast")
 	}
 }
 
 func TestMinBlock(t *testing.T) {
 	b := bounds{sizeBytes: 1 << 20, minBlockBytes: 512, maxPayloadBytes: 1 << 20}
-	for _, h := range []requestHeader{{cmd: cmdRead, offset: 1, length: 512}, {cmd: cmdWrite, offset: 512, length: 511},
-		{cmd: cmdTrim, offset: 100, length: 412}} {
-		if r := b.check(h); r == nil || r.errno != errnoInvalid {
+	for _, h := range []wire.RequestHeader{{Cmd: wire.CmdRead, Offset: 1, Length: 512}, {Cmd: wire.CmdWrite, Offset: 512, Length: 511},
+		{Cmd: wire.CmdTrim, Offset: 100, Length: 412}} {
+		if r := b.check(h); r == nil || r.errno != wire.ErrnoInvalid {
 			t.Errorf("%+v: %v, want invalid", h, r)
 		}
 	}
-	if r := b.check(requestHeader{cmd: cmdWrite, offset: 512, length: 1024}); r != nil {
+	if r := b.check(wire.RequestHeader{Cmd: wire.CmdWrite, Offset: 512, Length: 1024}); r != nil {
 		t.Error(r)
 	}
 }
@@ -160,7 +161,7 @@ func TestInbound(t *testing.T) {
 	sources := map[string]io.Reader{"whole": bytes.NewReader(stream), "bytes": iotest.OneByteReader(bytes.NewReader(stream)),
 		"halves": iotest.HalfReader(bytes.NewReader(stream)), "with end": iotest.DataErrReader(bytes.NewReader(stream))}
 	for name, src := range sources {
-		in, rest := newInbound(src), stream
+		in, rest := wire.NewInbound(src), stream
 		for len(rest) > 200000 {
 			n := 1 + random.IntN(28)
 			var err error
@@ -168,38 +169,38 @@ func TestInbound(t *testing.T) {
 			switch random.IntN(4) {
 			case 0:
 				n = random.IntN(150000)
-				err = in.discard(uint64(n))
+				err = in.Discard(uint64(n))
 				got = rest[:n]
 			case 1:
 				n = random.IntN(150000)
 				got = make([]byte, n)
-				err = in.full(got)
+				err = in.Full(got)
 			default:
-				got, err = in.next(n)
+				got, err = in.Next(n)
 			}
 			if err != nil || !bytes.Equal(got, rest[:n]) {
 				t.Fatalf("%s: %d bytes differ, or %v", name, n, err)
 			}
 			rest = rest[n:]
 			if random.IntN(50) == 0 {
-				in.grow()
+				in.Grow()
 			}
-			if in.stalledSince() != 0 {
+			if in.StalledSince() != 0 {
 				t.Fatalf("%s: a transfer is said to be in progress", name)
 			}
 		}
-		if err := in.discard(uint64(len(rest)) - 1); err != nil {
+		if err := in.Discard(uint64(len(rest)) - 1); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := in.next(2); err != io.ErrUnexpectedEOF {
+		if _, err := in.Next(2); err != io.ErrUnexpectedEOF {
 			t.Errorf("%s: an end in the middle: %v", name, err)
 		}
-		if err := in.full(make([]byte, 2)); err != io.ErrUnexpectedEOF {
+		if err := in.Full(make([]byte, 2)); err != io.ErrUnexpectedEOF {
 			t.Errorf("%s: an end in the middle of a payload: %v", name, err)
 		}
 	}
-	in := newInbound(bytes.NewReader(nil))
-	if _, err := in.next(1); err != io.EOF {
+	in := wire.NewInbound(bytes.NewReader(nil))
+	if _, err := in.Next(1); err != io.EOF {
 		t.Errorf("an end at the beginning: %v", err)
 	}
 }

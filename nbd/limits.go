@@ -1,6 +1,10 @@
 package nbd
 
-import "math"
+import (
+	"math"
+
+	"github.com/storaged/storaged/nbd/internal/wire"
+)
 
 // bounds is what a request of one connection is checked against.
 type bounds struct {
@@ -11,7 +15,7 @@ type bounds struct {
 	fastZero        bool
 	preferredBytes  uint32
 	resizable       bool
-	features        features
+	features        wire.Features
 }
 
 // refusal is a request that is answered with an error without asking the export.
@@ -30,111 +34,111 @@ func refuse(errno uint32, text string) *refusal { return &refusal{errno: errno, 
 const discardLimitBytes = 2 * DefaultMaxPayloadBytes
 
 // payloadBytes is how many bytes follow the header.
-func payloadBytes(h requestHeader, extended bool) uint64 {
+func payloadBytes(h wire.RequestHeader, extended bool) uint64 {
 	switch {
-	case extended && h.flags&cmdFlagPayloadLen != 0, !extended && h.cmd == cmdWrite:
-		return h.length
+	case extended && h.Flags&wire.CmdFlagPayloadLen != 0, !extended && h.Cmd == wire.CmdWrite:
+		return h.Length
 	default:
 		return 0
 	}
 }
 
 // commandFlags are the flags that a command knows, beside FUA, which every command accepts.
-var commandFlags = [cmdEnd]uint16{
-	cmdRead:        cmdFlagDF,
-	cmdWriteZeroes: cmdFlagNoHole | cmdFlagFastZero,
-	cmdBlockStatus: cmdFlagReqOne,
+var commandFlags = [wire.CmdEnd]uint16{
+	wire.CmdRead:        wire.CmdFlagDF,
+	wire.CmdWriteZeroes: wire.CmdFlagNoHole | wire.CmdFlagFastZero,
+	wire.CmdBlockStatus: wire.CmdFlagReqOne,
 }
 
 // check returns why h must not be executed, or nil. BLOCK_STATUS with a payload is checked again when the payload,
 // which holds its length, has been read.
-func (b *bounds) check(h requestHeader) *refusal {
-	if h.cmd >= cmdEnd {
-		return refuse(errnoInvalid, "unknown command")
+func (b *bounds) check(h wire.RequestHeader) *refusal {
+	if h.Cmd >= wire.CmdEnd {
+		return refuse(wire.ErrnoInvalid, "unknown command")
 	}
 	if r := b.checkFlags(h); r != nil {
 		return r
 	}
-	switch h.cmd {
-	case cmdFlush:
-		if h.offset != 0 || h.length != 0 {
-			return refuse(errnoInvalid, "a flush has no offset and no length")
+	switch h.Cmd {
+	case wire.CmdFlush:
+		if h.Offset != 0 || h.Length != 0 {
+			return refuse(wire.ErrnoInvalid, "a flush has no offset and no length")
 		}
 		return nil
-	case cmdResize:
+	case wire.CmdResize:
 		return b.checkResize(h)
-	case cmdRead, cmdWrite:
-		if h.length > uint64(b.maxPayloadBytes) {
+	case wire.CmdRead, wire.CmdWrite:
+		if h.Length > uint64(b.maxPayloadBytes) {
 			return b.tooLong(h)
 		}
-	case cmdBlockStatus:
-		if len(b.features.contexts) == 0 {
-			return refuse(errnoInvalid, "no metadata context was negotiated")
+	case wire.CmdBlockStatus:
+		if len(b.features.Contexts) == 0 {
+			return refuse(wire.ErrnoInvalid, "no metadata context was negotiated")
 		}
-		if h.flags&cmdFlagPayloadLen != 0 {
+		if h.Flags&wire.CmdFlagPayloadLen != 0 {
 			return nil
 		}
-		if h.length == 0 {
-			return refuse(errnoInvalid, "the length is zero")
+		if h.Length == 0 {
+			return refuse(wire.ErrnoInvalid, "the length is zero")
 		}
 	}
-	if b.readOnly && mutates(h.cmd) {
-		return refuse(errnoPerm, "the export is read-only")
+	if b.readOnly && mutates(h.Cmd) {
+		return refuse(wire.ErrnoPerm, "the export is read-only")
 	}
-	return b.checkRange(h.cmd, h.offset, h.length)
+	return b.checkRange(h.Cmd, h.Offset, h.Length)
 }
 
-func (b *bounds) checkFlags(h requestHeader) *refusal {
-	known := commandFlags[h.cmd] | cmdFlagFUA
-	if !b.features.chunked() {
-		known &^= cmdFlagDF
+func (b *bounds) checkFlags(h wire.RequestHeader) *refusal {
+	known := commandFlags[h.Cmd] | wire.CmdFlagFUA
+	if !b.features.Chunked() {
+		known &^= wire.CmdFlagDF
 	}
-	if b.features.extended {
-		switch h.cmd {
-		case cmdWrite:
-			known |= cmdFlagPayloadLen
-			if h.flags&cmdFlagPayloadLen == 0 {
-				return refuse(errnoInvalid, "a write needs its payload")
+	if b.features.Extended {
+		switch h.Cmd {
+		case wire.CmdWrite:
+			known |= wire.CmdFlagPayloadLen
+			if h.Flags&wire.CmdFlagPayloadLen == 0 {
+				return refuse(wire.ErrnoInvalid, "a write needs its payload")
 			}
-		case cmdBlockStatus:
-			known |= cmdFlagPayloadLen
+		case wire.CmdBlockStatus:
+			known |= wire.CmdFlagPayloadLen
 		}
 	}
-	if h.flags&^known != 0 {
-		return refuse(errnoInvalid, "unknown command flag")
+	if h.Flags&^known != 0 {
+		return refuse(wire.ErrnoInvalid, "unknown command flag")
 	}
 	return nil
 }
 
-func (b *bounds) checkResize(h requestHeader) *refusal {
+func (b *bounds) checkResize(h wire.RequestHeader) *refusal {
 	switch {
 	case !b.resizable:
-		return refuse(errnoInvalid, "the export does not resize on a client's request")
+		return refuse(wire.ErrnoInvalid, "the export does not resize on a client's request")
 	case b.readOnly:
-		return refuse(errnoPerm, "the export is read-only")
-	case h.offset > math.MaxInt64 || h.length != 0:
-		return refuse(errnoInvalid, "bad size")
+		return refuse(wire.ErrnoPerm, "the export is read-only")
+	case h.Offset > math.MaxInt64 || h.Length != 0:
+		return refuse(wire.ErrnoInvalid, "bad size")
 	}
 	return nil
 }
 
-func (b *bounds) tooLong(h requestHeader) *refusal {
-	if h.cmd == cmdRead && b.features.chunked() {
-		return refuse(errnoOverflow, "the read is longer than the maximum payload")
+func (b *bounds) tooLong(h wire.RequestHeader) *refusal {
+	if h.Cmd == wire.CmdRead && b.features.Chunked() {
+		return refuse(wire.ErrnoOverflow, "the read is longer than the maximum payload")
 	}
-	return refuse(errnoInvalid, "the request is longer than the maximum payload")
+	return refuse(wire.ErrnoInvalid, "the request is longer than the maximum payload")
 }
 
 // checkRange holds [offset, offset+length) against the size and the alignment.
 func (b *bounds) checkRange(cmd uint16, offset, length uint64) *refusal {
 	if b.behindEnd(offset, length) {
-		if cmd == cmdWrite || cmd == cmdWriteZeroes {
-			return refuse(errnoNoSpace, "the request reaches behind the end of the export")
+		if cmd == wire.CmdWrite || cmd == wire.CmdWriteZeroes {
+			return refuse(wire.ErrnoNoSpace, "the request reaches behind the end of the export")
 		}
-		return refuse(errnoInvalid, "the request reaches behind the end of the export")
+		return refuse(wire.ErrnoInvalid, "the request reaches behind the end of the export")
 	}
 	if m := uint64(b.minBlockBytes); m > 1 && (offset%m != 0 || length%m != 0) {
-		return refuse(errnoInvalid, "the request is not aligned to the minimum block size")
+		return refuse(wire.ErrnoInvalid, "the request is not aligned to the minimum block size")
 	}
 	return nil
 }
@@ -145,19 +149,19 @@ func (b *bounds) behindEnd(offset, length uint64) bool {
 
 // fastZeroes reports whether zeroing the range is faster than writing it: it clears at least one whole block and
 // need not allocate.
-func (b *bounds) fastZeroes(h requestHeader) bool {
-	if !b.fastZero || h.flags&cmdFlagNoHole != 0 {
+func (b *bounds) fastZeroes(h wire.RequestHeader) bool {
+	if !b.fastZero || h.Flags&wire.CmdFlagNoHole != 0 {
 		return false
 	}
 	p := uint64(b.preferredBytes)
-	first := (h.offset + p - 1) / p * p
-	return first+p <= h.offset+h.length
+	first := (h.Offset + p - 1) / p * p
+	return first+p <= h.Offset+h.Length
 }
 
 // mutates reports whether a command changes the export.
 func mutates(cmd uint16) bool {
 	switch cmd {
-	case cmdWrite, cmdTrim, cmdWriteZeroes, cmdResize:
+	case wire.CmdWrite, wire.CmdTrim, wire.CmdWriteZeroes, wire.CmdResize:
 		return true
 	default:
 		return false

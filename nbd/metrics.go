@@ -1,20 +1,20 @@
 package nbd
 
 import (
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/storaged/storaged/nbd/internal/wire"
 )
 
 // commandNames are the values of the label "operation".
-var commandNames = [cmdEnd]string{cmdRead: "read", cmdWrite: "write", cmdDisc: "disconnect", cmdFlush: "flush",
-	cmdTrim: "trim", cmdCache: "cache", cmdWriteZeroes: "write_zeroes", cmdBlockStatus: "block_status",
-	cmdResize: "resize"}
+var commandNames = [wire.CmdEnd]string{wire.CmdRead: "read", wire.CmdWrite: "write", wire.CmdDisc: "disconnect", wire.CmdFlush: "flush",
+	wire.CmdTrim: "trim", wire.CmdCache: "cache", wire.CmdWriteZeroes: "write_zeroes", wire.CmdBlockStatus: "block_status",
+	wire.CmdResize: "resize"}
 
 func commandName(cmd uint16) string {
-	if cmd < cmdEnd {
+	if cmd < wire.CmdEnd {
 		return commandNames[cmd]
 	}
 	return "unknown"
@@ -28,37 +28,23 @@ type metrics struct {
 	bytesNow    prometheus.Gauge
 	batch       prometheus.Histogram
 
-	requestsNow *prometheus.GaugeVec
+	requestsNow prometheus.Gauge
 	requests    *prometheus.CounterVec
 	bytes       *prometheus.CounterVec
 	errors      *prometheus.CounterVec
 	latency     *prometheus.HistogramVec
 
-	mu      sync.Mutex
-	exports map[string]*exportMetrics // guarded by mu; those with a connection, and the maxIdleExports last ones
-	idle    []string                  // guarded by mu; exports without a connection, oldest first
+	ops [wire.CmdEnd]opMetrics
 }
 
-// maxIdleExports bounds the exports whose series are kept although nobody is connected, so that volumes that come
-// and go do not add series for ever.
-const maxIdleExports = 256
-
-// exportMetrics are the series of one export, looked up once.
-type exportMetrics struct {
-	name        string
-	users       int // guarded by metrics.mu
-	requestsNow prometheus.Gauge
-	all         *metrics
-	ops         [cmdEnd]atomic.Pointer[opMetrics] // made at first use: few clients use all commands
-}
-
+// opMetrics are the series of one command. There are none by export: the volumes behind have theirs.
 type opMetrics struct {
 	requests, bytes, errors prometheus.Counter
 	latency                 prometheus.Observer
 }
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
-	labels := []string{"export", "operation"}
+	labels := []string{"operation"}
 	m := &metrics{
 		connections: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "storage_nbd_connections_total",
 			Help: "NBD connections by how they ended: disconnect (the client said so), closed, refused, error, " +
@@ -73,9 +59,8 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 				"and does not move: clients do not take their replies, or volumes are stuck, and large requests wait."}),
 		batch: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "storage_nbd_reply_batch_requests",
 			Help: "NBD replies sent with one system call.", Buckets: []float64{1, 2, 4, 8, 16, 32, 64, 128}}),
-		requestsNow: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "storage_nbd_inflight_requests",
-			Help: "NBD requests read and not answered, by export. Worry when it is high and does not move."},
-			labels[:1]),
+		requestsNow: prometheus.NewGauge(prometheus.GaugeOpts{Name: "storage_nbd_inflight_requests",
+			Help: "NBD requests read and not answered. Worry when it is high and does not move."}),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "storage_nbd_requests_total",
 			Help: "NBD requests answered, with or without error."}, labels),
 		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "storage_nbd_bytes_total",
@@ -87,7 +72,14 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 				"time-out (30 s by default).",
 			Buckets: []float64{.00005, .0001, .0002, .0004, .0008, .0016, .0032, .0064, .0128, .05, .2, 1, 5, 20}},
 			labels),
-		exports: make(map[string]*exportMetrics),
+	}
+	for cmd := range wire.CmdEnd {
+		name := commandName(cmd)
+		if cmd == wire.CmdDisc { // it has no reply; its place counts commands that nobody knows
+			name = "unknown"
+		}
+		m.ops[cmd] = opMetrics{requests: m.requests.WithLabelValues(name), bytes: m.bytes.WithLabelValues(name),
+			errors: m.errors.WithLabelValues(name), latency: m.latency.WithLabelValues(name)}
 	}
 	if reg == nil {
 		return m, nil
@@ -101,78 +93,18 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	return m, nil
 }
 
-// acquire returns the series of an export for one connection.
-func (m *metrics) acquire(name string) *exportMetrics {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	e := m.exports[name]
-	if e == nil {
-		e = &exportMetrics{name: name, requestsNow: m.requestsNow.WithLabelValues(name), all: m}
-		m.exports[name] = e
-	}
-	if e.users == 0 {
-		m.removeIdleLocked(name)
-	}
-	e.users++
-	return e
-}
-
-// release gives the series back; they stay visible until maxIdleExports others were released.
-func (m *metrics) release(e *exportMetrics) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if e.users--; e.users > 0 {
-		return
-	}
-	m.idle = append(m.idle, e.name)
-	if len(m.idle) <= maxIdleExports {
-		return
-	}
-	oldest := m.idle[0]
-	m.removeIdleLocked(oldest)
-	delete(m.exports, oldest)
-	labels := prometheus.Labels{"export": oldest}
-	m.requestsNow.DeletePartialMatch(labels)
-	m.requests.DeletePartialMatch(labels)
-	m.bytes.DeletePartialMatch(labels)
-	m.errors.DeletePartialMatch(labels)
-	m.latency.DeletePartialMatch(labels)
-}
-
-func (m *metrics) removeIdleLocked(name string) {
-	for i, idle := range m.idle {
-		if idle == name {
-			m.idle = append(m.idle[:i], m.idle[i+1:]...)
-			return
-		}
-	}
-}
-
-// op returns the series of a command. DISC has no reply; its place counts commands that nobody knows.
-func (e *exportMetrics) op(cmd uint16) *opMetrics {
-	name := commandName(cmd)
-	if cmd >= cmdEnd {
-		cmd = cmdDisc
-	}
-	if op := e.ops[cmd].Load(); op != nil {
-		return op
-	}
-	m := e.all
-	op := &opMetrics{requests: m.requests.WithLabelValues(e.name, name), bytes: m.bytes.WithLabelValues(e.name, name),
-		errors: m.errors.WithLabelValues(e.name, name), latency: m.latency.WithLabelValues(e.name, name)}
-	e.ops[cmd].Store(op)
-	return op
-}
-
 // observe counts one answered request.
-func (e *exportMetrics) observe(cmd uint16, length uint64, took time.Duration, failed bool) {
-	op := e.op(cmd)
+func (m *metrics) observe(cmd uint16, length uint64, took time.Duration, failed bool) {
+	if cmd >= wire.CmdEnd {
+		cmd = wire.CmdDisc
+	}
+	op := &m.ops[cmd]
 	op.requests.Inc()
 	op.latency.Observe(took.Seconds())
 	switch {
 	case failed:
 		op.errors.Inc()
-	case cmd != cmdResize:
+	case cmd != wire.CmdResize:
 		op.bytes.Add(float64(length))
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/nbd/internal/wire"
 )
 
 const (
@@ -16,8 +17,6 @@ const (
 	maxStatusExtents = 1 << 16
 	// minHoleBytes is the smallest hole that is worth a chunk of its own.
 	minHoleBytes = 4 << 10
-	// maxCompactExtentBytes is the longest extent that a compact descriptor carries, a multiple of every block size.
-	maxCompactExtentBytes = math.MaxUint32 &^ (64<<10 - 1)
 )
 
 // serve executes a request and queues its reply.
@@ -26,7 +25,7 @@ func (c *conn) serve(r *request) {
 	if err != nil {
 		c.replyError(r, err)
 	}
-	c.series.observe(r.cmd, r.length, time.Since(r.start), err != nil)
+	c.srv.metrics.observe(r.Cmd, r.Length, time.Since(r.start), err != nil)
 	c.queueReply(r)
 }
 
@@ -35,28 +34,28 @@ func (c *conn) execute(r *request) error {
 	if r.refused != nil {
 		return r.refused
 	}
-	off, n := int64(r.offset), int64(r.length)
-	if n == 0 && r.cmd != cmdFlush && r.cmd != cmdResize {
+	off, n := int64(r.Offset), int64(r.Length)
+	if n == 0 && r.Cmd != wire.CmdFlush && r.Cmd != wire.CmdResize {
 		c.replyDone(r)
 		return nil
 	}
 	var err error
-	switch r.cmd {
-	case cmdRead:
+	switch r.Cmd {
+	case wire.CmdRead:
 		return c.read(r)
-	case cmdBlockStatus:
+	case wire.CmdBlockStatus:
 		return c.blockStatus(r)
-	case cmdWrite:
+	case wire.CmdWrite:
 		err = c.export.WriteAt(c.ctx, r.buf.b, off)
-	case cmdFlush:
+	case wire.CmdFlush:
 		err = c.flush(r)
-	case cmdTrim:
+	case wire.CmdTrim:
 		err = c.export.Trim(c.ctx, off, n)
-	case cmdCache:
+	case wire.CmdCache:
 		err = c.export.Cache(c.ctx, off, n)
-	case cmdWriteZeroes:
+	case wire.CmdWriteZeroes:
 		err = c.writeZeroes(r)
-	case cmdResize:
+	case wire.CmdResize:
 		err = c.resize(r)
 	}
 	if err == nil {
@@ -78,17 +77,17 @@ func (c *conn) flush(r *request) error {
 }
 
 func (c *conn) writeZeroes(r *request) error {
-	if r.flags&cmdFlagFastZero != 0 {
-		if b := c.bounds(); !b.fastZeroes(r.requestHeader) {
-			return refuse(errnoNotSup, "zeroing this range is not faster than writing it")
+	if r.Flags&wire.CmdFlagFastZero != 0 {
+		if b := c.bounds(); !b.fastZeroes(r.RequestHeader) {
+			return refuse(wire.ErrnoNotSup, "zeroing this range is not faster than writing it")
 		}
 	}
-	return c.export.WriteZeroes(c.ctx, int64(r.offset), int64(r.length), r.flags&cmdFlagNoHole != 0)
+	return c.export.WriteZeroes(c.ctx, int64(r.Offset), int64(r.Length), r.Flags&wire.CmdFlagNoHole != 0)
 }
 
 // resize asks for a size of r.offset bytes.
 func (c *conn) resize(r *request) error {
-	if err := c.resizer.Resize(c.ctx, r.offset); err != nil {
+	if err := c.resizer.Resize(c.ctx, r.Offset); err != nil {
 		return err
 	}
 	c.sizeBytes.Store(c.export.Info().SizeBytes)
@@ -97,8 +96,8 @@ func (c *conn) resize(r *request) error {
 
 // read fills the buffer and builds one chunk, or several if there are holes and the client lets us.
 func (c *conn) read(r *request) error {
-	if c.sparse != nil && c.features.chunked() && r.flags&cmdFlagDF == 0 {
-		holes, err := c.sparse.ReadSparse(c.ctx, r.buf.b, int64(r.offset))
+	if c.sparse != nil && c.features.Chunked() && r.Flags&wire.CmdFlagDF == 0 {
+		holes, err := c.sparse.ReadSparse(c.ctx, r.buf.b, int64(r.Offset))
 		if err != nil {
 			return err
 		}
@@ -110,15 +109,15 @@ func (c *conn) read(r *request) error {
 			c.replySparse(r, holes)
 			return nil
 		}
-	} else if err := c.export.ReadAt(c.ctx, r.buf.b, int64(r.offset)); err != nil {
+	} else if err := c.export.ReadAt(c.ctx, r.buf.b, int64(r.Offset)); err != nil {
 		return err
 	}
 	head := r.head[:0]
-	if c.features.chunked() {
-		head = appendChunk(head, r.requestHeader, c.features.extended, chunkFlagDone, chunkOffsetData, 8+len(r.buf.b))
-		head = binary.BigEndian.AppendUint64(head, r.offset)
+	if c.features.Chunked() {
+		head = wire.AppendChunk(head, r.RequestHeader, c.features.Extended, wire.ChunkFlagDone, wire.ChunkOffsetData, 8+len(r.buf.b))
+		head = binary.BigEndian.AppendUint64(head, r.Offset)
 	} else {
-		head = appendSimpleReply(head, r.cookie, 0)
+		head = wire.AppendSimpleReply(head, r.Cookie, 0)
 	}
 	r.parts = append(r.two[:0], head, r.buf.b)
 	return nil
@@ -151,12 +150,12 @@ func clearSmallHoles(holes []Hole, p []byte) []Hole {
 // replySparse builds alternating chunks of data and holes; the last one is marked done.
 func (c *conn) replySparse(r *request, holes []Hole) {
 	p, end := r.buf.b, 0
-	heads := make([]byte, 0, (2*len(holes)+1)*(extendedReplyBytes+12))
+	heads := make([]byte, 0, (2*len(holes)+1)*(wire.ExtendedReplyBytes+12))
 	parts := r.two[:0]
 	data := func(from, to int, flags uint16) {
 		start := len(heads)
-		heads = appendChunk(heads, r.requestHeader, c.features.extended, flags, chunkOffsetData, 8+to-from)
-		heads = binary.BigEndian.AppendUint64(heads, r.offset+uint64(from))
+		heads = wire.AppendChunk(heads, r.RequestHeader, c.features.Extended, flags, wire.ChunkOffsetData, 8+to-from)
+		heads = binary.BigEndian.AppendUint64(heads, r.Offset+uint64(from))
 		parts = append(parts, heads[start:], p[from:to])
 	}
 	for i, h := range holes {
@@ -166,16 +165,16 @@ func (c *conn) replySparse(r *request, holes []Hole) {
 		end = h.End
 		flags := uint16(0)
 		if i == len(holes)-1 && end == len(p) {
-			flags = chunkFlagDone
+			flags = wire.ChunkFlagDone
 		}
 		start := len(heads)
-		heads = appendChunk(heads, r.requestHeader, c.features.extended, flags, chunkOffsetHole, 12)
-		heads = binary.BigEndian.AppendUint64(heads, r.offset+uint64(h.Start))
+		heads = wire.AppendChunk(heads, r.RequestHeader, c.features.Extended, flags, wire.ChunkOffsetHole, 12)
+		heads = binary.BigEndian.AppendUint64(heads, r.Offset+uint64(h.Start))
 		heads = binary.BigEndian.AppendUint32(heads, uint32(h.End-h.Start))
 		parts = append(parts, heads[start:])
 	}
 	if end < len(p) {
-		data(end, len(p), chunkFlagDone)
+		data(end, len(p), wire.ChunkFlagDone)
 	}
 	r.parts = parts
 }
@@ -183,33 +182,33 @@ func (c *conn) replySparse(r *request, holes []Hole) {
 // blockStatus builds one chunk for each context.
 func (c *conn) blockStatus(r *request) error {
 	var parts [][]byte
-	for _, mc := range c.features.contexts {
-		if r.ids != nil && !containsID(r.ids, mc.id) {
+	for _, mc := range c.features.Contexts {
+		if r.ids != nil && !containsID(r.ids, mc.Id) {
 			continue
 		}
-		extents, err := c.export.Status(c.ctx, int64(r.offset), int64(r.length), mc.name)
+		extents, err := c.export.Status(c.ctx, int64(r.Offset), int64(r.Length), mc.Name)
 		if err != nil {
 			return err
 		}
-		limit := extentLimits{lengthBytes: r.length, restBytes: max(c.sizeBytes.Load(), r.offset+r.length) - r.offset,
-			one: r.flags&cmdFlagReqOne != 0, compact: !c.features.extended}
+		limit := extentLimits{lengthBytes: r.Length, restBytes: max(c.sizeBytes.Load(), r.Offset+r.Length) - r.Offset,
+			one: r.Flags&wire.CmdFlagReqOne != 0, compact: !c.features.Extended}
 		extents, err = limit.apply(extents)
 		if err != nil {
 			return err
 		}
-		parts = append(parts, c.statusChunk(r, mc.id, extents))
+		parts = append(parts, c.statusChunk(r, mc.Id, extents))
 	}
 	last := parts[len(parts)-1]
-	binary.BigEndian.PutUint16(last[4:], chunkFlagDone)
+	binary.BigEndian.PutUint16(last[4:], wire.ChunkFlagDone)
 	r.parts = parts
 	return nil
 }
 
 // statusChunk is a whole chunk without the flag done.
 func (c *conn) statusChunk(r *request, id uint32, extents []Extent) []byte {
-	if c.features.extended {
+	if c.features.Extended {
 		n := 8 + 16*len(extents)
-		b := appendChunk(make([]byte, 0, extendedReplyBytes+n), r.requestHeader, true, 0, chunkBlockStatusExt, n)
+		b := wire.AppendChunk(make([]byte, 0, wire.ExtendedReplyBytes+n), r.RequestHeader, true, 0, wire.ChunkBlockStatusExt, n)
 		b = binary.BigEndian.AppendUint32(b, id)
 		b = binary.BigEndian.AppendUint32(b, uint32(len(extents)))
 		for _, e := range extents {
@@ -219,7 +218,7 @@ func (c *conn) statusChunk(r *request, id uint32, extents []Extent) []byte {
 		return b
 	}
 	n := 4 + 8*len(extents)
-	b := appendChunk(make([]byte, 0, structuredReplyBytes+n), r.requestHeader, false, 0, chunkBlockStatus, n)
+	b := wire.AppendChunk(make([]byte, 0, wire.StructuredReplyBytes+n), r.RequestHeader, false, 0, wire.ChunkBlockStatus, n)
 	b = binary.BigEndian.AppendUint32(b, id)
 	for _, e := range extents {
 		b = binary.BigEndian.AppendUint32(b, uint32(e.LengthBytes))
@@ -266,7 +265,7 @@ func (l extentLimits) apply(in []Extent) ([]Extent, error) {
 	if l.compact {
 		for i := range out {
 			if out[i].LengthBytes > math.MaxUint32 {
-				out[i].LengthBytes = maxCompactExtentBytes
+				out[i].LengthBytes = wire.MaxCompactExtentBytes
 				return out[:i+1], nil // the client asks again behind it
 			}
 		}
@@ -277,10 +276,10 @@ func (l extentLimits) apply(in []Extent) ([]Extent, error) {
 // replyDone builds a success without payload.
 func (c *conn) replyDone(r *request) {
 	head := r.head[:0]
-	if c.features.extended || c.features.structured && (r.cmd == cmdRead || r.cmd == cmdBlockStatus) {
-		head = appendChunk(head, r.requestHeader, c.features.extended, chunkFlagDone, chunkNone, 0)
+	if c.features.Extended || c.features.Structured && (r.Cmd == wire.CmdRead || r.Cmd == wire.CmdBlockStatus) {
+		head = wire.AppendChunk(head, r.RequestHeader, c.features.Extended, wire.ChunkFlagDone, wire.ChunkNone, 0)
 	} else {
-		head = appendSimpleReply(head, r.cookie, 0)
+		head = wire.AppendSimpleReply(head, r.Cookie, 0)
 	}
 	r.parts = append(r.two[:0], head)
 }
@@ -292,13 +291,13 @@ func (c *conn) replyError(r *request, err error) {
 	if errors.As(err, &ref) {
 		errno = ref.errno
 	}
-	if !c.features.chunked() {
-		r.parts = append(r.two[:0], appendSimpleReply(r.head[:0], r.cookie, errno))
+	if !c.features.Chunked() {
+		r.parts = append(r.two[:0], wire.AppendSimpleReply(r.head[:0], r.Cookie, errno))
 		return
 	}
-	text := truncate(err.Error(), maxMessageBytes)
-	b := make([]byte, 0, extendedReplyBytes+6+len(text))
-	b = appendChunk(b, r.requestHeader, c.features.extended, chunkFlagDone, chunkError, 6+len(text))
+	text := truncate(err.Error(), wire.MaxMessageBytes)
+	b := make([]byte, 0, wire.ExtendedReplyBytes+6+len(text))
+	b = wire.AppendChunk(b, r.RequestHeader, c.features.Extended, wire.ChunkFlagDone, wire.ChunkError, 6+len(text))
 	b = binary.BigEndian.AppendUint32(b, errno)
 	b = binary.BigEndian.AppendUint16(b, uint16(len(text)))
 	r.parts = append(r.two[:0], append(b, text...))
@@ -359,7 +358,7 @@ func (c *conn) writeReplies() {
 // finishRequest gives back what a request held. answered: its reply was written.
 func (c *conn) finishRequest(r *request, answered bool) {
 	if answered {
-		c.series.requestsNow.Dec()
+		c.srv.metrics.requestsNow.Dec()
 	}
 	c.giveBack(r)
 	c.running.Done()
@@ -375,9 +374,9 @@ func (c *conn) writeBatch(batch []*request) error {
 	out := c.outArray[:0]
 	for _, r := range batch {
 		for _, part := range r.parts {
-			for len(part) > stallBytes { // so that each piece is watched for itself
-				out = append(out, part[:stallBytes])
-				part = part[stallBytes:]
+			for len(part) > wire.StallBytes { // so that each piece is watched for itself
+				out = append(out, part[:wire.StallBytes])
+				part = part[wire.StallBytes:]
 			}
 			out = append(out, part)
 		}
@@ -393,12 +392,12 @@ func (c *conn) writeParts(parts [][]byte) error {
 	defer c.writeSince.Store(0)
 	for len(parts) > 0 {
 		n, size := 0, 0
-		for n < len(parts) && (n == 0 || size+len(parts[n]) <= stallBytes) {
+		for n < len(parts) && (n == 0 || size+len(parts[n]) <= wire.StallBytes) {
 			size += len(parts[n])
 			n++
 		}
-		c.writeSince.Store(c.in.now())
-		if err := c.out.write(c.nc, parts[:n]); err != nil {
+		c.writeSince.Store(c.in.Now())
+		if err := c.out.Write(c.nc, parts[:n]); err != nil {
 			return err
 		}
 		parts = parts[n:]

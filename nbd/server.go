@@ -10,7 +10,9 @@ import (
 	"time"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/clock"
 	"github.com/storaged/storaged/internal/doors"
+	"github.com/storaged/storaged/nbd/internal/wire"
 )
 
 // Server serves the exports of one Backend. Its methods may be called concurrently.
@@ -37,7 +39,7 @@ func NewServer(cfg Config) (*Server, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	cfg = cfg.withDefaults()
+	cfg.setDefaults()
 	m, err := newMetrics(cfg.Metrics)
 	if err != nil {
 		return nil, storage.E("register", storage.KindInvalid, "NBD metrics", err)
@@ -83,12 +85,7 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 			s.cfg.Logger.Warn("accept NBD connection", "address", ln.Addr(), "error", err)
 		}
 		delay = min(max(2*delay, 5*time.Millisecond), time.Second)
-		wait := time.NewTimer(delay)
-		select {
-		case <-wait.C:
-		case <-ctx.Done():
-			wait.Stop()
-		}
+		_ = clock.Sleep(ctx, delay) // the next turn sees the end
 	}
 }
 
@@ -99,6 +96,9 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
 	if c == nil {
 		_ = nc.Close()
 		s.metrics.connections.WithLabelValues("refused").Inc()
+		if s.cfg.Refused != nil {
+			s.cfg.Refused(nc.RemoteAddr())
+		}
 		return storage.E("serve", storage.KindUnavailable, "NBD connection", errors.New("too many connections"))
 	}
 	s.metrics.open.Inc()
@@ -172,12 +172,12 @@ func (s *Server) report(c *conn, err error) error {
 	return err
 }
 
-func (s *Server) newRequest(h requestHeader) *request {
+func (s *Server) newRequest(h wire.RequestHeader) *request {
 	r, ok := s.unused.Get().(*request)
 	if !ok {
 		r = new(request)
 	}
-	r.requestHeader = h
+	r.RequestHeader = h
 	return r
 }
 

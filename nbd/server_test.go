@@ -18,6 +18,7 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/nbd"
+	"github.com/storaged/storaged/nbd/nbdclient"
 	"github.com/storaged/storaged/nbd/nbdtest"
 )
 
@@ -26,7 +27,7 @@ var bg = context.Background()
 // TestAgainstModel does random operations over every transport and reply layout and compares with an array.
 func TestAgainstModel(t *testing.T) {
 	serverTLS, clientTLS := certificate(t)
-	layouts := map[string]nbd.ClientConfig{"simple": {SimpleReplies: true}, "structured": {CompactHeaders: true},
+	layouts := map[string]nbdclient.Config{"simple": {SimpleReplies: true}, "structured": {CompactHeaders: true},
 		"extended": {}}
 	for _, transport := range []string{"tcp", "unix", "tls"} {
 		for layout, want := range layouts {
@@ -49,7 +50,7 @@ func TestAgainstModel(t *testing.T) {
 
 // model changes ranges of one client's export and of an array alike. Operations that are in flight together touch
 // different quarters of the export.
-func model(t *testing.T, c *nbd.Client, random *rand.Rand) {
+func model(t *testing.T, c *nbdclient.Client, random *rand.Rand) {
 	const quarter = testSize / 4
 	want := make([]byte, testSize)
 	for range 60 {
@@ -101,7 +102,7 @@ func TestClientInfoAndList(t *testing.T) {
 	f := newFixture(t, nil)
 	f.backend.Add("second", 4096)
 	cfg := f.listen("tcp")
-	names, err := nbd.List(bg, cfg)
+	names, err := nbdclient.List(bg, cfg)
 	if err != nil || !slices.Equal(names, []string{"v", "second"}) {
 		t.Errorf("List = %q, %v", names, err)
 	}
@@ -113,7 +114,7 @@ func TestClientInfoAndList(t *testing.T) {
 		t.Errorf("Info = %+v", i)
 	}
 	cfg.Export = "absent"
-	if _, err := nbd.Dial(bg, cfg); !errors.Is(err, storage.ErrNotFound) {
+	if _, err := nbdclient.Dial(bg, cfg); !errors.Is(err, storage.ErrNotFound) {
 		t.Errorf("dialling an absent export: %v, want not found", err)
 	}
 }
@@ -125,7 +126,7 @@ func TestStatus(t *testing.T) {
 			f.volume.Store(pattern(8192, 1), 0)
 			f.volume.MarkClean()
 			f.volume.Store(pattern(4096, 2), 16384)
-			c := f.client(nbd.ClientConfig{CompactHeaders: compact,
+			c := f.client(nbdclient.Config{CompactHeaders: compact,
 				Contexts: []string{nbd.ContextAllocation, nbd.ContextDirty}})
 			const hole = nbd.FlagHole | nbd.FlagZero
 			for _, tc := range []struct {
@@ -181,7 +182,7 @@ func TestRequestsRunConcurrently(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t, nil)
 		h := newHold(f.volume, "write", "read")
-		c := f.client(nbd.ClientConfig{})
+		c := f.client(nbdclient.Config{})
 		var wg sync.WaitGroup
 		for i := range 20 {
 			wg.Go(func() {
@@ -209,7 +210,7 @@ func TestFlushIsABarrier(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t, nil)
 		h := newHold(f.volume, "write", "trim", "zero", "read")
-		c := f.client(nbd.ClientConfig{})
+		c := f.client(nbdclient.Config{})
 		var wg sync.WaitGroup
 		wg.Go(func() { _ = c.ReadAt(bg, make([]byte, 512), 0) })
 		synctest.Wait()
@@ -245,19 +246,19 @@ func TestUnanswered(t *testing.T) {
 	for _, tc := range []struct {
 		name string
 		want int64
-		end  func(f *fixture, nc net.Conn, c *nbd.Client)
+		end  func(f *fixture, nc net.Conn, c *nbdclient.Client)
 	}{
-		{"vanish", 1, func(_ *fixture, nc net.Conn, _ *nbd.Client) { _ = nc.Close() }},
-		{"disconnect by the backend", 1, func(f *fixture, _ net.Conn, _ *nbd.Client) { f.volume.Disconnect() }},
-		{"DISC", 1, func(_ *fixture, _ net.Conn, c *nbd.Client) { _ = c.Close() }}, // after DrainTimeout
-		{"drained in vain", 1, func(f *fixture, _ net.Conn, _ *nbd.Client) { f.stop() }},
+		{"vanish", 1, func(_ *fixture, nc net.Conn, _ *nbdclient.Client) { _ = nc.Close() }},
+		{"disconnect by the backend", 1, func(f *fixture, _ net.Conn, _ *nbdclient.Client) { f.volume.Disconnect() }},
+		{"DISC", 1, func(_ *fixture, _ net.Conn, c *nbdclient.Client) { _ = c.Close() }}, // after DrainTimeout
+		{"drained in vain", 1, func(f *fixture, _ net.Conn, _ *nbdclient.Client) { f.stop() }},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				f := newFixture(t, nil)
 				h := newHold(f.volume, "write")
 				nc := f.pipe()
-				c, err := nbd.NewClient(bg, nc, nbd.ClientConfig{Export: "v"})
+				c, err := nbdclient.New(bg, nc, nbdclient.Config{Export: "v"})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -334,16 +335,16 @@ func TestHangUpWhileFull(t *testing.T) {
 
 // TestAnswered: what was answered is not reported, however the connection ends.
 func TestAnswered(t *testing.T) {
-	for name, end := range map[string]func(f *fixture, nc net.Conn, c *nbd.Client){
-		"vanish": func(_ *fixture, nc net.Conn, _ *nbd.Client) { _ = nc.Close() },
-		"DISC":   func(_ *fixture, _ net.Conn, c *nbd.Client) { _ = c.Close() },
-		"drain":  func(f *fixture, _ net.Conn, _ *nbd.Client) { f.stop() },
+	for name, end := range map[string]func(f *fixture, nc net.Conn, c *nbdclient.Client){
+		"vanish": func(_ *fixture, nc net.Conn, _ *nbdclient.Client) { _ = nc.Close() },
+		"DISC":   func(_ *fixture, _ net.Conn, c *nbdclient.Client) { _ = c.Close() },
+		"drain":  func(f *fixture, _ net.Conn, _ *nbdclient.Client) { f.stop() },
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				f := newFixture(t, nil)
 				nc := f.pipe()
-				c, err := nbd.NewClient(bg, nc, nbd.ClientConfig{Export: "v"})
+				c, err := nbdclient.New(bg, nc, nbdclient.Config{Export: "v"})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -367,7 +368,7 @@ func TestDrain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t, nil)
 		h := newHold(f.volume, "write")
-		c := f.client(nbd.ClientConfig{})
+		c := f.client(nbdclient.Config{})
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			if err := c.WriteAt(bg, make([]byte, 4096), 0); err != nil {
@@ -414,7 +415,7 @@ func TestBytesInFlightAreBounded(t *testing.T) {
 				h := newHold(f.volume, "write", "read")
 				var wg sync.WaitGroup
 				for range tc.clients {
-					c := f.client(nbd.ClientConfig{})
+					c := f.client(nbdclient.Config{})
 					for i := range tc.requests {
 						wg.Go(func() {
 							err := c.WriteAt(bg, make([]byte, tc.bytes), int64(i)<<16)
@@ -469,7 +470,7 @@ func TestMaxConnections(t *testing.T) {
 	f := newFixture(t, func(c *nbd.Config) { c.MaxConnections = 2 })
 	cfg := f.listen("tcp")
 	a, b := f.dial(cfg), f.dial(cfg)
-	if _, err := nbd.Dial(bg, cfg); !errors.Is(err, storage.ErrUnavailable) {
+	if _, err := nbdclient.Dial(bg, cfg); !errors.Is(err, storage.ErrUnavailable) {
 		t.Errorf("the third connection: %v, want unavailable", err)
 	}
 	if err := errors.Join(a.Flush(bg), b.Flush(bg)); err != nil {
@@ -484,7 +485,7 @@ func TestErrorsReachTheClient(t *testing.T) {
 		f.volume.Before(func(c nbdtest.Call) error {
 			return storage.E("write", kind, "volume v", errors.New("the reason"))
 		})
-		c := f.client(nbd.ClientConfig{SimpleReplies: simple})
+		c := f.client(nbdclient.Config{SimpleReplies: simple})
 		for _, tc := range []struct{ server, client storage.Kind }{
 			{storage.KindNoSpace, storage.KindNoSpace}, {storage.KindIO, storage.KindIO},
 			{storage.KindFenced, storage.KindUnavailable}, {storage.KindInvalid, storage.KindInvalid},
@@ -505,7 +506,7 @@ func TestErrorsReachTheClient(t *testing.T) {
 
 func TestGrowth(t *testing.T) {
 	f := newFixture(t, nil)
-	c := f.client(nbd.ClientConfig{})
+	c := f.client(nbdclient.Config{})
 	p := pattern(4096, 9)
 	if err := c.WriteAt(bg, p, testSize); !errors.Is(err, storage.ErrNoSpace) {
 		t.Errorf("writing behind the end: %v, want no space", err)
@@ -521,7 +522,7 @@ func TestGrowth(t *testing.T) {
 		t.Errorf("writing after a resize: %v", err)
 	}
 	f.volume.SetInfo(func(i *nbd.ExportInfo) { i.Resizable = false })
-	if err := f.client(nbd.ClientConfig{}).Resize(bg, 1); !errors.Is(err, storage.ErrUnsupported) {
+	if err := f.client(nbdclient.Config{}).Resize(bg, 1); !errors.Is(err, storage.ErrUnsupported) {
 		t.Errorf("resizing what does not resize: %v", err)
 	}
 }
@@ -529,7 +530,7 @@ func TestGrowth(t *testing.T) {
 func TestReadOnly(t *testing.T) {
 	f := newFixture(t, nil)
 	f.volume.SetInfo(func(i *nbd.ExportInfo) { i.ReadOnly = true })
-	c := f.client(nbd.ClientConfig{})
+	c := f.client(nbdclient.Config{})
 	if err := c.WriteAt(bg, make([]byte, 5000), 0); !errors.Is(err, storage.ErrPermission) {
 		t.Errorf("write: %v, want permission denied", err)
 	}
@@ -544,7 +545,7 @@ func TestReadOnly(t *testing.T) {
 func TestFastZero(t *testing.T) {
 	f := newFixture(t, nil)
 	f.volume.Store(pattern(testSize, 1), 0)
-	c := f.client(nbd.ClientConfig{})
+	c := f.client(nbdclient.Config{})
 	if err := c.FastZero(bg, 1, 8191); err != nil {
 		t.Errorf("a range with a whole block: %v", err)
 	}
@@ -562,10 +563,10 @@ func TestTLSIsRequired(t *testing.T) {
 	serverTLS, clientTLS := certificate(t)
 	f := newFixture(t, func(c *nbd.Config) { c.TLS, c.RequireTLS = serverTLS, true })
 	cfg := f.listen("tcp")
-	if _, err := nbd.Dial(bg, cfg); !errors.Is(err, storage.ErrPermission) {
+	if _, err := nbdclient.Dial(bg, cfg); !errors.Is(err, storage.ErrPermission) {
 		t.Errorf("without TLS: %v, want permission denied", err)
 	}
-	if _, err := nbd.List(bg, cfg); !errors.Is(err, storage.ErrPermission) {
+	if _, err := nbdclient.List(bg, cfg); !errors.Is(err, storage.ErrPermission) {
 		t.Errorf("LIST without TLS: %v, want permission denied", err)
 	}
 	cfg.TLS = clientTLS
@@ -573,27 +574,27 @@ func TestTLSIsRequired(t *testing.T) {
 	if err := c.WriteAt(bg, pattern(100000, 1), 3); err != nil {
 		t.Error(err)
 	}
-	if names, err := nbd.List(bg, cfg); err != nil || len(names) != 1 {
+	if names, err := nbdclient.List(bg, cfg); err != nil || len(names) != 1 {
 		t.Errorf("LIST with TLS: %q, %v", names, err)
 	}
 	if c := f.dial(f.listen("unix")); c.Flush(bg) != nil {
 		t.Error("a unix socket needs no TLS")
 	}
 	cfg.TLS = &tls.Config{ServerName: "localhost"}
-	if _, err := nbd.Dial(bg, cfg); err == nil {
+	if _, err := nbdclient.Dial(bg, cfg); err == nil {
 		t.Error("a client without the authority trusts the server")
 	}
 	f2 := newFixture(t, nil)
 	cfg = f2.listen("tcp")
 	cfg.TLS = clientTLS
-	if _, err := nbd.Dial(bg, cfg); !errors.Is(err, storage.ErrPermission) {
+	if _, err := nbdclient.Dial(bg, cfg); !errors.Is(err, storage.ErrPermission) {
 		t.Errorf("a server without certificate: %v", err)
 	}
 }
 
 func TestPeer(t *testing.T) {
 	f := newFixture(t, nil)
-	c1, c2 := f.client(nbd.ClientConfig{}), f.client(nbd.ClientConfig{})
+	c1, c2 := f.client(nbdclient.Config{}), f.client(nbdclient.Config{})
 	var ids sync.Map
 	f.volume.Before(func(c nbdtest.Call) error { ids.Store(c.Peer.ID, c.Peer); return nil })
 	if err := errors.Join(c1.Flush(bg), c2.Flush(bg)); err != nil {
@@ -665,7 +666,7 @@ func TestOpenTooLate(t *testing.T) {
 				t.Error("a connection that never was ended well")
 			}
 		})
-		if _, err := nbd.NewClient(bg, ours, nbd.ClientConfig{Export: "v"}); err == nil {
+		if _, err := nbdclient.New(bg, ours, nbdclient.Config{Export: "v"}); err == nil {
 			t.Error("connected")
 		}
 		wg.Wait()
@@ -681,7 +682,7 @@ func TestIdleWorkersLeave(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t, nil)
 		h := newHold(f.volume, "read")
-		c := f.client(nbd.ClientConfig{})
+		c := f.client(nbdclient.Config{})
 		before := runtime.NumGoroutine()
 		var wg sync.WaitGroup
 		for range 40 {
@@ -710,7 +711,7 @@ func TestCanceledCall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t, nil)
 		newHold(f.volume, "write")
-		c := f.client(nbd.ClientConfig{MaxRequests: 1})
+		c := f.client(nbdclient.Config{MaxRequests: 1})
 		ctx, cancel := context.WithTimeout(bg, time.Second)
 		defer cancel()
 		if err := c.WriteAt(ctx, make([]byte, 10), 0); !errors.Is(err, storage.ErrCanceled) {
@@ -750,26 +751,4 @@ func TestServeOutlivesAcceptErrors(t *testing.T) {
 			t.Errorf("Serve = %v, want an i/o error", err)
 		}
 	})
-}
-
-func TestParseURI(t *testing.T) {
-	for uri, want := range map[string]nbd.ClientConfig{
-		"nbd://host/vol":                  {Network: "tcp", Address: "host:10809", Export: "vol"},
-		"nbd://[::1]:7/a%20b":             {Network: "tcp", Address: "[::1]:7", Export: "a b"},
-		"nbd://host":                      {Network: "tcp", Address: "host:10809"},
-		"nbd+unix:///vol?socket=/run/x":   {Network: "unix", Address: "/run/x", Export: "vol"},
-		"nbds://host/vol":                 {Network: "tcp", Address: "host:10809", Export: "vol", TLS: &tls.Config{}},
-		"nbds+unix:///vol?socket=%2Frun/": {Network: "unix", Address: "/run/", Export: "vol", TLS: &tls.Config{}},
-	} {
-		got, err := nbd.ParseURI(uri)
-		if err != nil || got.Network != want.Network || got.Address != want.Address || got.Export != want.Export ||
-			(got.TLS != nil) != (want.TLS != nil) {
-			t.Errorf("%s: %+v, %v", uri, got, err)
-		}
-	}
-	for _, uri := range []string{"", "http://x/", "nbd:///vol", "nbd+unix:///vol", "nbd://%zz"} {
-		if _, err := nbd.ParseURI(uri); !errors.Is(err, storage.ErrInvalid) {
-			t.Errorf("%q: %v, want invalid", uri, err)
-		}
-	}
 }

@@ -6,7 +6,7 @@ import (
 	"testing"
 	"testing/synctest"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/op"
 	"github.com/storaged/storaged/replication/peer"
 )
@@ -27,7 +27,7 @@ func TestClientsProposeWhatGatewaysPropose(t *testing.T) {
 		}
 		defer client.Close()
 		ask := func(o op.Op, payload []byte) error {
-			resp, err := client.Call(t.Context(), leader, peer.Data, &peer.Request{Method: peer.MethodPropose, Group: 1,
+			resp, err := client.Call(t.Context(), leader, peer.Data, &peer.Request{Method: op.MethodPropose, Group: 1,
 				Payload: [][]byte{o.AppendHeader(nil), payload}})
 			if err != nil {
 				return err

@@ -11,7 +11,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 )
 
 // flip inverts the first byte of a pattern in the log of a node that does not run.
@@ -57,7 +57,7 @@ func TestDamagedReplicaStaysOutAndComesBackAsANewMember(t *testing.T) {
 		for id := storage.NodeID(1); id <= 3; id++ {
 			h.nodes[id].start()
 		}
-		if err := h.nodes[1].host.Bootstrap(1, storeID(1), 1); err != nil {
+		if err := h.nodes[1].host.Bootstrap(context.Background(), 1, storeID(1), 1); err != nil {
 			t.Fatal(err)
 		}
 		c := h.open(1, 7, 1)
@@ -89,7 +89,7 @@ func TestDamagedReplicaStaysOutAndComesBackAsANewMember(t *testing.T) {
 		h.nodes[1].start()
 		h.change(1, RemoveServer, 3, 3)
 		for range 2 { // again is no error
-			if err := h.nodes[3].host.RemoveReplica(1, storeID(3), 3); err != nil {
+			if err := h.nodes[3].host.RemoveReplica(context.Background(), 1, storeID(3), 3); err != nil {
 				t.Fatal(err)
 			}
 		}

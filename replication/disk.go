@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sync/semaphore"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/extent"
 )
 
@@ -29,6 +29,7 @@ type disk struct {
 	unreadable unreadable
 	stable     pendingSets
 	free       atomic.Int64
+	writable   atomic.Int64 // above the reserve
 	reserve    atomic.Int64
 	reads      *semaphore.Weighted // the disk's part of Config.ReadBytes: one that hangs does not hold the others'
 	inflight   *semaphore.Weighted
@@ -48,6 +49,7 @@ func (d *disk) look(now time.Time) {
 	s := d.store.Space()
 	d.free.Store(s.FreeBytes)
 	d.reserve.Store(s.ReserveBytes)
+	d.writable.Store(s.WritableBytes())
 	if err := d.store.Failed(); err != nil {
 		d.stopReplicas(err)
 	}
@@ -103,7 +105,9 @@ func (d *disk) reserveBytes() int64 { return d.reserve.Load() }
 // fail marks the disk failed for good. The process and its other disks live on.
 func (d *disk) fail(err error) {
 	d.store.Fail(err)
-	d.stopReplicas(err)
+	if d.store.Failed() != nil { // what has no room while everything stops is no failure
+		d.stopReplicas(err)
+	}
 }
 
 // stopReplicas follows the failure of the disk, once.

@@ -1,13 +1,10 @@
 // Package replication runs the groups of one node: replicas of extents, kept equal by hashicorp/raft.
 //
-// It binds four things together. The segment log (replication/segment) is Raft's log store; the extents
-// (replication/extent) are its state machine; the peers (replication/peer) carry its messages; and this package
-// holds the rules that the library leaves open and that make the sum safe:
+// It binds three things together. The segment log (replication/segment) is Raft's log store; the extents
+// (replication/extent) are its state machine; and the runner (replication/runner) runs the library over them, holds
+// acknowledgements until disks hold what they acknowledge, and keeps the promises by which a leader may read its own table.
+// What makes the sum safe is here:
 //
-//   - An acknowledgement is held, not the log (see gate.go): nothing that counts an entry towards its commit leaves
-//     a node, or reaches the library on the leader, before that node's disk holds the entry.
-//   - A promise is kept by the transport (see promise.go): what a follower has told a leader binds its votes for one
-//     HeartbeatTimeout, so that the leader may answer reads from its own table (see lease.go).
 //   - Mutations of a block range are serialised on the leader (see ranges.go), so that partial blocks merge and a
 //     later write is never overtaken by an earlier one.
 //   - Whatever is accepted is bounded in bytes, per group and per store (see admission.go).
@@ -31,9 +28,9 @@
 //
 // Read upwards it has no way back: the state machine waits for no checkpoint, though it makes the pages that only
 // checkpoints make room for. So their number is bounded before the entries are in the log, by those who may be refused: a
-// leader's proposals, and what a follower takes from its leader (Transport.awaitRoom), where nobody has Raft's main loop
+// leader's proposals, and what a follower takes from its leader (runner.Transport.awaitRoom), where nobody has Raft's main loop
 // in hand. A goroutine of the library that meets a disk it cannot go on without is parked until its instance stops
-// (group.park); everyone who stops an instance cancels it first and waits with a limit.
+// (runner.Instance.Park); everyone who stops an instance cancels it first and waits with a limit.
 //
 // It knows nothing of NBD, of volumes' names, or of the catalog. A Host may be used by any number of goroutines.
 package replication

@@ -9,10 +9,12 @@ import (
 
 	"github.com/hashicorp/raft"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/clock"
 	"github.com/storaged/storaged/replication/extent"
 	"github.com/storaged/storaged/replication/op"
 	"github.com/storaged/storaged/replication/peer"
+	"github.com/storaged/storaged/replication/runner"
 	"github.com/storaged/storaged/replication/segment"
 )
 
@@ -27,7 +29,7 @@ func (g *group) elsewhere(ctx context.Context) extent.Elsewhere {
 		g.disk.unreadableBlock(g, u, time.Now())
 		err := g.readCopy(ctx, u, dst)
 		if err != nil {
-			g.logger.Error("a block cannot be read by any replica that answers", "group", g.id, "volume", u.Volume,
+			g.logger.Error("a block cannot be read by any replica that answers", "volume", u.Volume,
 				"extent", u.Extent, "block", u.Block, "error", err)
 		}
 		return err
@@ -47,7 +49,7 @@ func (g *group) readCopy(ctx context.Context, u extent.Unreadable, dst []byte) e
 	defer cancel()
 	for {
 		again, errs := false, []error{u.Err}
-		for _, s := range g.configuration(in).Servers {
+		for _, s := range in.Configuration().Servers {
 			if s.ID == g.self {
 				continue
 			}
@@ -59,14 +61,7 @@ func (g *group) readCopy(ctx context.Context, u extent.Unreadable, dst []byte) e
 			again = again || kind != storage.KindIO && kind != storage.KindCorrupt
 			errs = append(errs, fmt.Errorf("node %s: %w", s.Address, err))
 		}
-		pause := time.NewTimer(g.host.cfg.HeartbeatTimeout / 8)
-		select {
-		case <-ctx.Done():
-			again = false
-		case <-pause.C:
-		}
-		pause.Stop()
-		if !again {
+		if clock.Sleep(ctx, g.host.cfg.HeartbeatTimeout/8) != nil || !again {
 			return storage.E("read copy", storage.KindIO, "group "+g.id.String(), errors.Join(errs...))
 		}
 	}
@@ -75,7 +70,7 @@ func (g *group) readCopy(ctx context.Context, u extent.Unreadable, dst []byte) e
 // readCopyFrom asks one member for a block. The error is of KindIO or KindCorrupt if it cannot read it either, and of another
 // kind if it may have it later.
 func (g *group) readCopyFrom(ctx context.Context, s raft.Server, u extent.Unreadable, dst []byte) error {
-	node, err := ParseNodeAddress(s.Address)
+	node, err := runner.ParseNodeAddress(s.Address)
 	if err != nil {
 		return err
 	}
@@ -83,7 +78,7 @@ func (g *group) readCopyFrom(ctx context.Context, s raft.Server, u extent.Unread
 	defer cancel()
 	req := op.ReadRequest{Volume: u.Volume, Extent: u.Extent, Offset: uint32(u.Block * storage.BlockSize),
 		Length: storage.BlockSize, Epoch: u.Epoch}
-	resp, err := g.host.cfg.Peers.Call(ctx, node, peer.Data, &peer.Request{Method: peer.MethodReadCopy, Group: g.id, Header: req.Append(nil)})
+	resp, err := g.host.cfg.Peers.Call(ctx, node, peer.Data, &peer.Request{Method: methodReadCopy, Group: g.id, Header: req.Append(nil), SumsInAnswer: true})
 	if err != nil {
 		return err
 	}
@@ -106,7 +101,7 @@ func (h *Host) serveReadCopy(in *peer.Inbound) {
 		g, err = h.group(in.Group)
 	}
 	if err == nil && g.disk.silent() {
-		err = storage.E("read copy", storage.KindUnavailable, "group "+in.Group.String(), errSilent)
+		err = storage.E("read copy", storage.KindUnavailable, "group "+in.Group.String(), runner.ErrSilent)
 	}
 	if err == nil {
 		err = acquireWithin(in.Context(), g.disk.reads, storage.BlockSize)
@@ -122,7 +117,7 @@ func (h *Host) serveReadCopy(in *peer.Inbound) {
 		g.disk.unreadableBlock(g, u, time.Now())
 		return u.Err
 	}
-	if err := g.extents.ReadWith(req, buf.b, resp.Sums, resp.Holes, count); err != nil {
+	if err := g.extents.Read(req, buf.b, resp.Sums, resp.Holes, count); err != nil {
 		buf.put()
 		in.ReplyError(err)
 		return
@@ -192,7 +187,7 @@ func (h *Host) loneVoter(d *disk) storage.GroupID {
 			continue
 		}
 		voters, self := 0, false
-		for _, s := range g.configuration(in).Servers {
+		for _, s := range in.Configuration().Servers {
 			if s.Suffrage == raft.Voter {
 				voters++
 				self = self || s.ID == g.self

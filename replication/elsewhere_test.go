@@ -7,7 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/extent"
 	"github.com/storaged/storaged/replication/op"
 )
@@ -48,7 +48,7 @@ func (h *harness) loses(node storage.NodeID, block uint32) {
 	var at extent.Unreadable
 	n.stall.unreadable("store/log/")
 	req := op.ReadRequest{Volume: 7, Offset: block * storage.BlockSize, Length: storage.BlockSize, Epoch: op.HeadEpoch}
-	err := n.host.mustGroup(1).extents.ReadWith(req, make([]byte, storage.BlockSize), make([]uint32, 1), make([]bool, 1),
+	err := n.host.mustGroup(1).extents.Read(req, make([]byte, storage.BlockSize), make([]uint32, 1), make([]bool, 1),
 		func(u extent.Unreadable, _ []byte) error { at = u; return u.Err })
 	n.stall.unreadable("")
 	if err == nil {
@@ -88,7 +88,7 @@ func TestUnreadableBlockIsReadElsewhere(t *testing.T) {
 		h.loses(l, 0)
 		h.loses(a, 1)
 		h.loses(b, 2)
-		term := h.instance(l).raft.CurrentTerm()
+		term := h.instance(l).CurrentTerm()
 		for i := range uint32(4) {
 			if got, err := h.tryRead(l, i); err != nil || got != byte(1+i) {
 				t.Errorf("block %d at the leader: %d, %v", i, got, err)
@@ -107,8 +107,8 @@ func TestUnreadableBlockIsReadElsewhere(t *testing.T) {
 			}
 		}
 		time.Sleep(time.Minute)
-		if h.leaderOf(1) != a || h.instance(a).raft.CurrentTerm() != term+1 {
-			t.Errorf("leadership has moved for it: node %d, term %d", h.leaderOf(1), h.instance(a).raft.CurrentTerm())
+		if h.leaderOf(1) != a || h.instance(a).CurrentTerm() != term+1 {
+			t.Errorf("leadership has moved for it: node %d, term %d", h.leaderOf(1), h.instance(a).CurrentTerm())
 		}
 		for id, n := range h.nodes {
 			if err := n.store.Failed(); err != nil {
@@ -156,7 +156,7 @@ func TestPullFromALeaderWithABadBlock(t *testing.T) {
 			t.Fatal(err)
 		}
 		h.change(1, RemoveServer, b, storage.Incarnation(b))
-		if err := h.nodes[b].host.RemoveReplica(1, storeID(b), storage.Incarnation(b)); err != nil {
+		if err := h.nodes[b].host.RemoveReplica(context.Background(), 1, storeID(b), storage.Incarnation(b)); err != nil {
 			t.Fatal(err)
 		}
 		h.loses(l, 0)

@@ -7,7 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 )
 
 // One entry of a leader's log cannot be read when a follower that lags needs it. What it wrote was applied long ago and
@@ -104,7 +104,7 @@ func TestBootstrapOnADiskThatFails(t *testing.T) {
 		}
 		n.stall.breaks("store/meta/") // the term that a bootstrap stores first
 		done := make(chan error, 1)
-		go func() { done <- n.host.Bootstrap(9, storeID(1), 1) }()
+		go func() { done <- n.host.Bootstrap(context.Background(), 9, storeID(1), 1) }()
 		select {
 		case err := <-done:
 			if err == nil {
@@ -114,7 +114,7 @@ func TestBootstrapOnADiskThatFails(t *testing.T) {
 			t.Fatal("Bootstrap has not returned")
 		}
 		begun := time.Now()
-		if err := n.host.Bootstrap(10, storeID(1), 1); !errors.Is(err, storage.ErrIO) || time.Since(begun) > time.Second {
+		if err := n.host.Bootstrap(context.Background(), 10, storeID(1), 1); !errors.Is(err, storage.ErrIO) || time.Since(begun) > time.Second {
 			t.Errorf("another group, after %v: %v", time.Since(begun), err)
 		}
 		if err := n.host.CreateReplica(context.Background(), 11, storeID(1), 1, 2); !errors.Is(err, storage.ErrIO) {

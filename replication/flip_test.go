@@ -10,7 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/op"
 )
 
@@ -118,7 +118,7 @@ func TestUndecodableEntryStopsItsReplica(t *testing.T) {
 		}
 		h.nodes[other].start()
 		h.change(1, RemoveServer, victim, storage.Incarnation(victim))
-		if err := h.nodes[victim].host.RemoveReplica(1, storeID(victim), storage.Incarnation(victim)); err != nil {
+		if err := h.nodes[victim].host.RemoveReplica(context.Background(), 1, storeID(victim), storage.Incarnation(victim)); err != nil {
 			t.Fatal(err)
 		}
 		if err := h.nodes[victim].host.CreateReplica(context.Background(), 1, storeID(victim), 9, h.awaitLeader(1)); err != nil {
@@ -149,7 +149,7 @@ func TestEntryThatNobodyTakes(t *testing.T) {
 				h, w, leader := three(t)
 				defer h.close()
 				w.write(0, block(1))
-				h.instance(leader).raft.Apply(c.data, 0)
+				go apply(h.instance(leader), c.data)
 				h.eventually("the leader to stop", func() bool { return h.nodes[leader].host.Status()[0].Role == c.role })
 				if s := h.nodes[leader].host.Status()[0]; !strings.Contains(s.Reason, c.reason) {
 					t.Errorf("status %+v", s)

@@ -1,29 +1,23 @@
 package replication
 
 import (
-	"reflect"
+	"context"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/raft"
 
-	"github.com/storaged/storaged"
-	"github.com/storaged/storaged/replication/op"
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/runner"
 )
 
-// TestProposalsEndWithTheirInstance guards I9: without until in group.propose (tried) proposals that wait for the
+// TestProposalsEndWithTheirInstance guards I9: without runner.Do's end of futures (tried: until returns the future as it is) proposals that wait for the
 // library when it shuts down wait for ever, and with them the blocks they hold.
 func TestProposalsEndWithTheirInstance(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHarness(t, 1)
+		h, n, c := alone(t)
 		defer h.close()
-		n := h.nodes[1]
-		n.start()
-		if err := n.host.Bootstrap(1, storeID(1), 1); err != nil {
-			t.Fatal(err)
-		}
-		c := h.open(1, 7, 1)
 		g := n.host.mustGroup(1)
 		for range 20 { // whether the library looks at its queue or at its end first is chance
 			h.awaitLeader(1)
@@ -51,29 +45,8 @@ func TestProposalsEndWithTheirInstance(t *testing.T) {
 	})
 }
 
-// TestFuturesOfTheLibraryTakeAnEnd guards until against a library whose futures have no such field any more.
-func TestFuturesOfTheLibraryTakeAnEnd(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h := newHarness(t, 1)
-		defer h.close()
-		n := h.nodes[1]
-		n.start()
-		if err := n.host.Bootstrap(1, storeID(1), 1); err != nil {
-			t.Fatal(err)
-		}
-		h.awaitLeader(1)
-		in := n.host.mustGroup(1).inst.Load()
-		noop := op.Op{Kind: op.Noop} // what cannot be decoded stops the replica
-		for name, future := range map[string]raft.Future{
-			"apply": in.raft.Apply(noop.AppendHeader(nil), 0), "barrier": in.raft.Barrier(0),
-			"change":   in.raft.AddNonvoter("other", "2", 0, time.Second),
-			"transfer": in.raft.LeadershipTransferToServer("other", "2"),
-		} {
-			v := reflect.ValueOf(until(&in.futures, future)).Elem()
-			if f := v.FieldByName(shutdownField); !f.IsValid() || f.IsNil() {
-				t.Errorf("%s: the future does not end with its instance", name)
-			}
-			_ = future.Error()
-		}
-	})
+// apply proposes an entry, whatever it is, and waits for it.
+func apply(in *instance, data []byte) error {
+	_, err := runner.Do(context.Background(), in.Instance, "propose", func(r *raft.Raft) raft.ApplyFuture { return r.Apply(data, 0) })
+	return err
 }

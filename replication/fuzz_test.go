@@ -1,145 +1,36 @@
 package replication
 
 import (
-	"bytes"
 	"reflect"
 	"testing"
-	"time"
 
-	"github.com/hashicorp/raft"
-
-	"github.com/storaged/storaged"
-	"github.com/storaged/storaged/replication/extent"
+	"github.com/storaged/storaged/replication/extent/table"
 )
 
-// What is decoded here came from a peer. Each fuzz test wants no panic, and that what is taken is encoded again to what
-// is decoded to the same.
-
-func sampleHeader() raft.RPCHeader {
-	return raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte("store/3"), Addr: []byte("3")}
-}
-
-// again fails unless encoding and decoding v gives v.
-func again[T any](t *testing.T, v T, encode func(T) []byte, decode func([]byte) (T, error)) {
-	t.Helper()
-	got, err := decode(encode(v))
-	if err != nil || !reflect.DeepEqual(got, v) {
-		t.Fatalf("%+v becomes %+v, %v", v, got, err)
-	}
-}
-
-func FuzzAppend(f *testing.F) {
-	conf := raft.EncodeConfiguration(voters("a", "b"))
-	h, p := encodeAppend("store/1", &raft.AppendEntriesRequest{RPCHeader: sampleHeader(), Term: 7, PrevLogEntry: 41, PrevLogTerm: 6,
-		LeaderCommitIndex: 40, Entries: []*raft.Log{
-			{Index: 42, Term: 7, Type: raft.LogCommand, Data: []byte("data"), Extensions: []byte("x"), AppendedAt: time.Unix(5, 6)},
-			{Index: 43, Term: 7, Type: raft.LogNoop}, {Index: 44, Term: 7, Type: raft.LogConfiguration, Data: conf}}})
-	f.Add(h, bytes.Join(p, nil))
-	h, _ = encodeAppend("store/1", &raft.AppendEntriesRequest{RPCHeader: sampleHeader(), Term: 7})
-	f.Add(h, []byte(nil))
-	f.Fuzz(func(t *testing.T, header, payload []byte) {
-		to, r, err := decodeAppend(header, payload)
-		if err != nil {
-			return
-		}
-		h, p := encodeAppend(to, r)
-		to2, r2, err := decodeAppend(h, bytes.Join(p, nil))
-		if err != nil || to2 != to || !reflect.DeepEqual(r2, r) {
-			t.Fatalf("%+v becomes %+v, %v", r, r2, err)
-		}
-	})
-}
-
-func FuzzAppendResponse(f *testing.F) {
-	f.Add(encodeAppendResponse(&raft.AppendEntriesResponse{RPCHeader: sampleHeader(), Term: 7, LastLog: 9, Success: true}, 1<<40))
-	f.Fuzz(func(t *testing.T, header []byte) {
-		var r raft.AppendEntriesResponse
-		free, err := decodeAppendResponse(header, &r)
-		if err != nil {
-			return
-		}
-		again(t, r, func(r raft.AppendEntriesResponse) []byte { return encodeAppendResponse(&r, free) },
-			func(b []byte) (r raft.AppendEntriesResponse, err error) {
-				_, err = decodeAppendResponse(b, &r)
-				return r, err
-			})
-	})
-}
-
-func FuzzVotes(f *testing.F) {
-	f.Add(encodeVote("store/1", &raft.RequestVoteRequest{RPCHeader: sampleHeader(), Term: 7, LastLogIndex: 9, LastLogTerm: 6, LeadershipTransfer: true}))
-	f.Add(encodePreVote("store/1", &raft.RequestPreVoteRequest{RPCHeader: sampleHeader(), Term: 7, LastLogIndex: 9, LastLogTerm: 6}))
-	f.Add(encodeVoteResponse(sampleHeader(), 7, true))
-	f.Add(encodeTimeoutNow("store/1", sampleHeader(), 7))
-	f.Fuzz(func(t *testing.T, header []byte) {
-		if to, r, err := decodePreVote(header); err == nil {
-			again(t, r, func(r *raft.RequestPreVoteRequest) []byte { return encodePreVote(to, r) },
-				func(b []byte) (*raft.RequestPreVoteRequest, error) { _, r, err := decodePreVote(b); return r, err })
-		}
-		if to, r, err := decodeVote(header); err == nil {
-			r.ID = nil // never encoded: see anonymous
-			again(t, r, func(r *raft.RequestVoteRequest) []byte { return encodeVote(to, r) },
-				func(b []byte) (*raft.RequestVoteRequest, error) { _, r, err := decodeVote(b); return r, err })
-		}
-		if h, term, granted, err := decodeVoteResponse(header); err == nil {
-			again(t, h, func(h raft.RPCHeader) []byte { return encodeVoteResponse(h, term, granted) },
-				func(b []byte) (raft.RPCHeader, error) { h, _, _, err := decodeVoteResponse(b); return h, err })
-		}
-		if to, h, term, err := decodeTimeoutNow(header); err == nil {
-			again(t, h, func(h raft.RPCHeader) []byte { return encodeTimeoutNow(to, h, term) },
-				func(b []byte) (raft.RPCHeader, error) { _, h, _, err := decodeTimeoutNow(b); return h, err })
-		}
-	})
-}
-
-func FuzzInstall(f *testing.F) {
-	conf := raft.EncodeConfiguration(voters("a", "b", "c"))
-	req := &raft.InstallSnapshotRequest{RPCHeader: sampleHeader(), SnapshotVersion: snapshotVersion, Term: 7, LastLogIndex: 100,
-		LastLogTerm: 6, Configuration: conf, ConfigurationIndex: 90}
-	f.Add(encodeInstall("store/1", req, installPart{manifest: "1-100-1", last: true}))
-	f.Add(encodeInstall("store/1", req, installPart{stream: 77, offset: 4 << 20}))
-	f.Add(encodeInstallResponse(&raft.InstallSnapshotResponse{RPCHeader: sampleHeader(), Term: 7, Success: true}))
-	f.Fuzz(func(t *testing.T, header []byte) {
-		if to, r, part, err := decodeInstall(header); err == nil {
-			again(t, r, func(r *raft.InstallSnapshotRequest) []byte { return encodeInstall(to, r, part) },
-				func(b []byte) (*raft.InstallSnapshotRequest, error) { _, r, _, err := decodeInstall(b); return r, err })
-		}
-		var resp raft.InstallSnapshotResponse
-		if err := decodeInstallResponse(header, &resp); err == nil {
-			again(t, resp, func(r raft.InstallSnapshotResponse) []byte { return encodeInstallResponse(&r) },
-				func(b []byte) (r raft.InstallSnapshotResponse, err error) {
-					err = decodeInstallResponse(b, &r)
-					return r, err
-				})
-		}
-	})
-}
-
-func FuzzHeartbeats(f *testing.F) {
-	hb := heartbeat{group: 4, to: "store/1", req: &raft.AppendEntriesRequest{RPCHeader: sampleHeader(), Term: 7}}
-	f.Add(encodeHeartbeats([]heartbeat{hb, hb}))
-	f.Add(encodeHeartbeatAnswers([]heartbeatAnswer{{}, {present: true, freeBytes: 5,
-		resp: raft.AppendEntriesResponse{RPCHeader: sampleHeader(), Term: 7, LastLog: 9, Success: true}}}))
-	f.Fuzz(func(t *testing.T, header []byte) {
-		if hs, err := decodeHeartbeats(header); err == nil {
-			again(t, hs, encodeHeartbeats, decodeHeartbeats)
-		}
-		if as, err := decodeHeartbeatAnswers(header); err == nil {
-			again(t, as, encodeHeartbeatAnswers, decodeHeartbeatAnswers)
-		}
-	})
-}
-
+// FuzzPullRequests: what is decoded here came from a peer. Nothing panics, and what is taken is encoded again to what is decoded to
+// the same.
 func FuzzPullRequests(f *testing.F) {
-	f.Add(extent.AppendExtents(nil, []extent.ExtentRef{{Volume: 1, Extent: 2, Epoch: 3, Index: 4}}))
-	f.Add([]byte("7"))
+	f.Add(table.AppendRefs(nil, []table.Ref{{Volume: 1, Extent: 2, Epoch: 3, Index: 4}}))
+	f.Add(appendPull(nil, "7-8-9", 5))
+	f.Add(appendPull(nil, "7-8-9", 5, 6))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if ref, err := decodeRef(b); err == nil {
-			again(t, ref, func(r extent.ExtentRef) []byte { return extent.AppendExtents(nil, []extent.ExtentRef{r}) }, decodeRef)
+			if got, err := decodeRef(table.AppendRefs(nil, []table.Ref{ref})); err != nil || got != ref {
+				t.Fatalf("%+v becomes %+v, %v", ref, got, err)
+			}
 		}
-		if n, err := ParseNodeAddress(raft.ServerAddress(b)); err == nil {
-			again(t, n, func(n storage.NodeID) []byte { return []byte(NodeAddress(n)) },
-				func(b []byte) (storage.NodeID, error) { return ParseNodeAddress(raft.ServerAddress(b)) })
+		for args := range 3 {
+			name, numbers, err := decodePull(b, args)
+			if err != nil {
+				continue
+			}
+			if len(name) > maxManifestNameBytes || len(numbers) != args {
+				t.Fatalf("a name of %d bytes and %d numbers of %d", len(name), len(numbers), args)
+			}
+			again, others, err := decodePull(appendPull(nil, name, numbers...), args)
+			if err != nil || again != name || !reflect.DeepEqual(others, numbers) {
+				t.Fatalf("%q %v becomes %q %v, %v", name, numbers, again, others, err)
+			}
 		}
 	})
 }

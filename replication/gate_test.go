@@ -6,7 +6,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/op"
 )
 
@@ -35,13 +35,8 @@ func others(n storage.NodeID) (a, b storage.NodeID) {
 // before the disk has answered.
 func testHeld(t *testing.T, prepare func(h *harness, leader, a, b storage.NodeID) (release func())) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHarness(t, 3)
+		h, c, _ := three(t)
 		defer h.close()
-		for id := storage.NodeID(1); id <= 3; id++ {
-			h.nodes[id].start()
-		}
-		h.bootstrapVoters(1, 1, 2, 3)
-		c := h.open(1, 7, 1)
 		c.write(0, block(1))
 		leader := h.awaitLeader(1)
 		a, b := others(leader)
@@ -85,14 +80,8 @@ func TestLeaderHoldsItsFollowersAcknowledgement(t *testing.T) {
 // commits when StoreLogs returns.
 func TestLoneVoterWaitsForItsDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHarness(t, 1)
+		h, n, c := alone(t)
 		defer h.close()
-		n := h.nodes[1]
-		n.start()
-		if err := n.host.Bootstrap(1, storeID(1), 1); err != nil {
-			t.Fatal(err)
-		}
-		c := h.open(1, 7, 1)
 		c.write(0, block(1))
 		n.stall.begin()
 		done := c.pending(1, 0, block(2))
@@ -113,13 +102,8 @@ func TestLoneVoterWaitsForItsDisk(t *testing.T) {
 // wants every acknowledged block back.
 func TestPowerCutOfAMajorityKeepsWhatWasAcknowledged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHarness(t, 3)
+		h, c, _ := three(t)
 		defer h.close()
-		for id := storage.NodeID(1); id <= 3; id++ {
-			h.nodes[id].start()
-		}
-		h.bootstrapVoters(1, 1, 2, 3)
-		c := h.open(1, 7, 1)
 		acked := map[uint32]byte{}
 		for round := range 6 {
 			leader := h.awaitLeader(1)

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -17,11 +18,12 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 	"github.com/hashicorp/raft"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/simnet"
 	"github.com/storaged/storaged/replication/extent"
 	"github.com/storaged/storaged/replication/op"
 	"github.com/storaged/storaged/replication/peer"
+	"github.com/storaged/storaged/replication/runner"
 	"github.com/storaged/storaged/replication/segment"
 )
 
@@ -74,6 +76,21 @@ func newHarness(t *testing.T, nodes int) *harness {
 	return h
 }
 
+// alone returns a node that leads group 1 by itself, and a client of it.
+func alone(t *testing.T) (h *harness, n *simNode, c *client) {
+	t.Helper()
+	h = newHarness(t, 1)
+	n = h.nodes[1]
+	n.start()
+	if err := n.host.Bootstrap(context.Background(), 1, storeID(1), 1); err != nil {
+		t.Fatal(err)
+	}
+	return h, n, h.open(1, 7, 1)
+}
+
+// span is the heartbeat time-out.
+const span = 500 * time.Millisecond
+
 func nodeName(id storage.NodeID) string { return fmt.Sprintf("n%d", id) }
 func storeID(id storage.NodeID) storage.StoreID {
 	return storage.StoreID{0xaa, 15: byte(id)}
@@ -114,7 +131,7 @@ func (n *simNode) start() {
 	if err != nil {
 		t.Fatal(err)
 	}
-	router := NewRouter(n.peers, 500*time.Millisecond, logger)
+	router := runner.NewRouter(n.peers, span)
 	config := Config{Node: n.id, Stores: []*extent.Store{n.store}, Peers: n.peers, Router: router, Logger: logger}
 	if n.h.configure != nil {
 		n.h.configure(&config)
@@ -166,12 +183,22 @@ type diskStall struct {
 	tables chan struct{} // the same for syncs of the tables
 	reads  chan struct{} // and for reads of the log
 	broken string        // writes and syncs of files under it fail; "": none
+	full   string        // writes of files under it find no room; "": all do
 	unread string        // the same for reads
 	sector int64         // reads of the log that touch this byte of a segment fail; 0: none
 }
 
 // MaybeError implements errorfs.Injector.
 func (d *diskStall) MaybeError(o errorfs.Op) error {
+	switch o.Kind {
+	case errorfs.OpFilePreallocate, errorfs.OpFileWrite, errorfs.OpFileWriteAt:
+		d.mu.Lock()
+		full := d.full
+		d.mu.Unlock()
+		if full != "" && strings.Contains(o.Path, full) {
+			return syscall.ENOSPC
+		}
+	}
 	switch o.Kind {
 	case errorfs.OpFileSync, errorfs.OpFileSyncData, errorfs.OpFileSyncTo, errorfs.OpFileWrite, errorfs.OpFileWriteAt:
 		d.mu.Lock()
@@ -234,6 +261,13 @@ func (d *diskStall) breaks(path string) {
 	d.broken = path
 }
 
+// fills makes every write of files under path find no room from now on.
+func (d *diskStall) fills(path string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.full = path
+}
+
 // unreadable makes every read of files under path fail from now on.
 func (d *diskStall) unreadable(path string) {
 	d.mu.Lock()
@@ -273,12 +307,12 @@ func (h *harness) bootstrapVoters(id storage.GroupID, nodes ...storage.NodeID) {
 	h.t.Helper()
 	var c raft.Configuration
 	for _, n := range nodes {
-		c.Servers = append(c.Servers, raft.Server{Suffrage: raft.Voter, ID: ServerID(storeID(n), storage.Incarnation(n)), Address: NodeAddress(n)})
+		c.Servers = append(c.Servers, raft.Server{Suffrage: raft.Voter, ID: ServerID(storeID(n), storage.Incarnation(n)), Address: runner.NodeAddress(n)})
 	}
 	for _, n := range nodes {
 		g, err := h.nodes[n].host.openReplica(id, storeID(n), storage.Incarnation(n))
 		if err == nil {
-			err = g.inst.Load().raft.BootstrapCluster(c).Error()
+			_, err = runner.Do(context.Background(), g.inst.Load().Instance, "bootstrap", func(r *raft.Raft) raft.Future { return r.BootstrapCluster(c) })
 		}
 		if err != nil {
 			h.t.Fatal(err)
@@ -365,25 +399,48 @@ func (h *Host) mustGroup(id storage.GroupID) *group {
 
 func (g *group) leaseValid() bool {
 	in := g.inst.Load()
-	return in != nil && in.transport.lease.valid(in.raft.CurrentTerm(), g.self, g.configuration(in), time.Now())
+	return in != nil && in.HoldsLease(in.CurrentTerm())
 }
 
 // grow brings a group that node 1 has bootstrapped to the given nodes.
 func (h *harness) grow(id storage.GroupID, to ...storage.NodeID) {
 	h.t.Helper()
-	ctx := context.Background()
+	h.addLearners(id, to...)
 	for _, n := range to {
-		node := h.nodes[n]
+		h.change(id, AddVoter, n, storage.Incarnation(n))
+	}
+}
+
+func (h *harness) addLearners(id storage.GroupID, to ...storage.NodeID) {
+	h.t.Helper()
+	for _, n := range to {
 		leader := h.awaitLeader(id)
 		inc := storage.Incarnation(n)
-		if err := node.host.CreateReplica(ctx, id, storeID(n), inc, leader); err != nil {
+		if err := h.nodes[n].host.CreateReplica(context.Background(), id, storeID(n), inc, leader); err != nil {
 			h.t.Fatalf("create replica on node %d: %v", n, err)
 		}
 		h.change(id, AddNonvoter, n, inc)
 	}
-	for _, n := range to {
-		h.change(id, AddVoter, n, storage.Incarnation(n))
+}
+
+// learners bootstraps a group on node 1, has others follow it as learners, and returns the leader once they have caught up.
+func (h *harness) learners(id storage.GroupID, others ...storage.NodeID) (leader storage.NodeID) {
+	h.t.Helper()
+	if err := h.nodes[1].host.Bootstrap(context.Background(), id, storeID(1), 1); err != nil {
+		h.t.Fatal(err)
 	}
+	h.addLearners(id, others...)
+	leader = h.awaitLeader(id)
+	h.eventually("the learners have caught up", func() bool {
+		s := h.nodes[leader].host.Status()[0]
+		for _, m := range s.Replicas {
+			if m.AckedIndex < s.LastIndex {
+				return false
+			}
+		}
+		return true
+	})
+	return leader
 }
 
 func (h *harness) change(id storage.GroupID, c Change, n storage.NodeID, inc storage.Incarnation) {

@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,11 +14,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/semaphore"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/clock"
 	"github.com/storaged/storaged/replication/extent"
 	"github.com/storaged/storaged/replication/op"
 	"github.com/storaged/storaged/replication/peer"
+	"github.com/storaged/storaged/replication/runner"
 	"github.com/storaged/storaged/replication/segment"
 )
 
@@ -26,7 +28,7 @@ type Config struct {
 	Node   storage.NodeID
 	Stores []*extent.Store // opened; the Host does not close them
 	Peers  *peer.Transport // not running yet: the Host enters its methods
-	Router *Router         // shared with the catalog's transport
+	Router *runner.Router  // shared with the catalog's transport
 
 	// HeartbeatTimeout is one value per cluster, from the catalog. Default 500 ms.
 	HeartbeatTimeout time.Duration
@@ -45,67 +47,47 @@ type Config struct {
 	UnreadableBlocks int
 	UnreadableWindow time.Duration
 
+	// OnLeadership, if set, is called after a replica of this node has begun to lead its group, or no longer does. It must not
+	// block.
+	OnLeadership func()
+
 	Logger  *slog.Logger
 	Metrics prometheus.Registerer
 }
 
 func (c *Config) setDefaults() {
-	if c.UnreadableBlocks == 0 {
-		c.UnreadableBlocks = 16
-	}
-	if c.UnreadableWindow == 0 {
-		c.UnreadableWindow = time.Hour
-	}
-	if c.HeartbeatTimeout == 0 {
-		c.HeartbeatTimeout = 500 * time.Millisecond
-	}
+	c.UnreadableBlocks = cmp.Or(c.UnreadableBlocks, 16)
+	c.UnreadableWindow = cmp.Or(c.UnreadableWindow, time.Hour)
+	c.HeartbeatTimeout = cmp.Or(c.HeartbeatTimeout, 500*time.Millisecond)
 	if c.ReadMode == op.ReadDefault {
 		c.ReadMode = op.ReadLease
 	}
-	if c.MaxAppendEntries == 0 {
-		c.MaxAppendEntries = 128
+	c.MaxAppendEntries = cmp.Or(c.MaxAppendEntries, 128)
+	c.GroupInFlightBytes = cmp.Or(c.GroupInFlightBytes, 32<<20)
+	c.StoreInFlightBytes = cmp.Or(c.StoreInFlightBytes, 128<<20)
+	c.ReadBytes = cmp.Or(c.ReadBytes, 256<<20)
+	if c.OnLeadership == nil {
+		c.OnLeadership = func() {}
 	}
-	if c.GroupInFlightBytes == 0 {
-		c.GroupInFlightBytes = 32 << 20
-	}
-	if c.StoreInFlightBytes == 0 {
-		c.StoreInFlightBytes = 128 << 20
-	}
-	if c.ReadBytes == 0 {
-		c.ReadBytes = 256 << 20
-	}
-	if c.Logger == nil {
-		c.Logger = slog.New(slog.DiscardHandler)
-	}
+	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 }
 
 // Validate returns every problem of the configuration at once.
 func (c *Config) Validate() error {
-	var errs []error
-	if c.Node == 0 {
-		errs = append(errs, errors.New("node is 0"))
-	}
-	if len(c.Stores) == 0 {
-		errs = append(errs, errors.New("no store"))
-	}
-	if c.Peers == nil || c.Router == nil {
-		errs = append(errs, errors.New("no peers"))
-	}
-	if c.MaxAppendEntries < 0 || c.MaxAppendEntries > maxEntriesPerCall {
-		errs = append(errs, fmt.Errorf("max append entries %d is not within 1 to %d", c.MaxAppendEntries, maxEntriesPerCall))
-	}
-	if c.ReadBytes < storage.ExtentSize {
-		errs = append(errs, fmt.Errorf("read bytes %d are less than an extent's %d", c.ReadBytes, storage.ExtentSize))
-	}
-	return errors.Join(errs...)
+	var p storage.Problems
+	p.Check(c.Node != 0, "node is 0")
+	p.Check(len(c.Stores) > 0, "no store")
+	p.Check(c.Peers != nil && c.Router != nil, "no peers")
+	p.Check(c.MaxAppendEntries >= 0 && c.MaxAppendEntries <= runner.MaxEntriesPerCall, "max append entries %d is not within 1 to %d", c.MaxAppendEntries, runner.MaxEntriesPerCall)
+	p.Check(c.ReadBytes >= storage.ExtentSize, "read bytes %d are less than an extent's %d", c.ReadBytes, storage.ExtentSize)
+	return p.Err("configure host", "")
 }
 
 // Host runs the replicas of one node. Its methods may be called by any number of goroutines.
 type Host struct {
-	cfg    Config
-	router *Router
-	disks  []*disk
-	pulls  *pullServer
+	cfg   Config
+	disks []*disk
+	pulls *pullServer
 
 	mu     sync.RWMutex
 	groups map[storage.GroupID]*group         // guarded by mu
@@ -123,9 +105,9 @@ type Host struct {
 func NewHost(cfg Config) (*Host, error) {
 	cfg.setDefaults()
 	if err := cfg.Validate(); err != nil {
-		return nil, storage.E("new host", storage.KindInvalid, "", err)
+		return nil, err
 	}
-	h := &Host{cfg: cfg, router: cfg.Router, groups: map[storage.GroupID]*group{}, out: map[storage.GroupID]damagedReplica{},
+	h := &Host{cfg: cfg, groups: map[storage.GroupID]*group{}, out: map[storage.GroupID]damagedReplica{},
 		changing: make(chan struct{}, 1)}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	for _, s := range cfg.Stores {
@@ -135,11 +117,11 @@ func NewHost(cfg Config) (*Host, error) {
 		h.disks = append(h.disks, d)
 	}
 	h.pulls = newPullServer(h)
-	cfg.Peers.Handle(peer.MethodPropose, peer.Concurrent, h.servePropose)
-	cfg.Peers.Handle(peer.MethodRead, peer.Concurrent, h.serveRead)
-	cfg.Peers.Handle(peer.MethodReadCopy, peer.Concurrent, h.serveReadCopy)
-	cfg.Peers.Handle(peer.MethodStatus, peer.Concurrent, h.serveStatus)
-	cfg.Peers.Handle(peer.MethodMappedExtents, peer.Concurrent, h.serveMapped)
+	cfg.Peers.Handle(op.MethodPropose, peer.Terms{From: peer.Members | peer.Gateways, Order: peer.Concurrent, SumsInRequests: true}, h.servePropose)
+	cfg.Peers.Handle(op.MethodRead, peer.Terms{From: peer.Members | peer.Gateways, Order: peer.Concurrent, SumsInAnswers: true}, h.serveRead)
+	cfg.Peers.Handle(methodReadCopy, peer.Terms{From: peer.Members, Order: peer.Concurrent, SumsInAnswers: true}, h.serveReadCopy)
+	cfg.Peers.Handle(op.MethodStatus, peer.Terms{From: peer.Members | peer.Gateways, Order: peer.Concurrent}, h.serveStatus)
+	cfg.Peers.Handle(op.MethodMappedExtents, peer.Terms{From: peer.Members | peer.Gateways, Order: peer.Concurrent}, h.serveMapped)
 	if cfg.Metrics != nil {
 		if err := cfg.Metrics.Register(&collector{h}); err != nil {
 			return nil, storage.E("new host", storage.KindInternal, "metrics", err)
@@ -209,7 +191,7 @@ func (h *Host) startGroup(d *disk, key segment.GroupKey) (*group, error) {
 		return nil, storage.E("start", storage.KindInternal, "group "+key.Group.String(), errors.New("the store does not hold it"))
 	}
 	g := &group{id: key.Group, self: ServerID(d.store.ID(), key.Incarnation), host: h, disk: d, extents: extents,
-		ranges: newRanges(), logger: h.cfg.Logger,
+		ranges: newRanges(), logger: h.cfg.Logger.With("group", key.Group),
 		admit: &admission{group: semaphore.NewWeighted(h.cfg.GroupInFlightBytes), store: d.inflight,
 			groupBytes: h.cfg.GroupInFlightBytes, storeBytes: h.cfg.StoreInFlightBytes}}
 	h.mu.Lock()
@@ -235,7 +217,7 @@ func (h *Host) group(id storage.GroupID) (*group, error) {
 	g := h.groups[id]
 	h.mu.RUnlock()
 	if g == nil {
-		return nil, storage.E("find", storage.KindNotLeader, "group "+id.String(), &NotLeaderError{Group: id})
+		return nil, storage.E("find", storage.KindNotLeader, "group "+id.String(), &op.NotLeaderError{Group: id})
 	}
 	return g, nil
 }
@@ -301,10 +283,26 @@ func (h *Host) runCheckpoints(d *disk) {
 	}
 }
 
-// Bootstrap makes a group with one voter: a replica on this node. Running it again is no error.
-func (h *Host) Bootstrap(id storage.GroupID, store storage.StoreID, inc storage.Incarnation) error {
-	h.changing <- struct{}{}
-	defer func() { <-h.changing }()
+// turn waits until no other replica is being made or removed on this node, and returns what ends the turn. A pull may take minutes.
+func (h *Host) turn(ctx context.Context, op string, id storage.GroupID) (end func(), err error) {
+	select {
+	case h.changing <- struct{}{}:
+		return func() { <-h.changing }, nil
+	case <-ctx.Done():
+	case <-h.ctx.Done():
+	}
+	return nil, storage.E(op, storage.KindUnavailable, "group "+id.String(),
+		fmt.Errorf("another replica is being made or removed on this node: %w", cmp.Or(context.Cause(ctx), context.Cause(h.ctx))))
+}
+
+// Bootstrap makes a group with one voter: a replica on this node. Running it again is no error. KindUnavailable if other changes
+// went on until ctx ended.
+func (h *Host) Bootstrap(ctx context.Context, id storage.GroupID, store storage.StoreID, inc storage.Incarnation) error {
+	end, err := h.turn(ctx, "create group", id)
+	if err != nil {
+		return err
+	}
+	defer end()
 	g, err := h.openReplica(id, store, inc)
 	if err != nil {
 		return err
@@ -352,13 +350,11 @@ func (h *Host) CreateReplica(ctx context.Context, id storage.GroupID, store stor
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(h.ctx, cancel)() // the node stops
-	select {
-	case h.changing <- struct{}{}:
-	case <-ctx.Done():
-		return storage.E("create replica", storage.KindUnavailable, "group "+id.String(),
-			fmt.Errorf("another replica is being made or removed on this node: %w", ctx.Err()))
+	end, err := h.turn(ctx, "create replica", id)
+	if err != nil {
+		return err
 	}
-	defer func() { <-h.changing }()
+	defer end()
 	g, err := h.openReplica(id, store, inc)
 	if err != nil {
 		return err
@@ -378,9 +374,13 @@ func (h *Host) CreateReplica(ctx context.Context, id storage.GroupID, store stor
 }
 
 // RemoveReplica stops and forgets this node's replica of a group. Its space is freed.
-func (h *Host) RemoveReplica(id storage.GroupID, store storage.StoreID, inc storage.Incarnation) error {
-	h.changing <- struct{}{}
-	defer func() { <-h.changing }()
+// KindUnavailable if other changes went on until ctx ended.
+func (h *Host) RemoveReplica(ctx context.Context, id storage.GroupID, store storage.StoreID, inc storage.Incarnation) error {
+	end, err := h.turn(ctx, "remove replica", id)
+	if err != nil {
+		return err
+	}
+	defer end()
 	h.mu.Lock()
 	if d, ok := h.out[id]; ok && d.self() == ServerID(store, inc) {
 		h.mu.Unlock()
@@ -406,13 +406,19 @@ func (h *Host) RemoveReplica(id storage.GroupID, store storage.StoreID, inc stor
 func (h *Host) HandOver(ctx context.Context) {
 	var wg sync.WaitGroup
 	for _, g := range h.all() {
-		wg.Go(func() { g.handOver(ctx) })
+		wg.Go(func() {
+			if in := g.inst.Load(); in != nil {
+				if err := in.HandOver(ctx); err != nil {
+					g.logger.Info("leadership not handed over", "error", err)
+				}
+			}
+		})
 	}
 	wg.Wait()
 }
 
-// Close writes checkpoints and stops every replica. What is not checkpointed when ctx is done is read from the log at
-// the next start.
+// Close writes checkpoints and stops every replica. What is not checkpointed when ctx is done, or finds no room, is read from
+// the log at the next start.
 func (h *Host) Close(ctx context.Context) error {
 	h.mu.Lock()
 	if h.closed {
@@ -422,6 +428,9 @@ func (h *Host) Close(ctx context.Context) error {
 	h.closed = true
 	h.mu.Unlock()
 	h.cancel()
+	for _, d := range h.disks { // what waits for room may wait for ever, and others wait for it: orders of peers, Raft
+		d.store.StopWaiting()
+	}
 	select {
 	case h.changing <- struct{}{}: // a creation that runs has been told to end
 		defer func() { <-h.changing }()

@@ -4,11 +4,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 )
 
 func block(b byte) []byte { return bytes.Repeat([]byte{b}, storage.BlockSize) }
@@ -22,14 +23,8 @@ func (h *harness) equal(got, want []byte, what string) {
 
 func TestOneNodeWritesReadsAndRestarts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHarness(t, 1)
+		h, n, c := alone(t)
 		defer h.close()
-		n := h.nodes[1]
-		n.start()
-		if err := n.host.Bootstrap(1, storeID(1), 1); err != nil {
-			t.Fatal(err)
-		}
-		c := h.open(1, 7, 1)
 		c.write(0, block(1))
 		c.write(100, []byte("partial"))
 		want := block(1)
@@ -54,7 +49,7 @@ func TestGrowsFromOneToThreeAndSurvivesEachNode(t *testing.T) {
 		for id := storage.NodeID(1); id <= 3; id++ {
 			h.nodes[id].start()
 		}
-		if err := h.nodes[1].host.Bootstrap(1, storeID(1), 1); err != nil {
+		if err := h.nodes[1].host.Bootstrap(context.Background(), 1, storeID(1), 1); err != nil {
 			t.Fatal(err)
 		}
 		c := h.open(1, 7, 1)
@@ -101,5 +96,33 @@ func TestCreateReplicaWaitsForItsTurn(t *testing.T) {
 			t.Errorf("a creation behind another one: %v", err)
 		}
 		<-host.changing
+	})
+}
+
+// TestChangesHavePatience: who makes or removes a replica while another is being made here waits as long as it says, and no longer.
+func TestChangesHavePatience(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHarness(t, 1)
+		h.nodes[1].start()
+		defer h.close()
+		host := h.nodes[1].host
+		host.changing <- struct{}{} // a pull, say
+		for name, change := range map[string]func(ctx context.Context) error{
+			"make":   func(ctx context.Context) error { return host.Bootstrap(ctx, 1, storeID(1), 1) },
+			"pull":   func(ctx context.Context) error { return host.CreateReplica(ctx, 1, storeID(1), 1, 2) },
+			"remove": func(ctx context.Context) error { return host.RemoveReplica(ctx, 1, storeID(1), 1) },
+		} {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+			begun := time.Now()
+			err := change(ctx)
+			cancel()
+			if !errors.Is(err, storage.ErrUnavailable) || !strings.Contains(err.Error(), "another replica is being made or removed") || time.Since(begun) != time.Second {
+				t.Errorf("%s: %v after %v", name, err, time.Since(begun))
+			}
+		}
+		<-host.changing
+		if err := host.Bootstrap(context.Background(), 1, storeID(1), 1); err != nil {
+			t.Errorf("when the other has ended: %v", err)
+		}
 	})
 }

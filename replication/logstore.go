@@ -10,16 +10,17 @@ import (
 
 	"github.com/hashicorp/raft"
 
-	"github.com/storaged/storaged"
-	"github.com/storaged/storaged/replication/extent"
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/extent/table"
 	"github.com/storaged/storaged/replication/op"
+	"github.com/storaged/storaged/replication/runner"
 	"github.com/storaged/storaged/replication/segment"
 )
 
 // logStore is raft.LogStore over one group's part of the segment log.
 //
 // StoreLogs returns as soon as the entries have their place in the log, before they are durable: what would count
-// them is held back by the transport (gate.go). Two batches are the exception, and wait here until they and all
+// them is held back by the transport (runner.Gate). Two batches are the exception, and wait here until they and all
 // before them are durable:
 //
 //   - a batch whose preceding configuration has one voter, because then hashicorp/raft commits on the return of
@@ -31,11 +32,11 @@ import (
 // several.
 type logStore struct {
 	log        *segment.GroupLog
-	ctx        context.Context                                     // done when the instance stops
+	ctx        context.Context                                     // done when the instance is to stop
 	wait       func(ctx context.Context, p segment.Position) error // segment.Log.Wait
 	unreadable func(index uint64, err error) error                 // see group.unreadable
 
-	raft atomic.Pointer[raft.Raft] // the instance that this is the log of, as soon as there is one
+	inst atomic.Pointer[runner.Instance] // that this is the log of, as soon as it runs
 
 	mu      sync.Mutex
 	configs []configAt // ascending by index, the checkpoint's first if there is one; guarded by mu
@@ -49,7 +50,7 @@ type configAt struct {
 }
 
 func newConfigAt(index uint64, c raft.Configuration) configAt {
-	return configAt{index: index, voters: countVoters(c), servers: c.Servers}
+	return configAt{index: index, voters: runner.CountVoters(c), servers: c.Servers}
 }
 
 var (
@@ -59,7 +60,7 @@ var (
 
 // newLogStore reads the configurations that the log holds above the checkpoint.
 func newLogStore(ctx context.Context, log *segment.GroupLog, wait func(context.Context, segment.Position) error,
-	unreadable func(uint64, error) error, checkpoint extent.Checkpoint) (*logStore, error) {
+	unreadable func(uint64, error) error, checkpoint table.Checkpoint) (*logStore, error) {
 	s := &logStore{log: log, ctx: ctx, wait: wait, unreadable: unreadable}
 	if checkpoint.Index > 0 {
 		s.configs = []configAt{newConfigAt(checkpoint.ConfigIndex, raft.DecodeConfiguration(checkpoint.Config))}
@@ -79,16 +80,6 @@ func newLogStore(ctx context.Context, log *segment.GroupLog, wait func(context.C
 		}
 	}
 	return s, nil
-}
-
-func countVoters(c raft.Configuration) int {
-	n := 0
-	for _, s := range c.Servers {
-		if s.Suffrage == raft.Voter {
-			n++
-		}
-	}
-	return n
 }
 
 // IsMonotonic tells Raft that a gap in the log is refused, so that it clears the log after an installed snapshot.
@@ -129,8 +120,8 @@ func (s *logStore) StoreLogs(logs []*raft.Log) error {
 	}
 	entries := make([]segment.Entry, len(logs))
 	mustWait := s.votersBefore(logs[0].Index) <= 1
-	r := s.raft.Load()
-	follows := r != nil && r.State() == raft.Follower // clients read at the leader
+	in := s.inst.Load()
+	follows := in != nil && in.Follows() // clients read at the leader
 	for i, l := range logs {
 		entries[i] = segment.Entry{Index: l.Index, Term: l.Term, Type: uint8(l.Type), Data: l.Data,
 			Extensions: l.Extensions, Cold: follows}

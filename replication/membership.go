@@ -8,7 +8,8 @@ import (
 
 	"github.com/hashicorp/raft"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/runner"
 )
 
 // PromotionLag is how many entries a non-voter may be behind the leader to be made a voter.
@@ -75,7 +76,7 @@ func (g *group) describe() GroupStatus {
 	if in == nil {
 		return s
 	}
-	state := in.raft.State()
+	state := in.State()
 	switch state {
 	case raft.Leader:
 		s.Role = "leader"
@@ -84,19 +85,19 @@ func (g *group) describe() GroupStatus {
 	case raft.Follower:
 		s.Role = "follower"
 	}
-	s.Term, s.Leader = in.raft.CurrentTerm(), g.leader()
-	s.LastIndex, s.CommitIndex, s.AppliedIndex = in.raft.LastIndex(), in.raft.CommitIndex(), in.raft.AppliedIndex()
-	s.Ready = state == raft.Leader && in.transport.lease.isReady(s.Term)
-	s.LeaderCommit, s.LeaderHeard = in.transport.leaderCommit()
+	s.Term, s.Leader = in.CurrentTerm(), in.Leader()
+	s.LastIndex, s.CommitIndex, s.AppliedIndex = in.LastIndex(), in.CommitIndex(), in.AppliedIndex()
+	s.Ready = state == raft.Leader && in.Ready(s.Term)
+	s.LeaderCommit, s.LeaderHeard = in.transport.LeaderCommit()
 	newest := in.log.newest()
 	s.ConfigIndex = newest.index
 	for _, m := range newest.servers {
 		r := ReplicaStatus{ID: m.ID, Voter: m.Suffrage == raft.Voter}
-		r.Node, _ = ParseNodeAddress(m.Address)
+		r.Node, _ = runner.ParseNodeAddress(m.Address)
 		if m.ID == g.self {
 			r.AckedIndex = s.LastIndex
 		} else if s.Role == "leader" {
-			r.AckedIndex = in.transport.lease.ackedIndex(m.ID)
+			r.AckedIndex = in.Acked(m.ID)
 		}
 		s.Replicas = append(s.Replicas, r)
 	}
@@ -115,6 +116,18 @@ const (
 
 // caughtUp reports whether a replica has acknowledged anything in this term, and all but the last few entries.
 func caughtUp(acked, last uint64) bool { return acked > 0 && acked+PromotionLag >= last }
+
+// awaitCaughtUp waits until a replica has acknowledged nearly all of the leader's log, the newest configuration included. It
+// waits for as long as an answer that is on its way may take: of two learners that become voters one after the other, the
+// second has still to answer the configuration that the first made a moment ago. A refusal for that leaves a group of two
+// voters behind, which bears no failure.
+func (h *Host) awaitCaughtUp(ctx context.Context, in *instance, server raft.ServerID) bool {
+	ctx, cancel := context.WithTimeout(ctx, h.cfg.HeartbeatTimeout)
+	defer cancel()
+	return in.AwaitAcked(ctx, server, func(acked uint64) bool {
+		return caughtUp(acked, in.LastIndex()) && acked >= in.log.configIndex()
+	})
+}
 
 // changeTimeout bounds how long a change waits for its turn in the library's queue.
 const changeTimeout = 5 * time.Second
@@ -135,18 +148,20 @@ func (h *Host) ChangeMembership(ctx context.Context, id storage.GroupID, change 
 		return err
 	}
 	var voter, member, done bool
-	for _, m := range g.configuration(in).Servers {
+	for _, m := range in.Configuration().Servers {
 		if m.ID == server {
 			member, voter = true, m.Suffrage == raft.Voter
 		}
 	}
-	var future raft.IndexFuture
+	var submit func(*raft.Raft) raft.IndexFuture
 	switch change {
 	case AddNonvoter:
 		if done = member; done {
 			break
 		}
-		future = in.raft.AddNonvoter(server, NodeAddress(node), configIndex, changeTimeout)
+		submit = func(r *raft.Raft) raft.IndexFuture {
+			return r.AddNonvoter(server, runner.NodeAddress(node), configIndex, changeTimeout)
+		}
 	case AddVoter:
 		if done = voter; done {
 			break
@@ -154,10 +169,12 @@ func (h *Host) ChangeMembership(ctx context.Context, id storage.GroupID, change 
 		if !member {
 			return storage.E(name, storage.KindConflict, "group "+id.String(), errors.New("the replica must catch up as a non-voter first"))
 		}
-		if acked := in.transport.lease.ackedIndex(server); !caughtUp(acked, in.raft.LastIndex()) || acked < in.log.configIndex() {
+		if !h.awaitCaughtUp(ctx, in, server) {
 			return storage.E(name, storage.KindConflict, "group "+id.String(), errors.New("the replica has not caught up yet"))
 		}
-		future = in.raft.AddVoter(server, NodeAddress(node), configIndex, changeTimeout)
+		submit = func(r *raft.Raft) raft.IndexFuture {
+			return r.AddVoter(server, runner.NodeAddress(node), configIndex, changeTimeout)
+		}
 	case RemoveServer:
 		if done = !member; done {
 			break
@@ -165,14 +182,16 @@ func (h *Host) ChangeMembership(ctx context.Context, id storage.GroupID, change 
 		if server == g.self {
 			return storage.E(name, storage.KindConflict, "group "+id.String(), errors.New("a leader is not removed: transfer leadership first"))
 		}
-		future = in.raft.RemoveServer(server, configIndex, changeTimeout)
+		submit = func(r *raft.Raft) raft.IndexFuture { return r.RemoveServer(server, configIndex, changeTimeout) }
 	default:
 		return storage.E(name, storage.KindInvalid, "group "+id.String(), errors.New("unknown change"))
 	}
 	if done { // in the newest configuration, which may still be lost: what follows it in the log says that it is not
-		return g.fromRaft(name, until(&in.futures, in.raft.Barrier(changeTimeout)).Error())
+		_, err = runner.Do(context.Background(), in.Instance, name, func(r *raft.Raft) raft.Future { return r.Barrier(changeTimeout) })
+		return err
 	}
-	return g.fromRaft(name, until(&in.futures, future).Error())
+	_, err = runner.Do(context.Background(), in.Instance, name, submit)
+	return err
 }
 
 // TransferLeadership asks the given replica to lead a group that this node leads.
@@ -187,36 +206,8 @@ func (h *Host) TransferLeadership(ctx context.Context, id storage.GroupID, repli
 	if err != nil {
 		return err
 	}
-	if !caughtUp(in.transport.lease.ackedIndex(server), in.raft.LastIndex()) {
+	if !caughtUp(in.Acked(server), in.LastIndex()) {
 		return storage.E(name, storage.KindConflict, "group "+id.String(), errors.New("the replica has not caught up yet"))
 	}
-	return g.fromRaft(name, in.transfer(server, NodeAddress(node)))
-}
-
-// handOver gives leadership to the voter that is furthest, before this replica stops.
-func (g *group) handOver(ctx context.Context) {
-	in := g.inst.Load()
-	if in == nil || in.raft.State() != raft.Leader {
-		return
-	}
-	var best raft.Server
-	var bestIndex uint64
-	for _, m := range g.configuration(in).Servers {
-		acked := in.transport.lease.ackedIndex(m.ID)
-		if m.Suffrage == raft.Voter && m.ID != g.self && acked >= bestIndex && in.transfers.allowed(m.ID, in.raft.CurrentTerm(), acked) {
-			best, bestIndex = m, acked
-		}
-	}
-	if best.ID == "" {
-		return
-	}
-	done := make(chan error, 1)
-	go func() { done <- in.transfer(best.ID, best.Address) }() // ends within the election time-out
-	select {
-	case err := <-done:
-		if err != nil {
-			g.logger.Info("leadership not handed over", "group", g.id, "to", best.Address, "error", err)
-		}
-	case <-ctx.Done():
-	}
+	return in.Transfer(name, server, runner.NodeAddress(node))
 }

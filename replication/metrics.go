@@ -26,7 +26,7 @@ var (
 	descUnreadable = prometheus.NewDesc("storage_replication_store_unreadable_blocks",
 		"Different blocks that the disk did not give back within the last hour; they are read from other replicas. Worry when it is not 0: replace the disk.", []string{"store"}, nil)
 	descFree = prometheus.NewDesc("storage_replication_store_free_bytes",
-		"Free space of the store. Worry when it nears the reserve: writes are refused below it.", []string{"store"}, nil)
+		"What can still be written to the store: what is free above its reserve, as FREE of storagectl. Worry when it nears 0: writes are refused then.", []string{"store"}, nil)
 )
 
 // Describe implements prometheus.Collector.
@@ -70,6 +70,6 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		id := d.store.ID().String()
 		gauge(descSilent, flag(d.silent()), id)
 		gauge(descUnreadable, float64(d.unreadable.count()), id)
-		gauge(descFree, float64(d.freeBytes()), id)
+		gauge(descFree, float64(d.writable.Load()), id)
 	}
 }

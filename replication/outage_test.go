@@ -4,8 +4,6 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"github.com/hashicorp/raft"
 )
 
 // backAgain is how long a write may take once a majority is there: an election, and no pause of anybody.
@@ -58,71 +56,17 @@ func TestManifestForAFollowerThatWasAway(t *testing.T) {
 			}
 			<-time.After(time.Second)
 		}
-		if first, _ := h.instance(leader).log.FirstIndex(); first <= h.instance(away).raft.LastIndex() {
+		if first, _ := h.instance(leader).log.FirstIndex(); first <= h.instance(away).LastIndex() {
 			t.Fatalf("the leader's log begins at %d: no manifest is needed", first)
 		}
 		h.net.HealAll()
 		began := time.Now()
 		h.eventually("the follower to have it all", func() bool {
 			in := h.instance(away)
-			return in != nil && in.raft.AppliedIndex() == h.instance(leader).raft.AppliedIndex()
+			return in != nil && in.AppliedIndex() == h.instance(leader).AppliedIndex()
 		})
 		if took := time.Since(began); took > backAgain {
 			t.Errorf("the follower had it all after %v", took)
 		}
-	})
-}
-
-// TestVoteIsHeldUntilItMayLeave: a vote that a promise forbids leaves when the promise ends, in the same election.
-// Without the wait of Transport.mayVote (tried) the election fails, and the next one is up to a second later.
-func TestVoteIsHeldUntilItMayLeave(t *testing.T) {
-	for name, held := range map[string]func(a, b *Transport) *Transport{
-		"its own":   func(a, _ *Transport) *Transport { return a },
-		"another's": func(_, b *Transport) *Transport { return b },
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				a, b, stop := twoTransports(t)
-				defer stop()
-				<-time.After(time.Second) // past the promises of the start
-				go func() {
-					rpc := <-b.Consumer()
-					rpc.Respond(&raft.RequestVoteResponse{Term: 7, Granted: true}, nil)
-				}()
-				bound := held(a, b)
-				bound.promise.success(6, time.Now())
-				began := time.Now()
-				var resp raft.RequestVoteResponse
-				err := a.RequestVote("2", "2", &raft.RequestVoteRequest{RPCHeader: headerOf(1), Term: 7}, &resp)
-				if err != nil || !resp.Granted {
-					t.Fatalf("%+v, %v", resp, err)
-				}
-				if took := time.Since(began); took < span {
-					t.Errorf("the vote left after %v, the promise stands for %v", took, span)
-				}
-			})
-		})
-	}
-}
-
-// TestVoteIsNotHeldForALivingLeader: a promise that is renewed ends the wait for it.
-func TestVoteIsNotHeldForALivingLeader(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		a, _, stop := twoTransports(t)
-		defer stop()
-		<-time.After(time.Second)
-		end := time.Now().Add(5 * time.Second)
-		go func() {
-			for time.Now().Before(end) {
-				a.promise.success(6, time.Now())
-				<-time.After(100 * time.Millisecond)
-			}
-		}()
-		synctest.Wait()
-		began := time.Now()
-		if a.mayVote(7, true, false) || time.Since(began) > span {
-			t.Errorf("a vote against a leader that is heard waited for %v", time.Since(began))
-		}
-		<-time.After(time.Until(end))
 	})
 }

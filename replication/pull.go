@@ -2,15 +2,18 @@ package replication
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/extent"
+	"github.com/storaged/storaged/replication/extent/table"
 	"github.com/storaged/storaged/replication/peer"
+	"github.com/storaged/storaged/replication/runner"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -24,6 +27,8 @@ const (
 	pullExtentsLimit = 512              // extent versions of one answer
 	pullParallel     = 4                // extents that one pull fetches at the same time
 	maxOpenManifests = 16
+
+	maxManifestNameBytes = 128
 
 	manifestReplyBytes = 4 << 20                      // a part of the small state, or a list of versions
 	tableReplyBytes    = storage.BlocksPerExtent * 16 // an encoded table, about
@@ -49,9 +54,9 @@ type openManifest struct {
 
 func newPullServer(h *Host) *pullServer {
 	s := &pullServer{host: h, open: map[string]*openManifest{}}
-	h.cfg.Peers.Handle(peer.MethodManifest, peer.Concurrent, s.serveManifest)
-	h.cfg.Peers.Handle(peer.MethodTable, peer.Concurrent, s.serveTable)
-	h.cfg.Peers.Handle(peer.MethodBlocks, peer.Concurrent, s.serveBlocks)
+	h.cfg.Peers.Handle(methodManifest, peer.Terms{From: peer.Members, Order: peer.Concurrent}, s.serveManifest)
+	h.cfg.Peers.Handle(methodTable, peer.Terms{From: peer.Members, Order: peer.Concurrent}, s.serveTable)
+	h.cfg.Peers.Handle(methodBlocks, peer.Terms{From: peer.Members, Order: peer.Concurrent, SumsInAnswers: true}, s.serveBlocks)
 	return s
 }
 
@@ -131,21 +136,20 @@ func (g *group) openManifest() (*extent.Manifest, string, func(), error) {
 
 // What MethodManifest asks for.
 const (
-	manifestOpen    = 1 + iota // -> name in the header, extent.ManifestHeader in the payload
+	manifestOpen    = 1 + iota // -> name in the header, table.ManifestHeader in the payload
 	manifestState              // part -> that part of the small state
 	manifestExtents            // after (one version, or none for the beginning) -> the next versions
-	manifestHeader             // -> extent.ManifestHeader of an open one in the payload
+	manifestHeader             // -> table.ManifestHeader of an open one in the payload
 	manifestClose
 )
 
 func (s *pullServer) serveManifest(in *peer.Inbound) {
-	d := dec{b: in.Header}
-	what, name, arg := d.u8(), string(d.bytes(maxIDBytes)), d.u32()
-	if err := d.done("manifest request"); err != nil {
+	name, args, err := decodePull(in.Header[min(1, len(in.Header)):], 1)
+	if err != nil {
 		in.ReplyError(err)
 		return
 	}
-	header, payload, err := s.manifest(in.Context(), in.Group, what, name, arg, in.Payload)
+	header, payload, err := s.manifest(in.Context(), in.Group, in.Header[0], name, args[0], in.Payload)
 	if err != nil {
 		in.ReplyError(err)
 		return
@@ -183,40 +187,64 @@ func (s *pullServer) manifest(ctx context.Context, id storage.GroupID, what uint
 	case manifestState:
 		payload, err = m.StatePart(int(arg))
 	case manifestExtents:
-		var from extent.ExtentRef
+		var from table.Ref
 		if len(after) > 0 {
 			if from, err = decodeRef(after); err != nil {
 				return nil, nil, err
 			}
 		}
-		var refs []extent.ExtentRef
+		var refs []table.Ref
 		refs, err = m.Extents(from, int(min(arg, pullExtentsLimit)))
-		payload = extent.AppendExtents(nil, refs)
+		payload = table.AppendRefs(nil, refs)
 	default:
 		err = storage.E("serve manifest", storage.KindInvalid, "", fmt.Errorf("unknown request %d", what))
 	}
 	return nil, payload, err
 }
 
-func decodeRef(b []byte) (extent.ExtentRef, error) {
-	refs, err := extent.DecodeExtents(b)
+// appendPull appends what every request names: a manifest, and numbers.
+func appendPull(b []byte, name string, args ...uint32) []byte {
+	b = append(binary.LittleEndian.AppendUint16(b, uint16(len(name))), name...)
+	for _, n := range args {
+		b = binary.LittleEndian.AppendUint32(b, n)
+	}
+	return b
+}
+
+// decodePull is the inverse of appendPull for the given number of arguments.
+func decodePull(b []byte, args int) (name string, numbers []uint32, err error) {
+	end := 2
+	if len(b) >= end {
+		end += int(binary.LittleEndian.Uint16(b))
+	}
+	if end > 2+maxManifestNameBytes || len(b) != end+4*args {
+		return "", nil, storage.E("decode manifest request", storage.KindInvalid, "", fmt.Errorf("%d bytes: a length is out of range", len(b)))
+	}
+	for at := end; at < len(b); at += 4 {
+		numbers = append(numbers, binary.LittleEndian.Uint32(b[at:]))
+	}
+	return string(b[2:end]), numbers, nil
+}
+
+func decodeRef(b []byte) (table.Ref, error) {
+	refs, err := table.DecodeRefs(b)
 	if err == nil && len(refs) != 1 {
 		err = storage.E("decode", storage.KindInvalid, "", fmt.Errorf("%d extent versions where one is wanted", len(refs)))
 	}
 	if err != nil {
-		return extent.ExtentRef{}, err
+		return table.Ref{}, err
 	}
 	return refs[0], nil
 }
 
 // serveTable answers with the table of one version; serveBlocks with some of its blocks.
 func (s *pullServer) serveTable(in *peer.Inbound) {
-	s.serveVersion(in, func(m *extent.Manifest, ref extent.ExtentRef, _, _ uint32) ([]byte, error) { return m.Table(ref) })
+	s.serveVersion(in, func(m *extent.Manifest, ref table.Ref, _, _ uint32) ([]byte, error) { return m.Table(ref) })
 }
 
 func (s *pullServer) serveBlocks(in *peer.Inbound) {
-	s.serveVersion(in, func(m *extent.Manifest, ref extent.ExtentRef, first, n uint32) ([]byte, error) {
-		return m.BlocksWith(ref, int(first), int(n), s.elsewhere(in))
+	s.serveVersion(in, func(m *extent.Manifest, ref table.Ref, first, n uint32) ([]byte, error) {
+		return m.Blocks(ref, int(first), int(n), s.elsewhere(in))
 	})
 }
 
@@ -229,14 +257,15 @@ func (s *pullServer) elsewhere(in *peer.Inbound) extent.Elsewhere {
 	return g.elsewhere(in.Context())
 }
 
-func (s *pullServer) serveVersion(in *peer.Inbound, read func(m *extent.Manifest, ref extent.ExtentRef, first, n uint32) ([]byte, error)) {
-	d := dec{b: in.Header}
-	name, first, n := string(d.bytes(maxIDBytes)), d.u32(), d.u32()
-	err := d.done("manifest request")
-	if err == nil && (first > storage.BlocksPerExtent || n > storage.BlocksPerExtent) {
-		err = storage.E("serve manifest", storage.KindInvalid, "", fmt.Errorf("%d blocks from %d", n, first))
+func (s *pullServer) serveVersion(in *peer.Inbound, read func(m *extent.Manifest, ref table.Ref, first, n uint32) ([]byte, error)) {
+	name, args, err := decodePull(in.Header, 2)
+	var first, n uint32
+	if err == nil {
+		if first, n = args[0], args[1]; first > storage.BlocksPerExtent || n > storage.BlocksPerExtent {
+			err = storage.E("serve manifest", storage.KindInvalid, "", fmt.Errorf("%d blocks from %d", n, first))
+		}
 	}
-	var ref extent.ExtentRef
+	var ref table.Ref
 	if err == nil {
 		ref, err = decodeRef(in.Payload)
 	}
@@ -277,7 +306,7 @@ func (g *group) pull(ctx context.Context, from storage.NodeID, name string, req 
 		return "", storage.E("pull", storage.KindInvalid, "group "+g.id.String(), fmt.Errorf(
 			"the manifest is of index %d, the leader's request of %d", header.Index, req.LastLogIndex))
 	}
-	if !validConfiguration(header.Config) {
+	if !runner.ValidConfiguration(header.Config) {
 		return "", storage.E("pull", storage.KindCorrupt, "group "+g.id.String(), errors.New("the manifest's configuration cannot be read"))
 	}
 	if p.staging, err = g.disk.store.Stage(g.extents.Key(), header); err != nil {
@@ -293,23 +322,23 @@ func (g *group) pull(ctx context.Context, from storage.NodeID, name string, req 
 		p.staging.Abort()
 		return "", err
 	}
-	g.logger.Info("manifest pulled", "group", g.id, "from", from, "index", header.Index, "bytes", g.pulled.Load())
+	g.logger.Info("manifest pulled", "from", from, "index", header.Index, "bytes", g.pulled.Load())
 	return id, nil
 }
 
 // open opens a manifest at the source, or asks for the header of the one that is open under the name.
-func (p *puller) open(ctx context.Context) (header extent.ManifestHeader, err error) {
+func (p *puller) open(ctx context.Context) (header table.ManifestHeader, err error) {
 	if p.name == "" {
 		var name, data []byte
 		if name, data, err = p.ask(ctx, manifestOpen, 0, nil); err == nil {
 			p.name = string(name)
-			header, err = extent.DecodeManifestHeader(data)
+			header, err = table.DecodeManifestHeader(data)
 		}
 		return header, err
 	}
 	_, data, err := p.ask(ctx, manifestHeader, 0, nil)
 	if err == nil {
-		header, err = extent.DecodeManifestHeader(data)
+		header, err = table.DecodeManifestHeader(data)
 	}
 	return header, err
 }
@@ -321,11 +350,7 @@ func (p *puller) close() {
 }
 
 func (p *puller) ask(ctx context.Context, what uint8, arg uint32, payload []byte) (header, answer []byte, err error) {
-	e := enc{}
-	e.u8(what)
-	e.bytes([]byte(p.name))
-	e.u32(arg)
-	return p.call(ctx, peer.MethodManifest, e.b, payload, manifestReplyBytes)
+	return p.call(ctx, methodManifest, appendPull([]byte{what}, p.name, arg), payload, manifestReplyBytes)
 }
 
 // call is one request, which fails when there is no answer for pullStallTimeout.
@@ -333,7 +358,7 @@ func (p *puller) ask(ctx context.Context, what uint8, arg uint32, payload []byte
 func (p *puller) call(ctx context.Context, m peer.Method, header, payload []byte, replyBytes int) (h, answer []byte, err error) {
 	ctx, cancel := context.WithTimeout(ctx, pullStallTimeout)
 	defer cancel()
-	req := &peer.Request{Method: m, Group: p.g.id, Header: header, ReplyBytes: replyBytes}
+	req := &peer.Request{Method: m, Group: p.g.id, Header: header, ReplyBytes: replyBytes, SumsInAnswer: m == methodBlocks}
 	if len(payload) > 0 {
 		req.Payload = [][]byte{payload}
 	}
@@ -346,7 +371,7 @@ func (p *puller) call(ctx context.Context, m peer.Method, header, payload []byte
 }
 
 // all pulls the small state and every extent version that is not here already.
-func (p *puller) all(ctx context.Context, header extent.ManifestHeader) error {
+func (p *puller) all(ctx context.Context, header table.ManifestHeader) error {
 	for i := range header.StateParts {
 		_, part, err := p.ask(ctx, manifestState, i, nil)
 		if err == nil {
@@ -362,11 +387,11 @@ func (p *puller) all(ctx context.Context, header extent.ManifestHeader) error {
 		if err != nil {
 			return err
 		}
-		refs, err := extent.DecodeExtents(list)
+		refs, err := table.DecodeRefs(list)
 		if err != nil || len(refs) == 0 {
 			return err
 		}
-		after = extent.AppendExtents(nil, refs[len(refs)-1:])
+		after = table.AppendRefs(nil, refs[len(refs)-1:])
 		if err := p.versions(ctx, refs); err != nil {
 			return err
 		}
@@ -375,7 +400,7 @@ func (p *puller) all(ctx context.Context, header extent.ManifestHeader) error {
 
 // versions pulls those of the listed versions that are wanted, several extents at a time and the versions of one
 // extent in order.
-func (p *puller) versions(ctx context.Context, refs []extent.ExtentRef) error {
+func (p *puller) versions(ctx context.Context, refs []table.Ref) error {
 	want, err := p.staging.Want(refs)
 	if err != nil {
 		return err
@@ -401,20 +426,20 @@ func (p *puller) versions(ctx context.Context, refs []extent.ExtentRef) error {
 	return tasks.Wait()
 }
 
-func (p *puller) version(ctx context.Context, ref extent.ExtentRef) error {
-	encoded := extent.AppendExtents(nil, []extent.ExtentRef{ref})
-	table, err := p.ofVersion(ctx, peer.MethodTable, encoded, 0, 0)
+func (p *puller) version(ctx context.Context, ref table.Ref) error {
+	encoded := table.AppendRefs(nil, []table.Ref{ref})
+	sums, err := p.ofVersion(ctx, methodTable, encoded, 0, 0)
 	if err != nil {
 		return err
 	}
-	missing, err := p.staging.PutTable(ref, table)
+	missing, err := p.staging.PutTable(ref, sums)
 	if err != nil {
 		return err
 	}
 	for _, run := range missing {
-		for first := run.First; first < run.First+run.N; first += extent.MaxBlocksPerRead {
-			n := min(extent.MaxBlocksPerRead, run.First+run.N-first)
-			blocks, err := p.ofVersion(ctx, peer.MethodBlocks, encoded, first, n)
+		for first := run.First; first < run.First+run.N; first += table.MaxRun {
+			n := min(table.MaxRun, run.First+run.N-first)
+			blocks, err := p.ofVersion(ctx, methodBlocks, encoded, first, n)
 			if err == nil {
 				err = p.staging.PutBlocks(ref, first, blocks)
 			}
@@ -428,14 +453,11 @@ func (p *puller) version(ctx context.Context, ref extent.ExtentRef) error {
 }
 
 func (p *puller) ofVersion(ctx context.Context, m peer.Method, ref []byte, first, n int) ([]byte, error) {
-	e := enc{}
-	e.bytes([]byte(p.name))
-	e.u32(uint32(first))
-	e.u32(uint32(n))
+	header := appendPull(nil, p.name, uint32(first), uint32(n))
 	replyBytes := tableReplyBytes
-	if m == peer.MethodBlocks {
+	if m == methodBlocks {
 		replyBytes = n * storage.BlockSize
 	}
-	_, answer, err := p.call(ctx, m, e.b, ref, replyBytes)
+	_, answer, err := p.call(ctx, m, header, ref, replyBytes)
 	return answer, err
 }

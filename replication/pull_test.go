@@ -10,8 +10,9 @@ import (
 
 	"github.com/hashicorp/raft"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/simnet"
+	"github.com/storaged/storaged/replication/runner"
 )
 
 func (s *pullServer) count() int {
@@ -62,7 +63,7 @@ func (h *harness) has(c *client, id storage.NodeID, n uint32) {
 	h.t.Helper()
 	h.eventually("the node to catch up", func() bool {
 		leader := h.leaderOf(1)
-		return leader != 0 && h.instance(id) != nil && h.instance(id).raft.AppliedIndex() >= h.instance(leader).raft.CommitIndex()
+		return leader != 0 && h.instance(id) != nil && h.instance(id).AppliedIndex() >= h.instance(leader).CommitIndex()
 	})
 	h.eventually("the node to lead", func() bool {
 		leader := h.leaderOf(1)
@@ -133,7 +134,7 @@ func TestCrashBeforeRestoreLooksNotRestored(t *testing.T) {
 			return err == nil
 		})
 		snaps := &snapshotStore{extents: g.extents, installing: func(uint64, raft.Configuration) {}}
-		sink, err := snaps.Create(snapshotVersion, 100, 1, voters("a"), 1, nil)
+		sink, err := snaps.Create(runner.SnapshotVersion, 100, 1, raft.Configuration{Servers: []raft.Server{{ID: "a"}}}, 1, nil)
 		if err == nil {
 			_, err = sink.Write([]byte(name))
 		}
@@ -181,7 +182,7 @@ func TestManifestBelowTheLogsEndReplacesTheInstance(t *testing.T) {
 				t.Fatal("acknowledged without a majority")
 			}
 		}
-		instance, last := h.instance(old), h.instance(old).raft.LastIndex()
+		instance, last := h.instance(old), h.instance(old).LastIndex()
 		for i := range uint32(50) {
 			c.write(i*storage.BlockSize, block(byte(i%250+1)))
 		}
@@ -207,13 +208,13 @@ func TestFollowerRestartedAtItsCheckpointCatchesUp(t *testing.T) {
 			c.write(i*storage.BlockSize, block(byte(i%250+1)))
 		}
 		f, _ := others(leader)
-		h.eventually("the follower to apply all", func() bool { return h.instance(f).raft.AppliedIndex() == h.instance(leader).raft.AppliedIndex() })
+		h.eventually("the follower to apply all", func() bool { return h.instance(f).AppliedIndex() == h.instance(leader).AppliedIndex() })
 		h.nodes[f].shutdown() // with a checkpoint; the log is empty afterwards
 		h.nodes[f].start()
 		// As after answers that were lost: the leader sends what is below the follower's checkpoint.
 		in := h.instance(leader)
-		last := in.raft.LastIndex()
-		req := &raft.AppendEntriesRequest{RPCHeader: headerOf(leader), Term: in.raft.CurrentTerm(), PrevLogEntry: last - 3, LeaderCommitIndex: last}
+		last := in.LastIndex()
+		req := &raft.AppendEntriesRequest{RPCHeader: headerOf(leader), Term: in.CurrentTerm(), PrevLogEntry: last - 3, LeaderCommitIndex: last}
 		for i := last - 3; i <= last; i++ {
 			l := new(raft.Log)
 			if err := in.log.GetLog(i, l); err != nil {
@@ -227,7 +228,7 @@ func TestFollowerRestartedAtItsCheckpointCatchesUp(t *testing.T) {
 		}
 		h.eventually("an answer", func() bool {
 			var resp raft.AppendEntriesResponse
-			err := in.transport.AppendEntries(serverID(f), NodeAddress(f), req, &resp)
+			err := in.transport.AppendEntries(serverID(f), runner.NodeAddress(f), req, &resp)
 			if err == nil && !resp.Success {
 				t.Fatalf("refused: %+v", resp)
 			}
@@ -311,7 +312,7 @@ func TestBootstrapGoesOnAfterACrash(t *testing.T) {
 		n.crash()
 		n.start()
 		for range 2 {
-			if err := n.host.Bootstrap(1, storeID(1), 1); err != nil {
+			if err := n.host.Bootstrap(context.Background(), 1, storeID(1), 1); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -319,7 +320,7 @@ func TestBootstrapGoesOnAfterACrash(t *testing.T) {
 		c.write(0, block(1))
 		n.crash()
 		n.start()
-		if err := n.host.Bootstrap(1, storeID(1), 1); err != nil {
+		if err := n.host.Bootstrap(context.Background(), 1, storeID(1), 1); err != nil {
 			t.Fatal(err)
 		}
 		h.equal(c.read(0, storage.BlockSize), block(1), "after a power cut")
@@ -333,7 +334,7 @@ func TestCreateReplicaGoesOn(t *testing.T) {
 		defer h.close()
 		h.nodes[1].start()
 		h.nodes[2].start()
-		if err := h.nodes[1].host.Bootstrap(1, storeID(1), 1); err != nil {
+		if err := h.nodes[1].host.Bootstrap(context.Background(), 1, storeID(1), 1); err != nil {
 			t.Fatal(err)
 		}
 		c := h.open(1, 7, 1)

@@ -4,7 +4,7 @@ import (
 	"context"
 	"sync"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 )
 
 // ranges serialises the mutations of overlapping block ranges on the leader, from before a range is read or proposed

@@ -10,14 +10,14 @@ import (
 
 	"golang.org/x/sync/semaphore"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/op"
 	"github.com/storaged/storaged/replication/peer"
 )
 
 // Propose asks this node's replica of a group, which must lead it, to run one operation. data is the operation's
 // header and payload in pieces; it is not referred to after the return. Errors: KindNotLeader (with a hint, see
-// LeaderHint), KindUnavailable (the outcome may be unknown: send the same number again), KindNoSpace, KindInvalid and
+// op.LeaderHint), KindUnavailable (the outcome may be unknown: send the same number again), KindNoSpace, KindInvalid and
 // KindIO (nothing was proposed; the last one: a block that it changes in part cannot be read by any replica). A refusal by the state machine is no error but the result's kind.
 func (h *Host) Propose(ctx context.Context, id storage.GroupID, data [][]byte) (op.Result, error) {
 	g, err := h.group(id)
@@ -25,23 +25,35 @@ func (h *Host) Propose(ctx context.Context, id storage.GroupID, data [][]byte) (
 		return op.Result{}, err
 	}
 	joined := bytes.Join(data, nil) // the log keeps it
-	type outcome struct {
-		result op.Result
-		err    error
-	}
+	return within(ctx, "propose", id, func() (op.Result, error) { return g.propose(ctx, joined) }, func(op.Result) {})
+}
+
+// within runs f, and returns what it returns or, when ctx is done first, an error of KindUnavailable. f goes on then until the
+// disk or the library answers, and dropped gets what it has returned too late.
+func within[T any](ctx context.Context, what string, id storage.GroupID, f func() (T, error), dropped func(T)) (v T, err error) {
 	if ctx.Done() == nil {
-		return g.propose(ctx, joined)
+		return f()
 	}
-	done := make(chan outcome, 1)
-	go func() { // ends when the library answers, which it does at the latest when it loses leadership or stops
-		r, err := g.propose(ctx, joined)
-		done <- outcome{r, err}
+	type outcome struct {
+		v   T
+		err error
+	}
+	done := make(chan outcome)
+	go func() {
+		v, err := f()
+		select {
+		case done <- outcome{v, err}:
+		case <-ctx.Done():
+			if err == nil {
+				dropped(v)
+			}
+		}
 	}()
 	select {
 	case o := <-done:
-		return o.result, o.err
+		return o.v, o.err
 	case <-ctx.Done():
-		return op.Result{}, storage.E("propose", storage.KindUnavailable, "group "+id.String(), ctx.Err())
+		return v, storage.E(what, storage.KindUnavailable, "group "+id.String(), ctx.Err())
 	}
 }
 
@@ -57,30 +69,7 @@ func (h *Host) Leader(id storage.GroupID) storage.NodeID {
 // Read answers a read from this node's replica of a group, which must lead it. The caller releases the answer. When ctx is
 // done first it returns, and what it has taken is given back when the disk has answered.
 func (h *Host) Read(ctx context.Context, id storage.GroupID, req op.ReadRequest) (*op.ReadData, error) {
-	if ctx.Done() == nil {
-		return h.read(ctx, id, req)
-	}
-	type outcome struct {
-		data *op.ReadData
-		err  error
-	}
-	done := make(chan outcome)
-	go func() { // ends when the disk answers
-		data, err := h.read(ctx, id, req)
-		select {
-		case done <- outcome{data, err}:
-		case <-ctx.Done():
-			if err == nil {
-				data.Release()
-			}
-		}
-	}()
-	select {
-	case o := <-done:
-		return o.data, o.err
-	case <-ctx.Done():
-		return nil, storage.E("read", storage.KindUnavailable, "group "+id.String(), ctx.Err())
-	}
+	return within(ctx, "read", id, func() (*op.ReadData, error) { return h.read(ctx, id, req) }, (*op.ReadData).Release)
 }
 
 func (h *Host) read(ctx context.Context, id storage.GroupID, req op.ReadRequest) (*op.ReadData, error) {
@@ -129,8 +118,9 @@ func (h *Host) MappedExtents(ctx context.Context, id storage.GroupID, req op.Map
 	if err := req.Validate(); err != nil {
 		return op.MappedResponse{}, err
 	}
-	// I1: what a gateway is told to be empty it does not clear. Take this out, and it skips what a later leader holds.
-	if err := g.confirmRead(ctx, req.Mode); err != nil {
+	// I1: what a gateway is told to be empty it does not clear, and formats. Take this out, and it skips what a later leader
+	// holds. A lease is not enough: it trusts a clock, and what is destroyed by a wrong answer stays so (ADR 23).
+	if err := g.confirmRead(ctx, op.ReadQuorum); err != nil {
 		return op.MappedResponse{}, err
 	}
 	return g.extents.MappedExtents(req)

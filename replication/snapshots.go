@@ -9,6 +9,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/storaged/storaged/replication/extent"
+	"github.com/storaged/storaged/replication/runner"
 )
 
 // snapshotStore is raft.SnapshotStore over a group's checkpoints.
@@ -28,13 +29,10 @@ type snapshotStore struct {
 
 const checkpointID = "checkpoint"
 
-// snapshotVersion is what protocol version 3 of the library writes.
-const snapshotVersion raft.SnapshotVersion = 1
-
 // Create begins a checkpoint, or the receipt of a staged manifest: which of the two, Persist or Write tells.
 func (s *snapshotStore) Create(version raft.SnapshotVersion, index, term uint64, config raft.Configuration,
 	configIndex uint64, _ raft.Transport) (raft.SnapshotSink, error) {
-	if version != snapshotVersion {
+	if version != runner.SnapshotVersion {
 		return nil, fmt.Errorf("snapshot version %d is not supported", version)
 	}
 	return &checkpointSink{store: s, index: index, term: term, config: config, configIndex: configIndex}, nil
@@ -54,10 +52,10 @@ func (s *snapshotStore) List() ([]*raft.SnapshotMeta, error) {
 }
 
 func metaOf(id string, index, term uint64, config []byte, configIndex uint64) (*raft.SnapshotMeta, error) {
-	if !validConfiguration(config) {
+	if !runner.ValidConfiguration(config) {
 		return nil, fmt.Errorf("the configuration of checkpoint %d cannot be read", index)
 	}
-	return &raft.SnapshotMeta{Version: snapshotVersion, ID: id, Index: index, Term: term,
+	return &raft.SnapshotMeta{Version: runner.SnapshotVersion, ID: id, Index: index, Term: term,
 		Configuration: raft.DecodeConfiguration(config), ConfigurationIndex: configIndex}, nil
 }
 
@@ -126,7 +124,7 @@ func (k *checkpointSink) Close() error {
 	if k.store.staged == nil {
 		k.store.staged = map[string]*raft.SnapshotMeta{}
 	}
-	k.store.staged[string(k.name)] = &raft.SnapshotMeta{Version: snapshotVersion, ID: string(k.name), Index: k.index,
+	k.store.staged[string(k.name)] = &raft.SnapshotMeta{Version: runner.SnapshotVersion, ID: string(k.name), Index: k.index,
 		Term: k.term, Configuration: k.config, ConfigurationIndex: k.configIndex, Size: int64(len(k.name))}
 	return nil
 }

@@ -19,35 +19,33 @@ var _ raft.StableStore = (*stableStore)(nil)
 
 // Set stores a value.
 func (s *stableStore) Set(key, val []byte) error {
+	return s.write(func() error { return s.store.Set(key, val) })
+}
+
+// SetUint64 stores a number.
+func (s *stableStore) SetUint64(key []byte, val uint64) error {
+	return s.write(func() error { return s.store.SetUint64(key, val) })
+}
+
+func (s *stableStore) write(set func() error) error {
 	defer s.pending.begin()()
-	if err := s.store.Set(key, val); err != nil {
+	if err := set(); err != nil {
 		return s.parked(err)
 	}
 	return nil
 }
 
 // Get returns a value, empty when there is none.
-func (s *stableStore) Get(key []byte) ([]byte, error) {
-	v, err := s.store.Get(key)
-	if err != nil {
+func (s *stableStore) Get(key []byte) (v []byte, err error) {
+	if v, err = s.store.Get(key); err != nil {
 		return nil, s.parked(err)
 	}
 	return v, nil
 }
 
-// SetUint64 stores a number.
-func (s *stableStore) SetUint64(key []byte, val uint64) error {
-	defer s.pending.begin()()
-	if err := s.store.SetUint64(key, val); err != nil {
-		return s.parked(err)
-	}
-	return nil
-}
-
 // GetUint64 returns a number, 0 when there is none.
-func (s *stableStore) GetUint64(key []byte) (uint64, error) {
-	v, err := s.store.GetUint64(key)
-	if err != nil {
+func (s *stableStore) GetUint64(key []byte) (v uint64, err error) {
+	if v, err = s.store.GetUint64(key); err != nil {
 		return 0, s.parked(err)
 	}
 	return v, nil

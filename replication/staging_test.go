@@ -2,14 +2,15 @@ package replication
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/raft"
 
-	"github.com/storaged/storaged"
-	"github.com/storaged/storaged/replication/peer"
+	"github.com/storaged/storaged/internal/simnet"
+	"github.com/storaged/storaged/replication/runner"
 )
 
 // A manifest was pulled for a leader that was deposed meanwhile, so that Raft refuses to install it. What was pulled is
@@ -23,32 +24,70 @@ func TestPullThatIsNotInstalledIsGivenUp(t *testing.T) {
 		third := 6 - source - gone
 		h.nodes[gone].start()
 		g := h.nodes[gone].host.mustGroup(1)
-		tr := g.inst.Load().transport
-		var name string
-		pull := tr.cfg.Pull
-		tr.cfg.Pull = func(ctx context.Context, from storage.NodeID, manifest string, req *raft.InstallSnapshotRequest) (string, error) {
-			var err error
-			name, err = pull(ctx, from, manifest, nil)
-			_, _ = tr.deliver(ctx, raft.RPC{Command: &raft.AppendEntriesRequest{RPCHeader: headerOf(third), Term: req.Term + 5}})
-			return name, err
-		}
 		o, err := h.nodes[third].host.pulls.add(h.nodes[third].host.mustGroup(1))
 		if err != nil {
 			t.Fatal(err)
 		}
-		req := &raft.InstallSnapshotRequest{RPCHeader: headerOf(source), SnapshotVersion: 1, Term: h.instance(source).raft.CurrentTerm(),
+		from := h.instance(third)
+		req := &raft.InstallSnapshotRequest{RPCHeader: headerOf(third), SnapshotVersion: 1, Term: h.instance(source).CurrentTerm(),
 			LastLogIndex: o.m.Index, LastLogTerm: o.m.Term, Configuration: o.m.Config, ConfigurationIndex: o.m.ConfigIndex}
 		before := h.nodes[gone].store.Space().FreeBytes
-		_, installed, err := tr.install(&peer.Inbound{From: third}, req, installPart{manifest: o.name, last: true})
-		if err != nil || installed || name == "" {
-			t.Fatalf("installed %v of %q, %v: the test shows nothing", installed, name, err)
+		<-time.After(2 * time.Second)                                                             // the nodes have their connections
+		h.net.SetLink(nodeName(third), nodeName(gone), simnet.Link{Delay: 40 * time.Millisecond}) // the pull takes its time
+		answer := make(chan error, 1)
+		var resp raft.InstallSnapshotResponse
+		go func() {
+			answer <- from.transport.InstallSnapshot(serverID(gone), runner.NodeAddress(gone), req, &resp, strings.NewReader(o.name))
+		}()
+		h.eventually("the pull to begin", func() bool { return g.pullTotal.Load() > 0 })
+		term := req.Term + 5
+		h.beat(third, gone, term)
+		if g.pullTotal.Load() == 0 {
+			t.Fatal("the pull is over: the test shows nothing")
 		}
-		if err := g.extents.Install(name); err == nil {
-			t.Error("what was pulled is still there to be installed")
+		if err := <-answer; err != nil || resp.Success || resp.Term < term {
+			t.Fatalf("installed %v, %v: the test shows nothing", resp.Success, err)
+		}
+		if n := h.nodes[gone].store.Pulls(); n != 0 {
+			t.Errorf("%d stagings are kept", n)
 		}
 		time.Sleep(time.Minute)
 		if after := h.nodes[gone].store.Space().FreeBytes; after < before-(8<<20) {
 			t.Errorf("%d bytes are kept", before-after)
+		}
+	})
+}
+
+// A pull that breaks keeps nothing of what had come, and not only from when the next one begins. Guards I6; the line is the Abort in
+// group.pull.
+func TestBrokenPullIsGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, _, gone := lagging(t, 400)
+		defer h.close()
+		source := h.awaitLeader(1)
+		third := 6 - source - gone
+		h.net.CutBoth(nodeName(source), nodeName(gone)) // the leader does not send its own
+		<-time.After(2 * time.Second)                   // the nodes have their connections
+		h.net.SetLink(nodeName(third), nodeName(gone), simnet.Link{Delay: 100 * time.Microsecond, BytesPerSecond: 2 << 20})
+		h.nodes[gone].start()
+		n := h.nodes[gone]
+		g := n.host.mustGroup(1)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() {
+			_, err := g.pull(ctx, third, "", nil)
+			ended <- err
+		}()
+		h.eventually("the middle of the pull", func() bool { return g.pulled.Load() > 0 })
+		if n.store.Pulls() != 1 {
+			t.Errorf("%d pulls are under way", n.store.Pulls())
+		}
+		cancel()
+		if err := <-ended; err == nil {
+			t.Fatal("it had all come: the test shows nothing")
+		}
+		if n.store.Pulls() != 0 {
+			t.Error("what had come is kept")
 		}
 	})
 }

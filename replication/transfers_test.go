@@ -8,48 +8,9 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/hashicorp/raft"
-
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/runner"
 )
-
-// TestTransfersAfterAFailure: after a failed transfer there is none to the same replica in that term before it has
-// acknowledged something newer; and none beside another.
-func TestTransfersAfterAFailure(t *testing.T) {
-	var ts transfers
-	want := func(server string, term, acked uint64, allowed bool) {
-		t.Helper()
-		if ts.allowed(raft.ServerID(server), term, acked) != allowed {
-			t.Errorf("a transfer to %s in term %d, acknowledged %d: want allowed %v", server, term, acked, allowed)
-		}
-	}
-	one := func(server string, term, lastIndex uint64, ended error) {
-		t.Helper()
-		if err := ts.begin(raft.ServerID(server), term, 1000); err != nil {
-			t.Errorf("a transfer to %s in term %d: %v", server, term, err)
-		}
-		if err := ts.begin("c", term, 1000); !errors.Is(err, raft.ErrLeadershipTransferInProgress) {
-			t.Errorf("a second transfer beside the one to %s: %v", server, err)
-		}
-		ts.end(raft.ServerID(server), term, lastIndex, ended)
-	}
-	want("a", 3, 0, true)
-	one("a", 3, 9, nil)
-	want("a", 3, 0, true)
-	one("a", 3, 10, errors.New("time-out"))
-	want("a", 3, 10, false)
-	if err := ts.begin("a", 3, 10); !errors.Is(err, errTransferAgain) {
-		t.Errorf("a transfer after a failure: %v", err)
-	}
-	want("a", 3, 11, true)
-	want("b", 3, 0, true)
-	want("a", 4, 0, true)
-	one("b", 4, 12, errors.New("time-out"))
-	want("b", 4, 12, false)
-	if len(ts.failed) != 1 {
-		t.Errorf("%d failures are kept, of which one is of this term", len(ts.failed))
-	}
-}
 
 // TestTransferToAReplicaOutOfReachIsNotRepeated guards the work of a group after a transfer that could not be: without
 // transfers.allowed (tried: always true) some of the groups lead with the library's mark "transfer in progress" when their
@@ -83,8 +44,8 @@ func TestTransferToAReplicaOutOfReachIsNotRepeated(t *testing.T) {
 		h.net.HealAll()
 		h.leadEach(groups, 1)
 		for i, c := range clients {
-			if first[i] == nil || !errors.Is(second[i], errTransferAgain) {
-				t.Errorf("group %d: the first transfer ended with %v, want a time-out; the second with %v, want %v", c.group, first[i], second[i], errTransferAgain)
+			if first[i] == nil || !errors.Is(second[i], runner.ErrTransferAgain) {
+				t.Errorf("group %d: the first transfer ended with %v, want a time-out; the second with %v, want %v", c.group, first[i], second[i], runner.ErrTransferAgain)
 			}
 			c.write(0, block(2))
 		}

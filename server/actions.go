@@ -2,16 +2,16 @@ package server
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/gateway/route"
 	"github.com/storaged/storaged/replication"
 	"github.com/storaged/storaged/replication/op"
 	"github.com/storaged/storaged/replication/peer"
+	"github.com/storaged/storaged/replication/peer/rpc"
 	"github.com/storaged/storaged/server/control"
-	"github.com/storaged/storaged/server/route"
 )
 
 // maxOrderBytes bounds an order before it is decoded.
@@ -29,17 +29,22 @@ type actions struct {
 
 var _ control.Actions = (*actions)(nil)
 
+// The methods by which the catalog's leader gives orders to nodes.
+var (
+	orderReplica    = order[replicaOrder]("make or drop a replica", 51, peer.Bulk)
+	orderMembership = order[control.MembershipOrder]("change membership", 52, peer.Control)
+	orderTransfer   = order[control.TransferOrder]("transfer leadership", 53, peer.Control)
+)
+
+func order[O any](name string, number peer.Method, lane peer.Lane) rpc.Method[O, rpc.None] {
+	return rpc.Method[O, rpc.None]{Name: name, Number: number, Lane: lane, From: peer.Members, InHeader: true, MaxRequestBytes: maxOrderBytes}
+}
+
 // register enters the methods by which other nodes give orders to this one.
 func (a *actions) register() {
-	a.peers.Handle(peer.MethodReplicaCreate, peer.Concurrent, func(in *peer.Inbound) {
-		serveOrder(in, a.done, a.replicaHere)
-	})
-	a.peers.Handle(peer.MethodMembership, peer.Concurrent, func(in *peer.Inbound) {
-		serveOrder(in, a.done, a.membershipHere)
-	})
-	a.peers.Handle(peer.MethodTransferLeader, peer.Concurrent, func(in *peer.Inbound) {
-		serveOrder(in, a.done, a.transferHere)
-	})
+	orderReplica.Handle(a.peers, obey(a.done, a.replicaHere))
+	orderMembership.Handle(a.peers, obey(a.done, a.membershipHere))
+	orderTransfer.Handle(a.peers, obey(a.done, a.transferHere))
 }
 
 // replicaOrder is a CreateOrder, or the order to drop the replica.
@@ -48,62 +53,38 @@ type replicaOrder struct {
 	Drop bool `json:"drop,omitempty"`
 }
 
-func serveOrder[O any](in *peer.Inbound, done func(), do func(context.Context, O) error) {
-	var o O
-	err := decodeOrder(in.Header, &o)
-	if err == nil {
-		err = do(in.Context(), o)
+// obey carries an order out, and calls done if that succeeded.
+func obey[O any](done func(), do func(context.Context, O) error) func(context.Context, rpc.Sender, O) (rpc.None, error) {
+	return func(ctx context.Context, _ rpc.Sender, o O) (rpc.None, error) {
+		err := do(ctx, o)
+		if err == nil {
+			done()
+		}
+		return rpc.None{}, err
 	}
-	if err != nil {
-		in.ReplyError(err)
-		return
-	}
-	in.Reply(nil, nil)
-	done()
 }
 
-func decodeOrder(b []byte, o any) error {
-	if len(b) > maxOrderBytes {
-		return storage.E("decode order", storage.KindInvalid, "", fmt.Errorf("it has %d bytes", len(b)))
-	}
-	if err := json.Unmarshal(b, o); err != nil {
-		return storage.E("decode order", storage.KindInvalid, "", err)
-	}
-	return nil
-}
-
-// order sends an order to a node and waits until it has been carried out.
-func (a *actions) order(ctx context.Context, to storage.NodeID, lane peer.Lane, m peer.Method, o any) error {
-	body, err := json.Marshal(o)
-	if err != nil {
-		return storage.E("order", storage.KindInternal, "", err)
-	}
-	resp, err := a.peers.Call(ctx, to, lane, &peer.Request{Method: m, Header: body})
-	if err != nil {
-		return err
-	}
-	resp.Release()
-	return nil
-}
+// sent forgets the answer of an order, which says nothing but that it was carried out.
+func sent(_ rpc.None, err error) error { return err }
 
 // CreateReplica implements control.Actions.
 func (a *actions) CreateReplica(ctx context.Context, o control.CreateOrder) error {
-	return a.order(ctx, o.Node, peer.Bulk, peer.MethodReplicaCreate, replicaOrder{CreateOrder: o})
+	return sent(orderReplica.Call(ctx, a.peers, o.Node, replicaOrder{CreateOrder: o}))
 }
 
 // DropReplica implements control.Actions.
 func (a *actions) DropReplica(ctx context.Context, o control.ReplicaOrder) error {
-	return a.order(ctx, o.Node, peer.Bulk, peer.MethodReplicaCreate, replicaOrder{CreateOrder: control.CreateOrder{ReplicaOrder: o}, Drop: true})
+	return sent(orderReplica.Call(ctx, a.peers, o.Node, replicaOrder{CreateOrder: control.CreateOrder{ReplicaOrder: o}, Drop: true}))
 }
 
 // ChangeMembership implements control.Actions.
 func (a *actions) ChangeMembership(ctx context.Context, o control.MembershipOrder) error {
-	return a.order(ctx, o.Leader, peer.Control, peer.MethodMembership, o)
+	return sent(orderMembership.Call(ctx, a.peers, o.Leader, o))
 }
 
 // TransferLeader implements control.Actions.
 func (a *actions) TransferLeader(ctx context.Context, o control.TransferOrder) error {
-	return a.order(ctx, o.Leader, peer.Control, peer.MethodTransferLeader, o)
+	return sent(orderTransfer.Call(ctx, a.peers, o.Leader, o))
 }
 
 // CloseSession implements control.Actions.
@@ -148,9 +129,9 @@ func (a *actions) replicaHere(ctx context.Context, o replicaOrder) error {
 	}
 	switch {
 	case o.Drop:
-		return a.host.RemoveReplica(o.Group, o.Key.Store, o.Key.Incarnation)
+		return a.host.RemoveReplica(ctx, o.Group, o.Key.Store, o.Key.Incarnation)
 	case o.Bootstrap:
-		return a.host.Bootstrap(o.Group, o.Key.Store, o.Key.Incarnation)
+		return a.host.Bootstrap(ctx, o.Group, o.Key.Store, o.Key.Incarnation)
 	default:
 		return a.host.CreateReplica(ctx, o.Group, o.Key.Store, o.Key.Incarnation, o.Source)
 	}

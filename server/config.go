@@ -2,7 +2,6 @@ package server
 
 import (
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -11,15 +10,18 @@ import (
 	"strings"
 	"time"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/gateway/volume"
 	"github.com/storaged/storaged/internal/hostport"
 	"github.com/storaged/storaged/internal/size"
 	"github.com/storaged/storaged/internal/tlsfiles"
+	"github.com/storaged/storaged/replication/extent"
+	"github.com/storaged/storaged/server/catalog"
 )
 
-// Config is all that an operator sets of a node. Flags, the configuration file (YAML, the keys are the flags' names),
-// the environment (STORAGED_DATA_DIR for --data-dir) and docs/storaged.md are made from this one struct: the tags are
-// the flag's name, its default and its help.
+// Config is all that an operator sets of a node. Flags, the configuration file (YAML, the keys are the flags' names), the
+// environment (STORAGED_DATA_DIR for --data-dir) and docs/storaged.md are made from this one struct. The tags are the flag's
+// name, its default and its help.
 type Config struct {
 	DataDir   string `flag:"data-dir" help:"directory of this node's data; made if it does not exist"`
 	Name      string `flag:"name" help:"name of this node, as people see it (default: the host's name)"`
@@ -27,20 +29,22 @@ type Config struct {
 	Bootstrap bool   `flag:"bootstrap" help:"with an empty data directory: make a new cluster. Together with --join, the same list on all nodes, the first node of the list makes it once all others have answered that they have none either. With a directory that is a node already it does nothing"`
 	Join      string `flag:"join" help:"peer addresses (host or host:port, separated by commas) of nodes of the cluster to join; a node that has joined finds the others there, should all addresses have changed"`
 
-	ListenPeer string `flag:"listen-peer" default:":7001" help:"address for the other nodes (Raft, data and repair)"`
-	ListenAPI  string `flag:"listen-api" default:":7000" help:"address of the gRPC API that storagectl speaks"`
-	ListenNBD  string `flag:"listen-nbd" default:":10809" help:"address for NBD clients"`
-	ListenHTTP string `flag:"listen-http" default:":7002" help:"address of metrics and health (/metrics, /livez, /healthz, /readyz)"`
-	NBDSocket  string `flag:"nbd-socket" help:"also serve NBD on this unix socket"`
-	Advertise  string `flag:"advertise" help:"host name or address under which others reach this node (default: the listening address, or the host's name when that is a wildcard)"`
-	Pprof      string `flag:"listen-pprof" help:"address of the Go profiler; off when empty: it must not be reachable by strangers"`
+	ListenPeer    string `flag:"listen-peer" default:":7001" help:"address for the other nodes (Raft, data and repair)"`
+	ListenAPI     string `flag:"listen-api" default:":7000" help:"address of the gRPC API that storagectl speaks"`
+	ListenNBD     string `flag:"listen-nbd" default:":10809" help:"address for NBD clients"`
+	ListenHTTP    string `flag:"listen-http" default:":7002" help:"address of metrics and health (/metrics, /livez, /healthz, /readyz)"`
+	VolumeLatency string `flag:"volume-latency" help:"volumes whose latencies the metrics keep by volume, as histograms (42 series each): names or patterns (db-*), separated by commas; at most 32 volumes at once, the first that are opened"`
+	NBDSocket     string `flag:"nbd-socket" help:"also serve NBD on this unix socket"`
+	Advertise     string `flag:"advertise" help:"host name or address under which others reach this node (default: the listening address, or the host's name when that is a wildcard)"`
+	Pprof         string `flag:"listen-pprof" help:"address of the Go profiler; off when empty: it must not be reachable by strangers"`
 
-	CapacityBytes size.Bytes `flag:"capacity" help:"how much of the disk this store may use (default: all of the file system)"`
-	ReserveBytes  size.Bytes `flag:"reserve" default:"1GiB" help:"free space below which allocating writes are refused; discards and deletes still work"`
-	SegmentBytes  size.Bytes `flag:"segment-size" default:"64MiB" help:"size of the log's segments; fixed when the store is made"`
-	FreeSegments  int        `flag:"free-segments" default:"8" help:"segments that are written ahead of time"`
-	CacheBytes    size.Bytes `flag:"cache" default:"64MiB" help:"memory for extent tables"`
-	LogCacheBytes size.Bytes `flag:"log-cache" default:"48MiB" help:"memory for recent log entries"`
+	CapacityBytes  size.Bytes `flag:"capacity" help:"how much of the disk this store may use (default: all of the file system)"`
+	ReserveBytes   size.Bytes `flag:"reserve" default:"1GiB" help:"free space below which allocating writes are refused; discards and deletes still work; more is kept where segments written ahead and the tables may need more"`
+	SegmentBytes   size.Bytes `flag:"segment-size" default:"64MiB" help:"size of the log's segments, 2MiB to 1GiB; fixed when the store is made"`
+	ProvisionLimit int        `flag:"provision-limit" default:"1000" help:"how large all volumes together may be, in percent of the data that the stores of the cluster hold with all copies; a volume that is larger than the stores by itself is refused too. 0: no limit. Requests to this node are held to it: set it alike on all nodes"`
+	FreeSegments   int        `flag:"free-segments" default:"8" help:"segments that are written ahead of time"`
+	CacheBytes     size.Bytes `flag:"cache" default:"64MiB" help:"memory for extent tables"`
+	LogCacheBytes  size.Bytes `flag:"log-cache" default:"48MiB" help:"memory for recent log entries"`
 
 	Replicas         int           `flag:"replicas" default:"3" help:"copies of every extent; set when the cluster is made"`
 	Groups           int           `flag:"groups" default:"8" help:"replication groups to start with; set when the cluster is made"`
@@ -68,10 +72,8 @@ type Config struct {
 
 // Validate returns every problem at once, each with the flag's name.
 func (c *Config) Validate() error {
-	var errs []error
-	bad := func(flag, format string, args ...any) {
-		errs = append(errs, fmt.Errorf("--%s: %s", flag, fmt.Sprintf(format, args...)))
-	}
+	var p storage.Problems
+	bad := func(flag, format string, args ...any) { p.Check(false, "--%s: %s", flag, fmt.Sprintf(format, args...)) }
 	if c.DataDir == "" {
 		bad("data-dir", "is missing: say where this node keeps its data")
 	}
@@ -107,6 +109,29 @@ func (c *Config) Validate() error {
 	if c.MaxAppendEntries < 16 || c.MaxAppendEntries > 1024 {
 		bad("max-append-entries", "%d: use 16 to 1024", c.MaxAppendEntries)
 	}
+	c.checkTLS(bad)
+	_, err := volume.ParsePatterns(c.VolumeLatency)
+	p.Add(err)
+	p.Add(tlsfiles.CheckPeer(c.PeerCert, c.PeerKey, c.PeerCA))
+	if c.ProvisionLimit < 0 || c.ProvisionLimit > catalog.MaxProvisionPercent {
+		bad("provision-limit", "%d: use 0 to %d (percent)", c.ProvisionLimit, catalog.MaxProvisionPercent)
+	}
+	if c.ReserveBytes < 0 || c.CapacityBytes < 0 {
+		bad("reserve", "sizes are not negative")
+	}
+	if c.SegmentBytes%(4<<10) != 0 || c.SegmentBytes < leastSegment || c.SegmentBytes > 1<<30 {
+		bad("segment-size", "%v: use a multiple of 4KiB from %v to 1GiB; a segment holds the largest entry of the log", c.SegmentBytes, leastSegment)
+	}
+	reserve := max(c.ReserveBytes, size.Bytes(extent.LeastReserve(c.FreeSegments, int64(c.SegmentBytes))))
+	if least := reserve + 2*c.SegmentBytes; c.CapacityBytes > 0 && c.CapacityBytes < least {
+		bad("capacity", "%v is less than the reserve (%v: --reserve, or what --free-segments and the tables need) and two segments (--segment-size %v): no write would ever be taken; use at least %v",
+			c.CapacityBytes, reserve, c.SegmentBytes, least)
+	}
+	return p.Err("configuration", "")
+}
+
+// checkTLS says what is wrong with the flags of certificates.
+func (c *Config) checkTLS(bad func(flag, format string, args ...any)) {
 	if (c.NBDCert == "") != (c.NBDKey == "") {
 		bad("nbd-tls-cert", "goes together with --nbd-tls-key")
 	}
@@ -122,21 +147,11 @@ func (c *Config) Validate() error {
 	if c.NBDTLSRequire && c.NBDCert == "" {
 		bad("nbd-tls-require", "needs --nbd-tls-cert and --nbd-tls-key")
 	}
-	if err := tlsfiles.CheckPeer(c.PeerCert, c.PeerKey, c.PeerCA); err != nil {
-		errs = append(errs, err)
-	}
-	if c.ReserveBytes < 0 || c.CapacityBytes < 0 {
-		bad("reserve", "sizes are not negative")
-	}
-	if least := c.ReserveBytes + 2*c.SegmentBytes; c.CapacityBytes > 0 && c.CapacityBytes < least {
-		bad("capacity", "%v is less than the reserve (--reserve %v) and two segments (--segment-size %v): no write would ever be taken; use at least %v",
-			c.CapacityBytes, c.ReserveBytes, c.SegmentBytes, least)
-	}
-	if len(errs) > 0 {
-		return storage.E("configuration", storage.KindInvalid, "", errors.Join(errs...))
-	}
-	return nil
 }
+
+// leastSegment is the smallest --segment-size: an entry of the log, which carries up to storage.MaxEntryPayloadBytes, lies in one
+// segment. A group with an entry that fits into none would be led by nobody for long.
+const leastSegment = size.Bytes(2 * storage.MaxEntryPayloadBytes)
 
 // setDefaults fills in what the machine decides.
 func (c *Config) setDefaults() error {

@@ -40,7 +40,7 @@ func startNode(t *testing.T, edits ...func(*Config)) *node {
 	defer cancel()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	for problems := n.unready(); len(problems) > 0; problems = n.unready() {
+	for problems := n.view.Unready(); len(problems) > 0; problems = n.view.Unready() {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
@@ -52,5 +52,6 @@ func startNode(t *testing.T, edits ...func(*Config)) *node {
 
 // TestViewConformance: what a real node shows keeps the promises of api.Cluster, as the one in memory does.
 func TestViewConformance(t *testing.T) {
-	apitest.Conformance(t, func(t *testing.T) api.Cluster { return &view{startNode(t)} })
+	t.Parallel()
+	apitest.Conformance(t, func(t *testing.T) api.Cluster { return startNode(t).admin })
 }

@@ -4,17 +4,18 @@ import (
 	"testing"
 	"time"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api"
+	"github.com/storaged/storaged/gateway/volume"
 	"github.com/storaged/storaged/server/catalog"
-	"github.com/storaged/storaged/server/volume"
 )
 
 // TestDeletedVolumeIsForgotten: when a deletion is finished, neither the catalog nor a group remembers the volume, and the next
 // volumes are served.
 func TestDeletedVolumeIsForgotten(t *testing.T) {
+	t.Parallel()
 	n := startNode(t)
-	shown := &view{n}
+	shown := n.admin
 	use := func(name string) (id storage.VolumeID) {
 		if _, err := shown.CreateVolume(t.Context(), api.NewVolume{Name: name, SizeBytes: 64 << 20, Groups: 2, RequestID: name}); err != nil {
 			t.Fatal(err)

@@ -1,7 +1,6 @@
 package server
 
 import (
-	"encoding/json"
 	"net"
 	"net/http"
 	"net/http/pprof"
@@ -10,37 +9,17 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/doors"
+	"github.com/storaged/storaged/server/status"
 )
 
-// problem is one reason why a node is not healthy or not ready.
-type problem struct {
-	Subject string `json:"subject"`
-	Text    string `json:"text"`
-}
-
-// httpHandler serves metrics and health. healthy says what is broken for good (restart or repair this node), ready
-// what keeps this node from serving now, warnings what is wrong though neither a restart nor another node's service
-// would mend it: /healthz tells it and stays ok. /livez says that the process answers, and no more.
-func httpHandler(gatherer prometheus.Gatherer, healthy, ready, warnings func() []problem) http.Handler {
+// httpHandler serves metrics and probes.
+func httpHandler(gatherer prometheus.Gatherer, v *status.View) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(gatherer, promhttp.HandlerOpts{MaxRequestsInFlight: maxScrapes}))
-	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { writeProblems(w, nil, nil) })
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { writeProblems(w, healthy(), warnings()) })
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { writeProblems(w, ready(), nil) })
+	v.RegisterProbes(mux)
 	return mux
-}
-
-func writeProblems(w http.ResponseWriter, problems, warnings []problem) {
-	w.Header().Set("Content-Type", "application/json")
-	if len(problems) > 0 {
-		w.WriteHeader(http.StatusServiceUnavailable)
-	}
-	_ = json.NewEncoder(w).Encode(struct {
-		OK       bool      `json:"ok"`
-		Problems []problem `json:"problems,omitempty"`
-		Warnings []problem `json:"warnings,omitempty"`
-	}{len(problems) == 0, problems, warnings}) // the client has gone if this fails
 }
 
 // pprofHandler serves the Go profiler, without the default mux.
@@ -54,13 +33,12 @@ func pprofHandler() http.Handler {
 	return mux
 }
 
-// Bounds of what HTTP clients can take. A scrape builds its answer in memory, and a client that does not read it keeps it
-// there; more scrapes than a pair of Prometheus servers and a person make are told to come again.
+// Bounds of what HTTP clients can take. A scrape builds its answer in memory, where it stays until the client has read it; more scrapes
+// at once than two Prometheus servers and a person make are refused.
 const (
-	maxScrapes                = 4
-	maxHTTPConnections        = 256
-	maxHTTPConnectionsAddress = 64
-	httpWriteTimeout          = 30 * time.Second
+	maxScrapes         = 4
+	maxHTTPConnections = 256
+	httpWriteTimeout   = 30 * time.Second
 )
 
 // newHTTPServer serves what is answered at once.
@@ -75,7 +53,21 @@ func newProfileServer(h http.Handler) *http.Server {
 	return &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
 }
 
-// limitHTTP bounds the connections of a listener.
-func limitHTTP(l net.Listener) net.Listener {
-	return doors.Limit(l, doors.NewShares(maxHTTPConnections, maxHTTPConnectionsAddress), nil)
+// httpDoor bounds the connections of all listeners that speak HTTP: a quarter of them for one address.
+type httpDoor struct {
+	shares  *doors.Shares
+	refused func(net.Addr)
 }
+
+func newHTTPDoor(connections int, refusals *doors.Refusals, metrics prometheus.Registerer) (*httpDoor, error) {
+	closed := prometheus.NewCounter(prometheus.CounterOpts{Name: "storage_http_refused_connections_total",
+		Help: "Connections for metrics, health and the profiler closed at once, because there were too many, in all or of their address. Worry when it grows."})
+	if err := metrics.Register(closed); err != nil {
+		return nil, storage.E("register", storage.KindInternal, "metrics of http", err)
+	}
+	note := refusals.Port("HTTP", connections)
+	return &httpDoor{doors.NewShares(connections, max(2, connections/4)), func(from net.Addr) { closed.Inc(); note(from) }}, nil
+}
+
+// limit bounds the connections of a listener.
+func (d *httpDoor) limit(l net.Listener) net.Listener { return doors.Limit(l, d.shares, d.refused) }

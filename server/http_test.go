@@ -3,9 +3,9 @@ package server
 import (
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"sync"
 	"testing"
@@ -13,6 +13,9 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
+
+	"github.com/storaged/storaged/internal/doors"
+	"github.com/storaged/storaged/server/status"
 )
 
 // slowGatherer keeps every scrape until it is told to go on.
@@ -29,14 +32,17 @@ func (g slowGatherer) Gather() ([]*dto.MetricFamily, error) {
 
 func serveHTTP(t *testing.T, g prometheus.Gatherer) (address string) {
 	t.Helper()
-	none := func() []problem { return nil }
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := newHTTPServer(httpHandler(g, none, none, none))
+	door, err := newHTTPDoor(maxHTTPConnections, doors.NewRefusals(slog.New(slog.DiscardHandler)), prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newHTTPServer(httpHandler(g, &status.View{}))
 	var wg sync.WaitGroup
-	wg.Go(func() { _ = s.Serve(limitHTTP(l)) })
+	wg.Go(func() { _ = s.Serve(door.limit(l)) })
 	t.Cleanup(func() {
 		_ = s.Close()
 		wg.Wait()
@@ -83,10 +89,10 @@ func TestScrapesAreBounded(t *testing.T) {
 	wg.Wait()
 }
 
-// Connections are bounded for each address, and what is over the bound is closed at once. Line: limitHTTP.
+// Connections are bounded for each address, and what is over the bound is closed at once. Line: httpDoor.limit.
 func TestHTTPConnectionsAreBounded(t *testing.T) {
 	address := serveHTTP(t, prometheus.NewRegistry())
-	for range maxHTTPConnectionsAddress {
+	for range maxHTTPConnections / 4 {
 		nc, err := net.Dial("tcp", address)
 		if err != nil {
 			t.Fatal(err)
@@ -101,20 +107,5 @@ func TestHTTPConnectionsAreBounded(t *testing.T) {
 	_ = over.SetReadDeadline(time.Now().Add(2 * time.Second))
 	if _, err := over.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("one more: %v, want it closed", err)
-	}
-}
-
-// TestProbes: /livez answers ok whatever is broken, so that nothing is restarted which a restart does not mend; /healthz and
-// /readyz say what is.
-func TestProbes(t *testing.T) {
-	broken := func() []problem { return []problem{{"store /data", "the disk has failed"}} }
-	fine := func() []problem { return nil }
-	handler := httpHandler(prometheus.NewRegistry(), broken, broken, fine)
-	for path, want := range map[string]int{"/livez": http.StatusOK, "/healthz": http.StatusServiceUnavailable, "/readyz": http.StatusServiceUnavailable} {
-		answer := httptest.NewRecorder()
-		handler.ServeHTTP(answer, httptest.NewRequest(http.MethodGet, path, nil))
-		if answer.Code != want {
-			t.Errorf("%s: %d, want %d", path, answer.Code, want)
-		}
 	}
 }

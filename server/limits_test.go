@@ -8,23 +8,23 @@ import (
 	"testing"
 	"time"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api"
+	"github.com/storaged/storaged/gateway/remote"
+	"github.com/storaged/storaged/gateway/volume"
 	"github.com/storaged/storaged/replication/peer"
-	"github.com/storaged/storaged/server/remote"
-	"github.com/storaged/storaged/server/volume"
 )
 
 // hostGateway is the gateway of a host, as storaged gateway has it, of a volume that the host has attached.
 func hostGateway(t *testing.T, n *node, attached string) *volume.Volume {
 	t.Helper()
-	shown := &view{n}
+	shown := n.admin
 	nodes, err := shown.Nodes(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	at, err := shown.Attach(t.Context(), api.NewAttachment{Volume: api.VolumeRef{Name: attached}, Access: api.AccessShared,
-		Holder: api.Holder{ID: "h", Kind: api.HolderHost, Host: "h"}})
+	at, err := shown.Attach(t.Context(), api.NewAttachment{Volume: storage.VolumeRef{Name: attached}, Access: storage.AccessShared,
+		Holder: storage.Holder{ID: "h", Kind: storage.HolderHost, Host: "h"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,20 +60,21 @@ func hostGateway(t *testing.T, n *node, attached string) *volume.Volume {
 // TestLimitsReachGateways: limits hold at the node's own gateway and at a host's, from the opening on, and their change
 // reaches requests that wait already, at both.
 func TestLimitsReachGateways(t *testing.T) {
+	t.Parallel()
 	n := startNode(t)
-	shown := &view{n}
+	shown := n.admin
 	made, err := shown.CreateVolume(t.Context(), api.NewVolume{Name: "web", SizeBytes: 64 << 20,
 		Limits: storage.VolumeLimits{MaxBytesPerSecond: storage.MinBytesPerSecond}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	here, err := n.gateway.Open(t.Context(), "web", volume.OpenOptions{Shared: true})
+	here, err := n.gateway.Open(t.Context(), "web", volume.OpenOptions{Access: storage.AccessShared})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer here.Close(context.Background())
 	for name, v := range map[string]*volume.Volume{"node": here, "host": hostGateway(t, n, "web")} {
-		if _, err := shown.ModifyVolume(t.Context(), "web", made.ID, api.LimitsChange(made.Limits)); err != nil {
+		if _, err := shown.ModifyVolume(t.Context(), "web", made.ID, api.VolumeChange{Limits: made.Limits.Change()}); err != nil {
 			t.Fatal(err)
 		}
 		held := false // has the limits: what is above them has to wait
@@ -99,7 +100,7 @@ func TestLimitsReachGateways(t *testing.T) {
 			t.Fatalf("%s: a write that had to wait was answered after %v: %v", name, time.Since(begin), err)
 		case <-time.After(200 * time.Millisecond):
 		}
-		if _, err := shown.ModifyVolume(t.Context(), "web", 0, api.LimitsChange(storage.VolumeLimits{})); err != nil {
+		if _, err := shown.ModifyVolume(t.Context(), "web", 0, api.VolumeChange{Limits: storage.VolumeLimits{}.Change()}); err != nil {
 			t.Fatal(err)
 		}
 		if err := <-waited; err != nil || time.Since(begin) > 10*time.Second {

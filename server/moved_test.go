@@ -1,11 +1,12 @@
 package server
 
 import (
+	"fmt"
 	"os"
 	"strings"
 	"testing"
 
-	"github.com/storaged/storaged/api"
+	storage "github.com/storaged/storaged"
 )
 
 // trio is a cluster of three nodes in this process.
@@ -37,22 +38,42 @@ func (c *trio) start(i int, edits ...func(*Config)) {
 func (c *trio) whole(when string) {
 	c.t.Helper()
 	for _, n := range c.nodes {
-		until(c.t, when+": node "+n.config.Name+" is ready", func() bool { return len(n.unready()) == 0 && n.control.Voters() == 3 })
-	}
-	for _, n := range c.nodes {
-		until(c.t, when+": all are up in the eyes of node "+n.config.Name, func() bool {
-			list, err := (&view{n.node}).Nodes(c.t.Context())
-			if err != nil || len(list) != 3 {
-				return false
+		c.until(when+": node "+n.config.Name+" is ready", func() string {
+			if ps := n.view.Unready(); len(ps) > 0 {
+				return fmt.Sprint(ps)
 			}
-			for _, x := range list {
-				if x.State != api.NodeUp || x.Addresses.Peer != c.nodes[c.byName(x.Name)].config.ListenPeer {
-					return false
-				}
+			if v := n.control.Voters(); v != 3 {
+				return fmt.Sprintf("%d voters", v)
 			}
-			return true
+			return ""
 		})
 	}
+	for _, n := range c.nodes {
+		c.until(when+": all are up in the eyes of node "+n.config.Name, func() string {
+			list, err := n.node.admin.Nodes(c.t.Context())
+			if err != nil || len(list) != 3 {
+				return fmt.Sprintf("%d nodes, %v", len(list), err)
+			}
+			for _, x := range list {
+				if at := c.nodes[c.byName(x.Name)].config.ListenPeer; x.State != storage.NodeUp || x.Addrs.Peer != at {
+					return fmt.Sprintf("node %s is %s at %s, and was started at %s", x.Name, x.State, x.Addrs.Peer, at)
+				}
+			}
+			return ""
+		})
+	}
+}
+
+// until waits until lacks names nothing any more; what it named last is the reason when the time is over.
+func (c *trio) until(what string, lacks func() string) {
+	c.t.Helper()
+	last := ""
+	defer func() {
+		if last != "" {
+			c.t.Logf("%s: last seen: %s", what, last)
+		}
+	}()
+	until(c.t, what, func() bool { last = lacks(); return last == "" })
 }
 
 func (c *trio) byName(name string) int { return int(name[0] - 'a') }
@@ -74,6 +95,7 @@ func (c *trio) move(which []int, join func(i int) string) {
 // TestMovedNodes: nodes that come back under other addresses are found by the others, and find them, without anybody's help but
 // --join where all have moved.
 func TestMovedNodes(t *testing.T) {
+	t.Parallel()
 	c := newTrio(t)
 	nobody := func(int) string { return "" }
 	c.move([]int{1}, nobody)
@@ -89,13 +111,14 @@ func TestMovedNodes(t *testing.T) {
 // TestWrongAdvertise: a node that says it is where it is not is named with the reason, and not advised to be removed; corrected, it
 // comes back.
 func TestWrongAdvertise(t *testing.T) {
+	t.Parallel()
 	c := newTrio(t)
 	c.nodes[2].halt(t)
 	port := freePeers(t, 7)[6]
 	c.addrs[2] = port
 	c.start(2, func(n *Config) { n.Advertise = "127.0.0.9" }) // it listens on 127.0.0.1 only
 	until(t, "status names the address", func() bool {
-		s, err := (&view{c.nodes[0].node}).Status(t.Context())
+		s, err := c.nodes[0].node.admin.Status(t.Context())
 		if err != nil {
 			return false
 		}
@@ -118,6 +141,7 @@ func TestWrongAdvertise(t *testing.T) {
 // Which one it is, and that it stays the one that was heard first, TestSecondProcess of package peer shows in virtual time: here a
 // machine that stalls may change it.
 func TestCopiedDirectory(t *testing.T) {
+	t.Parallel()
 	c := newTrio(t)
 	c.nodes[2].halt(t)
 	copied := t.TempDir()
@@ -128,9 +152,9 @@ func TestCopiedDirectory(t *testing.T) {
 	c.whole("before the copy")
 	first := c.nodes[2]
 	second := boot(t, newcomerConfig(t, copied, "c", freePeers(t, 9)[8]))
-	until(t, "the second process runs", second.running.Load)
+	until(t, "the second process runs", second.view.Running)
 	names := func(b, other *booting) bool {
-		for _, p := range b.unready() {
+		for _, p := range b.view.Unready() {
 			if strings.Contains(p.Text, "another process is node "+first.identity.Node.String()) && strings.Contains(p.Text, other.config.ListenPeer) {
 				return true
 			}
@@ -140,7 +164,7 @@ func TestCopiedDirectory(t *testing.T) {
 	until(t, "one of the two says that there is another", func() bool { return names(second, first) || names(first, second) })
 	until(t, "the cluster says it", func() bool {
 		for _, n := range c.nodes[:2] {
-			s, err := (&view{n.node}).Status(t.Context())
+			s, err := n.node.admin.Status(t.Context())
 			if err != nil {
 				continue
 			}
@@ -153,5 +177,5 @@ func TestCopiedDirectory(t *testing.T) {
 		return false
 	})
 	first.halt(t)
-	until(t, "the copy is the node when it is alone", func() bool { return second.control.Leader() != 0 && len(second.unready()) == 0 })
+	until(t, "the copy is the node when it is alone", func() bool { return second.control.Leader() != 0 && len(second.view.Unready()) == 0 })
 }

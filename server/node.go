@@ -10,8 +10,6 @@ import (
 	mathrand "math/rand/v2"
 	"net"
 	"net/http"
-	"os"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,26 +18,39 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api"
+	"github.com/storaged/storaged/gateway/export"
+	"github.com/storaged/storaged/gateway/route"
+	"github.com/storaged/storaged/gateway/volume"
 	"github.com/storaged/storaged/internal/doors"
 	"github.com/storaged/storaged/internal/logging"
-	"github.com/storaged/storaged/internal/size"
+	"github.com/storaged/storaged/internal/unixsocket"
 	"github.com/storaged/storaged/internal/version"
 	"github.com/storaged/storaged/nbd"
 	"github.com/storaged/storaged/replication"
 	"github.com/storaged/storaged/replication/extent"
 	"github.com/storaged/storaged/replication/op"
 	"github.com/storaged/storaged/replication/peer"
+	"github.com/storaged/storaged/replication/runner"
 	"github.com/storaged/storaged/replication/segment"
+	"github.com/storaged/storaged/server/admin"
 	"github.com/storaged/storaged/server/catalog"
 	"github.com/storaged/storaged/server/control"
-	"github.com/storaged/storaged/server/export"
+	"github.com/storaged/storaged/server/datadir"
+	"github.com/storaged/storaged/server/join"
 	"github.com/storaged/storaged/server/placement"
-	"github.com/storaged/storaged/server/remote"
-	"github.com/storaged/storaged/server/route"
-	"github.com/storaged/storaged/server/volume"
+	"github.com/storaged/storaged/server/session"
+	"github.com/storaged/storaged/server/status"
 )
+
+// cluster is what this node's gateway sees: groups through the router, sessions and volumes at the desk.
+type cluster struct {
+	*route.Router
+	*session.Local
+}
+
+var _ volume.Cluster = cluster{}
 
 // node is a running node. Its fields are in the order of start; stop goes the other way.
 type node struct {
@@ -48,26 +59,26 @@ type node struct {
 	metrics *prometheus.Registry
 
 	listeners   listeners
-	descriptors *doors.Descriptors // kept free of connections
+	descriptors descriptors     // as they are shared out
+	refusals    *doors.Refusals // connections that ports have closed at once
+	scrapers    *httpDoor       // of metrics, health and the profiler
+	speaker     peer.Speaker    // what greetings say of this process
 	identity    control.Identity
 	store       *extent.Store
 	peers       *peer.Transport
-	rafts       *replication.Router
-	catalogRT   *replication.Transport // the catalog's Raft transport
+	rafts       *runner.Router
+	catalogRT   *runner.Transport // the catalog's Raft transport
 	host        *replication.Host
 	control     *control.Controller
-	cluster     *cluster
-	remote      *remote.Service // of gateways on hosts that are no nodes
+	cluster     cluster
+	desk        *session.Desk  // of gateways: this node's own, and those of hosts
+	admin       *admin.Cluster // what the API serves; its parts are set before the control loop runs
+	view        *status.View   // part of admin
 	gateway     *volume.Gateway
 	nbd         *nbd.Server
 	api         *api.Server
 	http        *http.Server
 
-	starts   uint64                 // of this node, with this one
-	instance uint64                 // random: this process, in greetings
-	waits    atomic.Pointer[string] // what a node without a cluster waits for
-	running  atomic.Bool            // every part has been made: what is asked of this node may look at them
-	caughtUp readiness
 	exports  atomic.Pointer[export.Backend] // nil until the gateway has started; reports are sent before
 	serving  atomic.Bool                    // NBD and API accept
 	mute     atomic.Bool                    // the catalog's disk has failed: its Raft group must not hear this node
@@ -79,7 +90,7 @@ type node struct {
 	serveWG, controlWG, peersWG             sync.WaitGroup
 }
 
-// listeners are opened first, so that an address in use is told before anything is touched.
+// listeners are opened first, so that nothing is touched if an address is in use.
 type listeners struct {
 	peer, api, nbd, http, unix, pprof net.Listener
 }
@@ -114,36 +125,29 @@ func Run(ctx context.Context, config Config, logs io.Writer) error {
 // newNode makes a node that has not started, of a configuration whose defaults are filled in.
 func newNode(config Config, logger *slog.Logger) *node {
 	n := &node{config: config, logger: logger, metrics: prometheus.NewRegistry(), failures: make(chan error, 16),
-		instance: max(1, mathrand.Uint64())}
+		view: &status.View{}, refusals: doors.NewRefusals(logger)}
+	n.admin = &admin.Cluster{View: n.view}
 	n.serveCtx, n.cancelServe = context.WithCancel(context.Background())
 	n.controlCtx, n.cancelControl = context.WithCancel(context.Background())
 	n.peersCtx, n.cancelPeers = context.WithCancel(context.Background())
 	return n
 }
 
-// start brings everything up, from the disk to the hosts. People are answered first, and until the rest is there with what it
-// waits for.
+// start brings everything up, from the disk to the hosts. API and probes come first: until the rest is there they answer with what the
+// node waits for.
 func (n *node) start(ctx context.Context) error {
 	for _, step := range []func(context.Context) error{n.openDirectory, n.listen, n.answerPeople, n.settleIdentity, n.openStore,
 		n.startPeers, n.startControl, n.startGateway, n.serve} {
 		if err := step(ctx); err != nil {
-			return err
+			return n.dir().WithoutRoom(err)
 		}
 	}
 	return nil
 }
 
 func (n *node) openDirectory(context.Context) error {
-	if err := os.MkdirAll(n.config.DataDir, 0o750); err != nil {
-		if target, linkErr := os.Readlink(n.config.DataDir); linkErr == nil && errors.Is(err, os.ErrExist) {
-			err = fmt.Errorf("it is a symbolic link to %s, which is not there: mount its disk, or make that directory", target)
-		}
-		return storage.E("make", storage.KindInvalid, "data directory "+n.config.DataDir, err)
-	}
-	if usage, err := vfs.Default.GetDiskUsage(n.config.DataDir); err == nil && uint64(n.config.ReserveBytes) >= usage.TotalBytes {
-		return storage.E("configuration", storage.KindInvalid, "--reserve", fmt.Errorf(
-			"%v is all of the file system of %s, which has %v: no write would ever be taken; use less, or a larger disk",
-			n.config.ReserveBytes, n.config.DataDir, size.Bytes(usage.TotalBytes)))
+	if err := n.dir().Make(n.config.ReserveBytes); err != nil {
+		return err
 	}
 	version := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "storage_build_info",
 		Help: "1, with what was built as labels."}, []string{"version", "revision"})
@@ -159,32 +163,26 @@ func (n *node) openDirectory(context.Context) error {
 
 func versionOf() (string, string) { return version.Version, version.Revision() }
 
-// storeDescriptors is how many file descriptors stay free of connections: for the segments of the log (256), the tables'
-// files (256), the catalog, the other nodes, and what is opened for a moment.
-const storeDescriptors = 640
-
 func (n *node) listen(context.Context) error {
 	open := func(into *net.Listener, network, addr, flag string) error {
 		if addr == "" {
 			return nil
 		}
 		if network == "unix" {
-			if err := clearSocket(addr); err != nil {
-				return err
+			if err := unixsocket.Clear(addr); err != nil {
+				return storage.E("listen", storage.KindInvalid, "--"+flag+" "+addr, err)
 			}
 		}
 		l, err := net.Listen(network, addr)
 		if err != nil {
 			return storage.E("listen", storage.KindInvalid, "--"+flag+" "+addr, err)
 		}
-		*into = n.descriptors.Guard(l)
+		*into = l
 		return nil
 	}
 	c, l := &n.config, &n.listeners
-	n.descriptors = doors.KeepDescriptors(storeDescriptors, n.logger)
-	if want := uint64(c.NBDConnections) + storeDescriptors; n.descriptors.Limit() < want {
-		n.logger.Warn("the limit of open files is below what this node is configured for: connections are refused when few are left; raise it (LimitNOFILE= in systemd, ulimit -n)",
-			"limit", n.descriptors.Limit(), "for_connections", n.descriptors.Room(), "nbd_max_connections", c.NBDConnections, "wanted", want)
+	if err := n.shareDescriptors(); err != nil {
+		return err
 	}
 	return errors.Join(open(&l.peer, "tcp", c.ListenPeer, "listen-peer"), open(&l.api, "tcp", c.ListenAPI, "listen-api"),
 		open(&l.nbd, "tcp", c.ListenNBD, "listen-nbd"), open(&l.http, "tcp", c.ListenHTTP, "listen-http"),
@@ -197,20 +195,24 @@ func (n *node) answerPeople(context.Context) error {
 	if err != nil {
 		return err
 	}
-	n.api, err = api.NewServer(api.Config{Cluster: &view{n}, Version: api.BuildVersion(version.Version), TLS: apiTLS,
-		Ready: n.answers, ClusterID: n.clusterID, Logger: n.logger, Metrics: n.metrics})
+	n.api, err = api.NewServer(api.Config{Cluster: n.admin, Version: api.BuildVersion(version.Version), TLS: apiTLS,
+		Ready: n.answers, ClusterID: n.clusterID, Logger: n.logger, Metrics: n.metrics,
+		Limits: api.Limits{Connections: n.descriptors.api}, Refused: n.refusals.Port("API", n.descriptors.api)})
 	if err != nil {
 		return err
 	}
-	n.http = newHTTPServer(httpHandler(n.metrics, n.unhealthy, n.unready, n.warnings))
-	n.goRun(&n.peersWG, "http", func() error { return ignoreClosed(n.http.Serve(limitHTTP(n.listeners.http))) })
+	if n.scrapers, err = newHTTPDoor(n.descriptors.http, n.refusals, n.metrics); err != nil {
+		return err
+	}
+	n.http = newHTTPServer(httpHandler(n.metrics, n.view))
+	n.goRun(&n.peersWG, "http", func() error { return ignoreClosed(n.http.Serve(n.scrapers.limit(n.listeners.http))) })
 	n.goRun(&n.serveWG, "api", func() error { return n.api.Serve(n.serveCtx, n.listeners.api) })
 	return nil
 }
 
 // clusterID returns the cluster that this node belongs to, zero until it runs.
 func (n *node) clusterID() storage.ClusterID {
-	if !n.running.Load() {
+	if !n.view.Running() {
 		return storage.ClusterID{}
 	}
 	return n.identity.Cluster
@@ -218,52 +220,74 @@ func (n *node) clusterID() storage.ClusterID {
 
 // answers returns why the node cannot answer requests at all yet.
 func (n *node) answers() error {
-	if n.running.Load() {
+	if n.view.Running() {
 		return nil
 	}
-	return storage.E("ask", storage.KindUnavailable, "node "+n.config.Name, errors.New(n.starting()))
-}
-
-// starting says what a node that does not run yet is doing.
-func (n *node) starting() string {
-	if why := n.waits.Load(); why != nil {
-		return "it has no cluster yet and waits: " + *why
-	}
-	return "it is starting or stopping"
+	return storage.E("ask", storage.KindUnavailable, "node "+n.config.Name, errors.New(n.view.NotRunning()))
 }
 
 // self is what the node tells the cluster about itself.
 func (n *node) self(store storage.StoreID, capacityBytes int64) catalog.AddNode {
 	c, l := &n.config, &n.listeners
 	return catalog.AddNode{Name: c.Name, Zone: c.Zone, At: time.Now().UTC(),
-		Addrs: catalog.Addrs{Peer: c.advertised(l.peer.Addr()), API: c.advertised(l.api.Addr()),
+		Addrs: storage.Addrs{Peer: c.advertised(l.peer.Addr()), API: c.advertised(l.api.Addr()),
 			NBD: c.advertised(l.nbd.Addr()), HTTP: c.advertised(l.http.Addr())},
-		Stores: []catalog.Store{{ID: store, CapacityBytes: capacityBytes}}}
+		Stores: []storage.Store{{ID: store, CapacityBytes: capacityBytes}}}
+}
+
+// settleIdentity finds out who this node is; it waits until there is a cluster to belong to.
+func (n *node) settleIdentity(ctx context.Context) (err error) {
+	n.speaker = join.NewSpeaker(max(1, mathrand.Uint64()), n.config.advertised(n.listeners.peer.Addr()))
+	defer n.view.WaitFor("")
+	n.identity, err = join.Settle(ctx, join.Config{Dir: n.dir(), Bootstrap: n.config.Bootstrap, Addrs: n.joins(), Name: n.config.Name, Speaker: n.speaker,
+		Cluster: catalog.Cluster{HeartbeatTimeout: n.config.HeartbeatTimeout, Replicas: n.config.Replicas, Groups: n.config.Groups},
+		Asker: func(s peer.Speaker) (join.Asker, error) {
+			tlsConfig, err := n.config.peerTLS()
+			if err != nil {
+				return nil, err
+			}
+			return peer.New(peer.Config{TLS: tlsConfig, Speaker: s, Logger: n.logger})
+		},
+		Lobby: n.listeners.peer.(peer.LobbyListener), Describe: n.self, CapacityBytes: int64(n.config.CapacityBytes),
+		Waits:  n.view.WaitFor,
+		Failed: func(err error) { n.failures <- fmt.Errorf("peers: %w", err) }, Logger: n.logger})
+	return err
+}
+
+// joins are the addresses of --join, which Validate has checked.
+func (n *node) joins() []string {
+	addrs, _ := n.config.joins()
+	return addrs
 }
 
 func (n *node) openStore(context.Context) error {
 	c := &n.config
-	store, err := extent.Open(extent.Config{FS: vfs.Default, Dir: n.storeDir(), Cluster: n.identity.Cluster, Store: n.storeID(),
+	id, err := n.dir().PromisedStore()
+	if has, _ := n.dir().HasStore(); err != nil && !has { // a store that is there knows its id
+		return err
+	}
+	n.store, err = extent.Open(extent.Config{FS: vfs.Default, Dir: n.dir().Store(), Cluster: n.identity.Cluster, Store: id,
 		SegmentBytes: int64(c.SegmentBytes), CapacityBytes: int64(c.CapacityBytes), ReserveBytes: int64(c.ReserveBytes),
 		CacheBytes: int64(c.CacheBytes),
-		Segment:    segment.Config{FreeSegments: c.FreeSegments, CacheBytes: int64(c.LogCacheBytes)},
+		Segment:    segment.Config{FreeSegments: c.FreeSegments, CacheBytes: int64(c.LogCacheBytes), MaxOpenFiles: n.descriptors.segments},
+		TableFiles: n.descriptors.tables,
 		OnCheckpointDue: func(k segment.GroupKey) {
 			if n.host != nil {
 				n.host.CheckpointDue(k)
 			}
 		},
 		OnFailure: func(err error) {
-			n.logger.Error("the disk has failed: its replicas keep silent until the node is started on a good one", "dir", n.storeDir(), "error", err)
+			n.logger.Error("the disk has failed: its replicas keep silent until the node is started on a good one", "dir", n.dir().Store(), "error", err)
 		},
 		Logger: n.logger, Metrics: n.metrics})
-	n.store = store
 	return err
 }
 
-func (n *node) storeDir() string { return filepath.Join(n.config.DataDir, "store") }
+func (n *node) dir() datadir.Dir { return datadir.Dir(n.config.DataDir) }
 
 func (n *node) startPeers(context.Context) error {
-	if err := n.countStart(); err != nil {
+	var err error
+	if n.speaker.Starts, err = n.dir().CountStart(); err != nil {
 		return err
 	}
 	tlsConfig, err := n.config.peerTLS()
@@ -277,18 +301,21 @@ func (n *node) startPeers(context.Context) error {
 			}
 			return n.control.Resolve(id)
 		},
-		TLS: tlsConfig, Speaker: n.speaker(), Logger: n.logger, Metrics: n.metrics})
+		TLS: tlsConfig, Speaker: n.speaker, Logger: n.logger, Metrics: n.metrics,
+		MaxConnections: n.descriptors.peers, MaxClientConnections: max(1, n.descriptors.peers*3/4),
+		Refused: n.refusals.Port("peers'", n.descriptors.peers)})
 	if err != nil {
 		return err
 	}
-	n.rafts = replication.NewRouter(n.peers, n.identity.HeartbeatTimeout, n.logger)
+	n.rafts = runner.NewRouter(n.peers, n.identity.HeartbeatTimeout)
 	mode := op.ReadLease
 	if n.config.ReadMode == "quorum" {
 		mode = op.ReadQuorum
 	}
 	n.host, err = replication.NewHost(replication.Config{Node: n.identity.Node, Stores: []*extent.Store{n.store}, Peers: n.peers,
 		Router: n.rafts, HeartbeatTimeout: n.identity.HeartbeatTimeout, ReadMode: mode,
-		MaxAppendEntries: n.config.MaxAppendEntries, Logger: n.logger, Metrics: n.metrics})
+		MaxAppendEntries: n.config.MaxAppendEntries, Logger: n.logger, Metrics: n.metrics,
+		OnLeadership: func() { n.control.ReportSoon() }}) // replicas start after the control has been made
 	return err
 }
 
@@ -296,52 +323,51 @@ func (n *node) startPeers(context.Context) error {
 // and the peers find addresses through the catalog's book.
 func (n *node) startControl(context.Context) error {
 	self := n.identity.Node
-	n.catalogRT = replication.NewTransport(replication.TransportConfig{Group: storage.CatalogGroup, Self: control.ServerID(self),
+	n.catalogRT = runner.NewTransport(runner.TransportConfig{Group: storage.CatalogGroup, Self: control.ServerID(self),
 		Node: self, Peers: n.peers, Router: n.rafts, HeartbeatTimeout: n.identity.HeartbeatTimeout, Logger: n.logger,
-		Silent: n.mute.Load, Verify: catalog.VerifyEntry})
+		Silent: n.mute.Load, Verify: catalog.VerifyEntry, Damaged: func(err error) { n.control.Halt(err) }})
 	r := route.New(route.Config{Self: self, Host: n.host, Peers: n.peers, Replicas: n.replicasOf,
 		HeartbeatTimeout: n.identity.HeartbeatTimeout})
 	acts := &actions{self: self, host: n.host, peers: n.peers, router: r, done: func() { n.control.ReportSoon() }}
 	acts.register()
-	registerUsage(n.peers, n.host)
+	status.RegisterUsage(n.peers, n.host)
 	var err error
-	n.control, err = control.Open(control.Config{Dir: n.catalogDir(), Transport: n.catalogRT, Peers: controlPeers{n.peers},
-		Actions: acts, OnFailure: n.catalogFailed, Self: n.self(n.store.ID(), n.store.Space().CapacityBytes), Report: n.report,
+	n.control, err = control.Open(control.Config{Dir: n.dir().Catalog(), Transport: n.catalogRT, Peers: controlPeers{n.peers},
+		Actions: acts, OnFailure: n.catalogFailed, Self: n.self(n.store.ID(), n.store.Space().CapacityBytes), Report: n.view.Report,
 		Logger: n.logger, Metrics: n.metrics})
 	if err != nil {
 		return err
 	}
-	n.catalogRT.SetInstance(replication.Instance{Term: n.control.Term, Configuration: n.control.Configuration,
-		Follows: n.control.Follows, Leads: n.control.Leads, Verify: n.control.VerifyLeader, Damaged: n.control.Halt})
 	registerControl(n.peers, n.control)
-	n.peers.Handle(peer.MethodNodeInfo, peer.Concurrent, n.servePlaces)
-	n.remote = remote.NewService(n.control)
-	n.remote.Register(n.peers)
-	n.cluster = newCluster(r, n.control, self, n.config.Name, rand.Text())
+	seeker := &join.Seeker{Peers: n.peers, Book: n.control, Addrs: n.joins(), Self: n.speaker.Address, Logger: n.logger}
+	seeker.Register(n.peers)
+	n.desk = session.NewDesk(n.control)
+	n.desk.Serve(n.peers)
+	n.cluster = cluster{r, session.NewLocal(n.desk, self, n.config.Name, rand.Text())}
+	n.view.Config = n.sources()
+	n.admin.Commands, n.admin.Desk, n.admin.ProvisionLimit = n.control, n.desk, n.config.ProvisionLimit
 	n.goRun(&n.peersWG, "peers", func() error { return n.peers.Run(n.peersCtx) })
 	if err := n.host.Start(); err != nil {
 		return err
 	}
-	n.goRun(&n.controlWG, "seek", func() error { n.seek(n.controlCtx); return nil })
+	n.goRun(&n.controlWG, "seek", func() error { seeker.Run(n.controlCtx); return nil })
 	n.goRun(&n.controlWG, "control", func() error { return n.control.Run(n.controlCtx) })
 	return nil
 }
 
-// catalogFailed is told when the catalog's log cannot be written, or holds what cannot be applied: the control loop ends with the error, and the node with
-// it. Until then other nodes lead.
+// catalogFailed is told when the catalog's log cannot be written, or holds what cannot be applied. The control loop ends with the error,
+// and the node with it; the catalog is led by other nodes until then.
 func (n *node) catalogFailed(err error) {
 	n.mute.Store(true)
-	n.logger.Error("this node's copy of the catalog is out of service: the node stops", "dir", n.catalogDir(), "error", err)
+	n.logger.Error("this node's copy of the catalog is out of service: the node stops", "dir", n.dir().Catalog(), "error", err)
 }
-
-func (n *node) catalogDir() string { return filepath.Join(n.config.DataDir, "catalog") }
 
 // replicasOf returns the nodes that hold voters of a group.
 func (n *node) replicasOf(id storage.GroupID) (nodes []storage.NodeID) {
 	n.control.View(func(s *catalog.State) {
 		g, _ := s.Group(id)
 		for _, r := range g.Replicas {
-			if r.Role == catalog.RoleVoter {
+			if r.Role == storage.RoleVoter {
 				nodes = append(nodes, r.Node)
 			}
 		}
@@ -350,8 +376,11 @@ func (n *node) replicasOf(id storage.GroupID) (nodes []storage.NodeID) {
 }
 
 func (n *node) startGateway(context.Context) error {
-	var err error
-	n.gateway, err = volume.New(volume.Config{Cluster: n.cluster, Logger: n.logger, Metrics: n.metrics})
+	latencyOf, err := volume.ParsePatterns(n.config.VolumeLatency)
+	if err != nil {
+		return err
+	}
+	n.gateway, err = volume.New(volume.Config{Cluster: n.cluster, LatencyOf: latencyOf, Logger: n.logger, Metrics: n.metrics})
 	if err != nil {
 		return err
 	}
@@ -362,7 +391,8 @@ func (n *node) startGateway(context.Context) error {
 	exports := export.New(export.Config{Gateway: n.gateway})
 	n.exports.Store(exports)
 	n.nbd, err = nbd.NewServer(nbd.Config{Backend: exports, TLS: tlsConfig,
-		RequireTLS: n.config.NBDTLSRequire || n.config.NBDClientCA != "", MaxConnections: n.config.NBDConnections, Logger: n.logger, Metrics: n.metrics})
+		RequireTLS: n.config.NBDTLSRequire || n.config.NBDClientCA != "", MaxConnections: n.descriptors.nbd,
+		Refused: n.refusals.Port("NBD", n.descriptors.nbd), Logger: n.logger, Metrics: n.metrics})
 	return err
 }
 
@@ -370,14 +400,14 @@ func (n *node) startGateway(context.Context) error {
 func (n *node) serve(ctx context.Context) error {
 	if n.listeners.pprof != nil {
 		profiler := newProfileServer(pprofHandler())
-		n.goRun(&n.peersWG, "pprof", func() error { return ignoreClosed(profiler.Serve(limitHTTP(n.listeners.pprof))) })
+		n.goRun(&n.peersWG, "pprof", func() error { return ignoreClosed(profiler.Serve(n.scrapers.limit(n.listeners.pprof))) })
 	}
 	n.goRun(&n.serveWG, "nbd", func() error { return n.nbd.Serve(n.serveCtx, n.listeners.nbd) })
 	if n.listeners.unix != nil {
 		n.goRun(&n.serveWG, "nbd socket", func() error { return n.nbd.Serve(n.serveCtx, n.listeners.unix) })
 	}
-	n.goRun(&n.serveWG, "attachments", func() error { n.cluster.tidy(n.serveCtx); return nil })
-	n.running.Store(true)
+	n.goRun(&n.serveWG, "attachments", func() error { n.cluster.Tidy(n.serveCtx); return nil })
+	n.view.Run()
 	n.serving.Store(true)
 	n.api.SetServing(true)
 	n.logger.Info("serving", "node", n.identity.Node, "name", n.config.Name, "cluster", n.identity.Cluster,
@@ -458,63 +488,32 @@ func (n *node) stop() error {
 	return nil
 }
 
-// unhealthy returns what is broken on this node for good.
-func (n *node) unhealthy() (ps []problem) {
-	if !n.running.Load() {
-		return nil
-	}
+// sources are what this node shows of itself and of the cluster.
+func (n *node) sources() status.Config {
+	return status.Config{Self: n.identity.Node, Cluster: n.identity.Cluster, Catalog: n.control, Peers: n.peers,
+		Replicas: n.replicas, Blocks: n.host, Store: n.storeReport, StoreDir: n.dir().Store(),
+		Sessions:    n.desk.Sessions,
+		Connections: n.connections, Refusals: n.refusals.Lately, Serving: n.serving.Load}
+}
+
+func (n *node) storeReport() placement.StoreReport {
+	space := n.store.Space()
+	r := placement.StoreReport{ID: n.store.ID(), CapacityBytes: space.CapacityBytes,
+		UsedBytes: max(0, space.CapacityBytes-space.FreeBytes), FreeBytes: space.WritableBytes()}
 	if err := n.store.Failed(); err != nil {
-		ps = append(ps, problem{"store " + n.storeDir(), "the disk has failed: " + err.Error()})
+		r.Failed = err.Error()
 	}
-	return ps
+	return r
 }
 
-// warnings returns what is wrong on this node and mended by others: damaged replicas come back as new members.
-func (n *node) warnings() (ps []problem) {
-	if !n.running.Load() {
+// connections are those of NBD clients; none before the gateway has started.
+func (n *node) connections() (out []placement.Connection) {
+	exports := n.exports.Load()
+	if exports == nil {
 		return nil
 	}
-	for _, s := range n.host.Status() {
-		if s.Role == "damaged" {
-			ps = append(ps, problem{"group " + s.Group.String(), "this node's replica keeps out until the group has made it anew: " + s.Reason})
-		}
+	for _, c := range exports.Connections() {
+		out = append(out, placement.Connection{Volume: c.Volume, Client: c.Client, ReadOnly: c.ReadOnly, Since: c.Since.UTC()})
 	}
-	return ps
-}
-
-// unready returns what keeps this node from serving now, and what of its own share of the groups is not there yet.
-func (n *node) unready() []problem {
-	if !n.running.Load() {
-		return []problem{{"node", n.starting()}}
-	}
-	ps := n.unhealthy()
-	if !n.serving.Load() {
-		ps = append(ps, problem{"node", "it is starting or stopping"})
-	}
-	if second := n.peers.Second(); second != nil {
-		ps = append(ps, problem{"node", second.Error() + "; this process keeps silent: stop one of the two"})
-	}
-	var v placement.View
-	fresh := n.control.View(func(s *catalog.State) { v = placement.NewView(s, nil) })
-	switch {
-	case fresh.Leader == 0:
-		ps = append(ps, problem{"catalog", "nobody leads it: a majority of its nodes must be up"})
-	case fresh.Age == control.NeverHeard:
-		ps = append(ps, problem{"catalog", "not heard from its leader yet"})
-	case len(v.Groups) == 0:
-		ps = append(ps, problem{"groups", "none yet"})
-	}
-	for _, g := range v.Groups {
-		if g.State != catalog.GroupReady {
-			ps = append(ps, problem{"group " + g.ID.String(), "being made"})
-		}
-	}
-	replicas := n.host.Status()
-	ps = append(ps, n.caughtUp.problems(time.Now(), n.identity.Node, v, replicas)...)
-	for _, s := range replicas {
-		if s.Leader == 0 && len(s.Replicas) > 0 {
-			ps = append(ps, problem{"group " + s.Group.String(), "it has no leader"})
-		}
-	}
-	return ps
+	return out
 }

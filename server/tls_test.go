@@ -7,10 +7,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api/client"
 	"github.com/storaged/storaged/internal/tlsfiles/tlstest"
-	"github.com/storaged/storaged/nbd"
+	"github.com/storaged/storaged/nbd/nbdclient"
 )
 
 // TestAPITLS: with a certificate the API speaks TLS only, and with an authority for clients to those only that it signed.
@@ -69,7 +69,7 @@ func TestNBDClientsNeedTheirCertificate(t *testing.T) {
 			c.tls.ServerName = "127.0.0.1"
 		}
 		// There is no such export; whoever is let in is told so.
-		_, err := nbd.Dial(t.Context(), nbd.ClientConfig{Network: "tcp", Address: n.listeners.nbd.Addr().String(), Export: "none", TLS: c.tls})
+		_, err := nbdclient.Dial(t.Context(), nbdclient.Config{Network: "tcp", Address: n.listeners.nbd.Addr().String(), Export: "none", TLS: c.tls})
 		if let := errors.Is(err, storage.ErrNotFound); let != c.ok {
 			t.Errorf("%s: %v", c.name, err)
 		}

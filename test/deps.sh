@@ -33,6 +33,7 @@ cpio       cpio           lab
 readelf    binutils       lab
 lz4        lz4            lab
 xz         xz-utils       lab
+mmdebstrap mmdebstrap     lab
 systemd-analyze systemd   deploy
 '
 

@@ -12,7 +12,7 @@ import (
 )
 
 // findLocked returns the volume that is meant.
-func (c *Cluster) findLocked(op string, r api.VolumeRef) (api.Volume, error) {
+func (c *Cluster) findLocked(op string, r storage.VolumeRef) (api.Volume, error) {
 	for name, v := range c.volumes {
 		if (r.Name == "" || r.Name == name) && (r.ID == 0 || r.ID == v.ID) {
 			return v, nil
@@ -34,8 +34,9 @@ func (c *Cluster) Attach(ctx context.Context, n api.NewAttachment) (api.Attachme
 		return api.Attachment{}, err
 	}
 	if n.Access == "" {
-		n.Access = api.AccessExclusive
+		n.Access = storage.AccessExclusive
 	}
+	n.ReadOnly = n.ReadOnly || n.Access == storage.AccessReaders
 	mine, others := c.split(v, n)
 	same := mine.ID != 0 && mine.Access == n.Access && mine.ReadOnly == n.ReadOnly
 	switch {
@@ -54,15 +55,15 @@ func (c *Cluster) Attach(ctx context.Context, n api.NewAttachment) (api.Attachme
 			fmt.Errorf("%s has it on other terms; detach it there first", mine.Holder.ID))
 	}
 	for _, a := range v.Attachments {
-		if n.Access != api.AccessShared || a.Access != api.AccessShared {
+		if n.Access != a.Access || n.Access == storage.AccessExclusive {
 			return api.Attachment{}, storage.E(op, storage.KindConflict, "volume "+v.Name,
 				fmt.Errorf("it is attached %s by host %s since %s; detach it there, or take it over with --take-over", a.Access,
 					a.Holder.ID, a.Since.UTC().Format("2006-01-02T15:04:05Z07:00")))
 		}
 	}
 	c.lastAttachment++
-	a := api.Attachment{ID: c.lastAttachment, VolumeID: v.ID, Volume: v.Name, Holder: n.Holder, Access: n.Access,
-		ReadOnly: n.ReadOnly, Generation: v.Generation, Since: c.now()}
+	a := api.Attachment{Attachment: storage.Attachment{ID: c.lastAttachment, Volume: v.ID, Holder: n.Holder, Access: n.Access, ReadOnly: n.ReadOnly,
+		Generation: v.Generation, Since: c.now()}, VolumeName: v.Name}
 	v.Attachments = append(slices.Clone(v.Attachments), a)
 	c.volumes[v.Name] = v
 	return a, nil
@@ -98,7 +99,7 @@ func (c *Cluster) Detach(ctx context.Context, d api.Detachment) error {
 			kept = append(kept, a)
 			continue
 		}
-		if a.Access == api.AccessExclusive {
+		if a.Access == storage.AccessExclusive {
 			v.Generation++
 		}
 		v.Sessions = slices.DeleteFunc(slices.Clone(v.Sessions), func(s api.Session) bool { return s.Attachment == a.ID })

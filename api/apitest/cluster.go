@@ -59,9 +59,9 @@ func New(now func() time.Time) *Cluster {
 func sampleNode(i int, now time.Time) api.Node {
 	host := fmt.Sprintf("10.0.0.%d", i+1)
 	return api.Node{
-		ID: storage.NodeID(i + 1), Name: string(rune('a' + i)), Zone: fmt.Sprintf("z%d", i+1), State: api.NodeUp,
-		Addresses: api.Addresses{Peer: host + ":7001", API: host + ":7000", NBD: host + ":10809", HTTP: host + ":7002"},
-		Stores: []api.Store{{ID: storage.StoreID{0: 0x50, 15: byte(i + 1)}, State: api.StoreOK, CapacityBytes: 100 << 30,
+		Node: storage.Node{ID: storage.NodeID(i + 1), Name: string(rune('a' + i)), Zone: fmt.Sprintf("z%d", i+1), State: storage.NodeUp,
+			Addrs: storage.Addrs{Peer: host + ":7001", API: host + ":7000", NBD: host + ":10809", HTTP: host + ":7002"}},
+		Stores: []api.Store{{Store: storage.Store{ID: storage.StoreID{0: 0x50, 15: byte(i + 1)}, CapacityBytes: 100 << 30}, State: api.StoreOK,
 			UsedBytes: 10 << 30, FreeBytes: 85 << 30}},
 		Version: "v0.1.0", Replicas: 2, Leaders: []int{1, 1, 0}[i], SeenAt: now,
 	}
@@ -71,8 +71,8 @@ func sampleGroup(i int, nodes []api.Node) api.Group {
 	g := api.Group{ID: storage.GroupID(i + 1), Leader: nodes[i].ID, LeaderName: nodes[i].Name, Term: uint64(7 + i),
 		CommitIndex: 5200, AppliedIndex: 5200}
 	for _, n := range nodes {
-		g.Replicas = append(g.Replicas, api.Replica{Node: n.ID, NodeName: n.Name, Store: n.Stores[0].ID, Incarnation: 1,
-			Role: api.RoleVoter, Online: true})
+		key := storage.ReplicaKey{Store: n.Stores[0].ID, Incarnation: 1}
+		g.Replicas = append(g.Replicas, api.Replica{Replica: storage.Replica{Node: n.ID, Key: key, Role: storage.RoleVoter}, NodeName: n.Name, Online: true})
 	}
 	return g
 }
@@ -136,17 +136,21 @@ func (c *Cluster) CreateVolume(ctx context.Context, v api.NewVolume) (api.Volume
 		return api.Volume{}, err
 	}
 	if have, ok := c.volumes[v.Name]; ok {
-		if v.RequestID != "" && c.requests[v.RequestID] == have.ID && have.SizeBytes == v.SizeBytes && have.Limits == v.Limits {
+		if v.RequestID != "" && c.requests[v.RequestID] == have.ID && have.SizeBytes == v.SizeBytes && have.Limits == v.Limits && maps.Equal(have.Labels, v.Labels) {
 			return copyVolume(have), nil
 		}
 		return api.Volume{}, storage.E(op, storage.KindExists, "volume "+v.Name, errors.New("a volume of that name exists"))
+	}
+	if err := c.roomLocked(op, "volume "+v.Name, 0, v.SizeBytes, v.Overcommit); err != nil {
+		return api.Volume{}, err
 	}
 	stripe := v.Groups
 	if stripe == 0 || stripe > len(c.groups) {
 		stripe = len(c.groups)
 	}
 	c.lastID++
-	made := api.Volume{ID: c.lastID, Name: v.Name, SizeBytes: v.SizeBytes, State: api.VolumeReady, Epoch: 1, Generation: 1, CreatedAt: c.now(), Limits: v.Limits}
+	made := api.Volume{Volume: storage.Volume{ID: c.lastID, Name: v.Name, SizeBytes: v.SizeBytes, State: storage.VolumeReady, Epoch: 1, Generation: 1,
+		CreatedAt: c.now(), Limits: v.Limits, Labels: maps.Clone(v.Labels)}}
 	for _, g := range c.groups[:stripe] {
 		made.Groups = append(made.Groups, g.ID)
 	}
@@ -155,6 +159,25 @@ func (c *Cluster) CreateVolume(ctx context.Context, v api.NewVolume) (api.Volume
 		c.requests[v.RequestID] = made.ID
 	}
 	return copyVolume(made), nil
+}
+
+// overcommit is how many times as large as what the stores hold all volumes together may be.
+const overcommit = 10
+
+// roomLocked refuses what is beyond what the stores hold; Edit says how much that is (Status.UsableBytes), and 0 does not limit it.
+func (c *Cluster) roomLocked(op, subject string, before, bytes int64, beyond bool) error {
+	usable, sum := c.status.UsableBytes, bytes-before
+	for _, v := range c.volumes {
+		sum += v.SizeBytes
+	}
+	switch {
+	case usable == 0 || beyond || bytes == before:
+	case bytes > usable:
+		return storage.E(op, storage.KindInvalid, subject, fmt.Errorf("with %d bytes it could never be filled; make it smaller, or say --overcommit", bytes))
+	case sum > overcommit*usable:
+		return storage.E(op, storage.KindNoSpace, subject, fmt.Errorf("all volumes together would have %d bytes; delete some, or say --overcommit", sum))
+	}
+	return nil
 }
 
 // Volume implements api.Cluster.
@@ -173,7 +196,7 @@ func (c *Cluster) Volume(ctx context.Context, name string) (api.Volume, error) {
 }
 
 // Volumes implements api.Cluster.
-func (c *Cluster) Volumes(ctx context.Context, after string, limit int) ([]api.Volume, error) {
+func (c *Cluster) Volumes(ctx context.Context, f api.VolumeFilter, after string, limit int) ([]api.Volume, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := c.beginLocked(ctx, "list volumes"); err != nil {
@@ -181,7 +204,7 @@ func (c *Cluster) Volumes(ctx context.Context, after string, limit int) ([]api.V
 	}
 	var list []api.Volume
 	for _, name := range slices.Sorted(maps.Keys(c.volumes)) {
-		if name > after && len(list) < limit {
+		if name > after && len(list) < limit && f.Labels.Matches(c.volumes[name].Labels) {
 			list = append(list, copyVolume(c.volumes[name]))
 		}
 	}
@@ -189,7 +212,7 @@ func (c *Cluster) Volumes(ctx context.Context, after string, limit int) ([]api.V
 }
 
 // ResizeVolume implements api.Cluster.
-func (c *Cluster) ResizeVolume(ctx context.Context, name string, sizeBytes int64) (api.Volume, error) {
+func (c *Cluster) ResizeVolume(ctx context.Context, name string, size api.NewSize) (api.Volume, error) {
 	const op = "resize"
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -200,11 +223,14 @@ func (c *Cluster) ResizeVolume(ctx context.Context, name string, sizeBytes int64
 	switch {
 	case !ok:
 		return api.Volume{}, notFound(op, name)
-	case sizeBytes < v.SizeBytes:
+	case size.Bytes < v.SizeBytes:
 		return api.Volume{}, storage.E(op, storage.KindInvalid, "volume "+name,
-			fmt.Errorf("it has %d bytes and cannot shrink to %d", v.SizeBytes, sizeBytes))
+			fmt.Errorf("it has %d bytes and cannot shrink to %d", v.SizeBytes, size.Bytes))
 	}
-	v.SizeBytes = sizeBytes
+	if err := c.roomLocked(op, "volume "+name, v.SizeBytes, size.Bytes, size.Overcommit); err != nil {
+		return api.Volume{}, err
+	}
+	v.SizeBytes = size.Bytes
 	c.volumes[name] = v
 	return copyVolume(v), nil
 }
@@ -221,7 +247,11 @@ func (c *Cluster) ModifyVolume(ctx context.Context, name string, id storage.Volu
 	if !ok || id != 0 && v.ID != id {
 		return api.Volume{}, notFound(op, name)
 	}
-	v.Limits = change.Of(v.Limits)
+	labels := change.Labels.Of(v.Labels)
+	if err := storage.CheckLabels(labels); err != nil {
+		return api.Volume{}, storage.E(op, storage.KindInvalid, "volume "+name, errors.Unwrap(err))
+	}
+	v.Limits, v.Labels = change.Limits.Of(v.Limits), labels
 	c.volumes[name] = v
 	return copyVolume(v), nil
 }
@@ -278,7 +308,7 @@ func (c *Cluster) RemoveNode(ctx context.Context, id storage.NodeID) error {
 	if at < 0 {
 		return storage.E(op, storage.KindNotFound, "node "+id.String(), errors.New("there is no such node"))
 	}
-	if n := c.nodes[at]; n.State != api.NodeDown {
+	if n := c.nodes[at]; n.State != storage.NodeDown {
 		return storage.E(op, storage.KindConflict, "node "+n.Name,
 			fmt.Errorf("it is %s; stop storaged there for good and wait until the node is shown as down", n.State))
 	}
@@ -326,6 +356,6 @@ func notFound(op, name string) error {
 
 func copyVolume(v api.Volume) api.Volume {
 	v.Groups, v.Sessions, v.Connections = slices.Clone(v.Groups), slices.Clone(v.Sessions), slices.Clone(v.Connections)
-	v.Attachments = slices.Clone(v.Attachments)
+	v.Attachments, v.Labels = slices.Clone(v.Attachments), maps.Clone(v.Labels)
 	return v
 }

@@ -3,6 +3,7 @@ package apitest
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"testing"
 	"time"
@@ -23,7 +24,9 @@ func Conformance(t *testing.T, open func(t *testing.T) api.Cluster) {
 		{"list", conformList},
 		{"resize", conformResize},
 		{"modify", conformModify},
+		{"labels", conformLabels},
 		{"delete", conformDelete},
+		{"readers", conformReaders},
 		{"shows the cluster", conformShows},
 		{"canceled", conformCanceled},
 	} {
@@ -53,7 +56,7 @@ func wantKind(t *testing.T, what string, err error, kind storage.Kind) {
 
 func conformCreate(t *testing.T, ctx context.Context, c api.Cluster) {
 	made := mustCreate(t, ctx, c, "web", 8<<20)
-	if made.ID == 0 || made.Name != "web" || made.SizeBytes != 8<<20 || made.State != api.VolumeReady {
+	if made.ID == 0 || made.Name != "web" || made.SizeBytes != 8<<20 || made.State != storage.VolumeReady {
 		t.Errorf("made %+v", made)
 	}
 	if n := len(made.Groups); n == 0 || n&(n-1) != 0 {
@@ -84,7 +87,7 @@ func conformCreateAgain(t *testing.T, ctx context.Context, c api.Cluster) {
 }
 
 func conformList(t *testing.T, ctx context.Context, c api.Cluster) {
-	if list, err := c.Volumes(ctx, "", 10); err != nil || len(list) != 0 {
+	if list, err := c.Volumes(ctx, api.VolumeFilter{}, "", 10); err != nil || len(list) != 0 {
 		t.Fatalf("a new cluster lists %v, %v", list, err)
 	}
 	var want []string
@@ -96,7 +99,7 @@ func conformList(t *testing.T, ctx context.Context, c api.Cluster) {
 	slices.Sort(want)
 	var got []string
 	for after := ""; ; after = got[len(got)-1] {
-		page, err := c.Volumes(ctx, after, 2)
+		page, err := c.Volumes(ctx, api.VolumeFilter{}, after, 2)
 		if err != nil || len(page) > 2 {
 			t.Fatalf("page after %q: %d volumes, %v; want at most 2", after, len(page), err)
 		}
@@ -115,13 +118,13 @@ func conformList(t *testing.T, ctx context.Context, c api.Cluster) {
 func conformResize(t *testing.T, ctx context.Context, c api.Cluster) {
 	mustCreate(t, ctx, c, "web", 8<<20)
 	for _, size := range []int64{8 << 20, 16 << 20, 16 << 20} { // the present size is not an error
-		if v, err := c.ResizeVolume(ctx, "web", size); err != nil || v.SizeBytes != size {
+		if v, err := c.ResizeVolume(ctx, "web", api.NewSize{Bytes: size}); err != nil || v.SizeBytes != size {
 			t.Errorf("resize to %d: %d, %v", size, v.SizeBytes, err)
 		}
 	}
-	_, err := c.ResizeVolume(ctx, "web", 8<<20)
+	_, err := c.ResizeVolume(ctx, "web", api.NewSize{Bytes: 8 << 20})
 	wantKind(t, "shrinking", err, storage.KindInvalid)
-	_, err = c.ResizeVolume(ctx, "nobody", 8<<20)
+	_, err = c.ResizeVolume(ctx, "nobody", api.NewSize{Bytes: 8 << 20})
 	wantKind(t, "resizing what is not there", err, storage.KindNotFound)
 	if v, err := c.Volume(ctx, "web"); err != nil || v.SizeBytes != 16<<20 {
 		t.Errorf("after all: %d bytes, %v", v.SizeBytes, err)
@@ -140,9 +143,9 @@ func conformModify(t *testing.T, ctx context.Context, c api.Cluster) {
 		api.VolumeChange
 		want storage.VolumeLimits
 	}{
-		{0, api.VolumeChange{MaxBytesPerSecond: &bytes}, storage.VolumeLimits{MaxIOPS: 500, MaxBytesPerSecond: bytes}},
-		{made.ID, api.VolumeChange{MaxIOPS: &none}, storage.VolumeLimits{MaxBytesPerSecond: bytes}},
-		{made.ID, api.VolumeChange{MaxIOPS: &none}, storage.VolumeLimits{MaxBytesPerSecond: bytes}}, // again is not an error
+		{0, api.VolumeChange{Limits: storage.LimitsChange{MaxBytesPerSecond: &bytes}}, storage.VolumeLimits{MaxIOPS: 500, MaxBytesPerSecond: bytes}},
+		{made.ID, api.VolumeChange{Limits: storage.LimitsChange{MaxIOPS: &none}}, storage.VolumeLimits{MaxBytesPerSecond: bytes}},
+		{made.ID, api.VolumeChange{Limits: storage.LimitsChange{MaxIOPS: &none}}, storage.VolumeLimits{MaxBytesPerSecond: bytes}}, // again is not an error
 		{0, api.VolumeChange{}, storage.VolumeLimits{MaxBytesPerSecond: bytes}},
 	} {
 		if v, err := c.ModifyVolume(ctx, "web", change.id, change.VolumeChange); err != nil || v.Limits != change.want || v.ID != made.ID {
@@ -151,17 +154,71 @@ func conformModify(t *testing.T, ctx context.Context, c api.Cluster) {
 		if v, err := c.Volume(ctx, "web"); err != nil || v.Limits != change.want {
 			t.Errorf("shown as %+v, %v; want %+v", v, err, change.want)
 		}
-		if list, err := c.Volumes(ctx, "", 1); err != nil || len(list) != 1 || list[0].Limits != change.want {
+		if list, err := c.Volumes(ctx, api.VolumeFilter{}, "", 1); err != nil || len(list) != 1 || list[0].Limits != change.want {
 			t.Errorf("listed as %+v, %v; want %+v", list, err, change.want)
 		}
 	}
-	_, err = c.ModifyVolume(ctx, "web", made.ID+1, api.VolumeChange{MaxIOPS: &none})
+	_, err = c.ModifyVolume(ctx, "web", made.ID+1, api.VolumeChange{Limits: storage.LimitsChange{MaxIOPS: &none}})
 	wantKind(t, "modifying under another id", err, storage.KindNotFound)
-	_, err = c.ModifyVolume(ctx, "nobody", 0, api.VolumeChange{MaxIOPS: &none})
+	_, err = c.ModifyVolume(ctx, "nobody", 0, api.VolumeChange{Limits: storage.LimitsChange{MaxIOPS: &none}})
 	wantKind(t, "modifying what is not there", err, storage.KindNotFound)
 	_, err = c.CreateVolume(ctx, request)
 	if err == nil {
 		t.Error("the request id with other limits than the volume has was accepted")
+	}
+}
+
+func conformLabels(t *testing.T, ctx context.Context, c api.Cluster) {
+	type labels = map[string]string
+	request := api.NewVolume{RequestID: "labelled", Name: "v1", SizeBytes: 4096, Labels: labels{"env": "prod", "example.com/team": "shop"}}
+	for range 2 { // again is the same request
+		if made, err := c.CreateVolume(ctx, request); err != nil || !maps.Equal(made.Labels, request.Labels) {
+			t.Fatalf("made with labels: %+v, %v", made, err)
+		}
+	}
+	for _, name := range []string{"v0", "v2", "v3"} {
+		mustCreate(t, ctx, c, name, 4096)
+	}
+	iops := int64(500)
+	for name, change := range map[string]api.VolumeChange{
+		"v1": {Labels: storage.LabelChange{Set: labels{"env": "test", "tier": ""}, Remove: []string{"example.com/team", "nosuch"}}, Limits: storage.LimitsChange{MaxIOPS: &iops}},
+		"v3": {Labels: storage.LabelChange{Set: labels{"env": "prod"}}},
+	} {
+		v, err := c.ModifyVolume(ctx, name, 0, change)
+		if err != nil || !maps.Equal(v.Labels, change.Labels.Set) || (v.Limits.MaxIOPS == iops) != (change.Limits.MaxIOPS != nil) {
+			t.Errorf("changed to %+v, %v", v, err)
+		}
+		if v, err := c.Volume(ctx, name); err != nil || !maps.Equal(v.Labels, change.Labels.Set) {
+			t.Errorf("shown as %+v, %v", v, err)
+		}
+	}
+	for _, s := range []struct {
+		labels storage.LabelSelector
+		want   []string
+	}{
+		{nil, []string{"v0", "v1"}}, {storage.LabelSelector{"env"}, []string{"v1", "v3"}}, {storage.LabelSelector{"env=prod"}, []string{"v3"}},
+		{storage.LabelSelector{"env=test", "tier"}, []string{"v1"}}, {storage.LabelSelector{"env=prod", "tier"}, nil},
+	} {
+		var names []string
+		list, err := c.Volumes(ctx, api.VolumeFilter{Labels: s.labels}, "", 2) // those that are not selected do not count
+		for _, v := range list {
+			names = append(names, v.Name)
+		}
+		if err != nil || !slices.Equal(names, s.want) {
+			t.Errorf("of %q there are %q, %v; want %q", s.labels, names, err, s.want)
+		}
+	}
+	many := api.VolumeChange{Labels: storage.LabelChange{Set: labels{}}, Limits: storage.LimitsChange{MaxIOPS: &iops}}
+	for i := range storage.MaxLabels {
+		many.Labels.Set[fmt.Sprint("k", i)] = "v"
+	}
+	_, err := c.ModifyVolume(ctx, "v3", 0, many)
+	wantKind(t, "one label too many", err, storage.KindInvalid)
+	if v, err := c.Volume(ctx, "v3"); err != nil || len(v.Labels) != 1 || v.Limits.MaxIOPS != 0 {
+		t.Errorf("what was refused made %+v, %v", v, err)
+	}
+	if _, err := c.CreateVolume(ctx, request); err == nil {
+		t.Error("the request id with other labels than the volume has was accepted")
 	}
 }
 
@@ -176,6 +233,38 @@ func conformDelete(t *testing.T, ctx context.Context, c api.Cluster) {
 	if err != nil || again.ID <= made.ID {
 		t.Errorf("the name is taken again by volume %d (%v); the deleted one was %d", again.ID, err, made.ID)
 	}
+}
+
+// conformReaders: readers and those who may write exclude each other; those who share do not.
+func conformReaders(t *testing.T, ctx context.Context, c api.Cluster) {
+	mustCreate(t, ctx, c, "web", 8<<20)
+	as := func(host string, access storage.Access) error {
+		_, err := c.Attach(ctx, api.NewAttachment{Volume: storage.VolumeRef{Name: "web"}, Access: access, Holder: storage.Holder{ID: host, Kind: storage.HolderHost}})
+		return err
+	}
+	leave := func(host string) {
+		if err := c.Detach(ctx, api.Detachment{Volume: storage.VolumeRef{Name: "web"}, HolderID: host}); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, host := range []string{"a", "b"} {
+		if err := as(host, storage.AccessReaders); err != nil {
+			t.Errorf("reader %s: %v", host, err)
+		}
+	}
+	v, err := c.Volume(ctx, "web")
+	if err != nil || len(v.Attachments) != 2 || !v.Attachments[0].ReadOnly || v.Attachments[0].Access != storage.AccessReaders {
+		t.Errorf("two readers: %+v, %v", v.Attachments, err)
+	}
+	wantKind(t, "shared beside readers", as("c", storage.AccessShared), storage.KindConflict)
+	wantKind(t, "exclusive beside readers", as("c", storage.AccessExclusive), storage.KindConflict)
+	leave("a")
+	leave("b")
+	if err := as("c", storage.AccessShared); err != nil {
+		t.Error(err)
+	}
+	wantKind(t, "a reader beside one who shares", as("a", storage.AccessReaders), storage.KindConflict)
+	leave("c")
 }
 
 func conformShows(t *testing.T, ctx context.Context, c api.Cluster) {

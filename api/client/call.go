@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
+	"os"
 	"strings"
 	"time"
 
@@ -14,9 +16,9 @@ import (
 	"github.com/storaged/storaged/api"
 )
 
-// call carries one operation out: rounds over all endpoints until one gives a final answer. Between rounds it waits a
-// moment, and it only begins another round when a node answered in the last one (an election under way, say) or one
-// hung; where nobody listens at all, waiting would only delay the bad news.
+// call carries one operation out: rounds over all endpoints until one gives a final answer. Between rounds it waits a moment. It
+// begins another round only when a node answered in the last one (an election under way, for example) or one hung. Where nobody
+// listens at all, waiting would only delay the error.
 func call[A any](ctx context.Context, c *Client, op, subject string,
 	do func(context.Context, grpc.ClientConnInterface) (*A, error)) (*A, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, c.config.Patience, errPatience)
@@ -27,11 +29,13 @@ func call[A any](ctx context.Context, c *Client, op, subject string,
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, time.Second) {
 		r := &round{client: c, op: op, subject: subject, tried: map[int]bool{}}
 		for at, ok := r.next(); ok; at, ok = r.next() {
-			n, err := c.node(at)
+			n, err := c.enter(at)
 			if err != nil {
 				return nil, storage.E(op, storage.KindCanceled, subject, err)
 			}
+			begun := time.Now()
 			answer, err := attempt(ctx, c.config.AttemptTimeout, n, do)
+			c.leave(at, n, err, time.Since(begun))
 			if r.final(ctx, at, n, err) {
 				return answer, r.err
 			}
@@ -60,14 +64,35 @@ func attempt[A any](ctx context.Context, limit time.Duration, n *node,
 	return do(ctx, n.conn)
 }
 
-// node returns the endpoint at that index.
-func (c *Client) node(at int) (*node, error) {
+// enter returns the endpoint at that index, for one attempt; leave ends it.
+func (c *Client) enter(at int) (*node, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
 		return nil, errors.New("the client was closed")
 	}
+	c.nodes[at].users++
 	return c.nodes[at], nil
+}
+
+// longWithout is how long an attempt has no answer until its connection is not used for another.
+const longWithout = time.Second
+
+// leave ends an attempt at a node. If it had no answer for long, the next attempt gets another connection. When a network was cut,
+// the kernel sends lost bytes again only after a pause that may be as long as the cut, and every later request on the same
+// connection waits behind them.
+func (c *Client) leave(at int, n *node, err error, took time.Duration) {
+	unanswered := !api.Answered(err) && storage.KindOf(api.ErrorFromStatus(err, "", "")) == storage.KindCanceled &&
+		took >= min(longWithout, c.config.AttemptTimeout)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return // Close has ended all connections
+	}
+	if n.users--; unanswered && !n.left {
+		c.replaceLocked(at, n.endpoint)
+	}
+	c.closeLeftLocked(n)
 }
 
 // round is one pass over the endpoints. It is used by one goroutine.
@@ -165,13 +190,23 @@ func cause(err error) error {
 	return err
 }
 
-// readable takes gRPC's wrapping off a connection's error: it may appear several times in one.
+// readable takes gRPC's wrapping off a connection's error: it may appear several times in one. When a server accepts the
+// connection and does not speak in time, gRPC reports only that it closed the connection itself while it waited for the preface.
+// When the other side ended the connection, the cause is reported as it is.
 func readable(err error) string {
 	text := err.Error()
-	for _, marker := range []string{"Error while dialing: ", "authentication handshake failed: "} {
+	const preface = "error reading server preface: "
+	waited := strings.Contains(text, preface)
+	for _, marker := range []string{"Error while dialing: ", "authentication handshake failed: ", preface} {
 		if at := strings.LastIndex(text, marker); at >= 0 {
 			text = strings.TrimSuffix(text[at+len(marker):], "\"")
 		}
+	}
+	switch {
+	case waited && (strings.Contains(text, net.ErrClosed.Error()) || strings.Contains(text, os.ErrDeadlineExceeded.Error())):
+		return "it takes connections and gives no answer: the process there hangs or is stopped, or is no storaged"
+	case text == context.DeadlineExceeded.Error():
+		return "no answer in time"
 	}
 	return text
 }
@@ -194,7 +229,7 @@ func (c *Client) follow(endpoint string) int {
 	if c.closed {
 		return -1
 	}
-	full := len(c.nodes) >= len(c.config.Endpoints)+maxHints
+	full := len(c.nodes) >= len(c.config.Endpoints)+len(c.learned)+maxHints
 	for i, n := range c.nodes {
 		if n.endpoint == endpoint {
 			return i

@@ -1,8 +1,8 @@
 // Package client speaks to a storaged cluster as package api serves it, and returns the structs of that package.
 //
-// A Client knows several endpoints and is content with any: it asks the one that answered last, goes on to the next when
-// one is down, hangs or refuses because it cannot answer, follows a leader's address when a node names it, and gives up
-// when the context ends, when its patience does, or at once when nobody listens anywhere.
+// A Client knows several endpoints and is content with any. It asks the one that answered last, and goes on to the next
+// when one is down, hangs or refuses because it cannot answer. When a node names the leader's address, it follows. It gives
+// up when the context ends, when its patience does, or at once when nobody listens anywhere.
 //
 // What it keeps true: an operation whose first attempt may have taken effect is repeated only in a form that takes
 // effect once. Creation carries a request id (made here when the caller gave none); resizing to a size is idempotent; a
@@ -13,12 +13,14 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -33,6 +35,7 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api"
+	"github.com/storaged/storaged/internal/hostport"
 	pb "github.com/storaged/storaged/proto/storage/v1"
 )
 
@@ -42,6 +45,8 @@ const (
 	MaxEndpoints = 64
 	// maxHints bounds how many addresses that nodes named are followed beyond the configured ones.
 	maxHints = 8
+	// maxLearned bounds how many more Learn keeps.
+	maxLearned = 16
 	// maxAnswerBytes bounds one message from a node.
 	maxAnswerBytes = 16 << 20
 )
@@ -80,12 +85,8 @@ func (c *Config) fill() error {
 		return storage.E(op, storage.KindInvalid, "", err)
 	}
 	c.Endpoints = endpoints
-	if c.Patience <= 0 {
-		c.Patience = 10 * time.Second
-	}
-	if c.AttemptTimeout <= 0 {
-		c.AttemptTimeout = 3 * time.Second
-	}
+	c.Patience = cmp.Or(max(c.Patience, 0), 10*time.Second)
+	c.AttemptTimeout = cmp.Or(max(c.AttemptTimeout, 0), 3*time.Second)
 	if c.Dial == nil {
 		c.Dial = func(ctx context.Context, address string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "tcp", address)
@@ -98,11 +99,13 @@ func (c *Config) fill() error {
 type Client struct {
 	config Config
 
-	mu     sync.Mutex        // guards what follows
-	nodes  []*node           // the configured endpoints in their order, then those that hints named
-	first  int               // index in nodes of the one that answered last
-	pinned storage.ClusterID // the cluster that is asked; zero: not known yet
-	closed bool
+	mu      sync.Mutex        // guards what follows
+	nodes   []*node           // the configured endpoints in their order, then those that hints named
+	first   int               // index in nodes of the one that answered last
+	learned []int             // indices in nodes of what Learn was told
+	left    map[*node]bool    // nodes that others have the places of, and that attempts are under way at
+	pinned  storage.ClusterID // the cluster that is asked; zero: not known yet
+	closed  bool
 }
 
 var _ api.Cluster = (*Client)(nil)
@@ -111,6 +114,8 @@ var _ api.Cluster = (*Client)(nil)
 type node struct {
 	endpoint string
 	conn     *grpc.ClientConn
+	users    int  // attempts under way; guarded by Client.mu
+	left     bool // another has its place: the last user closes it; guarded by Client.mu
 }
 
 // New returns a client that has not connected to anything yet.
@@ -118,13 +123,62 @@ func New(config Config) (*Client, error) {
 	if err := config.fill(); err != nil {
 		return nil, err
 	}
-	c := &Client{config: config, pinned: config.Cluster}
+	c := &Client{config: config, left: map[*node]bool{}, pinned: config.Cluster}
 	for _, e := range config.Endpoints {
 		if _, err := c.addLocked(e); err != nil { // not shared yet
 			return nil, errors.Join(err, c.Close())
 		}
 	}
 	return c, nil
+}
+
+// Learn has the client ask these endpoints too, for as long as they are among those that it is told last: the configured ones may all
+// be gone one day. What is no endpoint is left out, and what is more than 16.
+func (c *Client) Learn(endpoints []string) {
+	var list []string
+	for _, e := range endpoints {
+		if e, err := ParseEndpoint(e); err == nil {
+			list = append(list, e)
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range list {
+		if c.closed || slices.ContainsFunc(c.nodes, func(n *node) bool { return n.endpoint == e }) {
+			continue
+		}
+		if len(c.learned) < maxLearned {
+			if at, err := c.addLocked(e); err == nil {
+				c.learned = append(c.learned, at)
+			}
+			continue
+		}
+		old := slices.IndexFunc(c.learned, func(at int) bool { return !slices.Contains(list, c.nodes[at].endpoint) })
+		if old < 0 {
+			return
+		}
+		c.replaceLocked(c.learned[old], e)
+	}
+}
+
+// replaceLocked gives the place of a node to a new one. Its last user closes its connection.
+func (c *Client) replaceLocked(at int, endpoint string) {
+	conn, err := c.connect(endpoint)
+	if err != nil {
+		return // the endpoint was fit for it before
+	}
+	n := c.nodes[at]
+	c.nodes[at] = &node{endpoint: endpoint, conn: conn}
+	n.left = true
+	c.left[n] = true
+	c.closeLeftLocked(n)
+}
+
+func (c *Client) closeLeftLocked(n *node) {
+	if n.left && n.users == 0 {
+		delete(c.left, n)
+		_ = n.conn.Close() // its only error says that it is closed already
+	}
 }
 
 // Close ends all connections; running operations fail. It is idempotent.
@@ -136,7 +190,7 @@ func (c *Client) Close() error {
 	}
 	c.closed = true
 	var problems []error
-	for _, n := range c.nodes {
+	for _, n := range slices.AppendSeq(c.nodes, maps.Keys(c.left)) {
 		problems = append(problems, n.conn.Close())
 	}
 	return errors.Join(problems...)
@@ -149,6 +203,16 @@ func (c *Client) addLocked(endpoint string) (int, error) {
 			return i, nil
 		}
 	}
+	conn, err := c.connect(endpoint)
+	if err != nil {
+		return 0, err
+	}
+	c.nodes = append(c.nodes, &node{endpoint: endpoint, conn: conn})
+	return len(c.nodes) - 1, nil
+}
+
+// connect returns a connection to an endpoint, which is made when it is needed.
+func (c *Client) connect(endpoint string) (*grpc.ClientConn, error) {
 	creds, dial := insecure.NewCredentials(), dialPlain(c.config.Dial)
 	if c.config.TLS != nil {
 		creds, dial = credentials.NewTLS(c.config.TLS), c.config.Dial
@@ -164,10 +228,9 @@ func (c *Client) addLocked(endpoint string) (int, error) {
 			Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second}}),
 	)
 	if err != nil {
-		return 0, storage.E("connect", storage.KindInvalid, "endpoint "+endpoint, err)
+		return nil, storage.E("connect", storage.KindInvalid, "endpoint "+endpoint, err)
 	}
-	c.nodes = append(c.nodes, &node{endpoint: endpoint, conn: conn})
-	return len(c.nodes) - 1, nil
+	return conn, nil
 }
 
 // dialPlain is dial for connections without TLS.
@@ -200,31 +263,11 @@ func (c *plainConn) Read(b []byte) (int, error) {
 
 // ParseEndpoint turns what people write into host:port: the port is 7000 when it is left out.
 func ParseEndpoint(s string) (string, error) {
-	fail := func(why string) (string, error) {
-		return "", storage.E("read endpoint", storage.KindInvalid, fmt.Sprintf("%q", s),
-			fmt.Errorf("%s; write host, host:port or [address]:port", why))
+	endpoint, err := hostport.Parse(strings.TrimSpace(s), DefaultPort)
+	if err != nil {
+		return "", storage.E("read endpoint", storage.KindInvalid, fmt.Sprintf("%q", s), fmt.Errorf("%w; write host, host:port or [address]:port", err))
 	}
-	s = strings.TrimSpace(s)
-	if s == "" {
-		return fail("it is empty")
-	}
-	if strings.ContainsAny(s, "/ ") {
-		return fail("it is no host and port")
-	}
-	if ip := net.ParseIP(strings.Trim(s, "[]")); ip != nil {
-		return net.JoinHostPort(ip.String(), DefaultPort), nil
-	}
-	if !strings.Contains(s, ":") {
-		return net.JoinHostPort(s, DefaultPort), nil
-	}
-	host, port, err := net.SplitHostPort(s)
-	if err != nil || host == "" {
-		return fail("it is no host and port")
-	}
-	if n, err := net.LookupPort("tcp", port); err != nil || n == 0 || strings.Trim(port, "0123456789") != "" {
-		return fail("the port is not a number from 1 to 65535")
-	}
-	return net.JoinHostPort(host, port), nil
+	return endpoint, nil
 }
 
 // DefaultPort is that of a node's API.
@@ -243,7 +286,7 @@ func (c *Client) CreateVolume(ctx context.Context, v api.NewVolume) (api.Volume,
 			fmt.Errorf("it cannot be striped over %d groups; use a power of two up to %d", v.Groups, api.MaxVolumeGroups))
 	}
 	request := &pb.CreateVolumeRequest{RequestId: v.RequestID, Name: v.Name, SizeBytes: v.SizeBytes, GroupCount: uint32(v.Groups),
-		Limits: api.LimitsToProto(v.Limits)}
+		Limits: api.LimitsToProto(v.Limits), Labels: v.Labels, Overcommit: v.Overcommit}
 	answer, err := call(ctx, c, "create", "volume "+v.Name,
 		func(ctx context.Context, conn grpc.ClientConnInterface) (*pb.CreateVolumeResponse, error) {
 			return pb.NewVolumesClient(conn).Create(ctx, request)
@@ -261,7 +304,7 @@ func (c *Client) Volume(ctx context.Context, name string) (api.Volume, error) {
 }
 
 // Volumes implements api.Cluster; it asks as often as limit needs. A limit of 0 or less means all.
-func (c *Client) Volumes(ctx context.Context, after string, limit int) ([]api.Volume, error) {
+func (c *Client) Volumes(ctx context.Context, f api.VolumeFilter, after string, limit int) ([]api.Volume, error) {
 	var list []api.Volume
 	for {
 		size := api.MaxPageSize
@@ -270,13 +313,15 @@ func (c *Client) Volumes(ctx context.Context, after string, limit int) ([]api.Vo
 		}
 		answer, err := call(ctx, c, "list volumes", "",
 			func(ctx context.Context, conn grpc.ClientConnInterface) (*pb.ListVolumesResponse, error) {
-				return pb.NewVolumesClient(conn).List(ctx, &pb.ListVolumesRequest{PageSize: uint32(size), PageToken: after})
+				return pb.NewVolumesClient(conn).List(ctx, &pb.ListVolumesRequest{PageSize: uint32(size), PageToken: after, Labels: f.Labels})
 			})
 		if err != nil {
 			return nil, err
 		}
 		for _, v := range answer.GetVolumes() {
-			list = append(list, api.VolumeFromProto(v))
+			if f.Labels.Matches(v.GetLabels()) { // a node of an earlier version knows no filter, and whoever reads the list may delete what is on it
+				list = append(list, api.VolumeFromProto(v))
+			}
 		}
 		next := answer.GetNextPageToken()
 		if next == "" || limit > 0 && len(list) >= limit {
@@ -290,10 +335,10 @@ func (c *Client) Volumes(ctx context.Context, after string, limit int) ([]api.Vo
 }
 
 // ResizeVolume implements api.Cluster.
-func (c *Client) ResizeVolume(ctx context.Context, name string, sizeBytes int64) (api.Volume, error) {
+func (c *Client) ResizeVolume(ctx context.Context, name string, size api.NewSize) (api.Volume, error) {
 	answer, err := call(ctx, c, "resize", "volume "+name,
 		func(ctx context.Context, conn grpc.ClientConnInterface) (*pb.ResizeVolumeResponse, error) {
-			return pb.NewVolumesClient(conn).Resize(ctx, &pb.ResizeVolumeRequest{Name: name, SizeBytes: sizeBytes})
+			return pb.NewVolumesClient(conn).Resize(ctx, &pb.ResizeVolumeRequest{Name: name, SizeBytes: size.Bytes, Overcommit: size.Overcommit})
 		})
 	return api.VolumeFromProto(answer.GetVolume()), err
 }
@@ -302,8 +347,8 @@ func (c *Client) ResizeVolume(ctx context.Context, name string, sizeBytes int64)
 func (c *Client) ModifyVolume(ctx context.Context, name string, id storage.VolumeID, change api.VolumeChange) (api.Volume, error) {
 	answer, err := call(ctx, c, "modify", "volume "+name,
 		func(ctx context.Context, conn grpc.ClientConnInterface) (*pb.ModifyVolumeResponse, error) {
-			return pb.NewVolumesClient(conn).Modify(ctx, &pb.ModifyVolumeRequest{Name: name, Id: uint64(id), MaxIops: change.MaxIOPS,
-				MaxBytesPerSecond: change.MaxBytesPerSecond})
+			return pb.NewVolumesClient(conn).Modify(ctx, &pb.ModifyVolumeRequest{Name: name, Id: uint64(id), MaxIops: change.Limits.MaxIOPS,
+				MaxBytesPerSecond: change.Limits.MaxBytesPerSecond, SetLabels: change.Labels.Set, RemoveLabels: change.Labels.Remove})
 		})
 	return api.VolumeFromProto(answer.GetVolume()), err
 }
@@ -323,8 +368,8 @@ func (c *Client) DeleteVolume(ctx context.Context, name string, id storage.Volum
 	return err
 }
 
-// Attach implements api.Cluster. A takeover without IfGeneration is one from the generation that the volume has when it is
-// called: however often the request is repeated, nobody is displaced who attached after it has done its work.
+// Attach implements api.Cluster. A takeover without IfGeneration applies to the generation that the volume has at the time of the
+// call. So a repeated request never displaces a holder that attached after the takeover had succeeded.
 func (c *Client) Attach(ctx context.Context, n api.NewAttachment) (api.Attachment, error) {
 	if n.TakeOver && n.IfGeneration == 0 {
 		v, err := c.find(ctx, n.Volume)
@@ -342,9 +387,9 @@ func (c *Client) Attach(ctx context.Context, n api.NewAttachment) (api.Attachmen
 }
 
 // find returns the volume that is meant, as one node knows it.
-func (c *Client) find(ctx context.Context, r api.VolumeRef) (api.Volume, error) {
+func (c *Client) find(ctx context.Context, r storage.VolumeRef) (api.Volume, error) {
 	if r.Name == "" {
-		list, err := c.Volumes(ctx, "", 0)
+		list, err := c.Volumes(ctx, api.VolumeFilter{}, "", 0)
 		if err != nil {
 			return api.Volume{}, err
 		}
@@ -363,7 +408,7 @@ func (c *Client) find(ctx context.Context, r api.VolumeRef) (api.Volume, error) 
 
 // Detach implements api.Cluster.
 func (c *Client) Detach(ctx context.Context, d api.Detachment) error {
-	request := &pb.DetachRequest{Volume: d.Volume.Name, VolumeId: uint64(d.Volume.ID), HolderId: d.HolderID, AttachmentId: uint64(d.Attachment), Machine: d.Machine}
+	request := &pb.DetachRequest{Volume: d.Volume.Name, VolumeId: uint64(d.Volume.ID), HolderId: d.HolderID, AttachmentId: uint64(d.Attachment), Machine: string(d.Machine)}
 	_, err := call(ctx, c, "detach", d.Volume.String(),
 		func(ctx context.Context, conn grpc.ClientConnInterface) (*pb.DetachResponse, error) {
 			return pb.NewAttachmentsClient(conn).Detach(ctx, request)
@@ -413,7 +458,8 @@ func (c *Client) Nodes(ctx context.Context) ([]api.Node, error) {
 	return list, err
 }
 
-// Node returns the node of that name or, in decimal, that id. KindNotFound.
+// Node returns the node of that name or, in decimal, that id; "name:NAME" and "id:ID" say which is meant. KindNotFound;
+// KindInvalid when it is the name of one and the id of another.
 func (c *Client) Node(ctx context.Context, nameOrID string) (api.Node, error) {
 	answer, err := call(ctx, c, "show", "node "+nameOrID,
 		func(ctx context.Context, conn grpc.ClientConnInterface) (*pb.GetNodeResponse, error) {

@@ -3,10 +3,12 @@ package client_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -24,6 +26,7 @@ type network struct {
 	nodes  map[string]*bufconn.Listener
 	silent map[string]bool
 	dialed []string
+	conns  []*cuttable
 }
 
 func (n *network) dial(ctx context.Context, address string) (net.Conn, error) {
@@ -38,7 +41,54 @@ func (n *network) dial(ctx context.Context, address string) (net.Conn, error) {
 	if l == nil {
 		return nil, errors.New("connection refused")
 	}
-	return l.DialContext(ctx)
+	conn, err := l.DialContext(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c := &cuttable{Conn: conn, closed: make(chan struct{})}
+	c.close = sync.OnceFunc(func() { close(c.closed) })
+	n.mu.Lock()
+	n.conns = append(n.conns, c)
+	n.mu.Unlock()
+	return c, nil
+}
+
+// cut has the network lose everything on the connections that there are, in both directions. New ones are whole.
+func (n *network) cut() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, c := range n.conns {
+		c.cut.Store(true)
+	}
+}
+
+// cuttable is a connection that can be cut: what is written then is lost, and nothing is read, until it is closed.
+type cuttable struct {
+	net.Conn
+	cut    atomic.Bool
+	closed chan struct{}
+	close  func()
+}
+
+func (c *cuttable) Write(p []byte) (int, error) {
+	if c.cut.Load() {
+		return len(p), nil
+	}
+	return c.Conn.Write(p)
+}
+
+func (c *cuttable) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if c.cut.Load() {
+		<-c.closed
+		return 0, net.ErrClosed
+	}
+	return n, err
+}
+
+func (c *cuttable) Close() error {
+	c.close()
+	return c.Conn.Close()
 }
 
 // add serves a cluster at the address until the test ends.
@@ -223,13 +273,14 @@ func TestLostAnswers(t *testing.T) {
 func TestParseEndpoint(t *testing.T) {
 	for text, want := range map[string]string{
 		"host": "host:7000", "host:1": "host:1", " host ": "host:7000", "10.0.0.1": "10.0.0.1:7000", "::1": "[::1]:7000",
-		"[::1]": "[::1]:7000", "[::1]:80": "[::1]:80", "a.b.c:65535": "a.b.c:65535",
+		"[::1]": "[::1]:7000", "[::1]:80": "[::1]:80", "a.b.c:65535": "a.b.c:65535", "fe80::1%eth0": "[fe80::1%eth0]:7000",
 	} {
 		if got, err := client.ParseEndpoint(text); err != nil || got != want {
 			t.Errorf("%q is %q, %v; want %q", text, got, err, want)
 		}
 	}
-	for _, text := range []string{"", ":7000", "host:", "host:0", "host:65536", "host:http", "http://host", "a:b:c", "a b"} {
+	for _, text := range []string{"", ":7000", "host:", "host:0", "host:65536", "host:http", "http://host", "a:b:c", "a b",
+		"[::1", "::1]", "[[::1]]", "[10.0.0.1]", "[host]", "[::1]x", "[::1]7000", "0.0.0.0", "ho(st"} {
 		if _, err := client.ParseEndpoint(text); !errors.Is(err, storage.ErrInvalid) {
 			t.Errorf("%q: %v, want it refused", text, err)
 		}
@@ -239,5 +290,116 @@ func TestParseEndpoint(t *testing.T) {
 	}
 	if _, err := client.New(client.Config{Endpoints: make([]string, client.MaxEndpoints+1)}); !errors.Is(err, storage.ErrInvalid) {
 		t.Errorf("a client with too many endpoints: %v", err)
+	}
+}
+
+// What ends a connection before the node has said anything is told: here a node that speaks TLS, or wants another certificate.
+func TestHungUp(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = c.Read(make([]byte, 1024))
+			_ = c.Close()
+		}
+	}()
+	c, err := client.New(client.Config{Endpoints: []string{l.Addr().String()}, Patience: time.Second, AttemptTimeout: 300 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	_, err = c.Nodes(t.Context())
+	if !errors.Is(err, storage.ErrUnavailable) || !strings.Contains(err.Error(), "does it speak TLS (--tls") || strings.Contains(err.Error(), "preface") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// A process that is stopped takes connections, its kernel does, and says nothing on them.
+func TestConnectedAndSilent(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0") // its queue takes connections that nobody accepts
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	c, err := client.New(client.Config{Endpoints: []string{l.Addr().String()}, Patience: time.Second, AttemptTimeout: 300 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	_, err = c.Nodes(t.Context())
+	if !errors.Is(err, storage.ErrUnavailable) || !strings.Contains(err.Error(), "no answer") || strings.Contains(err.Error(), "preface") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// After a cut the kernel may send again what it has lost only when as much time has passed as the cut has lasted. Whoever asks
+// meanwhile is answered on another connection. The line is the one in leave that gives the node's place to another.
+func TestAfterACut(t *testing.T) {
+	n := newNetwork()
+	cluster := apitest.New(time.Now)
+	endpoints := []string{"a:7000", "b:7000"}
+	for _, e := range endpoints {
+		n.add(t, e, cluster)
+	}
+	c := n.client(t, endpoints...)
+	if _, err := c.Nodes(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	n.cut()
+	if _, err := c.Nodes(t.Context()); err != nil {
+		t.Errorf("after the cut: %v", err)
+	}
+}
+
+// A client that was told of other nodes asks them when its first endpoints are gone. When there are too many, it forgets those that
+// no answer names any more.
+func TestLearn(t *testing.T) {
+	n := newNetwork()
+	c := n.client(t, "gone:7000")
+	for i := range 100 { // nodes that come and go
+		c.Learn([]string{fmt.Sprintf("old-%d", i), "no endpoint"})
+	}
+	n.add(t, "b:7000", apitest.New(time.Now))
+	c.Learn([]string{"b", "b:7000", "gone"})
+	if _, err := c.Nodes(t.Context()); err != nil {
+		t.Error(err)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	slices.Sort(n.dialed) // some are dialed more than once
+	if asked := slices.Compact(n.dialed); len(asked) > 17 {
+		t.Errorf("it asks %v", asked)
+	}
+}
+
+// unfiltered is a node of a version that knows no filter of volumes.
+type unfiltered struct{ *apitest.Cluster }
+
+func (u unfiltered) Volumes(ctx context.Context, _ api.VolumeFilter, after string, limit int) ([]api.Volume, error) {
+	return u.Cluster.Volumes(ctx, api.VolumeFilter{}, after, limit)
+}
+
+// TestFilterOfAnEarlierNode: what a list has that was asked for by labels has the labels, whoever answers.
+func TestFilterOfAnEarlierNode(t *testing.T) {
+	n := newNetwork()
+	n.add(t, "a:1", unfiltered{apitest.New(time.Now)})
+	c := n.client(t, "a:1")
+	for name, labels := range map[string]map[string]string{"v0": nil, "v1": {"env": "test"}, "v2": nil, "v3": {"env": "test"}, "v4": {"env": "prod"}} {
+		if _, err := c.CreateVolume(t.Context(), api.NewVolume{Name: name, SizeBytes: 4096, Labels: labels}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for limit, want := range map[int]int{0: 2, 1: 1, 2: 2} {
+		list, err := c.Volumes(t.Context(), api.VolumeFilter{Labels: storage.LabelSelector{"env=test"}}, "", limit)
+		if err != nil || len(list) != want || list[0].Name != "v1" {
+			t.Errorf("of at most %d: %+v, %v", limit, list, err)
+		}
 	}
 }

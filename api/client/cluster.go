@@ -85,9 +85,9 @@ func clusterOf(header metadata.MD) (storage.ClusterID, bool) {
 	return id, err == nil && !id.IsZero()
 }
 
-// settle finds out, before the first request, which cluster several endpoints belong to: with a second, empty cluster among
-// them a deletion, or a detachment, would succeed there and leave everything as it is. It waits for the first answer, and a
-// moment longer for the others. KindConflict: they belong to different ones. An endpoint that answers later, and is of another
+// settle finds out, before the first request, which cluster several endpoints belong to. If one of them belonged to a second,
+// empty cluster, a deletion or a detach would succeed there and change nothing. It waits for the first answer, and a moment
+// longer for the others. KindConflict: they belong to different ones. An endpoint that answers later, and is of another
 // cluster, is found out then.
 func (c *Client) settle(ctx context.Context, op, subject string) error {
 	c.mu.Lock()

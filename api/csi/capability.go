@@ -7,17 +7,12 @@ import (
 
 	spec "github.com/container-storage-interface/spec/lib/go/csi"
 
-	"github.com/storaged/storaged/api"
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/api/hostfs"
 )
 
 // mode is an access mode.
 type mode = spec.VolumeCapability_AccessMode_Mode
-
-// The file systems that volumes are formatted with.
-const (
-	ext4 = "ext4"
-	xfs  = "xfs"
-)
 
 // use is what a volume capability asks for.
 type use struct {
@@ -26,16 +21,20 @@ type use struct {
 	flags    []string
 	mode     mode
 	shared   bool // several hosts at a time
+	readers  bool // none of which writes
 	readOnly bool
 	oneUser  bool // one target path at a time
 }
 
 // access is the term on which a volume is attached for the use.
-func (u use) access() api.Access {
-	if u.shared {
-		return api.AccessShared
+func (u use) access() storage.Access {
+	switch {
+	case u.readers:
+		return storage.AccessReaders
+	case u.shared:
+		return storage.AccessShared
 	}
-	return api.AccessExclusive
+	return storage.AccessExclusive
 }
 
 // maxMountOptionsBytes is one page, which is what mount(2) takes.
@@ -54,8 +53,8 @@ func parseUse(c *spec.VolumeCapability) (use, error) {
 	case c.GetMount() != nil:
 		m := c.GetMount()
 		u.fsType, u.flags = m.GetFsType(), m.GetMountFlags()
-		if u.fsType != "" && u.fsType != ext4 && u.fsType != xfs {
-			return u, fmt.Errorf("file system %q is not offered; use %s or %s", u.fsType, ext4, xfs)
+		if u.fsType != "" && u.fsType != hostfs.Ext4 && u.fsType != hostfs.XFS {
+			return u, fmt.Errorf("file system %q is not offered; use %s or %s", u.fsType, hostfs.Ext4, hostfs.XFS)
 		}
 		if m.GetVolumeMountGroup() != "" {
 			return u, fmt.Errorf("a mount group is not offered")
@@ -73,11 +72,11 @@ func parseUse(c *spec.VolumeCapability) (use, error) {
 	case spec.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY:
 		u.readOnly = true
 	case spec.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY:
-		u.shared, u.readOnly = true, true
+		u.shared, u.readers, u.readOnly = true, true, true
 	case spec.VolumeCapability_AccessMode_MULTI_NODE_MULTI_WRITER:
 		if !u.block {
 			return u, fmt.Errorf("%s and xfs cannot be mounted for writing on several hosts at once; use volumeMode Block, or a "+
-				"single-node access mode", ext4)
+				"single-node access mode", hostfs.Ext4)
 		}
 		u.shared = true
 	default:

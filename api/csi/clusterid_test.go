@@ -10,7 +10,7 @@ import (
 // TestVolumeIDs: a volume's id says which cluster it is of, and those that were given out before it did are ids still.
 func TestVolumeIDs(t *testing.T) {
 	cluster := storage.ClusterID{0xab, 0xcd, 0x01, 0x23, 0x45}
-	v := api.VolumeRef{Name: "pvc-1", ID: 7}
+	v := storage.VolumeRef{Name: "pvc-1", ID: 7}
 	for id, mark := range map[string]string{volumeID(v, cluster): "abcd0123", volumeID(v, storage.ClusterID{}): "", "pvc-1.7.abcd0123": "abcd0123"} {
 		got, ok := parseVolumeID(id)
 		if !ok || got != v {

@@ -71,8 +71,11 @@ func (c *Controller) volume(ctx context.Context, id string) (api.Volume, error) 
 		return api.Volume{}, noVolume(id)
 	}
 	v, err := c.cluster.Volume(forVolume(ctx, id), ref.Name)
+	if err == nil {
+		err = v.Before("look up", ref.ID)
+	}
 	switch {
-	case errors.Is(err, storage.ErrNotFound), err == nil && (ref.ID != 0 && v.ID != ref.ID || v.State != api.VolumeReady):
+	case errors.Is(err, storage.ErrNotFound), err == nil && (ref.ID != 0 && v.ID != ref.ID || v.State != storage.VolumeReady):
 		return api.Volume{}, noVolume(id)
 	}
 	return v, err
@@ -129,13 +132,13 @@ func (c *Controller) CreateVolume(ctx context.Context, r *spec.CreateVolumeReque
 	if err != nil {
 		return nil, err
 	}
-	name := VolumeName(r.GetName())
+	name := api.VolumeName(r.GetName())
 	unlock, err := c.locks.lock(name, "CreateVolume")
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	v, err := c.create(ctx, r, name, size, limits)
+	v, err := c.create(ctx, r, api.NewVolume{RequestID: requestID(r.GetName()), Name: name, SizeBytes: size, Labels: params.labels}, limits)
 	if err != nil {
 		return nil, err
 	}
@@ -146,25 +149,28 @@ func (c *Controller) CreateVolume(ctx context.Context, r *spec.CreateVolumeReque
 
 // create makes the volume, or finds the one that an earlier call for the same name has made. One that somebody else has
 // made under this name is not adopted: deleting the claim would delete it. Nil limits say nothing of them.
-func (c *Controller) create(ctx context.Context, r *spec.CreateVolumeRequest, name string, sizeBytes int64, limits *storage.VolumeLimits) (api.Volume, error) {
-	request := api.NewVolume{RequestID: requestID(r.GetName()), Name: name, SizeBytes: sizeBytes}
+func (c *Controller) create(ctx context.Context, r *spec.CreateVolumeRequest, request api.NewVolume, limits *storage.VolumeLimits) (api.Volume, error) {
+	name := request.Name
 	if limits != nil {
 		request.Limits = *limits
 	}
 	v, err := c.cluster.CreateVolume(ctx, request)
+	if errors.Is(err, storage.ErrInvalid) { // everything else that could be was checked: no cluster of this size ever holds it
+		return v, refuse(codes.OutOfRange, "%v", err)
+	}
 	if !errors.Is(err, storage.ErrConflict) {
 		return v, err
 	}
-	// The request made a volume before, of another size or other limits than this call would choose, or one that was changed
+	// The request made a volume before, of another size, other limits or other labels than this call would choose, or one that was changed
 	// since, or that is being deleted.
 	v, err = c.cluster.Volume(ctx, name)
 	switch {
-	case errors.Is(err, storage.ErrNotFound), err == nil && v.State != api.VolumeReady:
+	case errors.Is(err, storage.ErrNotFound), err == nil && v.State != storage.VolumeReady:
 		return v, refuse(codes.Aborted, "volume %s: the one before it of this name is being deleted; ask again when it is gone", name)
 	case err == nil && !inRange(r.GetCapacityRange(), v.SizeBytes):
 		return v, refuse(codes.AlreadyExists, "volume %s exists with %d bytes, which is not in the range that is asked for", name, v.SizeBytes)
 	case err == nil && limits != nil && v.Limits != *limits:
-		return c.cluster.ModifyVolume(ctx, name, v.ID, api.LimitsChange(*limits))
+		return c.cluster.ModifyVolume(ctx, name, v.ID, api.VolumeChange{Limits: limits.Change()})
 	}
 	return v, err
 }
@@ -203,7 +209,7 @@ func (c *Controller) volumeID(v api.Volume) string {
 	if c.config.ClusterID != nil {
 		cluster = c.config.ClusterID()
 	}
-	return volumeID(api.VolumeRef{Name: v.Name, ID: v.ID}, cluster)
+	return volumeID(storage.VolumeRef{Name: v.Name, ID: v.ID}, cluster)
 }
 
 // DeleteVolume implements the CSI Controller service. A volume that somebody has attached is in use.
@@ -277,7 +283,12 @@ func (c *Controller) ControllerExpandVolume(ctx context.Context, r *spec.Control
 		return nil, err
 	}
 	if size > v.SizeBytes {
-		if v, err = c.cluster.ResizeVolume(ctx, v.Name, size); err != nil {
+		// What is refused for the lack of room is so for good until somebody acts: an orchestrator lets the user take the growth back then.
+		v, err = c.cluster.ResizeVolume(ctx, v.Name, api.NewSize{Bytes: size})
+		if errors.Is(err, storage.ErrInvalid) || errors.Is(err, storage.ErrNoSpace) {
+			return nil, refuse(codes.OutOfRange, "%v", err)
+		}
+		if err != nil {
 			return nil, err
 		}
 	} else if limit := r.GetCapacityRange().GetLimitBytes(); limit != 0 && v.SizeBytes > limit {
@@ -298,7 +309,7 @@ func (c *Controller) ControllerModifyVolume(ctx context.Context, r *spec.Control
 	}
 	defer unlock()
 	if limits != nil {
-		if _, err := c.cluster.ModifyVolume(ctx, v.Name, v.ID, api.LimitsChange(*limits)); err != nil {
+		if _, err := c.cluster.ModifyVolume(ctx, v.Name, v.ID, api.VolumeChange{Limits: limits.Change()}); err != nil {
 			return nil, err
 		}
 	}

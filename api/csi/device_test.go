@@ -1,6 +1,9 @@
 package csi_test
 
 import (
+	"errors"
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -9,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/api"
 	"github.com/storaged/storaged/api/csi"
 	"github.com/storaged/storaged/api/csi/csitest"
 )
@@ -104,6 +108,126 @@ func TestStageUndone(t *testing.T) {
 	}
 }
 
+// TestAttachUndone: what NodeStageVolume has attached and then cannot use is given up again; what was attached before is not, since
+// somebody may use it. The line is the call of unstage in Node.attach.
+func TestAttachUndone(t *testing.T) {
+	block := blockOf(spec.VolumeCapability_AccessMode_SINGLE_NODE_WRITER)
+	for name, tc := range map[string]struct {
+		spoil func(h *csitest.Host, l *life)
+		code  codes.Code
+	}{
+		"its path is another's": {func(h *csitest.Host, _ *life) { h.Steal("pvc-1") }, codes.FailedPrecondition},
+		"it is a namesake's": {func(_ *csitest.Host, l *life) {
+			l.volume.VolumeId = strings.Replace(l.volume.GetVolumeId(), ".", ".9", 1)
+		}, codes.NotFound},
+	} {
+		w := csitest.New()
+		h := w.Host("web-1", "")
+		d, l := start(w, h), &life{capability: block}
+		if err := l.run(t, d, 0, published); err != nil {
+			t.Fatal(err)
+		}
+		tc.spoil(h, l)
+		if err := l.run(t, d, published, staged); status.Code(err) != tc.code {
+			t.Errorf("%s: %v", name, err)
+		}
+		if left := h.Left(); len(left) > 0 {
+			t.Errorf("%s: left: %v", name, left)
+		}
+	}
+	w := csitest.New()
+	h := w.Host("web-1", "")
+	d, l := start(w, h), &life{capability: block}
+	if err := l.run(t, d, 0, shown); err != nil {
+		t.Fatal(err)
+	}
+	h.Steal("pvc-1")
+	if err := l.run(t, d, published, staged); status.Code(err) != codes.FailedPrecondition {
+		t.Errorf("staged again: %v", err)
+	}
+	if left := h.Left(); !slices.Contains(left, "device of pvc-1") {
+		t.Errorf("a device that is in use was taken away; left: %v", left)
+	}
+}
+
+// TestGrowthFails: a file system that cannot grow is mounted as it is, and the pod starts. The line is the one in mountStaged that
+// logs and goes on.
+func TestGrowthFails(t *testing.T) {
+	w := csitest.New()
+	h := w.Host("web-1", "")
+	d, l := start(w, h), &life{capability: mountOf(spec.VolumeCapability_AccessMode_SINGLE_NODE_WRITER, "")}
+	if err := l.run(t, d, 0, published); err != nil {
+		t.Fatal(err)
+	}
+	h.Refuse("grow")
+	if err := l.run(t, d, published, shown); err != nil {
+		t.Errorf("a pod whose file system cannot grow: %v", err)
+	}
+	if h.Begun("grow") == 0 {
+		t.Error("nobody tried to grow it")
+	}
+	if _, err := d.NodeExpandVolume(t.Context(), &spec.NodeExpandVolumeRequest{VolumeId: l.volume.GetVolumeId(), VolumePath: target}); err == nil {
+		t.Error("who asks for the growth is told that there was one")
+	}
+}
+
+// TestReadersOnly: while hosts have a volume as readers nobody else gets it for writing, through the driver or without it, and the
+// other way round. A volume that several hosts write may be published read-only to some. The line is the case readers in
+// use.access.
+func TestReadersOnly(t *testing.T) {
+	w := csitest.New()
+	d := start(w, w.Host("web-1", ""))
+	made, err := d.CreateVolume(t.Context(), &spec.CreateVolumeRequest{Name: "pvc-1",
+		VolumeCapabilities: []*spec.VolumeCapability{blockOf(spec.VolumeCapability_AccessMode_MULTI_NODE_MULTI_WRITER)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := made.GetVolume().GetVolumeId()
+	publish := func(node string, mode spec.VolumeCapability_AccessMode_Mode, readOnly bool) codes.Code {
+		_, err := d.ControllerPublishVolume(t.Context(), &spec.ControllerPublishVolumeRequest{VolumeId: id, NodeId: csi.NodeID(node),
+			VolumeCapability: blockOf(mode), Readonly: readOnly})
+		return codeOf(err)
+	}
+	unpublish := func() {
+		if _, err := d.ControllerUnpublishVolume(t.Context(), &spec.ControllerUnpublishVolumeRequest{VolumeId: id}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	past := func() error { // as an NBD client attaches, which says that it shares
+		_, err := w.Cluster().Attach(t.Context(), api.NewAttachment{Volume: storage.VolumeRef{Name: "pvc-1"}, Access: storage.AccessShared,
+			Holder: storage.Holder{ID: "past-the-driver", Kind: storage.HolderHost}})
+		return err
+	}
+	const readers, writers = spec.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY, spec.VolumeCapability_AccessMode_MULTI_NODE_MULTI_WRITER
+	for _, node := range []string{"a", "b", "b"} {
+		if code := publish(node, readers, false); code != codes.OK {
+			t.Errorf("reader %s: %v", node, code)
+		}
+	}
+	if code := publish("c", writers, false); code != codes.FailedPrecondition {
+		t.Errorf("a writer beside readers: %v", code)
+	}
+	if code := publish("c", writers, true); code != codes.FailedPrecondition {
+		t.Errorf("one of several writers beside readers, though it does not write itself: %v", code)
+	}
+	if err := past(); !errors.Is(err, storage.ErrConflict) {
+		t.Errorf("a writer past the driver: %v", err)
+	}
+	unpublish()
+	if code := publish("a", writers, false); code != codes.OK {
+		t.Error(code)
+	}
+	if code := publish("b", writers, true); code != codes.OK {
+		t.Errorf("published read-only beside a writer: %v", code)
+	}
+	if code := publish("c", readers, false); code != codes.FailedPrecondition {
+		t.Errorf("a reader beside a writer: %v", code)
+	}
+	if err := past(); err != nil {
+		t.Errorf("another one who shares: %v", err)
+	}
+}
+
 // TestReadOnlyClaim: a new volume that nobody may write to would never have a file system.
 func TestReadOnlyClaim(t *testing.T) {
 	for _, tc := range []struct {
@@ -120,6 +244,41 @@ func TestReadOnlyClaim(t *testing.T) {
 		if status.Code(err) != tc.code {
 			t.Errorf("%v: %v", tc.capability, err)
 		}
+	}
+}
+
+// TestProvisioning: a claim that the cluster could never hold gets OUT_OF_RANGE, and one that there is no space for now
+// RESOURCE_EXHAUSTED. An orchestrator may take back a growth of either kind.
+func TestProvisioning(t *testing.T) {
+	w := csitest.New()
+	w.Cluster().Edit(func(_ *[]api.Node, _ *[]api.Group, status *api.Status) { status.UsableBytes = 100 << 30 })
+	d := start(w, w.Host("web-1", ""))
+	claim := func(name string, gib int64) (string, codes.Code) {
+		r, err := d.CreateVolume(t.Context(), &spec.CreateVolumeRequest{Name: name, CapacityRange: &spec.CapacityRange{RequiredBytes: gib << 30},
+			VolumeCapabilities: []*spec.VolumeCapability{mountOf(spec.VolumeCapability_AccessMode_SINGLE_NODE_WRITER, "")}})
+		return r.GetVolume().GetVolumeId(), codeOf(err)
+	}
+	if _, code := claim("pvc-huge", 100<<10); code != codes.OutOfRange {
+		t.Errorf("a claim of 100 TiB in a cluster of 100 GiB: %v", code)
+	}
+	var id string
+	for i := range 10 {
+		var code codes.Code
+		if id, code = claim(fmt.Sprintf("pvc-%d", i), 99); code != codes.OK {
+			t.Fatal(code)
+		}
+	}
+	if _, code := claim("pvc-more", 99); code != codes.ResourceExhausted {
+		t.Errorf("a claim beyond the provisioning limit: %v", code)
+	}
+	for _, gib := range []int64{101, 1 << 10} {
+		_, err := d.ControllerExpandVolume(t.Context(), &spec.ControllerExpandVolumeRequest{VolumeId: id, CapacityRange: &spec.CapacityRange{RequiredBytes: gib << 30}})
+		if codeOf(err) != codes.OutOfRange {
+			t.Errorf("a growth to %d GiB: %v", gib, err)
+		}
+	}
+	if _, code := claim("pvc-0", 99); code != codes.OK {
+		t.Errorf("a claim that has its volume: %v", code)
 	}
 }
 

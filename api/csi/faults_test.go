@@ -3,6 +3,7 @@ package csi_test
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -12,8 +13,10 @@ import (
 	"google.golang.org/grpc/status"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/api"
 	"github.com/storaged/storaged/api/csi"
 	"github.com/storaged/storaged/api/csi/csitest"
+	"github.com/storaged/storaged/api/hostfs"
 )
 
 const gib = 1 << 30
@@ -26,7 +29,7 @@ type driver struct {
 
 func start(w *csitest.World, h *csitest.Host) driver {
 	return driver{csi.NewController(csi.ControllerConfig{Name: csi.DefaultName, Cluster: w.Client()}),
-		csi.NewNode(csi.NodeConfig{Name: csi.DefaultName, Devices: h, Mounts: h.Mounts()})}
+		csi.NewNode(csi.NodeConfig{Name: csi.DefaultName, Devices: h, Mounts: hostfs.InSlots(h.Mounts())})}
 }
 
 func mountOf(mode spec.VolumeCapability_AccessMode_Mode, fsType string) *spec.VolumeCapability {
@@ -57,7 +60,8 @@ func (l *life) calls() []func(context.Context, driver) error {
 	return []func(context.Context, driver) error{
 		func(ctx context.Context, d driver) error {
 			r, err := d.CreateVolume(ctx, &spec.CreateVolumeRequest{Name: "pvc-1", VolumeCapabilities: []*spec.VolumeCapability{l.capability},
-				CapacityRange: &spec.CapacityRange{RequiredBytes: gib}, MutableParameters: map[string]string{"max-bandwidth": "1Mi", "max-iops": "100"}})
+				CapacityRange: &spec.CapacityRange{RequiredBytes: gib}, MutableParameters: map[string]string{"max-bandwidth": "1Mi", "max-iops": "100"},
+				Parameters: map[string]string{"labels": "env=prod,team=shop"}})
 			l.volume = r.GetVolume()
 			return err
 		},
@@ -145,9 +149,9 @@ func live(t *testing.T, capability *spec.VolumeCapability, at int, when csitest.
 }
 
 // TestFaults fails every step of a volume's life once, before it has its effect and after, and begins again with a driver
-// that knows nothing. Whatever failed, the end is the same. This is invariant I8 of docs/architecture.md for the driver;
-// it fails, for example, when CreateVolume's request id is not the same each time, when NodeStageVolume mounts without
-// having looked what is mounted, or when NodeUnstageVolume gives up because the mount is gone.
+// that knows nothing. Whatever failed, the end is the same. This is invariant I8 of docs/architecture.md for the driver.
+// It fails, for example, when CreateVolume's request id is not the same each time, when NodeStageVolume mounts without
+// looking at what is mounted, or when NodeUnstageVolume gives up because the mount is gone.
 func TestFaults(t *testing.T) {
 	writer := spec.VolumeCapability_AccessMode_SINGLE_NODE_WRITER
 	for name, capability := range map[string]*spec.VolumeCapability{
@@ -168,7 +172,7 @@ func TestFaults(t *testing.T) {
 					if err != nil || v.SizeBytes != 2*gib || len(v.Attachments) > 0 {
 						t.Fatalf("step %d failed (%d): the volume is %+v, %v", at, when, v, err)
 					}
-					if all, _ := w.Cluster().Volumes(t.Context(), "", 10); len(all) != 1 {
+					if all, _ := w.Cluster().Volumes(t.Context(), api.VolumeFilter{}, "", 10); len(all) != 1 {
 						t.Fatalf("step %d failed (%d): %d volumes were made", at, when, len(all))
 					}
 					if fsType, size := w.Content(v.ID); capability.GetBlock() == nil && (fsType == "" || size != 2*gib) {
@@ -176,6 +180,9 @@ func TestFaults(t *testing.T) {
 					}
 					if v.Limits != (storage.VolumeLimits{MaxBytesPerSecond: 2000000}) {
 						t.Fatalf("step %d failed (%d): the limits are %+v", at, when, v.Limits)
+					}
+					if !maps.Equal(v.Labels, map[string]string{"env": "prod", "team": "shop"}) {
+						t.Fatalf("step %d failed (%d): the labels are %v", at, when, v.Labels)
 					}
 					deleteFails(t, w, h, l)
 				}
@@ -206,7 +213,7 @@ func deleteFails(t *testing.T, w *csitest.World, h *csitest.Host, l *life) {
 func codeOf(err error) codes.Code { return status.Code(csi.StatusError(err)) }
 
 // TestMoves: a host that is gone keeps nothing. The volume is unpublished from it without its help, what it wrote is
-// there on the next host, and when it comes back it cleans up and starts anew.
+// there on the next host, and when it comes back it cleans up and starts again.
 func TestMoves(t *testing.T) {
 	ctx := t.Context()
 	w := csitest.New()
@@ -285,7 +292,7 @@ func TestTakeOver(t *testing.T) {
 }
 
 // TestLostDevice: a device that the gateway has lost (its keeper was killed with it, say) is removed by the calls that
-// give the volume up, and by those that want it anew, without a person's help. The line is the one in Release that says
+// give the volume up, and by those that want it again, without a person's help. The line is the one in Release that says
 // force.
 func TestLostDevice(t *testing.T) {
 	for name, calls := range map[string][]int{"given up": {8, 9, 10}, "wanted again": {8, 9, 3, 4, 8, 9, 10}, "restarted": {8, 3}} {

@@ -36,7 +36,7 @@ func healthOf(v api.Volume, groups map[storage.GroupID]api.Group, wanted int) []
 		}
 		online := 0
 		for _, r := range g.Replicas {
-			if r.Online && r.Role == api.RoleVoter {
+			if r.Online && r.Role == storage.RoleVoter {
 				online++
 			}
 		}
@@ -113,7 +113,7 @@ func (c *Controller) ControllerListVolumeHealth(ctx context.Context, r *spec.Con
 	}
 	answer := &spec.ControllerListVolumeHealthResponse{NextToken: next}
 	for _, v := range list {
-		if entries := healthOf(v, groups, wanted); len(entries) > 0 && v.State == api.VolumeReady {
+		if entries := healthOf(v, groups, wanted); len(entries) > 0 && v.State == storage.VolumeReady {
 			answer.Entries = append(answer.Entries, &spec.VolumeHealth{VolumeId: c.volumeID(v), HealthStatuses: entries})
 		}
 	}

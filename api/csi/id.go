@@ -2,8 +2,6 @@ package csi
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/base32"
 	"fmt"
 	"strconv"
 	"strings"
@@ -12,43 +10,13 @@ import (
 	"github.com/storaged/storaged/api"
 )
 
-// hashed returns n lower-case letters and digits that stand for s.
-func hashed(s string, n int) string {
-	sum := sha256.Sum256([]byte(s))
-	return strings.ToLower(base32.StdEncoding.EncodeToString(sum[:]))[:n]
-}
-
-// VolumeName is the name of the volume that the orchestrator calls so: the same if it can be one, else what of it can be
-// and a hash of the whole.
-func VolumeName(name string) string {
-	if storage.CheckVolumeName(name) == nil {
-		return name
-	}
-	const hashLen = 26 // 130 bits
-	var b strings.Builder
-	for _, r := range strings.ToLower(name) {
-		if b.Len() == storage.MaxVolumeNameBytes-hashLen-1 {
-			break
-		}
-		if (r < 'a' || r > 'z') && (r < '0' || r > '9') {
-			r = '-'
-		}
-		b.WriteRune(r)
-	}
-	readable := strings.Trim(b.String(), "-")
-	if readable == "" {
-		readable = "volume"
-	}
-	return readable + "-" + hashed(name, hashLen)
-}
-
 // requestID makes a repeated CreateVolume the same request, and tells a volume that the orchestrator asked for from one
 // that happens to have its name.
-func requestID(name string) string { return "csi-" + hashed(name, 40) }
+func requestID(name string) string { return "csi-" + api.Hashed(name, 40) }
 
 // volumeID is the volume's CSI id: NAME.ID.MARK. The name finds the volume, the id tells it from a namesake made later, and the
 // beginning of the cluster's id from a namesake in another cluster; without a cluster it is NAME.ID.
-func volumeID(v api.VolumeRef, cluster storage.ClusterID) string {
+func volumeID(v storage.VolumeRef, cluster storage.ClusterID) string {
 	switch {
 	case v.ID == 0:
 		return v.Name
@@ -68,17 +36,17 @@ func forVolume(ctx context.Context, id string) context.Context {
 
 // parseVolumeID is the inverse of volumeID; NAME alone, as people write it for volumes that they made themselves, is an id
 // too, and so is NAME.ID, which all were once. The second result is false for what cannot be an id of ours.
-func parseVolumeID(s string) (api.VolumeRef, bool) {
+func parseVolumeID(s string) (storage.VolumeRef, bool) {
 	s, mark, marked := cutMark(s)
 	if marked && (len(mark) != api.ClusterMarkBytes || strings.Trim(mark, "0123456789abcdef") != "") {
-		return api.VolumeRef{}, false
+		return storage.VolumeRef{}, false
 	}
 	name, number, numbered := strings.Cut(s, ".")
-	ref := api.VolumeRef{Name: name}
+	ref := storage.VolumeRef{Name: name}
 	if numbered {
 		id, err := strconv.ParseUint(number, 10, 64)
 		if err != nil || id == 0 || number[0] == '0' || number[0] == '+' {
-			return api.VolumeRef{}, false
+			return storage.VolumeRef{}, false
 		}
 		ref.ID = storage.VolumeID(id)
 	}
@@ -111,9 +79,9 @@ func parseNodeID(s string) (hostID string, ok bool) {
 func CheckHostID(id string) error {
 	fail := func(why string) error {
 		return storage.E("check host id", storage.KindInvalid, strconv.Quote(id), fmt.Errorf("%s; use 1 to %d letters, digits and "+
-			"- . _ : / @, beginning with a letter or digit", why, api.MaxHolderBytes))
+			"- . _ : / @, beginning with a letter or digit", why, storage.MaxHolderBytes))
 	}
-	if id == "" || len(id) > api.MaxHolderBytes {
+	if id == "" || len(id) > storage.MaxHolderBytes {
 		return fail(fmt.Sprintf("it has %d characters", len(id)))
 	}
 	for i, c := range id {

@@ -25,8 +25,8 @@ func topologyKey(driver string) string { return "topology." + driver + "/" + zon
 type IdentityConfig struct {
 	Name, Version string
 	// Topology is whether hosts have zones, for the controller and for the node services alike. Without it the driver does
-	// not offer VOLUME_ACCESSIBILITY_CONSTRAINTS: an orchestrator that is told of it waits for every host's zone before it
-	// makes the first volume, and every host reaches every volume anyway.
+	// not offer VOLUME_ACCESSIBILITY_CONSTRAINTS. With that capability an orchestrator waits for every host's zone before
+	// it makes the first volume, and every host reaches every volume anyway.
 	Topology bool
 	// Ready says whether what the other service needs (the cluster, or the host's gateway) answers; nil: always.
 	Ready func(context.Context) error

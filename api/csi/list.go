@@ -2,6 +2,7 @@ package csi
 
 import (
 	"context"
+	"errors"
 
 	spec "github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
@@ -9,6 +10,7 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api"
+	"github.com/storaged/storaged/api/hostfs"
 )
 
 // page returns the volumes after a token, at most max (0: all), and the token of the next page.
@@ -24,7 +26,7 @@ func (c *Controller) page(ctx context.Context, token string, max int32) (list []
 	if max > 0 {
 		ask = int(max) + 1 // one more says whether there is a next page
 	}
-	if list, err = c.cluster.Volumes(ctx, after, ask); err != nil {
+	if list, err = c.cluster.Volumes(ctx, api.VolumeFilter{}, after, ask); err != nil {
 		return nil, "", err
 	}
 	if max > 0 && len(list) > int(max) {
@@ -46,13 +48,13 @@ func (c *Controller) ListVolumes(ctx context.Context, r *spec.ListVolumesRequest
 	}
 	nodes := map[storage.VolumeID][]string{}
 	for _, a := range attachments {
-		if a.Holder.Kind == api.HolderHost {
-			nodes[a.VolumeID] = append(nodes[a.VolumeID], NodeID(a.Holder.ID))
+		if a.Holder.Kind == storage.HolderHost {
+			nodes[a.Volume] = append(nodes[a.Volume], NodeID(a.Holder.ID))
 		}
 	}
 	answer := &spec.ListVolumesResponse{NextToken: next}
 	for _, v := range list {
-		if v.State == api.VolumeReady {
+		if v.State == storage.VolumeReady {
 			answer.Entries = append(answer.Entries, &spec.ListVolumesResponse_Entry{Volume: c.describe(v),
 				Status: &spec.ListVolumesResponse_VolumeStatus{PublishedNodeIds: nodes[v.ID]}})
 		}
@@ -75,15 +77,16 @@ func (c *Controller) ControllerGetVolume(ctx context.Context, r *spec.Controller
 	}
 	status := &spec.ControllerGetVolumeResponse_VolumeStatus{}
 	for _, a := range attachments {
-		if a.Holder.Kind == api.HolderHost && a.VolumeID == v.ID {
+		if a.Holder.Kind == storage.HolderHost && a.Volume == v.ID {
 			status.PublishedNodeIds = append(status.PublishedNodeIds, NodeID(a.Holder.ID))
 		}
 	}
 	return &spec.ControllerGetVolumeResponse{Volume: c.describe(v), Status: status}, nil
 }
 
-// GetCapacity implements the CSI Controller service. Volumes take room as they are written, and every zone reaches all of
-// it, so the answer is how much more data the cluster holds, whatever the topology; uses that are not offered have none.
+// GetCapacity implements the CSI Controller service. Volumes take space as they are written, and every zone reaches all
+// of it. So the answer is how much more data the cluster can hold, whatever the topology; for uses that are not offered
+// it is 0.
 func (c *Controller) GetCapacity(ctx context.Context, r *spec.GetCapacityRequest) (*spec.GetCapacityResponse, error) {
 	if _, err := parseParameters(r.GetParameters()); err != nil {
 		return nil, err
@@ -96,7 +99,7 @@ func (c *Controller) GetCapacity(ctx context.Context, r *spec.GetCapacityRequest
 			return &spec.GetCapacityResponse{}, nil //nolint:nilerr // what is not offered has no capacity, which is an answer
 		}
 		if !u.block {
-			answer.MinimumVolumeSize.Value = max(answer.MinimumVolumeSize.GetValue(), minFSBytes[u.fsType])
+			answer.MinimumVolumeSize.Value = max(answer.MinimumVolumeSize.GetValue(), hostfs.MinBytes(u.fsType))
 		}
 	}
 	status, err := c.cluster.Status(ctx)
@@ -106,6 +109,9 @@ func (c *Controller) GetCapacity(ctx context.Context, r *spec.GetCapacityRequest
 	nodes, err := c.cluster.Nodes(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if !status.StoresHeard() { // no capacity at all would be an answer
+		return nil, storage.E("tell", storage.KindUnavailable, "capacity", errors.New("no store was heard; bring up nodes until the catalog has a leader"))
 	}
 	answer.AvailableCapacity = availableBytes(nodes, status.ReplicasWanted)
 	return answer, nil

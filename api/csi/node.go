@@ -3,28 +3,34 @@ package csi
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync/atomic"
 
 	spec "github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
 
 	storage "github.com/storaged/storaged"
-	"github.com/storaged/storaged/api"
 	"github.com/storaged/storaged/api/host"
+	"github.com/storaged/storaged/api/hostfs"
 )
 
 // NodeConfig says what a Node works with. Name, Devices and Mounts are required.
 type NodeConfig struct {
 	// Name is the driver's.
 	Name    string
-	Devices Devices
-	Mounts  Mounts
+	Devices hostfs.Devices
+	Mounts  hostfs.Mounts
 	// MaxVolumes is how many volumes the orchestrator may publish on this host; 0: it decides.
 	MaxVolumes int64
 	// Topology is IdentityConfig's: whether the host says its zone.
 	Topology bool
+	// Zones are those that the host may be in; empty: any, or none. An orchestrator keeps the first zone that it hears of a host.
+	// While gateways are being replaced by those of zones, the old one would report another zone, or none.
+	Zones []string
 	// Log gets a line a thing that no call's answer says; nil discards.
 	Log *slog.Logger
 }
@@ -33,18 +39,20 @@ type NodeConfig struct {
 type Node struct {
 	spec.UnimplementedNodeServer
 	config  NodeConfig
-	devices Devices
-	mounts  Mounts
+	devices hostfs.Devices
+	mounts  hostfs.Mounts
 	log     *slog.Logger
-	locks   locks // by the volume's CSI id
+	locks   locks                        // by the volume's CSI id
+	told    atomic.Pointer[hostIdentity] // what NodeGetInfo has said last; nil: nothing yet
 }
+
+// hostIdentity is what of a host an orchestrator keeps until the driver is registered again.
+type hostIdentity struct{ id, zone string }
 
 // NewNode returns the service.
 func NewNode(config NodeConfig) *Node {
 	log := config.Log
-	if log == nil {
-		log = slog.New(slog.DiscardHandler)
-	}
+	log = cmp.Or(log, slog.New(slog.DiscardHandler))
 	return &Node{config: config, devices: config.Devices, mounts: config.Mounts, log: log}
 }
 
@@ -75,8 +83,13 @@ func (n *Node) NodeGetInfo(ctx context.Context, _ *spec.NodeGetInfoRequest) (*sp
 		return nil, err
 	}
 	if err := CheckHostID(info.HostID); err != nil {
-		return nil, refuse(codes.FailedPrecondition, "the host's gateway runs under an id that is none: %v", err)
+		return nil, refuse(codes.FailedPrecondition, "the id of the host's gateway is not valid: %v", err)
 	}
+	if zones := n.config.Zones; n.config.Topology && len(zones) > 0 && !slices.Contains(zones, info.Zone) {
+		return nil, refuse(codes.FailedPrecondition, "the host's gateway says the zone %q, and the driver was told %q (--zones): the gateway is another's "+
+			"still, or runs with another --zone", info.Zone, zones)
+	}
+	n.told.Store(&hostIdentity{info.HostID, info.Zone})
 	answer := &spec.NodeGetInfoResponse{NodeId: NodeID(info.HostID), MaxVolumesPerNode: n.config.MaxVolumes}
 	if n.config.Topology {
 		answer.AccessibleTopology = &spec.Topology{Segments: map[string]string{topologyKey(n.config.Name): cmp.Or(info.Zone, noZone)}}
@@ -84,8 +97,27 @@ func (n *Node) NodeGetInfo(ctx context.Context, _ *spec.NodeGetInfoRequest) (*sp
 	return answer, nil
 }
 
+// Changed says what of that which NodeGetInfo has told is not so any more: the host's gateway runs under another id, or in another
+// zone. Volumes would be published at a host that there is not. Empty: nothing has changed, or that is not known.
+func (n *Node) Changed(ctx context.Context) string {
+	told := n.told.Load()
+	if told == nil {
+		return ""
+	}
+	info, err := n.devices.Info(ctx)
+	switch {
+	case err != nil || CheckHostID(info.HostID) != nil:
+		return ""
+	case info.HostID != told.id:
+		return fmt.Sprintf("the host's gateway has the id %q, and the orchestrator was told %q", info.HostID, told.id)
+	case n.config.Topology && info.Zone != told.zone:
+		return fmt.Sprintf("the host's gateway is in the zone %q, and the orchestrator was told %q", info.Zone, told.zone)
+	}
+	return ""
+}
+
 // begin is what every call about a volume begins with: its id and the path are checked, and the volume is locked.
-func (n *Node) begin(id, pathField, path, call string) (ref api.VolumeRef, unlock func(), err error) {
+func (n *Node) begin(id, pathField, path, call string) (ref storage.VolumeRef, unlock func(), err error) {
 	if id == "" {
 		return ref, nil, invalid("volume_id is missing")
 	}
@@ -112,11 +144,11 @@ func checkPath(field, path string) error {
 // device is the volume's block device on this host.
 type device struct {
 	host.Attachment
-	BlockDevice
+	hostfs.BlockDevice
 }
 
 // find returns the device of a volume that is attached here; ok is false without one. A namesake of the volume is not it.
-func (n *Node) find(ctx context.Context, ref api.VolumeRef) (d device, ok bool, err error) {
+func (n *Node) find(ctx context.Context, ref storage.VolumeRef) (d device, ok bool, err error) {
 	list, err := n.devices.Attachments(ctx)
 	if err != nil {
 		return d, false, err
@@ -129,7 +161,7 @@ func (n *Node) find(ctx context.Context, ref api.VolumeRef) (d device, ok bool, 
 		if a.Device == "" {
 			return d, true, nil // it is being made
 		}
-		b, err := n.mounts.Device(DiskOf(a))
+		b, err := n.mounts.Device(ctx, hostfs.DiskOf(a))
 		switch storage.KindOf(err) {
 		case storage.KindNotFound:
 		case storage.KindConflict: // the gateway has not seen yet that it is another's
@@ -160,7 +192,7 @@ func (n *Node) NodeGetVolumeStats(ctx context.Context, r *spec.NodeGetVolumeStat
 	if m.Node != 0 {
 		return &spec.NodeGetVolumeStatsResponse{Usage: []*spec.VolumeUsage{{Unit: spec.VolumeUsage_BYTES, Total: d.BlockDevice.SizeBytes}}}, nil
 	}
-	u, err := n.mounts.Usage(r.GetVolumePath())
+	u, err := n.mounts.Usage(ctx, r.GetVolumePath())
 	if err != nil {
 		return nil, err
 	}
@@ -171,21 +203,21 @@ func (n *Node) NodeGetVolumeStats(ctx context.Context, r *spec.NodeGetVolumeStat
 }
 
 // mounted returns the volume's device and its mount at path: NOT_FOUND if the volume is not there.
-func (n *Node) mounted(ctx context.Context, id, path string) (device, Mount, error) {
+func (n *Node) mounted(ctx context.Context, id, path string) (device, hostfs.Mount, error) {
 	ref, ok := parseVolumeID(id)
 	if !ok {
-		return device{}, Mount{}, noVolume(id)
+		return device{}, hostfs.Mount{}, noVolume(id)
 	}
 	d, ok, err := n.find(ctx, ref)
 	if err != nil {
-		return d, Mount{}, err
+		return d, hostfs.Mount{}, err
 	}
 	list, err := n.mounts.List()
 	if err != nil {
-		return d, Mount{}, err
+		return d, hostfs.Mount{}, err
 	}
-	m, there := at(list, n.mounts.Real(path))
-	if !ok || !there || !m.shows(d.BlockDevice) {
+	m, there := hostfs.MountAt(list, n.mounts.Real(path))
+	if !ok || !there || !m.Shows(d.BlockDevice) {
 		return d, m, refuse(codes.NotFound, "volume %s is not at %s on this host", ref.Name, path)
 	}
 	return d, m, nil
@@ -220,7 +252,7 @@ func (n *Node) NodeExpandVolume(ctx context.Context, r *spec.NodeExpandVolumeReq
 		return nil, refuse(codes.OutOfRange, "volume %s has %d bytes already, more than %d", ref.Name, a.SizeBytes, limit)
 	}
 	if m.Node == 0 && !a.ReadOnly {
-		if err := n.grow(d); err != nil {
+		if err := n.grow(ctx, d); err != nil {
 			return nil, err
 		}
 	}
@@ -229,14 +261,14 @@ func (n *Node) NodeExpandVolume(ctx context.Context, r *spec.NodeExpandVolumeReq
 
 // grow makes the file system of the device as large as the device, through a mount of it that may be written; without one
 // it stays as it is.
-func (n *Node) grow(d device) error {
+func (n *Node) grow(ctx context.Context, d device) error {
 	list, err := n.mounts.List()
 	if err != nil {
 		return err
 	}
 	for _, m := range list {
 		if m.Device == d.Number && !m.ReadOnly && !m.FrozenFS && m.Whole {
-			return n.mounts.Grow(DiskOf(d.Attachment), m.Path)
+			return n.mounts.Grow(ctx, hostfs.DiskOf(d.Attachment), m.Path)
 		}
 	}
 	return nil
@@ -266,7 +298,7 @@ func (n *Node) NodeGetVolumeHealth(ctx context.Context, r *spec.NodeGetVolumeHea
 }
 
 // deviceHealth says what is wrong with a volume on this host.
-func deviceHealth(d device, mounts []Mount) (entries []*healthEntry) {
+func deviceHealth(d device, mounts []hostfs.Mount) (entries []*healthEntry) {
 	switch d.State {
 	case host.StateFailed:
 		entries = append(entries, &healthEntry{Status: spec.VolumeHealthErrorType_INACCESSIBLE, Reason: reasonDevice, Message: d.Reason})

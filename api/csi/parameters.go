@@ -1,6 +1,7 @@
 package csi
 
 import (
+	"errors"
 	"math"
 	"slices"
 	"strconv"
@@ -17,6 +18,8 @@ const (
 	// parameterTakeOver is "true" when a publish to another host takes the volume away from the one before, for
 	// orchestrators that publish without unpublishing what they gave up. It travels in the volume context.
 	parameterTakeOver = "takeOver"
+	// parameterLabels are the labels of new volumes: "KEY=VALUE,KEY=VALUE".
+	parameterLabels = "labels"
 )
 
 // foreignPrefix is that of the keys which the orchestrator's own helpers add.
@@ -26,6 +29,7 @@ const foreignPrefix = "csi.storage.k8s.io/"
 type parameters struct {
 	requested bool
 	takeOver  bool
+	labels    map[string]string
 }
 
 // parseParameters refuses what it does not know: a key that is misspelled must not be passed over.
@@ -37,12 +41,16 @@ func parseParameters(m map[string]string) (p parameters, err error) {
 			p.requested = value == "requested"
 		case key == parameterTakeOver && slices.Contains([]string{"true", "false"}, value):
 			p.takeOver = value == "true"
+		case key == parameterLabels:
+			if p.labels, err = storage.ParseLabels(strings.Split(value, ",")); err != nil {
+				return p, invalid("parameter %s=%q: %v", key, value, errors.Unwrap(err))
+			}
 		case key == parameterAccessibleFrom:
 			return p, invalid(`parameter %s=%q: want "anywhere" or "requested"`, key, value)
 		case key == parameterTakeOver:
 			return p, invalid(`parameter %s=%q: want "true" or "false"`, key, value)
 		default:
-			return p, invalid("parameter %q is not known; there are %s and %s", key, parameterAccessibleFrom, parameterTakeOver)
+			return p, invalid("parameter %q is not known; there are %s, %s and %s", key, parameterAccessibleFrom, parameterTakeOver, parameterLabels)
 		}
 	}
 	return p, nil

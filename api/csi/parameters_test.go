@@ -1,6 +1,8 @@
 package csi
 
 import (
+	"maps"
+	"strings"
 	"testing"
 
 	storage "github.com/storaged/storaged"
@@ -30,6 +32,24 @@ func TestParseLimits(t *testing.T) {
 		{"max-bandwidth": "10000000Ti"}, {"max-bandwidth": "9223372036854775807Ki"}, {"max-bandwidth": "1Ki"}} {
 		if got, err := parseLimits(bad); err == nil {
 			t.Errorf("%v was accepted: %+v", bad, got)
+		}
+	}
+}
+
+func TestParseLabels(t *testing.T) {
+	for text, want := range map[string]map[string]string{
+		"env=prod":             {"env": "prod"},
+		"env=prod,team=":       {"env": "prod", "team": ""},
+		"example.com/a=1,env=": {"example.com/a": "1", "env": ""},
+	} {
+		if p, err := parseParameters(map[string]string{"labels": text}); err != nil || !maps.Equal(p.labels, want) {
+			t.Errorf("%q: %v, %v", text, p.labels, err)
+		}
+	}
+	for _, bad := range []string{"", "env", "env=prod,", "env=a,env=b", "env=a b", "-=a"} {
+		p, err := parseParameters(map[string]string{"labels": bad})
+		if err == nil || !strings.Contains(err.Error(), "parameter labels") {
+			t.Errorf("%q: %v, %v", bad, p.labels, err)
 		}
 	}
 }

@@ -30,12 +30,13 @@ func publishContext(a api.Attachment) map[string]string {
 
 // parsePublishContext is the inverse of publishContext: the request for the device, but for its volume.
 func parsePublishContext(m map[string]string) (r host.Request, err error) {
-	if r.AttachmentID, err = strconv.ParseUint(m[contextAttachment], 10, 64); err != nil || r.AttachmentID == 0 {
+	id, err := strconv.ParseUint(m[contextAttachment], 10, 64)
+	if err != nil || id == 0 {
 		return r, invalid("publish_context: %s=%q is no attachment; was the volume published by this driver's controller?",
 			contextAttachment, m[contextAttachment])
 	}
-	r.Access = host.Access(m[contextAccess])
-	if r.Access != host.AccessExclusive && r.Access != host.AccessShared {
+	r.AttachmentID, r.Access = storage.AttachmentID(id), storage.Access(m[contextAccess])
+	if !r.Access.Valid() {
 		return r, invalid("publish_context: %s=%q is not known", contextAccess, m[contextAccess])
 	}
 	if r.ReadOnly, err = strconv.ParseBool(m[contextReadOnly]); err != nil {
@@ -65,7 +66,7 @@ func (c *Controller) ControllerPublishVolume(ctx context.Context, r *spec.Contro
 	if !ok {
 		return nil, refuse(codes.NotFound, "node %q: there is no such node of this driver; their ids begin with %q", r.GetNodeId(), nodePrefix)
 	}
-	terms := api.NewAttachment{Volume: api.VolumeRef{Name: v.Name, ID: v.ID}, Holder: api.Holder{ID: hostID, Kind: api.HolderHost, Host: hostID},
+	terms := api.NewAttachment{Volume: storage.VolumeRef{Name: v.Name, ID: v.ID}, Holder: storage.Holder{ID: hostID, Kind: storage.HolderHost, Host: hostID},
 		Access: u.access(), ReadOnly: u.readOnly || r.GetReadonly()}
 	if r.GetVolumeContext()[parameterTakeOver] == "true" {
 		terms.TakeOver, terms.IfGeneration = true, v.Generation
@@ -90,7 +91,7 @@ func (c *Controller) explainConflict(ctx context.Context, v api.Volume, terms ap
 	var nodes []string
 	for _, a := range list {
 		switch {
-		case a.VolumeID != v.ID || a.Holder.Kind != api.HolderHost:
+		case a.Volume != v.ID || a.Holder.Kind != storage.HolderHost:
 		case a.Holder.ID == terms.Holder.ID && (a.Access != terms.Access || a.ReadOnly != terms.ReadOnly):
 			return refuse(codes.AlreadyExists, "volume %s is published at node %s already, on other terms: %v", v.Name, NodeID(a.Holder.ID), refusal)
 		case a.Holder.ID != terms.Holder.ID:
@@ -134,7 +135,7 @@ func (c *Controller) ControllerUnpublishVolume(ctx context.Context, r *spec.Cont
 }
 
 // publishedAt returns the hosts to detach: the one of the node, or with an empty id all that have the volume.
-func (c *Controller) publishedAt(ctx context.Context, ref api.VolumeRef, nodeID string) ([]string, error) {
+func (c *Controller) publishedAt(ctx context.Context, ref storage.VolumeRef, nodeID string) ([]string, error) {
 	if nodeID != "" {
 		if h, ok := parseNodeID(nodeID); ok {
 			return []string{h}, nil
@@ -147,7 +148,7 @@ func (c *Controller) publishedAt(ctx context.Context, ref api.VolumeRef, nodeID 
 	}
 	var hosts []string
 	for _, a := range list {
-		if a.Holder.Kind == api.HolderHost && (ref.ID == 0 || a.VolumeID == ref.ID) && !slices.Contains(hosts, a.Holder.ID) {
+		if a.Holder.Kind == storage.HolderHost && (ref.ID == 0 || a.Volume == ref.ID) && !slices.Contains(hosts, a.Holder.ID) {
 			hosts = append(hosts, a.Holder.ID)
 		}
 	}

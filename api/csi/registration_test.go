@@ -4,6 +4,7 @@ import (
 	"context"
 	"io/fs"
 	"os"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -41,6 +42,36 @@ func TestRegistration(t *testing.T) {
 	}
 	if _, err := os.Lstat(r.Socket()); !os.IsNotExist(err) {
 		t.Errorf("the socket is left: %v", err)
+	}
+}
+
+// TestRegistersAnew: a kubelet keeps what it was told of the host, so what has changed since is told by another registration. The line is the
+// one in serve that looks.
+func TestRegistersAnew(t *testing.T) {
+	dir, err := os.MkdirTemp("", "csi") // t.TempDir's is too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	var changed atomic.Bool
+	r := csi.Registration{Name: csi.DefaultName, Endpoint: "/csi.sock", Dir: dir, Retry: 20 * time.Millisecond, LookEvery: 5 * time.Millisecond,
+		Changed: func(context.Context) string {
+			if changed.CompareAndSwap(true, false) {
+				return "the host has another name"
+			}
+			return ""
+		}}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- csi.Register(ctx, r) }()
+	first := ask(t, r, nil, true)
+	for range 2 {
+		changed.Store(true)
+		first = ask(t, r, first, true)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }
 

@@ -14,6 +14,8 @@ import (
 
 	"github.com/storaged/storaged/api/csi"
 	"github.com/storaged/storaged/api/csi/csitest"
+	"github.com/storaged/storaged/api/hostfs"
+	"github.com/storaged/storaged/internal/unixsocket"
 )
 
 // serve serves both services of a world at a socket, until the test ends.
@@ -25,13 +27,13 @@ func serve(t *testing.T, w *csitest.World, h *csitest.Host) (address string) {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	path := filepath.Join(dir, "csi.sock")
-	l, err := csi.Listen(path)
+	l, err := unixsocket.Listen(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	run(t, l, csi.Config{Identity: csi.NewIdentity(csi.IdentityConfig{Name: csi.DefaultName, Version: "test", Topology: *topology}),
 		Controller: csi.NewController(csi.ControllerConfig{Name: csi.DefaultName, Cluster: w.Client(), Topology: *topology}),
-		Node:       csi.NewNode(csi.NodeConfig{Name: csi.DefaultName, Devices: h, Mounts: h.Mounts(), Topology: *topology})})
+		Node:       csi.NewNode(csi.NodeConfig{Name: csi.DefaultName, Devices: h, Mounts: hostfs.InSlots(h.Mounts()), Topology: *topology})})
 	return "unix://" + path
 }
 

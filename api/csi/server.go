@@ -1,12 +1,11 @@
 package csi
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
 	"time"
 
 	spec "github.com/container-storage-interface/spec/lib/go/csi"
@@ -14,7 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/api"
 )
 
 // Config says what a Server serves. Identity is required, and at least one of the others.
@@ -34,6 +33,9 @@ const (
 	maxCalls = 256
 	// drainTime is how long a stopping server waits for calls that run. What it cuts off is repeated by the orchestrator.
 	drainTime = 10 * time.Second
+	// answerMargin is how long before its caller's deadline a call ends by itself; for short deadlines it is a tenth of the time.
+	// An orchestrator shows its users the answer as the reason why they wait. If it gives up a call itself, it can show only that.
+	answerMargin = time.Second
 )
 
 // Server serves the CSI services over gRPC.
@@ -45,9 +47,7 @@ type Server struct {
 // NewServer returns a server that serves nothing yet.
 func NewServer(config Config) *Server {
 	s := &Server{log: config.Log}
-	if s.log == nil {
-		s.log = slog.New(slog.DiscardHandler)
-	}
+	s.log = cmp.Or(s.log, slog.New(slog.DiscardHandler))
 	s.grpc = grpc.NewServer(grpc.MaxRecvMsgSize(maxRequestBytes), grpc.MaxHeaderListSize(16<<10), grpc.MaxConcurrentStreams(maxCalls), grpc.UnaryInterceptor(s.intercept))
 	spec.RegisterIdentityServer(s.grpc, config.Identity)
 	if config.Controller != nil {
@@ -59,36 +59,10 @@ func NewServer(config Config) *Server {
 	return s
 }
 
-// Listen listens on a unix socket at path, which only the owner may use, in the place of what a predecessor left there.
-func Listen(path string) (net.Listener, error) {
-	const op = "listen on"
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, storage.E(op, storage.KindInvalid, "socket "+path, err)
-	}
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, storage.E(op, storage.KindInvalid, "socket "+path, err)
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		return nil, errors.Join(storage.E(op, storage.KindInvalid, "socket "+path, err), l.Close())
-	}
-	return l, nil
-}
-
 // Serve answers calls on l, which it closes, until ctx ends; then it waits a while for the calls that run.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
-	served := make(chan error, 1) // one value, from the goroutine below, which ends with the server
-	go func() { served <- s.grpc.Serve(l) }()
-	select {
-	case err := <-served:
+	if err := api.Serve(ctx, s.grpc, l, drainTime); err != nil {
 		return fmt.Errorf("serve CSI: %w", err)
-	case <-ctx.Done():
-	}
-	cut := time.AfterFunc(drainTime, s.grpc.Stop)
-	defer cut.Stop()
-	s.grpc.GracefulStop()
-	if err := <-served; !errors.Is(err, grpc.ErrServerStopped) { // it was stopped before it began
-		return err
 	}
 	return nil
 }
@@ -97,6 +71,11 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 // may carry secrets.
 func (s *Server) intercept(ctx context.Context, r any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
 	began := time.Now()
+	if deadline, ok := ctx.Deadline(); ok {
+		early, cancel := context.WithDeadline(ctx, deadline.Add(-min(answerMargin, deadline.Sub(began)/10)))
+		defer cancel()
+		ctx = early
+	}
 	answer, err := handle(ctx, r)
 	err = StatusError(err)
 	switch code := status.Code(err); code {

@@ -10,12 +10,12 @@ import (
 	"google.golang.org/grpc/codes"
 
 	storage "github.com/storaged/storaged"
-	"github.com/storaged/storaged/api"
 	"github.com/storaged/storaged/api/host"
+	"github.com/storaged/storaged/api/hostfs"
 )
 
-// NodeStageVolume implements the CSI Node service: it attaches the volume to this host, and unless it is used raw, makes
-// a file system on it if it is blank, and mounts it at the staging path.
+// NodeStageVolume implements the CSI Node service: it attaches the volume to this host. Unless the volume is used raw, it also
+// makes a file system on it if it is blank, and mounts it at the staging path.
 func (n *Node) NodeStageVolume(ctx context.Context, r *spec.NodeStageVolumeRequest) (*spec.NodeStageVolumeResponse, error) {
 	if r.GetVolumeCapability() == nil {
 		return nil, invalid("volume_capability is missing")
@@ -37,7 +37,7 @@ func (n *Node) NodeStageVolume(ctx context.Context, r *spec.NodeStageVolumeReque
 		return nil, err
 	}
 	request.Volume = ref.Name
-	if request.Access == host.AccessExclusive && u.shared {
+	if request.Access == storage.AccessExclusive && u.shared {
 		return nil, invalid("the volume was published for one host, and is to be staged for several")
 	}
 	d, err := n.attach(ctx, ref, request)
@@ -46,43 +46,70 @@ func (n *Node) NodeStageVolume(ctx context.Context, r *spec.NodeStageVolumeReque
 	}
 	if !u.block {
 		u.readOnly = u.readOnly || request.ReadOnly
-		if err := n.mountStaged(ctx, d, u, r.GetStagingTargetPath()); err != nil {
+		err := n.mountStaged(ctx, d, u, r.GetStagingTargetPath())
+		switch {
+		case errors.Is(err, hostfs.ErrPending): // the next call finds it, or NodeUnstageVolume undoes it
+			return nil, err
+		case err != nil:
 			return nil, errors.Join(err, n.unstage(ctx, d))
 		}
 	}
 	return &spec.NodeStageVolumeResponse{}, nil
 }
 
-// attach makes the volume a device of this host. A device that is left over from an attachment which was ended, and that
-// nobody uses, gives way.
-func (n *Node) attach(ctx context.Context, ref api.VolumeRef, request host.Request) (device, error) {
-	a, err := n.devices.Attach(ctx, request)
-	if errors.Is(err, storage.ErrConflict) || err == nil && a.State == host.StateFailed {
-		cleared, clearErr := n.clear(ctx, ref)
-		if clearErr != nil {
-			return device{}, clearErr
-		}
-		if cleared {
-			a, err = n.devices.Attach(ctx, request)
-		}
-	}
+// attach makes the volume a device of this host, or changes nothing: what it has attached and cannot use it gives up, but not
+// what was attached before, which somebody may use.
+func (n *Node) attach(ctx context.Context, ref storage.VolumeRef, request host.Request) (device, error) {
+	before, was, err := hostfs.AttachmentOf(ctx, n.devices, ref.Name)
 	if err != nil {
 		return device{}, err
 	}
+	a, err := n.attachDevice(ctx, ref, request)
+	if err != nil {
+		return device{}, err
+	}
+	d, err := n.usable(ctx, ref, a)
+	if err != nil && !errors.Is(err, hostfs.ErrPending) && !(was && before.ID == a.ID) {
+		err = errors.Join(err, n.unstage(ctx, device{Attachment: a}))
+	}
+	return d, err
+}
+
+// usable returns the device of an attachment if it is the volume's and serves.
+func (n *Node) usable(ctx context.Context, ref storage.VolumeRef, a host.Attachment) (device, error) {
 	if a.State != host.StateReady {
-		return device{}, refuse(codes.FailedPrecondition, "volume %s: its device %s on this host is %s: %s", ref.Name, a.Device, a.State, a.Reason)
+		return device{}, refuse(codes.FailedPrecondition, "volume %s: %s on this host is %s: %s", ref.Name, a.ItsDevice(), a.State, a.Reason)
 	}
 	if ref.ID != 0 && a.VolumeID != ref.ID {
 		return device{}, noVolume(volumeID(ref, storage.ClusterID{}))
 	}
-	b, err := n.mounts.Device(DiskOf(a))
+	b, err := n.mounts.Device(ctx, hostfs.DiskOf(a))
 	return device{Attachment: a, BlockDevice: b}, err
 }
 
+// attachDevice has the gateway attach the volume. A device that is left over from an attachment which was ended, and that nobody
+// uses, gives way.
+func (n *Node) attachDevice(ctx context.Context, ref storage.VolumeRef, request host.Request) (host.Attachment, error) {
+	a, err := n.devices.Attach(ctx, request)
+	if errors.Is(err, storage.ErrConflict) || err == nil && a.State == host.StateFailed {
+		cleared, clearErr := n.clear(ctx, ref)
+		if clearErr != nil {
+			return a, clearErr
+		}
+		if cleared {
+			return n.devices.Attach(ctx, request)
+		}
+	}
+	return a, err
+}
+
 // clear detaches the volume if its device has failed and shows nowhere, and reports whether it did.
-func (n *Node) clear(ctx context.Context, ref api.VolumeRef) (bool, error) {
-	gone, err := spent(ctx, n.devices, n.mounts, ref.Name)
-	if err != nil || !gone {
+func (n *Node) clear(ctx context.Context, ref storage.VolumeRef) (bool, error) {
+	a, attached, err := hostfs.AttachmentOf(ctx, n.devices, ref.Name)
+	if err != nil || !attached {
+		return false, err
+	}
+	if gone, err := hostfs.Spent(ctx, n.mounts, a); err != nil || !gone {
 		return false, err
 	}
 	return true, n.devices.Detach(ctx, ref.Name, true)
@@ -94,14 +121,14 @@ func (n *Node) mountStaged(ctx context.Context, d device, u use, path string) er
 	if err != nil {
 		return err
 	}
-	m, there := at(list, n.mounts.Real(path))
+	m, there := hostfs.MountAt(list, n.mounts.Real(path))
 	switch {
 	case there && m.Device != d.Number:
 		return refuse(codes.FailedPrecondition, "something else is mounted at %s; unmount it", path)
 	case there && (u.fsType != "" && m.FSType != u.fsType || m.ReadOnly != u.readOnly):
 		return refuse(codes.AlreadyExists, "volume %s is staged already, as %s (read-only: %t)", d.Volume, m.FSType, m.ReadOnly)
 	case !there:
-		fsType, err := n.mounts.Format(ctx, DiskOf(d.Attachment), u.fsType, u.readOnly, AllocationOf(n.devices, d.Attachment))
+		fsType, err := n.mounts.Format(ctx, hostfs.DiskOf(d.Attachment), u.fsType, u.readOnly, hostfs.AllocationOf(n.devices, d.Attachment))
 		if err != nil {
 			return err
 		}
@@ -109,7 +136,7 @@ func (n *Node) mountStaged(ctx context.Context, d device, u use, path string) er
 		if u.readOnly && !slices.Contains(options, "ro") {
 			options = append(options, "ro")
 		}
-		if err := n.mounts.Mount(DiskOf(d.Attachment), path, fsType, options); err != nil {
+		if err := n.mounts.Mount(ctx, hostfs.DiskOf(d.Attachment), path, fsType, options); err != nil {
 			return err
 		}
 	}
@@ -117,22 +144,26 @@ func (n *Node) mountStaged(ctx context.Context, d device, u use, path string) er
 		return nil
 	}
 	// It may have grown while it was not attached. What cannot grow can be used as it is: the pod must start.
-	if err := n.grow(d); err != nil {
+	err = n.grow(ctx, d)
+	if errors.Is(err, hostfs.ErrPending) {
+		return err
+	}
+	if err != nil {
 		n.log.Warn("the file system is mounted smaller than its volume: it could not grow", "volume", d.Volume, "path", path, "error", err)
 	}
 	return nil
 }
 
-// unstage takes back what a NodeStageVolume that failed has attached, unless it is mounted or shown: after a final error the
-// orchestrator takes it that nothing was done, and asks for nothing to be undone.
+// unstage detaches what a failed NodeStageVolume has attached, unless it is mounted or shown. After a final error the
+// orchestrator assumes that nothing was done, and does not ask to undo anything.
 func (n *Node) unstage(ctx context.Context, d device) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 	defer cancel()
 	list, err := n.mounts.List()
-	if err != nil || slices.ContainsFunc(list, func(m Mount) bool { return m.shows(d.BlockDevice) }) {
+	if err != nil || slices.ContainsFunc(list, func(m hostfs.Mount) bool { return m.Shows(d.BlockDevice) }) {
 		return err
 	}
-	return Release(ctx, n.devices, n.mounts, d.Volume)
+	return hostfs.Release(ctx, n.devices, n.mounts, d.Volume)
 }
 
 // undoTime is how long a call that has failed may take to undo what it did.
@@ -148,12 +179,12 @@ func (n *Node) NodeUnstageVolume(ctx context.Context, r *spec.NodeUnstageVolumeR
 	if err := checkPath("staging_target_path", r.GetStagingTargetPath()); err != nil {
 		return nil, err
 	}
-	if err := n.mounts.Unmount(r.GetStagingTargetPath()); err != nil {
+	if err := n.mounts.Unmount(ctx, r.GetStagingTargetPath()); err != nil {
 		return nil, err
 	}
 	_, ok, err := n.find(ctx, ref)
 	if err == nil && ok {
-		err = Release(ctx, n.devices, n.mounts, ref.Name)
+		err = hostfs.Release(ctx, n.devices, n.mounts, ref.Name)
 	}
 	return &spec.NodeUnstageVolumeResponse{}, err
 }
@@ -187,25 +218,25 @@ func (n *Node) NodePublishVolume(ctx context.Context, r *spec.NodePublishVolumeR
 		return nil, refuse(codes.FailedPrecondition, "volume %s is not attached on this host: stage it first", ref.Name)
 	}
 	if d.State != host.StateReady {
-		return nil, refuse(codes.FailedPrecondition, "volume %s: its device %s on this host is %s: %s", ref.Name, d.Device, d.State, d.Reason)
+		return nil, refuse(codes.FailedPrecondition, "volume %s: %s on this host is %s: %s", ref.Name, d.ItsDevice(), d.State, d.Reason)
 	}
 	u.readOnly = u.readOnly || d.Attachment.ReadOnly
-	if err := n.publish(d, u, r.GetStagingTargetPath(), r.GetTargetPath()); err != nil {
+	if err := n.publish(ctx, d, u, r.GetStagingTargetPath(), r.GetTargetPath()); err != nil {
 		return nil, err
 	}
 	return &spec.NodePublishVolumeResponse{}, nil
 }
 
 // publish binds what is staged to the target, unless it is there.
-func (n *Node) publish(d device, u use, staging, target string) error {
+func (n *Node) publish(ctx context.Context, d device, u use, staging, target string) error {
 	list, err := n.mounts.List()
 	if err != nil {
 		return err
 	}
 	staging, real := n.mounts.Real(staging), n.mounts.Real(target)
-	if m, there := at(list, real); there {
+	if m, there := hostfs.MountAt(list, real); there {
 		switch {
-		case !m.shows(d.BlockDevice):
+		case !m.Shows(d.BlockDevice):
 			return refuse(codes.FailedPrecondition, "something else is mounted at %s; unmount it", target)
 		case (m.Node != 0) != u.block, !u.block && m.ReadOnly != u.readOnly:
 			return refuse(codes.AlreadyExists, "volume %s is published at %s already, on other terms (block: %t, read-only: %t)", d.Volume,
@@ -213,23 +244,23 @@ func (n *Node) publish(d device, u use, staging, target string) error {
 		}
 		return nil
 	}
-	other := slices.IndexFunc(list, func(m Mount) bool {
-		return m.shows(d.BlockDevice) && m.Whole && m.Path != staging && m.Path != real
+	other := slices.IndexFunc(list, func(m hostfs.Mount) bool {
+		return m.Shows(d.BlockDevice) && m.Whole && m.Path != staging && m.Path != real
 	})
 	if u.oneUser && other >= 0 {
 		return refuse(codes.FailedPrecondition, "volume %s may have one user, and is published at %s", d.Volume, list[other].Path)
 	}
 	if u.block {
-		return n.mounts.BindDevice(DiskOf(d.Attachment), target, u.readOnly)
+		return n.mounts.BindDevice(ctx, hostfs.DiskOf(d.Attachment), target, u.readOnly)
 	}
-	if m, there := at(list, staging); !there || m.Device != d.Number {
+	if m, there := hostfs.MountAt(list, staging); !there || m.Device != d.Number {
 		return refuse(codes.FailedPrecondition, "volume %s is not mounted at %s: stage it first", d.Volume, staging)
 	}
-	return n.mounts.Bind(staging, target, u.readOnly)
+	return n.mounts.Bind(ctx, staging, target, u.readOnly)
 }
 
 // NodeUnpublishVolume implements the CSI Node service.
-func (n *Node) NodeUnpublishVolume(_ context.Context, r *spec.NodeUnpublishVolumeRequest) (*spec.NodeUnpublishVolumeResponse, error) {
+func (n *Node) NodeUnpublishVolume(ctx context.Context, r *spec.NodeUnpublishVolumeRequest) (*spec.NodeUnpublishVolumeResponse, error) {
 	_, unlock, err := n.begin(r.GetVolumeId(), "target_path", r.GetTargetPath(), "NodeUnpublishVolume")
 	if err != nil {
 		return nil, err
@@ -238,10 +269,10 @@ func (n *Node) NodeUnpublishVolume(_ context.Context, r *spec.NodeUnpublishVolum
 	if err := checkPath("target_path", r.GetTargetPath()); err != nil {
 		return nil, err
 	}
-	if err := n.mounts.Unmount(r.GetTargetPath()); err != nil {
+	if err := n.mounts.Unmount(ctx, r.GetTargetPath()); err != nil {
 		return nil, err
 	}
-	if err := n.mounts.Remove(r.GetTargetPath()); err != nil {
+	if err := n.mounts.Remove(ctx, r.GetTargetPath()); err != nil {
 		return nil, err
 	}
 	return &spec.NodeUnpublishVolumeResponse{}, nil

@@ -1,6 +1,8 @@
 package csi_test
 
 import (
+	"context"
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -11,6 +13,8 @@ import (
 
 	"github.com/storaged/storaged/api/csi"
 	"github.com/storaged/storaged/api/csi/csitest"
+	"github.com/storaged/storaged/api/host"
+	"github.com/storaged/storaged/api/hostfs"
 )
 
 // TestTopology: the orchestrator waits for every host's zone once it is told that volumes may be kept to zones. So it is
@@ -30,7 +34,7 @@ func TestTopology(t *testing.T) {
 			return c.GetService().GetType() == spec.PluginCapability_Service_VOLUME_ACCESSIBILITY_CONSTRAINTS
 		})
 		h := csitest.New().Host("web-1", tc.zone)
-		info, err := csi.NewNode(csi.NodeConfig{Name: csi.DefaultName, Devices: h, Mounts: h.Mounts(), Topology: tc.topology}).NodeGetInfo(t.Context(), nil)
+		info, err := csi.NewNode(csi.NodeConfig{Name: csi.DefaultName, Devices: h, Mounts: hostfs.InSlots(h.Mounts()), Topology: tc.topology}).NodeGetInfo(t.Context(), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -52,5 +56,63 @@ func TestZonesWithoutTopology(t *testing.T) {
 	c := csi.NewController(csi.ControllerConfig{Name: csi.DefaultName, Cluster: w.Client(), Topology: true})
 	if _, err := c.CreateVolume(t.Context(), request); err != nil {
 		t.Error(err)
+	}
+}
+
+// renamed is a host whose gateway says another id or zone than before. It implements hostfs.Devices.
+type renamed struct {
+	hostfs.Devices
+	info host.Info
+	err  error
+}
+
+func (r *renamed) Info(context.Context) (host.Info, error) { return r.info, r.err }
+
+// TestZoneOfAnother: while gateways are being replaced, the driver does not report the zone of the old one. The kubelet keeps the
+// first zone as a label of the node, and refuses a driver that reports another one later.
+func TestZoneOfAnother(t *testing.T) {
+	for _, tc := range []struct {
+		zones []string
+		says  string
+		told  bool
+	}{{nil, "", true}, {nil, "c", true}, {[]string{"a", "b"}, "b", true}, {[]string{"a", "b"}, "", false}, {[]string{"a", "b"}, "c", false}} {
+		h := csitest.New().Host("web-1", tc.says)
+		node := csi.NewNode(csi.NodeConfig{Name: csi.DefaultName, Devices: h, Mounts: hostfs.InSlots(h.Mounts()), Topology: true, Zones: tc.zones})
+		info, err := node.NodeGetInfo(t.Context(), nil)
+		if tc.told != (err == nil) || err != nil && (status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "--zones")) {
+			t.Errorf("zones %q, the gateway says %q: %v, %v", tc.zones, tc.says, info, err)
+		}
+	}
+}
+
+// TestChangedHost: a driver knows that what it has told of its host is not so any more, and does not take silence for a change.
+func TestChangedHost(t *testing.T) {
+	h := csitest.New().Host("web-1", "a")
+	r := &renamed{Devices: h, info: host.Info{HostID: "web-1", Zone: "a"}}
+	for _, topology := range []bool{false, true} {
+		node := csi.NewNode(csi.NodeConfig{Name: csi.DefaultName, Devices: r, Mounts: hostfs.InSlots(h.Mounts()), Topology: topology})
+		if what := node.Changed(t.Context()); what != "" {
+			t.Errorf("before anything was told: %s", what)
+		}
+		if _, err := node.NodeGetInfo(t.Context(), nil); err != nil {
+			t.Fatal(err)
+		}
+		for _, tc := range []struct {
+			info host.Info
+			err  error
+			says string
+		}{
+			{host.Info{HostID: "web-1", Zone: "a"}, nil, ""},
+			{host.Info{}, errors.New("no gateway answers"), ""},
+			{host.Info{HostID: "blue-web-1", Zone: "a"}, nil, "blue-web-1"},
+			{host.Info{HostID: "web-1", Zone: "b"}, nil, map[bool]string{true: `zone "b"`}[topology]},
+		} {
+			now := &renamed{Devices: h, info: tc.info, err: tc.err}
+			*r = *now
+			if what := node.Changed(t.Context()); (what == "") != (tc.says == "") || !strings.Contains(what, tc.says) {
+				t.Errorf("topology %t, the gateway says %+v (%v): %q", topology, tc.info, tc.err, what)
+			}
+		}
+		*r = renamed{Devices: h, info: host.Info{HostID: "web-1", Zone: "a"}}
 	}
 }

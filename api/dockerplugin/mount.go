@@ -7,8 +7,9 @@ import (
 	"slices"
 
 	storage "github.com/storaged/storaged"
-	"github.com/storaged/storaged/api/csi"
+	"github.com/storaged/storaged/api"
 	"github.com/storaged/storaged/api/host"
+	"github.com/storaged/storaged/api/hostfs"
 )
 
 // Mount makes the volume appear on this host for the user of that id, and returns where. The same id again is the same
@@ -48,7 +49,10 @@ func (p *Plugin) Mount(ctx context.Context, name, user string) (string, error) {
 		with.Users = append(slices.Clone(rec.Users), user)
 		err = p.records.save(with)
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, hostfs.ErrPending): // the next call finds it, or Settle takes it back
+		return "", err
+	case err != nil:
 		if len(rec.Users) == 0 { // a host that cannot mount the volume must not keep it from the others
 			err = errors.Join(err, p.release(ctx, &rec))
 		}
@@ -59,7 +63,7 @@ func (p *Plugin) Mount(ctx context.Context, name, user string) (string, error) {
 
 // show mounts the volume's device, unless that is done.
 func (p *Plugin) show(ctx context.Context, a host.Attachment, rec record) error {
-	d, err := p.config.Mounts.Device(csi.DiskOf(a))
+	d, err := p.config.Mounts.Device(ctx, hostfs.DiskOf(a))
 	if err != nil {
 		return err
 	}
@@ -68,7 +72,7 @@ func (p *Plugin) show(ctx context.Context, a host.Attachment, rec record) error 
 	if err != nil {
 		return err
 	}
-	m, there := csi.MountAt(list, p.config.Mounts.Real(path))
+	m, there := hostfs.MountAt(list, p.config.Mounts.Real(path))
 	switch {
 	case there && m.Device == d.Number && m.ReadOnly == rec.Options.ReadOnly:
 		return nil
@@ -76,7 +80,7 @@ func (p *Plugin) show(ctx context.Context, a host.Attachment, rec record) error 
 		return storage.E("mount", storage.KindConflict, rec.subject(), fmt.Errorf("containers here still use what was its device before "+
 			"(%s); stop them", path))
 	case there: // left over; nobody uses it
-		if err := p.config.Mounts.Unmount(path); err != nil {
+		if err := p.config.Mounts.Unmount(ctx, path); err != nil {
 			return err
 		}
 	}
@@ -84,15 +88,15 @@ func (p *Plugin) show(ctx context.Context, a host.Attachment, rec record) error 
 	if rec.Options.ReadOnly {
 		flags = []string{"ro"}
 	}
-	fsType, err := p.config.Mounts.Format(ctx, csi.DiskOf(a), rec.Options.FSType, rec.Options.ReadOnly, csi.AllocationOf(p.config.Devices, a))
+	fsType, err := p.config.Mounts.Format(ctx, hostfs.DiskOf(a), rec.Options.FSType, rec.Options.ReadOnly, hostfs.AllocationOf(p.config.Devices, a))
 	if err != nil {
 		return err
 	}
-	if err := p.config.Mounts.Mount(csi.DiskOf(a), path, fsType, flags); err != nil || rec.Options.ReadOnly {
+	if err := p.config.Mounts.Mount(ctx, hostfs.DiskOf(a), path, fsType, flags); err != nil || rec.Options.ReadOnly {
 		return err
 	}
 	// It may have grown while it was not mounted. What cannot grow can be used as it is.
-	if err := p.config.Mounts.Grow(csi.DiskOf(a), path); err != nil {
+	if err := p.config.Mounts.Grow(ctx, hostfs.DiskOf(a), path); err != nil {
 		p.log.Warn("the file system is mounted smaller than its volume: it could not grow", "volume", rec.Volume, "error", err)
 	}
 	return nil
@@ -108,12 +112,12 @@ func (p *Plugin) attach(ctx context.Context, rec record) (host.Attachment, error
 	}
 	if here.State == host.StateFailed {
 		if len(rec.Users) > 0 {
-			return here, storage.E("mount", storage.KindFenced, subject, fmt.Errorf("its device %s here has failed: %s; stop the containers on "+
-				"this host that use it, and start them again", here.Device, here.Reason))
+			return here, storage.E("mount", storage.KindFenced, subject, fmt.Errorf("%s here has failed: %s; stop the containers on "+
+				"this host that use it, and start them again", here.ItsDevice(), here.Reason))
 		}
 		if err := p.hide(ctx, rec.Volume); err != nil {
-			return here, storage.E("mount", storage.KindFenced, subject, fmt.Errorf("its device %s here has failed (%s), and is not given up yet: %w",
-				here.Device, here.Reason, err))
+			return here, storage.E("mount", storage.KindFenced, subject, fmt.Errorf("%s here has failed (%s), and is not given up yet: %w",
+				here.ItsDevice(), here.Reason, err))
 		}
 	}
 	a, err := p.config.Devices.Attach(ctx, rec.Options.request(rec.Volume))
@@ -128,7 +132,7 @@ func (p *Plugin) attach(ctx context.Context, rec record) (host.Attachment, error
 		return a, storage.E("mount", storage.KindNotFound, subject, errors.New("it was deleted, and another one has its name; "+
 			"`docker volume rm` forgets the old one here"))
 	case a.State == host.StateFailed:
-		return a, storage.E("mount", storage.KindFenced, subject, fmt.Errorf("its device %s has failed: %s", a.Device, a.Reason))
+		return a, storage.E("mount", storage.KindFenced, subject, fmt.Errorf("%s has failed: %s", a.ItsDevice(), a.Reason))
 	}
 	return a, nil
 }
@@ -167,13 +171,16 @@ func (p *Plugin) Unmount(ctx context.Context, name, user string) error {
 	return p.release(ctx, &rec)
 }
 
-// release takes away what Mount did, and writes that down. A device that is in use nevertheless stays, and the volume with
-// it: Docker counts a container that files are copied into as one user, and says that it is gone when the copy is done. The
-// container's own end then finds nothing but the device to release.
+// release takes away what Mount did, and writes that down. A device that is still in use stays, and so does the volume. This
+// happens because Docker counts a container that files are copied into as one user, and reports that user gone when the copy is
+// done. The container's own end then finds nothing but the device to release.
 func (p *Plugin) release(ctx context.Context, rec *record) error {
 	err := p.hide(ctx, rec.Volume)
 	if errors.Is(err, storage.ErrConflict) && len(rec.Users) > 0 {
 		p.log.Warn("a volume that Docker has given up is in use still", "volume", rec.Volume, "error", err)
+	} else if errors.Is(err, hostfs.ErrPending) { // the users are gone; Settle releases what is left
+		rec.Users = nil
+		return errors.Join(err, p.records.save(*rec))
 	} else if err != nil {
 		return err
 	} else {
@@ -186,13 +193,27 @@ func (p *Plugin) release(ctx context.Context, rec *record) error {
 // hide unmounts and detaches the volume, as far as it is mounted and attached.
 func (p *Plugin) hide(ctx context.Context, volume string) error {
 	path := p.mountpoint(volume)
-	if err := p.config.Mounts.Unmount(path); err != nil {
+	if err := p.config.Mounts.Unmount(ctx, path); err != nil {
 		return err
 	}
-	if err := p.config.Mounts.Remove(path); err != nil {
+	if err := p.config.Mounts.Remove(ctx, path); err != nil {
 		return err
 	}
-	return csi.Release(ctx, p.config.Devices, p.config.Mounts, volume)
+	return hostfs.Release(ctx, p.config.Devices, p.config.Mounts, volume)
+}
+
+// Settle waits for the work that a Mount has left running (hostfs.ErrPending), and undoes it unless another Mount needs it. Docker
+// does not ask again by itself, and the volume must not stay here without a user.
+func (p *Plugin) Settle(ctx context.Context, name string) error {
+	volume := api.VolumeName(name)
+	a, err := p.attached(ctx, volume)
+	if err == nil && a.Device != "" {
+		err = p.config.Mounts.Settle(ctx, hostfs.DiskOf(a))
+	}
+	if err != nil {
+		return err
+	}
+	return p.recover(ctx, volume)
 }
 
 // Recover takes back what a plugin before this one has begun and nobody has repeated: volumes that are held and have no

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/api"
 	"github.com/storaged/storaged/api/csi/csitest"
 )
 
@@ -20,8 +21,8 @@ var madeByDocker = map[string]string{
 	strings.Repeat("x", 200):   strings.Repeat("x", 36) + "-",
 }
 
-// TestNames: Docker gets the volume by the name that it has given, in every call, also after a restart, and so does another
-// host, while the cluster has it under a name of its own.
+// TestNames: Docker finds the volume under the name that it has given, in every call, also after a restart and on another
+// host. The cluster has the volume under another name.
 func TestNames(t *testing.T) {
 	for name, begins := range madeByDocker {
 		t.Run(name, func(t *testing.T) {
@@ -29,7 +30,7 @@ func TestNames(t *testing.T) {
 			a, b := newServer(t, w, "host-a"), newServer(t, w, "host-b")
 			p, q := a.start(), b.start()
 			must(none(p.Create(ctx, name, map[string]string{"size": "1GiB"})))(t)
-			volumes := must(w.Cluster().Volumes(ctx, "", 10))(t)
+			volumes := must(w.Cluster().Volumes(ctx, api.VolumeFilter{}, "", 10))(t)
 			if len(volumes) != 1 || !strings.HasPrefix(volumes[0].Name, begins) || storage.CheckVolumeName(volumes[0].Name) != nil {
 				t.Fatalf("the cluster has %+v", volumes)
 			}
@@ -52,7 +53,7 @@ func TestNames(t *testing.T) {
 			if left := append(a.left(), b.left()...); len(left) > 0 {
 				t.Errorf("left: %v", left)
 			}
-			if list := must(w.Cluster().Volumes(ctx, "", 10))(t); len(list) > 0 {
+			if list := must(w.Cluster().Volumes(ctx, api.VolumeFilter{}, "", 10))(t); len(list) > 0 {
 				t.Errorf("volumes left: %v", list)
 			}
 		})
@@ -79,7 +80,7 @@ func TestBothNames(t *testing.T) {
 	ctx, w := t.Context(), csitest.New()
 	a, b := newServer(t, w, "host-a"), newServer(t, w, "host-b")
 	must(none(a.start().Create(ctx, "proj_db", map[string]string{"size": "1GiB"})))(t)
-	own := must(w.Cluster().Volumes(ctx, "", 10))(t)[0].Name
+	own := must(w.Cluster().Volumes(ctx, api.VolumeFilter{}, "", 10))(t)[0].Name
 	q := b.start()
 	must(none(q.Create(ctx, own, nil)))(t)
 	calledSo(t, q, own, "")

@@ -14,8 +14,8 @@ import (
 
 // options are those of `docker volume create -o`, but for the size, which is the volume's and not this host's.
 type options struct {
-	Access   host.Access `json:"access"`
-	ReadOnly bool        `json:"readOnly,omitempty"`
+	Access   storage.Access `json:"access"`
+	ReadOnly bool           `json:"readOnly,omitempty"`
 	// FSType is the file system that a blank volume gets; empty: ext4, and any is accepted that is there.
 	FSType   string `json:"fsType,omitempty"`
 	TakeOver bool   `json:"takeOver,omitempty"`
@@ -28,7 +28,7 @@ func (o options) request(volume string) host.Request {
 
 // parseOptions reads the options of the volume that subject names; sizeBytes is 0 when none was said. It returns every problem at once.
 func parseOptions(subject string, given map[string]string) (o options, sizeBytes int64, err error) {
-	o.Access = host.AccessExclusive
+	o.Access = storage.AccessExclusive
 	var problems []error
 	for _, key := range slices.Sorted(maps.Keys(given)) {
 		value, err := given[key], error(nil)
@@ -40,8 +40,8 @@ func parseOptions(subject string, given map[string]string) (o options, sizeBytes
 				err = storage.CheckVolumeSize(sizeBytes)
 			}
 		case "access":
-			if o.Access = host.Access(value); o.Access != host.AccessExclusive && o.Access != host.AccessShared {
-				err = errors.New("use exclusive or shared")
+			if o.Access = storage.Access(value); !o.Access.Valid() {
+				err = errors.New("use exclusive or readers")
 			}
 		case "fs":
 			if o.FSType = value; value != "ext4" && value != "xfs" {
@@ -58,10 +58,14 @@ func parseOptions(subject string, given map[string]string) (o options, sizeBytes
 			problems = append(problems, fmt.Errorf("option %s=%s: %w", key, value, err))
 		}
 	}
-	if o.Access == host.AccessShared && !o.ReadOnly {
+	switch {
+	case o.Access == storage.AccessShared && !o.ReadOnly:
 		problems = append(problems, errors.New("option access=shared: ext4 and xfs are destroyed when a second host mounts them for "+
-			"writing; say read_only=true too"))
+			"writing; use access=readers"))
+	case o.Access == storage.AccessShared: // what several hosts mount, nobody may write to
+		o.Access = storage.AccessReaders
 	}
+	o.ReadOnly = o.ReadOnly || o.Access == storage.AccessReaders
 	if len(problems) > 0 {
 		return o, 0, storage.E("create", storage.KindInvalid, subject, errors.Join(problems...))
 	}

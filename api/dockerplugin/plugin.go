@@ -1,6 +1,7 @@
 package dockerplugin
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -12,7 +13,7 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api"
-	"github.com/storaged/storaged/api/csi"
+	"github.com/storaged/storaged/api/hostfs"
 )
 
 // Cluster is what the plugin asks of a storaged cluster: a part of api.Cluster, which says what the methods promise.
@@ -21,7 +22,7 @@ type Cluster interface {
 	CreateVolume(ctx context.Context, v api.NewVolume) (api.Volume, error)
 	Volume(ctx context.Context, name string) (api.Volume, error)
 	// Volumes: a limit of 0 means all.
-	Volumes(ctx context.Context, after string, limit int) ([]api.Volume, error)
+	Volumes(ctx context.Context, f api.VolumeFilter, after string, limit int) ([]api.Volume, error)
 	DeleteVolume(ctx context.Context, name string, id storage.VolumeID) error
 }
 
@@ -29,8 +30,8 @@ type Cluster interface {
 type Config struct {
 	Cluster Cluster
 	// Devices is the host's gateway.
-	Devices csi.Devices
-	Mounts  csi.Mounts
+	Devices hostfs.Devices
+	Mounts  hostfs.Mounts
 	// StateDir is a directory of the plugin's own; an absolute path.
 	StateDir string
 	// Boot is another string each time the host's kernel has started.
@@ -56,9 +57,7 @@ func Open(config Config) (*Plugin, error) {
 			config.StateDir, config.Boot))
 	}
 	p := &Plugin{config: config, log: config.Log}
-	if p.log == nil {
-		p.log = slog.New(slog.DiscardHandler)
-	}
+	p.log = cmp.Or(p.log, slog.New(slog.DiscardHandler))
 	var err error
 	p.records, err = openRecords(filepath.Join(config.StateDir, "volumes"), config.Boot)
 	return p, err
@@ -75,7 +74,7 @@ func (p *Plugin) begin(ctx context.Context, name string) (rec record, known bool
 	if err := checkName(name); err != nil {
 		return rec, false, nil, err
 	}
-	volume := csi.VolumeName(name)
+	volume := api.VolumeName(name)
 	if unlock, err = p.locks.lock(ctx, volume); err != nil {
 		return rec, false, nil, err
 	}
@@ -149,6 +148,9 @@ func (p *Plugin) Create(ctx context.Context, name string, given map[string]strin
 		return p.make(ctx, rec)
 	}
 	v, err := p.config.Cluster.Volume(ctx, rec.Volume)
+	if err == nil {
+		err = v.Before("create", rec.ID)
+	}
 	switch {
 	case errors.Is(err, storage.ErrNotFound):
 		if sizeBytes == 0 {
@@ -157,7 +159,7 @@ func (p *Plugin) Create(ctx context.Context, name string, given map[string]strin
 		if sizeBytes == 0 {
 			return storage.E("create", storage.KindInvalid, rec.subject(), errors.New("there is none of that name; to make it, say how large: -o size=10G"))
 		}
-		if err := csi.CheckFSSize(o.FSType, sizeBytes); err != nil {
+		if err := hostfs.CheckSize(o.FSType, sizeBytes); err != nil {
 			return err
 		}
 		return p.make(ctx, record{Volume: rec.Volume, Name: rec.Name, SizeBytes: sizeBytes, RequestID: "docker-" + rand.Text(), Options: o})
@@ -205,7 +207,7 @@ func (p *Plugin) make(ctx context.Context, rec record) error {
 
 // adopt writes down that the volume is known here.
 func (p *Plugin) adopt(rec record, v api.Volume) error {
-	if v.State == api.VolumeDeleting {
+	if v.State == storage.VolumeDeleting {
 		return storage.E("create", storage.KindConflict, rec.subject(), errors.New("one of that name is being deleted; try again"))
 	}
 	rec.ID = v.ID
@@ -235,6 +237,7 @@ func (p *Plugin) Remove(ctx context.Context, name string) error {
 		switch {
 		case err == nil:
 			rec.ID, rec.Made = v.ID, true
+		case errors.Is(err, storage.ErrInvalid), errors.Is(err, storage.ErrNoSpace): // refused then, as it is now
 		case !errors.Is(err, storage.ErrExists):
 			return err
 		}
@@ -261,6 +264,9 @@ func (p *Plugin) Get(ctx context.Context, name string) (Volume, error) {
 		return Volume{}, none
 	}
 	v, err := p.config.Cluster.Volume(ctx, rec.Volume)
+	if err == nil {
+		err = v.Before("look up", rec.ID)
+	}
 	switch {
 	case errors.Is(err, storage.ErrUnavailable):
 		return p.stale(rec, name), nil
@@ -280,7 +286,7 @@ func (p *Plugin) List(ctx context.Context) ([]Volume, error) {
 		return nil, err
 	}
 	there := map[string]api.Volume{}
-	volumes, clusterErr := p.config.Cluster.Volumes(ctx, "", 0)
+	volumes, clusterErr := p.config.Cluster.Volumes(ctx, api.VolumeFilter{}, "", 0)
 	if clusterErr != nil && !errors.Is(clusterErr, storage.ErrUnavailable) {
 		return nil, clusterErr
 	}
@@ -314,7 +320,7 @@ func (p *Plugin) Path(ctx context.Context, name string) (string, error) {
 }
 
 func (p *Plugin) stale(rec record, as string) Volume {
-	return Volume{Volume: api.Volume{Name: rec.Volume, ID: rec.ID}, As: as, Mountpoint: p.shown(rec), Stale: true}
+	return Volume{Volume: api.Volume{Volume: storage.Volume{Name: rec.Volume, ID: rec.ID}}, As: as, Mountpoint: p.shown(rec), Stale: true}
 }
 
 // shown is the mountpoint of a volume that has users.

@@ -12,9 +12,9 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api"
-	"github.com/storaged/storaged/api/csi"
 	"github.com/storaged/storaged/api/csi/csitest"
 	"github.com/storaged/storaged/api/host"
+	"github.com/storaged/storaged/api/hostfs"
 )
 
 const gib = 1 << 30
@@ -27,12 +27,12 @@ type gateway struct {
 }
 
 func (g *gateway) Attach(ctx context.Context, r host.Request) (host.Attachment, error) {
-	a, err := g.cluster.Attach(ctx, api.NewAttachment{Volume: api.VolumeRef{Name: r.Volume}, Access: api.Access(r.Access), ReadOnly: r.ReadOnly,
-		TakeOver: r.TakeOver, Holder: api.Holder{ID: g.id, Kind: api.HolderHost, Host: g.id}})
+	a, err := g.cluster.Attach(ctx, api.NewAttachment{Volume: storage.VolumeRef{Name: r.Volume}, Access: r.Access, ReadOnly: r.ReadOnly,
+		TakeOver: r.TakeOver, Holder: storage.Holder{ID: g.id, Kind: storage.HolderHost, Host: g.id}})
 	if err != nil {
 		return host.Attachment{}, err
 	}
-	r.AttachmentID, r.TakeOver = uint64(a.ID), false
+	r.AttachmentID, r.TakeOver = a.ID, false
 	return g.Host.Attach(ctx, r)
 }
 
@@ -40,7 +40,7 @@ func (g *gateway) Detach(ctx context.Context, volume string, force bool) error {
 	if err := g.Host.Detach(ctx, volume, force); err != nil {
 		return err
 	}
-	return g.cluster.Detach(ctx, api.Detachment{Volume: api.VolumeRef{Name: volume}, HolderID: g.id})
+	return g.cluster.Detach(ctx, api.Detachment{Volume: storage.VolumeRef{Name: volume}, HolderID: g.id})
 }
 
 // server is a host with a state directory, on which plugins come and go.
@@ -60,7 +60,7 @@ func newServer(t *testing.T, w *csitest.World, id string) *server {
 // start returns a plugin that has just started.
 func (s *server) start() *Plugin {
 	s.t.Helper()
-	p, err := Open(Config{Cluster: s.w.Client(), Devices: &gateway{s.host, s.id, s.w.Client()}, Mounts: s.host.Mounts(), StateDir: s.dir, Boot: s.boot})
+	p, err := Open(Config{Cluster: s.w.Client(), Devices: &gateway{s.host, s.id, s.w.Client()}, Mounts: hostfs.InSlots(s.host.Mounts()), StateDir: s.dir, Boot: s.boot})
 	if err == nil {
 		err = p.Recover(s.t.Context())
 	}
@@ -118,7 +118,7 @@ func life(w *csitest.World, name string) []step {
 	mount := func(user string) func(context.Context, *Plugin) error {
 		return func(ctx context.Context, p *Plugin) error {
 			path, err := p.Mount(ctx, name, user)
-			if err == nil && path != p.mountpoint(csi.VolumeName(name)) {
+			if err == nil && path != p.mountpoint(api.VolumeName(name)) {
 				return fmt.Errorf("mounted at %q", path)
 			}
 			return err
@@ -154,7 +154,7 @@ func life(w *csitest.World, name string) []step {
 			return err
 		}},
 		{1, "look at the file system", func(ctx context.Context, p *Plugin) error {
-			v, err := w.Cluster().Volume(ctx, csi.VolumeName(name))
+			v, err := w.Cluster().Volume(ctx, api.VolumeName(name))
 			if fs, _ := w.Content(v.ID); err == nil && fs != "xfs" {
 				return fmt.Errorf("there is %q", fs)
 			}
@@ -195,7 +195,7 @@ func live(t *testing.T, name string, at int, when csitest.When) int {
 			t.Errorf("step %d failed (%d): left on %s: %v", at, when, h.id, left)
 		}
 	}
-	if list, err := w.Cluster().Volumes(t.Context(), "", 10); err != nil || len(list) > 0 {
+	if list, err := w.Cluster().Volumes(t.Context(), api.VolumeFilter{}, "", 10); err != nil || len(list) > 0 {
 		t.Errorf("step %d failed (%d): volumes left: %v %v", at, when, list, err)
 	}
 	return w.Steps()
@@ -334,6 +334,35 @@ func TestDeviceTakenAway(t *testing.T) {
 	}
 }
 
+// TestMountLeftOver: what is mounted where the volume belongs, is not the volume, and that nobody uses, goes first. Guards the third case
+// of Plugin.show (tried without).
+func TestMountLeftOver(t *testing.T) {
+	ctx, w := t.Context(), csitest.New()
+	s := newServer(t, w, "host-a")
+	p := s.start()
+	for _, name := range []string{"db", "other"} {
+		must(none(p.Create(ctx, name, map[string]string{"size": "1GiB"})))(t)
+	}
+	path, other := must(p.Mount(ctx, "db", "c1"))(t), must(p.Mount(ctx, "other", "c2"))(t)
+	must(none(p.Unmount(ctx, "db", "c1")))(t)
+	must(none(s.host.Mounts().Bind(ctx, other, path, false)))(t)
+	if got := must(p.Mount(ctx, "db", "c3"))(t); got != path {
+		t.Fatalf("mounted at %q, before at %q", got, path)
+	}
+	at := map[string][]uint64{}
+	for _, m := range must(s.host.Mounts().List())(t) {
+		at[m.Path] = append(at[m.Path], m.Device)
+	}
+	if len(at[path]) != 1 || at[path][0] == at[other][0] {
+		t.Errorf("at %s are the devices %v, and at %s is %v", path, at[path], other, at[other])
+	}
+	must(none(p.Unmount(ctx, "db", "c3")))(t)
+	must(none(p.Unmount(ctx, "other", "c2")))(t)
+	if left := s.host.Left(); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
 // TestCopy: `docker cp` into a running container mounts and unmounts under the container's own id. The container keeps
 // its device, and when it ends the volume is given up.
 func TestCopy(t *testing.T) {
@@ -342,7 +371,7 @@ func TestCopy(t *testing.T) {
 	p := s.start()
 	must(none(p.Create(ctx, "db", map[string]string{"size": "1GiB"})))(t)
 	path := must(p.Mount(ctx, "db", "c1"))(t)
-	must(none(s.host.Mounts().Bind(path, "/container/data", false)))(t)
+	must(none(s.host.Mounts().Bind(t.Context(), path, "/container/data", false)))(t)
 	for range 2 {
 		must(p.Mount(ctx, "db", "c1"))(t)
 		must(none(p.Unmount(ctx, "db", "c1")))(t)
@@ -350,8 +379,8 @@ func TestCopy(t *testing.T) {
 			t.Fatalf("the container's device: %+v", list)
 		}
 	}
-	must(none(s.host.Mounts().Unmount("/container/data")))(t)
-	must(none(s.host.Mounts().Remove("/container/data")))(t)
+	must(none(s.host.Mounts().Unmount(t.Context(), "/container/data")))(t)
+	must(none(s.host.Mounts().Remove(t.Context(), "/container/data")))(t)
 	must(none(p.Unmount(ctx, "db", "c1")))(t)
 	if left := s.host.Left(); len(left) > 0 {
 		t.Errorf("left: %v", left)
@@ -431,9 +460,12 @@ func TestSharedReadOnly(t *testing.T) {
 		must(none(x.Create(ctx, "db", shared)))(t)
 		must(x.Mount(ctx, "db", "c"))(t)
 	}
+	_, err := w.Cluster().Attach(ctx, api.NewAttachment{Volume: storage.VolumeRef{Name: "db"}, Access: storage.AccessShared,
+		Holder: storage.Holder{ID: "writer", Kind: storage.HolderHost}})
+	wants(t, err, storage.ErrConflict)
 }
 
-// TestNamesake: a volume that was deleted and made anew behind the plugin's back is another one.
+// TestNamesake: a volume that was deleted and made again behind the plugin's back is another one.
 func TestNamesake(t *testing.T) {
 	ctx, w := t.Context(), csitest.New()
 	s := newServer(t, w, "host-a")
@@ -476,11 +508,12 @@ func TestOptions(t *testing.T) {
 		size  int64
 		says  string // of the error
 	}{
-		{nil, options{Access: host.AccessExclusive}, 0, ""},
-		{map[string]string{"size": "1GiB", "fs": "xfs", "take_over": "1"}, options{Access: host.AccessExclusive, FSType: "xfs", TakeOver: true}, gib, ""},
-		{map[string]string{"access": "shared", "read_only": "true"}, options{Access: host.AccessShared, ReadOnly: true}, 0, ""},
-		{map[string]string{"access": "shared"}, options{}, 0, "read_only=true"},
-		{map[string]string{"access": "all"}, options{}, 0, "exclusive or shared"},
+		{nil, options{Access: storage.AccessExclusive}, 0, ""},
+		{map[string]string{"size": "1GiB", "fs": "xfs", "take_over": "1"}, options{Access: storage.AccessExclusive, FSType: "xfs", TakeOver: true}, gib, ""},
+		{map[string]string{"access": "shared", "read_only": "true"}, options{Access: storage.AccessReaders, ReadOnly: true}, 0, ""},
+		{map[string]string{"access": "readers"}, options{Access: storage.AccessReaders, ReadOnly: true}, 0, ""},
+		{map[string]string{"access": "shared"}, options{}, 0, "access=readers"},
+		{map[string]string{"access": "all"}, options{}, 0, "exclusive or readers"},
 		{map[string]string{"fs": "zfs"}, options{}, 0, "ext4 or xfs"},
 		{map[string]string{"size": "much"}, options{}, 0, "size=much"},
 		{map[string]string{"size": "1GB"}, options{}, 0, "option size=1GB: \"GB\" may mean powers of 1000 or of 1024"},
@@ -519,6 +552,25 @@ func TestRecords(t *testing.T) {
 	}
 }
 
+// TestTooLarge: a volume that the cluster could never hold, or has no room for, is not made, and what was asked for can be forgotten.
+func TestTooLarge(t *testing.T) {
+	ctx, w := t.Context(), csitest.New()
+	w.Cluster().Edit(func(_ *[]api.Node, _ *[]api.Group, status *api.Status) { status.UsableBytes = gib })
+	s := newServer(t, w, "host-a")
+	p := s.start()
+	wants(t, p.Create(ctx, "db", map[string]string{"size": "2G"}), storage.ErrInvalid, "never be filled")
+	for i := range 10 {
+		must(w.Cluster().CreateVolume(ctx, api.NewVolume{Name: fmt.Sprintf("v%d", i), SizeBytes: gib}))(t)
+	}
+	wants(t, p.Create(ctx, "web", map[string]string{"size": "1G"}), storage.ErrNoSpace)
+	for _, name := range []string{"db", "web"} {
+		must(none(p.Remove(ctx, name)))(t)
+	}
+	if left := s.left(); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
 // TestTooSmall: a volume that its file system does not fit is not made.
 func TestTooSmall(t *testing.T) {
 	ctx, w := t.Context(), csitest.New()
@@ -527,4 +579,37 @@ func TestTooSmall(t *testing.T) {
 	wants(t, p.Create(ctx, "db", map[string]string{"size": "4096"}), storage.ErrInvalid, "8 MiB")
 	_, err := w.Cluster().Volume(ctx, "db")
 	wants(t, err, storage.ErrNotFound)
+}
+
+// behind is a cluster whose nodes that answer have old copies of the catalog: of a name that was given again they know the volume
+// before.
+type behind struct {
+	Cluster
+	back storage.VolumeID
+}
+
+func (b behind) Volume(ctx context.Context, name string) (api.Volume, error) {
+	v, err := b.Cluster.Volume(ctx, name)
+	v.ID -= b.back
+	return v, err
+}
+
+// TestOldAnswer: a volume whose name was another one's before is not taken for gone, nor is the other one taken in for it, because a node
+// has not heard of it yet.
+func TestOldAnswer(t *testing.T) {
+	ctx, w := t.Context(), csitest.New()
+	must(w.Cluster().CreateVolume(ctx, api.NewVolume{Name: "before", SizeBytes: gib}))(t)
+	p := newServer(t, w, "host-a").start()
+	must(none(p.Create(ctx, "db", map[string]string{"size": "1GiB"})))(t)
+	cluster := p.config.Cluster
+	p.config.Cluster = behind{cluster, 1}
+	if v := must(p.Get(ctx, "db"))(t); !v.Stale {
+		t.Errorf("%+v", v)
+	}
+	wants(t, p.Create(ctx, "db", nil), storage.ErrUnavailable, "old")
+	p.config.Cluster = cluster
+	must(none(p.Remove(ctx, "db")))(t)
+	if _, err := w.Cluster().Volume(ctx, "db"); !errors.Is(err, storage.ErrNotFound) {
+		t.Errorf("it is there after its maker has removed it: %v", err)
+	}
 }

@@ -11,7 +11,7 @@ import (
 	"strings"
 
 	storage "github.com/storaged/storaged"
-	"github.com/storaged/storaged/api/csi"
+	"github.com/storaged/storaged/api"
 	"github.com/storaged/storaged/internal/durable"
 )
 
@@ -26,7 +26,7 @@ const (
 type record struct {
 	// Volume is its name in the cluster.
 	Volume string `json:"volume"`
-	// Name is what Docker calls it, if that is not Volume and was heard here; see csi.VolumeName.
+	// Name is what Docker calls it, if that is not Volume and was heard here; see api.VolumeName.
 	Name string `json:"name,omitempty"`
 	// ID is 0 until the volume was made or found.
 	ID storage.VolumeID `json:"id,omitempty"`
@@ -95,7 +95,7 @@ func (r records) load(volume string) (rec record, ok bool, err error) {
 	if err != nil {
 		return record{}, false, storage.E(op, storage.KindIO, path, err)
 	}
-	if err := json.Unmarshal(b, &rec); err == nil && (rec.Volume != volume || csi.VolumeName(rec.as()) != volume) {
+	if err := json.Unmarshal(b, &rec); err == nil && (rec.Volume != volume || api.VolumeName(rec.as()) != volume) {
 		err = fmt.Errorf("it is volume %q's, which Docker calls %q", rec.Volume, rec.as())
 		return record{}, false, storage.E(op, storage.KindCorrupt, path, err)
 	} else if err != nil {

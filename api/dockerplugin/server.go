@@ -1,7 +1,9 @@
 package dockerplugin
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -11,6 +13,7 @@ import (
 	"github.com/docker/go-plugins-helpers/volume"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/api/hostfs"
 )
 
 // How long calls may take: less than Docker waits for them, which is one minute and two.
@@ -31,14 +34,16 @@ type Server struct {
 	stopped bool
 	calls   int
 	idle    chan struct{} // closed when stopped is set and calls is 0
+	// settling are the volumes for which a goroutine waits that something which outlived its call has ended; each ends with the
+	// calls of Serve, and settlers waits for them.
+	settling map[string]struct{}
+	settlers sync.WaitGroup
 }
 
 // NewServer returns a server that does not serve yet. A nil logger discards.
 func NewServer(plugin *Plugin, log *slog.Logger) *Server {
-	if log == nil {
-		log = slog.New(slog.DiscardHandler)
-	}
-	return &Server{plugin: plugin, log: log, conns: map[net.Conn]struct{}{}, idle: make(chan struct{})}
+	log = cmp.Or(log, slog.New(slog.DiscardHandler))
+	return &Server{plugin: plugin, log: log, conns: map[net.Conn]struct{}{}, settling: map[string]struct{}{}, idle: make(chan struct{})}
 }
 
 // Serve answers calls on l, which it closes, until ctx ends; then it waits up to ten seconds for the calls that run, ends
@@ -64,24 +69,47 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		s.stop()
 		cut()
 		<-recovered
+		s.settlers.Wait()
 		return fmt.Errorf("serve Docker: %w", err)
 	case <-ctx.Done():
 	}
 	_ = l.Close() // it may be closed already
 	_ = <-served  // it ended because it was told to
 	s.stop()
-	patience := time.NewTimer(drainTime)
-	defer patience.Stop()
 	select {
 	case <-s.idle:
-	case <-patience.C:
+	case <-time.After(drainTime):
 		cut()
 		<-s.idle
 	}
 	s.hangUp()
 	cut()
 	<-recovered
+	s.settlers.Wait()
 	return nil
+}
+
+// settle sees to it that a volume of which something has outlived its call is taken back, when that has ended and nobody has come
+// for it. What a stop cuts off the next plugin's Recover does.
+func (s *Server) settle(ctx context.Context, name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, waits := s.settling[name]; waits || s.stopped {
+		return
+	}
+	s.settling[name] = struct{}{}
+	s.settlers.Go(func() {
+		err := s.plugin.Settle(ctx, name)
+		for errors.Is(err, hostfs.ErrPending) && ctx.Err() == nil { // it waits for as long as a call may take, each time
+			err = s.plugin.Settle(ctx, name)
+		}
+		s.mu.Lock()
+		delete(s.settling, name)
+		s.mu.Unlock()
+		if err != nil {
+			s.log.Warn("a volume without users cannot be released", "volume", name, "error", err)
+		}
+	})
 }
 
 // stop refuses calls from now on.
@@ -167,6 +195,9 @@ func (d *driver) call(name, subject string, limit time.Duration, do func(context
 	defer cancel()
 	began := time.Now()
 	err := do(ctx, s.plugin)
+	if errors.Is(err, hostfs.ErrPending) {
+		s.settle(d.calls, subject)
+	}
 	switch {
 	case err == nil, storage.KindOf(err) == storage.KindNotFound: // Docker looks for volumes before it makes them
 		s.log.Debug("call", "call", name, "volume", subject, "error", err, "took", time.Since(began))

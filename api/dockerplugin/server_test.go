@@ -3,22 +3,29 @@ package dockerplugin
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
-	"github.com/storaged/storaged/api/csi"
+	"github.com/docker/go-plugins-helpers/volume"
+
 	"github.com/storaged/storaged/api/csi/csitest"
 	"github.com/storaged/storaged/api/host"
+	"github.com/storaged/storaged/api/hostfs"
+	"github.com/storaged/storaged/internal/unixsocket"
 )
 
 // TestServer speaks Docker's protocol to the plugin over its socket.
 func TestServer(t *testing.T) {
 	p := newServer(t, csitest.New(), "host-a").start()
 	socket := filepath.Join(t.TempDir(), "storaged.sock")
-	l := must(csi.Listen(socket))(t)
+	l := must(unixsocket.Listen(socket))(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	served := make(chan error, 1)
 	go func() { served <- NewServer(p, nil).Serve(ctx, l) }()
@@ -68,13 +75,58 @@ func TestServer(t *testing.T) {
 	}
 }
 
+// TestHungTool: a call of Docker's ends in time whatever hangs, and what it has begun is taken back when it has ended, unless another
+// call has come for it: Docker does not ask again. The line is the call of settle in driver.call.
+func TestHungTool(t *testing.T) {
+	for _, what := range []string{"look at", "format", "mount", "unmount"} {
+		for _, again := range []bool{false, true} {
+			synctest.Test(t, func(t *testing.T) {
+				s := newServer(t, csitest.New(), "host-a")
+				d := &driver{NewServer(s.start(), nil), t.Context()}
+				if err := d.Create(&volume.CreateRequest{Name: "db", Options: map[string]string{"size": "1GiB"}}); err != nil {
+					t.Fatal(err)
+				}
+				mount := func() error { _, err := d.Mount(&volume.MountRequest{Name: "db", ID: "c1"}); return err }
+				call := mount
+				if what == "unmount" {
+					must(none(mount()))(t)
+					call = func() error { return d.Unmount(&volume.UnmountRequest{Name: "db", ID: "c1"}) }
+				}
+				release := s.host.Hang(what)
+				if err := call(); !errors.Is(err, hostfs.ErrPending) {
+					t.Fatalf("%s: while it hangs: %v", what, err)
+				}
+				second := make(chan error, 1)
+				if again {
+					go func() { second <- mount() }()
+					time.Sleep(time.Second) // virtual: it waits behind the first
+				}
+				release()
+				if again {
+					if err := <-second; err != nil {
+						t.Errorf("%s: the next container: %v", what, err)
+					}
+				}
+				d.s.settlers.Wait()
+				want := []string{"device of db", "mount " + d.s.plugin.mountpoint("db")}
+				if !again {
+					want = nil
+				}
+				if left := s.host.Left(); !slices.Equal(left, want) {
+					t.Errorf("%s, another container came: %t: on the host there is %v", what, again, left)
+				}
+			})
+		}
+	}
+}
+
 // silentGateway answers nothing until it is let go.
 type silentGateway struct {
-	csi.Devices
+	hostfs.Devices
 	asked chan struct{} // a token for each question
 }
 
-// Attachments implements csi.Devices.
+// Attachments implements hostfs.Devices.
 func (g *silentGateway) Attachments(ctx context.Context) ([]host.Attachment, error) {
 	g.asked <- struct{}{}
 	<-ctx.Done()
@@ -91,9 +143,9 @@ func TestServesWhileRecovering(t *testing.T) {
 	}
 	must(p.Mount(t.Context(), "db", "c1"))(t)
 	devices := &silentGateway{asked: make(chan struct{}, 16)}
-	p = must(Open(Config{Cluster: s.w.Client(), Devices: devices, Mounts: s.host.Mounts(), StateDir: s.dir, Boot: "2"}))(t)
+	p = must(Open(Config{Cluster: s.w.Client(), Devices: devices, Mounts: hostfs.InSlots(s.host.Mounts()), StateDir: s.dir, Boot: "2"}))(t)
 	socket := filepath.Join(t.TempDir(), "storaged.sock")
-	l := must(csi.Listen(socket))(t)
+	l := must(unixsocket.Listen(socket))(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	served := make(chan error, 1)
 	go func() { served <- NewServer(p, nil).Serve(ctx, l) }()

@@ -30,7 +30,12 @@ type Gateway interface {
 	// written and not discarded since, zeroes too. The answer includes every write that was acknowledged before. Every error
 	// means that it is not known. KindNotFound if the volume is not attached here, or under another attachment than that of
 	// the id (0: any).
-	Allocated(ctx context.Context, volume string, attachmentID uint64) (bool, error)
+	Allocated(ctx context.Context, volume string, attachmentID storage.AttachmentID) (bool, error)
+	// HostDown says that the host goes down, and that nobody will serve its devices before it is started again. From now on
+	// a device answers errors when the cluster has not answered its requests for a while. When the gateway is stopped, it
+	// removes its devices instead of leaving them to the next gateway. What is attached is attached again when the host has
+	// started. It returns at once, and may be repeated.
+	HostDown(ctx context.Context) error
 	// Attachments returns what is attached here, by volume.
 	Attachments(ctx context.Context) ([]Attachment, error)
 	// Info describes the gateway and its host.
@@ -42,7 +47,7 @@ type Gateway interface {
 type Request struct {
 	Volume string
 	// Access is AccessExclusive unless it is said.
-	Access   Access
+	Access   storage.Access
 	ReadOnly bool
 	// TakeOver takes the volume from whoever has it: nothing that others have in flight lands afterwards.
 	TakeOver bool
@@ -50,7 +55,7 @@ type Request struct {
 	Via Via
 	// AttachmentID is the catalog's attachment under which the volume is used, if it was made for this host before; such a
 	// one outlives Detach. With 0 the gateway makes one, and Detach removes it.
-	AttachmentID uint64
+	AttachmentID storage.AttachmentID
 }
 
 // Validate returns what is wrong with the request (KindInvalid); it fills in the defaults.
@@ -59,15 +64,16 @@ func (r *Request) Validate() error {
 		return err
 	}
 	if r.Access == "" {
-		r.Access = AccessExclusive
+		r.Access = storage.AccessExclusive
 	}
 	if r.Via == "" {
 		r.Via = ViaAuto
 	}
+	r.ReadOnly = r.ReadOnly || r.Access == storage.AccessReaders
 	var why error
 	switch {
-	case r.Access != AccessExclusive && r.Access != AccessShared:
-		why = fmt.Errorf("access %q: use exclusive or shared", r.Access)
+	case !r.Access.Valid():
+		why = fmt.Errorf("access %q: use exclusive, shared or readers", r.Access)
 	case r.Via != ViaAuto && r.Via != ViaNBD && r.Via != ViaFUSE:
 		why = fmt.Errorf("via %q: use auto, nbd or fuse", r.Via)
 	case r.TakeOver && r.AttachmentID != 0:
@@ -78,17 +84,6 @@ func (r *Request) Validate() error {
 	}
 	return nil
 }
-
-// Access says whether others may attach the volume beside this host.
-type Access string
-
-// The values of Access.
-const (
-	// AccessExclusive: nobody else.
-	AccessExclusive Access = "exclusive"
-	// AccessShared: others that say so too; all of them read what any of them wrote.
-	AccessShared Access = "shared"
-)
 
 // Via says what makes the block device.
 type Via string
@@ -112,7 +107,7 @@ const (
 	StateConnecting State = "connecting"
 	// StateReady: the device serves requests.
 	StateReady State = "ready"
-	// StateDetaching: the device is being removed.
+	// StateDetaching: the device is being removed, or has been, and the cluster was not told yet that the volume is free.
 	StateDetaching State = "detaching"
 	// StateFailed: every request is answered with an error, for good. Detach removes the device.
 	StateFailed State = "failed"
@@ -123,9 +118,9 @@ type Attachment struct {
 	Volume   string
 	VolumeID storage.VolumeID
 	// ID is the catalog's; 0 in a cluster that keeps none.
-	ID         uint64
+	ID         storage.AttachmentID
 	Generation storage.Generation
-	Access     Access
+	Access     storage.Access
 	ReadOnly   bool
 	Via        Via // never ViaAuto
 	// Device is the path of the block device: /dev/nbd0, /dev/loop3. Link is a path that leads to it for as long as the
@@ -140,6 +135,14 @@ type Attachment struct {
 	// Reason says why State is what it is; empty when it is StateReady.
 	Reason string
 	Since  time.Time
+}
+
+// ItsDevice names the device in a message: "its device /dev/nbd0", or "its device" where that has no path.
+func (a Attachment) ItsDevice() string {
+	if a.Device == "" {
+		return "its device"
+	}
+	return "its device " + a.Device
 }
 
 // Info describes a gateway and its host.

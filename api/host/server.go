@@ -1,6 +1,7 @@
 package host
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,9 +33,7 @@ type Server struct {
 
 // NewServer returns a server that does not listen yet. A nil logger discards.
 func NewServer(gateway Gateway, logger *slog.Logger) *Server {
-	if logger == nil {
-		logger = slog.New(slog.DiscardHandler)
-	}
+	logger = cmp.Or(logger, slog.New(slog.DiscardHandler))
 	s := &Server{logger: logger, slots: make(chan struct{}, maxInFlight)}
 	s.grpc = grpc.NewServer(grpc.MaxRecvMsgSize(maxRequestBytes), grpc.MaxHeaderListSize(16<<10), grpc.ConnectionTimeout(10*time.Second),
 		grpc.MaxConcurrentStreams(64), grpc.UnaryInterceptor(s.intercept))
@@ -45,28 +44,7 @@ func NewServer(gateway Gateway, logger *slog.Logger) *Server {
 // Serve accepts connections until ctx ends; then it lets running requests finish for up to two seconds, ends them,
 // closes the listener and returns nil. Another error means that the listener failed.
 func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
-	done := make(chan error, 1) // one value, by the goroutine below
-	go func() { done <- s.grpc.Serve(listener) }()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-	}
-	stopped := make(chan struct{}) // closed by the goroutine below
-	go func() {
-		s.grpc.GracefulStop()
-		close(stopped)
-	}()
-	patience := time.NewTimer(stopPatience)
-	defer patience.Stop()
-	select {
-	case <-stopped:
-	case <-patience.C:
-		s.grpc.Stop() // ends the contexts of running requests and GracefulStop with them
-		<-stopped
-	}
-	_ = <-done // it has ended because it was told to
-	return nil
+	return api.Serve(ctx, s.grpc, listener, stopPatience)
 }
 
 // intercept is around every request: it admits, sets the deadline, and turns the error into a status.
@@ -135,19 +113,27 @@ func (h *handlers) Refresh(ctx context.Context, m *pb.RefreshRequest) (*pb.Refre
 	return &pb.RefreshResponse{Attachment: AttachmentToProto(a)}, nil
 }
 
-// List implements pb.HostServer.
-// Allocated implements the service.
+// HostDown implements pb.HostServer.
+func (h *handlers) HostDown(ctx context.Context, _ *pb.HostDownRequest) (*pb.HostDownResponse, error) {
+	if err := h.gateway.HostDown(ctx); err != nil {
+		return nil, err
+	}
+	return &pb.HostDownResponse{}, nil
+}
+
+// Allocated implements pb.HostServer.
 func (h *handlers) Allocated(ctx context.Context, m *pb.AllocatedRequest) (*pb.AllocatedResponse, error) {
 	if err := storage.CheckVolumeName(m.GetVolume()); err != nil {
 		return nil, err
 	}
-	found, err := h.gateway.Allocated(ctx, m.GetVolume(), m.GetAttachmentId())
+	found, err := h.gateway.Allocated(ctx, m.GetVolume(), storage.AttachmentID(m.GetAttachmentId()))
 	if err != nil {
 		return nil, err
 	}
 	return &pb.AllocatedResponse{Any: found}, nil
 }
 
+// List implements pb.HostServer.
 func (h *handlers) List(ctx context.Context, _ *pb.ListRequest) (*pb.ListResponse, error) {
 	list, err := h.gateway.Attachments(ctx)
 	if err != nil {

@@ -81,9 +81,15 @@ func (c *Client) Refresh(ctx context.Context, volume string, sizeBytes int64) (h
 }
 
 // Allocated implements host.Gateway.
-func (c *Client) Allocated(ctx context.Context, volume string, attachmentID uint64) (bool, error) {
-	answer, err := c.host.Allocated(ctx, &pb.AllocatedRequest{Volume: volume, AttachmentId: attachmentID})
+func (c *Client) Allocated(ctx context.Context, volume string, attachmentID storage.AttachmentID) (bool, error) {
+	answer, err := c.host.Allocated(ctx, &pb.AllocatedRequest{Volume: volume, AttachmentId: uint64(attachmentID)})
 	return answer.GetAny(), c.failure(err, "ask for the allocation of", "volume "+volume)
+}
+
+// HostDown implements host.Gateway.
+func (c *Client) HostDown(ctx context.Context) error {
+	_, err := c.host.HostDown(ctx, &pb.HostDownRequest{})
+	return c.failure(err, "tell", "gateway "+c.socket)
 }
 
 // Attachments implements host.Gateway.
@@ -108,6 +114,10 @@ func (c *Client) failure(err error, op, subject string) error {
 		return nil
 	}
 	ours := api.ErrorFromStatus(err, op, subject)
+	if !api.Answered(err) && errors.Is(ours, context.DeadlineExceeded) {
+		return storage.E(op, storage.KindOf(ours), subject, fmt.Errorf("the gateway at %s gave no answer in time, and may still be at it; "+
+			"`storagectl attachments` says what has become of it: %w", c.socket, context.DeadlineExceeded))
+	}
 	if api.Answered(err) || storage.KindOf(ours) != storage.KindUnavailable {
 		return ours
 	}

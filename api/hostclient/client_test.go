@@ -21,7 +21,8 @@ type scripted struct {
 	detached   string
 	forced     bool
 	refreshed  int64
-	asked      uint64
+	asked      storage.AttachmentID
+	down       bool
 	attachment host.Attachment
 	info       host.Info
 	err        error
@@ -42,9 +43,14 @@ func (s *scripted) Refresh(_ context.Context, _ string, sizeBytes int64) (host.A
 	return s.attachment, s.err
 }
 
-func (s *scripted) Allocated(_ context.Context, _ string, attachmentID uint64) (bool, error) {
+func (s *scripted) Allocated(_ context.Context, _ string, attachmentID storage.AttachmentID) (bool, error) {
 	s.asked = attachmentID
 	return s.err == nil, s.err
+}
+
+func (s *scripted) HostDown(context.Context) error {
+	s.down = true
+	return s.err
 }
 
 func (s *scripted) Attachments(context.Context) ([]host.Attachment, error) {
@@ -78,7 +84,7 @@ func serve(t *testing.T, g host.Gateway) *Client {
 	return c
 }
 
-var full = host.Attachment{Volume: "db", VolumeID: 7, ID: 8, Generation: 9, Access: host.AccessShared, ReadOnly: true,
+var full = host.Attachment{Volume: "db", VolumeID: 7, ID: 8, Generation: 9, Access: storage.AccessShared, ReadOnly: true,
 	Via: host.ViaFUSE, Device: "/dev/loop3", Link: "/run/storaged/disk/db", SizeBytes: 1 << 30, State: host.StateFailed,
 	Reason: "taken over", Since: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)}
 
@@ -90,7 +96,7 @@ func TestEveryFieldTravels(t *testing.T) {
 	s := &scripted{attachment: full, info: host.Info{HostID: "web-1", Zone: "a", Version: "v1", Endpoints: []string{"n1:7000"},
 		Vias: []host.Via{host.ViaNBD, host.ViaFUSE}, Cluster: cluster}}
 	c := serve(t, s)
-	want := host.Request{Volume: "db", Access: host.AccessShared, ReadOnly: true, Via: host.ViaFUSE, AttachmentID: 5}
+	want := host.Request{Volume: "db", Access: storage.AccessShared, ReadOnly: true, Via: host.ViaFUSE, AttachmentID: 5}
 	got, err := c.Attach(t.Context(), want)
 	if err != nil {
 		t.Fatal(err)
@@ -101,7 +107,7 @@ func TestEveryFieldTravels(t *testing.T) {
 	if _, err := c.Attach(t.Context(), host.Request{Volume: "db", TakeOver: true}); err != nil {
 		t.Fatal(err)
 	}
-	want = host.Request{Volume: "db", Access: host.AccessExclusive, Via: host.ViaAuto, TakeOver: true}
+	want = host.Request{Volume: "db", Access: storage.AccessExclusive, Via: host.ViaAuto, TakeOver: true}
 	if diff := cmp.Diff(want, s.request); diff != "" {
 		t.Error(diff)
 	}
@@ -110,6 +116,9 @@ func TestEveryFieldTravels(t *testing.T) {
 	}
 	if a, err := c.Refresh(t.Context(), "db", 4096); err != nil || a.SizeBytes != full.SizeBytes || s.refreshed != 4096 {
 		t.Errorf("Refresh: %v, %v, %d", a, err, s.refreshed)
+	}
+	if err := c.HostDown(t.Context()); err != nil || !s.down {
+		t.Errorf("HostDown: %v, told: %t", err, s.down)
 	}
 	if any, err := c.Allocated(t.Context(), "db", 8); err != nil || !any || s.asked != 8 {
 		t.Errorf("Allocated: %t, %v, of attachment %d", any, err, s.asked)
@@ -156,5 +165,25 @@ func TestNoGateway(t *testing.T) {
 	_, err = c.Info(t.Context())
 	if !errors.Is(err, storage.ErrUnavailable) || !strings.Contains(err.Error(), "systemctl start storaged-gateway") {
 		t.Errorf("%v: want KindUnavailable and the next step", err)
+	}
+}
+
+// hanging is a gateway that gives no answer. It implements host.Gateway.
+type hanging struct{ scripted }
+
+func (hanging) Detach(ctx context.Context, _ string, _ bool) error {
+	<-ctx.Done()
+	<-time.After(100 * time.Millisecond) // the caller's deadline comes first
+	return ctx.Err()
+}
+
+// Whoever has waited for long is told for whom, and what to do.
+func TestNoAnswerInTime(t *testing.T) {
+	c := serve(t, &hanging{})
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	err := c.Detach(ctx, "db", false)
+	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "volume db") || !strings.Contains(err.Error(), "storagectl attachments") {
+		t.Errorf("got %v", err)
 	}
 }

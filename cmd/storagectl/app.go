@@ -14,8 +14,8 @@ import (
 	"golang.org/x/term"
 
 	storage "github.com/storaged/storaged"
-	"github.com/storaged/storaged/api"
 	"github.com/storaged/storaged/api/client"
+	"github.com/storaged/storaged/internal/transfer"
 )
 
 // app is one run of the command: all it touches besides its arguments. It is used by one goroutine, but for the streams,
@@ -23,14 +23,14 @@ import (
 type app struct {
 	in       io.Reader
 	out, err io.Writer
-	// inTerminal and errTerminal: a person types there, a person looks there.
-	inTerminal, errTerminal bool
-	getenv                  func(string) string
-	now                     func() time.Time
+	// inTerminal, outTerminal and errTerminal: a person types there, a person looks there.
+	inTerminal, outTerminal, errTerminal bool
+	getenv                               func(string) string
+	now                                  func() time.Time
 	// dial connects to an API endpoint; nil: TCP.
 	dial func(ctx context.Context, address string) (net.Conn, error)
 	// open connects to an export.
-	open func(ctx context.Context, t target) (device, error)
+	open func(ctx context.Context, t transfer.Target) (transfer.Device, error)
 
 	flags    globalFlags
 	settings settings // from flags, environment and file; set before a command runs
@@ -39,8 +39,8 @@ type app struct {
 }
 
 func newApp(stdin io.Reader, stdout, stderr io.Writer) *app {
-	return &app{in: stdin, out: stdout, err: stderr, inTerminal: isTerminal(stdin), errTerminal: isTerminal(stderr),
-		getenv: os.Getenv, now: time.Now, open: openNBD}
+	return &app{in: stdin, out: stdout, err: stderr, inTerminal: isTerminal(stdin), outTerminal: isTerminal(stdout), errTerminal: isTerminal(stderr),
+		getenv: os.Getenv, now: time.Now, open: transfer.Dial}
 }
 
 func isTerminal(stream any) bool {
@@ -50,9 +50,14 @@ func isTerminal(stream any) bool {
 
 // run carries one command line out and returns the exit code.
 func (a *app) run(ctx context.Context, args []string) int {
+	out := &keptError{Writer: a.out}
+	a.out = out
 	root := newRoot(a)
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
+	if out.err != nil && (err == nil || errors.Is(err, out.err)) {
+		err = transfer.LocalError("write", transfer.Output, out.err)
+	}
 	defer func() {
 		if a.api != nil {
 			_ = a.api.Close() // nothing is under way any more
@@ -99,26 +104,17 @@ func (a *app) client() (*client.Client, error) {
 	return c, nil
 }
 
-// target says which export to open, and how.
-type target struct {
-	address string // host:port, or "unix:" and a path
-	volume  string
-	tls     *tls.Config // nil: plain
-	// connections share the work of one device; at least 1.
-	connections int
-}
-
 // openVolume connects to the volume's export: at the address that was given, or at the node that answers for the
 // cluster, or at another one that is up. The volume must exist.
-func (a *app) openVolume(ctx context.Context, volume string, connections int) (device, error) {
-	t := target{volume: volume, connections: max(connections, 1)}
+func (a *app) openVolume(ctx context.Context, volume string, connections int) (transfer.Device, error) {
+	t := transfer.Target{Volume: volume, Connections: max(connections, 1)}
 	if a.settings.NBDTLS {
 		var err error
-		if t.tls, err = a.settings.tls(); err != nil {
+		if t.TLS, err = a.settings.tls(); err != nil {
 			return nil, err
 		}
-		if t.tls == nil {
-			t.tls = &tls.Config{MinVersion: tls.VersionTLS12}
+		if t.TLS == nil {
+			t.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
 		}
 	}
 	addresses := []string{a.settings.NBD}
@@ -130,7 +126,7 @@ func (a *app) openVolume(ctx context.Context, volume string, connections int) (d
 	}
 	var problems []string
 	for _, address := range addresses {
-		t.address = address
+		t.Address = address
 		d, err := a.open(ctx, t)
 		if err == nil {
 			return d, nil
@@ -163,13 +159,13 @@ func (a *app) nbdAddresses(ctx context.Context, volume string) ([]string, error)
 	}
 	var first, others []string
 	for _, n := range nodes {
-		address := n.Addresses.NBD
+		address := n.Addrs.NBD
 		if address == "" {
 			continue
 		}
 		if n.ID == status.AnsweredBy {
 			first = append(first, reachable(address, c.Endpoint()))
-		} else if n.State == api.NodeUp {
+		} else if n.State == storage.NodeUp {
 			others = append(others, address)
 		}
 	}

@@ -36,7 +36,7 @@ type hostAttachmentView struct {
 func viewHostAttachment(a host.Attachment) hostAttachmentView {
 	return hostAttachmentView{Volume: a.Volume, VolumeID: uint64(a.VolumeID), Device: a.Device, Link: a.Link, Via: string(a.Via),
 		Access: string(a.Access), ReadOnly: a.ReadOnly, SizeBytes: a.SizeBytes, State: string(a.State), Reason: a.Reason,
-		AttachmentID: a.ID, Generation: uint64(a.Generation), Since: viewTime(a.Since)}
+		AttachmentID: uint64(a.ID), Generation: uint64(a.Generation), Since: viewTime(a.Since)}
 }
 
 // hostFlags are those of the commands that speak to the gateway of this host.
@@ -79,9 +79,11 @@ func newAttach(a *app) *cobra.Command {
 which holds the device until it is detached: also while the gateway itself, or any node, is restarted.
 
 A volume is attached exclusively, unless --access shared says that others may attach it at the same time, shared too:
-for cluster file systems and others that see to it themselves that hosts do not overwrite each other. When somebody else
-has the volume, the command is refused and says who, and since when. --take-over takes it away: when the command returns,
-nothing that the former holder still has under way can land, whether it is dead, frozen or cut off.
+for cluster file systems and others that see to it themselves that hosts do not overwrite each other. With --access
+readers the device is read-only, and so is everybody else's meanwhile: while readers have the volume nobody can write to
+it. When somebody else has the volume, the command is refused and says who, and since when. --take-over takes it away:
+when the command returns, nothing that the former holder still has under way can land, whether it is dead, frozen or
+cut off.
 
 Repeating the command is no error, and prints the same device. --via says how the device is made: nbd is the kernel's
 network block device, fuse a loop device over a FUSE file, for hosts whose kernel has no nbd; auto chooses.`,
@@ -91,7 +93,7 @@ network block device, fuse a loop device over a FUSE file, for hosts whose kerne
 		Args:              takes("VOLUME"),
 		ValidArgsFunction: a.completeVolumes(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			q.Volume, q.Via, q.Access = args[0], host.Via(via), host.Access(access)
+			q.Volume, q.Via, q.Access = args[0], host.Via(via), storage.Access(access)
 			return flags.within(c.Context(), a, func(ctx context.Context, g host.Gateway) error {
 				at, err := g.Attach(ctx, q)
 				if err != nil {
@@ -106,11 +108,11 @@ network block device, fuse a loop device over a FUSE file, for hosts whose kerne
 		},
 	}
 	flags.register(c)
-	c.Flags().StringVar(&access, "access", string(host.AccessExclusive), "exclusive or shared")
+	c.Flags().StringVar(&access, "access", string(storage.AccessExclusive), "exclusive, shared or readers")
 	c.Flags().StringVar(&via, "via", string(host.ViaAuto), "auto, nbd or fuse")
 	c.Flags().BoolVar(&q.ReadOnly, "read-only", false, "make a device that cannot be written to")
 	c.Flags().BoolVar(&q.TakeOver, "take-over", false, "take the volume from whoever has it attached")
-	complete(c, "access", string(host.AccessExclusive), string(host.AccessShared))
+	complete(c, "access", string(storage.AccessExclusive), string(storage.AccessShared), string(storage.AccessReaders))
 	complete(c, "via", string(host.ViaAuto), string(host.ViaNBD), string(host.ViaFUSE))
 	return c
 }
@@ -166,21 +168,14 @@ func newAttachments(a *app) *cobra.Command {
 }
 
 func writeAttachments(w io.Writer, a *app, list []host.Attachment, wide bool) {
-	head := []string{"VOLUME", "DEVICE", "SIZE", "ACCESS", "VIA", "STATE", "SINCE"}
-	if wide {
-		head = append(head, "ATTACHMENT", "GENERATION", "LINK")
-	}
-	t := newTable(head...)
+	t := newTable("VOLUME", "DEVICE", "SIZE", "ACCESS", "VIA", "STATE", "SINCE").more(wide, "ATTACHMENT", "GENERATION", "LINK")
 	for _, at := range list {
 		access := string(at.Access)
 		if at.ReadOnly {
 			access += ", read-only"
 		}
-		row := []string{at.Volume, orDash(at.Device), formatSize(at.SizeBytes), access, string(at.Via), string(at.State), a.ago(at.Since)}
-		if wide {
-			row = append(row, fmt.Sprint(at.ID), at.Generation.String(), orDash(at.Link))
-		}
-		t.row(row...)
+		t.row(at.Volume, orDash(at.Device), formatSize(at.SizeBytes), access, string(at.Via), string(at.State), a.ago(at.Since),
+			fmt.Sprint(at.ID), at.Generation.String(), orDash(at.Link))
 	}
 	t.write(w, "Nothing is attached to this host.")
 	for _, at := range list {

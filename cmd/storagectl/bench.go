@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/transfer"
 )
 
 // benchJobs are the access patterns, as fio names them.
@@ -71,7 +72,7 @@ mean anything, for example with --job write.`,
 	flags.Var(&b.span, "span", "use only so much of the volume, from its beginning (default all)")
 	flags.BoolVar(&b.destroy, "yes-destroy-data", false, "allow jobs that write")
 	flags.Uint64Var(&b.seed, "seed", 1, "seed of the random offsets")
-	_ = c.RegisterFlagCompletionFunc("job", cobra.FixedCompletions(benchJobNames(), cobra.ShellCompDirectiveNoFileComp))
+	complete(c, "job", benchJobNames()...)
 	return c
 }
 
@@ -85,7 +86,7 @@ type bench struct {
 	seed                                     uint64
 
 	random, reads, writes bool
-	device                device
+	device                transfer.Device
 	slots                 int64         // blocks in the span
 	next                  atomic.Int64  // of sequential jobs
 	answered              atomic.Int64  // nanoseconds since the beginning at the last answer

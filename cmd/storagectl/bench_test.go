@@ -11,6 +11,7 @@ import (
 	"time"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/transfer"
 	"github.com/storaged/storaged/nbd/nbdtest"
 )
 
@@ -39,8 +40,8 @@ func (d *slowDevice) WriteAt(ctx context.Context, _ []byte, _ int64) error { ret
 func (d *slowDevice) WriteZeroes(ctx context.Context, _, _ int64) error    { return d.wait(ctx) }
 func (d *slowDevice) Flush(ctx context.Context) error                      { return d.wait(ctx) }
 func (d *slowDevice) Close() error                                         { return nil }
-func (d *slowDevice) Runs(_ context.Context, _, n int64) ([]stretch, error) {
-	return []stretch{{bytes: n}}, nil
+func (d *slowDevice) Runs(_ context.Context, _, n int64) ([]transfer.Stretch, error) {
+	return []transfer.Stretch{{Bytes: n}}, nil
 }
 
 // The figures are those of the device: its rate, its latencies, and the time in which it hung.

@@ -6,26 +6,26 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/storaged/storaged/api"
 )
 
 // completionPatience bounds what a person who pressed Tab waits for.
 const completionPatience = 2 * time.Second
 
-// volumeNames returns the names of all volumes; nothing when the cluster does not answer.
-func (a *app) volumeNames(ctx context.Context) []string {
+// volumes returns all volumes; none when the cluster does not answer.
+func (a *app) volumes(ctx context.Context) []api.Volume {
 	client, err := a.client()
 	if err != nil {
 		return nil
 	}
-	list, err := client.Volumes(ctx, "", 0)
-	if err != nil {
-		return nil
-	}
-	names := make([]string, len(list))
-	for i, v := range list {
-		names[i] = v.Name
-	}
-	return names
+	list, _ := client.Volumes(ctx, api.VolumeFilter{}, "", 0)
+	return list
+}
+
+// volumeNames returns the names of all volumes; nothing when the cluster does not answer.
+func (a *app) volumeNames(ctx context.Context) []string {
+	return views(a.volumes(ctx), func(v api.Volume) string { return v.Name })
 }
 
 // nodeNames returns the names of all nodes; nothing when the cluster does not answer.
@@ -34,15 +34,8 @@ func (a *app) nodeNames(ctx context.Context) []string {
 	if err != nil {
 		return nil
 	}
-	list, err := client.Nodes(ctx)
-	if err != nil {
-		return nil
-	}
-	names := make([]string, len(list))
-	for i, n := range list {
-		names[i] = n.Name
-	}
-	return names
+	list, _ := client.Nodes(ctx)
+	return views(list, func(n api.Node) string { return n.Name })
 }
 
 // ask runs names with the settings of the command line so far, as the shell asks while it is being typed.

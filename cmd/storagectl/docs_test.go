@@ -120,7 +120,14 @@ func describe(w *strings.Builder, path string, typ reflect.Type) {
 			if strings.Contains(rest, "omitempty") && typ.Field(i).Type.Kind() != reflect.Pointer {
 				name += "?"
 			}
-			describe(w, path+"."+name, typ.Field(i).Type)
+			of := typ.Field(i).Type
+			if name == "-" {
+				continue
+			}
+			if strings.Contains(rest, "omitzero") { // printed like a pointer
+				of = reflect.PointerTo(of)
+			}
+			describe(w, path+"."+name, of)
 		}
 	case typ.Kind() == reflect.Slice:
 		describe(w, path+"[]", typ.Elem())

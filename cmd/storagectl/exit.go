@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
@@ -34,6 +35,7 @@ var exitTable = []struct {
 const (
 	exitDegraded = 20
 	exitCritical = 21
+	exitStarting = 22
 )
 
 // exitStatus is an error that is not one: the command did its work and its outcome is this code.
@@ -43,7 +45,7 @@ func (e exitStatus) Error() string { return fmt.Sprintf("exit code %d", int(e)) 
 
 // exitCode is what the process ends with.
 func exitCode(err error) int {
-	if e, ok := asExitStatus(err); ok {
+	if e, ok := errors.AsType[exitStatus](err); ok {
 		return int(e)
 	}
 	kind := storage.KindOf(err)
@@ -63,5 +65,6 @@ func exitHelp() string {
 	}
 	fmt.Fprintf(&b, "  %3d  %-17s  %s\n", exitDegraded, "", "status --check: the cluster is degraded")
 	fmt.Fprintf(&b, "  %3d  %-17s  %s\n", exitCritical, "", "status --check: the cluster is critical")
+	fmt.Fprintf(&b, "  %3d  %-17s  %s\n", exitStarting, "", "status --check: the cluster is starting: it was never whole yet")
 	return b.String()
 }

@@ -1,55 +1,16 @@
 package main
 
 import (
-	"bufio"
-	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/transfer"
 )
 
-// imageFormat is a format that is not a disk's bytes, and is known by bytes near its beginning.
-type imageFormat struct {
-	name   string
-	offset int
-	magic  string
-	// qemu is what qemu-img calls a disk image; unpack is the program that unpacks what is compressed. One of the two is set.
-	qemu, unpack string
-}
-
-// imageFormats are those that people import by mistake. No boot sector and no file system begins like one of them.
-var imageFormats = []imageFormat{
-	{name: "qcow2 image", magic: "QFI\xfb", qemu: "qcow2"},
-	{name: "VMDK image", magic: "KDMV", qemu: "vmdk"},
-	{name: "VMDK image", magic: "COWD", qemu: "vmdk"},
-	{name: "VMDK descriptor", magic: "# Disk DescriptorFile", qemu: "vmdk"},
-	{name: "VHDX image", magic: "vhdxfile", qemu: "vhdx"},
-	{name: "VHD image", magic: "conectix", qemu: "vpc"},
-	{name: "VDI image", offset: 64, magic: "\x7f\x10\xda\xbe", qemu: "vdi"},
-	{name: "gzip file", magic: "\x1f\x8b\x08", unpack: "gzip"},
-	{name: "xz file", magic: "\xfd7zXZ\x00", unpack: "xz"},
-	{name: "zstd file", magic: "\x28\xb5\x2f\xfd", unpack: "zstd"},
-	{name: "bzip2 file", magic: "BZh", unpack: "bzip2"},
-}
-
-// headBytes is how much of the input's beginning tells the format.
-const headBytes = 128
-
-// formatOf finds the format of an input that begins with head.
-func formatOf(head []byte) (imageFormat, bool) {
-	for _, f := range imageFormats {
-		if len(head) > f.offset && bytes.HasPrefix(head[f.offset:], []byte(f.magic)) {
-			return f, true
-		}
-	}
-	return imageFormat{}, false
-}
-
 // checkFormat refuses an input that is not a disk's bytes: nothing could read the volume it would make.
-func (i *importer) checkFormat(src source) error {
+func (i *importer) checkFormat(src transfer.Source) error {
 	if i.format.raw {
 		return nil
 	}
@@ -57,18 +18,18 @@ func (i *importer) checkFormat(src source) error {
 	if err != nil {
 		return err
 	}
-	f, known := formatOf(head)
+	f, known := transfer.ImageFormatOf(head)
 	if !known {
 		return nil
 	}
 	return storage.E("import", storage.KindInvalid, i.path, fmt.Errorf("it is a %s, not the bytes of a disk. Convert it:\n%s\n"+
-		"--format raw imports it as it stands", f.name, i.conversion(f)))
+		"--format raw imports it as it stands", f.Name, i.conversion(f)))
 }
 
 // conversion is the command line that imports what checkFormat refused.
-func (i *importer) conversion(f imageFormat) string {
+func (i *importer) conversion(f transfer.ImageFormat) string {
 	again := "storagectl volume import "
-	if f.qemu != "" {
+	if f.Qemu != "" {
 		from, to := shellWord(i.path), shellWord(i.path+".raw")
 		if i.path == "-" {
 			from, to = "FILE", "FILE.raw"
@@ -77,15 +38,15 @@ func (i *importer) conversion(f imageFormat) string {
 		if i.create {
 			create = " --create"
 		}
-		return fmt.Sprintf("qemu-img convert -f %s -O raw %s %s && %s%s %s%s", f.qemu, from, to, again, to, i.volume, create)
+		return fmt.Sprintf("qemu-img convert -f %s -O raw %s %s && %s%s %s%s", f.Qemu, from, to, again, to, i.volume, create)
 	}
 	create := ""
 	if i.create {
 		create = " --create --size SIZE"
 	}
-	from := f.unpack + " -dc " + shellWord(i.path)
+	from := f.Unpack + " -dc " + shellWord(i.path)
 	if i.path == "-" {
-		from = "... | " + f.unpack + " -dc"
+		from = "... | " + f.Unpack + " -dc"
 	}
 	return fmt.Sprintf("%s | %s- %s%s", from, again, i.volume, create)
 }
@@ -123,25 +84,3 @@ func (f *formatFlag) Set(s string) error {
 
 // Type implements pflag.Value; it is what help shows.
 func (f *formatFlag) Type() string { return "FORMAT" }
-
-// newStream returns a source that reads r, and can look at its beginning before.
-func newStream(r io.Reader) streamSource { return streamSource{bufio.NewReaderSize(r, 4096)} }
-
-// Head implements source. It waits for the beginning.
-func (s streamSource) Head() ([]byte, error) {
-	head, err := s.r.Peek(headBytes)
-	if errors.Is(err, io.EOF) {
-		err = nil
-	}
-	return head, localError("read", "the input", err)
-}
-
-// Head implements source.
-func (s *fileSource) Head() ([]byte, error) {
-	head := make([]byte, headBytes)
-	n, err := s.f.ReadAt(head, 0)
-	if errors.Is(err, io.EOF) {
-		err = nil
-	}
-	return head[:n], localError("read", s.f.Name(), err)
-}

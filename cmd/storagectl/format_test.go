@@ -14,6 +14,7 @@ import (
 	"time"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/transfer"
 	"github.com/storaged/storaged/nbd/nbdtest"
 )
 
@@ -95,7 +96,7 @@ func TestExportToFullDisk(t *testing.T) {
 	if strings.Contains(got.err, "add stores") || !strings.Contains(got.err, "this host") {
 		t.Errorf("said %q", got.err)
 	}
-	full := localError("write", "/mnt/a/disk.img", &fs.PathError{Op: "write", Path: "/mnt/a/.x", Err: syscall.ENOSPC})
+	full := transfer.LocalError("write", "/mnt/a/disk.img", &fs.PathError{Op: "write", Path: "/mnt/a/.x", Err: syscall.ENOSPC})
 	hint := new(app).hint(t.Context(), storage.E("export", storage.KindNoSpace, "volume web", errors.Join(full, nil)))
 	if !strings.Contains(hint, "/mnt/a ") || !strings.Contains(hint, "this host") {
 		t.Errorf("hint %q", hint)

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api"
 )
 
@@ -55,10 +56,15 @@ func writeGroups(w io.Writer, list []api.Group) {
 			lag = max(lag, r.LagEntries)
 			replicas[i] = describeReplica(g, r)
 		}
-		t.row(g.ID.String(), leader(g), fmt.Sprint(g.Term), fmt.Sprint(g.CommitIndex), fmt.Sprint(g.AppliedIndex), fmt.Sprint(lag),
+		t.row(g.ID.String(), leader(g), ofLeader(g, g.Term), ofLeader(g, g.CommitIndex), ofLeader(g, g.AppliedIndex), ofLeader(g, lag),
 			orDash(strings.Join(replicas, ", ")))
 	}
 	t.write(w, "no groups")
+}
+
+// ofLeader is a number that a group's leader tells; without one nobody does.
+func ofLeader(g api.Group, n uint64) string {
+	return dashUnless(g.Leader != 0, fmt.Sprint(n))
 }
 
 func leader(g api.Group) string {
@@ -71,11 +77,11 @@ func leader(g api.Group) string {
 // describeReplica is the node, with what is not ordinary about it.
 func describeReplica(g api.Group, r api.Replica) string {
 	text := nodeLabel(r.Node, r.NodeName)
-	if r.Node == g.Leader && r.Role == api.RoleVoter {
+	if r.Node == g.Leader && r.Role == storage.RoleVoter {
 		text += "*"
 	}
 	var notes []string
-	if r.Role != api.RoleVoter {
+	if r.Role != storage.RoleVoter {
 		notes = append(notes, string(r.Role))
 	}
 	if r.Progress != nil {
@@ -105,7 +111,7 @@ func writeReplicas(w io.Writer, list []api.Group) {
 	for _, g := range list {
 		for _, r := range g.Replicas {
 			role, online, progress := string(r.Role), "yes", "-"
-			if r.Node == g.Leader && r.Role == api.RoleVoter {
+			if r.Node == g.Leader && r.Role == storage.RoleVoter {
 				role = "leader"
 			}
 			if !r.Online {
@@ -114,8 +120,8 @@ func writeReplicas(w io.Writer, list []api.Group) {
 			if r.Progress != nil {
 				progress = fmt.Sprintf("%s of %s", formatSize(r.Progress.DoneBytes), formatSize(r.Progress.TotalBytes))
 			}
-			t.row(g.ID.String(), nodeLabel(r.Node, r.NodeName), role, online, fmt.Sprint(r.LagEntries), progress, fmt.Sprint(g.Term),
-				fmt.Sprint(g.CommitIndex), fmt.Sprint(g.AppliedIndex), fmt.Sprint(uint32(r.Incarnation)), r.Store.String(),
+			t.row(g.ID.String(), nodeLabel(r.Node, r.NodeName), role, online, ofLeader(g, r.LagEntries), progress, ofLeader(g, g.Term),
+				ofLeader(g, g.CommitIndex), ofLeader(g, g.AppliedIndex), fmt.Sprint(uint32(r.Key.Incarnation)), r.Key.Store.String(),
 				orDash(r.Reason))
 		}
 	}

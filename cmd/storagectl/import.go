@@ -4,19 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"sync/atomic"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api"
+	"github.com/storaged/storaged/internal/transfer"
 )
 
 func newVolumeImport(a *app) *cobra.Command {
 	var flags transferFlags
 	var create bool
+	var overcommit bool
 	var size sizeFlag
 	var format formatFlag
 	c := &cobra.Command{
@@ -40,7 +40,7 @@ zstd or bzip2 made, is refused with the command that converts it; --format raw i
 		},
 		ValidArgsFunction: a.completeTransfer(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			i := importer{app: a, flags: flags, path: args[0], volume: args[1], format: format, create: create, size: size}
+			i := importer{app: a, flags: flags, path: args[0], volume: args[1], format: format, create: create, size: size, overcommit: overcommit}
 			err := unlessInterrupted(c.Context(), func() error { return i.run(c.Context()) })
 			if err != nil && c.Context().Err() != nil {
 				return interrupted{i.leaves()}
@@ -51,11 +51,12 @@ zstd or bzip2 made, is refused with the command that converts it; --format raw i
 	flags.register(c)
 	c.Flags().BoolVar(&create, "create", false, "make the volume")
 	c.Flags().Var(&format, "format", "raw: import the bytes as they are, whatever they look like")
+	c.Flags().BoolVar(&overcommit, "overcommit", false, "with --create: "+overcommitHelp)
 	c.Flags().Var(&size, "size", "with --create: size of the volume; 10G = 10GiB")
 	return c
 }
 
-// importer is one import. Its fields are set before run; workers share what comes after sent.
+// importer is one import. Its fields are set before run.
 type importer struct {
 	app          *app
 	flags        transferFlags
@@ -63,11 +64,9 @@ type importer struct {
 	format       formatFlag
 	create       bool
 	size         sizeFlag
+	overcommit   bool
 
-	device   device
-	progress *progress
-	sent     atomic.Int64 // bytes of data that the volume took
-	stage    atomic.Int32 // how far the volume has changed: one of the stages
+	stage atomic.Int32 // how far the volume has changed: one of the stages
 }
 
 // Stages of an import.
@@ -82,7 +81,7 @@ const (
 func (i *importer) subject() string { return "volume " + i.volume }
 
 func (i *importer) run(ctx context.Context) error {
-	src, err := openSource(i.path, i.app.in)
+	src, err := transfer.OpenSource(i.path, i.app.in)
 	if err != nil {
 		return err
 	}
@@ -95,28 +94,29 @@ func (i *importer) run(ctx context.Context) error {
 			return err
 		}
 	}
-	if i.device, err = i.app.openVolume(ctx, i.volume, i.flags.connections); err != nil {
-		return i.incomplete(err)
-	}
-	defer i.device.Close()
-	if n := src.SizeBytes(); n > i.device.SizeBytes() {
-		return storage.E("import", storage.KindInvalid, i.subject(), fmt.Errorf("%s has %s, the volume only %s; grow it with 'storagectl volume resize %s --size %d'",
-			i.path, formatSize(n), formatSize(i.device.SizeBytes()), i.volume, roundUp(n)))
-	}
-	began := i.app.now()
-	i.progress = i.app.newProgress("import "+i.volume, src.SizeBytes(), i.flags.quiet)
-	sum := newDigest(i.flags.checksum)
-	i.stage.Store(stageFilled)
-	n, err := i.copy(ctx, src, sum)
-	if err == nil {
-		err = i.device.Flush(ctx)
-	}
-	i.progress.stop()
+	device, err := i.app.openVolume(ctx, i.volume, i.flags.connections)
 	if err != nil {
 		return i.incomplete(err)
 	}
-	view := transferView{Volume: i.volume, File: i.path, Bytes: n, DataBytes: i.sent.Load(), SHA256: sum.String()}
-	view.ZeroBytes = n - view.DataBytes
+	defer device.Close()
+	if n := src.SizeBytes(); n > device.SizeBytes() {
+		return storage.E("import", storage.KindInvalid, i.subject(), fmt.Errorf("%s has %s, the volume only %s; grow it with 'storagectl volume resize %s --size %d'",
+			i.path, formatSize(n), formatSize(device.SizeBytes()), i.volume, roundUp(n)))
+	}
+	began := i.app.now()
+	progress := i.app.newProgress("import "+i.volume, src.SizeBytes(), i.flags.quiet)
+	i.stage.Store(stageFilled)
+	job := transfer.Import{Device: device, Subject: i.subject(), Jobs: i.flags.jobs, Blank: i.create, Sum: transfer.NewDigest(i.flags.checksum),
+		Progress: progress.add}
+	n, sent, err := job.Copy(ctx, src)
+	if err == nil {
+		err = device.Flush(ctx)
+	}
+	progress.stop()
+	if err != nil {
+		return i.incomplete(err)
+	}
+	view := transferView{Volume: i.volume, File: i.path, Bytes: n, DataBytes: sent, ZeroBytes: n - sent, SHA256: job.Sum.String()}
 	view.took(i.app.now().Sub(began))
 	return i.app.showTransfer(i.app.out, view, "imported", i.flags.quiet)
 }
@@ -139,7 +139,7 @@ func (i *importer) makeVolume(ctx context.Context, sourceBytes int64) error {
 		return err
 	}
 	i.stage.Store(stageAsked)
-	_, err = client.CreateVolume(ctx, api.NewVolume{Name: i.volume, SizeBytes: bytes})
+	_, err = client.CreateVolume(ctx, api.NewVolume{Name: i.volume, SizeBytes: bytes, Overcommit: i.overcommit})
 	switch {
 	case errors.Is(err, storage.ErrExists):
 		return fmt.Errorf("%w; to fill that one, import without --create", err)
@@ -178,170 +178,4 @@ func (i *importer) incomplete(err error) error {
 	}
 	return storage.E("import into", kind, i.subject(),
 		fmt.Errorf("%w; %s", err, created))
-}
-
-// piece is work for a worker: data, or with no data n bytes to be zeroed.
-type piece struct {
-	off  int64
-	data []byte
-	n    int64
-}
-
-// copy reads the source in one goroutine and writes from --jobs others. Buffers go around: at most one a job, and one
-// that is being filled. It returns how many bytes the source had.
-//
-// The reader is not waited for when writing fails: it may hang in a read of standard input, which nothing can take back.
-// It ends with its next read, or with the process.
-func (i *importer) copy(ctx context.Context, src source, sum digest) (int64, error) {
-	g, ctx := errgroup.WithContext(ctx)
-	free := make(chan []byte, i.flags.jobs+1)
-	for range i.flags.jobs + 1 {
-		free <- make([]byte, pieceBytes)
-	}
-	work := make(chan piece)        // closed by the reader
-	read := make(chan readEnded, 1) // one value, by the reader
-	go func() {
-		defer close(work)
-		n, err := i.read(ctx, src, sum, free, work)
-		read <- readEnded{n, err}
-	}()
-	for range i.flags.jobs {
-		g.Go(func() error { return i.writeAll(ctx, work, free) })
-	}
-	var total int64
-	g.Go(func() error {
-		select {
-		case r := <-read:
-			total = r.bytes
-			return r.err
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	})
-	err := g.Wait()
-	return total, err
-}
-
-// readEnded is what the reader saw: how many bytes, and why it ended before their end.
-type readEnded struct {
-	bytes int64
-	err   error
-}
-
-// writeAll is a worker.
-func (i *importer) writeAll(ctx context.Context, work <-chan piece, free chan<- []byte) error {
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case p, ok := <-work:
-			if !ok {
-				return nil
-			}
-			if err := i.write(ctx, p); err != nil {
-				return err
-			}
-			if p.data != nil {
-				free <- p.data[:cap(p.data)]
-			}
-		}
-	}
-}
-
-// read cuts the source into pieces. Neighbouring zeroes are gathered into large ones.
-func (i *importer) read(ctx context.Context, src source, sum digest, free chan []byte, work chan<- piece) (int64, error) {
-	size := i.device.SizeBytes()
-	send := func(p piece) error {
-		select {
-		case work <- p:
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	var off int64
-	var zero piece // gathered, not sent yet
-	for {
-		var buf []byte
-		select {
-		case buf = <-free:
-		case <-ctx.Done():
-			return off, ctx.Err()
-		}
-		n, hole, err := src.Next(buf[:pieceBytes-off%pieceBytes])
-		if errors.Is(err, io.EOF) {
-			return off, i.sendZeroes(zero, send)
-		}
-		if err != nil {
-			return off, err
-		}
-		if n > size-off {
-			return off, storage.E("import", storage.KindInvalid, i.subject(),
-				fmt.Errorf("the input has more than the volume's %d bytes; the volume is filled with its beginning", size))
-		}
-		if data := buf[:min(n, int64(len(buf)))]; hole || isZero(data) {
-			sum.zeroes(n)
-			if zero.n == 0 {
-				zero.off = off
-			}
-			zero.n += n
-			free <- buf
-		} else {
-			sum.data(data)
-			if err := i.sendZeroes(zero, send); err != nil {
-				return off, err
-			}
-			zero = piece{}
-			if err := send(piece{off: off, data: data}); err != nil {
-				return off, err
-			}
-		}
-		off += n
-		if zero.n >= zeroPieceBytes {
-			if err := i.sendZeroes(zero, send); err != nil {
-				return off, err
-			}
-			zero = piece{}
-		}
-	}
-}
-
-// sendZeroes hands gathered zeroes on, in pieces; a volume that was just made holds nothing else.
-func (i *importer) sendZeroes(zero piece, send func(piece) error) error {
-	if i.create {
-		i.progress.add(zero.n)
-		return nil
-	}
-	for zero.n > 0 {
-		n := min(zero.n, zeroPieceBytes)
-		if err := send(piece{off: zero.off, n: n}); err != nil {
-			return err
-		}
-		zero.off, zero.n = zero.off+n, zero.n-n
-	}
-	return nil
-}
-
-// write carries a piece out.
-func (i *importer) write(ctx context.Context, p piece) error {
-	if p.data == nil {
-		err := i.device.WriteZeroes(ctx, p.off, p.n)
-		i.progress.add(p.n)
-		return err
-	}
-	return splitZeroes(p.data, p.off, func(data []byte, off int64, zero bool) error {
-		n := int64(len(data))
-		defer i.progress.add(n)
-		switch {
-		case zero && i.create:
-			return nil
-		case zero:
-			return i.device.WriteZeroes(ctx, off, n)
-		}
-		if err := i.device.WriteAt(ctx, data, off); err != nil {
-			return err
-		}
-		i.sent.Add(n)
-		return nil
-	})
 }

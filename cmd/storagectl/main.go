@@ -18,9 +18,6 @@ import (
 
 //go:generate go run . docs markdown ../../docs/storagectl.md
 
-// version is set by the linker.
-var version = "unknown"
-
 func main() {
 	os.Exit(runSignals())
 }

@@ -30,7 +30,7 @@ volume's; one that is shared by hosts or nodes gives each of them as much.`,
 		ValidArgsFunction: a.completeVolumes(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			change := limits.change()
-			if change == (api.VolumeChange{}) {
+			if change == (storage.LimitsChange{}) {
 				return storage.E("modify", storage.KindInvalid, "volume "+args[0],
 					errors.New("nothing to change; give --max-iops, --max-bandwidth or both, for example --max-bandwidth 100MiB"))
 			}
@@ -38,7 +38,7 @@ volume's; one that is shared by hosts or nodes gives each of them as much.`,
 			if err != nil {
 				return err
 			}
-			v, err := client.ModifyVolume(c.Context(), args[0], 0, change)
+			v, err := client.ModifyVolume(c.Context(), args[0], 0, api.VolumeChange{Limits: change})
 			if err != nil {
 				return err
 			}
@@ -64,14 +64,6 @@ func limitsText(l storage.VolumeLimits) string {
 	return "at most " + strings.Join(parts, ", ")
 }
 
-// limitCell is a limit in a table.
-func limitCell(limit int64, text string) string {
-	if limit == 0 {
-		return "-"
-	}
-	return text
-}
-
 // limitFlags are the flags for a volume's limits.
 type limitFlags struct{ iops, bandwidth limitFlag }
 
@@ -92,14 +84,13 @@ func (f *limitFlags) register(c *cobra.Command) {
 	}}
 	c.Flags().Var(&f.iops, "max-iops", "`NUMBER` of requests a second; none = no limit")
 	c.Flags().Var(&f.bandwidth, "max-bandwidth", "`SIZE` that may be read and written a second, 100MiB for example; none = no limit")
-	for _, name := range []string{"max-iops", "max-bandwidth"} {
-		_ = c.RegisterFlagCompletionFunc(name, cobra.FixedCompletions([]string{"none"}, cobra.ShellCompDirectiveNoFileComp)) // there is such a flag
-	}
+	complete(c, "max-iops", "none")
+	complete(c, "max-bandwidth", "none")
 }
 
 // change returns what the flags that were given say.
-func (f *limitFlags) change() api.VolumeChange {
-	return api.VolumeChange{MaxIOPS: f.iops.value, MaxBytesPerSecond: f.bandwidth.value}
+func (f *limitFlags) change() storage.LimitsChange {
+	return storage.LimitsChange{MaxIOPS: f.iops.value, MaxBytesPerSecond: f.bandwidth.value}
 }
 
 // limitFlag is a flag for one limit; value is nil unless it is given.

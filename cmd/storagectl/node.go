@@ -40,42 +40,18 @@ func newNodeList(a *app) *cobra.Command {
 }
 
 func (a *app) writeNodes(w io.Writer, list []api.Node, wide bool) {
-	head := []string{"ID", "NAME", "ZONE", "STATE", "REPLICAS", "LEADERS", "CAPACITY", "USED", "FREE", "SEEN"}
-	if wide {
-		head = append(head, "VERSION", "PEER", "API", "NBD", "HTTP")
-	}
-	t := newTable(head...)
+	t := newTable("ID", "NAME", "ZONE", "STATE", "REPLICAS", "LEADERS", "CAPACITY", "USED", "FREE", "SEEN").more(wide, "VERSION", "PEER", "API", "NBD", "HTTP")
 	for _, n := range list {
-		row := []string{n.ID.String(), n.Name, orDash(n.Zone), string(n.State), fmt.Sprint(n.Replicas), fmt.Sprint(n.Leaders),
-			formatSize(n.CapacityBytes()), sizeIf(n.SpaceKnown(), n.UsedBytes()), sizeIf(n.SpaceKnown(), n.FreeBytes()), a.seen(n)}
-		if wide {
-			row = append(row, orDash(n.Version), orDash(n.Addresses.Peer), orDash(n.Addresses.API), orDash(n.Addresses.NBD),
-				orDash(n.Addresses.HTTP))
-		}
-		t.row(row...)
+		t.row(n.ID.String(), n.Name, orDash(n.Zone), string(n.State), dashUnless(n.Heard(), fmt.Sprint(n.Replicas)), dashUnless(n.Heard(), fmt.Sprint(n.Leaders)),
+			formatSize(n.CapacityBytes()), dashUnless(n.SpaceKnown(), formatSize(n.UsedBytes())), dashUnless(n.SpaceKnown(), formatSize(n.FreeBytes())), a.seen(n),
+			orDash(n.Version), orDash(n.Addrs.Peer), orDash(n.Addrs.API), orDash(n.Addrs.NBD), orDash(n.Addrs.HTTP))
 	}
 	t.write(w, "no nodes")
 }
 
-// sizeIf is a size, or a dash where it is not known.
-func sizeIf(known bool, bytes int64) string {
-	if !known {
-		return "-"
-	}
-	return formatSize(bytes)
-}
-
-// usedIf is a size and its part of the whole, or a dash where it is not known.
-func usedIf(known bool, bytes, of int64) string {
-	if !known {
-		return "-"
-	}
-	return fmt.Sprintf("%s (%s)", formatSize(bytes), percent(bytes, of))
-}
-
 // seen is when the node was last heard of, as far as it is known.
 func (a *app) seen(n api.Node) string {
-	if n.State == api.NodeUnknown && n.SeenAt.IsZero() {
+	if n.State == storage.NodeUnknown && n.SeenAt.IsZero() {
 		return "-"
 	}
 	return a.ago(n.SeenAt)
@@ -94,8 +70,10 @@ func (a *app) ago(t time.Time) string {
 
 func newNodeShow(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use:               "show NAME|ID",
-		Short:             "Show a node and its stores",
+		Use:   "show NAME|ID",
+		Short: "Show a node and its stores",
+		Long: `Shows a node, and the room in each of its stores. A number may be the name of one node and the id of another;
+"name:2" and "id:2" say which is meant.`,
 		Args:              takes("NAME|ID"),
 		ValidArgsFunction: a.completeNodes(),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -125,6 +103,8 @@ says which node to start first.
 
 A machine whose disk was replaced joins as a new node: "storaged serve --data-dir EMPTY --join HOST". It may take the
 removed node's name. Start it before or after the removal; before, it needs another name.
+
+A number may be the name of one node and the id of another; "name:2" and "id:2" say which is meant.
 
 On a terminal it asks first; elsewhere it needs --yes.`,
 		Example:           "  storagectl node remove server-c\n  storagectl node remove 3 --yes",
@@ -162,23 +142,23 @@ func (a *app) removeNode(ctx context.Context, name string, yes bool) error {
 		return err
 	}
 	if !a.forProgram() {
-		fmt.Fprintf(a.out, "node %s removed; its replicas are made anew on other nodes\n", n.Name)
+		fmt.Fprintf(a.out, "node %s (id %s) removed; its replicas are made anew on other nodes\n", n.Name, n.ID)
 	}
 	return nil
 }
 
 func (a *app) writeNode(w io.Writer, n api.Node) {
 	facts(w, "Name", n.Name, "ID", n.ID.String(), "Zone", n.Zone, "State", string(n.State), "Seen", a.seen(n),
-		"Version", n.Version, "Peers", n.Addresses.Peer, "API", n.Addresses.API, "NBD", n.Addresses.NBD, "HTTP", n.Addresses.HTTP,
-		"Replicas", fmt.Sprintf("%d, of which %d lead", n.Replicas, n.Leaders),
+		"Version", orDash(n.Version), "Peers", n.Addrs.Peer, "API", n.Addrs.API, "NBD", n.Addrs.NBD, "HTTP", n.Addrs.HTTP,
+		"Replicas", dashUnless(n.Heard(), fmt.Sprintf("%d, of which %d lead", n.Replicas, n.Leaders)),
 		"Capacity", formatSize(n.CapacityBytes()),
-		"Used", usedIf(n.SpaceKnown(), n.UsedBytes(), n.CapacityBytes()),
-		"Free", sizeIf(n.SpaceKnown(), n.FreeBytes()))
+		"Used", dashUnless(n.SpaceKnown(), fmt.Sprintf("%s (%s)", formatSize(n.UsedBytes()), percent(n.UsedBytes(), n.CapacityBytes()))),
+		"Free", dashUnless(n.SpaceKnown(), formatSize(n.FreeBytes())))
 	fmt.Fprintln(w)
 	t := newTable("STORE", "STATE", "CAPACITY", "USED", "FREE")
 	for _, s := range n.Stores {
 		known := s.State != api.StoreUnknown
-		t.row(s.ID.String(), string(s.State), formatSize(s.CapacityBytes), sizeIf(known, s.UsedBytes), sizeIf(known, s.FreeBytes))
+		t.row(s.ID.String(), string(s.State), formatSize(s.CapacityBytes), dashUnless(known, formatSize(s.UsedBytes)), dashUnless(known, formatSize(s.FreeBytes)))
 	}
 	t.write(w, "The node has no stores.")
 }

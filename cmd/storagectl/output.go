@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/transfer"
 )
 
 // Forms of output.
@@ -53,10 +55,24 @@ func (a *app) show(value any, people func(w io.Writer, wide bool)) error {
 			return storage.E("write output", storage.KindInternal, "", err)
 		}
 	}
-	if _, err := a.out.Write(out); err != nil {
-		return storage.E("write output", storage.KindIO, "", err)
+	_, err := a.out.Write(out)
+	return transfer.LocalError("write", transfer.Output, err)
+}
+
+// keptError is the standard output, which remembers the first error: most of what is printed for people is printed by
+// functions that return none, and whoever looks at the exit code is to learn that it was lost.
+type keptError struct {
+	io.Writer
+	err error
+}
+
+// Write implements io.Writer.
+func (k *keptError) Write(p []byte) (int, error) {
+	n, err := k.Writer.Write(p)
+	if k.err == nil {
+		k.err = err
 	}
-	return nil
+	return n, err
 }
 
 // toYAML rewrites JSON, which is YAML in another style, keeping the order of fields.
@@ -95,7 +111,15 @@ type table struct {
 
 func newTable(head ...string) *table { return &table{head: head} }
 
-func (t *table) row(cells ...string) { t.rows = append(t.rows, cells) }
+// more adds columns to the head if they are wanted. Rows are given with their cells in any case, which are left out without.
+func (t *table) more(wanted bool, head ...string) *table {
+	if wanted {
+		t.head = append(t.head, head...)
+	}
+	return t
+}
+
+func (t *table) row(cells ...string) { t.rows = append(t.rows, cells[:min(len(cells), len(t.head))]) }
 
 // write prints the table, or instead of an empty one the sentence none.
 func (t *table) write(w io.Writer, none string) {
@@ -136,8 +160,11 @@ func facts(w io.Writer, pairs ...string) {
 }
 
 // orDash stands in for what is empty, so that columns keep their places.
-func orDash(s string) string {
-	if s == "" {
+func orDash(s string) string { return cmp.Or(s, "-") }
+
+// dashUnless stands in for what is not known, or not there.
+func dashUnless(ok bool, s string) string {
+	if !ok {
 		return "-"
 	}
 	return s

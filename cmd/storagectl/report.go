@@ -10,14 +10,8 @@ import (
 	"time"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/transfer"
 )
-
-// asExitStatus finds an exitStatus in err.
-func asExitStatus(err error) (exitStatus, bool) {
-	var e exitStatus
-	ok := errors.As(err, &e)
-	return e, ok
-}
 
 // errorView is an error for programs.
 type errorView struct {
@@ -33,7 +27,7 @@ type errorView struct {
 
 // report says on the error stream what went wrong and what to do next.
 func (a *app) report(ctx context.Context, err error) {
-	if _, ok := asExitStatus(err); ok {
+	if _, ok := errors.AsType[exitStatus](err); ok {
 		return
 	}
 	hint := ""
@@ -74,8 +68,8 @@ func (a *app) hint(ctx context.Context, err error) string {
 			return "choose another name, or look at that volume with 'storagectl volume show " + name + "'"
 		}
 	case storage.KindConflict:
-		if object == "volume" {
-			return "disconnect its clients first; 'storagectl volume show " + name + "' says who they are"
+		if object == "volume" && e.Op == "delete" { // what else a volume's state forbids is no matter of who has it, or says who
+			return "'storagectl volume show " + name + "' says who has it"
 		}
 	case storage.KindInvalid:
 		if object == "volume" && strings.Contains(e.Error(), "shrink") {
@@ -90,8 +84,8 @@ func (a *app) hint(ctx context.Context, err error) string {
 				strings.Join(a.settings.Endpoints, ", "), a.settings.from)
 		}
 	case storage.KindNoSpace:
-		if full, ok := errors.AsType[localFull](err); ok {
-			return full.hint()
+		if full, ok := errors.AsType[transfer.LocalFull](err); ok {
+			return full.Hint()
 		}
 		return "delete volumes, discard what their file systems do not use (fstrim), or add stores; 'storagectl node list' shows the room"
 	case storage.KindCorrupt:

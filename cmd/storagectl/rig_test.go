@@ -16,6 +16,7 @@ import (
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api"
 	"github.com/storaged/storaged/api/apitest"
+	"github.com/storaged/storaged/internal/transfer"
 	"github.com/storaged/storaged/nbd"
 	"github.com/storaged/storaged/nbd/nbdtest"
 )
@@ -78,8 +79,8 @@ func (r *rig) app(stdout, stderr io.Writer) *app {
 	return a
 }
 
-// open is openNBD over a server of its own: every device is one connection's worth of a server, ended with the test.
-func (r *rig) open(ctx context.Context, t target) (device, error) {
+// open is transfer.Dial over a server of its own: every device is one connection's worth of a server, ended with the test.
+func (r *rig) open(ctx context.Context, t transfer.Target) (transfer.Device, error) {
 	server, err := nbd.NewServer(nbd.Config{Backend: r.volumes, DrainTimeout: 50 * time.Millisecond})
 	if err != nil {
 		return nil, err
@@ -99,8 +100,8 @@ func (r *rig) open(ctx context.Context, t target) (device, error) {
 		cancel()
 		running.Wait()
 	})
-	t.address = listener.Addr().String()
-	return openNBD(ctx, t)
+	t.Address = listener.Addr().String()
+	return transfer.Dial(ctx, t)
 }
 
 // lazyBackend exports a volume in memory for each volume of the cluster.
@@ -189,9 +190,9 @@ func (r *rig) scene(name string) {
 	r.cluster.Edit(func(nodes *[]api.Node, groups *[]api.Group, status *api.Status) {
 		switch name {
 		case "growing": // node c has just joined
-			(*groups)[0].Replicas[2].Role = api.RolePulling
+			(*groups)[0].Replicas[2].Role = storage.RolePulling
 			(*groups)[0].Replicas[2].Progress = &api.Progress{DoneBytes: 3 << 30, TotalBytes: 12 << 30, StartedAt: now.Add(-30 * time.Second)}
-			(*groups)[1].Replicas[2].Role = api.RoleLearner
+			(*groups)[1].Replicas[2].Role = storage.RoleLearner
 			(*groups)[1].Replicas[2].LagEntries = 420
 			status.Health, status.GroupsFull = api.HealthDegraded, 0
 			status.Reasons = []api.Reason{{Severity: api.HealthDegraded, Subject: "2 groups", Text: "have 2 replicas of 3 that are wanted"}}
@@ -200,7 +201,7 @@ func (r *rig) scene(name string) {
 				{Kind: api.TaskGrow, Group: 2, Node: 3, NodeName: "c", Step: "catching up"},
 			}
 		case "down": // node a is gone, group 1 has not elected yet
-			(*nodes)[0].State, (*nodes)[0].SeenAt = api.NodeDown, now.Add(-200*time.Second)
+			(*nodes)[0].State, (*nodes)[0].SeenAt = storage.NodeDown, now.Add(-200*time.Second)
 			(*nodes)[2].Stores[0].State = api.StoreFailed
 			(*groups)[0].Leader, (*groups)[0].LeaderName, (*groups)[0].Replicas[0].Online = 0, "", false
 			(*groups)[1].Replicas[0].Online, (*groups)[1].Replicas[0].LagEntries = false, 17
@@ -211,12 +212,21 @@ func (r *rig) scene(name string) {
 				{Severity: api.HealthDegraded, Subject: "node a", Text: "down for 3m20s",
 					NextStep: "start it again, or remove it so that its replicas are made anew"},
 			}
+		case "numbers": // node c is called 1, and down
+			(*nodes)[2].Name, (*nodes)[2].State = "1", storage.NodeDown
+		case "starting": // the second group has not had a leader yet
+			*groups = (*groups)[:1]
+			status.Health, status.GroupsTotal, status.GroupsFull = api.HealthStarting, 2, 0
+			status.Reasons = []api.Reason{{Severity: api.HealthStarting, Subject: "cluster",
+				Text: "it is being made: 1 of 2 groups have had their first leader", NextStep: "wait a moment"}}
 		case "damaged": // the log of node c lost a record of group 1
 			(*groups)[0].Replicas[2].Online = false
 			(*groups)[0].Replicas[2].Reason = "its log is damaged at segment 3, byte 81920: the checksum of a record does not match"
 			status.Health, status.GroupsFull = api.HealthDegraded, 1
 			status.Reasons = []api.Reason{{Severity: api.HealthDegraded, Subject: "node c",
-				Text: "the log of its disk is damaged: its replicas of groups 1 keep out", NextStep: "nothing while a majority of each group is up"}}
+				Text: "the log of its disk is damaged: its replicas of groups 1 are out of service", NextStep: "nothing while a majority of each group is up"}}
+		case "known": // what the stores hold with all copies
+			status.UsableBytes = 100 << 30
 		case "empty":
 			*nodes, *groups = nil, nil
 		default:

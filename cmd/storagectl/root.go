@@ -53,13 +53,13 @@ func newRoot(a *app) *cobra.Command {
 		a.failed = c
 		return usageError(c, err)
 	})
-	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(
-		[]string{formTable, formWide, formJSON, formYAML}, cobra.ShellCompDirectiveNoFileComp))
+	complete(root, "output", formTable, formWide, formJSON, formYAML)
 	_ = root.RegisterFlagCompletionFunc("endpoint", cobra.NoFileCompletions)
 	root.AddCommand(newVolume(a), newAttach(a), newDetach(a), newAttachments(a), newNode(a), newGroup(a), newStatus(a), newBench(a), newVersion(a), newDocs(a))
 	root.AddCommand(newTopics()...)
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()
+	refuseUnknownWords(root)
 	a.prepare(root)
 	return root
 }
@@ -107,6 +107,28 @@ func newNoun(use, short string, verbs ...*cobra.Command) *cobra.Command {
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() }}
 	noun.AddCommand(verbs...)
 	return noun
+}
+
+// refuseUnknownWords has the library's own commands refuse what they do not know: they would show other help, and succeed.
+func refuseUnknownWords(root *cobra.Command) {
+	for _, c := range root.Commands() {
+		switch c.Name() {
+		case "help":
+			c.Args = func(c *cobra.Command, args []string) error {
+				found, left, err := c.Root().Find(args)
+				if err == nil && len(left) > 0 && found.HasSubCommands() {
+					return noSuchCommand(found, left)
+				}
+				if err != nil {
+					return noSuchCommand(c.Root(), args)
+				}
+				return nil
+			}
+		case "completion":
+			c.Args = noSuchCommand
+			c.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
+		}
+	}
 }
 
 // noSuchCommand refuses words below a command that only holds others, and suggests what they may have meant.

@@ -23,8 +23,9 @@ func newStatus(a *app) *cobra.Command {
 replicas on their way into their groups.
 
 --watch shows it again and again until Ctrl-C; a cluster that does not answer for a moment does not end it. With -o json
-each answer is an object of its own. --check makes the exit code tell: 0 ok, 20 degraded, 21 critical.`,
-		Example: "  storagectl status\n  storagectl status --watch\n  storagectl status --check >/dev/null || page-somebody",
+each answer is an object of its own. --check makes the exit code tell: 0 ok, 20 degraded, 21 critical, 22 starting. A
+cluster is starting while it is made, until each of its groups has had a leader; it holds nothing then that could be lost.`,
+		Example: "  storagectl status\n  storagectl status --watch\n  storagectl status --check >/dev/null || page-somebody\n  until storagectl status --check >/dev/null; do sleep 1; done",
 		Args:    takes(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if watch {
@@ -39,6 +40,8 @@ each answer is an object of its own. --check makes the exit code tell: 0 ok, 20 
 				return nil
 			case api.HealthDegraded:
 				return exitStatus(exitDegraded)
+			case api.HealthStarting:
+				return exitStatus(exitStarting)
 			default:
 				return exitStatus(exitCritical)
 			}
@@ -46,7 +49,7 @@ each answer is an object of its own. --check makes the exit code tell: 0 ok, 20 
 	}
 	c.Flags().BoolVarP(&watch, "watch", "w", false, "show it again and again")
 	c.Flags().DurationVar(&every, "every", time.Second, "how often --watch asks")
-	c.Flags().BoolVar(&check, "check", false, "exit with 20 when degraded, 21 when critical")
+	c.Flags().BoolVar(&check, "check", false, "exit with 20 when degraded, 21 when critical, 22 when starting")
 	return c
 }
 
@@ -71,7 +74,7 @@ func (a *app) watchStatus(ctx context.Context, every time.Duration) error {
 	defer tick.Stop()
 	for {
 		if !a.forProgram() {
-			if isTerminal(a.out) {
+			if a.outTerminal {
 				fmt.Fprint(a.out, "\x1b[H\x1b[2J") // home, and clear the screen
 			}
 			fmt.Fprintf(a.out, "%s\n", a.now().UTC().Format(time.RFC3339))
@@ -79,7 +82,7 @@ func (a *app) watchStatus(ctx context.Context, every time.Duration) error {
 		if _, err := a.showStatus(ctx); err != nil && ctx.Err() == nil {
 			a.report(ctx, err)
 		}
-		if !a.forProgram() && !isTerminal(a.out) {
+		if !a.forProgram() && !a.outTerminal {
 			fmt.Fprintln(a.out)
 		}
 		select {
@@ -89,6 +92,10 @@ func (a *app) watchStatus(ctx context.Context, every time.Duration) error {
 		}
 	}
 }
+
+// catalogRead reports whether the node that answers has a copy of the catalog. One that was started and has heard no leader
+// since has none.
+func catalogRead(s api.Status) bool { return s.Age >= 0 || s.NodesTotal > 0 }
 
 func (a *app) writeStatus(w io.Writer, s api.Status) {
 	lead := "nobody leads"
@@ -100,13 +107,22 @@ func (a *app) writeStatus(w io.Writer, s api.Status) {
 		groups += fmt.Sprintf(", %d without a leader", s.GroupsWithoutLeader)
 	}
 	nodes, volumes := fmt.Sprintf("%d of %d up", s.NodesUp, s.NodesTotal), fmt.Sprintf("%d, %s in all", s.Volumes, formatSize(s.ProvisionedBytes))
+	if s.UsableBytes > 0 {
+		volumes += fmt.Sprintf(", %s of the %s that the stores hold with all copies", percent(s.ProvisionedBytes, s.UsableBytes), formatSize(s.UsableBytes))
+	}
 	stores := fmt.Sprintf("%s used of %s (%s), %s free", formatSize(s.UsedBytes), formatSize(s.CapacityBytes),
 		percent(s.UsedBytes, s.CapacityBytes), formatSize(s.FreeBytes))
+	switch {
+	case !s.StoresHeard():
+		stores = formatSize(s.CapacityBytes) + ", use and free space are not known"
+	case s.StoresUnknown > 0:
+		stores += fmt.Sprintf(", without %s whose use is not known", plural(s.StoresUnknown, "store", "stores"))
+	}
 	age := shortDuration(s.Age) + " old"
 	if s.Age < 0 {
 		age = "which has heard no leader of the catalog since it was started"
 	}
-	if s.Age < 0 && s.NodesTotal == 0 { // it has not read the catalog: there may be plenty of all this
+	if !catalogRead(s) { // there may be plenty of all this
 		nodes, groups, volumes, stores = "not known", "not known", "not known", "not known"
 	}
 	facts(w, "Cluster", s.ClusterID.String(), "Health", string(s.Health), "Nodes", nodes, "Groups", groups, "Catalog", lead,

@@ -108,8 +108,8 @@ func (s *transcript) directive(words []string) {
 	case "scene": // the cluster shows something else
 		s.scene(words[1])
 	case "attach": // VOLUME HOLDER: a host attaches
-		_, err := s.cluster.Attach(context.Background(), api.NewAttachment{Volume: api.VolumeRef{Name: words[1]},
-			Holder: api.Holder{ID: words[2], Kind: api.HolderHost, Host: "host-of-" + words[2]}})
+		_, err := s.cluster.Attach(context.Background(), api.NewAttachment{Volume: storage.VolumeRef{Name: words[1]},
+			Holder: storage.Holder{ID: words[2], Kind: storage.HolderHost, Host: "host-of-" + words[2]}})
 		if err != nil {
 			s.t.Fatal(err)
 		}

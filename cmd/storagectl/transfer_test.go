@@ -20,6 +20,7 @@ import (
 	"time"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/transfer"
 	"github.com/storaged/storaged/nbd/nbdtest"
 )
 
@@ -39,6 +40,9 @@ func contents(v *nbdtest.Volume) []byte {
 	v.Contents(p, 0)
 	return p
 }
+
+// isZero says whether p holds zeroes only.
+func isZero(p []byte) bool { return len(bytes.TrimLeft(p, "\x00")) == 0 }
 
 // record keeps what a volume was asked to do.
 type record struct {
@@ -255,12 +259,7 @@ func TestExport(t *testing.T) {
 	if n := seen.bytes("read"); n != got.DataBytes || n > 2<<20 {
 		t.Errorf("%d bytes were read for %d of data", n, got.DataBytes)
 	}
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if n := dataBytes(t, f, size); n > 1<<20 {
+	if n := dataBytes(t, path); n > 1<<20 {
 		t.Errorf("the file holds %d bytes of data, want the zeroes to be holes", n)
 	}
 	if entries, err := os.ReadDir(filepath.Dir(path)); err != nil || len(entries) != 1 {
@@ -274,18 +273,25 @@ func TestExport(t *testing.T) {
 	}
 }
 
-// dataBytes is how much of a file is no hole; where the file system does not tell, 0.
-func dataBytes(t *testing.T, f *os.File, size int64) (total int64) {
+// dataBytes is how much of a file is no hole, as an import of it sees that.
+func dataBytes(t *testing.T, path string) (total int64) {
 	t.Helper()
-	for off := int64(0); off < size; {
-		data, until, ok := dataAt(f, off, size)
-		if !ok {
-			t.Log("this file system does not tell holes")
-			return 0
-		}
-		total, off = total+until-data, until
+	src, err := transfer.OpenSource(path, nil)
+	if err != nil {
+		t.Fatal(err)
 	}
-	return total
+	defer src.Close()
+	for buf := make([]byte, 1<<20); ; {
+		n, hole, err := src.Next(buf)
+		if errors.Is(err, io.EOF) {
+			return total
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		if !hole {
+			total += n
+		}
+	}
 }
 
 // A transfer that fails says so with the kind of the failure, leaves no file, and says what the volume holds now.
@@ -491,60 +497,5 @@ func TestJobsAreBounded(t *testing.T) {
 	r.must("volume", "export", "web", filepath.Join(t.TempDir(), "out"), "--jobs", "4")
 	if n := most.Load(); n != 4 {
 		t.Errorf("export had %d requests in flight, want 4", n)
-	}
-}
-
-func TestSplitZeroes(t *testing.T) {
-	type stretch struct {
-		off, n int64
-		zero   bool
-	}
-	p := noise(1, 5*4096)
-	clear(p[4096 : 3*4096])
-	for _, c := range []struct {
-		p    []byte
-		off  int64
-		want []stretch
-	}{
-		{nil, 0, nil},
-		{p, 0, []stretch{{0, 4096, false}, {4096, 8192, true}, {12288, 8192, false}}},
-		{p[:4097], 8192, []stretch{{8192, 4096, false}, {12288, 1, true}}},
-		{p[4000:5000], 4000, []stretch{{4000, 96, false}, {4096, 904, true}}},
-		{make([]byte, 10000), 123, []stretch{{123, 10000, true}}},
-	} {
-		var got []stretch
-		if err := splitZeroes(c.p, c.off, func(p []byte, off int64, zero bool) error {
-			got = append(got, stretch{off, int64(len(p)), zero})
-			return nil
-		}); err != nil {
-			t.Fatal(err)
-		}
-		if fmt.Sprint(got) != fmt.Sprint(c.want) {
-			t.Errorf("%d bytes at %d: %v, want %v", len(c.p), c.off, got, c.want)
-		}
-	}
-	if err := splitZeroes(p, 0, func([]byte, int64, bool) error { return io.ErrShortWrite }); !errors.Is(err, io.ErrShortWrite) {
-		t.Errorf("an error is %v", err)
-	}
-}
-
-// A block device's old bytes do not show through: zeroes are written, too.
-func TestDeviceSinkWritesZeroes(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "device")
-	if err := os.WriteFile(path, noise(1, 3<<20), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &deviceSink{f: f}
-	data := noise(2, 4096)
-	if err := errors.Join(s.Zeroes(0, 2<<20), s.Data(data, 2<<20), s.Zeroes(2<<20+4096, 1<<20-4096), s.Commit(3<<20)); err != nil {
-		t.Fatal(err)
-	}
-	have, err := os.ReadFile(path)
-	if err != nil || !isZero(have[:2<<20]) || !bytes.Equal(have[2<<20:2<<20+4096], data) || !isZero(have[2<<20+4096:]) {
-		t.Errorf("old bytes show through (%v)", err)
 	}
 }

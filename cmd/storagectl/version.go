@@ -8,6 +8,7 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api"
+	"github.com/storaged/storaged/internal/version"
 )
 
 func newVersion(a *app) *cobra.Command {
@@ -19,12 +20,11 @@ func newVersion(a *app) *cobra.Command {
 the version of this program was shown; --client does not ask.`,
 		Args: takes(),
 		RunE: func(c *cobra.Command, _ []string) error {
-			own := api.BuildVersion(version)
-			v := versionView{Client: programView(own)}
+			v := versionView{Client: api.BuildVersion(version.Version)}
 			var failure error
 			if !clientOnly {
 				if node, err := a.nodeVersion(c); err == nil {
-					v.Node = (*programView)(&node)
+					v.Node = &node
 				} else {
 					failure = err
 				}
@@ -57,7 +57,7 @@ func (a *app) nodeVersion(c *cobra.Command) (api.Version, error) {
 	return v, err
 }
 
-func describeProgram(p programView) string {
+func describeProgram(p api.Version) string {
 	text := orDash(p.Version)
 	if p.Commit != "" {
 		text += " (" + p.Commit[:min(12, len(p.Commit))] + ")"

@@ -1,13 +1,14 @@
 package main
 
 import (
+	"maps"
 	"time"
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api"
 )
 
-// The structs of this file are what -o json and -o yaml print. Scripts depend on the names: fields are added, never
+// The structs of this file, and those of api in them, are what -o json and -o yaml print. Scripts depend on the names: fields are added, never
 // renamed or removed (testdata/schema.txt holds them). Sizes are bytes, times are RFC 3339 in UTC, lists are never null,
 // and what is not known is left out.
 
@@ -21,12 +22,13 @@ type volumeView struct {
 	Generation     uint64   `json:"generation"`
 	Groups         []uint32 `json:"groups"`
 	// 0: no limit.
-	MaxIOPS           int64            `json:"max_iops"`
-	MaxBytesPerSecond int64            `json:"max_bytes_per_second"`
-	CreatedAt         *time.Time       `json:"created_at,omitempty"`
-	Sessions          []sessionView    `json:"sessions"`
-	Connections       []connectionView `json:"connections"`
-	Attachments       []holderView     `json:"attachments"`
+	MaxIOPS           int64             `json:"max_iops"`
+	MaxBytesPerSecond int64             `json:"max_bytes_per_second"`
+	Labels            map[string]string `json:"labels"`
+	CreatedAt         *time.Time        `json:"created_at,omitempty"`
+	Sessions          []api.Session     `json:"sessions"`
+	Connections       []api.Connection  `json:"connections"`
+	Attachments       []holderView      `json:"attachments"`
 }
 
 type holderView struct {
@@ -48,38 +50,15 @@ func viewHolder(a api.Attachment) holderView {
 		Since: viewTime(a.Since), Silent: a.Silent}
 }
 
-type sessionView struct {
-	ID         uint64     `json:"id"`
-	Node       uint32     `json:"node"`
-	NodeName   string     `json:"node_name"`
-	Generation uint64     `json:"generation"`
-	ReadOnly   bool       `json:"read_only"`
-	OpenedAt   *time.Time `json:"opened_at,omitempty"`
-}
-
-type connectionView struct {
-	Node     uint32     `json:"node"`
-	NodeName string     `json:"node_name"`
-	Client   string     `json:"client"`
-	ReadOnly bool       `json:"read_only"`
-	OpenedAt *time.Time `json:"opened_at,omitempty"`
-}
-
 func viewVolume(v api.Volume) volumeView {
 	out := volumeView{
 		ID: uint64(v.ID), Name: v.Name, SizeBytes: v.SizeBytes, State: string(v.State), Epoch: uint64(v.Epoch),
 		Generation: uint64(v.Generation), CreatedAt: viewTime(v.CreatedAt),
-		MaxIOPS: v.Limits.MaxIOPS, MaxBytesPerSecond: v.Limits.MaxBytesPerSecond,
-		Groups: views(v.Groups, func(g storage.GroupID) uint32 { return uint32(g) }),
-		Sessions: views(v.Sessions, func(s api.Session) sessionView {
-			return sessionView{ID: uint64(s.ID), Node: uint32(s.Node), NodeName: s.NodeName, Generation: uint64(s.Generation),
-				ReadOnly: s.ReadOnly, OpenedAt: viewTime(s.OpenedAt)}
-		}),
-		Connections: views(v.Connections, func(c api.Connection) connectionView {
-			return connectionView{Node: uint32(c.Node), NodeName: c.NodeName, Client: c.Client, ReadOnly: c.ReadOnly,
-				OpenedAt: viewTime(c.OpenedAt)}
-		}),
+		Labels: map[string]string{}, MaxIOPS: v.Limits.MaxIOPS, MaxBytesPerSecond: v.Limits.MaxBytesPerSecond,
+		Groups:   views(v.Groups, func(g storage.GroupID) uint32 { return uint32(g) }),
+		Sessions: append([]api.Session{}, v.Sessions...), Connections: append([]api.Connection{}, v.Connections...),
 	}
+	maps.Copy(out.Labels, v.Labels)
 	out.Attachments = views(v.Attachments, viewHolder)
 	if v.AllocatedBytes >= 0 {
 		out.AllocatedBytes = &v.AllocatedBytes
@@ -92,13 +71,13 @@ type nodeView struct {
 	Name          string      `json:"name"`
 	Zone          string      `json:"zone"`
 	State         string      `json:"state"`
-	Version       string      `json:"version"`
+	Version       *string     `json:"version,omitempty"`
 	Addresses     addresses   `json:"addresses"`
-	Replicas      int         `json:"replicas"`
-	Leaders       int         `json:"leaders"`
+	Replicas      *int        `json:"replicas,omitempty"`
+	Leaders       *int        `json:"leaders,omitempty"`
 	CapacityBytes int64       `json:"capacity_bytes"`
-	UsedBytes     int64       `json:"used_bytes"`
-	FreeBytes     int64       `json:"free_bytes"`
+	UsedBytes     *int64      `json:"used_bytes,omitempty"`
+	FreeBytes     *int64      `json:"free_bytes,omitempty"`
 	Stores        []storeView `json:"stores"`
 	SeenAt        *time.Time  `json:"seen_at,omitempty"`
 }
@@ -114,18 +93,20 @@ type storeView struct {
 	ID            string `json:"id"`
 	State         string `json:"state"`
 	CapacityBytes int64  `json:"capacity_bytes"`
-	UsedBytes     int64  `json:"used_bytes"`
-	FreeBytes     int64  `json:"free_bytes"`
+	UsedBytes     *int64 `json:"used_bytes,omitempty"`
+	FreeBytes     *int64 `json:"free_bytes,omitempty"`
 }
 
 func viewNode(n api.Node) nodeView {
 	return nodeView{
-		ID: uint32(n.ID), Name: n.Name, Zone: n.Zone, State: string(n.State), Version: n.Version,
-		Addresses: addresses(n.Addresses), Replicas: n.Replicas, Leaders: n.Leaders, CapacityBytes: n.CapacityBytes(),
-		UsedBytes: n.UsedBytes(), FreeBytes: n.FreeBytes(), SeenAt: viewTime(n.SeenAt),
+		ID: uint32(n.ID), Name: n.Name, Zone: n.Zone, State: string(n.State), Version: known(n.Heard(), n.Version),
+		Addresses: addresses(n.Addrs), Replicas: known(n.Heard(), n.Replicas), Leaders: known(n.Heard(), n.Leaders),
+		CapacityBytes: n.CapacityBytes(), UsedBytes: known(n.SpaceKnown(), n.UsedBytes()), FreeBytes: known(n.SpaceKnown(), n.FreeBytes()),
+		SeenAt: viewTime(n.SeenAt),
 		Stores: views(n.Stores, func(s api.Store) storeView {
+			heard := s.State != api.StoreUnknown
 			return storeView{ID: s.ID.String(), State: string(s.State), CapacityBytes: s.CapacityBytes,
-				UsedBytes: s.UsedBytes, FreeBytes: s.FreeBytes}
+				UsedBytes: known(heard, s.UsedBytes), FreeBytes: known(heard, s.FreeBytes)}
 		}),
 	}
 }
@@ -134,9 +115,9 @@ type groupView struct {
 	ID           uint32        `json:"id"`
 	Leader       uint32        `json:"leader"` // 0: nobody leads
 	LeaderName   string        `json:"leader_name"`
-	Term         uint64        `json:"term"`
-	CommitIndex  uint64        `json:"commit_index"`
-	AppliedIndex uint64        `json:"applied_index"`
+	Term         *uint64       `json:"term,omitempty"`
+	CommitIndex  *uint64       `json:"commit_index,omitempty"`
+	AppliedIndex *uint64       `json:"applied_index,omitempty"`
 	Replicas     []replicaView `json:"replicas"`
 }
 
@@ -147,24 +128,25 @@ type replicaView struct {
 	Incarnation uint32        `json:"incarnation"`
 	Role        string        `json:"role"`
 	Online      bool          `json:"online"`
-	LagEntries  uint64        `json:"lag_entries"`
+	LagEntries  *uint64       `json:"lag_entries,omitempty"`
 	Progress    *progressView `json:"progress,omitempty"`
 	Reason      string        `json:"reason,omitempty"` // why it is out of service for good
 }
 
 type progressView struct {
 	DoneBytes  int64      `json:"done_bytes"`
-	TotalBytes int64      `json:"total_bytes"` // 0: not known yet
+	TotalBytes *int64     `json:"total_bytes,omitempty"`
 	StartedAt  *time.Time `json:"started_at,omitempty"`
 }
 
 func viewGroup(g api.Group) groupView {
+	led := g.Leader != 0 // what follows is what the leader says
 	return groupView{
-		ID: uint32(g.ID), Leader: uint32(g.Leader), LeaderName: g.LeaderName, Term: g.Term, CommitIndex: g.CommitIndex,
-		AppliedIndex: g.AppliedIndex,
+		ID: uint32(g.ID), Leader: uint32(g.Leader), LeaderName: g.LeaderName, Term: known(led, g.Term), CommitIndex: known(led, g.CommitIndex),
+		AppliedIndex: known(led, g.AppliedIndex),
 		Replicas: views(g.Replicas, func(r api.Replica) replicaView {
-			return replicaView{Node: uint32(r.Node), NodeName: r.NodeName, Store: r.Store.String(),
-				Incarnation: uint32(r.Incarnation), Role: string(r.Role), Online: r.Online, LagEntries: r.LagEntries,
+			return replicaView{Node: uint32(r.Node), NodeName: r.NodeName, Store: r.Key.Store.String(),
+				Incarnation: uint32(r.Key.Incarnation), Role: string(r.Role), Online: r.Online, LagEntries: known(led, r.LagEntries),
 				Progress: viewProgress(r.Progress), Reason: r.Reason}
 		}),
 	}
@@ -174,24 +156,26 @@ func viewProgress(p *api.Progress) *progressView {
 	if p == nil {
 		return nil
 	}
-	return &progressView{DoneBytes: p.DoneBytes, TotalBytes: p.TotalBytes, StartedAt: viewTime(p.StartedAt)}
+	return &progressView{DoneBytes: p.DoneBytes, TotalBytes: known(p.TotalBytes > 0, p.TotalBytes), StartedAt: viewTime(p.StartedAt)}
 }
 
 type statusView struct {
 	ClusterID           string       `json:"cluster_id"`
 	Health              string       `json:"health"`
-	Reasons             []reasonView `json:"reasons"`
+	Reasons             []api.Reason `json:"reasons"`
 	ReplicasWanted      int          `json:"replicas_wanted"`
-	NodesTotal          int          `json:"nodes_total"`
-	NodesUp             int          `json:"nodes_up"`
-	GroupsTotal         int          `json:"groups_total"`
-	GroupsFull          int          `json:"groups_full"`
-	GroupsWithoutLeader int          `json:"groups_without_leader"`
-	Volumes             int          `json:"volumes"`
-	ProvisionedBytes    int64        `json:"provisioned_bytes"`
-	CapacityBytes       int64        `json:"capacity_bytes"`
-	UsedBytes           int64        `json:"used_bytes"`
-	FreeBytes           int64        `json:"free_bytes"`
+	NodesTotal          *int         `json:"nodes_total,omitempty"`
+	NodesUp             *int         `json:"nodes_up,omitempty"`
+	GroupsTotal         *int         `json:"groups_total,omitempty"`
+	GroupsFull          *int         `json:"groups_full,omitempty"`
+	GroupsWithoutLeader *int         `json:"groups_without_leader,omitempty"`
+	Volumes             *int         `json:"volumes,omitempty"`
+	ProvisionedBytes    *int64       `json:"provisioned_bytes,omitempty"`
+	UsableBytes         *int64       `json:"usable_bytes,omitempty"`
+	CapacityBytes       *int64       `json:"capacity_bytes,omitempty"`
+	UsedBytes           *int64       `json:"used_bytes,omitempty"`
+	FreeBytes           *int64       `json:"free_bytes,omitempty"`
+	StoresUnknown       *int         `json:"stores_unknown,omitempty"`
 	Tasks               []taskView   `json:"tasks"`
 	CatalogLeader       uint32       `json:"catalog_leader"` // 0: nobody leads
 	CatalogLeaderName   string       `json:"catalog_leader_name"`
@@ -199,14 +183,7 @@ type statusView struct {
 	CatalogIndex        uint64       `json:"catalog_index"`
 	AnsweredBy          uint32       `json:"answered_by"`
 	AnsweredByName      string       `json:"answered_by_name"`
-	AgeSeconds          float64      `json:"age_seconds"`
-}
-
-type reasonView struct {
-	Severity string `json:"severity"`
-	Subject  string `json:"subject"`
-	Text     string `json:"text"`
-	NextStep string `json:"next_step"`
+	AgeSeconds          *float64     `json:"age_seconds,omitempty"`
 }
 
 type taskView struct {
@@ -219,16 +196,17 @@ type taskView struct {
 }
 
 func viewStatus(s api.Status) statusView {
+	read := catalogRead(s)
+	space := read && s.StoresHeard()
 	return statusView{
-		ClusterID: s.ClusterID.String(), Health: string(s.Health), ReplicasWanted: s.ReplicasWanted, NodesTotal: s.NodesTotal,
-		NodesUp: s.NodesUp, GroupsTotal: s.GroupsTotal, GroupsFull: s.GroupsFull, GroupsWithoutLeader: s.GroupsWithoutLeader,
-		Volumes: s.Volumes, ProvisionedBytes: s.ProvisionedBytes, CapacityBytes: s.CapacityBytes, UsedBytes: s.UsedBytes,
-		FreeBytes: s.FreeBytes, CatalogLeader: uint32(s.CatalogLeader), CatalogLeaderName: s.CatalogLeaderName,
+		ClusterID: s.ClusterID.String(), Health: string(s.Health), ReplicasWanted: s.ReplicasWanted, NodesTotal: known(read, s.NodesTotal),
+		NodesUp: known(read, s.NodesUp), GroupsTotal: known(read, s.GroupsTotal), GroupsFull: known(read, s.GroupsFull),
+		GroupsWithoutLeader: known(read, s.GroupsWithoutLeader), Volumes: known(read, s.Volumes), ProvisionedBytes: known(read, s.ProvisionedBytes),
+		UsableBytes: known(read && s.UsableBytes > 0, s.UsableBytes), CapacityBytes: known(read, s.CapacityBytes), UsedBytes: known(space, s.UsedBytes), FreeBytes: known(space, s.FreeBytes),
+		StoresUnknown: known(read, s.StoresUnknown), CatalogLeader: uint32(s.CatalogLeader), CatalogLeaderName: s.CatalogLeaderName,
 		CatalogTerm: s.CatalogTerm, CatalogIndex: s.CatalogIndex, AnsweredBy: uint32(s.AnsweredBy),
-		AnsweredByName: s.AnsweredByName, AgeSeconds: s.Age.Seconds(),
-		Reasons: views(s.Reasons, func(r api.Reason) reasonView {
-			return reasonView{Severity: string(r.Severity), Subject: r.Subject, Text: r.Text, NextStep: r.NextStep}
-		}),
+		AnsweredByName: s.AnsweredByName, AgeSeconds: known(s.Age >= 0, s.Age.Seconds()),
+		Reasons: append([]api.Reason{}, s.Reasons...),
 		Tasks: views(s.Tasks, func(t api.Task) taskView {
 			return taskView{Kind: string(t.Kind), Group: uint32(t.Group), Node: uint32(t.Node), NodeName: t.NodeName,
 				Step: t.Step, Progress: viewProgress(t.Progress)}
@@ -237,15 +215,16 @@ func viewStatus(s api.Status) statusView {
 }
 
 type versionView struct {
-	Client programView  `json:"client"`
-	Node   *programView `json:"node,omitempty"`
+	Client api.Version  `json:"client"`
+	Node   *api.Version `json:"node,omitempty"`
 }
 
-type programView struct {
-	Version   string `json:"version"`
-	Commit    string `json:"commit"`
-	GoVersion string `json:"go_version"`
-	Platform  string `json:"platform"`
+// known leaves out what is not known.
+func known[T any](ok bool, v T) *T {
+	if !ok {
+		return nil
+	}
+	return &v
 }
 
 // viewTime leaves out the time that is not known.

@@ -17,8 +17,8 @@ import (
 )
 
 func newVolume(a *app) *cobra.Command {
-	noun := newNoun("volume", "Make, show, grow, limit, remove, fill and copy volumes", newVolumeCreate(a), newVolumeList(a),
-		newVolumeShow(a), newVolumeResize(a), newVolumeModify(a), newVolumeDelete(a), newVolumeImport(a), newVolumeExport(a))
+	noun := newNoun("volume", "Make, show, grow, limit, label, remove, fill and copy volumes", newVolumeCreate(a), newVolumeList(a),
+		newVolumeShow(a), newVolumeResize(a), newVolumeModify(a), newVolumeLabel(a), newVolumeDelete(a), newVolumeImport(a), newVolumeExport(a))
 	noun.Aliases = []string{"volumes", "vol"}
 	return noun
 }
@@ -27,7 +27,9 @@ func newVolumeCreate(a *app) *cobra.Command {
 	var size sizeFlag
 	var stripe int
 	var request string
+	var overcommit bool
 	var limits limitFlags
+	var labelTexts []string
 	c := &cobra.Command{
 		Use:   "create NAME --size SIZE",
 		Short: "Make a volume",
@@ -40,23 +42,32 @@ A volume lives in Raft groups of the cluster: one for each 64 GiB of SIZE, up to
 otherwise. Few groups answer small requests faster; many spread one volume's load over more nodes and disks. The number
 stays when the volume grows: give one that will grow large more groups now.
 
-A script that may run twice gives --request-id: the same id, name, size and limits make one volume, and the second run
-succeeds like the first.
+A script that may run twice gives --request-id: the same id, name, size, limits and labels make one volume, and the
+second run succeeds like the first.
 
-What the limits bound, and how to change them, says 'storagectl volume modify --help'.`,
+Volumes take room as they are written, so all together may be larger than the stores. One that is larger than the stores
+by itself is refused, and one with which all together would be beyond the nodes' --provision-limit; --overcommit makes
+it.
+
+What the limits bound, and how to change them, says 'storagectl volume modify --help'; of labels, 'storagectl volume
+label --help'.`,
 		Example: "  storagectl volume create web --size 10G\n  storagectl volume create db --size 1T --request-id install-42 -o json\n" +
-			"  storagectl volume create scratch --size 50G --max-iops 500 --max-bandwidth 100MiB",
+			"  storagectl volume create scratch --size 50G --max-iops 500 --max-bandwidth 100MiB --label env=test",
 		Args: takes("NAME"),
 		RunE: func(c *cobra.Command, args []string) error {
 			if !size.set {
 				return storage.E("create", storage.KindInvalid, "volume "+args[0], errors.New("--size is missing, for example --size 10G"))
+			}
+			labels, err := storage.ParseLabels(labelTexts)
+			if err != nil {
+				return labelError("create", args[0], err)
 			}
 			client, err := a.client()
 			if err != nil {
 				return err
 			}
 			v, err := client.CreateVolume(c.Context(), api.NewVolume{RequestID: request, Name: args[0], SizeBytes: size.bytes, Groups: stripe,
-				Limits: limits.change().Of(storage.VolumeLimits{})})
+				Limits: limits.change().Of(storage.VolumeLimits{}), Labels: labels, Overcommit: overcommit})
 			if err != nil {
 				return err
 			}
@@ -68,44 +79,51 @@ What the limits bound, and how to change them, says 'storagectl volume modify --
 	c.Flags().Var(&size, "size", "size of the volume, a multiple of 4096 bytes; 10G = 10GiB")
 	c.Flags().IntVar(&stripe, "groups", 0, "`NUMBER` of groups to stripe over, a power of two; 0: one for each 64 GiB of SIZE")
 	limits.register(c)
+	a.registerLabel(c, &labelTexts, "`KEY=VALUE` of a label; may be given again")
+	c.Flags().BoolVar(&overcommit, "overcommit", false, overcommitHelp)
 	c.Flags().StringVar(&request, "request-id", "", "`ID` that makes a repeated request the same request")
 	return c
 }
 
+// overcommitHelp is the help of the flag of all commands that make a volume, or a larger one.
+const overcommitHelp = "also if the stores could not hold the volume full, or the cluster's provisioning limit is reached"
+
 func newVolumeList(a *app) *cobra.Command {
-	return &cobra.Command{
+	var filter api.VolumeFilter
+	c := &cobra.Command{
 		Use:     "list",
 		Aliases: []string{"ls"},
 		Short:   "List the volumes",
-		Example: "  storagectl volume list\n  storagectl volume list -o json | jq -r '.[].name'",
+		Example: "  storagectl volume list\n  storagectl volume list --label env=prod --label team\n  storagectl volume list -o json | jq -r '.[].name'",
 		Args:    takes(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			client, err := a.client()
 			if err != nil {
 				return err
 			}
-			list, err := client.Volumes(c.Context(), "", 0)
+			list, err := client.Volumes(c.Context(), filter, "", 0)
 			if err != nil {
 				return err
 			}
-			return a.show(views(list, viewVolume), func(w io.Writer, wide bool) { a.writeVolumes(w, list, wide) })
+			return a.show(views(list, viewVolume), func(w io.Writer, wide bool) {
+				if len(list) == 0 && len(filter.Labels) > 0 {
+					fmt.Fprintf(w, "no volumes with %s\n", strings.Join(filter.Labels, ", "))
+					return
+				}
+				a.writeVolumes(w, list, wide)
+			})
 		},
 	}
+	a.registerLabel(c, (*[]string)(&filter.Labels), "only volumes with this label: `KEY=VALUE`, or KEY for any value; may be given again, for more that they have")
+	return c
 }
 
 func (a *app) writeVolumes(w io.Writer, list []api.Volume, wide bool) {
-	head := []string{"NAME", "SIZE", "ALLOCATED", "STATE", "OPEN ON", "AGE"}
-	if wide {
-		head = append(head, "ID", "IOPS", "BANDWIDTH", "GROUPS", "EPOCH", "GENERATION")
-	}
-	t := newTable(head...)
+	t := newTable("NAME", "SIZE", "ALLOCATED", "STATE", "OPEN ON", "AGE").more(wide, "ID", "IOPS", "BANDWIDTH", "GROUPS", "EPOCH", "GENERATION")
 	for _, v := range list {
-		row := []string{v.Name, formatSize(v.SizeBytes), allocated(v), string(v.State), orDash(strings.Join(openOn(v), ",")), a.age(v.CreatedAt)}
-		if wide {
-			row = append(row, v.ID.String(), limitCell(v.Limits.MaxIOPS, strconv.FormatInt(v.Limits.MaxIOPS, 10)),
-				limitCell(v.Limits.MaxBytesPerSecond, formatSize(v.Limits.MaxBytesPerSecond)+"/s"), joinIDs(v.Groups), v.Epoch.String(), v.Generation.String())
-		}
-		t.row(row...)
+		t.row(v.Name, formatSize(v.SizeBytes), dashUnless(v.AllocatedBytes >= 0, formatSize(v.AllocatedBytes)), string(v.State), orDash(strings.Join(openOn(v), ",")), a.age(v.CreatedAt),
+			v.ID.String(), dashUnless(v.Limits.MaxIOPS != 0, strconv.FormatInt(v.Limits.MaxIOPS, 10)),
+			dashUnless(v.Limits.MaxBytesPerSecond != 0, formatSize(v.Limits.MaxBytesPerSecond)+"/s"), joinIDs(v.Groups), v.Epoch.String(), v.Generation.String())
 	}
 	t.write(w, "no volumes; 'storagectl volume create NAME --size SIZE' makes one")
 }
@@ -136,13 +154,6 @@ func joinIDs(ids []storage.GroupID) string {
 		texts[i] = id.String()
 	}
 	return strings.Join(texts, ",")
-}
-
-func allocated(v api.Volume) string {
-	if v.AllocatedBytes < 0 {
-		return "-"
-	}
-	return formatSize(v.AllocatedBytes)
 }
 
 // age is how long ago t was, for people.
@@ -198,14 +209,14 @@ func (a *app) writeVolume(w io.Writer, v api.Volume) {
 	}
 	used := "" // left out when it is not known
 	if v.AllocatedBytes >= 0 {
-		used = allocated(v) + " (" + percent(v.AllocatedBytes, v.SizeBytes) + ")"
+		used = formatSize(v.AllocatedBytes) + " (" + percent(v.AllocatedBytes, v.SizeBytes) + ")"
 	}
 	limits := "" // left out when there are none
 	if v.Limits != (storage.VolumeLimits{}) {
 		limits = limitsText(v.Limits)
 	}
 	facts(w, "Name", v.Name, "ID", v.ID.String(), "State", string(v.State),
-		"Size", fmt.Sprintf("%s (%d bytes)", formatSize(v.SizeBytes), v.SizeBytes), "Allocated", used, "Limits", limits,
+		"Size", fmt.Sprintf("%s (%d bytes)", formatSize(v.SizeBytes), v.SizeBytes), "Allocated", used, "Limits", limits, "Labels", labelsText(v.Labels),
 		"Groups", joinIDs(v.Groups), "Epoch", v.Epoch.String(), "Generation", v.Generation.String(), "Created", made)
 	if len(v.Sessions) == 0 && len(v.Connections) == 0 && len(v.Attachments) == 0 {
 		fmt.Fprintln(w, "\nNobody has it open.")
@@ -258,6 +269,7 @@ func mode(readOnly bool) string {
 
 func newVolumeResize(a *app) *cobra.Command {
 	var size string
+	var overcommit bool
 	c := &cobra.Command{
 		Use:   "resize NAME --size SIZE",
 		Short: "Grow a volume",
@@ -273,7 +285,7 @@ afterwards by their own tools.`,
 			if size == "" {
 				return storage.E("resize", storage.KindInvalid, "volume "+args[0], errors.New("--size is missing, for example --size 20G or --size +5G"))
 			}
-			v, err := a.resize(c.Context(), args[0], size)
+			v, err := a.resize(c.Context(), args[0], size, overcommit)
 			if err != nil {
 				return err
 			}
@@ -282,11 +294,12 @@ afterwards by their own tools.`,
 			})
 		},
 	}
+	c.Flags().BoolVar(&overcommit, "overcommit", false, overcommitHelp)
 	c.Flags().StringVar(&size, "size", "", "new `SIZE`, or with a plus sign what is added; 10G = 10GiB")
 	return c
 }
 
-func (a *app) resize(ctx context.Context, name, size string) (api.Volume, error) {
+func (a *app) resize(ctx context.Context, name, size string, overcommit bool) (api.Volume, error) {
 	client, err := a.client()
 	if err != nil {
 		return api.Volume{}, err
@@ -307,7 +320,7 @@ func (a *app) resize(ctx context.Context, name, size string) (api.Volume, error)
 		}
 		bytes += v.SizeBytes
 	}
-	return client.ResizeVolume(ctx, name, bytes)
+	return client.ResizeVolume(ctx, name, api.NewSize{Bytes: bytes, Overcommit: overcommit})
 }
 
 func newVolumeDelete(a *app) *cobra.Command {

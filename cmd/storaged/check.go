@@ -2,14 +2,14 @@ package main
 
 import (
 	"fmt"
-	"path/filepath"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/spf13/cobra"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/size"
-	"github.com/storaged/storaged/replication/extent"
+	"github.com/storaged/storaged/replication/extent/check"
+	"github.com/storaged/storaged/server/datadir"
 )
 
 func checkCommand() *cobra.Command {
@@ -25,7 +25,7 @@ finding a line; the exit code is 3 if there is any.`,
 			if dir == "" {
 				return storage.E("check", storage.KindInvalid, "--data-dir", fmt.Errorf("it is missing: say which store to check"))
 			}
-			report, err := extent.Check(cmd.Context(), extent.CheckConfig{FS: vfs.Default, Dir: filepath.Join(dir, "store"),
+			report, err := check.Run(cmd.Context(), check.Config{FS: vfs.Default, Dir: datadir.Dir(dir).Store(),
 				Finding: func(text string) { fmt.Fprintln(cmd.OutOrStdout(), text) }})
 			if err != nil {
 				return err

@@ -12,8 +12,8 @@ import (
 	"github.com/spf13/pflag"
 	"go.yaml.in/yaml/v3"
 
+	"github.com/storaged/storaged/gateway/hostgateway"
 	"github.com/storaged/storaged/server"
-	"github.com/storaged/storaged/server/hostgateway"
 )
 
 // started is one command line of storaged that something under deploy/ starts.
@@ -37,6 +37,9 @@ func TestDeployedArguments(t *testing.T) {
 		if err := understands(s.args); err != nil {
 			t.Errorf("%s: storaged %s: %v", s.where, strings.Join(s.args, " "), err)
 		}
+	}
+	if unit, err := os.ReadFile("../../deploy/systemd/storaged-host-down.service"); err != nil || !strings.Contains(string(unit), "storaged gateway host-down") {
+		t.Errorf("no unit says that the host goes down: %v", err)
 	}
 	for _, command := range []string{"serve", "gateway", "csi", "docker-plugin"} {
 		if seen[command] == 0 {
@@ -86,7 +89,7 @@ func understands(args []string) error {
 			file = filepath.Join("../../deploy/systemd", filepath.Base(file))
 		}
 		return errors.Join(applySources(fs, file, func(string) (string, bool) { return "", false }), config.Validate())
-	case "gateway":
+	case "gateway", "host-down":
 		var config hostgateway.Config
 		var file string
 		bindFlags(fs, &config)
@@ -184,24 +187,10 @@ func fromUnits(t *testing.T) (list []started) {
 			t.Fatal(err)
 		}
 		for line := range strings.Lines(strings.ReplaceAll(string(b), "\\\n", " ")) {
-			if command, ok := strings.CutPrefix(line, "ExecStart="); ok {
-				list = append(list, started{file, strings.Fields(command)[1:]})
+			if _, command, ok := strings.Cut(line, "/usr/bin/storaged "); ok && strings.HasPrefix(line, "Exec") {
+				list = append(list, started{file, strings.Fields(strings.TrimRight(command, "'\n"))})
 			}
 		}
 	}
 	return list
-}
-
-// The udev rules know devices by where the gateway makes them, and by what kernel NBD devices are called.
-func TestUdevRules(t *testing.T) {
-	rules, err := os.ReadFile("../../deploy/udev/61-storaged.rules")
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := gatewayCommand().Flags().Lookup("state-dir").DefValue
-	for _, want := range []string{`ATTR{loop/backing_file}=="` + dir + `/mnt/?*/disk"`, `ATTR{backend}=="storaged/?*"`, `SYMLINK+="storaged/%c"`, `SYMLINK+="$attr{backend}"`} {
-		if !strings.Contains(string(rules), want) {
-			t.Errorf("the rules do not say %s", want)
-		}
-	}
 }

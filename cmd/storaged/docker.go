@@ -2,28 +2,30 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
 	"k8s.io/klog/v2"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api/client"
-	"github.com/storaged/storaged/api/csi"
 	"github.com/storaged/storaged/api/dockerplugin"
 	"github.com/storaged/storaged/api/host"
 	"github.com/storaged/storaged/api/hostclient"
+	"github.com/storaged/storaged/api/hostfs"
+	"github.com/storaged/storaged/internal/clock"
 	"github.com/storaged/storaged/internal/logging"
 	"github.com/storaged/storaged/internal/size"
 	"github.com/storaged/storaged/internal/tlsfiles"
+	"github.com/storaged/storaged/internal/unixsocket"
 	"github.com/storaged/storaged/internal/version"
+	"github.com/storaged/storaged/internal/watchdog"
 )
 
 // dockerConfig are the settings of `storaged docker-plugin`.
@@ -72,43 +74,50 @@ keys are the flags' names. The command line wins over the environment, the envir
 
 // validate returns every problem at once.
 func (c dockerConfig) validate() error {
-	var problems []error
-	for _, p := range []struct{ flag, path string }{{"socket", c.Socket}, {"state-dir", c.StateDir}} {
-		if !filepath.IsAbs(p.path) {
-			problems = append(problems, fmt.Errorf("--%s %q: want an absolute path", p.flag, p.path))
-		}
-	}
+	var p storage.Problems
+	p.Check(filepath.IsAbs(c.Socket), "--socket %q: want an absolute path", c.Socket)
+	p.Check(filepath.IsAbs(c.StateDir), "--state-dir %q: want an absolute path", c.StateDir)
 	if c.DefaultSize != 0 {
-		if err := storage.CheckVolumeSize(int64(c.DefaultSize)); err != nil {
-			problems = append(problems, fmt.Errorf("--default-size: %w", err))
-		}
+		err := storage.CheckVolumeSize(int64(c.DefaultSize))
+		p.Check(err == nil, "--default-size: %w", err)
 	}
-	_, err := logging.New(c.LogLevel, c.LogFormat, io.Discard)
-	for _, err := range []error{checkClusterID(c.Cluster), c.API.Validate(), err} {
-		if err != nil {
-			problems = append(problems, err)
-		}
-	}
-	if len(problems) > 0 {
-		return storage.E("configuration", storage.KindInvalid, "", errors.Join(problems...))
-	}
-	return nil
+	return checkShared(&p, c.Cluster, c.API, c.LogLevel, c.LogFormat)
 }
 
 // awaitGateway asks the host's gateway until it answers: it may be started later, or anew.
-func awaitGateway(ctx context.Context, gateway csi.Devices, log *slog.Logger) (host.Info, error) {
+func awaitGateway(ctx context.Context, gateway hostfs.Devices, log *slog.Logger) (host.Info, error) {
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
 		info, err := gateway.Info(ctx)
 		if err == nil || ctx.Err() != nil {
 			return info, err
 		}
 		log.Warn("the host's gateway does not answer; asked again", "again-in", pause, "error", err)
-		wait := time.NewTimer(pause)
-		select {
-		case <-wait.C:
-		case <-ctx.Done():
+		_ = clock.Sleep(ctx, pause) // the next turn sees the end
+	}
+}
+
+// dockerAlive returns what the watchdog asks: whether the plugin answers, once it serves. Before, it waits for the gateway, which to be
+// started anew would not shorten.
+func dockerAlive(socket string, serves *atomic.Bool) func(context.Context) error {
+	return func(ctx context.Context) error {
+		if !serves.Load() {
+			return nil
 		}
-		wait.Stop()
+		return dockerplugin.Answers(ctx, socket)
+	}
+}
+
+// beside runs f until stop is called, which waits for its end, or ctx ends.
+func beside(ctx context.Context, f func(context.Context)) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		f(ctx)
+	}()
+	return func() {
+		cancel()
+		<-ended
 	}
 }
 
@@ -119,9 +128,15 @@ func runDocker(ctx context.Context, c dockerConfig, stderr io.Writer) error {
 		return err
 	}
 	klog.SetSlogLogger(log) // k8s.io/mount-utils logs there
-	if err := csi.Supported(); err != nil {
+	if err := hostfs.Supported(); err != nil {
 		return err
 	}
+	dog, err := watchdog.FromEnvironment(os.LookupEnv, os.Getpid())
+	if err != nil {
+		return err
+	}
+	var serves atomic.Bool
+	defer beside(ctx, func(ctx context.Context) { dog.Run(ctx, log, dockerAlive(c.Socket, &serves)) })()
 	gateway, err := hostclient.New(c.Gateway)
 	if err != nil {
 		return err
@@ -148,7 +163,9 @@ func runDocker(ctx context.Context, c dockerConfig, stderr io.Writer) error {
 	if err != nil {
 		return storage.E("read", storage.KindInternal, "the kernel's boot id", err)
 	}
-	plugin, err := dockerplugin.Open(dockerplugin.Config{Cluster: cluster, Devices: gateway, Mounts: csi.NewHostMounts(""), StateDir: c.StateDir,
+	mounts := hostfs.New("")
+	defer mounts.Close()
+	plugin, err := dockerplugin.Open(dockerplugin.Config{Cluster: cluster, Devices: gateway, Mounts: mounts, StateDir: c.StateDir,
 		Boot: strings.TrimSpace(string(boot)), DefaultSizeBytes: int64(c.DefaultSize), Log: log})
 	if err != nil {
 		return err
@@ -156,10 +173,11 @@ func runDocker(ctx context.Context, c dockerConfig, stderr io.Writer) error {
 	if err := os.MkdirAll(filepath.Dir(c.Socket), 0o755); err != nil {
 		return storage.E("make", storage.KindInvalid, "directory of the socket "+c.Socket, err)
 	}
-	l, err := csi.Listen(c.Socket)
+	l, err := unixsocket.Listen(c.Socket)
 	if err != nil {
-		return err
+		return storage.E("listen", storage.KindInvalid, "--socket "+c.Socket, err)
 	}
+	serves.Store(true)
 	log.Info("Docker plugin serves", "socket", c.Socket, "state-dir", c.StateDir, "version", version.Version)
 	return dockerplugin.NewServer(plugin, log).Serve(ctx, l)
 }

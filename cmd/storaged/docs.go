@@ -12,7 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/server"
 )
 
@@ -52,6 +52,9 @@ func writeDocs(w io.Writer, root *cobra.Command) {
 			writeSettings(w)
 		} else {
 			writeFlags(w, c.LocalFlags())
+		}
+		for _, below := range c.Commands() { // its flags are those of the command
+			fmt.Fprintf(w, "\n### %s\n\n%s\n\n```sh\n%s\n```\n", below.CommandPath(), strings.TrimSpace(longOf(below)), strings.TrimSpace(below.Example))
 		}
 	}
 	fmt.Fprintf(w, `

@@ -1,13 +1,18 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/api/hostclient"
+	"github.com/storaged/storaged/gateway/hostgateway"
 	"github.com/storaged/storaged/nbd/attach"
-	"github.com/storaged/storaged/server/hostgateway"
 )
 
 // helperCommandName is the hidden command that the gateway starts for what may wait for one of its own devices.
@@ -42,7 +47,51 @@ keys are the flags' names. The command line wins over the environment, the envir
 	}
 	bindFlags(c.Flags(), &config)
 	c.Flags().StringVar(&file, "config", "", configHelp)
+	c.AddCommand(hostDownCommand())
 	return c
+}
+
+// tellTimeout bounds how long a gateway may take to hear that its host goes down.
+const tellTimeout = 15 * time.Second
+
+func hostDownCommand() *cobra.Command {
+	var config hostgateway.Config
+	var file string
+	c := &cobra.Command{
+		Use:   "host-down",
+		Short: "Say that the host goes down, so that nothing waits for its devices for ever",
+		Long: `Say that this host goes down, as deploy/systemd/storaged-host-down.service does when it is shut down, to the gateway that
+runs here; its settings are given in the same way.
+
+From then on, a device whose requests the cluster has not answered for --host-down-timeout answers errors, and when the
+gateway is stopped it leaves no device behind. Where no gateway runs, the devices that one has left are removed at once:
+what their users have not synced is lost. Everything that is attached is attached again when the host has started.`,
+		Example: `  storaged gateway host-down --config /etc/storaged/gateway.yaml`,
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := applySources(cmd.Flags(), file, os.LookupEnv); err != nil {
+				return err
+			}
+			err := tellHostDown(cmd.Context(), config.Socket)
+			if !errors.Is(err, storage.ErrUnavailable) {
+				return err
+			}
+			return hostgateway.EndDevices(cmd.Context(), config, []string{"/proc/self/exe", helperCommandName}, cmd.ErrOrStderr())
+		},
+	}
+	bindFlags(c.Flags(), &config)
+	c.Flags().StringVar(&file, "config", "", configHelp)
+	return c
+}
+
+func tellHostDown(ctx context.Context, socket string) error {
+	ctx, cancel := context.WithTimeout(ctx, tellTimeout)
+	defer cancel()
+	client, err := hostclient.New(socket)
+	if err != nil {
+		return err
+	}
+	return errors.Join(client.HostDown(ctx), client.Close())
 }
 
 // helperCommand does for the gateway what a process that may be killed should not do itself.

@@ -16,12 +16,13 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/version"
 	"github.com/storaged/storaged/server"
 )
 
 func main() {
+	crashBySignal()
 	if len(os.Args) > 1 && os.Args[1] == "serve" {
 		relaxTimers()
 	}

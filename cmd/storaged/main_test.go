@@ -13,7 +13,7 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/server"
 	"github.com/storaged/storaged/server/control"
 )
@@ -61,6 +61,8 @@ func TestRun(t *testing.T) {
 		{"csi controller without key", []string{"csi", "--mode", "controller", "--endpoint", "a", "--tls-cert", "a"}, 2, "--tls-key"},
 		{"csi controller without CA", []string{"csi", "--mode", "controller", "--endpoint", "a", "--tls-ca", filepath.Join(dir, "none")}, 2, "--tls-ca"},
 		{"csi log", []string{"csi", "--mode", "node", "--log-level", "loud"}, 2, "--log-level"},
+		{"csi probes", []string{"csi", "--mode", "node", "--listen-http", "127.0.0.1:none", "--socket", filepath.Join(dir, "p.sock")}, 2, "--listen-http"},
+		{"csi with probes", []string{"csi", "--mode", "node", "--listen-http", "127.0.0.1:0", "--socket", filepath.Join(dir, "p.sock")}, 0, "CSI driver serves"},
 		{"gateway without key", []string{"gateway", "--endpoint", "a", "--tls-cert", "a"}, 2, "--tls-key"},
 		{"gateway without CA", []string{"gateway", "--endpoint", "a", "--state-dir", dir, "--tls-ca", filepath.Join(dir, "none")}, 2, "--tls-ca"},
 		{"gateway with half of peer TLS", []string{"gateway", "--endpoint", "a", "--peer-tls-cert", "a"}, 2, "--peer-tls-ca"},

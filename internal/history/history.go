@@ -122,14 +122,14 @@ func (p Pending) Failed() {
 	p.op.forget = true
 }
 
-// Cut records that nothing which was begun and has no outcome yet has any effect from now on, on the cells that match: it
-// happened before, or never. An answer that comes later is believed, as one about what was before.
-func (h *History) Cut(match func(cell int64) bool) {
+// Cut records that nothing which was begun and has no outcome yet has any effect from now on, of the clients and on the
+// cells that match: it happened before, or never. An answer that comes later is believed, as one about what was before.
+func (h *History) Cut(match func(client int, cell int64) bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.tick++
 	for _, op := range h.ops {
-		if op.done == 0 && !op.forget && match(op.cell) {
+		if op.done == 0 && !op.forget && match(op.client, op.cell) {
 			op.done, op.doneElapsed, op.cut = h.tick, time.Since(h.began), true
 		}
 	}

@@ -158,8 +158,8 @@ func TestCut(t *testing.T) {
 	} {
 		h := New()
 		pending := h.BeginWrite(1, 1, 7)
-		h.Cut(func(cell int64) bool { return cell == 2 }) // does not concern it
-		h.Cut(func(cell int64) bool { return cell == 1 })
+		h.Cut(func(_ int, cell int64) bool { return cell == 2 }) // does not concern it
+		h.Cut(func(_ int, cell int64) bool { return cell == 1 })
 		c.after(h, pending)
 		if err := h.Check(time.Second).Err(); (err == nil) != c.legal {
 			t.Errorf("%s: %v", c.name, err)
@@ -167,7 +167,7 @@ func TestCut(t *testing.T) {
 	}
 	h := New()
 	read := h.BeginRead(1, 1)
-	h.Cut(func(int64) bool { return true })
+	h.Cut(func(int, int64) bool { return true })
 	h.BeginWrite(2, 1, 8).Wrote()
 	read.Saw(8)
 	if h.Check(time.Second).Err() == nil {

@@ -33,6 +33,53 @@ func TestLinks(t *testing.T) {
 	}
 }
 
+// cited is a document that a comment or a message sends its reader to.
+var cited = regexp.MustCompile(`\bdocs/[\w/.-]+\.md\b`)
+
+// TestCitedDocuments: what code sends its reader to exists.
+func TestCitedDocuments(t *testing.T) {
+	found := 0
+	for path, text := range documents(t, ".go") {
+		for _, name := range cited.FindAllString(text, -1) {
+			found++
+			if _, err := os.Stat(filepath.Join(moduleRoot(t), name)); err != nil {
+				t.Errorf("%s cites %s: %v", path, name, err)
+			}
+		}
+	}
+	if found == 0 {
+		t.Error("no code cites a document: the pattern is wrong")
+	}
+}
+
+// imported is the module of a library that a file imports, without a version.
+var imported = regexp.MustCompile(`(?m)^(?:import )?\s*(?:\w+ )?"((?:github\.com/[\w.-]+|golang\.org/x|k8s\.io|google\.golang\.org|go\.yaml\.in|pgregory\.net)/[\w.-]+)`)
+
+// TestLibraries: ADR 5 names every library.
+func TestLibraries(t *testing.T) {
+	root := moduleRoot(t)
+	b, err := os.ReadFile(filepath.Join(root, "docs/adr/0005-libraries.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := map[string]bool{}
+	for path, text := range documents(t, ".go") {
+		if strings.HasPrefix(path, filepath.Join(root, "tools")+"/") {
+			continue // modules of their own
+		}
+		for _, m := range imported.FindAllStringSubmatch(text, -1) {
+			name := strings.TrimPrefix(strings.TrimPrefix(m[1], "github.com/"), "golang.org/")
+			if !strings.HasPrefix(name, "storaged/") && !named[name] && !strings.Contains(string(b), name) {
+				t.Errorf("docs/adr/0005-libraries.md does not name %s, which %s imports", m[1], path)
+			}
+			named[name] = true
+		}
+	}
+	if len(named) < 20 {
+		t.Errorf("%d libraries are imported: the pattern is wrong", len(named))
+	}
+}
+
 // TestMetricsInDocuments: a metric that a document or an alert names is one that the code has.
 func TestMetricsInDocuments(t *testing.T) {
 	known, prefixes := metricNames(t)
@@ -110,4 +157,46 @@ func documents(t *testing.T, suffix string) map[string]string {
 		t.Fatal(err)
 	}
 	return texts
+}
+
+// TestRaftTraps: the tests that show the traps of hashicorp/raft exist, every trap names one, and the page is of the version in use.
+func TestRaftTraps(t *testing.T) {
+	root := moduleRoot(t)
+	page, err := os.ReadFile(filepath.Join(root, "docs/raft-traps.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mod, err := os.ReadFile(filepath.Join(root, "go.mod"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v := regexp.MustCompile(`hashicorp/raft (v\S+)`).FindSubmatch(mod); v == nil || !strings.Contains(string(page), string(v[1])) {
+		t.Errorf("docs/raft-traps.md is not of the version in go.mod, %s: read it again, with the library beside it", v)
+	}
+	var tests strings.Builder
+	for path, text := range documents(t, ".go") {
+		if strings.HasSuffix(path, "_test.go") {
+			tests.WriteString(text)
+		}
+	}
+	traps := 0
+	for _, line := range strings.Split(string(page), "\n") {
+		cells := strings.Split(line, "|")
+		if len(cells) != 6 || strings.HasPrefix(line, "|---") || strings.HasPrefix(line, "| where ") {
+			continue
+		}
+		traps++
+		shown := regexp.MustCompile("`((?:Test|Fuzz)\\w+)`").FindAllStringSubmatch(cells[4], -1)
+		if len(shown) == 0 {
+			t.Errorf("docs/raft-traps.md: no test shows this trap: %s", line)
+		}
+		for _, m := range shown {
+			if !strings.Contains(tests.String(), "func "+m[1]+"(") {
+				t.Errorf("docs/raft-traps.md names %s, which is nowhere", m[1])
+			}
+		}
+	}
+	if traps < 20 {
+		t.Errorf("docs/raft-traps.md lists %d traps: the pattern is wrong", traps)
+	}
 }

@@ -42,7 +42,7 @@ var unfinished = regexp.MustCompile(`\b(` + strings.Join([]string{"TO" + "DO", "
 
 // sourceRules each return one line for every offence in a file.
 var sourceRules = []func(source) []string{
-	unfinishedWork, sleepingTests, skippedTests, hiddenEffects, impureCatalog,
+	unfinishedWork, sleepingTests, skippedTests, hiddenEffects, impureCatalog, impureTables, rootByName, errorKey,
 }
 
 // TestSources holds what the house does not allow in its sources.
@@ -145,6 +145,57 @@ func impureCatalog(s source) []string {
 	return offences
 }
 
+// impureTables: of the log the tables know the names of places, and nothing that reads or writes (their other imports are
+// held by TestImports).
+func impureTables(s source) (offences []string) {
+	if !strings.HasPrefix(s.path, "replication/extent/table/") || s.isTest() {
+		return nil
+	}
+	ast.Inspect(s.file, func(n ast.Node) bool {
+		sel, ok := n.(*ast.SelectorExpr)
+		if !ok {
+			return true
+		}
+		if name, ok := strings.CutPrefix(selector(sel), "segment."); ok &&
+			!slices.Contains([]string{"SegmentNo", "Position", "PositionOf", "GroupKey"}, name) {
+			offences = append(offences, s.at(n)+": segment."+name+" in the tables, which know the names of places only")
+		}
+		return true
+	})
+	return offences
+}
+
+// rootByName: the vocabulary has one name everywhere.
+func rootByName(s source) (offences []string) {
+	for _, i := range s.file.Imports {
+		if i.Path.Value == strconv.Quote(module) && (i.Name == nil || i.Name.Name != "storage") {
+			offences = append(offences, s.at(i)+": import the root as storage")
+		}
+	}
+	return offences
+}
+
+// errorKey: whoever searches logs finds errors under one key.
+func errorKey(s source) (offences []string) {
+	ast.Inspect(s.file, func(n ast.Node) bool {
+		call, ok := n.(*ast.CallExpr)
+		if !ok {
+			return true
+		}
+		sel, ok := call.Fun.(*ast.SelectorExpr)
+		if !ok || !slices.Contains([]string{"Debug", "Info", "Warn", "Error", "Log", "With"}, sel.Sel.Name) {
+			return true
+		}
+		for _, arg := range call.Args[min(1, len(call.Args)):] {
+			if lit, ok := arg.(*ast.BasicLit); ok && lit.Value == `"err"` {
+				offences = append(offences, s.at(arg)+`: an error's key in a log is "error"`)
+			}
+		}
+		return true
+	})
+	return offences
+}
+
 // calls returns one line for each call of one of the functions, named "package.Function".
 func calls(s source, why string, functions ...string) (offences []string) {
 	ast.Inspect(s.file, func(n ast.Node) bool {
@@ -239,6 +290,12 @@ func TestSourceRulesBite(t *testing.T) {
 		{"default registerer", "nbd/a.go", "package nbd\nvar r = prometheus.DefaultRegisterer\n", 1},
 		{"clock in the catalog", "server/catalog/a.go", "package catalog\nfunc f() { time.Now() }\n", 1},
 		{"clock elsewhere", "server/control/a.go", "package control\nfunc f() { time.Now() }\n", 0},
+		{"the log in the tables", "replication/extent/table/a.go", "package table\nfunc f() { segment.Open(segment.Config{}) }\n", 2},
+		{"a place of the log in the tables", "replication/extent/table/a.go", "package table\nvar p = segment.PositionOf(1, 2)\n", 0},
+		{"the root without a name", "nbd/a.go", "package nbd\nimport \"" + module + "\"\n", 1},
+		{"the root by its name", "nbd/a.go", "package nbd\nimport storage \"" + module + "\"\n", 0},
+		{"another key for an error", "nbd/a.go", "package nbd\nfunc f() { l.Warn(\"lost\", \"node\", 1, \"err\", e) }\n", 1},
+		{"the key of errors", "nbd/a.go", "package nbd\nfunc f() { l.Warn(\"err\", \"error\", e) }\n", 0},
 		{"goroutine in the catalog", "server/catalog/a.go", "package catalog\nfunc f() { go f() }\n", 1},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

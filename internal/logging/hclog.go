@@ -6,6 +6,7 @@
 package logging
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -30,9 +31,7 @@ const (
 // Libraries call ordinary what an operator would not act on, and an error what they try again: levels move one step
 // down, Info to Debug and Error to Warn. Warn stays.
 func HC(l *slog.Logger) hclog.Logger {
-	if l == nil {
-		l = slog.New(slog.DiscardHandler)
-	}
+	l = cmp.Or(l, slog.New(slog.DiscardHandler))
 	return &hcLogger{out: l, repeats: &repeats{seen: map[string]*repeat{}}}
 }
 

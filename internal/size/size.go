@@ -26,6 +26,9 @@ func Parse(s string) (Bytes, error) {
 		return 0, fmt.Errorf("%s; write bytes, or a number with K, M, G, T or P, as in 10G", why)
 	}
 	s = strings.TrimSpace(s)
+	if strings.HasPrefix(s, "-") {
+		return fail("it is negative")
+	}
 	number, unit := s, ""
 	if i := strings.IndexFunc(s, func(r rune) bool { return r != '.' && (r < '0' || r > '9') }); i >= 0 {
 		number, unit = s[:i], strings.ToUpper(strings.TrimSpace(s[i:]))

@@ -19,7 +19,7 @@ func TestParse(t *testing.T) {
 		}
 	}
 	for text, why := range map[string]string{
-		"": "number", "G": "number", ".5G": "number", "5.G": "number", "-1": "unit", "+1": "unit", "1e9": "unit",
+		"": "number", "G": "number", ".5G": "number", "5.G": "number", "-1": "negative", " -5G": "negative", "+1": "unit", "1e9": "unit",
 		"10GB": "1000 or of 1024", "1kb": "1000 or of 1024", "1X": "unit", "1GiBB": "unit", "1..5G": "number", "1.2.3G": "number",
 		"0.1K": "whole", "1.5": "whole", "9223372036854775808": "whole", "8192P": "whole", "99999999999999999999": "whole",
 		"1.0000000000000000000000G": "whole", "１G": "unit", "10G extra": "unit", "0x10": "unit",

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -230,7 +231,8 @@ func (c *Cluster) CreateVolume(ctx context.Context, name string, sizeBytes int64
 // CreateVolumeOver is like CreateVolume; the volume is striped over so many groups, and 0 leaves that to the cluster.
 func (c *Cluster) CreateVolumeOver(ctx context.Context, name string, sizeBytes int64, groups int) error {
 	req := &storagev1.CreateVolumeRequest{Name: name, SizeBytes: sizeBytes, GroupCount: uint32(groups),
-		RequestId: fmt.Sprintf("testcluster-%s-%d", name, time.Now().UnixNano())}
+		Overcommit: true, // how much room this machine has is no matter of these tests
+		RequestId:  fmt.Sprintf("testcluster-%s-%d", name, time.Now().UnixNano())}
 	_, err := ask(ctx, c, func(ctx context.Context, conn *grpc.ClientConn) (*storagev1.Volume, error) {
 		r, err := storagev1.NewVolumesClient(conn).Create(ctx, req)
 		return r.GetVolume(), err
@@ -288,6 +290,27 @@ func (c *Cluster) WaitFull(ctx context.Context) error {
 	})
 	if err != nil {
 		return fmt.Errorf("testcluster: groups are not full: %s: %w", last, err)
+	}
+	return nil
+}
+
+// WaitHealthy returns when the cluster says that nothing is the matter with it: nodes that were away have caught up, too.
+func (c *Cluster) WaitHealthy(ctx context.Context) error {
+	var last []string
+	err := Poll(ctx, 100*time.Millisecond, func() bool {
+		s, err := c.Status(ctx)
+		if err != nil {
+			last = append(last[:0], err.Error())
+			return false
+		}
+		last = last[:0]
+		for _, r := range s.Reasons {
+			last = append(last, r.Subject+": "+r.Text)
+		}
+		return s.Health == storagev1.Health_HEALTH_OK
+	})
+	if err != nil {
+		return fmt.Errorf("testcluster: the cluster does not become well: %s: %w", strings.Join(last, "; "), err)
 	}
 	return nil
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"strconv"
 )
 
 // ErrNoNamespaces says that this process may not make network namespaces, or that ip and nft are missing.
@@ -16,8 +15,7 @@ var ErrNoNamespaces = errors.New("testcluster: network namespaces cannot be had 
 // process reaches every namespace through the bridge, whatever is cut between them. Packets that are cut are
 // dropped silently. It is not used concurrently.
 type Network struct {
-	tag   string // of the names of this network's devices and namespaces
-	octet int    // 10.77.octet.0/24
+	octet int // 10.77.octet.0/24; also in the names of this network's devices and namespaces
 	nodes int
 }
 
@@ -31,17 +29,35 @@ func NewNetwork(n int) (*Network, error) {
 			return nil, fmt.Errorf("%w: %w", ErrNoNamespaces, err)
 		}
 	}
-	pid := os.Getpid()
-	net := &Network{tag: strconv.FormatInt(int64(pid), 36), octet: pid%250 + 1, nodes: n}
+	octet, err := claim(os.Getpid())
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNoNamespaces, err)
+	}
+	net := &Network{octet: octet, nodes: n}
 	if err := net.build(); err != nil {
 		return nil, errors.Join(fmt.Errorf("%w: %w", ErrNoNamespaces, err), net.Close())
 	}
 	return net, nil
 }
 
-func (net *Network) bridge() string          { return "stb" + net.tag }
-func (net *Network) namespace(i int) string  { return fmt.Sprintf("st%s-%d", net.tag, i+1) }
-func (net *Network) outside(i int) string    { return fmt.Sprintf("st%s-%d", net.tag, i+1) }
+// octets bounds the networks of a machine that there can be at a time.
+const octets = 250
+
+// claim makes the bridge of a network that nobody has, and returns its octet: of several who try one at once the kernel lets one
+// make a bridge of that name.
+func claim(first int) (octet int, err error) {
+	for i := range octets {
+		octet = (first+i)%octets + 1
+		if err = command("ip", "link", "add", (&Network{octet: octet}).bridge(), "type", "bridge"); err == nil {
+			return octet, nil
+		}
+	}
+	return 0, fmt.Errorf("none of %d networks is free; `ip link` shows bridges that tests which were killed have left: %w", octets, err)
+}
+
+func (net *Network) bridge() string          { return fmt.Sprintf("stbridge-%d", net.octet) }
+func (net *Network) namespace(i int) string  { return fmt.Sprintf("storaged-%d-%d", net.octet, i+1) }
+func (net *Network) outside(i int) string    { return fmt.Sprintf("stport-%d-%d", net.octet, i+1) }
 func (net *Network) address(last int) string { return fmt.Sprintf("10.77.%d.%d", net.octet, last) }
 
 // Host returns the address of node i; for Config.Host.
@@ -54,7 +70,6 @@ func (net *Network) Prefix(i int) []string {
 
 func (net *Network) build() error {
 	commands := [][]string{
-		{"ip", "link", "add", net.bridge(), "type", "bridge"},
 		{"ip", "addr", "add", net.address(254) + "/24", "dev", net.bridge()},
 		{"ip", "link", "set", net.bridge(), "up"},
 	}
@@ -111,10 +126,15 @@ func (net *Network) Heal() error {
 	return err
 }
 
-// Close removes the namespaces and the bridge. The processes in them have ended before.
+// Close removes the namespaces and the bridge. The processes in them have ended before. The kernel takes a namespace apart later, and the
+// devices that lead into it only then: those are removed first, so that the next network may have their names. The bridge goes last: who
+// makes one of that name has the network's number.
 func (net *Network) Close() error {
 	var err error
 	for i := range net.nodes {
+		if _, statErr := os.Stat("/sys/class/net/" + net.outside(i)); statErr == nil {
+			err = errors.Join(err, command("ip", "link", "del", net.outside(i)))
+		}
 		if _, statErr := os.Stat("/run/netns/" + net.namespace(i)); statErr == nil {
 			err = errors.Join(err, command("ip", "netns", "del", net.namespace(i)))
 		}

@@ -8,6 +8,40 @@ import (
 	"testing"
 )
 
+// TestNetworksApart needs root: networks that are there at the same time have addresses of their own, however they came to begin
+// their search at the same one.
+func TestNetworksApart(t *testing.T) {
+	hosts := map[string]bool{}
+	for range 3 {
+		n, err := NewNetwork(1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := n.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+		hosts[n.Host(0)] = true
+	}
+	if len(hosts) != 3 {
+		t.Errorf("three networks have the addresses %v", hosts)
+	}
+}
+
+// TestNetworkAgain needs root: when a network is closed nothing of it is in the way of the next, which has the same names.
+func TestNetworkAgain(t *testing.T) {
+	for range 30 {
+		n, err := NewNetwork(2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := n.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestNetwork needs root. It runs stand-ins in namespaces and looks who reaches whom.
 func TestNetwork(t *testing.T) {
 	network, err := NewNetwork(3)

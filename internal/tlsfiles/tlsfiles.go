@@ -12,7 +12,7 @@ import (
 	"fmt"
 	"os"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 )
 
 // Client says how a client of the API speaks to nodes. The zero value is plain text. The tags are those of a program's

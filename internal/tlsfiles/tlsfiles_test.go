@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/tlsfiles/tlstest"
 )
 

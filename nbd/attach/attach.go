@@ -1,5 +1,5 @@
 // Package attach makes exports block devices of this host: FUSE with a loop device on top (FUSE), or the kernel's network
-// block device (NBD), behind one interface, Driver. The owner of devices is the host's gateway (server/hostgateway); it
+// block device (NBD), behind one interface, Driver. The owner of devices is the host's gateway (gateway/hostgateway); it
 // says which export a device serves and when.
 //
 // A device outlives the process that serves it. When that ends, killed or for an upgrade, the kernel keeps the device's
@@ -19,6 +19,7 @@
 package attach
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -72,8 +73,18 @@ type Device interface {
 	// Check returns why the device at Path is not this one any more (KindConflict): somebody else has freed it, and it may be
 	// another's by now. It never waits for the device to be served.
 	Check() error
+	// Settle hides what shows of the device besides itself. It is called when Path and Identity are noted where a later process
+	// finds them (Request.Device): by nothing else is the device found from then on. It may be repeated.
+	Settle() error
 	// Resize makes it as large as its export is now.
 	Resize(ctx context.Context) error
+	// Sync has the kernel write what it holds of what was written to the device, and to file systems on it that are mounted in
+	// this mount namespace. It waits for the device to be served, until ctx ends.
+	Sync(ctx context.Context) error
+	// Unmount unmounts the file systems on the device that are mounted in this mount namespace, and returns when what was written to
+	// them is written out, or ctx ends. One that somebody uses is KindConflict, unless it is lazy: then it shows no more, and its
+	// users keep it.
+	Unmount(ctx context.Context, lazy bool) error
 	// Detach removes it. KindConflict while it is in use, unless forced: then whoever uses it gets errors. It may be
 	// repeated.
 	Detach(ctx context.Context, force bool) error
@@ -86,7 +97,7 @@ type Device interface {
 
 // Config configures drivers.
 type Config struct {
-	// Dir is where they keep mount points; it belongs to them alone.
+	// Dir is where they keep mount points and small notes; it belongs to them alone.
 	Dir string
 	// Helper is the command, with its first arguments, that runs Helper with the arguments that follow.
 	Helper []string
@@ -103,19 +114,11 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-func (c *Config) fill() {
-	if c.ResendAfter <= 0 {
-		c.ResendAfter = 200 * time.Millisecond
-	}
-	if c.DeadTimeout <= 0 {
-		c.DeadTimeout = time.Hour
-	}
-	if c.BufferBytes <= 0 {
-		c.BufferBytes = 128 << 20
-	}
-	if c.Logger == nil {
-		c.Logger = slog.New(slog.DiscardHandler)
-	}
+func (c *Config) setDefaults() {
+	c.ResendAfter = cmp.Or(max(c.ResendAfter, 0), 200*time.Millisecond)
+	c.DeadTimeout = cmp.Or(max(c.DeadTimeout, 0), time.Hour)
+	c.BufferBytes = cmp.Or(max(c.BufferBytes, 0), 128<<20)
+	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 }
 
 // checkName returns an error of KindInvalid for names that are not safe in paths.

@@ -70,13 +70,69 @@ func newRig(t *testing.T, sizeBytes uint64) *rig {
 	return r
 }
 
+// attach attaches the device, and notes it as its owner does.
 func (r *rig) attach(t *testing.T) Device {
 	t.Helper()
 	d, err := r.driver.Attach(t.Context(), r.request)
 	if err != nil {
 		t.Fatal(err)
 	}
+	r.request.Device, r.request.Identity = d.Path(), d.Identity()
+	if err := d.Settle(); err != nil {
+		t.Fatal(err)
+	}
 	return d
+}
+
+// A device that is noted has no file system that shows: nobody who looks at mounts waits for its gateway, and nobody has to unmount it
+// before the host ends. It is found by what was noted, also where the gateway was killed before it was hidden; and who frees
+// its loop device frees all of it. The lines are those in hide, and in locate that compare sequence numbers.
+func TestSettled(t *testing.T) {
+	r := newRig(t, 16<<20)
+	d, err := r.driver.Attach(t.Context(), r.request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := func() {
+		gone, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		d.Stop(gone)
+	}
+	stop() // killed before the device was noted: it is found by its mount
+	if d, err = r.driver.Resume(t.Context(), r.request); err != nil {
+		t.Fatal(err)
+	}
+	r.request.Device, r.request.Identity = d.Path(), d.Identity()
+	stop() // and after it was
+	if d, err = r.driver.Resume(t.Context(), r.request); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := d.Settle(); err != nil {
+			t.Fatal(err)
+		}
+		if mounts, err := os.ReadFile("/proc/self/mountinfo"); err != nil || strings.Contains(string(mounts), strings.ReplaceAll(r.driver.mountPoint("disk"), " ", `\040`)) {
+			t.Fatalf("it shows still (%v):\n%s", err, mounts)
+		}
+	}
+	stop()
+	if _, err := os.Stat(r.driver.file("disk")); !errors.Is(err, os.ErrNotExist) { // asks no gateway
+		t.Errorf("the file's path leads to something: %v", err)
+	}
+	if d, err = r.driver.Resume(t.Context(), r.request); err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, d.Path(), bytes.Repeat([]byte{3}, 1<<20))
+	command(t, "losetup", "-d", d.Path())
+	select {
+	case <-d.Ended():
+	case <-time.After(10 * time.Second):
+		t.Error("the file system outlives its device")
+	}
+	if err := d.Check(); !errors.Is(err, storage.ErrConflict) {
+		t.Errorf("the device that was freed is taken for it: %v", err)
+	}
+	stop()
 }
 
 func command(t *testing.T, args ...string) string {
@@ -178,6 +234,98 @@ func TestGrow(t *testing.T) {
 	writeFile(t, filepath.Join(at, "big"), make([]byte, 300<<20))
 	unmount()
 	command(t, "xfs_repair", "-n", d.Path())
+}
+
+// What a gateway that was killed had begun may still have the device open. It is no user of it: the next detach waits until it has
+// ended. The line is the one in helpInTurn that has helpers of one device wait for each other.
+func TestOrphanIsNoUser(t *testing.T) {
+	r := newRig(t, 16<<20)
+	d := r.attach(t)
+	turn := r.driver.config.turnFile("disk")
+	orphan, err := os.OpenFile(turn, os.O_RDWR|os.O_CREATE, 0o600) // what a helper does that was left behind
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Flock(int(orphan.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	opened, err := os.OpenFile(d.Path(), os.O_RDONLY|unix.O_EXCL, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- d.Detach(t.Context(), false) }()
+	awaitWaiter(t, turn, done)
+	if err := errors.Join(opened.Close(), orphan.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Errorf("detach: %v", err)
+	}
+	if _, err := os.Stat(turn); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the file for turns is left: %v", err)
+	}
+}
+
+// awaitWaiter returns when a process waits for the lock on a file; it fails the test when what is done ends before.
+func awaitWaiter(t *testing.T, path string, done <-chan error) {
+	t.Helper()
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inode := fmt.Sprintf(":%d ", info.Sys().(*syscall.Stat_t).Ino)
+	for tick := time.Tick(10 * time.Millisecond); ; {
+		locks, err := os.ReadFile("/proc/locks")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(locks)) {
+			if strings.Contains(line, "-> FLOCK") && strings.Contains(line, inode) {
+				return
+			}
+		}
+		select {
+		case err := <-done:
+			t.Fatalf("it did not wait: %v", err)
+		case <-tick:
+		}
+	}
+}
+
+// A gateway that was killed with its helper in the middle of a detach has left a loop device that goes with its last user. Served by the next
+// one, it stays. The line is the one in Resume that calls keepLoop.
+func TestKilledWhileDetachingLoop(t *testing.T) {
+	r := newRig(t, 16<<20)
+	d := r.attach(t)
+	f, err := os.Open(d.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	helper, err := os.Open(d.Path())
+	if err == nil {
+		err = errors.Join(unix.IoctlSetInt(int(helper.Fd()), unix.LOOP_CLR_FD, 0), helper.Close())
+	}
+	if err != nil || !loopGoesWithUser(d.Path()) {
+		t.Fatalf("the kernel does not let it go with its user: %v", err)
+	}
+	d.Stop(t.Context())
+	next, err := r.driver.Resume(t.Context(), r.request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(20 * time.Second); loopGoesWithUser(d.Path()) && time.Now().Before(deadline); {
+		<-time.After(10 * time.Millisecond)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := next.Check(); err != nil || deviceBytes(next.Path()) != 16<<20 {
+		t.Errorf("the device has gone with its user: %v, %d bytes", err, deviceBytes(next.Path()))
+	}
+	if err := next.Detach(t.Context(), false); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestNextProcessServes: between two servers requests wait, and what the first had read and not answered is served by the
@@ -410,6 +558,20 @@ func inNamespace(t *testing.T, dir string, extra ...func(*exec.Cmd)) Request {
 	return r
 }
 
+// awaitUnreachable waits until no path leads to the file of a loop device any more.
+func awaitUnreachable(t *testing.T, device string) {
+	t.Helper()
+	deadline, look := time.After(30*time.Second), time.NewTicker(10*time.Millisecond)
+	defer look.Stop()
+	for loopFile(device) != "/disk" {
+		select {
+		case <-look.C:
+		case <-deadline:
+			t.Fatalf("the file of %s is still %s", device, loopFile(device))
+		}
+	}
+}
+
 // TestInsideNamespace is what inNamespace runs.
 func TestInsideNamespace(t *testing.T) {
 	dir := os.Getenv(insideVariable)
@@ -448,15 +610,27 @@ func TestAfterMountNamespace(t *testing.T) {
 	for _, keeperLives := range []bool{true, false} {
 		t.Run(fmt.Sprintf("keeper lives: %t", keeperLives), func(t *testing.T) {
 			dir := t.TempDir()
-			noted := inNamespace(t, dir)
+			var onHost []func(*exec.Cmd)
+			if keeperLives { // outside of the namespace, which would live as long as it does
+				host := exec.CommandContext(t.Context(), "sleep", "600") // stands for the first process of the host
+				if err := host.Start(); err != nil {
+					t.Fatal(err)
+				}
+				defer func() { _ = host.Process.Kill(); _ = host.Wait() }()
+				onHost = append(onHost, func(c *exec.Cmd) { c.Env = append(c.Env, fmt.Sprintf("%s=/proc/%d", hostVariable, host.Process.Pid)) })
+			}
+			noted := inNamespace(t, dir, onHost...)
+			if !keeperLives { // it ends with the container, and the namespace with it
+				if err := syscall.Kill(int(keeperPid(t, filepath.Join(dir, "keeper.sock"))), syscall.SIGKILL); err != nil {
+					t.Fatal(err)
+				}
+			}
+			awaitUnreachable(t, noted.Device)
 			driver, backend := driverIn(t, dir)
 			defer func() { _ = driver.config.Keeper.(*KeeperProcess).Close() }()
 			r := noted
 			r.Open = func(ctx context.Context) (nbd.Export, error) { return backend.Open(ctx, "disk", nbd.Peer{}) }
 			if !keeperLives {
-				if err := driver.config.Keeper.Forget(keptName("disk")); err != nil {
-					t.Fatal(err)
-				}
 				if _, err := driver.Resume(t.Context(), r); !errors.Is(err, storage.ErrIO) {
 					t.Errorf("a lost device is resumed: %v", err)
 				}

@@ -19,8 +19,12 @@ import (
 	"github.com/storaged/storaged/nbd"
 )
 
-// FUSE makes loop devices over files of FUSE file systems, one file system a device, mounted at Config.Dir/NAME. It is made
-// by NewFUSE. It implements Driver.
+// FUSE makes loop devices over files of FUSE file systems, one file system a device. It is made by NewFUSE. It implements
+// Driver.
+//
+// The file system is mounted at Config.Dir/NAME until its device is noted (Device.Settle), and after that nowhere: the loop device
+// keeps it. Nobody can ask it for anything then, and wait for a gateway that is gone, and nobody unmounts it when the host is
+// shut down, which would fail. Linux before 5.15 has no number by which the device is found again: there it stays mounted.
 type FUSE struct {
 	config  Config
 	budget  *fuseBudget
@@ -31,7 +35,7 @@ var _ Driver = (*FUSE)(nil)
 
 // NewFUSE returns the driver.
 func NewFUSE(config Config) (*FUSE, error) {
-	config.fill()
+	config.setDefaults()
 	if config.Dir == "" || len(config.Helper) == 0 || config.Keeper == nil {
 		return nil, storage.E("make", storage.KindInvalid, "FUSE driver", errors.New("a Dir, a Helper and a Keeper are required"))
 	}
@@ -68,8 +72,12 @@ func showConnections() {
 }
 
 func (d *FUSE) mountPoint(name string) string { return filepath.Join(d.config.Dir, name) }
-func (d *FUSE) file(name string) string       { return filepath.Join(d.mountPoint(name), diskName) }
-func keptName(name string) string             { return "fuse/" + name }
+func (d *FUSE) file(name string) string       { return FUSEFile(d.config.Dir, name) }
+
+// FUSEFile is the file under dir that the loop device of a name lies over. deploy/udev knows devices by it where they stay
+// mounted.
+func FUSEFile(dir, name string) string { return filepath.Join(dir, name, diskName) }
+func keptName(name string) string      { return "fuse/" + name }
 
 // Attach implements Driver.
 func (d *FUSE) Attach(ctx context.Context, r Request) (Device, error) {
@@ -174,6 +182,9 @@ func (d *FUSE) Resume(ctx context.Context, r Request) (Device, error) {
 	if err != nil {
 		return nil, errors.Join(err, fd.Close())
 	}
+	if err := os.Remove(d.drainedFile(r.Name)); err != nil && !errors.Is(err, os.ErrNotExist) { // from here on requests are read
+		return nil, errors.Join(fail(storage.KindIO, err), export.Close(false), fd.Close())
+	}
 	dev := d.serve(r, fd, export)
 	if r.Device == path && !r.Identity.IsZero() {
 		dev.path, dev.is = path, r.Identity
@@ -186,12 +197,24 @@ func (d *FUSE) Resume(ctx context.Context, r Request) (Device, error) {
 			d.config.Logger.Warn("the kernel does not send unanswered requests again", "device", r.Name, "error", err)
 		}
 	}
+	if loopGoesWithUser(path) { // an earlier process, and its helper, were killed in the middle of a detach
+		dev.wg.Go(dev.keepLoop)
+	}
 	return dev, nil
 }
 
+// keepLoop has the loop device stay when its last user closes it. It is called when the device is served.
+func (v *fuseDevice) keepLoop() {
+	ctx, cancel := context.WithTimeout(v.server.ctx, helpTimeout)
+	defer cancel()
+	if _, err := v.driver.config.help(ctx, "loop-keep", v.path); err != nil && v.server.ctx.Err() == nil {
+		v.driver.config.Logger.Warn("the device goes when its last user closes it", "device", v.path, "error", err)
+	}
+}
+
 // locate returns the loop device of a name and the number of the FUSE connection below it; zero values for what is not there.
-// After the end of the mount namespace that they were made in (a container's) no path leads to the file any more: the loop
-// device is known by its number then, and the file system, which it keeps, by the device number of the file.
+// Once it is settled, and after the end of the mount namespace that it was made in (a container's), no path leads to the file any
+// more: the loop device is known by its number then, and the file system, which it keeps, by the device number of the file.
 func (d *FUSE) locate(r Request) (path string, connection uint64) {
 	path, connection = loopOver(d.file(r.Name)), d.connection(r.Name)
 	if path == "" && r.Identity.Sequence != 0 && blockdev.Sequence(r.Device) == r.Identity.Sequence {
@@ -203,10 +226,18 @@ func (d *FUSE) locate(r Request) (path string, connection uint64) {
 	return path, connection
 }
 
+// Left reports whether there is a block device of a name, which somebody may have open.
+func (d *FUSE) Left(r Request) bool {
+	path, _ := d.locate(r)
+	return path != ""
+}
+
 // lost returns why a device cannot be served any more: requests that the last process had read and not answered, which
 // the kernel will not send again. To answer them with errors is then the only way to let their senders go on.
+//
+// What waits after a process that has ended in order was not read yet, and is served by the next one.
 func (d *FUSE) lost(name string, connection uint64) error {
-	if d.resends(name) {
+	if d.resends(name) || d.drained(name, connection) {
 		return nil
 	}
 	showConnections()
@@ -226,6 +257,26 @@ func (d *FUSE) resendsFile(name string) string { return d.mountPoint(name) + ".r
 func (d *FUSE) resends(name string) bool {
 	_, err := os.Stat(d.resendsFile(name))
 	return err == nil
+}
+
+// drainedFile says that the last process has answered all that it had read of a connection, whose number is in it.
+func (d *FUSE) drainedFile(name string) string { return d.mountPoint(name) + ".drained" }
+
+func (d *FUSE) drained(name string, connection uint64) bool {
+	text, err := os.ReadFile(d.drainedFile(name))
+	return err == nil && string(text) == strconv.FormatUint(connection, 10)
+}
+
+// noteDrained keeps that, for the process to come. Without it the kernel's requests are taken for lost if it does not send them
+// again.
+func (v *fuseDevice) noteDrained() {
+	if v.server.unanswered.Load() || v.server.gone.Load() {
+		return
+	}
+	n := strconv.FormatUint(uint64(unix.Minor(v.is.FileDevice)), 10)
+	if err := os.WriteFile(v.driver.drainedFile(v.name), []byte(n), 0o600); err != nil {
+		v.driver.config.Logger.Warn("not noted that all requests were answered", "device", v.name, "error", err)
+	}
 }
 
 // connection returns the number of the FUSE connection that is mounted for a device; 0: none is.
@@ -262,6 +313,9 @@ func (d *FUSE) Detach(ctx context.Context, r Request) error {
 	defer cancel()
 	var errs []error
 	path, n := d.locate(r)
+	if path != "" {
+		endRetries(path)
+	}
 	if n != 0 {
 		showConnections()
 		if err := os.WriteFile(filepath.Join(connections, strconv.FormatUint(n, 10), "abort"), []byte("1"), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -280,15 +334,26 @@ func (d *FUSE) Detach(ctx context.Context, r Request) error {
 	return nil
 }
 
-// tidy removes what is left when the loop device is gone.
-func (d *FUSE) tidy(name string) error {
+// hide unmounts the file system of a name, which whoever has its file open keeps.
+func (d *FUSE) hide(name string) error {
 	at := d.mountPoint(name)
 	for d.connection(name) != 0 {
 		if err := unix.Unmount(at, unix.MNT_DETACH); err != nil {
 			return fmt.Errorf("unmount %s: %w", at, err)
 		}
 	}
+	return nil
+}
+
+// tidy removes what is left when the loop device is gone.
+func (d *FUSE) tidy(name string) error {
+	at := d.mountPoint(name)
+	if err := d.hide(name); err != nil {
+		return err
+	}
 	_ = os.Remove(d.resendsFile(name)) // not there, most often
+	_ = os.Remove(d.drainedFile(name))
+	_ = os.Remove(d.config.turnFile(name)) // whoever waits for it finds that the device is gone
 	if err := os.Remove(at); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
@@ -340,6 +405,14 @@ func (v *fuseDevice) changed() error {
 	return storage.E("look at", storage.KindConflict, "device "+v.path, errors.New("the loop device was taken from the volume (losetup -d), and may be another's by now"))
 }
 
+// Settle implements Device.
+func (v *fuseDevice) Settle() error {
+	if v.is.Sequence == 0 {
+		return nil
+	}
+	return v.driver.hide(v.name)
+}
+
 // SizeBytes implements Device.
 func (v *fuseDevice) SizeBytes() int64 { return deviceBytes(v.path) }
 
@@ -364,17 +437,28 @@ func (v *fuseDevice) Resize(ctx context.Context) error {
 	return err
 }
 
+// Sync implements Device.
+func (v *fuseDevice) Sync(ctx context.Context) error {
+	return v.driver.config.helpInTurn(ctx, v.name, "device-sync", v.path)
+}
+
+// Unmount implements Device.
+func (v *fuseDevice) Unmount(ctx context.Context, lazy bool) error {
+	if err := v.Check(); err != nil {
+		return err
+	}
+	return v.driver.config.unmount(ctx, v.name, v.path, lazy)
+}
+
 // Detach implements Device.
 func (v *fuseDevice) Detach(ctx context.Context, force bool) error {
 	if !force {
 		helping, cancel := context.WithTimeout(ctx, helpTimeout)
 		defer cancel()
 		if v.Check() == nil {
-			if _, err := v.driver.config.help(helping, "loop-detach", v.path, v.driver.file(v.name), strconv.FormatUint(v.is.Sequence, 10)); errors.Is(err, errBusy) {
-				return storage.E("detach", storage.KindConflict, "device "+v.path,
-					errors.New("it is in use; unmount it first, or force it: its users then get errors"))
-			} else if err != nil {
-				return err
+			err := v.driver.config.helpInTurn(helping, v.name, "loop-detach", v.path, v.driver.file(v.name), strconv.FormatUint(v.is.Sequence, 10))
+			if err != nil {
+				return notLetGo(v.path, err)
 			}
 		}
 	}
@@ -382,6 +466,7 @@ func (v *fuseDevice) Detach(ctx context.Context, force bool) error {
 		return err
 	}
 	v.end()
+	v.server.cancel() // nobody waits for answers any more
 	v.Stop(ctx)
 	return nil
 }
@@ -391,6 +476,7 @@ func (v *fuseDevice) Stop(ctx context.Context) {
 	v.once.Do(func() {
 		v.server.stop(ctx)
 		v.wg.Wait()
+		v.noteDrained()
 		_ = v.fd.Close()         // the keeper holds another one
 		_ = v.export.Close(true) // has no error that is not the export's own
 	})

@@ -41,18 +41,32 @@ func TestFUSEBudget(t *testing.T) {
 		if b.used > limit+48*request {
 			t.Errorf("all together hold %d of %d", b.used, limit)
 		}
-		before := counts[47].Load()
-		for range counts[0].Load() {
+		others := func() (n int64) {
+			for _, c := range counts[1:] {
+				n += c.Load()
+			}
+			return n
+		}
+		before, first := others(), counts[0].Load()
+		for range first {
 			shares[0].give(request)
-			counts[0].Add(-1)
 		}
 		synctest.Wait()
-		if counts[47].Load() <= before && counts[1].Load() == 0 {
-			t.Error("what was given back went to nobody")
+		if others() <= before {
+			t.Error("what was given back went to none of the others")
 		}
-		for _, s := range shares {
+		if counts[0].Load() <= first {
+			t.Error("who has given everything back gets nothing any more")
+		}
+		if b.used < limit-request {
+			t.Errorf("all together hold %d of %d, and wait", b.used, limit)
+		}
+		for i, s := range shares { // what a device was asked for is answered also while it stops
 			s.stop()
+			synctest.Wait()
+			if n := counts[i].Load(); n != 1000 {
+				t.Errorf("device %d waits with %d of 1000 requests though it stops", i, n)
+			}
 		}
-		synctest.Wait()
 	})
 }

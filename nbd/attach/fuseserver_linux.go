@@ -36,6 +36,8 @@ type fuseServer struct {
 	share    *fuseShare
 	ended    chan struct{} // closed when the reading has ended
 	gone     atomic.Bool   // because the kernel has ended the connection; written before ended is closed
+	// unanswered says that something was read and left for whoever serves next.
+	unanswered atomic.Bool
 }
 
 func newFuseServer(d *FUSE, fd *os.File, export nbd.Export, r Request) *fuseServer {
@@ -142,6 +144,7 @@ func (s *fuseServer) serve(h inHeader, body []byte) {
 		return
 	}
 	if err != nil && s.ctx.Err() != nil {
+		s.unanswered.Store(true)
 		return
 	}
 	s.answer(h, answer, err)

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/clock"
 )
 
 // The keeper's protocol, on a unix socket of type seqpacket, one request and one answer a packet: a letter and a name,
@@ -185,8 +186,7 @@ func (k *KeeperProcess) connectLocked() error {
 				said, _ := os.ReadFile(k.log()) // there may be nothing
 				return fmt.Errorf("the keeper does not start: %w %s", err, strings.TrimSpace(string(said)))
 			}
-			wait := time.NewTimer(10 * time.Millisecond)
-			<-wait.C
+			time.Sleep(10 * time.Millisecond)
 		}
 	}
 	k.conn = conn
@@ -202,7 +202,7 @@ func (k *KeeperProcess) start() error {
 	if k.host != "" {
 		args = append(args, k.host)
 	}
-	cmd := exec.Command(args[0], args[1:]...) //nolint:gosec // the operator's own binary
+	cmd := exec.Command(args[0], args[1:]...) // the operator's own binary
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.Dir = "/"
 	if log, err := os.OpenFile(k.log(), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600); err == nil {
@@ -237,7 +237,7 @@ func runKeeper(ctx context.Context, socket string) error {
 	}
 	defer func() { _ = lock.Close() }()
 	for deadline := time.Now().Add(keeperTimeout / 2); unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil; {
-		if err := pauseFor(ctx, 10*time.Millisecond); err != nil || time.Now().After(deadline) { // one that ends is gone soon
+		if err := clock.Sleep(ctx, 10*time.Millisecond); err != nil || time.Now().After(deadline) { // one that ends is gone soon
 			return storage.E("start", storage.KindConflict, "keeper "+socket, errors.New("another one runs"))
 		}
 	}

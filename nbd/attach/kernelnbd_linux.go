@@ -3,7 +3,6 @@ package attach
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -18,7 +17,9 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/blockdev"
+	"github.com/storaged/storaged/internal/clock"
 	"github.com/storaged/storaged/nbd"
+	"github.com/storaged/storaged/nbd/nbdclient"
 )
 
 // NBD makes network block devices of the kernel. A device's connection is a socket pair: one end is the kernel's, the other
@@ -46,9 +47,9 @@ var _ Driver = (*NBD)(nil)
 
 // NewNBD returns the driver.
 func NewNBD(config Config) (*NBD, error) {
-	config.fill()
-	if len(config.Helper) == 0 {
-		return nil, storage.E("make", storage.KindInvalid, "NBD driver", errors.New("Helper is required"))
+	config.setDefaults()
+	if config.Dir == "" || len(config.Helper) == 0 {
+		return nil, storage.E("make", storage.KindInvalid, "NBD driver", errors.New("a Dir and a Helper are required"))
 	}
 	budget, err := nbd.NewBudget(config.BufferBytes, maxConnections)
 	if err != nil {
@@ -70,6 +71,9 @@ func (d *NBD) Available() error {
 }
 
 const backendPrefix = "storaged/"
+
+// NBDBackend is what the kernel's NBD device of a name says that it is. deploy/udev knows devices by it.
+func NBDBackend(name string) string { return backendPrefix + name }
 
 // find returns the index of the device of a name that the kernel has connected. One that was disconnected while it was in use
 // stays in sysfs until its last user has closed it, and answers errors; it is none any more. The kernel tells them apart only
@@ -97,6 +101,12 @@ func (d *NBD) listed(name string) (list []uint32) {
 		}
 	}
 	return list
+}
+
+// Left reports whether there is a device of a name, which somebody may have open.
+func (d *NBD) Left(r Request) bool {
+	_, found := d.find(r.Name)
+	return found
 }
 
 func pathOf(index uint32) string { return "/dev/nbd" + strconv.FormatUint(uint64(index), 10) }
@@ -159,9 +169,18 @@ func (d *NBD) Resume(ctx context.Context, r Request) (Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := dev.replace(ctx, index); err != nil {
+	dev.index = index
+	err = dev.setClosing(false) // an earlier process may have been killed in the middle of a detach (letGo)
+	if err == nil {
+		err = dev.replace(ctx, index)
+	}
+	if err != nil {
 		dev.Stop(ctx)
-		return nil, storage.E("resume", storage.KindIO, "device "+r.Name, err)
+		kind := storage.KindIO
+		if _, found := d.find(r.Name); !found { // that detach has come to its end just now
+			kind = storage.KindNotFound
+		}
+		return nil, storage.E("resume", kind, "device "+r.Name, err)
 	}
 	dev.begin(index)
 	return dev, nil
@@ -181,27 +200,18 @@ func (d *NBD) Detach(ctx context.Context, r Request) error {
 	for {
 		index, found := d.find(name)
 		if !found {
+			_ = os.Remove(d.config.turnFile(name)) // not there, most often; whoever waits for it finds that the device is gone
 			return nil
 		}
+		endRetries(pathOf(index))
 		err := d.kernel.disconnect(nbdOrder{index: index, hasIndex: true})
 		d.giveBack(index)
 		if err == nil {
-			err = pauseFor(ctx, 10*time.Millisecond)
+			err = clock.Sleep(ctx, 10*time.Millisecond)
 		}
 		if err != nil {
 			return storage.E("detach", storage.KindIO, "device "+pathOf(index), err)
 		}
-	}
-}
-
-func pauseFor(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
 	}
 }
 
@@ -326,7 +336,7 @@ func (v *nbdDevice) pair(ctx context.Context) (*kernelEnd, error) {
 	negotiating, err := net.FileConn(theirs)
 	if err == nil {
 		end := &kernelEnd{file: theirs, handed: handed}
-		end.info, end.flags, err = nbd.Negotiate(ctx, negotiating, v.name)
+		end.info, end.flags, err = nbdclient.Negotiate(ctx, negotiating, v.name)
 		_ = negotiating.Close()
 		if err == nil {
 			return end, blocking(fds[1])
@@ -365,7 +375,7 @@ func (v *nbdDevice) replace(ctx context.Context, index uint32) error {
 			end.handed.Store(false)
 			return err
 		}
-		if err := pauseFor(ctx, 20*time.Millisecond); err != nil {
+		if err := clock.Sleep(ctx, 20*time.Millisecond); err != nil {
 			end.handed.Store(false)
 			return err
 		}
@@ -402,7 +412,7 @@ func (v *nbdDevice) keepConnected() bool {
 		if v.ctx.Err() == nil {
 			v.driver.config.Logger.Warn("a device's connection is not replaced; tried again", "device", v.Path(), "error", err)
 		}
-		_ = pauseFor(v.ctx, min(time.Duration(failures)*100*time.Millisecond, 5*time.Second)) // its error is the context's
+		_ = clock.Sleep(v.ctx, min(time.Duration(failures)*100*time.Millisecond, 5*time.Second)) // its error is the context's
 	}
 	return false
 }
@@ -422,6 +432,9 @@ func (v *nbdDevice) Check() error {
 	}
 	return storage.E("look at", storage.KindConflict, "device "+v.Path(), errors.New("the device was disconnected from the volume (nbd-client -d), and may be another's by now"))
 }
+
+// Settle implements Device. Nothing else shows.
+func (v *nbdDevice) Settle() error { return nil }
 
 // SizeBytes implements Device.
 func (v *nbdDevice) SizeBytes() int64 { return deviceBytes(v.Path()) }
@@ -444,14 +457,24 @@ func (v *nbdDevice) Resize(ctx context.Context) error {
 	return nil
 }
 
+// Sync implements Device.
+func (v *nbdDevice) Sync(ctx context.Context) error {
+	return v.driver.config.helpInTurn(ctx, v.name, "device-sync", v.Path())
+}
+
+// Unmount implements Device.
+func (v *nbdDevice) Unmount(ctx context.Context, lazy bool) error {
+	if err := v.Check(); err != nil {
+		return err
+	}
+	return v.driver.config.unmount(ctx, v.name, v.Path(), lazy)
+}
+
 // Detach implements Device.
 func (v *nbdDevice) Detach(ctx context.Context, force bool) error {
 	if !force {
-		if err := v.letGo(ctx); errors.Is(err, errBusy) {
-			return storage.E("detach", storage.KindConflict, "device "+v.Path(),
-				fmt.Errorf("it is in use; unmount it first, or force it: its users then get errors"))
-		} else if err != nil {
-			return err
+		if err := v.letGo(ctx); err != nil {
+			return notLetGo(v.Path(), err)
 		}
 	}
 	if err := v.driver.Detach(ctx, Request{Name: v.name}); err != nil {
@@ -470,12 +493,15 @@ const closePatience = 2 * time.Second
 // everybody who opens it without saying that nobody else may.
 func (v *nbdDevice) letGo(ctx context.Context) error {
 	if err := v.setClosing(true); err != nil {
+		if _, found := v.driver.find(v.name); !found {
+			return nil // somebody else has removed it, and the watch over it has not seen it yet
+		}
 		return storage.E("detach", storage.KindIO, "device "+v.Path(), err)
 	}
 	helping, cancel := context.WithTimeout(ctx, helpTimeout)
 	defer cancel()
-	_, err := v.driver.config.help(helping, "block-sync", v.Path()) // the last to close it, if nobody has it open
-	for deadline := time.Now().Add(closePatience); err == nil; err = pauseFor(ctx, 20*time.Millisecond) {
+	err := v.driver.config.helpInTurn(helping, v.name, "block-sync", v.Path()) // the last to close it, if nobody has it open
+	for deadline := time.Now().Add(closePatience); err == nil; err = clock.Sleep(ctx, 20*time.Millisecond) {
 		if !slices.Contains(v.driver.listed(v.name), v.index) {
 			v.driver.giveBack(v.index)
 			return nil

@@ -80,7 +80,6 @@ func (k *fakeKernel) reconfigure(o nbdOrder) error {
 	}
 	if o.hasClosing {
 		k.closing = o.closing
-		return nil
 	}
 	if len(o.sockets) == 0 {
 		return nil
@@ -168,7 +167,7 @@ func TestKernelNBD(t *testing.T) {
 	backend := nbdtest.NewBackend()
 	backend.Add("db", 1<<20)
 	kernel := newFakeKernel(t)
-	driver, err := NewNBD(Config{Helper: []string{"false"}})
+	driver, err := NewNBD(Config{Dir: t.TempDir(), Helper: []string{"false"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -241,7 +240,7 @@ func usedDevice(t *testing.T, helper ...string) (*NBD, *fakeKernel, *nbdDevice) 
 	backend := nbdtest.NewBackend()
 	backend.Add("db", 1<<20)
 	kernel := newFakeKernel(t)
-	driver, err := NewNBD(Config{Helper: helper})
+	driver, err := NewNBD(Config{Dir: t.TempDir(), Helper: helper})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -314,6 +313,46 @@ func TestDetachOfOpenDevice(t *testing.T) {
 	close(stop)
 	wg.Wait()
 	<-dev.Ended()
+}
+
+// A process that was killed in the middle of a detach has left a device that goes with its last user. Served by the next one, it stays:
+// its user may be a file system that nobody wanted to lose it. The line is the one in Resume that calls setClosing.
+func TestKilledWhileDetaching(t *testing.T) {
+	driver, kernel, dev := usedDevice(t, "false")
+	kernel.open()
+	if err := dev.setClosing(true); err != nil {
+		t.Fatal(err)
+	}
+	dev.Stop(t.Context())
+	kernel.drop(0)
+	backend := nbdtest.NewBackend()
+	backend.Add("db", 1<<20)
+	next, err := driver.Resume(t.Context(), Request{Name: "db", Open: func(ctx context.Context) (nbd.Export, error) { return backend.Open(ctx, "db", nbd.Peer{}) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer next.Stop(t.Context())
+	if err := kernel.close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, found := driver.find("db"); !found {
+		t.Error("the device has gone with its user")
+	}
+}
+
+// A device that is gone already, because the helper of a process that was killed has closed it last, say, is detached. The line is the
+// one in letGo that looks for it.
+func TestDetachOfLostDevice(t *testing.T) {
+	driver, kernel, dev := usedDevice(t, "true")
+	if err := kernel.disconnect(nbdOrder{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := dev.Detach(t.Context(), false); err != nil {
+		t.Errorf("detached: %v", err)
+	}
+	if driver.Left(Request{Name: "db"}) {
+		t.Error("something is left")
+	}
 }
 
 // TestPace: while a device is served, the kernel looks at unanswered requests after ResendAfter; whoever gets its index

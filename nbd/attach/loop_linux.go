@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -145,6 +146,86 @@ func blockSync(device string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
+// deviceSync writes out what the kernel holds for a block device and for the file systems on it that are mounted here.
+func deviceSync(device string) error {
+	f, err := os.OpenFile(device, os.O_RDONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	places, err := mountsOf(device)
+	errs := []error{err}
+	for _, at := range places {
+		errs = append(errs, fileSystemSync(at))
+	}
+	return errors.Join(append(errs, f.Sync())...)
+}
+
+// deviceUnmount unmounts what is mounted here of a block device, the last mount first: errBusy if somebody uses it, and it is not lazy.
+func deviceUnmount(device string, lazy bool) error {
+	flags := unix.UMOUNT_NOFOLLOW
+	if lazy {
+		flags |= unix.MNT_DETACH
+	}
+	places, err := mountsOf(device)
+	if err != nil {
+		return err
+	}
+	for _, at := range slices.Backward(places) {
+		switch err := unix.Unmount(at, flags); {
+		case errors.Is(err, unix.EBUSY):
+			return errBusy
+		case err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT): // unmounted meanwhile
+			return fmt.Errorf("unmount %s: %w", at, err)
+		}
+	}
+	return nil
+}
+
+// mountsOf returns where file systems on a block device, or on a partition of it, are mounted in this mount namespace, in the order of
+// mounting.
+func mountsOf(device string) (places []string, err error) {
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	numbers := map[string]bool{}
+	base := "/sys/block/" + filepath.Base(device)
+	partitions, _ := filepath.Glob(base + "/" + filepath.Base(device) + "p*/dev")
+	for _, file := range append(partitions, base+"/dev") {
+		if number, err := os.ReadFile(file); err == nil { // a partition that has gone
+			numbers[strings.TrimSpace(string(number))] = true
+		}
+	}
+	for line := range strings.Lines(string(text)) {
+		if fields := strings.Fields(line); len(fields) > 4 && numbers[fields[2]] {
+			places = append(places, unescape.Replace(fields[4]))
+		}
+	}
+	return places, nil
+}
+
+// endRetries has an XFS on a device give up at the first metadata block that cannot be written, as other file systems do: by default it
+// tries again for ever, and whoever remounts it read-only, as the end of a host does, waits for as long. It is called before the device is
+// taken away from its users.
+func endRetries(device string) {
+	files, _ := filepath.Glob("/sys/fs/xfs/" + filepath.Base(device) + "*/error/metadata/*/max_retries")
+	for _, file := range files {
+		_ = os.WriteFile(file, []byte("0"), 0) // /sys may be read-only, in a container
+	}
+}
+
+func fileSystemSync(at string) error {
+	f, err := os.Open(at)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // unmounted meanwhile
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(os.NewSyscallError("syncfs", unix.Syncfs(int(f.Fd()))), f.Close())
+}
+
 // awaitLoopFree waits until the device has been taken off its file, which happens when its last user closes it. If
 // somebody has it open still, it stays as it was.
 func awaitLoopFree(device string) error {
@@ -152,19 +233,31 @@ func awaitLoopFree(device string) error {
 		if loopFile(device) == "" {
 			return nil
 		}
-		wait := time.NewTimer(10 * time.Millisecond)
-		<-wait.C
+		time.Sleep(10 * time.Millisecond)
 	}
+	_ = loopKeep(device) // without it the device goes when its user does, as it was asked to
+	return errBusy
+}
+
+// loopKeep has a loop device stay when its last user closes it.
+func loopKeep(device string) error {
 	f, err := os.OpenFile(device, os.O_RDONLY, 0)
 	if err != nil {
-		return errBusy
+		return err
 	}
 	defer func() { _ = f.Close() }()
-	if info, err := unix.IoctlLoopGetStatus64(int(f.Fd())); err == nil {
-		info.Flags &^= unix.LO_FLAGS_AUTOCLEAR
-		_ = unix.IoctlLoopSetStatus64(int(f.Fd()), info) // without it the device goes when its user does, as it was asked to
+	info, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
+	if err != nil {
+		return os.NewSyscallError("LOOP_GET_STATUS64", err)
 	}
-	return errBusy
+	info.Flags &^= unix.LO_FLAGS_AUTOCLEAR
+	return os.NewSyscallError("LOOP_SET_STATUS64", unix.IoctlLoopSetStatus64(int(f.Fd()), info))
+}
+
+// loopGoesWithUser reports whether a loop device is taken off its file when its last user closes it.
+func loopGoesWithUser(device string) bool {
+	text, err := os.ReadFile("/sys/block/" + filepath.Base(device) + "/loop/autoclear")
+	return err == nil && strings.TrimSpace(string(text)) == "1"
 }
 
 // loopFile returns the file that a loop device lies over; "" if none.

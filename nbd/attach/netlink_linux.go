@@ -44,7 +44,7 @@ type nbdOrder struct {
 	serverFlags   uint64
 	sockets       []uint32 // descriptors
 	backend       string
-	// hasClosing: whether the device goes when its last user closes it becomes closing; it is so until it is said otherwise.
+	// hasClosing says that closing is to be set: whether the device goes when its last user closes it. Without it, that stays as it is.
 	hasClosing, closing bool
 }
 

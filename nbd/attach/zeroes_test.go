@@ -33,7 +33,7 @@ func TestZeroesAreHoles(t *testing.T) {
 			}
 		},
 		"nbd": func(t *testing.T, r Request) {
-			driver, err := NewNBD(Config{Helper: []string{"false"}})
+			driver, err := NewNBD(Config{Dir: t.TempDir(), Helper: []string{"false"}})
 			if err != nil {
 				t.Fatal(err)
 			}

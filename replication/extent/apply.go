@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/extent/table"
 	"github.com/storaged/storaged/replication/op"
 	"github.com/storaged/storaged/replication/segment"
 )
@@ -17,14 +18,15 @@ type ApplyEntry struct {
 	Data []byte
 }
 
-// Apply applies committed entries in order and returns what each came to. Entries at or below the applied index are
-// refused with KindInternal. The results are the same on every replica, but for a disk that fails meanwhile: then
-// they are of KindIO, nothing is checkpointed any more, and the store's OnFailure is called. An entry that cannot be
-// decoded is no result: from it on nothing is applied or checkpointed here any more, the results are of KindCorrupt, and
-// Damage says why.
+// Apply applies committed entries in order and returns the result of each. Entries at or below the applied index are
+// refused with KindInternal. The results are the same on every replica, with two exceptions:
 //
-// It waits for the disk only (a page of the tables that is not in memory), and for no checkpoint: those wait for the
-// goroutine that calls it. Store.AwaitRoom is where too much is refused.
+//   - When the disk fails, the results are of KindIO. No checkpoint is written any more, and the store's OnFailure is called.
+//   - When an entry cannot be decoded, the results from it on are of KindCorrupt. This replica applies and checkpoints nothing
+//     more, and Damage says why.
+//
+// Apply waits for the disk when a page of the tables is not in memory. It never waits for a checkpoint, because checkpoints
+// wait for the goroutine that calls Apply. Store.AwaitRoom refuses entries when there is too much to checkpoint.
 func (g *Group) Apply(entries []ApplyEntry) []op.Result {
 	results := make([]op.Result, len(entries))
 	for i := range entries {
@@ -65,7 +67,7 @@ func (g *Group) applyEntry(e *ApplyEntry) op.Result {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.applied, g.term = e.Index, e.Term
-	result, effect := g.decideLocked(&o, e.Term)
+	result, effect := g.state.Decide(&o, e.Term)
 	if o.Kind == op.DeleteVolume && result.Kind == storage.KindNone && !result.Duplicate {
 		g.purgeDue[o.Volume] = struct{}{}
 		g.wanted.Store(true) // after a checkpoint, what it held is freed
@@ -122,71 +124,31 @@ func (g *Group) locate(e *ApplyEntry, headerLen int) (segment.Position, error) {
 	return segment.PositionOf(data.Segment(), data.Offset()+uint32(headerLen)), nil
 }
 
-// decideLocked changes the small state and reports whether table entries are to be set as well.
-func (g *Group) decideLocked(o *op.Op, term uint64) (result op.Result, effect bool) {
-	if o.Kind == op.Noop || o.Kind == op.Digest {
-		return op.Result{}, false
-	}
-	if o.Kind == op.ForgetDeleted {
-		return g.forgetDeletedLocked(o), false
-	}
-	v := g.volumes[o.Volume]
-	fresh := v == nil
-	if fresh {
-		var decided bool
-		if v, result, decided = g.unknownLocked(o); decided {
-			return result, false
-		}
-	}
-	switch o.Kind {
-	case op.Write, op.Clear:
-		result = v.admit(o, term)
-		effect = result.Kind == storage.KindNone && !result.Duplicate
-	case op.OpenSession:
-		result = v.openSession(o)
-	case op.CloseSession:
-		result = v.closeSession(o)
-	case op.SetEpoch:
-		result = v.setEpoch(o)
-	case op.SetGeneration:
-		result = v.setGeneration(o)
-	case op.DeleteVolume:
-		result = v.deleteVolume(o)
-	}
-	if result.Kind == storage.KindNone && !result.Duplicate {
-		if fresh {
-			g.volumes[o.Volume] = v
-		}
-		g.dirtyVolumes[o.Volume] = struct{}{}
-	}
-	return result, effect
-}
-
 // setEntriesLocked points the blocks of a write at its payload, or unmaps those of a clear.
 func (g *Group) setEntriesLocked(o *op.Op, index uint64, data segment.Position) error {
 	first, n := o.Blocks()
-	v := g.volumes[o.Volume] // it has admitted the operation
-	return pieces(first, n, func(pageNo uint8, at, from, to int) error {
-		k := pageKey{o.Volume, o.Extent, pageNo}
-		s, err := g.applySlotLocked(k)
+	v := g.state.Volume(o.Volume) // it has admitted the operation
+	return table.Pieces(first, n, func(pageNo uint8, at, from, to int) error {
+		k := table.PageKey{Volume: o.Volume, Extent: o.Extent, Page: pageNo}
+		cached, err := g.applyPageLocked(k)
 		if err != nil {
 			return err
 		}
 		if o.Kind == op.Clear {
-			g.clearPageLocked(k, s, o, index, at, to-from)
+			g.clearPageLocked(k, cached, o, index, at, to-from)
 			return nil
 		}
-		p := g.writableLocked(k, s, o.Epoch)
-		p.index = index
+		p := g.cache.writable(k, cached, o.Epoch)
+		p.Index = index
 		for i := range to - from {
-			e := &p.entries[at+i]
-			if e.mapped() {
-				g.delta.bump(e.segment, -1)
+			e := &p.Entries[at+i]
+			if e.Mapped() {
+				g.cache.delta.Bump(e.Segment, -1)
 			} else {
-				v.bumpMapped(1)
+				v.BumpMapped(1)
 			}
-			*e = entry{segment: data.Segment(), offset: data.Offset() + uint32(from+i)*storage.BlockSize, crc: o.SumAt(from + i)}
-			g.delta.bump(e.segment, 1)
+			*e = table.Entry{Segment: data.Segment(), Offset: data.Offset() + uint32(from+i)*storage.BlockSize, Sum: o.SumAt(from + i)}
+			g.cache.delta.Bump(e.Segment, 1)
 		}
 		return nil
 	})
@@ -194,41 +156,41 @@ func (g *Group) setEntriesLocked(o *op.Op, index uint64, data segment.Position) 
 
 // clearPageLocked unmaps entries. A page in which nothing changes is left alone: clearing what was never written
 // costs nothing.
-func (g *Group) clearPageLocked(k pageKey, s *slot, o *op.Op, index uint64, at, n int) {
-	if s.head == nil {
+func (g *Group) clearPageLocked(k table.PageKey, cached *cachedPage, o *op.Op, index uint64, at, n int) {
+	if cached.head == nil {
 		return
 	}
 	mapped := false
 	for i := range n {
-		mapped = mapped || s.head.entries[at+i].mapped()
+		mapped = mapped || cached.head.Entries[at+i].Mapped()
 	}
 	if !mapped {
 		return
 	}
-	p := g.writableLocked(k, s, o.Epoch)
-	p.index = index
+	p := g.cache.writable(k, cached, o.Epoch)
+	p.Index = index
 	for i := range n {
-		if e := &p.entries[at+i]; e.mapped() {
-			g.delta.bump(e.segment, -1)
-			g.volumes[o.Volume].bumpMapped(-1)
-			*e = entry{}
+		if e := &p.Entries[at+i]; e.Mapped() {
+			g.cache.delta.Bump(e.Segment, -1)
+			g.state.Volume(o.Volume).BumpMapped(-1)
+			*e = table.Entry{}
 		}
 	}
 }
 
-// handOnDelta makes what Apply changed known to the recycling of segments. Until then a segment counts as in use by
-// what it was, and what was written now is still needed by the log.
+// handOnDelta tells the live counts what Apply has changed. Until then a segment that lost its last block still counts as
+// in use, and the log still needs the segment that was written now.
 func (g *Group) handOnDelta() {
-	if len(g.delta) == 0 {
+	if len(g.cache.delta) == 0 {
 		return
 	}
-	g.set.live.change(g.delta) // set is changed by this goroutine only
-	clear(g.delta)
+	g.set.live.Change(g.cache.delta) // set is changed by this goroutine only
+	clear(g.cache.delta)
 }
 
 // announceDue asks for a checkpoint when enough was written since the last one. All groups of the disk share
-// CheckpointBytes, so that tables cost little beside data, however few groups are written to, and the log to be read at a
-// start is bounded.
+// CheckpointBytes. So tables cost little beside data, even if few groups are written to, and a start reads a bounded part of
+// the log.
 func (g *Group) announceDue() {
 	if !g.dueAnnounced && g.CheckpointDue() {
 		g.dueAnnounced = true
@@ -239,5 +201,5 @@ func (g *Group) announceDue() {
 // CheckpointDue reports whether the group should be checkpointed: the disk's groups have applied CheckpointBytes, or changed
 // so many pages that they would not fit beside the cache, and this one its part of that.
 func (g *Group) CheckpointDue() bool {
-	return g.wanted.Load() || g.store.written.over(&g.sinceFreeze) >= 0 || g.store.changed.over(&g.dirtyPages) >= 0
+	return g.wanted.Load() || g.store.written.over(&g.sinceFreeze) >= 0 || g.store.changed.over(&g.cache.changed) >= 0
 }

@@ -71,7 +71,7 @@ func BenchmarkRead(b *testing.B) {
 	b.ResetTimer()
 	for range b.N {
 		x = x*1664525 + 1013904223
-		err := r.g.Read(op.ReadRequest{Volume: 1, Extent: storage.ExtentIndex(x >> 28), Offset: (x >> 8) % 1024 * 4096, Length: 4096, Epoch: op.HeadEpoch}, dst, sums, holes)
+		err := r.g.Read(op.ReadRequest{Volume: 1, Extent: storage.ExtentIndex(x >> 28), Offset: (x >> 8) % 1024 * 4096, Length: 4096, Epoch: op.HeadEpoch}, dst, sums, holes, nil)
 		if err != nil {
 			b.Fatal(err)
 		}

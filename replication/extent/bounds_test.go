@@ -14,6 +14,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/extent/table"
 	"github.com/storaged/storaged/replication/op"
 	"github.com/storaged/storaged/replication/segment"
 )
@@ -27,7 +28,7 @@ type metaStall struct {
 func (s *metaStall) String() string { return "stall" }
 
 func (s *metaStall) MaybeError(o errorfs.Op) error {
-	if s.on.Load() && isSync(o) && strings.Contains(o.Path, "/"+metaDirName+"/") {
+	if s.on.Load() && isSync(o) && strings.Contains(o.Path, "/"+"meta"+"/") {
 		<-s.open
 	}
 	return nil
@@ -58,7 +59,7 @@ func TestStalledCheckpointBoundsMemory(t *testing.T) {
 		go func() {
 			n := 0
 			for ; n < pages && r.s.AwaitRoom(ctx) == nil; n++ {
-				r.ok(r.write(storage.ExtentIndex(n/16), uint32(n%16)*blocksPerPage*storage.BlockSize, blocks(1, 1)))
+				r.ok(r.write(storage.ExtentIndex(n/16), uint32(n%16)*table.BlocksPerPage*storage.BlockSize, blocks(1, 1)))
 			}
 			taken <- n
 		}()
@@ -131,7 +132,7 @@ func TestLostRequestIsRepeated(t *testing.T) {
 			r.ok(r.write(0, i*4096, blocks(1, 1)))
 		}
 		first := asked.Load()
-		time.Sleep(3 * shortOfRoomAge)
+		time.Sleep(3 * 10 * time.Second)
 		synctest.Wait()
 		if first != 1 || asked.Load() <= first {
 			t.Errorf("asked %d times, then %d", first, asked.Load())

@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/extent/table"
 	"github.com/storaged/storaged/replication/segment"
 )
 
@@ -27,7 +28,7 @@ func TestBusyGroupsShare(t *testing.T) {
 		rigs[i].ok(openSession(1))
 	}
 	write := func(r *rig, page uint32) {
-		r.ok(r.write(storage.ExtentIndex(page/16), page%16*blocksPerPage*storage.BlockSize, blocks(uint64(page), 1)))
+		r.ok(r.write(storage.ExtentIndex(page/16), page%16*table.BlocksPerPage*storage.BlockSize, blocks(uint64(page), 1)))
 	}
 	untilDue := func(r *rig) (bytes int64) {
 		for page := uint32(0); !r.g.CheckpointDue(); page++ {
@@ -53,28 +54,28 @@ func TestBusyGroupsShare(t *testing.T) {
 		t.Errorf("%d bytes and pages are counted after checkpoints of all", n)
 	}
 
-	held := func() (slots, all int64) {
+	held := func() (first, all int64) {
 		for i, r := range rigs {
 			r.g.mu.RLock()
-			n := int64(len(r.g.slots) - r.g.pinned)
+			n := int64(len(r.g.cache.pages) - r.g.cache.pinned)
 			r.g.mu.RUnlock()
 			if i == 0 {
-				slots = n
+				first = n
 			}
 			all += n
 		}
-		return slots, all
+		return first, all
 	}
 	read := func(r *rig) {
 		for page := range uint32(pages) {
-			if err := r.g.lookupPage(pageKey{1, storage.ExtentIndex(page / 16), uint8(page % 16)}, 1, 0, make([]entry, 1)); err != nil {
+			if err := r.g.lookupPage(table.PageKey{Volume: 1, Extent: storage.ExtentIndex(page / 16), Page: uint8(page % 16)}, 1, 0, make([]table.Entry, 1)); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
 	read(rigs[0])
-	if slots, _ := held(); slots != pages {
-		t.Errorf("alone, a group holds %d pages of %d in a cache of %d", slots, pages, cfg.CacheBytes/pageMemory)
+	if first, _ := held(); first != pages {
+		t.Errorf("alone, a group holds %d pages of %d in a cache of %d", first, pages, cfg.CacheBytes/pageMemory)
 	}
 	for range 4 {
 		for _, r := range rigs {

@@ -24,7 +24,7 @@ type stall struct {
 func (s *stall) String() string { return "stall" }
 
 func (s *stall) MaybeError(o errorfs.Op) error {
-	if s.on.Load() && isSync(o) && strings.Contains(o.Path, "/"+logDirName+"/") {
+	if s.on.Load() && isSync(o) && strings.Contains(o.Path, "/"+"log"+"/") {
 		<-s.open
 	}
 	return nil
@@ -72,7 +72,7 @@ func TestPersistWaitsForTheLog(t *testing.T) {
 	})
 }
 
-// Guards I1: a frozen page is copied before it changes (writableLocked). Removed once; this test failed.
+// Guards I1: a frozen page is copied before it changes (cache.writable). Removed once; this test failed.
 func TestFrozenDoesNotChange(t *testing.T) {
 	disk := memFS(t)
 	cfg := testConfig(disk)

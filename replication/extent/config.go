@@ -1,23 +1,22 @@
 package extent
 
 import (
-	"errors"
-	"fmt"
+	"cmp"
 	"log/slog"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/prometheus/client_golang/prometheus"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/extent/storedir"
+	"github.com/storaged/storaged/replication/extent/tabledb"
 	"github.com/storaged/storaged/replication/segment"
 )
 
-// Defaults of Config, in bytes.
+// Defaults of Config; bytes unless the name says something else.
 const (
 	DefaultCheckpointBytes = 256 << 20
 	DefaultCacheBytes      = 32 << 20
-	DefaultMemTableBytes   = 8 << 20
-	DefaultBlockCacheBytes = 16 << 20
 	defaultReserveSegments = 8
 )
 
@@ -38,18 +37,21 @@ type Config struct {
 	Segment segment.Config
 	// CheckpointBytes is how much log may be written on this disk, over all groups, before a checkpoint is due.
 	CheckpointBytes int64
-	// CacheBytes bounds the table pages kept in memory beside those that no checkpoint holds yet. Of these AwaitRoom lets
-	// in four times as much.
+	// CacheBytes bounds the table pages that are kept in memory and could be read again. Pages that no checkpoint holds yet
+	// may take four times as much (AwaitRoom).
 	CacheBytes int64
 	// MemTableBytes and BlockCacheBytes are Pebble's.
 	MemTableBytes   int64
 	BlockCacheBytes int64
-	// ReserveBytes is the free space below which allocating writes should be refused. 0: eight segments.
+	// TableFiles bounds the files of tables that Pebble keeps open.
+	TableFiles int
+	// ReserveBytes is the free space below which allocating writes should be refused. 0: eight segments. It counts as more
+	// where segments written ahead and the tables may need more (Space).
 	ReserveBytes int64
 	// CapacityBytes bounds what the store uses of its file system. 0: all of it.
 	CapacityBytes int64
 	// OnCheckpointDue is called when a group should be checkpointed, once until its next Freeze. It is called by
-	// the goroutine that applies, and must not block nor call back.
+	// the goroutine that applies or by one of the store's own, and must not block nor call back.
 	OnCheckpointDue func(segment.GroupKey)
 	// OnFailure is called once, when the disk has failed for good. It must not block nor call Close.
 	OnFailure func(error)
@@ -57,38 +59,35 @@ type Config struct {
 	Metrics   prometheus.Registerer
 }
 
+// tables is what the tables' database is opened with.
+func (c *Config) tables(onFailure func(error)) tabledb.Config {
+	return tabledb.Config{FS: c.FS, Dir: storedir.TablesDir(c.FS, c.Dir), MemTableBytes: c.MemTableBytes, BlockCacheBytes: c.BlockCacheBytes,
+		TableFiles: c.TableFiles, OnFailure: onFailure, Logger: c.Logger}
+}
+
 func (c *Config) setDefaults() {
-	set := func(v *int64, def int64) {
-		if *v == 0 {
-			*v = def
-		}
-	}
-	set(&c.SegmentBytes, segment.DefaultSegmentBytes)
-	set(&c.CheckpointBytes, DefaultCheckpointBytes)
-	set(&c.CacheBytes, DefaultCacheBytes)
-	set(&c.MemTableBytes, DefaultMemTableBytes)
-	set(&c.BlockCacheBytes, DefaultBlockCacheBytes)
-	set(&c.ReserveBytes, defaultReserveSegments*c.SegmentBytes)
+	c.SegmentBytes = cmp.Or(c.SegmentBytes, segment.DefaultSegmentBytes)
+	c.CheckpointBytes = cmp.Or(c.CheckpointBytes, DefaultCheckpointBytes)
+	c.CacheBytes = cmp.Or(c.CacheBytes, DefaultCacheBytes)
+	c.MemTableBytes = cmp.Or(c.MemTableBytes, tabledb.DefaultMemTableBytes)
+	c.BlockCacheBytes = cmp.Or(c.BlockCacheBytes, tabledb.DefaultBlockCacheBytes)
+	c.TableFiles = cmp.Or(c.TableFiles, tabledb.DefaultTableFiles)
+	c.Segment.FreeSegments = cmp.Or(c.Segment.FreeSegments, segment.DefaultFreeSegments)
+	c.ReserveBytes = cmp.Or(c.ReserveBytes, defaultReserveSegments*c.SegmentBytes)
+	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 	if c.OnCheckpointDue == nil {
 		c.OnCheckpointDue = func(segment.GroupKey) {}
 	}
 	if c.OnFailure == nil {
 		c.OnFailure = func(error) {}
 	}
-	if c.Logger == nil {
-		c.Logger = slog.New(slog.DiscardHandler)
-	}
 }
 
 // Validate returns every problem of the configuration at once, as one error of KindInvalid. Defaults must be set.
 func (c *Config) Validate() error {
-	var problems []error
-	if c.FS == nil {
-		problems = append(problems, errors.New("no file system"))
-	}
-	if c.Dir == "" {
-		problems = append(problems, errors.New("no directory"))
-	}
+	var p storage.Problems
+	p.Check(c.FS != nil, "no file system")
+	p.Check(c.Dir != "", "no directory")
 	for _, v := range []struct {
 		name string
 		n    int64
@@ -96,14 +95,9 @@ func (c *Config) Validate() error {
 	}{
 		{"checkpoint bytes", c.CheckpointBytes, 1}, {"cache bytes", c.CacheBytes, 1},
 		{"memtable bytes", c.MemTableBytes, 64 << 10}, {"block cache bytes", c.BlockCacheBytes, 1},
-		{"reserve bytes", c.ReserveBytes, 0}, {"capacity bytes", c.CapacityBytes, 0},
+		{"reserve bytes", c.ReserveBytes, 0}, {"capacity bytes", c.CapacityBytes, 0}, {"table files", int64(c.TableFiles), 1},
 	} {
-		if v.n < v.low {
-			problems = append(problems, fmt.Errorf("%s %d: want at least %d", v.name, v.n, v.low))
-		}
+		p.Check(v.n >= v.low, "%s %d: want at least %d", v.name, v.n, v.low)
 	}
-	if err := errors.Join(problems...); err != nil {
-		return storage.E("open store", storage.KindInvalid, c.Dir, err)
-	}
-	return nil
+	return p.Err("open store", c.Dir)
 }

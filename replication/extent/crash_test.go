@@ -116,7 +116,7 @@ func workload() []request {
 }
 
 // TestPowerCutWhileOpening cuts the power at every call of a first and a second start, with many choices of what reached
-// the disk though it was not synced. The store opens afterwards. Guards, in meta.go, metaFS's sync before a marker is made:
+// the disk though it was not synced. The store opens afterwards. Guards, in tabledb/fs.go, metaFS's sync before a marker is made:
 // it was removed once, and this failed.
 func TestPowerCutWhileOpening(t *testing.T) {
 	for seed := range uint64(10) {
@@ -143,7 +143,7 @@ func TestPowerCutWhileOpening(t *testing.T) {
 // TestPowerCut cuts the power at every call of a workload that changes the disk. After each cut the store opens,
 // holds every acknowledged write and nothing torn: its contents are exactly those of a prefix of the log.
 //
-// Guards I1: in recycle.go, the question whether a segment is in use; in identity.go, makeDir's sync of the parent.
+// Guards I1: in workers.go, the question whether a segment is in use; in storedir/identity.go, Make's sync of the parent.
 // Each was removed once, and this test failed.
 func TestPowerCut(t *testing.T) {
 	every := 1

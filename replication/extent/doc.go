@@ -1,19 +1,26 @@
-// Package extent keeps the extents of group replicas on one disk (design.md, sections 4 to 6): a store is one data
-// directory with a segment log, which holds the data, and a Pebble database, which holds the tables that say where
-// each block lies.
+// Package extent keeps the extents of group replicas on one disk (docs/design.md, sections 4 to 6). A store is one data
+// directory. Its segment log holds the data, and its database the tables that say where each block lies.
 //
 // # What it does
 //
-// Apply turns log entries into table entries that point at the payload which the log has already put on the disk;
-// it decides from the group's small state alone (sessions, generations, epochs) whether an entry takes effect. Freeze
-// and Persist write a checkpoint; Read and Status look blocks up; manifests and stagings bring up a replica that lags
-// or is new; Check verifies a stopped store.
+// Apply turns log entries into table entries that point at the payload which the log has already put on the disk. It decides
+// from the group's small state alone (sessions, generations, epochs) whether an entry takes effect. Freeze and Persist write
+// a checkpoint; Read and Status look blocks up; manifests and stagings bring up a replica that lags or is new.
+//
+// # What others do
+//
+//   - table: tables, the small state and their formats, as values
+//   - live: which segments the tables refer to
+//   - reclaim: the workers that give back space
+//   - tabledb: Pebble on a disk that may fail or be full
+//   - storedir: the data directory
+//   - check: verifies a stopped store
 //
 // # What it does not do
 //
-// It knows nothing of the Raft library, of peers or of leases: whoever calls Read must know that it may. It does not
-// choose when checkpoints are taken (it asks for them by OnCheckpointDue), it does not compact half-empty segments,
-// and it repairs no block by itself.
+// It knows nothing of the Raft library, of peers or of leases: whoever calls Read must know that it may. It does not choose
+// when checkpoints are taken (it asks for them by OnCheckpointDue). It does not compact half-empty segments, and repairs no
+// block by itself (docs/adr/0033-workers-beside-the-store.md).
 //
 // # What it keeps true
 //
@@ -23,8 +30,8 @@
 //   - A segment is recycled only when no table refers to it, neither in memory nor in a durable checkpoint, staging
 //     or open manifest (I1, I6).
 //   - A replica that receives a manifest is what it was until Install, and all of the manifest after it (I7, I8).
-//   - Memory is bounded by CacheBytes beside the pages that were changed since the last checkpoint, and those by what
-//     AwaitRoom lets in: Apply never waits for a checkpoint (I9).
+//   - Memory is bounded: pages that could be read again by CacheBytes, pages that were changed since the last checkpoint by
+//     what AwaitRoom lets in. Apply never waits for a checkpoint (I9).
 //
 // # Concurrency
 //

@@ -13,6 +13,8 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/extent/storedir"
+	"github.com/storaged/storaged/replication/extent/table"
 	"github.com/storaged/storaged/replication/op"
 )
 
@@ -195,12 +197,12 @@ func flip(t *testing.T, fs vfs.FS, path string, offset int64, bit uint) {
 
 func segmentFile(t *testing.T, fs vfs.FS) string {
 	t.Helper()
-	names, err := fs.List(fs.PathJoin(testDir, logDirName))
+	names, err := fs.List(fs.PathJoin(testDir, "log"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, n := range names {
-		if path := fs.PathJoin(testDir, logDirName, n); strings.Contains(n, "0001") {
+		if path := fs.PathJoin(testDir, "log", n); strings.Contains(n, "0001") {
 			return path
 		}
 	}
@@ -218,14 +220,14 @@ func TestFlippedBitInData(t *testing.T) {
 	other := blocks(2, 4)
 	r.ok(r.write(0, 10*4096, other))
 	r.checkpoint()
-	var at [1]entry
+	var at [1]table.Entry
 	if err := r.g.lookup(1, 0, op.HeadEpoch, 2, at[:]); err != nil {
 		t.Fatal(err)
 	}
 	if err := r.s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	flip(t, fs, segmentFile(t, fs), int64(at[0].offset)+77, 3)
+	flip(t, fs, segmentFile(t, fs), int64(at[0].Offset)+77, 3)
 	r.s = openStore(t, cfg)
 	if r.g = r.s.Group(testKey); r.g == nil {
 		t.Fatal("the group is gone")
@@ -261,13 +263,13 @@ func TestFlippedBitInTables(t *testing.T) {
 	if err := r.s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	files, err := fs.List(metaDir(fs, testDir))
+	files, err := fs.List(storedir.TablesDir(fs, testDir))
 	if err != nil {
 		t.Fatal(err)
 	}
 	tried, noticed := 0, 0
 	for _, name := range files {
-		path := fs.PathJoin(testDir, metaDirName, name)
+		path := fs.PathJoin(testDir, "meta", name)
 		info, err := fs.Stat(path)
 		if err != nil || info.Size() == 0 {
 			continue

@@ -8,6 +8,8 @@ import (
 	"pgregory.net/rapid"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/extent/check"
+	"github.com/storaged/storaged/replication/extent/table"
 	"github.com/storaged/storaged/replication/op"
 )
 
@@ -209,7 +211,7 @@ func TestForgottenVolumesStayDeleted(t *testing.T) {
 		if err := w.r.s.Close(); err != nil {
 			rt.Fatal(err)
 		}
-		report, err := Check(context.Background(), CheckConfig{FS: cfg.FS, Dir: cfg.Dir, Finding: func(s string) { rt.Error(s) }})
+		report, err := check.Run(context.Background(), check.Config{FS: cfg.FS, Dir: cfg.Dir, Finding: func(s string) { rt.Error(s) }})
 		if err != nil || report.Findings > 0 {
 			rt.Fatalf("%+v: %v", report, err)
 		}
@@ -231,7 +233,7 @@ func (w *forgetWorld) small() {
 	}
 	defer m.Close()
 	for _, part := range m.parts {
-		err := decodeStatePart(part, func(id storage.VolumeID, _ *volume) error {
+		err := table.DecodeStatePart(part, func(id storage.VolumeID, _ *table.Volume) error {
 			if gone[id] {
 				w.t.Errorf("volume %d is deleted and in the manifest", id)
 			}
@@ -241,7 +243,7 @@ func (w *forgetWorld) small() {
 			w.t.Fatal(err)
 		}
 	}
-	refs, err := m.Extents(ExtentRef{}, MaxExtentsPerList)
+	refs, err := m.Extents(table.Ref{}, table.MaxRefs)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -255,9 +257,9 @@ func (w *forgetWorld) small() {
 // purged waits until the tables of deleted volumes are gone.
 func (w *forgetWorld) purged() {
 	w.r.checkpoint()
-	w.r.s.wakePurge()
+	w.r.s.worker.Purge()
 	for deadline := time.Now().Add(30 * time.Second); ; <-time.After(time.Millisecond) {
-		_, _, more, err := w.r.s.meta.first([]byte{keyPurge}, []byte{keyPurge + 1})
+		_, _, more, err := w.r.s.db.First([]byte{table.KeyPurge}, []byte{table.KeyPurge + 1})
 		if err != nil {
 			w.t.Fatal(err)
 		}
@@ -269,7 +271,7 @@ func (w *forgetWorld) purged() {
 		}
 	}
 	for _, v := range w.volumes {
-		if _, _, found, err := w.r.s.meta.first(volumeKey(keyPage, w.r.g.set.id, v.id), afterPrefix(volumeKey(keyPage, w.r.g.set.id, v.id))); err != nil || found && v.gone {
+		if _, _, found, err := w.r.s.db.First(table.VolumeKey(table.KeyPage, w.r.g.set.id, v.id), table.AfterPrefix(table.VolumeKey(table.KeyPage, w.r.g.set.id, v.id))); err != nil || found && v.gone {
 			w.t.Fatalf("volume %d has tables: %v", v.id, err)
 		}
 	}
@@ -303,8 +305,8 @@ func TestOldTombstonesAreForgotten(t *testing.T) {
 		t.Errorf("the small state has %d bytes with %d tombstones, and %d without", before, n, after)
 	}
 	r.reopen(cfg)
-	if len(r.g.volumes) != 2 {
-		t.Errorf("the group remembers %d volumes, want one and the floor", len(r.g.volumes))
+	if len(r.g.state.All(1)) != 2 {
+		t.Errorf("the group remembers %d volumes, want one and the floor", len(r.g.state.All(1)))
 	}
 	if res := r.propose(request{o: op.Op{Kind: op.OpenSession, Volume: 1500, Session: 4}})[0]; res.Kind != storage.KindFenced {
 		t.Errorf("a late session on a deleted volume: %+v", res)

@@ -10,6 +10,8 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/extent/check"
+	"github.com/storaged/storaged/replication/extent/table"
 	"github.com/storaged/storaged/replication/op"
 	"github.com/storaged/storaged/replication/segment"
 )
@@ -28,11 +30,11 @@ func pull(t testing.TB, m *Manifest, st *Staging) (moved int) {
 		must(err)
 		must(st.PutState(i, part))
 	}
-	var after ExtentRef
+	var after table.Ref
 	for {
 		list, err := m.Extents(after, 2)
 		must(err)
-		refs, err := DecodeExtents(AppendExtents(nil, list))
+		refs, err := table.DecodeRefs(table.AppendRefs(nil, list))
 		must(err)
 		if len(refs) == 0 {
 			return moved
@@ -46,7 +48,7 @@ func pull(t testing.TB, m *Manifest, st *Staging) (moved int) {
 			runs, err := st.PutTable(ref, table)
 			must(err)
 			for _, run := range runs {
-				payload, err := m.Blocks(ref, run.First, run.N)
+				payload, err := m.Blocks(ref, run.First, run.N, nil)
 				must(err)
 				must(st.PutBlocks(ref, run.First, payload))
 				moved += run.N
@@ -55,9 +57,9 @@ func pull(t testing.TB, m *Manifest, st *Staging) (moved int) {
 	}
 }
 
-func header(t testing.TB, m *Manifest) ManifestHeader {
+func header(t testing.TB, m *Manifest) table.ManifestHeader {
 	t.Helper()
-	h, err := DecodeManifestHeader(m.ManifestHeader.Append(nil))
+	h, err := table.DecodeManifestHeader(m.ManifestHeader.Append(nil))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -258,7 +260,7 @@ func TestStagingRefusesDamage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	refs, err := man.Extents(ExtentRef{}, 1)
+	refs, err := man.Extents(table.Ref{}, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -281,7 +283,7 @@ func TestStagingRefusesDamage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	payload, err := man.Blocks(refs[0], runs[0].First, runs[0].N)
+	payload, err := man.Blocks(refs[0], runs[0].First, runs[0].N, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -319,13 +321,13 @@ func TestManifestClosesWhenSilent(t *testing.T) {
 		}
 		for range 3 {
 			wait(0.9)
-			if err := m.Touch(); err != nil {
+			if _, err := m.Extents(table.Ref{}, 1); err != nil {
 				t.Fatal(err)
 			}
 		}
 		wait(0.9)
 		wait(0.9)
-		if err := m.Touch(); !errors.Is(err, storage.ErrNotFound) {
+		if _, err := m.Extents(table.Ref{}, 1); !errors.Is(err, storage.ErrNotFound) {
 			t.Errorf("it is still open: %v", err)
 		}
 	})
@@ -356,7 +358,7 @@ func TestManifestClosesBesideReads(t *testing.T) {
 		if _, err := m.StatePart(0); !errors.Is(err, storage.ErrNotFound) {
 			t.Errorf("a closed manifest answers %v", err)
 		}
-		if _, err := m.g.store.meta.loadTables(m.snapshot, m.set, extentID{1, 0}); err != nil {
+		if _, err := loadTables(m.snapshot, m.set, table.ExtentID{Volume: 1, Extent: 0}); err != nil {
 			t.Errorf("the read has lost its snapshot: %v", err)
 		}
 		leave()
@@ -412,21 +414,21 @@ func TestCheckFindsDamage(t *testing.T) {
 	for _, q := range workload() {
 		r.ok(q)
 	}
-	if _, err := Check(context.Background(), CheckConfig{FS: disk, Dir: testDir, Finding: func(string) {}}); !errors.Is(err, storage.ErrConflict) {
+	if _, err := check.Run(context.Background(), check.Config{FS: disk, Dir: testDir, Finding: func(string) {}}); !errors.Is(err, storage.ErrConflict) {
 		t.Errorf("a store in use: %v", err)
 	}
 	r.checkpoint()
-	var at [1]entry
-	if err := r.g.lookup(1, 0, op.HeadEpoch, 20, at[:]); err != nil || !at[0].mapped() {
+	var at [1]table.Entry
+	if err := r.g.lookup(1, 0, op.HeadEpoch, 20, at[:]); err != nil || !at[0].Mapped() {
 		t.Fatalf("%+v, %v", at, err)
 	}
 	if err := r.s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	check := func(fs vfs.FS) (CheckReport, []string) {
+	check := func(fs vfs.FS) (check.Report, []string) {
 		t.Helper()
 		var found []string
-		report, err := Check(context.Background(), CheckConfig{FS: fs, Dir: testDir, Finding: func(s string) { found = append(found, s) }})
+		report, err := check.Run(context.Background(), check.Config{FS: fs, Dir: testDir, Finding: func(s string) { found = append(found, s) }})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -436,19 +438,19 @@ func TestCheckFindsDamage(t *testing.T) {
 	if len(found) > 0 || report.Groups != 1 || report.Volumes != 2 || report.Blocks == 0 || report.Pages == 0 {
 		t.Fatalf("%+v %q", report, found)
 	}
-	names, err := disk.List(disk.PathJoin(testDir, logDirName))
+	names, err := disk.List(disk.PathJoin(testDir, "log"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	// Somewhere among the segments is the block: flip the bit in each in turn.
 	damaged := 0
 	for _, name := range names {
-		path := disk.PathJoin(testDir, logDirName, name)
-		if info, err := disk.Stat(path); err != nil || info.Size() < int64(at[0].offset)+100 {
+		path := disk.PathJoin(testDir, "log", name)
+		if info, err := disk.Stat(path); err != nil || info.Size() < int64(at[0].Offset)+100 {
 			continue
 		}
 		clone := disk.CrashClone(vfs.CrashCloneCfg{})
-		flip(t, clone, path, int64(at[0].offset)+99, 1)
+		flip(t, clone, path, int64(at[0].Offset)+99, 1)
 		if report, found := check(clone); report.Damaged > 0 {
 			damaged++
 			if len(found) < 1 {
@@ -462,7 +464,7 @@ func TestCheckFindsDamage(t *testing.T) {
 	// A live count that is wrong.
 	r.s = openStore(t, cfg)
 	g := r.s.Group(testKey)
-	g.set.live.change(counts{segment.SegmentNo(1): 3})
+	g.set.live.Change(table.Counts{segment.SegmentNo(1): 3})
 	r.g = g
 	replay(t, g)
 	r.checkpoint()

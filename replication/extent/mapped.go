@@ -2,9 +2,11 @@ package extent
 
 import (
 	"errors"
+	"math"
 	"slices"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/extent/table"
 	"github.com/storaged/storaged/replication/op"
 )
 
@@ -16,8 +18,8 @@ const (
 )
 
 // MappedExtents names the extents of the request's range that map a block in the newest version, from the first on, and
-// says how far it has looked. Each extent is as it was at one moment between call and return, or several: what is not
-// named mapped nothing at one of them.
+// says how far it has looked. Each extent is looked at once or more between call and return: one that is not named mapped
+// nothing at one of these moments.
 func (g *Group) MappedExtents(r op.MappedRequest) (op.MappedResponse, error) {
 	if err := r.Validate(); err != nil {
 		return op.MappedResponse{}, err
@@ -26,12 +28,12 @@ func (g *Group) MappedExtents(r op.MappedRequest) (op.MappedResponse, error) {
 		return op.MappedResponse{}, err
 	}
 	g.mu.RLock()
-	v, set := g.volumes[r.Volume], g.set.id
-	nothing := v == nil || v.mapped == 0
+	v, set := g.state.Volume(r.Volume), g.set.id
+	nothing := v == nil || v.Mapped() == 0
 	var found []storage.ExtentIndex
 	if !nothing {
 		r.End = r.First + min(r.End-r.First, maxMappedRange)
-		found = g.unsavedExtentsLocked(r)
+		found = g.cache.unsavedExtents(r)
 	}
 	g.mu.RUnlock()
 	if nothing { // of what was never written and what was discarded as a whole
@@ -69,51 +71,34 @@ func (g *Group) MappedExtents(r op.MappedRequest) (op.MappedResponse, error) {
 	return answer, nil
 }
 
-// unsavedExtentsLocked returns the extents of the range with pages that the last checkpoint does not hold, in any order.
-func (g *Group) unsavedExtentsLocked(r op.MappedRequest) (found []storage.ExtentIndex) {
-	if int(r.End-r.First) <= len(g.pinnedExtents) {
-		for x := r.First; x < r.End; x++ {
-			if g.pinnedExtents[extentID{r.Volume, x}] > 0 {
-				found = append(found, x)
-			}
-		}
-		return found
-	}
-	for id := range g.pinnedExtents {
-		if id.volume == r.Volume && r.First <= id.extent && id.extent < r.End {
-			found = append(found, id.extent)
-		}
-	}
-	return found
-}
-
 // savedExtents returns the extents in [r.First, next) whose newest version in Pebble maps a block, in ascending order.
-func (g *Group) savedExtents(set setID, r op.MappedRequest) (found []storage.ExtentIndex, next storage.ExtentIndex, err error) {
-	first := pageKey{volume: r.Volume, extent: r.First}
-	from := appendPageKey(nil, set, first, storage.Epoch(maxUint64))
-	to := appendPageKey(nil, set, pageKey{volume: r.Volume, extent: r.End}, storage.Epoch(maxUint64))
+func (g *Group) savedExtents(set table.SetID, r op.MappedRequest) (found []storage.ExtentIndex, next storage.ExtentIndex, err error) {
+	first := table.PageKey{Volume: r.Volume, Extent: r.First}
+	from := table.AppendPageKey(nil, set, first, storage.Epoch(math.MaxUint64))
+	to := table.AppendPageKey(nil, set, table.PageKey{Volume: r.Volume, Extent: r.End}, storage.Epoch(math.MaxUint64))
 	next = r.End
-	last, pages := pageKey{}, 0 // volumes count from 1
-	err = g.store.meta.scan(from, to, func(key, value []byte) (bool, error) {
-		_, v, ok := parsePageKey(key)
+	last, pages := table.PageKey{}, 0 // volumes count from 1
+	err = g.store.db.Scan(from, to, func(key, value []byte) (bool, error) {
+		_, v, ok := table.ParsePageKey(key)
 		if !ok {
-			return false, corrupt("mapped extents", "the key %x is not of a page", key)
+			return false, table.Corrupt("mapped extents", "the key %x is not of a page", key)
 		}
-		if v.pageKey == last { // an older version
+		if v.PageKey == last { // an older version
 			return true, nil
 		}
-		if v.extent != last.extent && (pages >= maxMappedPages || len(found) == op.MaxMappedExtents) {
-			next = v.extent
+		if v.Extent != last.Extent && (pages >= maxMappedPages || len(found) == op.MaxMappedExtents) {
+			next = v.Extent
 			return false, nil
 		}
-		last = v.pageKey
+		last = v.PageKey
 		pages++
-		if n := len(found); n > 0 && found[n-1] == v.extent {
+		if n := len(found); n > 0 && found[n-1] == v.Extent {
 			return true, nil
 		}
-		p, err := decodePage(key, value)
-		if err == nil && p.bitmap() != 0 {
-			found = append(found, v.extent)
+		var p table.Page
+		err := p.Decode(key, value)
+		if err == nil && p.Bitmap() != 0 {
+			found = append(found, v.Extent)
 		}
 		return true, err
 	})
@@ -122,13 +107,13 @@ func (g *Group) savedExtents(set setID, r op.MappedRequest) (found []storage.Ext
 
 // mapsAnything reports whether the newest version of an extent maps a block.
 func (g *Group) mapsAnything(v storage.VolumeID, x storage.ExtentIndex) (bool, error) {
-	var entries [blocksPerPage]entry
-	for page := range uint8(pagesPerExtent) {
-		if err := g.lookupPage(pageKey{v, x, page}, op.HeadEpoch, 0, entries[:]); err != nil {
+	var entries [table.BlocksPerPage]table.Entry
+	for page := range uint8(table.PagesPerExtent) {
+		if err := g.lookupPage(table.PageKey{Volume: v, Extent: x, Page: page}, op.HeadEpoch, 0, entries[:]); err != nil {
 			return false, err
 		}
 		for i := range entries {
-			if entries[i].mapped() {
+			if entries[i].Mapped() {
 				return true, nil
 			}
 		}

@@ -8,6 +8,7 @@ import (
 	"pgregory.net/rapid"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/extent/table"
 	"github.com/storaged/storaged/replication/op"
 )
 
@@ -106,11 +107,11 @@ func checkMapped(g *Group, v storage.VolumeID, extents int) error {
 	}
 	var want []storage.ExtentIndex
 	for x := range storage.ExtentIndex(extents) {
-		entries := make([]entry, storage.BlocksPerExtent)
+		entries := make([]table.Entry, storage.BlocksPerExtent)
 		if err := g.lookup(v, x, op.HeadEpoch, 0, entries); err != nil {
 			return err
 		}
-		if slices.ContainsFunc(entries, entry.mapped) {
+		if slices.ContainsFunc(entries, table.Entry.Mapped) {
 			want = append(want, x)
 		}
 	}

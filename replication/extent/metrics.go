@@ -6,6 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/extent/storedir"
 )
 
 // metrics are those of one store; all methods may be called on metrics that are not registered anywhere.
@@ -17,7 +18,7 @@ type metrics struct {
 	corrupt     prometheus.Counter
 }
 
-func newMetrics(r prometheus.Registerer, id storage.StoreID, files *openFS) (*metrics, error) {
+func newMetrics(r prometheus.Registerer, id storage.StoreID, files *storedir.FS, pulls func() int) (*metrics, error) {
 	labels := prometheus.Labels{"store": id.String()}
 	m := &metrics{registry: r,
 		checkpoints: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "storage_extent_checkpoint_seconds", ConstLabels: labels,
@@ -30,8 +31,11 @@ func newMetrics(r prometheus.Registerer, id storage.StoreID, files *openFS) (*me
 	}
 	retries := prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "storage_extent_open_retries_total", ConstLabels: labels,
 		Help: "Opens of the store's files that failed for want of descriptors or memory, and were repeated. Worry when it grows: the store waits. Raise the limit of open files."},
-		func() float64 { return float64(files.retries.Load()) })
-	m.collectors = []prometheus.Collector{m.checkpoints, m.pages, m.corrupt, retries}
+		func() float64 { return float64(files.Retries()) })
+	pulling := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "storage_extent_pulls", ConstLabels: labels,
+		Help: "Replicas of the store that are pulled from another node now, or were and are not installed yet. Worry when it is not 0 for long: what they hold is not free."},
+		func() float64 { return float64(pulls()) })
+	m.collectors = []prometheus.Collector{m.checkpoints, m.pages, m.corrupt, retries, pulling}
 	if r == nil {
 		return m, nil
 	}

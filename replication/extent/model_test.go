@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/extent/table"
 	"github.com/storaged/storaged/replication/op"
 )
 
@@ -123,11 +124,11 @@ func (v *modelVolume) close(id storage.SessionID) (storage.Kind, bool) {
 		v.closed[id] = v.live[id]
 		delete(v.live, id)
 	} else if i := slices.Index(v.order, id); i >= 0 {
-		if i < len(v.order)-keptWindows {
+		if i < len(v.order)-16 {
 			return storage.KindConflict, false
 		}
 		return storage.KindNone, true
-	} else if n := len(v.order) - keptWindows; n > 0 && id <= slices.Max(v.order[:n]) {
+	} else if n := len(v.order) - 16; n > 0 && id <= slices.Max(v.order[:n]) {
 		return storage.KindConflict, false
 	} else {
 		v.closed[id] = map[uint64]bool{}
@@ -227,7 +228,7 @@ func (v *modelVolume) compareState(g *Group, id storage.VolumeID) error {
 func (v *modelVolume) compareExtent(g *Group, id storage.VolumeID, x storage.ExtentIndex, e storage.Epoch, n int) error {
 	req := op.ReadRequest{Volume: id, Extent: x, Length: uint32(n) * storage.BlockSize, Generation: v.generation, Epoch: e}
 	dst, sums, holes := make([]byte, n*storage.BlockSize), make([]uint32, n), make([]bool, n)
-	if err := g.Read(req, dst, sums, holes); err != nil {
+	if err := g.Read(req, dst, sums, holes, nil); err != nil {
 		return err
 	}
 	for b := range n {
@@ -247,37 +248,37 @@ func (v *modelVolume) compareExtent(g *Group, id storage.VolumeID, x storage.Ext
 
 // checkLive compares the live counts with all tables, those in memory and those in Pebble.
 func checkLive(g *Group) error {
-	walked := counts{}
-	durable := counts{}
+	walked := table.Counts{}
+	durable := table.Counts{}
 	g.mu.RLock()
-	memory := map[versionKey]*page{}
+	memory := map[table.VersionKey]*page{}
 	if g.frozen != nil {
 		for k, p := range g.frozen.pages {
 			memory[k] = p
 		}
 	}
-	for k, p := range g.dirty {
+	for k, p := range g.cache.dirty {
 		memory[k] = p
 	}
 	set := g.set
 	g.mu.RUnlock()
-	add := func(c counts, p *page) {
-		for _, e := range p.entries {
-			if e.mapped() {
-				c.bump(e.segment, 1)
+	add := func(c table.Counts, p *page) {
+		for _, e := range p.Entries {
+			if e.Mapped() {
+				c.Bump(e.Segment, 1)
 			}
 		}
 	}
 	for _, p := range memory {
 		add(walked, p)
 	}
-	prefix := setPrefix(keyPage, set.id)
-	err := g.store.meta.scan(prefix, afterPrefix(prefix), func(k, v []byte) (bool, error) {
-		p, err := decodePage(k, v)
-		if err != nil {
+	prefix := table.SetPrefix(table.KeyPage, set.id)
+	err := g.store.db.Scan(prefix, table.AfterPrefix(prefix), func(k, v []byte) (bool, error) {
+		p := new(page)
+		if err := p.Decode(k, v); err != nil {
 			return false, err
 		}
-		_, key, _ := parsePageKey(k)
+		_, key, _ := table.ParsePageKey(k)
 		if memory[key] == nil {
 			add(walked, p)
 		}
@@ -287,20 +288,20 @@ func checkLive(g *Group) error {
 	if err != nil {
 		return err
 	}
-	if now := set.live.now(); !equalCounts(now, walked) {
-		return fmt.Errorf("live counts %v, tables say %v", now, walked)
+	if now := set.live.Now(); !equalCounts(now, walked) {
+		return fmt.Errorf("live table.Counts %v, tables say %v", now, walked)
 	}
-	stored, err := g.store.meta.loadLive(set.id)
+	stored, err := loadLive(g.store.db, set.id)
 	if err != nil {
 		return err
 	}
-	if !equalCounts(stored, durable) || !equalCounts(set.live.durable, durable) {
-		return fmt.Errorf("durable live counts %v, in memory %v, tables say %v", stored, set.live.durable, durable)
+	if !equalCounts(stored, durable) || !equalCounts(set.live.Durable(), durable) {
+		return fmt.Errorf("durable live counts %v, in memory %v, tables say %v", stored, set.live.Durable(), durable)
 	}
 	return nil
 }
 
-func equalCounts(a, b counts) bool {
+func equalCounts(a, b table.Counts) bool {
 	if len(a) != len(b) {
 		return false
 	}

@@ -19,7 +19,7 @@ const (
 
 // TestAgainstModel drives a store and a plain model with the same random commands.
 //
-// Beside the table in session_test.go it guards the line in session.go that finds a number applied (I3): it was removed
+// Beside TestExactlyOnceAndFencing (table) it guards the line in table/volume.go that finds a number applied (I3): it was removed
 // once, and this test failed. rapid prints the seed of a failure.
 func TestAgainstModel(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {

@@ -5,6 +5,7 @@ import (
 	"sync"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/extent/table"
 	"github.com/storaged/storaged/replication/op"
 	"github.com/storaged/storaged/replication/segment"
 )
@@ -14,7 +15,7 @@ const maxLooks = 64
 
 // readScratch is the entries of a read, reused by later ones.
 type readScratch struct {
-	entries [storage.BlocksPerExtent]entry
+	entries [storage.BlocksPerExtent]table.Entry
 }
 
 // scratchPool keeps the entries of reads between them.
@@ -25,16 +26,6 @@ func (s *scratchPool) get() *readScratch {
 		return r
 	}
 	return new(readScratch)
-}
-
-// Read reads the whole blocks that cover the request's range, as of its epoch: n blocks into dst (n*BlockSize bytes,
-// holes as zeroes), their crc32c into sums (0 for a hole) and whether they are holes into holes (n each). It does
-// not judge session and generation: CheckRead does. Each block is one that was there between call and return.
-//
-// The error is of KindCorrupt if a block fails its checksum, of KindIO if the disk refuses; then dst holds nothing
-// to be used.
-func (g *Group) Read(r op.ReadRequest, dst []byte, sums []uint32, holes []bool) error {
-	return g.ReadWith(r, dst, sums, holes, nil)
 }
 
 // Unreadable is a block that this disk does not give back as it was written.
@@ -52,9 +43,14 @@ type Unreadable struct {
 // checked against the sum.
 type Elsewhere func(u Unreadable, dst []byte) error
 
-// ReadWith is Read, but for blocks that the disk does not give back: those are asked for elsewhere. The error is then that
-// of this disk.
-func (g *Group) ReadWith(r op.ReadRequest, dst []byte, sums []uint32, holes []bool, elsewhere Elsewhere) error {
+// Read reads the whole blocks that cover the request's range, as of its epoch: n blocks into dst (n*BlockSize bytes,
+// holes as zeroes), their crc32c into sums (0 for a hole) and whether they are holes into holes (n each). It does
+// not judge session and generation: CheckRead does. Each block is one that was there between call and return.
+//
+// Blocks that the disk does not give back are asked for elsewhere, if that is not nil; an error is that of this disk all the
+// same. It is of KindCorrupt if a block fails its checksum, of KindIO if the disk refuses; then dst holds nothing
+// to be used.
+func (g *Group) Read(r op.ReadRequest, dst []byte, sums []uint32, holes []bool, elsewhere Elsewhere) error {
 	if err := r.Validate(); err != nil {
 		return err
 	}
@@ -69,12 +65,12 @@ func (g *Group) ReadWith(r op.ReadRequest, dst []byte, sums []uint32, holes []bo
 		return err
 	}
 	for i, e := range entries {
-		sums[i], holes[i] = e.crc, !e.mapped()
+		sums[i], holes[i] = e.Sum, !e.Mapped()
 	}
 	for i := 0; i < n; {
 		run := runLength(entries[i:])
 		part := dst[i*storage.BlockSize:][:run*storage.BlockSize]
-		if !entries[i].mapped() {
+		if !entries[i].Mapped() {
 			clear(part)
 		} else if !g.readRun(entries[i:i+run], part) {
 			for j := range run {
@@ -82,7 +78,7 @@ func (g *Group) ReadWith(r op.ReadRequest, dst []byte, sums []uint32, holes []bo
 				if err := g.readBlock(&r, first+b, &entries[b], dst[b*storage.BlockSize:][:storage.BlockSize], elsewhere); err != nil {
 					return err
 				}
-				sums[b], holes[b] = entries[b].crc, !entries[b].mapped()
+				sums[b], holes[b] = entries[b].Sum, !entries[b].Mapped()
 			}
 		}
 		i += run
@@ -92,14 +88,14 @@ func (g *Group) ReadWith(r op.ReadRequest, dst []byte, sums []uint32, holes []bo
 
 // runLength returns how many blocks from the first on can be read at once: holes, or blocks that lie one after the
 // other.
-func runLength(entries []entry) int {
+func runLength(entries []table.Entry) int {
 	first := entries[0]
 	for i := 1; i < len(entries); i++ {
 		e := entries[i]
-		if e.mapped() != first.mapped() {
+		if e.Mapped() != first.Mapped() {
 			return i
 		}
-		if e.mapped() && (e.segment != first.segment || e.offset != first.offset+uint32(i)*storage.BlockSize) {
+		if e.Mapped() && (e.Segment != first.Segment || e.Offset != first.Offset+uint32(i)*storage.BlockSize) {
 			return i
 		}
 	}
@@ -107,12 +103,12 @@ func runLength(entries []entry) int {
 }
 
 // readRun reads blocks that lie one after the other, and reports whether all have their checksum.
-func (g *Group) readRun(entries []entry, dst []byte) bool {
-	if g.store.log.ReadAt(entries[0].position(), dst) != nil {
+func (g *Group) readRun(entries []table.Entry, dst []byte) bool {
+	if g.store.log.ReadAt(entries[0].Position(), dst) != nil {
 		return false
 	}
 	for i, e := range entries {
-		if op.Sum(dst[i*storage.BlockSize:][:storage.BlockSize]) != e.crc {
+		if op.Sum(dst[i*storage.BlockSize:][:storage.BlockSize]) != e.Sum {
 			return false
 		}
 	}
@@ -121,24 +117,24 @@ func (g *Group) readRun(entries []entry, dst []byte) bool {
 
 // readBlock reads one block after something went wrong, looking it up again: the segment may have been recycled
 // after the block was overwritten or moved.
-func (g *Group) readBlock(r *op.ReadRequest, block int, e *entry, dst []byte, elsewhere Elsewhere) error {
+func (g *Group) readBlock(r *op.ReadRequest, block int, e *table.Entry, dst []byte, elsewhere Elsewhere) error {
 	for range maxLooks {
-		if !e.mapped() {
+		if !e.Mapped() {
 			clear(dst)
 			return nil
 		}
-		readErr := g.store.log.ReadAt(e.position(), dst)
+		readErr := g.store.log.ReadAt(e.Position(), dst)
 		// Guards I5: no read returns bytes that fail their crc32c.
-		if readErr == nil && op.Sum(dst) == e.crc {
+		if readErr == nil && op.Sum(dst) == e.Sum {
 			return nil
 		}
-		var again [1]entry
+		var again [1]table.Entry
 		if err := g.lookup(r.Volume, r.Extent, r.Epoch, block, again[:]); err != nil {
 			return err
 		}
 		if again[0] == *e {
 			err := g.readFailed(r, block, *e, readErr)
-			return elsewhere.get(Unreadable{r.Volume, r.Extent, r.Epoch, block, e.position(), e.crc, err}, dst)
+			return elsewhere.get(Unreadable{r.Volume, r.Extent, r.Epoch, block, e.Position(), e.Sum, err}, dst)
 		}
 		*e = again[0]
 	}
@@ -158,10 +154,10 @@ func (e Elsewhere) get(u Unreadable, dst []byte) error {
 }
 
 // readFailed names what is wrong with a block that the table still places there.
-func (g *Group) readFailed(r *op.ReadRequest, block int, e entry, readErr error) error {
+func (g *Group) readFailed(r *op.ReadRequest, block int, e table.Entry, readErr error) error {
 	if readErr == nil {
 		g.store.metrics.corrupt.Inc()
-		return storage.E("read", storage.KindCorrupt, blockName(r, block), fmt.Errorf("checksum mismatch at %s of store %s", e.position(), g.store.identity.Store))
+		return storage.E("read", storage.KindCorrupt, blockName(r, block), fmt.Errorf("checksum mismatch at %s of store %s", e.Position(), g.store.identity.Store))
 	}
 	kind := storage.KindOf(readErr)
 	if kind == storage.KindNotFound || kind == storage.KindInvalid {
@@ -182,14 +178,14 @@ func (g *Group) Status(r op.StatusRequest) ([]op.Run, error) {
 	if err := g.checkRead(r.Volume, r.Session, r.Generation); err != nil {
 		return nil, err
 	}
-	first, n := int(r.Offset/storage.BlockSize), op.Pieces(r.Offset, r.Length)
-	entries := make([]entry, n)
+	first, n := r.Blocks()
+	entries := make([]table.Entry, n)
 	if err := g.lookup(r.Volume, r.Extent, r.Epoch, first, entries); err != nil {
 		return nil, err
 	}
-	var since []entry
+	var since []table.Entry
 	if r.Dirty {
-		since = make([]entry, n)
+		since = make([]table.Entry, n)
 		if err := g.lookup(r.Volume, r.Extent, r.Since, first, since); err != nil {
 			return nil, err
 		}
@@ -199,7 +195,7 @@ func (g *Group) Status(r op.StatusRequest) ([]op.Run, error) {
 	for i := range entries {
 		next := min(at-at%storage.BlockSize+storage.BlockSize, end)
 		flags := op.RunAllocated
-		if !entries[i].mapped() {
+		if !entries[i].Mapped() {
 			flags = op.RunHole | op.RunZero
 		}
 		// Equal sums do not prove equal contents; equal locations do.

@@ -9,6 +9,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/extent/reclaim"
 	"github.com/storaged/storaged/replication/segment"
 )
 
@@ -29,25 +30,25 @@ func reclaimRig(t *testing.T, change func(*Config)) (*rig, *atomic.Int64) {
 	return r, asked
 }
 
-// Guards I6: runReclaim, and `wanted` in CheckpointDue. Either was removed once; both tests failed.
+// Guards I6: Worker.look (reclaim), and `wanted` in CheckpointDue. Either was removed once; both tests failed.
 func TestChangesAreCheckpointedInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, asked := reclaimRig(t, func(*Config) {})
 		defer r.s.Close()
 		r.ok(r.write(0, 0, blocks(1, 1)))
-		time.Sleep(maxCheckpointAge - 2*reclaimEvery)
+		time.Sleep(reclaim.MaxCheckpointAge - 2*reclaim.Every)
 		synctest.Wait()
 		if asked.Load() > 0 {
 			t.Errorf("asked for %d checkpoints of a single block at once", asked.Load())
 		}
-		time.Sleep(4 * reclaimEvery)
+		time.Sleep(4 * reclaim.Every)
 		synctest.Wait()
 		if asked.Load() == 0 || !r.g.CheckpointDue() {
-			t.Fatalf("asked for %d checkpoints after %v, due %v", asked.Load(), maxCheckpointAge, r.g.CheckpointDue())
+			t.Fatalf("asked for %d checkpoints after %v, due %v", asked.Load(), reclaim.MaxCheckpointAge, r.g.CheckpointDue())
 		}
 		r.checkpoint()
 		asked.Store(0)
-		time.Sleep(3 * maxCheckpointAge)
+		time.Sleep(3 * reclaim.MaxCheckpointAge)
 		synctest.Wait()
 		if asked.Load() > 0 || r.g.CheckpointDue() {
 			t.Errorf("asked for %d checkpoints, though nothing has changed; due %v", asked.Load(), r.g.CheckpointDue())
@@ -67,14 +68,14 @@ func TestDiscardFreesFullStore(t *testing.T) {
 			r.ok(r.clear(x, 0, storage.ExtentSize))
 		}
 		for range 10 {
-			time.Sleep(reclaimEvery)
+			time.Sleep(reclaim.Every)
 			synctest.Wait()
 			if asked.Load() > 0 && r.g.CheckpointDue() {
 				r.checkpoint()
 				r.g.Log().Compact(r.index - 1) // as Raft does, but for its trailing entries
 			}
 		}
-		time.Sleep(2 * reclaimEvery)
+		time.Sleep(2 * reclaim.Every)
 		synctest.Wait()
 		if space := r.s.Space(); space.FreeBytes < space.CapacityBytes*3/4 {
 			t.Errorf("%d of %d bytes are free, though everything was discarded", space.FreeBytes, space.CapacityBytes)
@@ -103,7 +104,7 @@ func TestHeldLogAsksOncePerSegment(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.ok(openSession(1))
-	for from := r.s.Log().End().Segment(); r.s.Log().End().Segment() < from+idleSegments+2*segment.SegmentNo(cfg.CheckpointBytes/cfg.SegmentBytes)+2; {
+	for from := r.s.Log().End().Segment(); r.s.Log().End().Segment() < from+reclaim.IdleSegments+2*segment.SegmentNo(cfg.CheckpointBytes/cfg.SegmentBytes)+2; {
 		r.ok(r.write(0, 0, blocks(1, 16)))
 	}
 	r.checkpoint()

@@ -212,7 +212,7 @@ func readAt(g *Group, epoch storage.Epoch, x storage.ExtentIndex, offset, length
 	_, n := req.Blocks()
 	dst := bytes.Repeat([]byte{0xee}, n*storage.BlockSize)
 	sums, holes := make([]uint32, n), make([]bool, n)
-	err := g.Read(req, dst, sums, holes)
+	err := g.Read(req, dst, sums, holes, nil)
 	if err == nil {
 		for i := range n {
 			if !holes[i] && op.Sum(dst[i*storage.BlockSize:][:storage.BlockSize]) != sums[i] {

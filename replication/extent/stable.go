@@ -3,9 +3,9 @@ package extent
 import (
 	"encoding/binary"
 
-	"github.com/cockroachdb/pebble/v2"
-
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/extent/table"
+	"github.com/storaged/storaged/replication/extent/tabledb"
 	"github.com/storaged/storaged/replication/segment"
 )
 
@@ -23,7 +23,7 @@ const MaxStableBytes = 64 << 10
 func (s *Store) Stable(key segment.GroupKey) *Stable { return &Stable{s, key} }
 
 func (t *Stable) name(key []byte) []byte {
-	return append(groupKeyBytes(keyStable, t.key), key...)
+	return append(table.GroupKey(table.KeyStable, t.key), key...)
 }
 
 // Set stores a value; it is durable when Set returns.
@@ -32,20 +32,20 @@ func (t *Stable) Set(key, value []byte) error {
 		return storage.E("set", storage.KindInvalid, string(key), nil)
 	}
 	k := t.name(key)
-	v := seal(k, append([]byte(nil), value...))
-	return t.store.meta.commit(func(b *pebble.Batch) error { return b.Set(k, v, nil) })
+	v := table.Seal(k, append([]byte(nil), value...))
+	return t.store.db.Commit(func(b *tabledb.Batch) { b.Set(k, v) })
 }
 
 // Get returns the value, or nil if none was set.
 func (t *Stable) Get(key []byte) ([]byte, error) {
 	k := t.name(key)
-	v, err := t.store.meta.get(k)
+	v, err := t.store.db.Get(k)
 	if err != nil || v == nil {
 		return nil, err
 	}
-	body, err := unseal(k, v)
+	body, err := table.Unseal(k, v)
 	if err != nil {
-		return nil, corrupt("get", "%q of group %s: %w", key, t.key, err)
+		return nil, table.Corrupt("get", "%q of group %s: %w", key, t.key, err)
 	}
 	return body, nil
 }
@@ -62,7 +62,7 @@ func (t *Stable) GetUint64(key []byte) (uint64, error) {
 		return 0, err
 	}
 	if len(v) != 8 {
-		return 0, corrupt("get", "%q of group %s has %d bytes", key, t.key, len(v))
+		return 0, table.Corrupt("get", "%q of group %s has %d bytes", key, t.key, len(v))
 	}
 	return binary.BigEndian.Uint64(v), nil
 }

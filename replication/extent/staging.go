@@ -10,9 +10,10 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/cockroachdb/pebble/v2"
-
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/extent/live"
+	"github.com/storaged/storaged/replication/extent/table"
+	"github.com/storaged/storaged/replication/extent/tabledb"
 	"github.com/storaged/storaged/replication/op"
 	"github.com/storaged/storaged/replication/segment"
 )
@@ -29,93 +30,77 @@ const (
 type Staging struct {
 	s      *Store
 	key    segment.GroupKey
-	header ManifestHeader
+	header table.ManifestHeader
 	set    tableSet
+	// makesRoom: the manifest holds less than the replica has, which is freed by an Install.
+	makesRoom bool
 
 	mu        sync.Mutex // guards all below
 	parts     map[int]bool
-	volumes   map[storage.VolumeID]*volume
-	known     map[tableID]bool // versions that were offered by Want; true: complete
-	pending   map[tableID]*pendingTable
+	state     table.State
+	known     map[table.VersionID]bool // versions that were offered by Want; true: complete
+	pending   map[table.VersionID]*pendingTable
 	end       segment.Position // of the last data appended
-	sources   *source          // what the replica holds already; nil after the end
+	sources   *keptTables      // what the replica holds already; nil after the end
 	committed bool
 	ended     bool
-	taken     bool // by an Install that goes on: it must not be aborted
+	taken     bool // an Install is under way: it must not be aborted
 }
-
-type tableID struct {
-	extentID
-	epoch storage.Epoch
-}
-
-func (r ExtentRef) id() tableID { return tableID{extentID{r.Volume, r.Extent}, r.Epoch} }
 
 // pendingTable is a version some of whose blocks have no place yet.
 type pendingTable struct {
-	table   *table
-	missing blockSet
-	shared  blockSet // those that have the place of an older version's
-}
-
-// source is the durable state of the replica that a staging began from; its segments are pinned.
-type source struct {
-	set      setID
-	snapshot *pebble.Snapshot
-	unpin    []func()
-}
-
-func (s *source) release() {
-	_ = s.snapshot.Close() // its only error is to be closed already
-	for _, f := range s.unpin {
-		f()
-	}
+	table   *table.Version
+	missing table.BlockSet
+	shared  table.BlockSet // those that have the place of an older version's
 }
 
 // Stage begins a pull into the replica of that key, which must exist. An earlier staging of it that was not installed
-// is given up.
-func (s *Store) Stage(key segment.GroupKey, header ManifestHeader) (*Staging, error) {
+// is given up. KindNoSpace when the store is full up to its reserve, unless the manifest holds less than the replica has.
+func (s *Store) Stage(key segment.GroupKey, header table.ManifestHeader) (*Staging, error) {
 	g := s.Group(key)
 	if g == nil {
 		return nil, storage.E("stage", storage.KindNotFound, "group "+key.String(), nil)
 	}
 	s.abortStagings(key)
-	st := &Staging{s: s, key: key, header: header, parts: map[int]bool{}, volumes: map[storage.VolumeID]*volume{},
-		known: map[tableID]bool{}, pending: map[tableID]*pendingTable{}}
-	s.mu.Lock() // held across the sync of the counter, as for a new group
-	set, err := s.nextSetLocked()
-	if err == nil {
-		st.set = tableSet{set, newLiveCounts(counts{})}
-		s.stagings[set] = st
+	g.mu.RLock()
+	// Only the pull frees what was discarded and deleted while the replica was away. So it may begin below the reserve.
+	makesRoom := header.TotalBytes < g.set.live.DurableBytes()
+	g.mu.RUnlock()
+	err := s.room.mayGrow("stage")
+	if err == nil && !makesRoom {
+		err = s.room.mayTake("stage", 0, false)
 	}
-	s.mu.Unlock()
 	if err != nil {
 		return nil, err
 	}
-	s.addSet(st.set)
-	if st.sources, err = g.keepDurable(); err != nil {
+	st := &Staging{s: s, key: key, header: header, makesRoom: makesRoom, parts: map[int]bool{}, state: table.NewState(),
+		known: map[table.VersionID]bool{}, pending: map[table.VersionID]*pendingTable{}}
+	s.making.Lock()
+	set, err := s.nextSet()
+	s.making.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	st.set = tableSet{set, live.NewSet(table.Counts{})}
+	s.mu.Lock()
+	s.stagings[set] = st
+	s.mu.Unlock()
+	s.live.Add(set, st.set.live)
+	g.commitMu.Lock()
+	st.sources, err = g.keepTables()
+	g.commitMu.Unlock()
+	if err != nil {
 		st.Abort()
 		return nil, err
 	}
 	return st, nil
 }
 
-// keepDurable keeps the durable tables of the group and their segments.
-func (g *Group) keepDurable() (*source, error) {
-	g.commitMu.Lock()
-	defer g.commitMu.Unlock()
-	g.mu.RLock()
-	set := g.set
-	g.mu.RUnlock()
-	snapshot, err := g.store.meta.snapshot()
-	if err != nil {
-		return nil, err
-	}
-	src := &source{set: set.id, snapshot: snapshot}
-	for _, no := range set.live.durableSegments() {
-		src.unpin = append(src.unpin, g.store.log.Pin(no))
-	}
-	return src, nil
+// Pulls returns how many stagings there are: begun, and neither installed nor given up.
+func (s *Store) Pulls() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.stagings)
 }
 
 func (s *Store) abortStagings(key segment.GroupKey) {
@@ -150,10 +135,10 @@ func (st *Staging) PutState(i int, part []byte) error {
 		return err
 	}
 	if i < 0 || i >= int(st.header.StateParts) {
-		return invalid("stage state", "part %d of %d", i, st.header.StateParts)
+		return storage.E("stage state", storage.KindInvalid, st.ID(), fmt.Errorf("part %d of %d", i, st.header.StateParts))
 	}
-	err := decodeStatePart(part, func(id storage.VolumeID, v *volume) error {
-		st.volumes[id] = v
+	err := table.DecodeStatePart(part, func(id storage.VolumeID, v *table.Volume) error {
+		st.state.Put(id, v)
 		return nil
 	})
 	if err == nil {
@@ -164,22 +149,22 @@ func (st *Staging) PutState(i int, part []byte) error {
 
 // Want returns those of the extent versions that must be pulled. The others are here already with the same digest: in
 // the durable tables of the replica, or from an earlier call.
-func (st *Staging) Want(refs []ExtentRef) ([]ExtentRef, error) {
+func (st *Staging) Want(refs []table.Ref) ([]table.Ref, error) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if err := st.openLocked("stage"); err != nil {
 		return nil, err
 	}
-	var want []ExtentRef
+	var want []table.Ref
 	for _, ref := range refs {
-		if st.known[ref.id()] {
+		if st.known[ref.ID()] {
 			continue
 		}
 		kept, err := st.keepLocked(ref)
 		if err != nil {
 			return nil, err
 		}
-		st.known[ref.id()] = kept
+		st.known[ref.ID()] = kept
 		if !kept {
 			want = append(want, ref)
 		}
@@ -190,8 +175,8 @@ func (st *Staging) Want(refs []ExtentRef) ([]ExtentRef, error) {
 // keepLocked copies the version from what the replica holds, if it has it. Only the table is copied. Beside the digest,
 // which is of 32-bit sums, the index must be the same: both replicas have applied the same entries up to it, and none
 // that changed the version since.
-func (st *Staging) keepLocked(ref ExtentRef) (bool, error) {
-	tables, err := st.s.meta.loadTables(st.sources.snapshot, st.sources.set, extentID{ref.Volume, ref.Extent})
+func (st *Staging) keepLocked(ref table.Ref) (bool, error) {
+	tables, err := loadTables(st.sources.snapshot, st.sources.set, table.ExtentID{Volume: ref.Volume, Extent: ref.Extent})
 	if err != nil {
 		if errors.Is(err, storage.ErrCorrupt) {
 			return false, nil // a damaged table is pulled anew
@@ -199,7 +184,7 @@ func (st *Staging) keepLocked(ref ExtentRef) (bool, error) {
 		return false, err
 	}
 	for _, t := range tables {
-		if have := t.ref(); t.epoch == ref.Epoch && have.Digest == ref.Digest && have.Index == ref.Index {
+		if have := t.Ref(); t.Epoch == ref.Epoch && have.Digest == ref.Digest && have.Index == ref.Index {
 			st.countLocked(t, nil)
 			return true, st.writeLocked(t)
 		}
@@ -209,24 +194,24 @@ func (st *Staging) keepLocked(ref ExtentRef) (bool, error) {
 
 // PutTable stages the table of a wanted version, and returns the blocks that must be put. Older versions of the same
 // extent must be complete. The error is of KindCorrupt if the table has not the digest that the manifest says.
-func (st *Staging) PutTable(ref ExtentRef, data []byte) ([]BlockRun, error) {
+func (st *Staging) PutTable(ref table.Ref, data []byte) ([]table.BlockRun, error) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if err := st.openLocked("stage table"); err != nil {
 		return nil, err
 	}
-	complete, known := st.known[ref.id()]
+	complete, known := st.known[ref.ID()]
 	switch {
 	case !known:
 		return nil, storage.E("stage table", storage.KindInvalid, ref.String(), errors.New("it was not asked for"))
 	case complete:
 		return nil, nil
-	case st.pending[ref.id()] != nil:
-		return runsOf(&st.pending[ref.id()].missing), nil
+	case st.pending[ref.ID()] != nil:
+		return st.pending[ref.ID()].missing.Runs(), nil
 	case len(st.pending) >= maxPendingTables:
 		return nil, storage.E("stage table", storage.KindUnavailable, ref.String(), errors.New("too many tables wait for their blocks"))
 	}
-	t, missing, shared, err := decodeTable(extentID{ref.Volume, ref.Extent}, ref.Epoch, data)
+	t, missing, shared, err := table.DecodeVersion(ref.ID(), data)
 	if err != nil {
 		return nil, err
 	}
@@ -234,64 +219,68 @@ func (st *Staging) PutTable(ref ExtentRef, data []byte) ([]BlockRun, error) {
 	for i := range mapped {
 		mapped[i] |= shared[i]
 	}
-	if digestOf(t, &mapped) != ref.Digest {
+	if t.DigestWith(&mapped) != ref.Digest {
 		return nil, storage.E("stage table", storage.KindCorrupt, ref.String(), errors.New("it has another digest than the manifest says"))
 	}
 	if err := st.shareLocked(t, &shared); err != nil {
 		return nil, err
 	}
 	p := &pendingTable{t, missing, shared}
-	if missing.count() == 0 {
+	if missing.Count() == 0 {
 		return nil, st.completeLocked(ref, p)
 	}
-	st.pending[ref.id()] = p
-	return runsOf(&missing), nil
+	st.pending[ref.ID()] = p
+	return missing.Runs(), nil
 }
 
 // shareLocked takes the places of shared blocks from the older versions.
-func (st *Staging) shareLocked(t *table, shared *blockSet) error {
-	if shared.count() == 0 {
+func (st *Staging) shareLocked(t *table.Version, shared *table.BlockSet) error {
+	if shared.Count() == 0 {
 		return nil
 	}
-	older, err := st.s.meta.loadTables(st.s.meta.db, st.set.id, t.extentID)
+	older, err := loadTables(st.s.db, st.set.id, t.ExtentID)
 	if err != nil {
 		return err
 	}
-	for len(older) > 0 && older[len(older)-1].epoch >= t.epoch {
+	for len(older) > 0 && older[len(older)-1].Epoch >= t.Epoch {
 		older = older[:len(older)-1]
 	}
-	for i, p := range t.pages {
+	for i, p := range t.Pages {
 		for m := shared[i]; m != 0; m &= m - 1 {
 			j := bits.TrailingZeros64(m)
-			q := olderPage(older, i)
-			if q == nil || !q.entries[j].mapped() || q.entries[j].crc != p.entries[j].crc {
-				return storage.E("stage table", storage.KindConflict, t.ref().String(), fmt.Errorf("the older version that holds block %d is not here", i*blocksPerPage+j))
+			before := table.OlderPage(older, i)
+			if before == nil || !before.Entries[j].Mapped() || before.Entries[j].Sum != p.Entries[j].Sum {
+				return storage.E("stage table", storage.KindConflict, t.Ref().String(), fmt.Errorf("the older version that holds block %d is not here", i*table.BlocksPerPage+j))
 			}
-			p.entries[j] = q.entries[j]
+			p.Entries[j] = before.Entries[j]
 		}
 	}
 	return nil
 }
 
 // PutBlocks stages blocks of a version whose table was put: the payload holds its missing blocks from first on, whole
-// and in order. Each is checked against its sum (KindCorrupt).
-func (st *Staging) PutBlocks(ref ExtentRef, first int, payload []byte) error {
+// and in order. Each is checked against its sum (KindCorrupt). KindNoSpace when the store has no room above its reserve.
+func (st *Staging) PutBlocks(ref table.Ref, first int, payload []byte) error {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if err := st.openLocked("stage blocks"); err != nil {
 		return err
 	}
-	p := st.pending[ref.id()]
+	p := st.pending[ref.ID()]
 	n := len(payload) / storage.BlockSize
-	if p == nil || first < 0 || len(payload)%storage.BlockSize != 0 || n < 1 || n > MaxBlocksPerRead {
+	if p == nil || first < 0 || len(payload)%storage.BlockSize != 0 || n < 1 || n > table.MaxRun {
 		return storage.E("stage blocks", storage.KindInvalid, ref.String(), fmt.Errorf("%d bytes from block %d", len(payload), first))
 	}
 	places, err := p.verify(ref, first, payload)
 	if err != nil {
 		return err
 	}
+	// A pull stops at the reserve, as writes do: what is below is for those that make room, of which it may be one.
+	if err := st.s.room.mayTake("stage blocks", int64(len(payload)), st.makesRoom); err != nil {
+		return err
+	}
 	// From before the blocks are in a segment until they are counted, none that may hold them is recycled.
-	defer st.s.holdFrom(st.set.id)()
+	defer st.s.live.HoldFrom(st.set.id, st.s.log.Durable().Segment())()
 	payload = bytes.Clone(payload) // the log keeps it by reference
 	for len(places) > 0 {
 		k := min(len(places), st.s.blocksPerRecord())
@@ -300,7 +289,7 @@ func (st *Staging) PutBlocks(ref ExtentRef, first int, payload []byte) error {
 		}
 		places, payload = places[k:], payload[k*storage.BlockSize:]
 	}
-	if p.missing.count() > 0 {
+	if p.missing.Count() > 0 {
 		return nil
 	}
 	return st.completeLocked(ref, p)
@@ -308,11 +297,11 @@ func (st *Staging) PutBlocks(ref ExtentRef, first int, payload []byte) error {
 
 // blocksPerRecord is how many blocks fit well into one record: all of a call, unless segments are very small.
 func (s *Store) blocksPerRecord() int {
-	return max(1, min(MaxBlocksPerRead, int(s.cfg.SegmentBytes/4/storage.BlockSize)))
+	return max(1, min(table.MaxRun, int(s.cfg.SegmentBytes/4/storage.BlockSize)))
 }
 
 // appendLocked puts blocks into the log and notes their places.
-func (st *Staging) appendLocked(ref ExtentRef, p *pendingTable, places []int, payload []byte) error {
+func (st *Staging) appendLocked(ref table.Ref, p *pendingTable, places []int, payload []byte) error {
 	data, end, err := st.s.log.AppendData(segment.DataHeader{Group: st.key.Group, Volume: ref.Volume, Extent: ref.Extent, Epoch: ref.Epoch,
 		FirstBlock: uint16(places[0])}, payload)
 	if err != nil {
@@ -320,55 +309,63 @@ func (st *Staging) appendLocked(ref ExtentRef, p *pendingTable, places []int, pa
 	}
 	st.end = max(st.end, end)
 	for i, b := range places {
-		e := &p.table.pages[b/blocksPerPage].entries[b%blocksPerPage]
-		e.segment, e.offset = data.Segment(), data.Offset()+uint32(i)*storage.BlockSize
-		p.missing[b/blocksPerPage] &^= 1 << (b % blocksPerPage)
+		e := &p.table.Pages[b/table.BlocksPerPage].Entries[b%table.BlocksPerPage]
+		e.Segment, e.Offset = data.Segment(), data.Offset()+uint32(i)*storage.BlockSize
+		p.missing.Drop(b)
 	}
-	st.set.live.change(counts{data.Segment(): int64(len(places))})
+	st.set.live.Change(table.Counts{data.Segment(): int64(len(places))})
 	return nil
 }
 
 // completeLocked writes a table all of whose blocks have a place. What was pulled is counted; shared blocks are not
 // yet.
-func (st *Staging) completeLocked(ref ExtentRef, p *pendingTable) error {
+func (st *Staging) completeLocked(ref table.Ref, p *pendingTable) error {
 	st.countLocked(p.table, &p.shared)
 	if err := st.writeLocked(p.table); err != nil {
 		return err
 	}
-	delete(st.pending, ref.id())
-	st.known[ref.id()] = true
+	delete(st.pending, ref.ID())
+	st.known[ref.ID()] = true
 	return nil
 }
 
 // countLocked counts the blocks of a table as live: those of the set, or all.
-func (st *Staging) countLocked(t *table, which *blockSet) {
-	live := counts{}
-	for i, p := range t.pages {
+func (st *Staging) countLocked(t *table.Version, which *table.BlockSet) {
+	counts := table.Counts{}
+	for i, p := range t.Pages {
 		if p == nil {
 			continue
 		}
-		for j := range p.entries {
-			if e := &p.entries[j]; e.mapped() && (which == nil || which[i]&(1<<j) != 0) {
-				live.bump(e.segment, 1)
+		for j := range p.Entries {
+			if e := &p.Entries[j]; e.Mapped() && (which == nil || which[i]&(1<<j) != 0) {
+				counts.Bump(e.Segment, 1)
 			}
 		}
 	}
-	st.set.live.change(live)
+	st.set.live.Change(counts)
 }
 
 // writeLocked writes a table into the staging's set. Commit makes it durable.
-func (st *Staging) writeLocked(t *table) error {
-	return st.s.meta.commitNoSync(func(b *pebble.Batch) error {
-		for i, p := range t.pages {
+func (st *Staging) writeLocked(t *table.Version) error {
+	if st.makesRoom { // others are above the reserve, or stop there with their blocks
+		var n int64
+		for _, p := range t.Pages {
+			if p != nil {
+				n += table.MaxPageLen
+			}
+		}
+		if err := st.s.room.mayTake("stage tables", n, true); n > 0 && err != nil {
+			return err
+		}
+	}
+	return st.s.db.CommitNoSync(func(b *tabledb.Batch) {
+		for i, p := range t.Pages {
 			if p == nil {
 				continue
 			}
-			k := appendPageKey(nil, st.set.id, pageKey{t.volume, t.extent, uint8(i)}, t.epoch)
-			if err := b.Set(k, p.appendValue(nil, k), nil); err != nil {
-				return err
-			}
+			k := table.AppendPageKey(nil, st.set.id, table.PageKey{Volume: t.Volume, Extent: t.Extent, Page: uint8(i)}, t.Epoch)
+			b.Set(k, p.AppendValue(nil, k))
 		}
-		return nil
 	})
 }
 
@@ -394,20 +391,15 @@ func (st *Staging) Commit(ctx context.Context) (id string, err error) {
 	if err := st.s.log.Wait(ctx, st.end); err != nil {
 		return "", err
 	}
-	st.set.live.freeze()
-	err = st.s.meta.commit(func(b *pebble.Batch) error {
-		for id, v := range st.volumes {
-			k := volumeKey(keyVolume, st.set.id, id)
-			if err := b.Set(k, v.appendValue(nil, k), nil); err != nil {
-				return err
-			}
-		}
-		return fillLive(b, st.set.id, st.set.live.next())
+	st.set.live.Freeze()
+	err = st.s.db.Commit(func(b *tabledb.Batch) {
+		setVolumes(b, st.state.All(st.set.id))
+		setLive(b, st.set.id, st.set.live.Next())
 	})
 	if err != nil {
 		return "", err
 	}
-	st.set.live.persisted()
+	st.set.live.Persisted()
 	st.committed = true
 	st.releaseLocked()
 	return st.ID(), nil
@@ -433,13 +425,13 @@ func (st *Staging) Abort() {
 		return
 	}
 	// Not durable: what a power cut brings back is discarded when the store is opened.
-	err := st.s.meta.commitNoSync(func(b *pebble.Batch) error { return dropSet(b, st.set.id) })
+	err := st.s.db.CommitNoSync(func(b *tabledb.Batch) { dropSet(b, st.set.id) })
 	if err != nil {
-		st.s.logger.Warn("staged tables not removed", "staging", st.ID(), "err", err)
+		st.s.logger.Warn("staged tables not removed", "staging", st.ID(), "error", err)
 		return // they stay counted: their segments are not recycled
 	}
-	st.s.dropSet(st.set.id)
-	st.s.recycle()
+	st.s.live.Drop(st.set.id)
+	st.s.worker.Recycle()
 }
 
 // take keeps the staging for an Install; false if it was given up meanwhile.
@@ -502,14 +494,14 @@ func (g *Group) Install(id string) error {
 	if err := g.log.Reset(st.header.Index, st.header.Term); err != nil {
 		return storage.E("install", storage.KindOf(err), "group "+g.key.String(), err)
 	}
-	g.store.wakePurge()
-	g.store.recycle()
+	g.store.worker.Purge()
+	g.store.worker.Recycle()
 	return nil
 }
 
 // mayInstall refuses a manifest that agrees with the replica's log, or lies below what it has applied. Guards I7: what
 // follows it in the log was acknowledged, and counts towards what is committed; an install would empty the log.
-func (g *Group) mayInstall(h *ManifestHeader) error {
+func (g *Group) mayInstall(h *table.ManifestHeader) error {
 	applied, _ := g.Applied()
 	_, agrees := g.log.EndOf(h.Index, h.Term)
 	if h.Index > applied && !agrees || applied == 0 && g.log.LastIndex() == 0 {
@@ -525,7 +517,7 @@ func (s *Store) committedStaging(id string, key segment.GroupKey) *Staging {
 		return nil
 	}
 	s.mu.Lock()
-	st := s.stagings[setID(n)]
+	st := s.stagings[table.SetID(n)]
 	s.mu.Unlock()
 	if st == nil || st.key != key {
 		return nil
@@ -544,13 +536,13 @@ func (g *Group) install(st *Staging) error {
 	g.commitMu.Lock()
 	defer g.commitMu.Unlock()
 	h := &st.header
-	record := groupRecord{set: st.set.id, from: g.log.NextNeeded(h.Index), Checkpoint: h.Checkpoint}
+	record := table.GroupRecord{Set: st.set.id, From: g.log.NextNeeded(h.Index), Checkpoint: h.Checkpoint}
 	g.mu.RLock()
 	old := g.set
 	g.mu.RUnlock()
-	err := g.store.meta.commit(func(b *pebble.Batch) error {
-		k := groupKeyBytes(keyGroup, g.key)
-		return errors.Join(b.Set(k, record.appendValue(nil, k), nil), dropSet(b, old.id))
+	err := g.store.db.Commit(func(b *tabledb.Batch) {
+		setGroup(b, g.key, &record)
+		dropSet(b, old.id)
 	})
 	if err != nil {
 		return err
@@ -559,34 +551,30 @@ func (g *Group) install(st *Staging) error {
 	defer g.mu.Unlock()
 	g.set, g.record = st.set, record
 	g.applied, g.term = h.Index, h.Term
-	g.volumes = st.volumes
-	g.slots, g.pinned, g.pinnedExtents = map[pageKey]*slot{}, 0, map[extentID]int{}
-	g.freezes++
-	g.dirty, g.dirtyVolumes, g.purgeDue = map[versionKey]*page{}, map[storage.VolumeID]struct{}{}, map[storage.VolumeID]struct{}{}
+	g.state = st.state
+	g.purgeDue = map[storage.VolumeID]struct{}{}
 	g.frozen = nil
-	g.store.unsaved.drop(&g.unsaved)
-	g.persists++
-	clear(g.delta)
-	g.forgetShares()
+	g.cache.reset()
+	g.store.written.drop(&g.sinceFreeze)
 	g.wanted.Store(false)
 	g.dueAnnounced = false
-	g.store.dropSet(old.id)
+	g.store.live.Drop(old.id)
 	return nil
 }
 
 // verify finds the missing blocks that the payload holds, and checks them.
-func (p *pendingTable) verify(ref ExtentRef, first int, payload []byte) (places []int, err error) {
+func (p *pendingTable) verify(ref table.Ref, first int, payload []byte) (places []int, err error) {
 	for b := first; b < storage.BlocksPerExtent && len(payload) > 0; b++ {
-		if p.missing[b/64]&(1<<(b%64)) == 0 {
+		if !p.missing.Has(b) {
 			continue
 		}
-		if op.Sum(payload[:storage.BlockSize]) != p.table.at(b).crc { // guards I5: damage is not taken over
+		if op.Sum(payload[:storage.BlockSize]) != p.table.At(b).Sum { // guards I5: damage is not taken over
 			return nil, storage.E("stage blocks", storage.KindCorrupt, ref.String(), fmt.Errorf("checksum mismatch in block %d", b))
 		}
 		places, payload = append(places, b), payload[storage.BlockSize:]
 	}
 	if len(payload) > 0 {
-		return nil, invalid("stage blocks", "%s: %d blocks more than are missing", ref, len(payload)/storage.BlockSize)
+		return nil, storage.E("stage blocks", storage.KindInvalid, ref.String(), fmt.Errorf("%d blocks more than are missing", len(payload)/storage.BlockSize))
 	}
 	return places, nil
 }

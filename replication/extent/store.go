@@ -12,23 +12,27 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"github.com/cockroachdb/pebble/v2"
-
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/diskio"
+	"github.com/storaged/storaged/replication/extent/live"
+	"github.com/storaged/storaged/replication/extent/reclaim"
+	"github.com/storaged/storaged/replication/extent/storedir"
+	"github.com/storaged/storaged/replication/extent/table"
+	"github.com/storaged/storaged/replication/extent/tabledb"
 	"github.com/storaged/storaged/replication/segment"
 )
 
 // Store is one data directory: a segment log, and a Pebble database with the tables of its groups.
 type Store struct {
 	cfg      Config
-	identity Identity
+	identity storedir.Identity
 	lock     io.Closer
-	meta     *meta
+	db       *tabledb.DB
 	log      *segment.Log
 	logger   *slog.Logger
 	metrics  *metrics
-	space    spaceCache
-	files    *openFS // what cfg.FS is
+	room     room
+	files    *storedir.FS // what cfg.FS is
 	unsaved  unsavedPages
 	scratch  scratchPool
 
@@ -39,19 +43,23 @@ type Store struct {
 	failure  atomic.Pointer[storage.Error]
 	failOnce sync.Once
 
-	// mu guards all below. It is taken before a group's locks.
+	// making serialises what makes, names and removes replicas and table sets. It is held across syncs, which wait while the
+	// disk has no room. So whatever must go on then does not take it. It is taken before all other locks.
+	making sync.Mutex
+
+	// mu guards all below. It is taken before a group's locks, and never held across a write.
 	mu       sync.Mutex
 	groups   map[segment.GroupKey]*Group
-	stagings map[setID]*Staging
+	stagings map[table.SetID]*Staging
 	openMans map[*Manifest]struct{}
 	closed   bool
 
-	setsMu sync.Mutex // guards sets and floors; a leaf but for the locks of live counts
-	sets   map[setID]*liveCounts
-	// floors: from these segments on there may be blocks of a staging that are not counted yet.
-	floors map[setID]segment.SegmentNo
+	closeOnce sync.Once
+	closeErr  error // of close; written once
 
-	purge   chan struct{} // capacity 1: there may be something to purge; never closed
+	live   live.Index // which segments the table sets of groups and stagings refer to
+	worker *reclaim.Worker
+
 	stop    context.CancelFunc
 	stopped sync.WaitGroup
 }
@@ -64,13 +72,13 @@ func Open(cfg Config) (_ *Store, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	files := &openFS{FS: cfg.FS, logger: cfg.Logger, stop: make(chan struct{})}
+	files := storedir.NewFS(cfg.FS, cfg.Logger)
 	cfg.FS = files
-	if err := makeDir(cfg.FS, cfg.Dir); err != nil {
+	if err := storedir.Make(cfg.FS, cfg.Dir); err != nil {
 		return nil, storage.E("make directory of", storage.KindIO, "store "+cfg.Dir, err)
 	}
-	s := &Store{cfg: cfg, files: files, logger: cfg.Logger, groups: map[segment.GroupKey]*Group{}, stagings: map[setID]*Staging{},
-		sets: map[setID]*liveCounts{}, floors: map[setID]segment.SegmentNo{}, purge: make(chan struct{}, 1), openMans: map[*Manifest]struct{}{}}
+	s := &Store{cfg: cfg, files: files, logger: cfg.Logger, groups: map[segment.GroupKey]*Group{}, stagings: map[table.SetID]*Staging{},
+		openMans: map[*Manifest]struct{}{}}
 	var cleanup []func() error
 	defer func() {
 		if err != nil {
@@ -79,21 +87,21 @@ func Open(cfg Config) (_ *Store, err error) {
 			}
 		}
 	}()
-	if s.lock, err = lockDir(cfg.FS, cfg.Dir); err != nil {
+	if s.lock, err = storedir.Lock(cfg.FS, cfg.Dir); err != nil {
 		return nil, err
 	}
 	cleanup = append(cleanup, s.lock.Close)
-	if s.identity, err = settleIdentity(&cfg); err != nil {
+	if s.identity, err = storedir.SettleIdentity(cfg.FS, cfg.Dir, storedir.Identity{Cluster: cfg.Cluster, Store: cfg.Store}); err != nil {
 		return nil, err
 	}
-	if s.metrics, err = newMetrics(cfg.Metrics, s.identity.Store, files); err != nil {
+	if s.metrics, err = newMetrics(cfg.Metrics, s.identity.Store, files, s.Pulls); err != nil {
 		return nil, err
 	}
 	cleanup = append(cleanup, s.metrics.unregister)
-	if s.meta, err = openMeta(&cfg, metaDir(cfg.FS, cfg.Dir), false, s.fail); err != nil {
+	if s.db, err = tabledb.Open(cfg.tables(s.fail)); err != nil {
 		return nil, err
 	}
-	cleanup = append(cleanup, s.meta.close)
+	cleanup = append(cleanup, s.db.Close)
 	if err := s.load(); err != nil {
 		return nil, err
 	}
@@ -102,32 +110,35 @@ func Open(cfg Config) (_ *Store, err error) {
 	}
 	cleanup = append(cleanup, s.log.Close)
 	// What is acknowledged from here on lies in directories whose own entries are durable.
-	if err := syncDir(cfg.FS, cfg.Dir); err != nil {
+	if err := diskio.SyncDir(cfg.FS, cfg.Dir); err != nil {
 		return nil, storage.E("open", storage.KindIO, "store "+cfg.Dir, err)
 	}
+	s.room.cfg, s.room.db, s.room.log = &s.cfg, s.db, s.log
 	s.shareLocked()
-	files.opened.Store(true)
+	files.Opened()
+	if err := s.db.Opened(func() bool { return s.room.makeRoom(true) }); err != nil {
+		return nil, err
+	}
+	s.worker = s.newWorker()
 	ctx, stop := context.WithCancel(context.Background())
 	s.stop = stop
-	s.stopped.Go(func() { s.runPurge(ctx) })
-	s.stopped.Go(func() { s.runReclaim(ctx) })
+	s.stopped.Go(func() { s.worker.Run(ctx) })
 	return s, nil
 }
 
 // load reads what Pebble holds of the groups, but for their tables, and discards table sets that nobody names.
 func (s *Store) load() error {
-	err := s.meta.scan([]byte{keyGroup}, []byte{keyGroup + 1}, func(k, v []byte) (bool, error) {
-		key, ok := parseGroupKey(k)
+	err := s.db.Scan([]byte{table.KeyGroup}, []byte{table.KeyGroup + 1}, func(k, v []byte) (bool, error) {
+		key, ok := table.ParseGroupKey(k)
 		if !ok {
-			return false, corrupt("open group", "key %x", k)
+			return false, table.Corrupt("open group", "key %x", k)
 		}
-		record, err := decodeGroupRecord(k, v)
+		record, err := table.DecodeGroupRecord(k, v)
 		if err != nil {
 			return false, err
 		}
-		g := newGroup(s, key, nil, tableSet{record.set, newLiveCounts(counts{})}, record)
+		g := newGroup(s, key, nil, tableSet{id: record.Set}, record)
 		s.groups[key] = g
-		s.sets[record.set] = g.set.live
 		return true, nil
 	})
 	if err != nil {
@@ -140,63 +151,55 @@ func (s *Store) load() error {
 		if err := g.loadVolumes(); err != nil {
 			return err
 		}
-		if g.set.live.durable, err = s.meta.loadLive(g.set.id); err != nil {
+		counts, err := loadLive(s.db, g.set.id)
+		if err != nil {
 			return err
 		}
+		g.set.live = live.NewSet(counts)
+		s.live.Add(g.set.id, g.set.live)
 	}
 	return nil
 }
 
 // loadVolumes reads the small state of the group's volumes.
 func (g *Group) loadVolumes() error {
-	prefix := setPrefix(keyVolume, g.set.id)
-	return g.store.meta.scan(prefix, afterPrefix(prefix), func(k, v []byte) (bool, error) {
-		vol, err := decodeVolume(k, v)
-		if err != nil || len(k) != 17 {
-			return false, corrupt("open group", "%s: volume with key %x: %w", g.key, k, err)
+	prefix := table.SetPrefix(table.KeyVolume, g.set.id)
+	return g.store.db.Scan(prefix, table.AfterPrefix(prefix), func(k, v []byte) (bool, error) {
+		id, vol, err := table.StoredVolume(k, v)
+		if err != nil {
+			return false, table.Corrupt("open group", "%s: volume with key %x: %w", g.key, k, err)
 		}
-		g.volumes[parseVolumeKey(k)] = vol
+		g.state.Put(id, vol)
 		return true, nil
 	})
-}
-
-func (m *meta) loadLive(set setID) (counts, error) {
-	live := counts{}
-	prefix := setPrefix(keyLive, set)
-	err := m.scan(prefix, afterPrefix(prefix), func(k, v []byte) (bool, error) {
-		_, no, n, err := decodeLive(k, v)
-		live[no] = n
-		return true, err
-	})
-	return live, err
 }
 
 // discardOrphans removes the table sets that no group names: stagings that were not installed, and what a power cut
 // left of removed groups.
 func (s *Store) discardOrphans() error {
-	owned := map[setID]bool{}
+	owned := map[table.SetID]bool{}
 	for _, g := range s.groups {
 		owned[g.set.id] = true
 	}
-	var orphans []setID
-	for _, kind := range []byte{keyPage, keyLive, keyVolume, keyPurge} {
+	var orphans []table.SetID
+	for _, kind := range []byte{table.KeyPage, table.KeyLive, table.KeyVolume, table.KeyPurge} {
 		for from := []byte{kind}; ; {
-			k, _, ok, err := s.meta.first(from, []byte{kind + 1})
+			k, _, ok, err := s.db.First(from, []byte{kind + 1})
 			if err != nil {
 				return err
 			}
 			if !ok {
 				break
 			}
-			if len(k) < 9 {
-				return corrupt("open", "key %x", k)
+			set, ok := table.SetOf(k)
+			if !ok {
+				return table.Corrupt("open", "key %x", k)
 			}
-			set := setID(be.Uint64(k[1:]))
 			if !owned[set] {
 				owned[set] = true
 				orphans = append(orphans, set)
 			}
-			if from = afterPrefix(setPrefix(kind, set)); from == nil {
+			if from = table.AfterPrefix(table.SetPrefix(kind, set)); from == nil {
 				break
 			}
 		}
@@ -204,34 +207,20 @@ func (s *Store) discardOrphans() error {
 	if len(orphans) == 0 {
 		return nil
 	}
-	return s.meta.commit(func(b *pebble.Batch) error {
+	return s.db.Commit(func(b *tabledb.Batch) {
 		for _, set := range orphans {
-			if err := dropSet(b, set); err != nil {
-				return err
-			}
+			dropSet(b, set)
 		}
-		return nil
 	})
-}
-
-// dropSet removes everything of a table set.
-func dropSet(b *pebble.Batch, set setID) error {
-	for _, kind := range []byte{keyPage, keyLive, keyVolume, keyPurge} {
-		prefix := setPrefix(kind, set)
-		if err := b.DeleteRange(prefix, afterPrefix(prefix), nil); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 func (s *Store) openLog() error {
 	c := s.cfg.Segment
-	c.FS, c.Dir, c.Store = s.cfg.FS, s.cfg.FS.PathJoin(s.cfg.Dir, logDirName), s.identity.Store
+	c.FS, c.Dir, c.Store = s.cfg.FS, storedir.LogDir(s.cfg.FS, s.cfg.Dir), s.identity.Store
 	c.SegmentBytes, c.Logger, c.Metrics = s.cfg.SegmentBytes, s.cfg.Logger, s.cfg.Metrics
-	c.InUse, c.OnFailure, c.Groups = s.segmentInUse, s.fail, nil
+	c.InUse, c.OnFailure, c.Groups = s.live.InUse, s.fail, nil
 	for key, g := range s.groups {
-		c.Groups = append(c.Groups, segment.GroupStart{Key: key, AppliedIndex: g.record.Index, AppliedTerm: g.record.Term, From: g.record.from})
+		c.Groups = append(c.Groups, segment.GroupStart{Key: key, AppliedIndex: g.record.Index, AppliedTerm: g.record.Term, From: g.record.From})
 	}
 	var err error
 	if s.log, err = segment.Open(c); err != nil {
@@ -252,9 +241,6 @@ func (s *Store) ID() storage.StoreID { return s.identity.Store }
 // Cluster returns the cluster that the store belongs to.
 func (s *Store) Cluster() storage.ClusterID { return s.identity.Cluster }
 
-// Dir returns the data directory.
-func (s *Store) Dir() string { return s.cfg.Dir }
-
 // Log returns the store's segment log.
 func (s *Store) Log() *segment.Log { return s.log }
 
@@ -271,6 +257,9 @@ func (s *Store) Failed() error {
 func (s *Store) Fail(err error) { s.fail(err) }
 
 func (s *Store) fail(err error) {
+	if errors.Is(err, storage.ErrNoSpace) && s.db.WaitingStopped() {
+		return // it is closed while it waits for room: the disk is as good as before
+	}
 	s.failOnce.Do(func() {
 		kind := storage.KindOf(err)
 		if kind == storage.KindInternal && !errors.As(err, new(*storage.Error)) {
@@ -278,7 +267,7 @@ func (s *Store) fail(err error) {
 		}
 		e := storage.E("use", kind, "store "+s.cfg.Dir, err)
 		s.failure.Store(e)
-		s.logger.Error("disk failed, its replicas stop until the process starts again", "store", s.identity.Store, "dir", s.cfg.Dir, "err", err)
+		s.logger.Error("disk failed, its replicas stop until the process starts again", "store", s.identity.Store, "dir", s.cfg.Dir, "error", err)
 		s.cfg.OnFailure(e)
 	})
 }
@@ -308,34 +297,37 @@ func (s *Store) Group(key segment.GroupKey) *Group {
 type incarnations struct{ given, created uint32 }
 
 func (s *Store) incarnations(group storage.GroupID) (i incarnations, err error) {
-	key := incarnationKey(group)
-	value, err := s.meta.get(key)
+	key := table.IncarnationKey(group)
+	value, err := s.db.Get(key)
 	if err != nil || value == nil {
 		return i, err
 	}
-	body, err := unseal(key, value)
-	if err != nil || len(body) != 8 {
-		return i, corrupt("read incarnations", "group %d: %v", group, err)
+	body, err := table.UnsealLen(key, value, table.AnyLen, 8)
+	if err != nil {
+		return i, table.Corrupt("read incarnations", "group %d: %w", group, err)
 	}
 	return incarnations{binary.LittleEndian.Uint32(body), binary.LittleEndian.Uint32(body[4:])}, nil
 }
 
-func setIncarnations(b *pebble.Batch, group storage.GroupID, i incarnations) error {
-	key := incarnationKey(group)
+func setIncarnations(b *tabledb.Batch, group storage.GroupID, i incarnations) {
+	key := table.IncarnationKey(group)
 	v := binary.LittleEndian.AppendUint32(binary.LittleEndian.AppendUint32(nil, i.given), i.created)
-	return b.Set(key, seal(key, v), nil)
+	b.Set(key, table.Seal(key, v))
 }
 
 // NextIncarnation returns an incarnation of the group that this store has never had and will not be given again.
 func (s *Store) NextIncarnation(group storage.GroupID) (storage.Incarnation, error) {
-	s.mu.Lock() // held across the sync: two callers must not get the same
-	defer s.mu.Unlock()
+	if err := s.room.mayGrow("name a replica of"); err != nil {
+		return 0, err
+	}
+	s.making.Lock() // two callers must not get the same
+	defer s.making.Unlock()
 	i, err := s.incarnations(group)
 	if err != nil {
 		return 0, err
 	}
 	i.given = max(i.given, i.created) + 1
-	if err := s.meta.commit(func(b *pebble.Batch) error { return setIncarnations(b, group, i) }); err != nil {
+	if err := s.db.Commit(func(b *tabledb.Batch) { setIncarnations(b, group, i) }); err != nil {
 		return 0, err
 	}
 	return storage.Incarnation(i.given), nil
@@ -350,9 +342,12 @@ func (s *Store) CreateGroup(key segment.GroupKey) (*Group, error) {
 	if err := s.Failed(); err != nil {
 		return fail(storage.KindIO, err)
 	}
-	s.mu.Lock() // held across the sync: the group is there or not
-	defer s.mu.Unlock()
-	if s.groups[key] != nil {
+	if err := s.room.mayGrow("create"); err != nil {
+		return nil, err
+	}
+	s.making.Lock() // the group is there or not
+	defer s.making.Unlock()
+	if s.Group(key) != nil {
 		return fail(storage.KindExists, nil)
 	}
 	inc, err := s.incarnations(key.Group)
@@ -363,7 +358,7 @@ func (s *Store) CreateGroup(key segment.GroupKey) (*Group, error) {
 		return fail(storage.KindConflict, fmt.Errorf("incarnation %d was here before, the next one is %d", key.Incarnation, inc.created+1))
 	}
 	inc.created = uint32(key.Incarnation)
-	set, err := s.nextSetLocked()
+	set, err := s.nextSet()
 	if err != nil {
 		return nil, err
 	}
@@ -371,18 +366,20 @@ func (s *Store) CreateGroup(key segment.GroupKey) (*Group, error) {
 	if err != nil {
 		return nil, err
 	}
-	record := groupRecord{set: set, from: log.NextNeeded(0)}
-	err = s.meta.commit(func(b *pebble.Batch) error {
-		k := groupKeyBytes(keyGroup, key)
-		return errors.Join(setIncarnations(b, key.Group, inc), b.Set(k, record.appendValue(nil, k), nil))
+	record := table.GroupRecord{Set: set, From: log.NextNeeded(0)}
+	err = s.db.Commit(func(b *tabledb.Batch) {
+		setIncarnations(b, key.Group, inc)
+		setGroup(b, key, &record)
 	})
 	if err != nil {
 		s.log.DropGroup(key)
 		return nil, err
 	}
-	g := newGroup(s, key, log, tableSet{set, newLiveCounts(counts{})}, record)
+	g := newGroup(s, key, log, tableSet{set, live.NewSet(table.Counts{})}, record)
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.groups[key] = g
-	s.addSet(g.set)
+	s.live.Add(set, g.set.live)
 	s.shareLocked()
 	return g, nil
 }
@@ -391,95 +388,59 @@ func (s *Store) CreateGroup(key segment.GroupKey) (*Group, error) {
 // not there.
 func (s *Store) RemoveGroup(key segment.GroupKey) error {
 	s.abortStagings(key)
-	s.mu.Lock() // held across the sync: the group is there or not
-	defer s.mu.Unlock()
-	g := s.groups[key]
+	s.making.Lock() // the group is there or not
+	defer s.making.Unlock()
+	g := s.Group(key)
 	if g == nil {
 		return storage.E("remove", storage.KindNotFound, "group "+key.String(), nil)
 	}
 	g.commitMu.Lock()
 	defer g.commitMu.Unlock()
 	g.mu.Lock()
-	g.removed = true
+	g.removed, g.cache.closed = true, true
 	set := g.set
 	g.mu.Unlock()
-	err := s.meta.commit(func(b *pebble.Batch) error {
-		stable := groupKeyBytes(keyStable, key)
-		return errors.Join(b.Delete(groupKeyBytes(keyGroup, key), nil), b.DeleteRange(stable, afterPrefix(stable), nil), dropSet(b, set.id))
+	err := s.db.Commit(func(b *tabledb.Batch) {
+		stable := table.GroupKey(table.KeyStable, key)
+		b.Delete(table.GroupKey(table.KeyGroup, key))
+		b.DeleteRange(stable, table.AfterPrefix(stable))
+		dropSet(b, set.id)
 	})
 	if err != nil {
 		return err
 	}
+	s.mu.Lock()
 	delete(s.groups, key)
-	s.unsaved.drop(&g.unsaved)
-	g.forgetShares()
-	s.dropSet(set.id)
-	s.log.DropGroup(key)
 	s.shareLocked()
-	s.recycle()
+	s.mu.Unlock()
+	s.written.drop(&g.sinceFreeze)
+	g.cache.dropShares()
+	s.live.Drop(set.id)
+	s.log.DropGroup(key)
+	s.worker.Forget(key)
+	s.worker.Recycle()
 	return nil
 }
 
-// nextSetLocked hands out a table set id, durably, because sets of ids above the counter may not exist.
-func (s *Store) nextSetLocked() (setID, error) {
-	key := []byte{keyCounter}
-	value, err := s.meta.get(key)
+// nextSet hands out a table set id, durably, because sets of ids above the counter may not exist. making is held.
+func (s *Store) nextSet() (table.SetID, error) {
+	key := []byte{table.KeyCounter}
+	value, err := s.db.Get(key)
 	if err != nil {
 		return 0, err
 	}
 	next := uint64(1)
 	if value != nil {
-		body, err := unseal(key, value)
-		if err != nil || len(body) != 8 {
-			return 0, corrupt("read counter", "%v", err)
+		body, err := table.UnsealLen(key, value, table.AnyLen, 8)
+		if err != nil {
+			return 0, table.Corrupt("read counter", "%w", err)
 		}
 		next = binary.LittleEndian.Uint64(body)
 	}
-	err = s.meta.commit(func(b *pebble.Batch) error {
-		return b.Set(key, seal(key, binary.LittleEndian.AppendUint64(nil, next+1)), nil)
+	err = s.db.Commit(func(b *tabledb.Batch) {
+		b.Set(key, table.Seal(key, binary.LittleEndian.AppendUint64(nil, next+1)))
 	})
-	return setID(next), err
-}
-
-func (s *Store) addSet(t tableSet) {
-	s.setsMu.Lock()
-	defer s.setsMu.Unlock()
-	s.sets[t.id] = t.live
-}
-
-func (s *Store) dropSet(id setID) {
-	s.setsMu.Lock()
-	defer s.setsMu.Unlock()
-	delete(s.sets, id)
-}
-
-// holdFrom keeps every segment from the end of the log on from being recycled until release is called.
-func (s *Store) holdFrom(set setID) (release func()) {
-	s.setsMu.Lock()
-	defer s.setsMu.Unlock()
-	s.floors[set] = s.log.Durable().Segment()
-	return func() {
-		s.setsMu.Lock()
-		defer s.setsMu.Unlock()
-		delete(s.floors, set)
-	}
-}
-
-// segmentInUse reports whether any table set refers to the segment, or soon may.
-func (s *Store) segmentInUse(no segment.SegmentNo) bool {
-	s.setsMu.Lock()
-	defer s.setsMu.Unlock()
-	for _, floor := range s.floors {
-		if no >= floor {
-			return true
-		}
-	}
-	for _, l := range s.sets {
-		if l.inUse(no) {
-			return true
-		}
-	}
-	return false
+	return table.SetID(next), err
 }
 
 // shareLocked divides the limits among the groups. Of the cache a quarter is theirs by right, so that all together keep
@@ -493,16 +454,25 @@ func (s *Store) shareLocked() {
 	s.unsaved.setLimit(unsavedShares * pages)
 }
 
+// StopWaiting ends all waiting for room, now and later: what finds none from now on fails with KindNoSpace, and is not on the
+// disk. Call it before Close when users of the store, which may be waiting for room, have to end first.
+func (s *Store) StopWaiting() {
+	s.db.StopWaiting()
+	s.log.StopWaiting()
+}
+
 // Close stops what runs in the background, closes the log (which syncs it) and the database. Nothing may use the
 // store meanwhile or afterwards; open manifests are closed. It returns the first error.
 func (s *Store) Close() error {
+	s.closeOnce.Do(func() { s.closeErr = s.close() })
+	return s.closeErr
+}
+
+func (s *Store) close() error {
+	s.StopWaiting()
 	s.mu.Lock()
-	if s.closed {
-		s.mu.Unlock()
-		return nil
-	}
 	s.closed = true
-	close(s.files.stop)
+	s.files.Stop()
 	manifests := slices.Collect(maps.Keys(s.openMans))
 	stagings := slices.Collect(maps.Values(s.stagings))
 	s.mu.Unlock()
@@ -515,7 +485,7 @@ func (s *Store) Close() error {
 	s.stop()
 	s.stopped.Wait()
 	err := s.log.Close()
-	if e := s.meta.close(); err == nil {
+	if e := s.db.Close(); err == nil {
 		err = e
 	}
 	_ = s.metrics.unregister() // unregistering twice is harmless

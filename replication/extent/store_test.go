@@ -162,7 +162,7 @@ func TestVersions(t *testing.T) {
 	final()
 	r.reopen(cfg)
 	final()
-	runs, err := r.g.Status(op.StatusRequest{Volume: 1, Offset: 512, Length: 12288, Generation: 1, Epoch: op.HeadEpoch, Dirty: true, Since: 1})
+	runs, err := r.g.Status(op.StatusRequest{ReadRequest: op.ReadRequest{Volume: 1, Offset: 512, Length: 12288, Generation: 1, Epoch: op.HeadEpoch}, Dirty: true, Since: 1})
 	want := []op.Run{{Length: 3584, Flags: op.RunHole | op.RunZero | op.RunDirty}, {Length: 4096, Flags: op.RunAllocated}, {Length: 4608, Flags: op.RunHole | op.RunZero}}
 	if err != nil || len(runs) != 3 || runs[0] != want[0] || runs[1] != want[1] || runs[2] != want[2] {
 		t.Errorf("%v, %v", runs, err)

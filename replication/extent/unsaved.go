@@ -9,17 +9,17 @@ import (
 	storage "github.com/storaged/storaged"
 )
 
-// unsavedShares is how many times the cache the pages that Pebble does not hold may take before no entries are taken that
-// could change more. Checkpoints are due at two.
+// unsavedShares times the size of the cache is how much memory the pages that Pebble does not hold may take. Above that no
+// entries are taken that could change more pages. Checkpoints are due at two times.
 const unsavedShares = 4
 
 // unsavedPages bounds the memory for pages that are not in Pebble yet. Such pages cannot be evicted, and when checkpoints
 // are slow, or stand still, while the log goes on, there is no end to them.
 //
-// The bound is kept where entries come in (Store.AwaitRoom), not where they are applied: a checkpoint needs the goroutine
-// that applies to freeze the tables, and then Raft's main loop, which hands that goroutine its entries. If applying waited
-// for a checkpoint, each could wait for the other. So what is in the log is applied whatever the limit says, and there may
-// be as many pages beyond it as entries that were taken and not applied yet can change, which is bounded by their bytes.
+// The bound is kept where entries come in (Store.AwaitRoom), not where they are applied. A checkpoint needs the goroutine
+// that applies to freeze the tables, and then Raft's main loop, which hands that goroutine its entries: if applying waited
+// for a checkpoint, each could wait for the other. So everything in the log is applied, whatever the limit says. There may be
+// more pages than the limit by what the entries that were taken, and not applied yet, can change. Their bytes bound that.
 type unsavedPages struct {
 	limit, pages atomic.Int64
 

@@ -9,6 +9,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/extent/reclaim"
 	"github.com/storaged/storaged/replication/op"
 	"github.com/storaged/storaged/replication/segment"
 )
@@ -57,7 +58,7 @@ func TestSpaceComesBack(t *testing.T) {
 		}
 		settle := func() {
 			for range 3 {
-				time.Sleep(maxCheckpointAge + 2*reclaimEvery)
+				time.Sleep(reclaim.MaxCheckpointAge + 2*reclaim.Every)
 				synctest.Wait()
 				serve()
 			}

@@ -62,7 +62,7 @@ func FuzzDecodeReads(f *testing.F) {
 	f.Add(rr.Append(nil))
 	ra := op.ReadResponse{Sums: []uint32{1, 2}, Holes: []bool{true, false}}
 	f.Add(ra.Append(nil))
-	sr := op.StatusRequest{Volume: 1, Length: 4096, Dirty: true}
+	sr := op.StatusRequest{ReadRequest: op.ReadRequest{Volume: 1, Length: 4096}, Dirty: true}
 	f.Add(sr.Append(nil))
 	mr := op.MappedRequest{Volume: 1, End: 2}
 	f.Add(mr.Append(nil))

@@ -13,7 +13,7 @@ type MappedRequest struct {
 	First, End storage.ExtentIndex // First < End
 	Session    storage.SessionID   // 0: no session
 	Generation storage.Generation
-	Mode       ReadMode
+	Mode       ReadMode // not looked at: whatever it is, a majority confirms the leader first
 }
 
 // MappedRequestLen is the length in bytes of an encoded MappedRequest.

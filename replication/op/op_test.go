@@ -2,6 +2,7 @@ package op_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"flag"
@@ -63,7 +64,7 @@ func TestGoldenBytes(t *testing.T) {
 	golden(t, "read-request", rr.Append(nil))
 	ra := op.ReadResponse{Sums: []uint32{1, 0, 3}, Holes: []bool{false, true, false}}
 	golden(t, "read-response", ra.Append(nil))
-	sr := op.StatusRequest{Volume: 1, Extent: 2, Offset: 512, Length: 4096, Session: 3, Generation: 4, Epoch: 9, Dirty: true, Since: 5}
+	sr := op.StatusRequest{ReadRequest: op.ReadRequest{Volume: 1, Extent: 2, Offset: 512, Length: 4096, Session: 3, Generation: 4, Epoch: 9}, Dirty: true, Since: 5}
 	golden(t, "status-request", sr.Append(nil))
 	sa := op.StatusResponse{Runs: []op.Run{{Length: 4096, Flags: op.RunAllocated | op.RunDirty}, {Length: 512, Flags: op.RunHole | op.RunZero}}}
 	golden(t, "status-response", sa.Append(nil))
@@ -254,6 +255,36 @@ func TestResultRoundTrip(t *testing.T) {
 	long := op.Result{Kind: storage.KindInvalid, Text: strings.Repeat("y", 10_000)}
 	if got, err := op.DecodeResult(long.Append(nil)); err != nil || len(got.Text) != op.MaxTextBytes {
 		t.Errorf("%d bytes of text: %v", len(got.Text), err)
+	}
+}
+
+// TestKindsOfResults: every kind arrives as what it was, in the bytes that it always had; one that is not known here is refused, and in
+// no case taken for KindNone, which says that the operation was applied.
+func TestKindsOfResults(t *testing.T) {
+	for _, kind := range storage.Kinds() {
+		for _, text := range []string{"", "why", strings.Repeat("x", op.MaxTextBytes)} {
+			r := op.Result{Kind: kind, Text: text}
+			b := r.Append(nil)
+			got, err := op.DecodeResult(b)
+			if err != nil {
+				t.Fatalf("%v: %v", kind, err)
+			}
+			if diff := cmp.Diff(r, got); diff != "" {
+				t.Error(diff)
+			}
+			if packed := binary.LittleEndian.Uint16(b[2:]); kind < 16 && packed != uint16(len(text))<<4|uint16(kind) {
+				t.Errorf("kind %v and %d bytes of text are %#x", kind, len(text), packed)
+			}
+		}
+	}
+	for kind := storage.KindLast + 1; kind < 64; kind++ {
+		r := op.Result{Kind: kind, Text: "of a later version"}
+		if got, err := op.DecodeResult(r.Append(nil)); !errors.Is(err, storage.ErrInvalid) {
+			t.Errorf("kind %d is taken for %v: %v", kind, got.Kind, err)
+		}
+		if oldText := binary.LittleEndian.Uint16(r.Append(nil)[2:]) >> 4; kind > 15 && oldText <= op.MaxTextBytes {
+			t.Errorf("kind %d: a version that knew of 4 bits for it would read %d bytes of text", kind, oldText)
+		}
 	}
 }
 

@@ -40,14 +40,16 @@ type ReadRequest struct {
 const ReadRequestLen = 48
 
 // Validate returns an error of KindInvalid unless the request may be encoded.
-func (r *ReadRequest) Validate() error {
+func (r *ReadRequest) Validate() error { return r.validate("read") }
+
+func (r *ReadRequest) validate(what string) error {
 	switch {
 	case r.Volume == 0:
-		return invalid("read", "the volume is zero")
+		return invalid(what, "the volume is zero")
 	case r.Mode >= readModeEnd:
-		return invalid("read", "unknown mode %d", r.Mode)
+		return invalid(what, "unknown mode %d", r.Mode)
 	}
-	return checkRange("read", r.Offset, r.Length)
+	return checkRange(what, r.Offset, r.Length)
 }
 
 // Blocks returns the first block of the range and the number of blocks it touches.
@@ -76,11 +78,20 @@ func DecodeReadRequest(data []byte) (r ReadRequest, err error) {
 	if err := checkVersion("decode read", data[0]); err != nil {
 		return ReadRequest{}, err
 	}
-	le := binary.LittleEndian
-	if le.Uint16(data[2:]) != 0 {
+	if data[2] != 0 || data[3] != 0 {
 		return ReadRequest{}, invalid("decode read", "reserved bytes are not zero")
 	}
-	r = ReadRequest{
+	r = decodeRead(data)
+	if err := r.Validate(); err != nil {
+		return ReadRequest{}, err
+	}
+	return r, nil
+}
+
+// decodeRead decodes what read and status requests begin with, all but the version and two bytes of flags.
+func decodeRead(data []byte) ReadRequest {
+	le := binary.LittleEndian
+	return ReadRequest{
 		Mode:       ReadMode(data[1]),
 		Extent:     storage.ExtentIndex(le.Uint32(data[4:])),
 		Offset:     le.Uint32(data[8:]),
@@ -90,10 +101,6 @@ func DecodeReadRequest(data []byte) (r ReadRequest, err error) {
 		Generation: storage.Generation(le.Uint64(data[32:])),
 		Epoch:      storage.Epoch(le.Uint64(data[40:])),
 	}
-	if err := r.Validate(); err != nil {
-		return ReadRequest{}, err
-	}
-	return r, nil
 }
 
 // ReadResponse is the header of an answer. The payload after it is the whole blocks that cover the range, holes

@@ -28,7 +28,27 @@ const (
 	resultFixedLen  = 12
 	resultDuplicate = 1
 	resultWindow    = 2
+
+	// A result has 16 bits for its kind and the length of its text: the kind's low 4 bits, 10 of the length, the kind's high 2 bits.
+	// Versions that knew of 4 bits for the kind and 12 for the length find a text that is too long in a result of a kind above 15, and
+	// refuse it.
+	maxResultKind = 1<<6 - 1
+	textLenBits   = 10
 )
+
+// These do not compile when a kind, or a text, does not fit.
+const (
+	_ = maxResultKind - storage.KindLast
+	_ = uint(1<<textLenBits - 1 - MaxTextBytes)
+)
+
+func packKind(k storage.Kind, textLen int) uint16 {
+	return uint16(k)>>4<<(4+textLenBits) | uint16(textLen)<<4 | uint16(k)&15
+}
+
+func unpackKind(packed uint16) (k storage.Kind, textLen int) {
+	return storage.Kind(packed>>(4+textLenBits)<<4 | packed&15), int(packed >> 4 & (1<<textLenBits - 1))
+}
 
 // Err returns nil if the operation was applied, otherwise an error of the result's kind.
 func (r *Result) Err(op, subject string) error {
@@ -52,7 +72,7 @@ func (r *Result) Append(dst []byte) []byte {
 		flags |= resultWindow
 	}
 	dst = append(dst, Version, flags)
-	dst = binary.LittleEndian.AppendUint16(dst, uint16(len(text))<<4|uint16(r.Kind)&15)
+	dst = binary.LittleEndian.AppendUint16(dst, packKind(r.Kind, len(text)))
 	dst = binary.LittleEndian.AppendUint64(dst, r.Detail)
 	if r.Window != nil {
 		dst = r.Window.Append(dst)
@@ -72,12 +92,13 @@ func DecodeResult(data []byte) (r Result, err error) {
 	if flags&^(resultDuplicate|resultWindow) != 0 {
 		return Result{}, invalid("decode result", "unknown flags %#x", flags)
 	}
+	kind, textLen := unpackKind(packed)
 	r = Result{
-		Kind:      storage.Kind(packed & 15),
+		Kind:      kind,
 		Duplicate: flags&resultDuplicate != 0,
 		Detail:    binary.LittleEndian.Uint64(data[4:]),
 	}
-	if r.Kind > storage.KindInternal {
+	if r.Kind > storage.KindLast {
 		return Result{}, invalid("decode result", "unknown kind %d", r.Kind)
 	}
 	rest := data[resultFixedLen:]
@@ -88,8 +109,8 @@ func DecodeResult(data []byte) (r Result, err error) {
 		}
 		r.Window, rest = &w, rest[WindowLen:]
 	}
-	if n := int(packed >> 4); n > MaxTextBytes || len(rest) != n {
-		return Result{}, invalid("decode result", "the text has %d bytes, the header says %d", len(rest), n)
+	if textLen > MaxTextBytes || len(rest) != textLen {
+		return Result{}, invalid("decode result", "the text has %d bytes, the header says %d", len(rest), textLen)
 	}
 	r.Text = string(rest)
 	return r, nil

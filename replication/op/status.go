@@ -9,50 +9,27 @@ import (
 
 // StatusRequest asks which blocks of a range of one extent are mapped, and which changed since a snapshot.
 type StatusRequest struct {
-	Volume     storage.VolumeID
-	Extent     storage.ExtentIndex
-	Offset     uint32 // bytes from the extent's beginning; any alignment
-	Length     uint32 // bytes, at least 1
-	Session    storage.SessionID
-	Generation storage.Generation
-	Epoch      storage.Epoch // the version: newest with an epoch not above; HeadEpoch for the newest
-	Dirty      bool          // compare with the version at Since and set RunDirty
-	Since      storage.Epoch
-	Mode       ReadMode
+	ReadRequest      // the range, and the version
+	Dirty       bool // compare with the version at Since and set RunDirty
+	Since       storage.Epoch
 }
 
 // StatusRequestLen is the length in bytes of an encoded StatusRequest.
-const StatusRequestLen = 56
+const StatusRequestLen = ReadRequestLen + 8
 
 const statusDirty = 1
 
 // Validate returns an error of KindInvalid unless the request may be encoded.
-func (r *StatusRequest) Validate() error {
-	switch {
-	case r.Volume == 0:
-		return invalid("status", "the volume is zero")
-	case r.Mode >= readModeEnd:
-		return invalid("status", "unknown mode %d", r.Mode)
-	}
-	return checkRange("status", r.Offset, r.Length)
-}
+func (r *StatusRequest) Validate() error { return r.validate("status") }
 
 // Append appends the encoding, of StatusRequestLen bytes.
 func (r *StatusRequest) Append(dst []byte) []byte {
-	le := binary.LittleEndian
-	var flags byte
+	base := len(dst)
+	dst = r.ReadRequest.Append(dst)
 	if r.Dirty {
-		flags = statusDirty
+		dst[base+2] = statusDirty
 	}
-	dst = append(dst, Version, byte(r.Mode), flags, 0)
-	dst = le.AppendUint32(dst, uint32(r.Extent))
-	dst = le.AppendUint32(dst, r.Offset)
-	dst = le.AppendUint32(dst, r.Length)
-	dst = le.AppendUint64(dst, uint64(r.Volume))
-	dst = le.AppendUint64(dst, uint64(r.Session))
-	dst = le.AppendUint64(dst, uint64(r.Generation))
-	dst = le.AppendUint64(dst, uint64(r.Epoch))
-	return le.AppendUint64(dst, uint64(r.Since))
+	return binary.LittleEndian.AppendUint64(dst, uint64(r.Since))
 }
 
 // DecodeStatusRequest decodes a request that fills data.
@@ -66,19 +43,7 @@ func DecodeStatusRequest(data []byte) (r StatusRequest, err error) {
 	if data[2]&^statusDirty != 0 || data[3] != 0 {
 		return StatusRequest{}, invalid("decode status", "unknown flags")
 	}
-	le := binary.LittleEndian
-	r = StatusRequest{
-		Mode:       ReadMode(data[1]),
-		Dirty:      data[2]&statusDirty != 0,
-		Extent:     storage.ExtentIndex(le.Uint32(data[4:])),
-		Offset:     le.Uint32(data[8:]),
-		Length:     le.Uint32(data[12:]),
-		Volume:     storage.VolumeID(le.Uint64(data[16:])),
-		Session:    storage.SessionID(le.Uint64(data[24:])),
-		Generation: storage.Generation(le.Uint64(data[32:])),
-		Epoch:      storage.Epoch(le.Uint64(data[40:])),
-		Since:      storage.Epoch(le.Uint64(data[48:])),
-	}
+	r = StatusRequest{ReadRequest: decodeRead(data), Dirty: data[2] != 0, Since: storage.Epoch(binary.LittleEndian.Uint64(data[ReadRequestLen:]))}
 	if err := r.Validate(); err != nil {
 		return StatusRequest{}, err
 	}

@@ -5,17 +5,26 @@ import (
 	"errors"
 	"testing"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 )
 
-// echoAll answers every method that there is with its own number, and notes whether the sender was a client.
+// lastAudience is the method of the largest of the audiences that echoAll serves; the method of each is 100 and the audience.
+const lastAudience = 100 + Method(Members|Gateways|Strangers)
+
+// echoAll answers a method for every audience, and some more, with its own number, and notes whether the sender was a client.
 func echoAll(fromClient func(bool)) func(*Transport) {
 	return func(t *Transport) {
-		for m := Method(1); m <= MethodMappedBlocks; m++ {
-			t.Handle(m, Concurrent, func(in *Inbound) {
+		handle := func(m Method, terms Terms) {
+			t.Handle(m, terms, func(in *Inbound) {
 				fromClient(in.Client && in.From == 0)
 				in.Reply([]byte{byte(in.Method)}, nil)
 			})
+		}
+		for _, m := range []Method{methodRaftVote, methodPropose, methodNodeInfo} {
+			handle(m, termsOf(m, Concurrent))
+		}
+		for m := Method(101); m <= lastAudience; m += 2 { // all have members
+			handle(m, Terms{From: Audience(m - 100), Order: Concurrent})
 		}
 	}
 }
@@ -34,29 +43,53 @@ func newTestClient(t *testing.T, m *mesh, change func(*Config)) *Transport {
 	return tr
 }
 
-// TestClientsCallWhatGatewaysCall: every other method, Raft's above all, is refused before its handler sees it. The line
-// that keeps it is the first case of Transport.receivable.
-func TestClientsCallWhatGatewaysCall(t *testing.T) {
+// TestCallersOfTheWrongKind: a gateway, and a node without an id, call what was registered for them; every other method is refused
+// before its handler sees it. The lines that keep it are in Transport.receivable.
+func TestCallersOfTheWrongKind(t *testing.T) {
+	m := newMesh(t, loopback(), 2, nil, echoAll(func(bool) {}))
+	client := newTestClient(t, m, nil)
+	stranger, err := New(Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { stranger.Close() })
+	addr, _ := m.resolve(1)
+	methods := m.nodes[1].Methods()
+	if len(methods) != 3+4 {
+		t.Fatalf("registered are %v", methods)
+	}
+	for method, from := range methods {
+		for kind, call := range map[Audience]func(*Request) (*Response, error){
+			Members:   func(r *Request) (*Response, error) { return m.nodes[2].Call(testContext(t), 1, Control, r) },
+			Gateways:  func(r *Request) (*Response, error) { return client.Call(testContext(t), 1, Control, r) },
+			Strangers: func(r *Request) (*Response, error) { return stranger.CallAddr(testContext(t), addr, r) },
+		} {
+			resp, err := call(&Request{Method: method})
+			switch {
+			case from&kind != 0 && (err != nil || resp.Header[0] != byte(method)):
+				t.Errorf("method %d, caller %d: %v", method, kind, err)
+			case from&kind == 0 && !errors.Is(err, storage.ErrPermission):
+				t.Errorf("method %d, caller %d: %v, want KindPermission", method, kind, err)
+			}
+			if err == nil {
+				resp.Release()
+			}
+		}
+	}
+}
+
+// TestClientsAreKnown: the handler is told that a gateway asks.
+func TestClientsAreKnown(t *testing.T) {
 	m := newMesh(t, loopback(), 1, nil, echoAll(func(client bool) {
 		if !client {
 			t.Error("the sender is not known as a client")
 		}
 	}))
-	client := newTestClient(t, m, nil)
-	allowed := map[Method]bool{MethodPropose: true, MethodRead: true, MethodStatus: true, MethodMappedExtents: true, MethodGatewayOpen: true,
-		MethodGatewayClose: true, MethodGatewayFollow: true, MethodNodeInfo: true}
-	for method := Method(1); method <= MethodMappedBlocks; method++ {
-		resp, err := client.Call(testContext(t), 1, Control, &Request{Method: method})
-		switch {
-		case allowed[method] && (err != nil || resp.Header[0] != byte(method)):
-			t.Errorf("method %d: %v", method, err)
-		case !allowed[method] && !errors.Is(err, storage.ErrPermission):
-			t.Errorf("method %d: %v, want KindPermission", method, err)
-		}
-		if err == nil {
-			resp.Release()
-		}
+	resp, err := newTestClient(t, m, nil).Call(testContext(t), 1, Control, &Request{Method: methodPropose})
+	if err != nil {
+		t.Fatal(err)
 	}
+	resp.Release()
 }
 
 // TestClientsDoNotEndEachOther: all clients are node 0, and a node's newer connections end its older ones.
@@ -66,7 +99,7 @@ func TestClientsDoNotEndEachOther(t *testing.T) {
 	var sets []*connSet
 	for range 3 {
 		for _, c := range clients {
-			resp, err := c.Call(testContext(t), 1, Data, &Request{Method: MethodPropose, Group: 1})
+			resp, err := c.Call(testContext(t), 1, Data, &Request{Method: methodPropose, Group: 1})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -86,7 +119,7 @@ func TestClientsAreBounded(t *testing.T) {
 	m := newMesh(t, loopback(), 2, func(c *Config) { c.MaxClientConnections = 3 }, echoAll(func(bool) {}))
 	first, second := newTestClient(t, m, nil), newTestClient(t, m, nil)
 	call := func(tr *Transport) error {
-		resp, err := tr.Call(testContext(t), 1, Data, &Request{Method: MethodPropose, Group: 1})
+		resp, err := tr.Call(testContext(t), 1, Data, &Request{Method: methodPropose, Group: 1})
 		if err == nil {
 			resp.Release()
 		}
@@ -109,7 +142,7 @@ func TestClientsAreBounded(t *testing.T) {
 	if place == nil || place == m.nodes[1].inFrom[0] {
 		t.Error("a client has no place of its own")
 	}
-	resp, err := m.nodes[2].Call(testContext(t), 1, Data, &Request{Method: MethodRaftVote})
+	resp, err := m.nodes[2].Call(testContext(t), 1, Data, &Request{Method: methodRaftVote})
 	if err != nil {
 		t.Fatalf("a node beside too many clients: %v", err)
 	}
@@ -145,7 +178,7 @@ func TestCertificatesOfGateways(t *testing.T) {
 				c.Client, c.Self = false, 2
 			}
 		})
-		resp, err := tr.Call(testContext(t), 1, Data, &Request{Method: MethodPropose, Group: 1})
+		resp, err := tr.Call(testContext(t), 1, Data, &Request{Method: methodPropose, Group: 1})
 		if err == nil {
 			resp.Release()
 		}

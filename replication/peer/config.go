@@ -1,10 +1,9 @@
 package peer
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
-	"errors"
-	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -12,7 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 )
 
 // Config says who a Transport is, how it reaches others and what it may use. Zero values of limits and times take
@@ -33,8 +32,8 @@ type Config struct {
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
 	// Resolve returns the address at which a node is reached now. It is asked for every attempt and must not block.
 	Resolve func(storage.NodeID) (addr string, ok bool)
-	// TLS, when given, protects every connection both ways: it needs Certificates (or the callbacks), RootCAs to
-	// verify those we dial and ClientCAs to verify those who dial us; a client without a certificate is refused.
+	// TLS, when given, protects every connection both ways. It needs Certificates (or the callbacks), RootCAs to verify
+	// those we dial, and ClientCAs to verify those who dial us. A client without a certificate is refused.
 	TLS *tls.Config
 
 	// MaxInFlightBytes bounds the requests sent and not ended, a peer and lane [64 MiB]. Over it Call waits and Go
@@ -54,15 +53,18 @@ type Config struct {
 	// MaxClientInboundBytes bounds the requests received from all clients together whose handlers have not returned
 	// [512 MiB]. Requests over it are refused with KindUnavailable.
 	MaxClientInboundBytes int64
-	// MaxReplyBytes bounds the replies that the peer has not read yet, a connection [32 MiB]: over it nothing more
-	// is read from the connection, over four times of it the connection set is closed.
+	// MaxReplyBytes bounds the replies that the peer has not read yet, for each connection [32 MiB]. Above it nothing more
+	// is read from the connection; above four times this bound the connection set is closed.
 	MaxReplyBytes int64
 	// MaxConnections bounds the connections accepted and not closed [4096], MaxClientConnections those of them that are
 	// of clients [3072]: clients never take a node's place.
 	MaxConnections, MaxClientConnections int
-	// MaxHandshakes bounds those that have not said who they are [512], an eighth of them for one address: strangers do
-	// not take the place of the others.
+	// MaxHandshakes bounds the connections that have not said who they are [512, and half of MaxConnections at most]. One
+	// address may have an eighth of them, or as many as two nodes there have lanes. So strangers do not take the place of
+	// the others.
 	MaxHandshakes int
+	// Refused is called with the address of each connection that is closed at once for lack of room; nil: nothing is.
+	Refused func(net.Addr)
 
 	// DialTimeout bounds one attempt to connect all lanes of a peer, HandshakeTimeout what an accepted connection
 	// may take to say hello and a set to become complete [3 s, 3 s].
@@ -70,9 +72,9 @@ type Config struct {
 	// BackoffMin and BackoffMax bound the pause after a failed attempt to connect; it doubles with every failure
 	// and is shortened at random by up to a half [50 ms, 1 s].
 	BackoffMin, BackoffMax time.Duration
-	// PingInterval is the time between looks at a peer: one that was not heard on the control lane for half of it is
-	// sent a ping there; one from which nothing arrived on it for KeepaliveTimeout is given up [375 ms, which is three
-	// ticks of heartbeats at their default; 1.5 s].
+	// PingInterval is the time between checks of a peer. If nothing was heard from it on the control lane for half of
+	// this time, it is sent a ping there. If nothing arrived on that lane for KeepaliveTimeout, the peer is given up.
+	// [375 ms, which is three ticks of heartbeats at their default; 1.5 s]
 	PingInterval, KeepaliveTimeout time.Duration
 	// StallTimeout is how long one write (at most 1 MiB or one frame) may block before the set is closed [10 s].
 	StallTimeout time.Duration
@@ -85,31 +87,25 @@ type Config struct {
 	Metrics prometheus.Registerer
 }
 
-func orDefault[T int | int64 | time.Duration](v *T, d T) {
-	if *v == 0 {
-		*v = d
-	}
-}
-
-// withDefaults returns c with every zero value that has a default filled in.
-func (c Config) withDefaults() Config {
-	orDefault(&c.MaxInFlightBytes, 64<<20)
-	orDefault(&c.MaxInFlight, 8192)
-	orDefault(&c.MaxGroupQueueBytes, 16<<20)
-	orDefault(&c.MaxInboundBytes, 128<<20)
-	orDefault(&c.MaxUnanswered, 16384)
-	orDefault(&c.MaxReplyBytes, 32<<20)
-	orDefault(&c.MaxClientInboundBytes, 512<<20)
-	orDefault(&c.MaxConnections, 4096)
-	orDefault(&c.MaxHandshakes, 512)
-	orDefault(&c.MaxClientConnections, 3072)
-	orDefault(&c.DialTimeout, 3*time.Second)
-	orDefault(&c.HandshakeTimeout, 3*time.Second)
-	orDefault(&c.BackoffMin, 50*time.Millisecond)
-	orDefault(&c.BackoffMax, time.Second)
-	orDefault(&c.PingInterval, 375*time.Millisecond)
-	orDefault(&c.KeepaliveTimeout, 1500*time.Millisecond)
-	orDefault(&c.StallTimeout, 10*time.Second)
+// setDefaults fills in every zero value that has a default.
+func (c *Config) setDefaults() {
+	c.MaxInFlightBytes = cmp.Or(c.MaxInFlightBytes, 64<<20)
+	c.MaxInFlight = cmp.Or(c.MaxInFlight, 8192)
+	c.MaxGroupQueueBytes = cmp.Or(c.MaxGroupQueueBytes, 16<<20)
+	c.MaxInboundBytes = cmp.Or(c.MaxInboundBytes, 128<<20)
+	c.MaxUnanswered = cmp.Or(c.MaxUnanswered, 16384)
+	c.MaxReplyBytes = cmp.Or(c.MaxReplyBytes, 32<<20)
+	c.MaxClientInboundBytes = cmp.Or(c.MaxClientInboundBytes, 512<<20)
+	c.MaxConnections = cmp.Or(c.MaxConnections, 4096)
+	c.MaxHandshakes = cmp.Or(c.MaxHandshakes, min(512, max(1, c.MaxConnections/2)))
+	c.MaxClientConnections = cmp.Or(c.MaxClientConnections, 3072)
+	c.DialTimeout = cmp.Or(c.DialTimeout, 3*time.Second)
+	c.HandshakeTimeout = cmp.Or(c.HandshakeTimeout, 3*time.Second)
+	c.BackoffMin = cmp.Or(c.BackoffMin, 50*time.Millisecond)
+	c.BackoffMax = cmp.Or(c.BackoffMax, time.Second)
+	c.PingInterval = cmp.Or(c.PingInterval, 375*time.Millisecond)
+	c.KeepaliveTimeout = cmp.Or(c.KeepaliveTimeout, 1500*time.Millisecond)
+	c.StallTimeout = cmp.Or(c.StallTimeout, 10*time.Second)
 	if c.Dial == nil {
 		c.Dial = func(ctx context.Context, addr string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "tcp", addr)
@@ -121,20 +117,13 @@ func (c Config) withDefaults() Config {
 	if c.Random == nil {
 		c.Random = rand.Uint64
 	}
-	if c.Logger == nil {
-		c.Logger = slog.New(slog.DiscardHandler)
-	}
-	return c
+	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 }
 
 // Validate returns every problem of the configuration at once, as one error of KindInvalid.
 func (c Config) Validate() error {
-	var problems []error
-	refuse := func(bad bool, format string, args ...any) {
-		if bad {
-			problems = append(problems, fmt.Errorf(format, args...))
-		}
-	}
+	var p storage.Problems
+	refuse := func(bad bool, format string, args ...any) { p.Check(!bad, format, args...) }
 	refuse(c.Self != 0 && c.Cluster.IsZero(), "a node with an id needs a cluster id")
 	refuse(c.Self == 0 && c.Listener != nil, "a node without an id cannot accept connections")
 	refuse(len(c.Speaker.Address) > MaxAddressBytes, "the address of the node has more than %d bytes", MaxAddressBytes)
@@ -162,8 +151,5 @@ func (c Config) Validate() error {
 		refuse(t.InsecureSkipVerify && t.VerifyConnection == nil && t.VerifyPeerCertificate == nil,
 			"TLS skips verification")
 	}
-	if len(problems) == 0 {
-		return nil
-	}
-	return storage.E("configure peers", storage.KindInvalid, "", errors.Join(problems...))
+	return p.Err("configure peers", "")
 }

@@ -18,7 +18,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/simnet"
 )
 
@@ -54,18 +54,18 @@ const (
 )
 
 func conformHandlers(tr *Transport) {
-	tr.Handle(methodEcho, Concurrent, echo)
-	tr.Handle(MethodNodeInfo, Concurrent, echo)
-	tr.Handle(methodEchoLine, Ordered, echo)
-	tr.Handle(methodHang, Concurrent, func(in *Inbound) { <-in.Context().Done(); in.Reply(nil, nil) })
-	tr.Handle(methodFail, Concurrent, func(in *Inbound) {
+	tr.Handle(methodEcho, termsOf(methodEcho, Concurrent), echo)
+	tr.Handle(methodNodeInfo, termsOf(methodNodeInfo, Concurrent), echo)
+	tr.Handle(methodEchoLine, termsOf(methodEchoLine, Ordered), echo)
+	tr.Handle(methodHang, termsOf(methodHang, Concurrent), func(in *Inbound) { <-in.Context().Done(); in.Reply(nil, nil) })
+	tr.Handle(methodFail, termsOf(methodFail, Concurrent), func(in *Inbound) {
 		if string(in.Header) == "leader" {
 			in.ReplyError(storage.E("propose", storage.KindNotLeader, "group 7", hint(3)))
 			return
 		}
 		in.ReplyError(fmt.Errorf("outside: %w", storage.E("read", storage.Kind(in.Header[0]), "volume x", errors.New("deep"))))
 	})
-	tr.Handle(methodKeep, Ordered, func(in *Inbound) {
+	tr.Handle(methodKeep, termsOf(methodKeep, Ordered), func(in *Inbound) {
 		in.Retain()
 		go func() {
 			defer in.Release()
@@ -218,7 +218,7 @@ func testCallAddr(t *testing.T, m *mesh) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		resp, err := tr.CallAddr(ctx, m.addrs[2], &Request{Method: MethodNodeInfo, Header: []byte("hi"), Payload: [][]byte{[]byte("x")}})
+		resp, err := tr.CallAddr(ctx, m.addrs[2], &Request{Method: methodNodeInfo, Header: []byte("hi"), Payload: [][]byte{[]byte("x")}})
 		if k := remoteKind(err); k != who.kind {
 			t.Errorf("%s: %v", who.name, err)
 		}
@@ -236,7 +236,7 @@ func testCallAddr(t *testing.T, m *mesh) {
 			}
 		}
 		if who.self == 0 {
-			if _, err := tr.Call(ctx, 2, Data, &Request{Method: MethodNodeInfo}); storage.KindOf(err) != storage.KindInvalid {
+			if _, err := tr.Call(ctx, 2, Data, &Request{Method: methodNodeInfo}); storage.KindOf(err) != storage.KindInvalid {
 				t.Errorf("%s: a call by id: %v", who.name, err)
 			}
 		}

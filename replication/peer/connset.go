@@ -9,7 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/clock"
 )
 
@@ -156,7 +156,7 @@ const (
 func (s *connSet) damagedFrame(lane Lane, method Method, err error) {
 	s.t.metrics.damaged.Add(1)
 	s.t.cfg.Logger.Warn("a peer's frame was damaged on its way and is refused; worry when it goes on: a network card, a switch or memory is ill",
-		"node", s.node, "addr", s.addr, "lane", lane, "method", method, "err", err)
+		"node", s.node, "addr", s.addr, "lane", lane, "method", method, "error", err)
 	now := time.Now()
 	s.mu.Lock()
 	if s.damaged == 0 || now.Sub(s.damagedSince) > damageWindow {

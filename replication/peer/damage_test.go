@@ -12,7 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/simnet"
 )
 
@@ -36,7 +36,7 @@ func TestDamagedRequestIsRefused(t *testing.T) {
 				c.Logger = slog.New(slog.NewTextHandler(&logged, nil))
 			}
 		}, func(tr *Transport) {
-			tr.Handle(methodEcho, Concurrent, func(in *Inbound) {
+			tr.Handle(methodEcho, termsOf(methodEcho, Concurrent), func(in *Inbound) {
 				handled.Add(1)
 				if string(in.Payload) != "payload" {
 					t.Errorf("the handler got %q", in.Payload)
@@ -132,12 +132,12 @@ func TestReplyDamagedCounts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		network := simnet.New(lan)
 		m := newMesh(t, simulated(network), 2, nil, func(tr *Transport) {
-			tr.Handle(MethodPropose, Concurrent, func(in *Inbound) {
+			tr.Handle(methodPropose, termsOf(methodPropose, Concurrent), func(in *Inbound) {
 				in.ReplyDamaged(storage.E("verify", storage.KindCorrupt, "payload", nil))
 			})
 		})
 		for i := range maxDamagedFrames {
-			_, err := m.nodes[1].Call(context.Background(), 2, Data, &Request{Method: MethodPropose, Payload: [][]byte{[]byte("x")}, OwnSums: true})
+			_, err := m.nodes[1].Call(context.Background(), 2, Data, &Request{Method: methodPropose, Payload: [][]byte{[]byte("x")}, OwnSums: true})
 			if want := storage.ErrCorrupt; i < maxDamagedFrames-1 && !errors.Is(err, want) {
 				t.Errorf("call %d: %v, want %v", i, err, want)
 			}

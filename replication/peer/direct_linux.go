@@ -20,7 +20,7 @@ type directWriter struct {
 	try  func(fd uintptr) bool // made once, so that a write allocates nothing
 }
 
-// newDirectWriter returns nil if the descriptor is not to be had.
+// newDirectWriter returns nil if the descriptor is not available.
 func newDirectWriter(c syscall.Conn) *directWriter {
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -65,10 +65,10 @@ func (w *directWriter) write(parts [][]byte) int {
 }
 
 // directReader reads from a non-blocking socket. It differs from the runtime's own Read in one thing: the runtime is
-// not told of the system call, which does not block. Told of it, a process that had been idle wakes its monitor thread
-// (runtime.sysmon), which then looks after the processors every 20 us until all are idle again: a node that does
-// nothing but exchange heartbeats spent most of its CPU time on that, and a request at depth 1 waits for the wake-up.
-// Used by one goroutine at a time.
+// not told of the system call, which does not block. If it were told, an idle process would wake its monitor thread
+// (runtime.sysmon), which then checks the processors every 20 us until all are idle again. A node that only exchanged
+// heartbeats spent most of its CPU time on that, and a request at depth 1 waited for the wake-up. Used by one
+// goroutine at a time.
 type directReader struct {
 	raw syscall.RawConn
 	b   []byte
@@ -77,7 +77,7 @@ type directReader struct {
 	try func(fd uintptr) bool // made once, so that a read allocates nothing
 }
 
-// newDirectReader returns nil if the descriptor is not to be had.
+// newDirectReader returns nil if the descriptor is not available.
 func newDirectReader(c syscall.Conn) *directReader {
 	raw, err := c.SyscallConn()
 	if err != nil {

@@ -1,14 +1,14 @@
 // Package peer carries requests between the nodes of a cluster: one framed, multiplexed protocol for Raft, data and
-// repair (design.md section 5, "Peers"; the bytes are in docs/format/peer.md).
+// repair (docs/design.md section 5, "Peers"; the bytes are in docs/format/peer.md).
 //
-// A Transport dials a peer when the first request for it is made and then holds one connection a lane: Control for
-// heartbeats and votes, Data for entries and reads, Bulk for repair. No lane waits for another. The connections of a
-// peer form a set that lives and dies together: when one fails, all are closed and every outstanding request of the
-// set ends with KindUnavailable. Requests travel on the connections their sender dialled, answers come back on the
-// same connection.
+// A Transport dials a peer when the first request for it is made, and then holds one connection for each lane:
+// Control for heartbeats and votes, Data for entries and reads, Bulk for repair. No lane waits for another. The
+// connections of a peer form a set that lives and dies together: when one fails, all are closed and every
+// outstanding request of the set ends with KindUnavailable. Requests travel on the connections their sender dialled,
+// answers come back on the same connection.
 //
-// What it does not do: it knows nothing of Raft, of operations or of extents; it does not retry a request; it does
-// not checksum payloads (blocks and log records carry their own crc32c from end to end), only frames and headers.
+// What it does not do: it knows nothing of Raft, of operations or of extents, and it does not retry a request. It
+// checksums frames and headers, but not payloads: blocks and log records carry their own crc32c from end to end.
 //
 // What it keeps true:
 //   - Requests handed to Go on one lane leave in the order of the calls, and an Ordered method's handler sees the

@@ -6,7 +6,7 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 )
 
 // SendError is the cause of an error of the transport itself: no answer came from the peer. Find it with errors.As.
@@ -58,6 +58,9 @@ type RemoteError struct {
 
 // Error implements error.
 func (e *RemoteError) Error() string { return e.Text }
+
+// ErrorDetail is Detail: it travels on when the error is handed on.
+func (e *RemoteError) ErrorDetail() uint64 { return e.Detail }
 
 // Detailer is implemented by errors which want a number to reach the caller as RemoteError.Detail.
 type Detailer interface {
@@ -116,7 +119,7 @@ func parseError(node storage.NodeID, b []byte) error {
 	if len(b) < 9 {
 		return malformed
 	}
-	kind, detail := storage.Kind(b[0]), binary.LittleEndian.Uint64(b[1:])
+	number, detail := b[0], binary.LittleEndian.Uint64(b[1:])
 	b = b[9:]
 	var parts [3]string
 	for i := range parts {
@@ -129,13 +132,10 @@ func parseError(node storage.NodeID, b []byte) error {
 		}
 		parts[i], b = string(b[2:2+n]), b[2+n:]
 	}
-	if len(b) != 0 || kind == storage.KindNone {
+	if len(b) != 0 || number == byte(storage.KindNone) {
 		return malformed
 	}
-	if int(kind) > len(storage.Kinds()) {
-		kind = storage.KindInternal // of a newer version
-	}
-	text := parts[2]
+	kind, text := storage.FailureOf(uint64(number)), parts[2]
 	if text == "" {
 		text = kind.String()
 	}

@@ -15,7 +15,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/simnet"
 )
 
@@ -86,7 +86,7 @@ func TestFullGroupIsRefusedAlone(t *testing.T) {
 		open := make(chan struct{})
 		m := newMesh(t, simulated(simnet.New(lan)), 2, func(c *Config) { c.MaxGroupQueueBytes = 10_000 }, func(tr *Transport) {
 			conformHandlers(tr)
-			tr.Handle(MethodRaftAppend, Ordered, func(in *Inbound) {
+			tr.Handle(methodRaftAppend, termsOf(methodRaftAppend, Ordered), func(in *Inbound) {
 				if in.Group == 1 {
 					<-open
 				}
@@ -98,7 +98,7 @@ func TestFullGroupIsRefusedAlone(t *testing.T) {
 			mustCall(t, m.nodes[1], to, Data, &Request{Method: methodEcho})
 			results := make(chan error, 5)
 			req := func(g storage.GroupID) *Request {
-				return &Request{Method: MethodRaftAppend, Group: g, Payload: [][]byte{make([]byte, 4096)}}
+				return &Request{Method: methodRaftAppend, Group: g, Payload: [][]byte{make([]byte, 4096)}}
 			}
 			for range 5 {
 				m.nodes[1].Go(to, Data, req(1), func(_ *Response, err error) { results <- err })
@@ -175,7 +175,7 @@ func TestLanesDieTogether(t *testing.T) {
 					}
 				}, func(tr *Transport) {
 					conformHandlers(tr)
-					tr.Handle(MethodPropose, Concurrent, func(in *Inbound) {
+					tr.Handle(methodPropose, termsOf(methodPropose, Concurrent), func(in *Inbound) {
 						<-in.Context().Done()
 						ended <- struct{}{}
 						in.Reply(nil, nil)
@@ -184,7 +184,7 @@ func TestLanesDieTogether(t *testing.T) {
 				mustCall(t, m.nodes[1], 2, Control, &Request{Method: methodEcho})
 				results := make(chan error, laneCount)
 				for l := range Lane(laneCount) {
-					m.nodes[1].Go(2, l, &Request{Method: MethodPropose}, func(_ *Response, err error) { results <- err })
+					m.nodes[1].Go(2, l, &Request{Method: methodPropose}, func(_ *Response, err error) { results <- err })
 				}
 				<-time.After(time.Millisecond) // all are being handled
 				rec.conns[lane].Close()
@@ -382,6 +382,8 @@ func TestRestartedPeer(t *testing.T) {
 				mustCall(t, m.nodes[1], 2, Data, &Request{Method: methodEcho})
 				mustCall(t, m.nodes[2], 1, Data, &Request{Method: methodEcho})
 				end(network)
+				synctest.Wait() // it is noticed before anybody calls Close
+				m.crashed[2] = true
 				m.stop[2]()
 				l, err := network.Host("n2").Listen(":7001")
 				if err != nil {

@@ -7,7 +7,7 @@ import (
 	"hash/crc32"
 	"io"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 )
 
 // ProtocolVersion is the version of the peer protocol that this code speaks.

@@ -16,7 +16,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/simnet"
 )
 
@@ -210,8 +210,8 @@ func TestSilentDialler(t *testing.T) {
 	})
 }
 
-// TestSlowReader: a peer that asks and reads nothing is not read from any more once its replies pile up, and is given
-// up when that lasts; one that has asked for too much before is given up at once.
+// TestSlowReader: once replies pile up for a peer that asks and does not read, nothing more is read from it, and it is given
+// up when that lasts. A peer that has asked for too much before is given up at once.
 func TestSlowReader(t *testing.T) {
 	for name, pace := range map[string]time.Duration{"steady": 10 * time.Millisecond, "greedy": 0} {
 		t.Run(name, func(t *testing.T) {
@@ -225,7 +225,7 @@ func slowReader(t *testing.T, pace time.Duration) {
 	const limit, reply = 1 << 20, 128 << 10
 	var handled, most atomic.Int64
 	m := newMesh(t, simulated(network), 2, func(c *Config) { c.MaxReplyBytes = limit }, func(tr *Transport) {
-		tr.Handle(MethodBlocks, Ordered, func(in *Inbound) {
+		tr.Handle(methodBlocks, termsOf(methodBlocks, Ordered), func(in *Inbound) {
 			if handled.Add(1) == 1 && pace == 0 {
 				<-time.After(time.Second) // whoever asks without a pause has asked for too much before the first reply
 			}
@@ -237,7 +237,7 @@ func slowReader(t *testing.T, pace time.Duration) {
 	keepPinging(lanes[Control])
 	go func() {
 		for id := uint64(1); ; id++ {
-			if _, err := lanes[Data].Write(request(MethodBlocks, 1, id, nil, nil)); err != nil {
+			if _, err := lanes[Data].Write(request(methodBlocks, 1, id, nil, nil)); err != nil {
 				return
 			}
 			if pace > 0 {
@@ -431,7 +431,7 @@ func TestHelloTexts(t *testing.T) {
 
 // The golden bytes of docs/format/peer.md.
 func TestGoldenBytes(t *testing.T) {
-	h := frameHeader{kind: kindRequest, method: MethodRead, group: 0x01020304, id: 0x1122334455667788}
+	h := frameHeader{kind: kindRequest, method: methodRead, group: 0x01020304, id: 0x1122334455667788}
 	f := &outFrame{}
 	f.encode(h, []byte("head"), [][]byte{[]byte("pay"), []byte("load")})
 	greeting := hello{version: 2, lane: Bulk, code: helloPart, cluster: testCluster, from: 3, to: 4, nonce: 0x1122334455667788,
@@ -555,13 +555,13 @@ func TestNewerSetReplacesOlder(t *testing.T) {
 	})
 }
 
-// TestStrangersDoNotLockOut: connections that say nothing, of whom nobody knows who it is, take a part of the places only, and
-// nodes come in beside them. Line: handshakes in Transport.accept.
+// TestStrangersDoNotLockOut: connections from unknown peers that say nothing take only a part of the places, and nodes come in
+// beside them. Line: handshakes in Transport.accept.
 func TestStrangersDoNotLockOut(t *testing.T) {
 	m := newMesh(t, loopback(), 2, func(c *Config) {
 		c.MaxConnections, c.MaxClientConnections, c.MaxHandshakes, c.HandshakeTimeout = 64, 48, 128, time.Minute
 	},
-		func(tr *Transport) { tr.Handle(MethodRead, Concurrent, echo) })
+		func(tr *Transport) { tr.Handle(methodRead, termsOf(methodRead, Concurrent), echo) })
 	strangers := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
 	for range 100 {
 		nc, err := strangers.DialContext(testContext(t), "tcp", m.addrs[2])
@@ -570,7 +570,7 @@ func TestStrangersDoNotLockOut(t *testing.T) {
 		}
 		defer nc.Close()
 	}
-	resp, err := m.nodes[1].Call(testContext(t), 2, Data, &Request{Method: MethodRead, Group: 1})
+	resp, err := m.nodes[1].Call(testContext(t), 2, Data, &Request{Method: methodRead, Group: 1})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,7 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 )
 
 // Inbound is a request that arrived. Its handler answers it exactly once, then or later, from any goroutine, with
@@ -72,8 +72,9 @@ func (in *Inbound) Context() context.Context {
 	return in.conn.set.ctx
 }
 
-// Reply answers the request. header is copied; payload and its bytes must not be modified any more: to learn when
-// they may, use ReplyThen (also to answer with bytes of the request: Retain first, Release when written). It never blocks on the network. After the sender's connections died it does nothing.
+// Reply answers the request. header is copied. payload and its bytes must not be modified any more. To learn when they may be, use
+// ReplyThen. Use it also to answer with bytes of the request: Retain first, Release when written. It never blocks on the network.
+// After the sender's connections died it does nothing.
 func (in *Inbound) Reply(header []byte, payload [][]byte) { in.ReplyThen(header, payload, nil) }
 
 // ReplyThen is Reply that calls written, exactly once and possibly before it returns, when the payload is not
@@ -94,7 +95,7 @@ func (in *Inbound) ReplyThen(header []byte, payload [][]byte, written func()) {
 func (in *Inbound) ReplyError(err error) { in.answer(kindError, appendError(nil, err), nil, nil) }
 
 // ReplyDamaged is ReplyError for a request whose payload does not have the checksums that it carries (Request.OwnSums):
-// it is counted and logged with the sender's name, and when that keeps on the sender's connections are cut.
+// it is counted and logged with the sender's name, and when that continues the sender's connections are cut.
 func (in *Inbound) ReplyDamaged(err error) {
 	if in.conn != nil {
 		in.conn.set.damagedFrame(in.Lane, in.Method, err)
@@ -114,7 +115,7 @@ func (in *Inbound) answer(kind frameKind, header []byte, payload [][]byte, writt
 		}
 		return
 	}
-	in.conn.reply(frameHeader{kind: kind, method: in.Method, group: in.Group, id: in.id, ownSums: in.Method.answersOwnSums()},
+	in.conn.reply(frameHeader{kind: kind, method: in.Method, group: in.Group, id: in.id, ownSums: in.handler.SumsInAnswers},
 		header, payload, written, last)
 }
 
@@ -130,9 +131,9 @@ func (c *conn) reply(h frameHeader, header []byte, payload [][]byte, written fun
 
 // handler is a registered method.
 type handler struct {
-	t     *Transport
-	order Order
-	fn    func(*Inbound)
+	Terms
+	t  *Transport
+	fn func(*Inbound)
 }
 
 // inPeer is a node that sends us requests; it outlives its connections while their requests are being handled.
@@ -199,7 +200,7 @@ func (t *Transport) dispatch(p *inPeer, in *Inbound) {
 	if in.Client {
 		t.clientBytes.Add(in.size)
 	}
-	if in.handler.order == Concurrent {
+	if in.handler.Order == Concurrent {
 		t.wg.Go(in.handle)
 		return
 	}
@@ -317,14 +318,14 @@ func (t *Transport) receivable(s *connSet, lane Lane, h frameHeader) (*handler, 
 	case hd == nil:
 		return nil, storage.E("call", storage.KindUnsupported, "node "+t.cfg.Self.String(),
 			fmt.Errorf("method %d is not known here", h.method))
-	case s.client && !h.method.openToClients():
+	case s.client && hd.From&Gateways == 0:
 		return nil, storage.E("call", storage.KindPermission, "node "+t.cfg.Self.String(),
 			fmt.Errorf("method %d is not for gateways", h.method))
-	case s.node == 0 && !s.client && !h.method.openToStrangers():
+	case s.node == 0 && !s.client && hd.From&Strangers == 0:
 		return nil, storage.E("call", storage.KindPermission, "node "+t.cfg.Self.String(),
 			fmt.Errorf("method %d is for members of the cluster only", h.method))
 	}
-	if h.ownSums && h.payloadBytes > 0 && !h.method.asksOwnSums() {
+	if h.ownSums && h.payloadBytes > 0 && !hd.SumsInRequests {
 		return nil, storage.E("call", storage.KindInvalid, "node "+t.cfg.Self.String(), fmt.Errorf("a payload of method %d without a checksum", h.method))
 	}
 	size := int64(h.headerBytes+h.payloadBytes) + frameHeaderBytes
@@ -332,7 +333,7 @@ func (t *Transport) receivable(s *connSet, lane Lane, h frameHeader) (*handler, 
 		return nil, storage.E("call", storage.KindUnavailable, "node "+t.cfg.Self.String(),
 			errors.New("too many bytes of gateways' requests are being handled"))
 	}
-	if err := s.in.admit(&t.cfg, lane, hd.order, h.group, size); err != nil {
+	if err := s.in.admit(&t.cfg, lane, hd.Order, h.group, size); err != nil {
 		return nil, storage.E("call", storage.KindUnavailable, "node "+t.cfg.Self.String(), err)
 	}
 	return hd, nil

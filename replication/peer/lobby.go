@@ -10,7 +10,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 )
 
 // Greeting is who answers at an address.
@@ -97,7 +97,7 @@ func (t *Transport) Lobby(ctx context.Context, l LobbyListener) error {
 		wg.Go(func() {
 			defer func() { nc.Close(); <-slots }()
 			if err := t.answerHello(nc); err != nil {
-				t.cfg.Logger.Debug("a peer was told that this node has no cluster yet", "from", nc.RemoteAddr(), "err", err)
+				t.cfg.Logger.Debug("a peer was told that this node has no cluster yet", "from", nc.RemoteAddr(), "error", err)
 			}
 		})
 	}

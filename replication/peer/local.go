@@ -6,7 +6,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 )
 
 // localCalls are the requests of this node to itself. They pass the same limits and handlers as any other, without
@@ -106,7 +106,7 @@ func (t *Transport) sendLocal(lane Lane, req *Request, size int64, cl *call) err
 	if hd == nil {
 		return storage.E("call", storage.KindUnsupported, self, errors.New("the method is not known here"))
 	}
-	if err := t.selfIn.admit(&t.cfg, lane, hd.order, req.Group, size); err != nil {
+	if err := t.selfIn.admit(&t.cfg, lane, hd.Order, req.Group, size); err != nil {
 		return sendError(t.cfg.Self, false, err)
 	}
 	t.mu.Lock()

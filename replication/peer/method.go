@@ -27,65 +27,27 @@ func (l Lane) String() string {
 	return "lane " + strconv.Itoa(int(l))
 }
 
-// Method says what a request asks for. Numbers are part of the protocol and never reused.
+// Method says what a request asks for. Numbers are part of the protocol and never reused; docs/format/peer.md lists them. Zero is
+// not valid. What a method means is known to those who register and call it. Any lane is accepted.
 type Method uint16
 
-// The methods. Zero is not valid. The lane in brackets is the one the callers use; any lane is accepted.
+// Audience says who may call a method.
+type Audience uint8
+
+// The callers there are.
 const (
-	MethodRaftAppend          Method = 1 // AppendEntries (Data)
-	MethodRaftHeartbeats      Method = 2 // heartbeats of all groups between two nodes (Control)
-	MethodRaftVote            Method = 3 // RequestVote (Control)
-	MethodRaftPreVote         Method = 4 // RequestPreVote (Control)
-	MethodRaftTimeoutNow      Method = 5 // leadership transfer (Control)
-	MethodRaftInstallSnapshot Method = 6 // manifest of a snapshot (Bulk)
-
-	MethodPropose Method = 16 // an operation for a group's leader (Data)
-	MethodRead    Method = 17 // blocks from a group's leader (Data)
-	MethodStatus  Method = 18 // block status from a group's leader (Data)
-
-	MethodMappedExtents Method = 19 // which extents of a volume hold anything, from a group's leader (Data)
-	MethodReadCopy      Method = 20 // one block as this replica has it, whoever leads: for a member who cannot read its own (Data)
-
-	MethodGatewayOpen   Method = 24 // a gateway outside of the nodes asks for a session (Control)
-	MethodGatewayClose  Method = 25 // and says that one is closed in every group (Control)
-	MethodGatewayFollow Method = 26 // keeps its sessions alive, and learns what has changed (Control)
-
-	MethodManifest Method = 32 // open or renew a manifest for a pull (Bulk)
-	MethodTable    Method = 33 // extent tables of a manifest (Bulk)
-	MethodBlocks   Method = 34 // blocks of a manifest (Bulk)
-
-	MethodCatalogPropose Method = 48 // a command for the catalog's leader
-	MethodCatalogRead    Method = 49 // a view of the catalog
-	MethodNodeReport     Method = 50 // what a node tells the catalog's leader about itself
-	MethodReplicaCreate  Method = 51 // create a replica of a group
-	MethodMembership     Method = 52 // change a group's members
-	MethodTransferLeader Method = 53 // move a group's leadership
-	MethodJoin           Method = 54 // a node without an id asks for one
-	MethodNodeInfo       Method = 55 // who is there: cluster, node, addresses
-	MethodMappedBlocks   Method = 56 // how many blocks of volumes a node's replicas map (Control)
+	Members   Audience = 1 << iota // nodes with an id in the cluster
+	Gateways                       // gateways of hosts, which are no nodes
+	Strangers                      // nodes that have no id in the cluster yet
 )
 
-// openToStrangers reports whether the method may be called by a node that has no id in the cluster yet.
-func (m Method) openToStrangers() bool { return m == MethodJoin || m == MethodNodeInfo }
-
-// openToClients reports whether the method may be called by a gateway outside of the nodes: what a gateway does, and
-// nothing that concerns membership or replication.
-func (m Method) openToClients() bool {
-	switch m {
-	case MethodPropose, MethodRead, MethodStatus, MethodMappedExtents, MethodNodeInfo, MethodGatewayOpen, MethodGatewayClose, MethodGatewayFollow:
-		return true
-	}
-	return false
-}
-
-// asksOwnSums reports whether the payload of the method's requests may carry checksums of its own, which the handler
-// verifies: operations do, with the sums in their headers.
-func (m Method) asksOwnSums() bool { return m == MethodRaftAppend || m == MethodPropose }
-
-// answersOwnSums reports whether the payload of the method's answers carries checksums of its own, which the caller
-// verifies: blocks do, with the sums in the answer's header or in the table.
-func (m Method) answersOwnSums() bool {
-	return m == MethodRead || m == MethodReadCopy || m == MethodBlocks
+// Terms say how a method is served.
+type Terms struct {
+	From  Audience // who may call it; others are refused before the handler sees the request
+	Order Order
+	// SumsInRequests says that the payloads of requests may carry checksums of their own, which the handler verifies, SumsInAnswers that
+	// those of answers do, which the caller verifies (Request.SumsInAnswer).
+	SumsInRequests, SumsInAnswers bool
 }
 
 // Order says how the requests of a method are handed to its handler.

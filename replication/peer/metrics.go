@@ -11,8 +11,8 @@ type metrics struct {
 	framesSent, framesReceived [laneCount]atomic.Int64
 	bytesSent, bytesReceived   [laneCount]atomic.Int64
 
-	connected                                      atomic.Int64
-	lost, dialFailures, rejected, refused, damaged atomic.Int64
+	connected                                               atomic.Int64
+	lost, dialFailures, rejected, crowded, refused, damaged atomic.Int64
 }
 
 func (m *metrics) sent(lane Lane, bytes int64) {
@@ -56,6 +56,7 @@ func (m *metrics) register(r prometheus.Registerer) error {
 		{"storage_peer_lost_total", "Connection sets that ended while in use. Worry when it keeps growing: a network or a node is ill.", &m.lost},
 		{"storage_peer_dial_failures_total", "Attempts to connect to a peer that failed.", &m.dialFailures},
 		{"storage_peer_rejected_connections_total", "Connections of peers refused at the greeting. Worry about any: a foreign cluster or version, or a wrong address.", &m.rejected},
+		{"storage_peer_refused_connections_total", "Connections of peers closed at once, because there were too many, in all or of their address. Worry when it grows.", &m.crowded},
 		{"storage_peer_damaged_frames_total", "Frames of peers whose payload was not what its checksums say: refused, and sent again. Worry about more than one: a network card, a switch or memory is ill.", &m.damaged},
 		{"storage_peer_refused_requests_total", "Requests of peers refused before their handler saw them. Worry when it keeps growing: this node is overloaded.", &m.refused},
 	} {

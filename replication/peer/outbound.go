@@ -8,7 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 )
 
 // Request is what a caller asks of a peer. Header is copied before Call or Go returns. Payload, and the bytes its
@@ -21,6 +21,9 @@ type Request struct {
 	// OwnSums says that the payload carries checksums of its own, which the method's handler verifies (and answers with
 	// Inbound.ReplyDamaged). Any other payload gets one on the wire: it takes one pass over the payload on each side.
 	OwnSums bool
+	// SumsInAnswer says that the answer's payload carries checksums of its own, which the caller verifies (Terms.SumsInAnswers). One
+	// without them on the wire is refused as damaged otherwise.
+	SumsInAnswer bool
 	// ReplyBytes is how large the answer's payload may become. It counts as in flight, so that a peer is not asked
 	// for more than it may keep for us (its MaxReplyBytes). 0: small.
 	ReplyBytes int
@@ -60,6 +63,7 @@ type call struct {
 	err    error
 	frame  *outFrame // until it is written; guarded by conn.mu
 	sent   bool      // set by conn.drop
+	sums   bool      // Request.SumsInAnswer; set before it is posted
 }
 
 // finish ends a call. Nobody else refers to it any more, but the caller that waits for ended.
@@ -256,7 +260,7 @@ func (p *outPeer) attempt(ended chan struct{}) {
 	close(ended)
 	if err != nil {
 		if failures == 1 && p.t.ctx.Err() == nil {
-			p.t.cfg.Logger.Warn("peer not reached", "node", p.node, "err", err)
+			p.t.cfg.Logger.Warn("peer not reached", "node", p.node, "error", err)
 		}
 		p.t.metrics.dialFailures.Add(1)
 		return
@@ -270,7 +274,7 @@ func (p *outPeer) attempt(ended chan struct{}) {
 	p.t.metrics.connected.Add(-1)
 	if p.t.ctx.Err() == nil {
 		p.t.metrics.lost.Add(1)
-		p.t.cfg.Logger.Warn("peer lost", "node", p.node, "addr", s.addr, "err", context.Cause(s.ctx))
+		p.t.cfg.Logger.Warn("peer lost", "node", p.node, "addr", s.addr, "error", context.Cause(s.ctx))
 	}
 	s.dropCalls()
 }
@@ -312,6 +316,7 @@ func (p *outPeer) dialSet() (*connSet, error) {
 // send posts a request on the set; on an error the call is not outstanding and cl may be used again.
 func (s *connSet) send(lane Lane, req *Request, cl *call) error {
 	f := s.t.frame()
+	cl.sums = req.SumsInAnswer
 	f.encode(frameHeader{kind: kindRequest, method: req.Method, group: req.Group, id: cl.id, ownSums: req.OwnSums}, req.Header, req.Payload)
 	err := s.conns[lane].post(f, cl, true)
 	if err != nil {
@@ -392,7 +397,7 @@ func (c *conn) readAnswers() error {
 		if err != nil {
 			return err
 		}
-		if err := h.verifyPayload(buf.data[h.headerBytes:]); err != nil || h.ownSums && h.payloadBytes > 0 && !h.method.answersOwnSums() {
+		if err := h.verifyPayload(buf.data[h.headerBytes:]); err != nil || h.ownSums && h.payloadBytes > 0 && !c.sumsIn(h.id) {
 			if err == nil {
 				err = errNoPayloadCRC
 			}
@@ -409,6 +414,14 @@ func (c *conn) awaited(id uint64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.pending[id] != nil
+}
+
+// sumsIn reports whether the answer to a request may come without a checksum on the wire. Nobody reads one that is not awaited.
+func (c *conn) sumsIn(id uint64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	cl := c.pending[id]
+	return cl == nil || cl.sums
 }
 
 // answer ends the call that buf answers, if it is still outstanding.

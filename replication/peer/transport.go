@@ -14,7 +14,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/doors"
 )
 
@@ -56,6 +56,7 @@ type Transport struct {
 	silentUntil time.Time
 	saidSecond  time.Time // when it was logged
 	refuser     string    // address of the node that refused this process last, until it was asked again; empty: none
+	asking      bool      // askRefuser runs
 }
 
 // setKey names an accepted set.
@@ -70,14 +71,15 @@ func New(cfg Config) (*Transport, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	t := &Transport{cfg: cfg.withDefaults(), handlers: make(map[Method]*handler), begun: time.Now(),
+	cfg.setDefaults()
+	t := &Transport{cfg: cfg, handlers: make(map[Method]*handler), begun: time.Now(),
 		peers: make(map[storage.NodeID]*outPeer), inSets: make(map[setKey]*connSet),
 		places: make(map[storage.NodeID]*whereabouts),
 		inFrom: make(map[storage.NodeID]*inPeer), selfIn: newInPeer(cfg.Self)}
 	if t.cfg.Speaker.Instance == 0 {
 		t.cfg.Speaker.Instance = max(1, t.cfg.Random())
 	}
-	t.handshakes = doors.NewShares(t.cfg.MaxHandshakes, max(1, t.cfg.MaxHandshakes/8))
+	t.handshakes = doors.NewShares(t.cfg.MaxHandshakes, max(min(2*int(laneCount), t.cfg.MaxHandshakes), t.cfg.MaxHandshakes/8))
 	t.local.pending = make(map[uint64]*call)
 	t.self = t.newOutPeer(cfg.Self)
 	t.ctx, t.cancel = context.WithCancelCause(context.Background())
@@ -93,14 +95,23 @@ func New(cfg Config) (*Transport, error) {
 	return t, nil
 }
 
-// Handle registers the handler of a method. To be called before Run and before the first request to this node
+// Handle registers the handler of a method, and who may call it. To be called before Run and before the first request to this node
 // itself. A handler of an Ordered method holds up the requests of its (peer, group) until it returns. Handlers that
 // wait must heed Inbound.Context.
-func (t *Transport) Handle(m Method, order Order, fn func(*Inbound)) {
-	if m == 0 || order != Ordered && order != Concurrent || fn == nil || t.handlers[m] != nil {
-		panic(fmt.Sprintf("peer: handler of method %d: registered twice or without an order", m))
+func (t *Transport) Handle(m Method, terms Terms, fn func(*Inbound)) {
+	if m == 0 || terms.From&Members == 0 || terms.Order != Ordered && terms.Order != Concurrent || fn == nil || t.handlers[m] != nil {
+		panic(fmt.Sprintf("peer: handler of method %d: registered twice, without an order, or not for members", m))
 	}
-	t.handlers[m] = &handler{t: t, order: order, fn: fn}
+	t.handlers[m] = &handler{t: t, Terms: terms, fn: fn}
+}
+
+// Methods returns the methods that have handlers, and who may call each.
+func (t *Transport) Methods() map[Method]Audience {
+	methods := make(map[Method]Audience, len(t.handlers))
+	for m, hd := range t.handlers {
+		methods[m] = hd.From
+	}
+	return methods
 }
 
 // Run accepts other nodes' connections until ctx is done or Close is called, then closes the Transport. It returns
@@ -181,8 +192,8 @@ func (t *Transport) peer(node storage.NodeID) *outPeer {
 }
 
 // Call sends a request and waits for its answer. It connects first if necessary (one attempt) and waits while too
-// much is in flight. When it returns, no byte of req is referenced any more; after ctx is done this may take until
-// a write in progress ended, at most KeepaliveTimeout while the peer is frozen.
+// much is in flight. When it returns, no byte of req is referenced any more. So after ctx is done it may return only when a write
+// in progress has ended, at most KeepaliveTimeout later while the peer is frozen.
 //
 // Errors: those the peer's handler answered with (errors.As to *RemoteError); KindUnavailable when no answer came
 // and KindCanceled when ctx was done first (both errors.As to *SendError, which says whether the request was sent);
@@ -235,8 +246,8 @@ func (t *Transport) checkTarget(to storage.NodeID) error {
 // them. Requests that Go sends on one lane leave in the order of the calls. Where Call would wait, because there is
 // no connection (an attempt is started) or too much is in flight, done gets KindUnavailable at once.
 //
-// done runs on the goroutine that reads the connection, or on one that failed the request, never inside Go: it must
-// not block and must be quick, because it holds up all answers of the lane.
+// done runs on the goroutine that reads the connection, or on one that failed the request, never inside Go. It must not block and
+// must be quick, because it delays all answers of the lane.
 func (t *Transport) Go(to storage.NodeID, lane Lane, req *Request, done func(*Response, error)) {
 	if err := t.goRequest(to, lane, req, done); err != nil && !t.start(func() { done(nil, err) }) {
 		go done(nil, err) // Close does not wait for what began after it
@@ -461,18 +472,29 @@ func (t *Transport) accept(l net.Listener) error {
 			return storage.E("accept peers", storage.KindIO, l.Addr().String(), err)
 		}
 		leave := t.handshakes.Enter(doors.AddressOf(nc.RemoteAddr()))
-		if leave == nil {
-			t.metrics.rejected.Add(1)
-			nc.Close()
+		if leave == nil || t.accepting.Load() >= int64(t.cfg.MaxConnections) {
+			t.refuse(nc)
+			if leave != nil {
+				leave()
+			}
 			continue
 		}
-		if t.accepting.Load() >= int64(t.cfg.MaxConnections) || !t.start(func() { t.welcome(nc, leave) }) {
+		if !t.start(func() { t.welcome(nc, leave) }) { // the Transport closes
 			leave()
 			nc.Close()
 			continue
 		}
 		t.accepting.Add(1)
 	}
+}
+
+// refuse closes a connection for which there is no room.
+func (t *Transport) refuse(nc net.Conn) {
+	t.metrics.crowded.Add(1) // before the other side sees it
+	if t.cfg.Refused != nil {
+		t.cfg.Refused(nc.RemoteAddr())
+	}
+	nc.Close()
 }
 
 // passing reports whether accepting failed for a reason that passes, and returns a pause to make then; it is false when ctx
@@ -482,7 +504,7 @@ func (t *Transport) passing(err error) (pause func(context.Context) bool, ok boo
 	if !errors.As(err, &temporary) || !temporary.Temporary() {
 		return nil, false
 	}
-	t.cfg.Logger.Warn("connection of a peer not accepted", "err", err)
+	t.cfg.Logger.Warn("connection of a peer not accepted", "error", err)
 	return func(ctx context.Context) bool {
 		select {
 		case <-time.After(t.cfg.BackoffMin):
@@ -503,7 +525,7 @@ func (t *Transport) welcome(nc net.Conn, leave func()) {
 		nc.Close()
 		if t.ctx.Err() == nil {
 			t.metrics.rejected.Add(1)
-			t.cfg.Logger.Warn("connection of a peer refused", "from", nc.RemoteAddr(), "err", err)
+			t.cfg.Logger.Warn("connection of a peer refused", "from", nc.RemoteAddr(), "error", err)
 		}
 	}
 }
@@ -651,8 +673,8 @@ func (t *Transport) serve(key setKey, s *connSet) {
 	t.mu.Unlock()
 }
 
-// ClientUnit is the organizational unit in the subject of certificates that make gateways, and not nodes: the authority
-// of the cluster's certificates signs both, and who has one of these can do what gateways do and nothing else.
+// ClientUnit is the organizational unit in the subject of a gateway's certificate. The same authority signs the certificates of
+// nodes and of gateways. Whoever has a certificate with this unit can do what gateways do and nothing else.
 const ClientUnit = "storaged-gateway"
 
 // forClients reports whether the certificate that the other side has shown is one of gateways only.

@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/simnet"
 )
 
@@ -39,16 +39,17 @@ func simulated(n *simnet.Network) fabric {
 
 // mesh is a few transports that know one another, running.
 type mesh struct {
-	nodes map[storage.NodeID]*Transport
-	addrs map[storage.NodeID]string
-	stop  map[storage.NodeID]func()
+	nodes   map[storage.NodeID]*Transport
+	addrs   map[storage.NodeID]string
+	stop    map[storage.NodeID]func()
+	crashed map[storage.NodeID]bool // its network has ended under it: Run says so
 }
 
 // newMesh starts nodes 1 to n; change may alter a node's configuration and prepare registers its handlers.
 func newMesh(t testing.TB, fab fabric, n int, change func(*Config), prepare func(*Transport)) *mesh {
 	t.Helper()
 	m := &mesh{nodes: make(map[storage.NodeID]*Transport), addrs: make(map[storage.NodeID]string),
-		stop: make(map[storage.NodeID]func())}
+		stop: make(map[storage.NodeID]func()), crashed: make(map[storage.NodeID]bool)}
 	listeners := make(map[storage.NodeID]net.Listener)
 	for id := storage.NodeID(1); id <= storage.NodeID(n); id++ {
 		l, err := fab.listen(id)
@@ -83,9 +84,10 @@ func (m *mesh) run(t testing.TB, cfg Config, prepare func(*Transport)) {
 		if err := tr.Close(); err != nil {
 			t.Error(err)
 		}
-		if err := <-ended; err != nil {
-			t.Error(err)
+		if err := <-ended; (err != nil) != m.crashed[cfg.Self] {
+			t.Errorf("Run of node %v: %v; crashed: %v", cfg.Self, err, m.crashed[cfg.Self])
 		}
+		m.crashed[cfg.Self] = false
 		for i := range tr.self.budgets {
 			if b := &tr.self.budgets[i]; b.count != 0 || b.bytes != 0 {
 				t.Errorf("node %v: its own lane %d is charged for %d requests after Close", cfg.Self, i, b.count)
@@ -122,9 +124,9 @@ func testContext(t testing.TB) context.Context {
 func BenchmarkCall(b *testing.B) {
 	for _, depth := range []int{1, 32, 128} {
 		b.Run(fmt.Sprintf("depth=%d", depth), func(b *testing.B) {
-			m := newMesh(b, loopback(), 2, nil, func(tr *Transport) { tr.Handle(MethodRead, Concurrent, echo) })
+			m := newMesh(b, loopback(), 2, nil, func(tr *Transport) { tr.Handle(methodRead, termsOf(methodRead, Concurrent), echo) })
 			payload := make([]byte, storage.BlockSize)
-			req := &Request{Method: MethodRead, Group: 1, Header: make([]byte, 64), Payload: [][]byte{payload}}
+			req := &Request{Method: methodRead, SumsInAnswer: true, Group: 1, Header: make([]byte, 64), Payload: [][]byte{payload}}
 			ctx := context.Background()
 			if resp, err := m.nodes[1].Call(ctx, 2, Data, req); err != nil {
 				b.Fatal(err)

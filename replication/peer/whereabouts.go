@@ -1,12 +1,13 @@
 package peer
 
 import (
+	"context"
 	"errors"
 	"maps"
 	"slices"
 	"time"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 )
 
 // Place is where a node said that it is reached, and in which of its starts: of two places that with more starts is the newer.
@@ -18,8 +19,8 @@ type Place struct {
 const (
 	// maxPlaces bounds what is remembered of nodes, whoever tells of how many.
 	maxPlaces = 1024
-	// silence is how long a process that was told of another one with its identity keeps silent before it tries again; up to as
-	// much again is added at random, so that of two that were both refused somewhere one is first everywhere.
+	// silence is how long a process keeps silent, before it tries again, when it was told of another process with its identity. Up
+	// to the same time is added at random: if two such processes were both refused somewhere, one of them is then first everywhere.
 	silence = time.Second
 )
 
@@ -197,6 +198,10 @@ func (t *Transport) beSilent(e *SecondProcessError, refuser string) {
 	t.refuser = refuser
 	t.second = e
 	t.silentUntil = time.Now().Add(silence + time.Duration(t.cfg.Random()%uint64(silence)))
+	if !t.asking && !t.closed {
+		t.asking = true
+		t.wg.Go(t.askRefuser)
+	}
 	sets := slices.Collect(maps.Values(t.inSets))
 	for _, p := range t.peers {
 		if s := p.set.Load(); s != nil {
@@ -210,6 +215,42 @@ func (t *Transport) beSilent(e *SecondProcessError, refuser string) {
 		}
 	}
 }
+
+// askRefuser greets the node that refused this process, as soon as the silence is over, until it takes this process or is gone. It
+// does not wait for a request to that node: there may be none ever, and others are neither dialled nor answered before.
+func (t *Transport) askRefuser() {
+	for {
+		t.mu.Lock()
+		addr, wait := t.refuser, time.Until(t.silentUntil)
+		t.asking = addr != "" && t.ctx.Err() == nil
+		asking := t.asking
+		t.mu.Unlock()
+		switch {
+		case !asking:
+			return
+		case wait > 0:
+			select {
+			case <-time.After(wait):
+			case <-t.ctx.Done():
+			}
+		default:
+			t.askAt(addr)
+		}
+	}
+}
+
+// askAt greets whoever is at an address and hangs up. What came of it is noted as with every greeting.
+func (t *Transport) askAt(addr string) {
+	ctx, cancel := context.WithTimeout(t.ctx, t.cfg.DialTimeout)
+	defer cancel()
+	s := t.newSet(0, addr, t.cfg.Random(), true, true)
+	err := t.dialLane(ctx, s, Control)
+	t.cfg.Logger.Debug("asked again who refused this process", "addr", addr, "error", err)
+	s.fail(errAsked)
+	s.run() // closes what was opened
+}
+
+var errAsked = errors.New("this node has asked what it wanted to know")
 
 var errSecond = errors.New("another process has this node's identity")
 

@@ -7,7 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/simnet"
 )
 
@@ -148,4 +148,38 @@ func TestRestartedProcess(t *testing.T) {
 		endMoved()
 		endTwo()
 	})
+}
+
+// TestRefusedByNobodyOfUse: a process that was refused as a second one finds out by itself that the first is gone. It does so
+// when it has nothing else to ask of the node that refused it, the only one that it may dial before, and when that node is gone.
+func TestRefusedByNobodyOfUse(t *testing.T) {
+	for _, refuserEnds := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			network := simnet.New(lan)
+			at := map[storage.NodeID]string{1: "one:1", 2: "two:1", 3: "three:1"}
+			one, endOne := process(t, network, "one", 1, at)
+			three, end := process(t, network, "three", 3, at)
+			defer end()
+			first, endFirst := process(t, network, "two", 2, at)
+			defer endFirst()
+			reaches(t, first, 1, time.Second)
+			network.Isolate("two") // nothing says that it is gone
+			second, end := process(t, network, "second", 2, at)
+			defer end()
+			if _, err := second.Call(context.Background(), 1, Control, &Request{Method: methodEcho}); !errors.As(err, new(*SecondProcessError)) {
+				t.Fatalf("it was not refused: %v", err)
+			}
+			if refuserEnds {
+				endOne()
+			} else {
+				defer endOne()
+			}
+			reaches(t, second, 3, 10*time.Second)
+			at[2] = "second:1"
+			reaches(t, three, 2, 10*time.Second)
+			if w := one.Look(2); !refuserEnds && w.Instance != second.cfg.Speaker.Instance {
+				t.Errorf("who refused it takes %+v for the node", w)
+			}
+		})
+	}
 }

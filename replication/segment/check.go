@@ -5,7 +5,9 @@ import (
 	"fmt"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
-	"github.com/storaged/storaged"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/diskio"
 )
 
 // Reader reads the segments of a stopped log. It writes nothing. It is not safe for concurrent use.
@@ -21,8 +23,8 @@ func Check(fs vfs.FS, dir string, store storage.StoreID, finding func(text strin
 	cfg := Config{FS: fs, Dir: dir, Store: store}
 	cfg.setDefaults()
 	l := &Log{cfg: cfg, salt: headerSalt(store), log: cfg.Logger, nextNo: 1, segments: make(map[SegmentNo]*segmentFile),
-		disk: newDiskReader(cfg.Logger)}
-	l.disk.plain.Store(true) // the log is stopped: nothing else waits for this process
+		disk: diskio.NewReader(cfg.Logger)}
+	l.disk.Block()
 	c := &checker{recovery: recovery{l: l}}
 	if err := c.listFound(); err != nil {
 		return nil, openError(dir, err)

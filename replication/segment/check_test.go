@@ -7,7 +7,7 @@ import (
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 )
 
 // TestData: blocks that belong to no log can be read at once and after a restart, and damage in them hurts no group.

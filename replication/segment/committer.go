@@ -1,19 +1,15 @@
 package segment
 
 import (
-	"errors"
-	"io"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
-	"golang.org/x/sys/unix"
+
+	"github.com/storaged/storaged/internal/diskio"
 )
 
 // joinBelow is the size up to which data is copied beside its header instead of being written by reference.
 const joinBelow = 1 << 10
-
-// maxVectors is the kernel's limit (IOV_MAX) of buffers in one write.
-const maxVectors = 1024
 
 var zeroPage [pageBytes]byte // never written to
 
@@ -21,15 +17,13 @@ var zeroPage [pageBytes]byte // never written to
 type committer struct {
 	l       *Log
 	batch   []*record
-	meta    []byte   // headers, prefixes, small data and padding of a batch
-	vectors [][]byte // what one segment's part of the batch is made of
-	cold    []span   // page-aligned parts of the vectors that are not to stay in the page cache, ascending
-	part    [][]byte // what one system call writes of the vectors
-	cached  bool     // the file system refused a write past its cache once
-	joined  []byte   // for files without a descriptor
-	sync    dataSync
+	meta    []byte        // headers, prefixes, small data and padding of a batch
+	vectors [][]byte      // what one segment's part of the batch is made of
+	cold    []diskio.Span // page-aligned parts of the vectors that are not to stay in the page cache, ascending
+	writer  diskio.Writer
+	sync    diskio.Syncer
 	due     []note
-	surplus []vfs.File // of sealed segments, to be closed
+	toClose []vfs.File // of sealed segments: more are open than Config.MaxOpenFiles
 }
 
 // run is the committer's loop; it ends when the log is closed and everything is written, or when the disk failed.
@@ -43,7 +37,7 @@ func (c *committer) run() {
 		}
 		c.finish()
 	}
-	c.leave()
+	c.releaseWaiters()
 }
 
 // take waits for records and takes all there are. It returns false at the end of the log's life.
@@ -127,16 +121,24 @@ func (c *committer) writeSegment(records []*record, mark Position) (op string, e
 	if err := c.l.awaitReady(s); err != nil {
 		return "write segment", err
 	}
-	c.gather(records, mark)
 	start := time.Now()
-	if err := c.put(s.file, int64(records[0].header.position.Offset())); err != nil {
-		return "write segment", err
+	for {
+		c.gather(records, mark)
+		err := c.writer.WriteAt(s.file, c.vectors, int64(records[0].header.position.Offset()), c.cold)
+		if err == nil {
+			break
+		}
+		// A file system that writes nothing in place can be full although the segment is there. What it did not take was
+		// never on its way: the same bytes go to the same place once there is room. A sync is not repeated.
+		if !diskio.NoSpace(err) || !c.l.awaitSpace(err) {
+			return "write segment", err
+		}
 	}
 	written := time.Now()
-	if err := c.sync.of(s.file); err != nil {
-		return "sync segment", err
+	if err := c.sync.SyncData(s.file); err != nil {
+		return "sync segment", diskio.Synced(err)
 	}
-	c.evictCold(s.file)
+	c.writer.Evict(s.file, c.cold)
 	c.l.metrics.write.Observe(written.Sub(start).Seconds())
 	c.l.metrics.sync.Observe(time.Since(written).Seconds())
 	return "", nil
@@ -156,6 +158,25 @@ func (l *Log) awaitReady(s *segmentFile) error {
 	return nil
 }
 
+// awaitSpace lets some time pass before a write that found no room is tried again; false if the log stops, or nothing is to
+// wait any more.
+func (l *Log) awaitSpace(err error) bool {
+	l.mu.Lock()
+	if !l.stuck {
+		l.log.Warn("no space for records", "dir", l.cfg.Dir, "error", err)
+	}
+	l.stuck = true
+	l.mu.Unlock()
+	select {
+	case <-time.After(noSpaceRetry):
+		return true
+	case <-l.stop:
+		return false
+	case <-l.hurry:
+		return false
+	}
+}
+
 // gather lays out records of one segment as vectors: large data by reference, everything else in meta. The last page
 // is filled up with zeroes, so that the kernel never has to read a page to write a part of it.
 func (c *committer) gather(records []*record, mark Position) {
@@ -173,7 +194,7 @@ func (c *committer) gather(records []*record, mark Position) {
 	c.vectors, c.cold = c.vectors[:0], c.cold[:0]
 	for _, r := range records {
 		if r.cold {
-			c.chill(int64(r.header.position.Offset()), int64(r.end().Offset()))
+			c.markCold(int64(r.header.position.Offset()), int64(r.end().Offset()))
 		}
 		h := r.header
 		h.durable = mark
@@ -199,55 +220,6 @@ func (c *committer) gather(records []*record, mark Position) {
 	}
 }
 
-// put writes the vectors at the offset.
-func (c *committer) put(f vfs.File, offset int64) error {
-	if f.Fd() == vfs.InvalidFd {
-		c.joined = c.joined[:0]
-		for _, v := range c.vectors {
-			c.joined = append(c.joined, v...)
-		}
-		_, err := f.WriteAt(c.joined, offset)
-		return err
-	}
-	fd, rest := int(f.Fd()), c.vectors
-	for _, p := range c.cold {
-		err := c.writePart(fd, &rest, offset, p.from-offset, unix.Pwritev)
-		if err == nil {
-			err = c.writePart(fd, &rest, p.from, p.to-p.from, c.writeCold)
-		}
-		if err != nil {
-			return err
-		}
-		offset = p.to
-	}
-	return writeVectors(fd, rest, offset, unix.Pwritev)
-}
-
-// writeVectors writes all of vectors at the offset, by reference. It changes the slice.
-func writeVectors(fd int, vectors [][]byte, offset int64, write vectorWriter) error {
-	for len(vectors) > 0 {
-		n, err := write(fd, vectors[:min(len(vectors), maxVectors)], offset)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if n <= 0 {
-			return io.ErrShortWrite
-		}
-		offset += int64(n)
-		for n > 0 && n >= len(vectors[0]) {
-			n -= len(vectors[0])
-			vectors = vectors[1:]
-		}
-		if n > 0 {
-			vectors[0] = vectors[0][n:]
-		}
-	}
-	return nil
-}
-
 // finish makes the batch known as durable, keeps the cache in its bounds and calls who waited.
 func (c *committer) finish() {
 	l := c.l
@@ -258,6 +230,7 @@ func (c *committer) finish() {
 	}
 	l.mu.Lock()
 	l.durable.Store(uint64(last.end()))
+	l.stuck = false
 	l.durableIndex = l.taken
 	l.tailBytes -= bytes
 	l.cacheBytes += bytes
@@ -278,10 +251,10 @@ func (c *committer) finish() {
 	l.metrics.batch.Observe(float64(len(c.batch)))
 	clear(c.batch)
 	clear(c.vectors)
-	if len(c.surplus) > 0 {
-		l.closeFiles(c.surplus)
-		clear(c.surplus)
-		c.surplus = c.surplus[:0]
+	if len(c.toClose) > 0 {
+		l.closeFiles(c.toClose)
+		clear(c.toClose)
+		c.toClose = c.toClose[:0]
 	}
 }
 
@@ -306,7 +279,7 @@ func (c *committer) sealBelowLocked(last *segmentFile) {
 		if r.seg != last {
 			if r.seg.state != SegmentSealed {
 				r.seg.state = SegmentSealed
-				c.surplus = append(c.surplus, c.l.noteOpenLocked(r.seg)...)
+				c.toClose = append(c.toClose, c.l.noteOpenLocked(r.seg)...)
 			}
 			r.seg.used = r.end().Offset()
 		}
@@ -337,9 +310,9 @@ func (c *committer) call(err error) {
 	}
 }
 
-// leave tells everyone who still waits that nothing more will become durable.
-func (c *committer) leave() {
-	c.sync.close()
+// releaseWaiters tells everyone who still waits that nothing more will become durable.
+func (c *committer) releaseWaiters() {
+	c.sync.Close()
 	l := c.l
 	l.mu.Lock()
 	err := l.refusalLocked()

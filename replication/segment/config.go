@@ -1,14 +1,13 @@
 package segment
 
 import (
-	"errors"
-	"fmt"
+	"cmp"
 	"log/slog"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 )
 
 // Defaults of Config.
@@ -65,33 +64,15 @@ type Config struct {
 }
 
 func (c *Config) setDefaults() {
-	if c.SegmentBytes == 0 {
-		c.SegmentBytes = DefaultSegmentBytes
-	}
-	if c.FreeSegments == 0 {
-		c.FreeSegments = DefaultFreeSegments
-	}
-	if c.MaxTailBytes == 0 {
-		c.MaxTailBytes = DefaultMaxTailBytes
-	}
-	if c.CacheBytes == 0 {
-		c.CacheBytes = DefaultCacheBytes
-	}
-	if c.RetainBytes == 0 {
-		c.RetainBytes = DefaultRetainBytes
-	}
-	if c.IdleAfter == 0 {
-		c.IdleAfter = DefaultIdleAfter
-	}
-	if c.PrewriteBelowBytes == 0 {
-		c.PrewriteBelowBytes = DefaultPrewriteBelowBytes
-	}
-	if c.MaxOpenFiles == 0 {
-		c.MaxOpenFiles = DefaultMaxOpenFiles
-	}
-	if c.Logger == nil {
-		c.Logger = slog.New(slog.DiscardHandler)
-	}
+	c.SegmentBytes = cmp.Or(c.SegmentBytes, DefaultSegmentBytes)
+	c.FreeSegments = cmp.Or(c.FreeSegments, DefaultFreeSegments)
+	c.MaxTailBytes = cmp.Or(c.MaxTailBytes, DefaultMaxTailBytes)
+	c.CacheBytes = cmp.Or(c.CacheBytes, DefaultCacheBytes)
+	c.RetainBytes = cmp.Or(c.RetainBytes, DefaultRetainBytes)
+	c.IdleAfter = cmp.Or(c.IdleAfter, DefaultIdleAfter)
+	c.PrewriteBelowBytes = cmp.Or(c.PrewriteBelowBytes, DefaultPrewriteBelowBytes)
+	c.MaxOpenFiles = cmp.Or(c.MaxOpenFiles, DefaultMaxOpenFiles)
+	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 	if c.InUse == nil {
 		c.InUse = func(SegmentNo) bool { return false }
 	}
@@ -102,37 +83,20 @@ func (c *Config) setDefaults() {
 
 // Validate returns every problem of the configuration at once, as one error of KindInvalid. Defaults must be set.
 func (c *Config) Validate() error {
-	var problems []error
-	bad := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
-	if c.FS == nil {
-		bad("no file system")
-	}
-	if c.Dir == "" {
-		bad("no directory")
-	}
-	if c.Store.IsZero() {
-		bad("no store id")
-	}
-	if c.SegmentBytes%pageBytes != 0 || c.SegmentBytes < 16<<10 || c.SegmentBytes > 1<<30 {
-		bad("segment size %d: want a multiple of %d from 16 KiB to 1 GiB", c.SegmentBytes, pageBytes)
-	}
-	if c.FreeSegments < 1 || c.FreeSegments > 1024 {
-		bad("free segments %d: want 1 to 1024", c.FreeSegments)
-	}
-	if c.MaxTailBytes < 1 || c.CacheBytes < 1 || c.RetainBytes < -1 || c.IdleAfter < 0 || c.MaxOpenFiles < 1 {
-		bad("a negative limit")
-	}
+	var p storage.Problems
+	p.Check(c.FS != nil, "no file system")
+	p.Check(c.Dir != "", "no directory")
+	p.Check(!c.Store.IsZero(), "no store id")
+	p.Check(c.SegmentBytes%pageBytes == 0 && c.SegmentBytes >= 16<<10 && c.SegmentBytes <= 1<<30,
+		"segment size %d: want a multiple of %d from 16 KiB to 1 GiB", c.SegmentBytes, pageBytes)
+	p.Check(c.FreeSegments >= 1 && c.FreeSegments <= 1024, "free segments %d: want 1 to 1024", c.FreeSegments)
+	p.Check(c.MaxTailBytes >= 1 && c.CacheBytes >= 1 && c.RetainBytes >= -1 && c.IdleAfter >= 0 && c.MaxOpenFiles >= 1, "a negative limit")
 	seen := make(map[GroupKey]bool, len(c.Groups))
 	for _, g := range c.Groups {
-		if seen[g.Key] {
-			bad("group %s is given twice", g.Key)
-		}
+		p.Check(!seen[g.Key], "group %s is given twice", g.Key)
 		seen[g.Key] = true
 	}
-	if err := errors.Join(problems...); err != nil {
-		return storage.E("open segment log", storage.KindInvalid, c.Dir, err)
-	}
-	return nil
+	return p.Err("open segment log", c.Dir)
 }
 
 // maxRecordBytes is the size of the largest record that fits into a segment beside the seal.

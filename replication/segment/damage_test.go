@@ -7,7 +7,7 @@ import (
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 )
 
 // fill makes a log of three groups with ten entries each, interleaved, every entry synced by itself so that durable

@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"hash/crc32"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 )
 
 // AppendData appends a record of blocks that belong to no log: blocks that repair received or that compaction moved. It

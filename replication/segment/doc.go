@@ -1,4 +1,4 @@
-// Package segment is the segment log of one disk (design.md, section 4): the one append stream in which the log
+// Package segment is the segment log of one disk (docs/design.md, section 4): the one append stream in which the log
 // records of all group replicas of the disk lie, and with them their data, which is written here once and nowhere
 // else.
 //

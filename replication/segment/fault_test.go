@@ -5,15 +5,17 @@ import (
 	"errors"
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 )
 
 // faultyWorld is a world whose file system fails call number n, once, if it is of the wanted kind.
@@ -136,8 +138,8 @@ func TestReadFails(t *testing.T) {
 	}
 }
 
-// TestNoSpace: as long as a free segment is left a full disk does no harm; recycling makes room again. Only when
-// records wait for a segment and there is no space for it the disk fails.
+// TestNoSpace: as long as a free segment is left a full disk does no harm; recycling makes room again. When records wait for
+// a segment and there is no space for it they wait until there is.
 func TestNoSpace(t *testing.T) {
 	var full atomic.Bool
 	mem := vfs.NewMem()
@@ -147,7 +149,9 @@ func TestNoSpace(t *testing.T) {
 		}
 		return nil
 	}))
-	l := openLog(t, testConfig(fs))
+	cfg := testConfig(fs)
+	cfg.OnFailure = func(err error) { t.Errorf("the disk has failed: %v", err) }
+	l := openLog(t, cfg)
 	g, err := l.CreateGroup(key(1), 0, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -155,21 +159,21 @@ func TestNoSpace(t *testing.T) {
 	awaitFree(t, l, 2)
 	full.Store(true)
 	index := uint64(0)
-	appendSegments := func(n SegmentNo) error {
+	appendSegments := func(ctx context.Context, n SegmentNo) error {
 		for until := l.End().Segment() + n; l.End().Segment() < until; {
 			index++
 			end, err := g.Append([]Entry{testEntry(index, 1, 8000)})
 			if err != nil {
 				return err
 			}
-			if err := l.Wait(context.Background(), end); err != nil {
+			if err := l.Wait(ctx, end); err != nil {
 				return err
 			}
 		}
 		return nil
 	}
 	for range 5 {
-		if err := appendSegments(2); err != nil {
+		if err := appendSegments(t.Context(), 2); err != nil {
 			t.Fatal(err)
 		}
 		if _, free := l.Space(); free != 0 {
@@ -179,7 +183,7 @@ func TestNoSpace(t *testing.T) {
 		g.Compact(index)
 		recycled := 0
 		for _, s := range l.Segments() {
-			if s.State == SegmentSealed && l.Recycle(s.No) == nil {
+			if s.State == SegmentSealed && l.Recycle(s.No, unused) == nil {
 				recycled++
 			}
 		}
@@ -188,9 +192,129 @@ func TestNoSpace(t *testing.T) {
 		}
 		awaitFree(t, l, 2)
 	}
-	if err := appendSegments(3); !errors.Is(err, storage.ErrIO) || !errors.Is(err, syscall.ENOSPC) {
-		t.Fatalf("without a free segment: %v", err)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	stuck := make(chan error, 1)
+	go func() { stuck <- appendSegments(ctx, 3) }()
+	for deadline := time.Now().Add(30 * time.Second); !l.Full(); runtime.Gosched() {
+		if time.Now().After(deadline) {
+			t.Fatal("the log does not say that it is full")
+		}
 	}
+	select {
+	case err := <-stuck:
+		t.Fatalf("without a free segment: %v", err)
+	default:
+	}
+	full.Store(false)
+	if err := <-stuck; err != nil || l.Failed() != nil {
+		t.Fatalf("with room again: %v, %v", err, l.Failed())
+	}
+	if l.Full() {
+		t.Error("the log says still that it is full")
+	}
+}
+
+// TestCloseWithoutSpace: a log that waits for room is closed in the end, says why not all is written, and has lost nothing
+// of what it reported durable.
+func TestCloseWithoutSpace(t *testing.T) {
+	for i, kind := range []errorfs.OpKind{errorfs.OpCreate, errorfs.OpFileWriteAt, errorfs.OpCreate, errorfs.OpFileWriteAt} {
+		var full atomic.Bool
+		mem := vfs.NewMem()
+		fs := errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+			if op.Kind == kind && full.Load() {
+				return syscall.EDQUOT
+			}
+			return nil
+		}))
+		cfg := testConfig(fs)
+		l := openLog(t, cfg)
+		g, err := l.CreateGroup(key(1), 0, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		durable := uint64(0)
+		for ; durable < 5; durable++ {
+			mustWait(t, l, mustAppend(t, g, testEntry(durable+1, 1, 3000)))
+		}
+		full.Store(true)
+		for i, until := durable, l.End().Segment()+5; l.End().Segment() < until; i++ {
+			mustAppend(t, g, testEntry(i+1, 1, 3000))
+		}
+		for deadline := time.Now().Add(30 * time.Second); !l.Full(); runtime.Gosched() {
+			if time.Now().After(deadline) {
+				t.Fatal("the log does not say that it is full")
+			}
+		}
+		if i >= 2 { // whoever waits for the log ends before it is closed
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			l.StopWaiting()
+			if err := l.Wait(ctx, l.End()); !errors.Is(err, storage.ErrNoSpace) {
+				t.Errorf("a log that waits no more for room says %v", err)
+			}
+			cancel()
+		}
+		if err := l.Close(); !errors.Is(err, storage.ErrNoSpace) {
+			t.Errorf("Close says %v", err)
+		}
+		full.Store(false)
+		cfg.Groups = []GroupStart{{Key: key(1)}}
+		l = openLog(t, cfg)
+		for i := range durable {
+			checkEntry(t, l.Group(key(1)), testEntry(i+1, 1, 3000))
+		}
+	}
+}
+
+// TestRecycledFileOutlivesNoSpace: a file to be used again that cannot be renamed or removed for want of room is still
+// there when there is room: it is used, or given back. It guards keepRecycled (tried: without, its space is lost until the
+// next start).
+func TestRecycledFileOutlivesNoSpace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var full atomic.Bool
+		fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+			if full.Load() && slices.Contains([]errorfs.OpKind{errorfs.OpRename, errorfs.OpRemove, errorfs.OpCreate}, op.Kind) {
+				return syscall.ENOSPC
+			}
+			return nil
+		}))
+		cfg := testConfig(fs)
+		cfg.OnFailure = func(err error) { t.Errorf("the disk has failed: %v", err) }
+		l := openLog(t, cfg)
+		g, err := l.CreateGroup(key(1), 0, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for index := uint64(1); l.End().Segment() < 4; index++ {
+			mustWait(t, l, mustAppend(t, g, testEntry(index, 1, 8000)))
+		}
+		time.Sleep(noSpaceRetry) // all that is wanted is ready
+		full.Store(true)
+		last := g.LastIndex()
+		l.DurableCheckpoint(key(1), last, 1, g.NextNeeded(last))
+		g.Compact(last)
+		for no := SegmentNo(1); no < 4; no++ {
+			if err := l.Recycle(no, unused); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for index := last + 1; l.End().Segment() < 6; index++ { // uses up what was ready
+			mustWait(t, l, mustAppend(t, g, testEntry(index, 1, 8000)))
+		}
+		time.Sleep(10 * noSpaceRetry)
+		if n := l.GiveBack(1 << 60); n != 0 || !l.Full() {
+			t.Fatalf("without room %d bytes were given back; full: %v", n, l.Full())
+		}
+		full.Store(false)
+		time.Sleep(2 * noSpaceRetry) // two are used again, so that two are ready
+		if n := l.GiveBack(1 << 60); n != cfg.SegmentBytes || l.Full() {
+			t.Fatalf("with room %d bytes were given back, want one segment; full: %v", n, l.Full())
+		}
+		if names, err := fs.List(cfg.Dir); err != nil || len(names) != len(l.Segments()) {
+			t.Fatalf("%d segments, and files %v (%v)", len(l.Segments()), names, err)
+		}
+		_ = l.Close()
+	})
 }
 
 // awaitFree waits until n segments are ready.
@@ -237,7 +361,7 @@ func TestConcurrentAppends(t *testing.T) {
 					l.DurableCheckpoint(g.Key(), i-5, 1, g.NextNeeded(i-5))
 					g.Compact(i - 5)
 					for _, s := range l.Segments() {
-						_ = l.Recycle(s.No)
+						_ = l.Recycle(s.No, unused)
 					}
 				}
 			}

@@ -7,7 +7,8 @@ import (
 	"strings"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
-	"github.com/storaged/storaged"
+
+	storage "github.com/storaged/storaged"
 )
 
 const (
@@ -57,19 +58,7 @@ func parseSegmentName(name string) (SegmentNo, bool) {
 func (l *Log) path(name string) string { return l.cfg.FS.PathJoin(l.cfg.Dir, name) }
 
 // syncDir syncs the log's directory. It is for Open, then for the preparer.
-func (l *Log) syncDir() error { return syncDir(l.cfg.FS, l.cfg.Dir, &l.preparing) }
-
-func syncDir(fs vfs.FS, dir string, s *dataSync) error {
-	d, err := fs.OpenDir(dir)
-	if err != nil {
-		return err
-	}
-	err = s.whole(d)
-	if cerr := d.Close(); err == nil {
-		err = cerr
-	}
-	return err
-}
+func (l *Log) syncDir() error { return l.preparing.SyncDir(l.cfg.FS, l.cfg.Dir) }
 
 // writeHeader writes the header block of a segment. It is not synced.
 func (l *Log) writeHeader(f vfs.File, no SegmentNo, capacity uint32, logStart Position) error {
@@ -144,18 +133,14 @@ func (l *Log) Pin(no SegmentNo) (unpin func()) {
 	}
 }
 
-// Recycle lets the segment's file be used again. The caller vouches that no table refers to it, durably. It is
-// refused with KindConflict while the segment is free or open, a group needs it for recovery or for its log, or it
-// is pinned; with KindNotFound if there is no such segment.
-func (l *Log) Recycle(no SegmentNo) error {
-	return l.RecycleUnless(no, func() bool { return false })
-}
-
-// RecycleUnless is Recycle, but for asking inUse at the last moment: when nothing else is in the way, and under the lock
-// of the log. inUse must not call back, nor wait for anybody who does. Whoever knows of references to entries from the
-// time they are applied must be asked so late: asked before, it may not know yet of an entry that is applied and
-// checkpointed right after, and from then on is not needed by the log.
-func (l *Log) RecycleUnless(no SegmentNo, inUse func() bool) error {
+// Recycle lets the segment's file be used again, unless a table refers to it: inUse says so. It is refused with KindConflict
+// while the segment is free or open, a group needs it for recovery or for its log, or it is pinned; with KindNotFound if there is
+// no such segment.
+//
+// inUse is asked at the last moment, when nothing else is in the way, under the lock of the log. It must not call back, nor wait
+// for anybody who does. Asked before, it may not know yet of an entry that is applied and checkpointed right after: from then on
+// the log does not need the segment, and a table does.
+func (l *Log) Recycle(no SegmentNo, inUse func() bool) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.failure != nil {

@@ -7,7 +7,7 @@ import (
 	"hash/crc32"
 	"sync"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/crc32c"
 )
 
@@ -384,10 +384,10 @@ func (g *GroupLog) HoldFrom(index uint64) (release func()) {
 	}
 }
 
-// NextNeeded returns where recovery has to begin for this group if a checkpoint holds everything up to
-// appliedIndex: the position of the first record with a larger index, also of one that was truncated while that is not durable,
-// or, if there is none, a position that is durable already and after which all later records of the group lie. A damaged group needs what it needed before. It must be
-// taken when the log is durable up to appliedIndex, and be stored with the checkpoint.
+// NextNeeded returns where recovery has to begin for this group if a checkpoint holds everything up to appliedIndex. That is
+// the first record with a larger index; one that was truncated counts until the truncation is durable. If there is none, it is
+// a durable position before all later records of the group. A damaged group needs what it needed before. Call it when the
+// log is durable up to appliedIndex, and store the result with the checkpoint.
 func (g *GroupLog) NextNeeded(appliedIndex uint64) Position {
 	g.l.mu.Lock()
 	defer g.l.mu.Unlock()

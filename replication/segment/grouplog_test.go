@@ -12,7 +12,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/crc32c"
 )
 
@@ -240,7 +240,7 @@ func recycleOne(t *testing.T, l *Log) {
 			no = max(no, s.No)
 		}
 	}
-	if err := l.Recycle(no); err != nil {
+	if err := l.Recycle(no, unused); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -260,7 +260,7 @@ func TestRecycleRefuses(t *testing.T) {
 	last := g.LastIndex()
 	refused := func(no SegmentNo, kind error) {
 		t.Helper()
-		if err := l.Recycle(no); !errors.Is(err, kind) {
+		if err := l.Recycle(no, unused); !errors.Is(err, kind) {
 			t.Fatalf("recycle %s: %v", no, err)
 		}
 	}
@@ -277,7 +277,7 @@ func TestRecycleRefuses(t *testing.T) {
 	release()
 	refused(l.End().Segment(), storage.ErrConflict) // open
 	refused(99, storage.ErrNotFound)
-	if err := l.Recycle(1); err != nil {
+	if err := l.Recycle(1, unused); err != nil {
 		t.Fatal(err)
 	}
 	refused(1, storage.ErrNotFound)

@@ -9,7 +9,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/diskio"
 )
 
 var errClosed = errors.New("the log is closed")
@@ -21,7 +22,7 @@ type Log struct {
 	log     *slog.Logger
 	metrics *metrics
 	damaged []Damage // set by Open, not changed afterwards
-	disk    *diskReader
+	disk    *diskio.Reader
 	begun   time.Time
 
 	durable atomic.Uint64 // Position; written by the committer only, with mu held
@@ -53,7 +54,8 @@ type Log struct {
 	nextNo   SegmentNo                  // above every number ever used
 	recycled []*segmentFile             // files to be used again, still under their old number
 	perSync  int64                      // bytes that a sync covers, a moving average
-	prepFull bool                       // the last attempt to make a segment found no space
+	prepFull bool                       // the last attempt to make a segment found no space, and none was recycled since
+	stuck    bool                       // the committer finds no space for records
 	openLRU  []*segmentFile             // segments with an open file for reading, oldest use first
 
 	notes       []note // ascending by position; notes[:notesFirst] are gone
@@ -72,11 +74,14 @@ type Log struct {
 	closed        bool // nothing is read from the disk any more; reading does not grow
 	closeErr      error
 
+	impatient bool          // guarded by mu: nothing waits for room any more
+	hurry     chan struct{} // closed when impatient is set
+
 	stop       chan struct{} // closed by Close and by failure
 	stopOnce   sync.Once
 	closeOnce  sync.Once
 	background sync.WaitGroup
-	preparing  dataSync // Open's, then the preparer's
+	preparing  diskio.Syncer // Open's, then the preparer's
 }
 
 // note is a callback that waits for a position.
@@ -197,7 +202,7 @@ func (l *Log) OldestPending() (since time.Time, ok bool) {
 }
 
 // StalledReads returns since when reads wait for the disk and it has answered none; ok is false if none waits.
-func (l *Log) StalledReads() (since time.Time, ok bool) { return l.disk.waits.stalled() }
+func (l *Log) StalledReads() (since time.Time, ok bool) { return l.disk.Stalled() }
 
 // now is the time since the log was opened, in nanoseconds. The time of day is not used: when it is set back, a disk that
 // hangs would look young, and an idle log would wait for its closing record.
@@ -217,13 +222,17 @@ func (l *Log) fail(op string, cause error) {
 		l.mu.Unlock()
 		return
 	}
-	err := storage.E(op, storage.KindIO, l.cfg.Dir, cause)
+	kind := storage.KindIO
+	if diskio.NoSpace(cause) { // the log is about to be closed, and what waits has no room
+		kind = storage.KindNoSpace
+	}
+	err := storage.E(op, kind, l.cfg.Dir, cause)
 	l.failure = err
 	l.wakeAllLocked()
 	l.mu.Unlock()
 	l.stopOnce.Do(func() { close(l.stop) })
 	l.metrics.failed.Set(1)
-	l.log.Error("segment log failed; its replicas stop until the process starts again", "dir", l.cfg.Dir, "err", err)
+	l.log.Error("segment log failed; its replicas stop until the process starts again", "dir", l.cfg.Dir, "error", err)
 	l.cfg.OnFailure(err)
 }
 
@@ -289,6 +298,18 @@ func (l *Log) planLocked() *segmentFile {
 	return s
 }
 
+// StopWaiting ends all waiting for room, now and later: what finds none fails the log, with KindNoSpace. Call it before Close
+// when users of the log, which may be waiting for room, have to end first. It may be called again.
+func (l *Log) StopWaiting() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.impatient {
+		l.impatient = true
+		close(l.hurry)
+		l.wakeAllLocked()
+	}
+}
+
 // Close writes everything that was appended, and the closing record, syncs, and stops. It waits for the disk, and for
 // reads that are under way; later ones are refused with KindUnavailable. Later calls return the same result.
 func (l *Log) Close() error {
@@ -309,7 +330,7 @@ func (l *Log) Close() error {
 		for l.reading > 0 {
 			l.unread.Wait()
 		}
-		l.disk.close()
+		l.disk.Close()
 		l.closeErr = l.failure
 		for _, s := range l.segments {
 			if err := s.closeFile(); err != nil && l.closeErr == nil {

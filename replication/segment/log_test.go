@@ -7,7 +7,7 @@ import (
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 )
 
 var testStore = storage.StoreID{1, 2, 3}

@@ -44,7 +44,7 @@ func newMetrics(l *Log) (*metrics, error) {
 		func() float64 { _, f := l.Space(); return float64(f) })
 	cold := prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "storage_segment_cold_reads_total",
 		Help: "Reads that the page cache could not answer and the disk had to."},
-		func() float64 { return float64(l.disk.cold.Load()) })
+		func() float64 { return float64(l.disk.Cold()) })
 	m.collectors = []prometheus.Collector{m.records, m.bytes, m.batch, m.write, m.sync, m.prepared, m.failed, used, free,
 		cold}
 	if m.registry == nil {

@@ -3,7 +3,7 @@ package segment
 import (
 	"fmt"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 )
 
 // SegmentNo numbers a use of a segment file. Numbers ascend from 1; a file gets a new one on every reuse, and no

@@ -6,11 +6,12 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/storaged/storaged/internal/diskio"
 )
 
 const (
-	fillBytes     = 1 << 20 // zeroes written at once when a new segment is filled
-	fillSyncBytes = 8 << 20 // and synced after so many, so that no sync of the log waits behind all of them
+	fillSyncBytes = 8 << 20 // of zeroes between two syncs, so that no sync of the log waits behind all of them
 	fillPause     = 5 * time.Millisecond
 	noSpaceRetry  = time.Second
 )
@@ -18,7 +19,7 @@ const (
 // preparer keeps Config.FreeSegments segments ready, until the log is closed or failed.
 func (l *Log) preparer() {
 	defer l.background.Done()
-	defer l.preparing.close()
+	defer l.preparing.Close()
 	for {
 		s, old := l.nextToPrepare()
 		if s == nil {
@@ -57,13 +58,14 @@ func (l *Log) wantedLocked() *segmentFile {
 	if len(l.unready) == 0 {
 		return nil
 	}
-	if s := l.unready[0]; s.claimed || !l.closing && (!l.prepFull || len(l.recycled) > 0) {
+	if s := l.unready[0]; s.claimed || !l.closing && !l.prepFull {
 		return s
 	}
 	return nil
 }
 
-// prepareOne makes a segment ready. Lack of space is a failure of the disk only if records wait for the segment.
+// prepareOne makes a segment ready. A lack of space does not fail the disk: the records that want the segment wait until there
+// is some, unless the log is closed or about to be.
 func (l *Log) prepareOne(s, old *segmentFile) {
 	var (
 		f   vfs.File
@@ -88,11 +90,11 @@ func (l *Log) prepareOne(s, old *segmentFile) {
 		return
 	}
 	l.mu.Lock()
-	full := isNoSpace(err) && !s.claimed
+	full := diskio.NoSpace(err) && !(s.claimed && (l.closing || l.impatient))
 	if full && !l.prepFull {
-		l.log.Warn("no space for another segment", "dir", l.cfg.Dir, "err", err)
+		l.log.Warn("no space for another segment", "dir", l.cfg.Dir, "records_wait", s.claimed, "error", err)
 	}
-	l.prepFull = full
+	l.prepFull = full && (old != nil || len(l.recycled) == 0) // else there is one to be used again since
 	l.mu.Unlock()
 	if !full {
 		l.fail("make segment "+s.no.String(), err)
@@ -103,11 +105,49 @@ func (l *Log) prepareOne(s, old *segmentFile) {
 
 var errStopped = errors.New("the log stops")
 
-func isNoSpace(err error) bool {
-	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+// Full reports that records wait for room, or that the last attempt to make a segment found none and no segment was recycled
+// since.
+func (l *Log) Full() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.stuck || l.prepFull
 }
 
-// waitForSpace lets some time pass, or less when a segment is recycled or claimed, before the next attempt.
+// GiveBack removes files of segments that are free and wait to be used again, until n bytes are given back to the file
+// system or none is left. It returns how many were.
+func (l *Log) GiveBack(n int64) (given int64) {
+	for given < n {
+		l.mu.Lock()
+		last := len(l.recycled) - 1
+		if last < 0 || l.failure != nil || l.closing {
+			l.mu.Unlock()
+			return given
+		}
+		s := l.recycled[last]
+		l.recycled = l.recycled[:last]
+		l.mu.Unlock()     // nobody else knows it any more
+		_ = s.closeFile() // it is synced, and not needed
+		if err := l.cfg.FS.Remove(l.path(segmentName(s.no))); err != nil {
+			l.log.Warn("free segment not removed", "dir", l.cfg.Dir, "segment", s.no, "error", err)
+			l.keepRecycled(s, err)
+			return given
+		}
+		given += int64(s.capacity)
+	}
+	return given
+}
+
+// keepRecycled leaves a file to be used again under its old name when a lack of room is why it could not be renamed or
+// removed.
+func (l *Log) keepRecycled(s *segmentFile, err error) {
+	if diskio.NoSpace(err) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.recycled = append(l.recycled, s)
+	}
+}
+
+// waitForSpace lets some time pass, or less when a segment is recycled, before the next attempt.
 func (l *Log) waitForSpace() {
 	retry := time.AfterFunc(noSpaceRetry, func() {
 		l.mu.Lock()
@@ -118,7 +158,7 @@ func (l *Log) waitForSpace() {
 	defer retry.Stop()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for l.prepFull && l.failure == nil && !l.closing && len(l.recycled) == 0 && !l.unready[0].claimed {
+	for l.prepFull && l.failure == nil && !l.closing && !l.impatient {
 		l.prepare.Wait()
 	}
 }
@@ -141,6 +181,7 @@ func (l *Log) reuse(s, old *segmentFile) (vfs.File, error) {
 	}
 	name := l.path(segmentName(s.no))
 	if err := l.cfg.FS.Rename(l.path(segmentName(old.no)), name); err != nil {
+		l.keepRecycled(old, err)
 		return nil, err
 	}
 	if err := l.syncDir(); err != nil {
@@ -156,7 +197,11 @@ func (l *Log) reuse(s, old *segmentFile) (vfs.File, error) {
 			err = l.fill(f, size&^(pageBytes-1), s)
 		}
 	}
-	return l.finishPrepare(f, s, err)
+	f, err = l.finishPrepare(f, s, err)
+	if diskio.NoSpace(err) {
+		_ = l.cfg.FS.Remove(name) // the next attempt makes a new one, in the place of this one if it is still there
+	}
+	return f, err
 }
 
 // create makes a new file full of zeroes, under a temporary name until it is complete.
@@ -190,10 +235,10 @@ func (l *Log) finishPrepare(f vfs.File, s *segmentFile, err error) (vfs.File, er
 		l.mu.Unlock()
 		err = l.writeHeader(f, s.no, s.capacity, start)
 	}
-	if err == nil && l.preparing.possible(f) {
-		err = l.preparing.of(f)
+	if err == nil && l.preparing.Possible(f) {
+		err = diskio.Synced(l.preparing.SyncData(f))
 	} else if err == nil {
-		err = f.Sync()
+		err = diskio.Synced(f.Sync())
 	}
 	if err != nil {
 		_ = f.Close()
@@ -219,14 +264,14 @@ func (l *Log) fill(f vfs.File, offset int64, s *segmentFile) error {
 	case err != nil && !errors.Is(err, syscall.EOPNOTSUPP):
 		return err
 	case err == nil: // direct writes that made the file longer would not be asynchronous
-		if z := directZeroes(&l.preparing, f); z != nil {
-			defer z.close()
-			if err := l.writeZeroes(z.writeAt, nil, offset, s); !errors.Is(err, syscall.EINVAL) {
+		if z := diskio.DirectZeroes(&l.preparing, f); z != nil {
+			defer z.Close()
+			if err := l.writeZeroes(z.WriteAt, nil, offset, s); !errors.Is(err, syscall.EINVAL) {
 				return err
 			}
 		}
 	}
-	memory := make([]byte, min(fillBytes, int(s.capacity)))
+	memory := make([]byte, min(diskio.ZeroBytes, int(s.capacity)))
 	return l.writeZeroes(func(n, offset int64) error {
 		_, err := f.WriteAt(memory[:n], offset)
 		return err
@@ -234,15 +279,15 @@ func (l *Log) fill(f vfs.File, offset int64, s *segmentFile) error {
 }
 
 // writeZeroes writes zeroes up to the segment's end, and syncs the file now and then if there is one.
-func (l *Log) writeZeroes(writeAt func(n, offset int64) error, synced vfs.File, offset int64, s *segmentFile) error {
+func (l *Log) writeZeroes(writeAt func(n, offset int64) error, f vfs.File, offset int64, s *segmentFile) error {
 	for unsynced := int64(0); offset < int64(s.capacity); {
-		n := min(fillBytes, int64(s.capacity)-offset)
+		n := min(diskio.ZeroBytes, int64(s.capacity)-offset)
 		if err := writeAt(n, offset); err != nil {
 			return err
 		}
 		offset += n
-		if unsynced += n; unsynced >= fillSyncBytes && synced != nil {
-			if err := l.preparing.of(synced); err != nil {
+		if unsynced += n; unsynced >= fillSyncBytes && f != nil {
+			if err := diskio.Synced(l.preparing.SyncData(f)); err != nil {
 				return err
 			}
 			unsynced = 0
@@ -266,10 +311,8 @@ func (l *Log) pace(s *segmentFile) error {
 	if urgent {
 		return nil
 	}
-	pause := time.NewTimer(fillPause)
-	defer pause.Stop()
 	select {
-	case <-pause.C:
+	case <-time.After(fillPause):
 	case <-l.stop:
 	}
 	return nil

@@ -6,7 +6,7 @@ import (
 	"slices"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 )
 
 // ReadAt fills buf with the bytes at p: from memory if they lie within the data of one entry that is there, else
@@ -47,12 +47,13 @@ func (l *Log) readUnlock(p Position, buf []byte) error {
 	l.mu.Unlock()
 	err := error(nil)
 	if f == nil {
-		w := l.disk.waits.begin()
-		f, err = l.openForReading(s)
-		l.disk.waits.end(w)
+		err = l.disk.Wait(func() (err error) {
+			f, err = l.openForReading(s)
+			return err
+		})
 	}
 	if err == nil {
-		_, err = l.disk.at(f, buf, int64(p.Offset()))
+		_, err = l.disk.ReadAt(f, buf, int64(p.Offset()))
 	}
 	l.mu.Lock()
 	s.reads--
@@ -75,16 +76,16 @@ func (l *Log) openForReading(s *segmentFile) (vfs.File, error) {
 		return nil, err
 	}
 	l.mu.Lock()
-	var surplus []vfs.File
+	var toClose []vfs.File
 	if s.file == nil {
 		s.file = f
-		surplus = l.noteOpenLocked(s)
+		toClose = l.noteOpenLocked(s)
 	} else {
-		surplus = []vfs.File{f}
+		toClose = []vfs.File{f}
 		f = s.file
 	}
 	l.mu.Unlock()
-	l.closeFiles(surplus)
+	l.closeFiles(toClose)
 	return f, nil
 }
 
@@ -92,13 +93,13 @@ func (l *Log) openForReading(s *segmentFile) (vfs.File, error) {
 func (l *Log) closeFiles(files []vfs.File) {
 	for _, f := range files {
 		if err := f.Close(); err != nil {
-			l.log.Warn("close segment", "dir", l.cfg.Dir, "err", err)
+			l.log.Warn("close segment", "dir", l.cfg.Dir, "error", err)
 		}
 	}
 }
 
 // noteOpenLocked counts an open file of a sealed segment, and returns the files to be closed for it.
-func (l *Log) noteOpenLocked(s *segmentFile) (surplus []vfs.File) {
+func (l *Log) noteOpenLocked(s *segmentFile) (toClose []vfs.File) {
 	l.openLRU = append(l.openLRU, s)
 	for i := 0; i < len(l.openLRU) && len(l.openLRU) > l.cfg.MaxOpenFiles; {
 		old := l.openLRU[i]
@@ -107,12 +108,12 @@ func (l *Log) noteOpenLocked(s *segmentFile) (surplus []vfs.File) {
 			continue
 		}
 		if old.file != nil {
-			surplus = append(surplus, old.file)
+			toClose = append(toClose, old.file)
 			old.file = nil
 		}
 		l.openLRU = slices.Delete(l.openLRU, i, i+1)
 	}
-	return surplus
+	return toClose
 }
 
 // readEntry reads an entry from the disk and checks it. It is called with mu held and gives it up.

@@ -5,7 +5,7 @@ import (
 	"encoding/hex"
 	"testing"
 
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 )
 
 var sampleHeader = recordHeader{kind: kindEntry, version: recordVersion, payload: 4200, position: PositionOf(7, 4096+640),

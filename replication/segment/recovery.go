@@ -10,8 +10,10 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
-	"github.com/storaged/storaged"
 	"golang.org/x/sys/unix"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/diskio"
 )
 
 // Open opens the log in cfg.Dir, or makes one. It reads everything from the smallest GroupStart.From on and checks
@@ -23,9 +25,9 @@ func Open(cfg Config) (*Log, error) {
 		return nil, err
 	}
 	l := &Log{cfg: cfg, salt: headerSalt(cfg.Store), log: cfg.Logger, groups: make(map[GroupKey]*GroupLog),
-		segments: make(map[SegmentNo]*segmentFile), nextNo: 1, stop: make(chan struct{}),
+		segments: make(map[SegmentNo]*segmentFile), nextNo: 1, stop: make(chan struct{}), hurry: make(chan struct{}),
 		begun: time.Now()}
-	l.disk = newDiskReader(l.log)
+	l.disk = diskio.NewReader(l.log)
 	l.committed.L, l.room.L, l.prepare.L, l.unread.L = &l.mu, &l.mu, &l.mu, &l.mu
 	for _, s := range cfg.Groups {
 		l.groups[s.Key] = newGroupLog(l, s)
@@ -40,8 +42,8 @@ func Open(cfg Config) (*Log, error) {
 		for _, s := range l.segments {
 			_ = s.closeFile()
 		}
-		l.disk.close()
-		l.preparing.close()
+		l.disk.Close()
+		l.preparing.Close()
 		return nil, openError(cfg.Dir, err)
 	}
 	l.background.Add(2)
@@ -57,7 +59,7 @@ func openError(dir string, err error) error {
 	switch {
 	case errors.As(err, &e):
 		kind = e.Kind
-	case isNoSpace(err):
+	case diskio.NoSpace(err):
 		kind = storage.KindNoSpace
 	}
 	return storage.E("open segment log", kind, dir, err)
@@ -113,7 +115,7 @@ func (r *recovery) list() error {
 	if err := fs.MkdirAll(l.cfg.Dir, 0o755); err != nil {
 		return err
 	}
-	if err := syncDir(fs, fs.PathDir(l.cfg.Dir), &l.preparing); err != nil {
+	if err := l.preparing.SyncDir(fs, fs.PathDir(l.cfg.Dir)); err != nil {
 		return err
 	}
 	names, err := fs.List(l.cfg.Dir)
@@ -190,7 +192,7 @@ func (r *recovery) openFound(s *scanSegment, name string) error {
 
 // readUpTo fills buf; what lies behind the end of the file is zero.
 func (r *recovery) readUpTo(f vfs.File, buf []byte, offset int64) error {
-	n, err := r.l.disk.at(f, buf, offset)
+	n, err := r.l.disk.ReadAt(f, buf, offset)
 	if errors.Is(err, io.EOF) {
 		clear(buf[n:])
 		return nil
@@ -238,7 +240,7 @@ func (r *recovery) syncFound() error {
 		if err != nil {
 			return err
 		}
-		if err = r.l.preparing.whole(f); err == nil && f.Fd() != vfs.InvalidFd {
+		if err = r.l.preparing.Sync(f); err == nil && f.Fd() != vfs.InvalidFd {
 			_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED) // advice only
 		}
 		if cerr := f.Close(); err == nil {

@@ -9,6 +9,9 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
+// unused is what tables say that refer to nothing.
+func unused() bool { return false }
+
 // TestIdleGroupHoldsNoSegment: entries of an idle group that Raft never compacts (it keeps trailing ones) do not keep
 // the log from being recycled once a checkpoint covers them; entries that a manifest holds do. It guards the limit in
 // needsLocked.
@@ -40,7 +43,7 @@ func TestIdleGroupHoldsNoSegment(t *testing.T) {
 		for _, s := range l.Segments() {
 			if s.State == SegmentSealed {
 				sealed++
-				if l.Recycle(s.No) == nil {
+				if l.Recycle(s.No, unused) == nil {
 					recycled++
 				}
 			}
@@ -82,7 +85,7 @@ func TestRecycledFileHasOneOwner(t *testing.T) {
 	s := l.segments[1]
 	known := slices.Contains(l.openLRU, s)
 	l.mu.Unlock()
-	if err := l.Recycle(1); err != nil || !known {
+	if err := l.Recycle(1, unused); err != nil || !known {
 		t.Fatalf("recycle: %v; the file was open: %v", err, known)
 	}
 	l.mu.Lock()
@@ -149,7 +152,7 @@ func TestSegmentsAreNeverSparse(t *testing.T) {
 
 // TestInUseIsAskedLast: references are asked for only when the log needs the segment no more, and under its lock, so that
 // no entry of it can be checkpointed between the two. Asked before, a table could refer to a recycled segment: an
-// acknowledged write would be lost. It guards the order in RecycleUnless (tried).
+// acknowledged write would be lost. It guards the order in Recycle (tried).
 func TestInUseIsAskedLast(t *testing.T) {
 	l := openLog(t, testConfig(vfs.NewMem()))
 	g, err := l.CreateGroup(key(1), 0, 0)
@@ -170,20 +173,20 @@ func TestInUseIsAskedLast(t *testing.T) {
 		}
 		return used
 	}
-	if err := l.RecycleUnless(1, inUse); err == nil || asked > 0 {
+	if err := l.Recycle(1, inUse); err == nil || asked > 0 {
 		t.Fatalf("no checkpoint: %v, asked %d times", err, asked)
 	}
 	l.DurableCheckpoint(key(1), index, 1, g.NextNeeded(index))
 	unpin := l.Pin(1)
-	if err := l.RecycleUnless(1, inUse); err == nil || asked > 0 {
+	if err := l.Recycle(1, inUse); err == nil || asked > 0 {
 		t.Fatalf("pinned: %v, asked %d times", err, asked)
 	}
 	unpin()
-	if err := l.RecycleUnless(1, inUse); err == nil || asked != 1 {
+	if err := l.Recycle(1, inUse); err == nil || asked != 1 {
 		t.Fatalf("in use: %v, asked %d times", err, asked)
 	}
 	used = false
-	if err := l.RecycleUnless(1, inUse); err != nil || asked != 2 {
+	if err := l.Recycle(1, inUse); err != nil || asked != 2 {
 		t.Fatalf("not in use: %v, asked %d times", err, asked)
 	}
 }

@@ -7,7 +7,7 @@ import (
 	"slices"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
-	"github.com/storaged/storaged"
+	storage "github.com/storaged/storaged"
 )
 
 // scanWindowBytes is read at once; a whole record must fit.
@@ -419,7 +419,7 @@ func (r *recovery) seal(end Position, next SegmentNo) error {
 	h.encode(b, l.salt)
 	_, err = f.WriteAt(b, int64(end.Offset()))
 	if err == nil {
-		err = l.preparing.whole(f)
+		err = l.preparing.Sync(f)
 	}
 	return errors.Join(err, f.Close())
 }

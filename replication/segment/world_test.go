@@ -221,7 +221,7 @@ func (w *world) checkpoint(t tb, k GroupKey, behind uint64) {
 func (w *world) recycle() {
 	for _, s := range w.l.Segments() {
 		if s.State == SegmentSealed {
-			_ = w.l.Recycle(s.No)
+			_ = w.l.Recycle(s.No, unused)
 		}
 	}
 }

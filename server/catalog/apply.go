@@ -70,7 +70,7 @@ func (c InitCluster) apply(s *State, tx *change) error {
 }
 
 // group finds a group for a command.
-func (s *State) group(op string, id storage.GroupID) (Group, error) {
+func (s *State) group(op string, id storage.GroupID) (storage.Group, error) {
 	g, ok := s.Group(id)
 	if !ok {
 		return g, refuse(op, storage.KindNotFound, "group "+id.String(), "there is no such group")
@@ -86,7 +86,7 @@ func (s *State) usableStore(op, subject string, node storage.NodeID, store stora
 		return refuse(op, storage.KindNotFound, subject, "there is no node %s", node)
 	case s.nodeByStore[store] != node:
 		return refuse(op, storage.KindNotFound, subject, "node %s has no store %s", n.Name, store)
-	case n.State != NodeUp:
+	case n.State != storage.NodeUp:
 		return refuse(op, storage.KindConflict, subject, "node %s is %s; only a node that is up takes new replicas", n.Name,
 			n.State)
 	}
@@ -95,8 +95,8 @@ func (s *State) usableStore(op, subject string, node storage.NodeID, store stora
 
 func (c AddGroup) apply(s *State, tx *change) error {
 	const op = "add group"
-	subject, store := "group "+c.Group.String(), storage.StoreID(c.Store)
-	tx.result.Group, tx.result.Replica = c.Group, ReplicaKey{Store: store, Incarnation: 1}
+	subject, store := "group "+c.Group.String(), c.Store
+	tx.result.Group, tx.result.Replica = c.Group, storage.ReplicaKey{Store: store, Incarnation: 1}
 	if g, ok := s.groups[c.Group]; ok {
 		if _, same := g.Replica(tx.result.Replica); same {
 			return nil
@@ -113,8 +113,8 @@ func (c AddGroup) apply(s *State, tx *change) error {
 		return err
 	}
 	s.lastGroup = c.Group
-	s.putGroup(Group{ID: c.Group, State: GroupCreating, LastIncarnation: 1,
-		Replicas: []Replica{{Node: c.Node, Key: tx.result.Replica, Role: RoleVoter}}})
+	s.putGroup(storage.Group{ID: c.Group, State: storage.GroupCreating, LastIncarnation: 1,
+		Replicas: []storage.Replica{{Node: c.Node, Key: tx.result.Replica, Role: storage.RoleVoter}}})
 	tx.group(c.Group)
 	return nil
 }
@@ -125,10 +125,10 @@ func (c SetGroupReady) apply(s *State, tx *change) error {
 		return err
 	}
 	tx.result.Group = g.ID
-	if g.State == GroupReady {
+	if g.State == storage.GroupReady {
 		return nil
 	}
-	g.State = GroupReady
+	g.State = storage.GroupReady
 	s.putGroup(g)
 	tx.group(g.ID)
 	return nil
@@ -140,17 +140,17 @@ func (c PlanReplica) apply(s *State, tx *change) error {
 	if err != nil {
 		return err
 	}
-	subject, store := "group "+g.ID.String(), storage.StoreID(c.Store)
+	subject, store := "group "+g.ID.String(), c.Store
 	tx.result.Group = g.ID
 	if r, ok := g.OnNode(c.Node); ok {
-		if r.Key.Store == store && r.Role != RoleLeaving {
+		if r.Key.Store == store && r.Role != storage.RoleLeaving {
 			tx.result.Replica = r.Key
 			return nil
 		}
 		return refuse(op, storage.KindConflict, subject,
 			"node %s holds replica %s (%s) of it; replicas of a group lie on different nodes", c.Node, r.Key, r.Role)
 	}
-	if g.State != GroupReady {
+	if g.State != storage.GroupReady {
 		return refuse(op, storage.KindConflict, subject, "its first replica is still being created")
 	}
 	if len(g.Replicas) >= MaxReplicasPerGroup {
@@ -160,8 +160,8 @@ func (c PlanReplica) apply(s *State, tx *change) error {
 		return err
 	}
 	g.LastIncarnation++
-	tx.result.Replica = ReplicaKey{Store: store, Incarnation: g.LastIncarnation}
-	g.Replicas = append(g.Replicas, Replica{Node: c.Node, Key: tx.result.Replica, Role: RolePulling})
+	tx.result.Replica = storage.ReplicaKey{Store: store, Incarnation: g.LastIncarnation}
+	g.Replicas = append(g.Replicas, storage.Replica{Node: c.Node, Key: tx.result.Replica, Role: storage.RolePulling})
 	s.putGroup(g)
 	tx.group(g.ID)
 	return nil
@@ -174,7 +174,7 @@ func (c SetReplica) apply(s *State, tx *change) error {
 		return err
 	}
 	tx.result.Group, tx.result.Replica = g.ID, c.Key
-	at := slices.IndexFunc(g.Replicas, func(r Replica) bool { return r.Key == c.Key })
+	at := slices.IndexFunc(g.Replicas, func(r storage.Replica) bool { return r.Key == c.Key })
 	if at < 0 {
 		return refuse(op, storage.KindNotFound, "group "+g.ID.String(), "it has no replica %s", c.Key)
 	}
@@ -182,12 +182,12 @@ func (c SetReplica) apply(s *State, tx *change) error {
 	switch {
 	case old == c.Role:
 		return nil
-	case old == RoleLeaving: // it may be dropped already
+	case old == storage.RoleLeaving: // it may be dropped already
 		return refuse(op, storage.KindConflict, "group "+g.ID.String(), "replica %s leaves; another one takes its place", c.Key)
-	case old == RoleVoter && c.Role == RoleLearner:
+	case old == storage.RoleVoter && c.Role == storage.RoleLearner:
 		return refuse(op, storage.KindConflict, "group "+g.ID.String(), "replica %s votes; voters leave, they are not demoted",
 			c.Key)
-	case old == RoleVoter && g.Count(RoleVoter) == 1:
+	case old == storage.RoleVoter && g.Count(storage.RoleVoter) == 1:
 		return refuse(op, storage.KindConflict, "group "+g.ID.String(),
 			"replica %s is its last voter; add another replica first", c.Key)
 	}
@@ -211,11 +211,11 @@ func (c RemoveReplica) apply(s *State, tx *change) error {
 		}
 		return nil
 	}
-	if r.Role != RolePulling && r.Role != RoleLeaving {
+	if r.Role != storage.RolePulling && r.Role != storage.RoleLeaving {
 		return refuse(op, storage.KindConflict, "group "+g.ID.String(),
 			"replica %s is a %s; take it out of the group's configuration first", c.Key, r.Role)
 	}
-	g.Replicas = slices.DeleteFunc(g.Replicas, func(r Replica) bool { return r.Key == c.Key })
+	g.Replicas = slices.DeleteFunc(g.Replicas, func(r storage.Replica) bool { return r.Key == c.Key })
 	s.putGroup(g)
 	tx.group(g.ID)
 	return nil

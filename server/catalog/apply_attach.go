@@ -14,7 +14,7 @@ func (c Attach) apply(s *State, tx *change) error {
 		return err
 	}
 	subject := "volume " + v.Name
-	if v.State != VolumeReady {
+	if v.State != storage.VolumeReady {
 		return refuse(op, storage.KindNotFound, subject, "it is being deleted")
 	}
 	if err := s.mayOpen(op, subject, Gateway{Node: c.Holder.Node}); err != nil {
@@ -47,10 +47,10 @@ func (c Attach) apply(s *State, tx *change) error {
 		s.endAttachment(a, tx)
 	}
 	if len(ending) > 0 {
-		v = moveGeneration(v, Move{By: c.Holder, At: c.At.UTC()})
+		v = moveGeneration(v, storage.Move{By: c.Holder, At: c.At.UTC()})
 	}
 	s.lastAttachment++
-	a := Attachment{ID: s.lastAttachment, Volume: v.ID, Holder: c.Holder, Access: c.Access, ReadOnly: c.ReadOnly,
+	a := storage.Attachment{ID: s.lastAttachment, Volume: v.ID, Holder: c.Holder, Access: c.Access, ReadOnly: c.ReadOnly,
 		Generation: v.Generation, Since: c.At.UTC()}
 	s.putAttachment(a)
 	v = s.changeVolume(v)
@@ -61,8 +61,8 @@ func (c Attach) apply(s *State, tx *change) error {
 
 // again reports whether the holder has what the command asks for: it attached on these terms before, and nobody is to
 // be displaced. Of a takeover that is repeated the generation is one above the one it was from.
-func (c Attach) again(v Volume, mine Attachment, others []Attachment) bool {
-	if mine.Access != c.Access || mine.ReadOnly != c.ReadOnly || !mine.Holder.Machine.kept(c.Holder.Machine) {
+func (c Attach) again(v storage.Volume, mine storage.Attachment, others []storage.Attachment) bool {
+	if mine.Access != c.Access || mine.ReadOnly != c.ReadOnly || !mine.Holder.Machine.Kept(c.Holder.Machine) {
 		return false
 	}
 	if !c.TakeOver || len(others) == 0 {
@@ -72,7 +72,7 @@ func (c Attach) again(v Volume, mine Attachment, others []Attachment) bool {
 }
 
 // displaced returns the attachments that end when the command is applied, or why it is refused.
-func (c Attach) displaced(s *State, op string, v Volume, mine *Attachment, others []Attachment) ([]Attachment, error) {
+func (c Attach) displaced(s *State, op string, v storage.Volume, mine *storage.Attachment, others []storage.Attachment) ([]storage.Attachment, error) {
 	subject := "volume " + v.Name
 	if c.TakeOver {
 		if mine != nil {
@@ -80,22 +80,22 @@ func (c Attach) displaced(s *State, op string, v Volume, mine *Attachment, other
 		}
 		return others, nil
 	}
-	var weak []Attachment
+	var weak []storage.Attachment
 	switch {
-	case mine != nil && !mine.Holder.Machine.kept(c.Holder.Machine):
+	case mine != nil && !mine.Holder.Machine.Kept(c.Holder.Machine):
 		// Another machine has the host's name now, and the first is silent: what it sends after all is refused.
 		weak = append(weak, *mine)
 	case mine != nil:
 		return nil, refuse(op, storage.KindConflict, subject,
-			"%s has it already, %s since %s; detach it there, then attach it on other terms", c.Holder, mine.terms(), since(*mine))
+			"%s has it already, %s since %s; detach it there, then attach it on other terms", c.Holder, terms(*mine), since(*mine))
 	}
 	for _, a := range others {
-		if c.Access == Shared && a.Access == Shared {
+		if c.Access.Beside(a.Access) {
 			continue
 		}
 		if !s.givesWay(a) {
 			return nil, refuse(op, storage.KindConflict, subject,
-				"it is attached %s by %s since %s; detach it there, or take it over with --take-over", a.terms(), a.Holder, since(a))
+				"it is attached %s by %s since %s; detach it there, or take it over with --take-over", terms(a), a.Holder, since(a))
 		}
 		weak = append(weak, a)
 	}
@@ -103,9 +103,9 @@ func (c Attach) displaced(s *State, op string, v Volume, mine *Attachment, other
 }
 
 // attachmentsFor splits a volume's attachments into the holder's own and the others'.
-func (s *State) attachmentsFor(id storage.VolumeID, h Holder) (mine *Attachment, others []Attachment) {
+func (s *State) attachmentsFor(id storage.VolumeID, h storage.Holder) (mine *storage.Attachment, others []storage.Attachment) {
 	for _, a := range s.AttachmentsOf(id) {
-		if a.Holder.same(h) {
+		if a.Holder.Same(h) {
 			mine = &a
 		} else {
 			others = append(others, a)
@@ -114,18 +114,19 @@ func (s *State) attachmentsFor(id storage.VolumeID, h Holder) (mine *Attachment,
 	return mine, others
 }
 
-// givesWay reports whether an attachment ends as soon as anybody else wants the volume: it was made by itself, for the
-// plain NBD clients of a node, and that node was not heard of lately. Those clients have nobody to detach for them.
-func (s *State) givesWay(a Attachment) bool {
-	if a.Holder.Kind != HolderNBD {
+// givesWay reports whether an attachment ends as soon as anybody else wants the volume. That is so when it was made
+// automatically, for the plain NBD clients of a node, and that node was not heard from lately. Those clients have nobody
+// to detach for them.
+func (s *State) givesWay(a storage.Attachment) bool {
+	if a.Holder.Kind != storage.HolderNBD {
 		return false
 	}
 	n, ok := s.nodes[a.Holder.Node]
-	return a.Silent || !ok || n.State == NodeSuspect || n.State == NodeDown || n.State == NodeRemoved
+	return a.Silent || !ok || n.State == storage.NodeSuspect || n.State == storage.NodeDown || n.State == storage.NodeRemoved
 }
 
 // inUse reports whether an attachment has a live session.
-func (s *State) inUse(a Attachment) bool {
+func (s *State) inUse(a storage.Attachment) bool {
 	for _, x := range s.SessionsOf(a.Volume) {
 		if x.Attachment == a.ID && x.State == SessionLive {
 			return true
@@ -135,7 +136,7 @@ func (s *State) inUse(a Attachment) bool {
 }
 
 // usedElsewhere returns the newest live session under an attachment at another machine than the one that asks.
-func (s *State) usedElsewhere(a Attachment, m Machine) (Session, bool) {
+func (s *State) usedElsewhere(a storage.Attachment, m storage.Machine) (Session, bool) {
 	for _, x := range slices.Backward(s.SessionsOf(a.Volume)) {
 		if x.Attachment == a.ID && x.elsewhere(m) {
 			return x, true
@@ -145,7 +146,7 @@ func (s *State) usedElsewhere(a Attachment, m Machine) (Session, bool) {
 }
 
 // endAttachment drops an attachment and begins to close its sessions.
-func (s *State) endAttachment(a Attachment, tx *change) {
+func (s *State) endAttachment(a storage.Attachment, tx *change) {
 	for _, x := range s.SessionsOf(a.Volume) {
 		if x.Attachment == a.ID && x.State == SessionLive {
 			x.State = SessionClosing
@@ -158,7 +159,7 @@ func (s *State) endAttachment(a Attachment, tx *change) {
 
 // moveGeneration returns the volume under its next generation, which no group knows of yet. This guards I2: without it
 // a holder whose attachment has ended could go on writing.
-func moveGeneration(v Volume, m Move) Volume {
+func moveGeneration(v storage.Volume, m storage.Move) storage.Volume {
 	v.Generation++
 	v.Moved = &m
 	return v
@@ -175,11 +176,14 @@ func (s *State) roomForAttachment(op, subject string, id storage.VolumeID) error
 	return nil
 }
 
-// terms returns "exclusively", or "shared, read-only".
-func (a Attachment) terms() string {
+// terms returns "exclusively", "shared, read-only," or "for readers only".
+func terms(a storage.Attachment) string {
 	terms := "exclusively"
-	if a.Access == Shared {
+	switch a.Access {
+	case storage.AccessShared:
 		terms = "shared"
+	case storage.AccessReaders:
+		return "for readers only"
 	}
 	if a.ReadOnly {
 		terms += ", read-only,"
@@ -187,10 +191,10 @@ func (a Attachment) terms() string {
 	return terms
 }
 
-func since(a Attachment) string { return a.Since.Format(time.RFC3339) }
+func since(a storage.Attachment) string { return a.Since.Format(time.RFC3339) }
 
 // whoHas says in words who has the volume now, for those who do not have it any more.
-func (s *State) whoHas(v Volume) string {
+func (s *State) whoHas(v storage.Volume) string {
 	list := s.AttachmentsOf(v.ID)
 	switch {
 	case len(list) > 0:
@@ -204,8 +208,8 @@ func (s *State) whoHas(v Volume) string {
 	return "it was detached"
 }
 
-// Lost says in words why an attachment of the volume is gone, and who has the volume since; empty while it is there, and
-// while this state has not heard of it yet.
+// Lost says in words why an attachment of the volume is gone, and who has had the volume since. It is empty while the
+// attachment exists, and while this state does not know of it yet.
 func (s *State) Lost(volume storage.VolumeID, id storage.AttachmentID) string {
 	if a, ok := s.attachments[id]; ok && a.Volume == volume || id > s.lastAttachment {
 		return ""
@@ -218,7 +222,7 @@ func (s *State) Lost(volume storage.VolumeID, id storage.AttachmentID) string {
 }
 
 // mayUse returns the attachment that a session is asked for under.
-func (s *State) mayUse(op string, v Volume, c OpenSession) (Attachment, error) {
+func (s *State) mayUse(op string, v storage.Volume, c OpenSession) (storage.Attachment, error) {
 	subject := "volume " + v.Name
 	a, ok := s.Attachment(c.Attachment)
 	switch {
@@ -247,13 +251,13 @@ func (c Detach) apply(s *State, tx *change) error {
 		if c.Holder != "" && a.Holder.ID != c.Holder || c.Attachment != 0 && a.ID != c.Attachment {
 			continue
 		}
-		if _, is := s.usedElsewhere(a, c.Machine); is || !a.Holder.Machine.kept(c.Machine) {
+		if _, is := s.usedElsewhere(a, c.Machine); is || !a.Holder.Machine.Kept(c.Machine) {
 			continue // a copy of the machine that has it gives up what it never had
 		}
 		quiet := c.Closed && len(s.sessionsUnder(a)) == 0
 		s.endAttachment(a, tx)
-		if a.Access == Exclusive && !quiet {
-			v = moveGeneration(v, Move{At: c.At.UTC()})
+		if a.Access == storage.AccessExclusive && !quiet {
+			v = moveGeneration(v, storage.Move{At: c.At.UTC()})
 		}
 		v = s.changeVolume(v)
 		tx.volume(VolumeChanged, v.ID)
@@ -263,7 +267,7 @@ func (c Detach) apply(s *State, tx *change) error {
 }
 
 // sessionsUnder returns the sessions of an attachment, in whatever state.
-func (s *State) sessionsUnder(a Attachment) []Session {
+func (s *State) sessionsUnder(a storage.Attachment) []Session {
 	var out []Session
 	for _, x := range s.SessionsOf(a.Volume) {
 		if x.Attachment == a.ID {

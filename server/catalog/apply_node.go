@@ -23,7 +23,7 @@ func (c AddNode) apply(s *State, tx *change) error {
 		return refuse(op, storage.KindNoSpace, subject, "the cluster has had %d nodes, the limit", MaxNodes)
 	}
 	id := s.lastNode + 1
-	n := Node{ID: id, Name: c.Name, Zone: c.Zone, Addrs: c.Addrs, Stores: slices.Clone(c.Stores), State: NodeUp,
+	n := storage.Node{ID: id, Name: c.Name, Zone: c.Zone, Addrs: c.Addrs, Stores: slices.Clone(c.Stores), State: storage.NodeUp,
 		AddedAt: c.At.UTC()}
 	if n.Name == "" {
 		n.Name = "node-" + id.String()
@@ -39,14 +39,14 @@ func (c AddNode) apply(s *State, tx *change) error {
 }
 
 // ownerOf returns the node that has the stores already, 0 if none has any.
-func (s *State) ownerOf(op, subject string, stores []Store) (storage.NodeID, error) {
+func (s *State) ownerOf(op, subject string, stores []storage.Store) (storage.NodeID, error) {
 	var owner storage.NodeID
 	for _, st := range stores {
 		id, ok := s.nodeByStore[st.ID]
 		if !ok {
 			continue
 		}
-		if n := s.nodes[id]; n.State == NodeRemoved {
+		if n := s.nodes[id]; n.State == storage.NodeRemoved {
 			return 0, refuse(op, storage.KindConflict, subject,
 				"store %s belonged to node %s, which was removed; start with an empty data directory", st.ID, n.Name)
 		}
@@ -71,7 +71,7 @@ func (s *State) nameFree(op, name string, self storage.NodeID) error {
 func (c UpdateNode) apply(s *State, tx *change) error {
 	const op = "update"
 	old, ok := s.nodes[c.Node]
-	if !ok || old.State == NodeRemoved {
+	if !ok || old.State == storage.NodeRemoved {
 		return refuse(op, storage.KindNotFound, "node "+c.Node.String(), "there is no such node, or it was removed")
 	}
 	subject := "node " + old.Name
@@ -84,7 +84,7 @@ func (c UpdateNode) apply(s *State, tx *change) error {
 		return refuse(op, storage.KindConflict, subject, "a store of it belongs to node %s", s.nodes[owner].Name)
 	}
 	for _, st := range old.Stores {
-		kept := slices.ContainsFunc(c.Stores, func(x Store) bool { return x.ID == st.ID })
+		kept := slices.ContainsFunc(c.Stores, func(x storage.Store) bool { return x.ID == st.ID })
 		if groups := s.groupsOn(st.ID); !kept && len(groups) > 0 {
 			return refuse(op, storage.KindConflict, subject,
 				"store %s is missing and holds replicas of groups %s; start the node with all its data directories, "+
@@ -92,7 +92,7 @@ func (c UpdateNode) apply(s *State, tx *change) error {
 		}
 	}
 	tx.result.Node = c.Node
-	n := Node{ID: c.Node, Name: c.Name, Zone: c.Zone, Addrs: c.Addrs, Stores: slices.Clone(c.Stores), State: old.State,
+	n := storage.Node{ID: c.Node, Name: c.Name, Zone: c.Zone, Addrs: c.Addrs, Stores: slices.Clone(c.Stores), State: old.State,
 		AddedAt: old.AddedAt}
 	if n.Name == old.Name && n.Zone == old.Zone && n.Addrs == old.Addrs && slices.Equal(n.Stores, old.Stores) {
 		return nil
@@ -106,7 +106,7 @@ func (c UpdateNode) apply(s *State, tx *change) error {
 func (s *State) groupsOn(store storage.StoreID) []storage.GroupID {
 	var ids []storage.GroupID
 	for id, g := range s.groups {
-		if slices.ContainsFunc(g.Replicas, func(r Replica) bool { return r.Key.Store == store }) {
+		if slices.ContainsFunc(g.Replicas, func(r storage.Replica) bool { return r.Key.Store == store }) {
 			ids = append(ids, id)
 		}
 	}
@@ -148,28 +148,28 @@ func (c SetNodeState) apply(s *State, tx *change) error {
 	if err := s.stateAllowed(op, subject, old, c.State); err != nil {
 		return err
 	}
-	n := old.clone()
+	n := old.Clone()
 	n.State = c.State
 	s.putNode(n)
 	tx.node(c.Node)
 	return nil
 }
 
-func (s *State) stateAllowed(op, subject string, n *Node, to NodeState) error {
+func (s *State) stateAllowed(op, subject string, n *storage.Node, to storage.NodeState) error {
 	switch {
-	case n.State == NodeRemoved:
+	case n.State == storage.NodeRemoved:
 		return refuse(op, storage.KindConflict, subject, "it was removed for ever; join it anew with an empty data directory")
-	case n.State == NodeDraining && to != NodeUp && to != NodeRemoved:
+	case n.State == storage.NodeDraining && to != storage.NodeUp && to != storage.NodeRemoved:
 		return refuse(op, storage.KindConflict, subject, "it is draining; end that first by setting it up")
-	case to == NodeDraining:
+	case to == storage.NodeDraining:
 		return s.mayDrain(op, subject, n)
-	case to == NodeRemoved:
+	case to == storage.NodeRemoved:
 		return s.mayRemove(op, subject, n)
 	}
 	return nil
 }
 
-func (s *State) mayDrain(op, subject string, n *Node) error {
+func (s *State) mayDrain(op, subject string, n *storage.Node) error {
 	remaining := 0
 	for _, x := range s.nodes {
 		if x.ID != n.ID && x.Usable() {
@@ -179,7 +179,7 @@ func (s *State) mayDrain(op, subject string, n *Node) error {
 	need := 1
 	for _, g := range s.groups {
 		if _, ok := g.OnNode(n.ID); ok {
-			need = max(need, g.Count(RoleVoter))
+			need = max(need, g.Count(storage.RoleVoter))
 		}
 	}
 	if remaining < need {
@@ -189,24 +189,25 @@ func (s *State) mayDrain(op, subject string, n *Node) error {
 	return nil
 }
 
-// mayRemove lets a drained node go when it holds nothing any more, and a node that is down when every group on it has
-// a majority of its voters elsewhere, on nodes that are up: the group's leader can then replace what was on the node.
-func (s *State) mayRemove(op, subject string, n *Node) error {
+// mayRemove lets a drained node go when it holds nothing any more. It lets a node that is down go when every group on
+// it has a majority of its voters elsewhere, on nodes that are up: the group's leader can then replace what was on
+// the node.
+func (s *State) mayRemove(op, subject string, n *storage.Node) error {
 	switch n.State {
-	case NodeDraining:
+	case storage.NodeDraining:
 		if groups := s.groupsOnNode(n); len(groups) > 0 {
 			return refuse(op, storage.KindConflict, subject, "it holds replicas of groups %s; wait until they have moved",
 				listGroups(groups))
 		}
 		return nil
-	case NodeDown:
+	case storage.NodeDown:
 		return s.mayLose(op, subject, n)
 	}
 	return refuse(op, storage.KindConflict, subject,
 		"it is %s; stop storaged there for good and wait until the node is shown as down", n.State)
 }
 
-func (s *State) groupsOnNode(n *Node) []storage.GroupID {
+func (s *State) groupsOnNode(n *storage.Node) []storage.GroupID {
 	var groups []storage.GroupID
 	for _, st := range n.Stores {
 		groups = append(groups, s.groupsOn(st.ID)...)
@@ -215,30 +216,30 @@ func (s *State) groupsOnNode(n *Node) []storage.GroupID {
 	return groups
 }
 
-func (s *State) mayLose(op, subject string, n *Node) error {
+func (s *State) mayLose(op, subject string, n *storage.Node) error {
 	var last, minor []storage.GroupID
 	need := map[string]bool{}
 	for _, id := range s.groupsOnNode(n) {
 		g := s.groups[id]
-		if r, _ := g.OnNode(n.ID); r.Role == RolePulling || r.Role == RoleLearner {
+		if r, _ := g.OnNode(n.ID); r.Role == storage.RolePulling || r.Role == storage.RoleLearner {
 			continue
 		}
 		voters, up := 0, 0
 		for _, r := range g.Replicas {
-			if r.Role != RoleVoter && r.Role != RoleLeaving { // one that leaves may still vote
+			if r.Role != storage.RoleVoter && r.Role != storage.RoleLeaving { // one that leaves may still vote
 				continue
 			}
 			voters++
 			switch on := s.nodes[r.Node]; {
-			case r.Node == n.ID || r.Role == RoleLeaving:
-			case on.State == NodeUp || on.State == NodeDraining:
+			case r.Node == n.ID || r.Role == storage.RoleLeaving:
+			case on.State == storage.NodeUp || on.State == storage.NodeDraining:
 				up++
 			default:
 				need[on.Name] = true
 			}
 		}
 		switch {
-		case g.Count(RoleVoter) == 1 && up == 0:
+		case g.Count(storage.RoleVoter) == 1 && up == 0:
 			last = append(last, id)
 		case up < voters/2+1:
 			minor = append(minor, id)

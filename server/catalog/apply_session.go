@@ -15,7 +15,7 @@ func (c OpenSession) apply(s *State, tx *change) error {
 		return err
 	}
 	subject := "volume " + v.Name
-	if v.State != VolumeReady {
+	if v.State != storage.VolumeReady {
 		return refuse(op, storage.KindNotFound, subject, "it is being deleted")
 	}
 	if err := s.mayOpen(op, subject, c.Gateway); err != nil {
@@ -69,15 +69,17 @@ func (c OpenSession) reuse(sessions []Session) (Session, bool) {
 	return Session{}, false
 }
 
-// elsewhere reports whether the session lives at another machine than the one that asks. A gateway that was started again
-// on its machine follows its predecessor at once; another machine waits until nothing is heard of the first, and closes what it
-// has left in every group, as whoever takes a volume over does.
-func (x Session) elsewhere(m Machine) bool { return x.State == SessionLive && !x.Machine.same(m) }
+// elsewhere reports whether the session lives at another machine than the one that asks. A gateway that was started again on
+// its machine follows its predecessor at once. Another machine waits until the first is not heard from any more. It then closes
+// the first one's sessions in every group, as a takeover does.
+func (x Session) elsewhere(m storage.Machine) bool {
+	return x.State == SessionLive && !x.Machine.Same(m)
+}
 
 // twoMachines says in words that two machines call themselves the same host.
-func (x Session) twoMachines(m Machine, from string) string {
+func (x Session) twoMachines(m storage.Machine, from string) string {
 	what := "another machine"
-	if x.Machine.kept(m) {
+	if x.Machine.Kept(m) {
 		what = "another start, or a copy, of this machine"
 	}
 	if from != "" {
@@ -110,7 +112,7 @@ func (s *State) mayOpen(op, subject string, at Gateway) error {
 		return nil
 	}
 	n, ok := s.nodes[at.Node]
-	if !ok || n.State == NodeRemoved {
+	if !ok || n.State == storage.NodeRemoved {
 		return refuse(op, storage.KindPermission, subject, "its gateway, node %s, is not a node of this cluster", at.Node)
 	}
 	return nil

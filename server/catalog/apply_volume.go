@@ -2,6 +2,8 @@ package catalog
 
 import (
 	"cmp"
+	"errors"
+	"maps"
 	"slices"
 
 	storage "github.com/storaged/storaged"
@@ -11,8 +13,8 @@ func (c CreateVolume) apply(s *State, tx *change) error {
 	const op = "create"
 	subject := "volume " + c.Name
 	if id, ok := s.volumeByRequest[c.RequestID]; ok && c.RequestID != "" {
-		v := s.volumes[id].clone()
-		if v.Name != c.Name || v.SizeBytes != c.SizeBytes || v.State != VolumeReady || v.Limits != c.Limits {
+		v := s.volumes[id].Clone()
+		if v.Name != c.Name || v.SizeBytes != c.SizeBytes || v.State != storage.VolumeReady || v.Limits != c.Limits || !maps.Equal(v.Labels, c.Labels) {
 			return refuse(op, storage.KindConflict, subject,
 				"request id %q made volume %s of %d bytes (%s), or it was changed since; use a new request id for another volume", c.RequestID, v.Name,
 				v.SizeBytes, v.State)
@@ -27,14 +29,17 @@ func (c CreateVolume) apply(s *State, tx *change) error {
 	if len(s.volumes) >= MaxVolumes {
 		return refuse(op, storage.KindNoSpace, subject, "the cluster has %d volumes, the limit; delete some first", MaxVolumes)
 	}
+	if err := s.mayProvision(op, subject, 0, c.SizeBytes, c.ProvisionPercent); err != nil {
+		return err
+	}
 	groups := s.stripe(s.lastVolume+1, c.Groups)
 	if len(groups) == 0 {
 		return refuse(op, storage.KindUnavailable, subject,
 			"no group is ready yet; wait until `storagectl status` shows one, then try again")
 	}
 	s.lastVolume++
-	v := Volume{ID: s.lastVolume, Name: c.Name, SizeBytes: c.SizeBytes, Groups: groups, Epoch: 1, Generation: 1,
-		Fenced: 1, State: VolumeReady, CreatedAt: c.At.UTC(), RequestID: c.RequestID, Limits: c.Limits}
+	v := storage.Volume{ID: s.lastVolume, Name: c.Name, SizeBytes: c.SizeBytes, Groups: groups, Epoch: 1, Generation: 1,
+		Fenced: 1, State: storage.VolumeReady, CreatedAt: c.At.UTC(), RequestID: c.RequestID, Limits: c.Limits, Labels: c.Labels}
 	v = s.changeVolume(v)
 	tx.result.Volume = &v
 	tx.volume(VolumeChanged, v.ID)
@@ -45,7 +50,7 @@ func (c CreateVolume) apply(s *State, tx *change) error {
 func (s *State) readyGroups() []storage.GroupID {
 	var ids []storage.GroupID
 	for id, g := range s.groups {
-		if g.State == GroupReady {
+		if g.State == storage.GroupReady {
 			ids = append(ids, id)
 		}
 	}
@@ -53,10 +58,10 @@ func (s *State) readyGroups() []storage.GroupID {
 	return ids
 }
 
-// StripeGroups returns how many groups a volume of so many bytes is striped over unless its maker wants another number: one
-// for each StripeBytes or part of them, rounded up to a power of two. Few groups keep a small volume's requests together,
-// so that they share batches, syncs and frames, and the loss of a group takes few volumes with it; many give a large one
-// the room and the speed of more disks.
+// StripeGroups returns how many groups a volume of this size is striped over unless its creator asks for another number. It
+// is one for each StripeBytes or part of them, rounded up to a power of two. Few groups keep a small volume's requests
+// together, so that they share batches, syncs and frames, and the loss of a group affects few volumes. Many groups give a
+// large volume the space and the speed of more disks.
 func StripeGroups(sizeBytes int64) int {
 	n := 1
 	for n < MaxVolumeGroups && int64(n)*StripeBytes < sizeBytes {
@@ -65,9 +70,9 @@ func StripeGroups(sizeBytes int64) int {
 	return n
 }
 
-// stripe chooses n groups for a volume, or the largest power of two of those that are ready: the ones that the volumes
-// there are may fill least. It begins at the one in which the fewest volumes begin: first extents are written most (file
-// systems keep their superblock and journal there), so they must not all lie in one group.
+// stripe chooses n groups for a volume, or the largest power of two of those that are ready. It takes the groups that the
+// existing volumes may fill least, and begins at the one in which the fewest volumes begin. First extents are written most
+// (file systems keep their superblock and journal there), so they must not all lie in one group.
 func (s *State) stripe(id storage.VolumeID, n int) []storage.GroupID {
 	groups := s.readyGroups()
 	if len(groups) == 0 {
@@ -110,34 +115,43 @@ func (s *State) promised() (bytes map[storage.GroupID]int64, begun map[storage.G
 }
 
 // volume finds the volume of a command. Volumes that are being deleted are found by id only.
-func (s *State) volume(op string, ref VolumeRef) (Volume, error) {
+func (s *State) volume(op string, ref storage.VolumeRef) (storage.Volume, error) {
 	v, ok := s.Volume(ref.ID)
 	if ref.Name != "" {
 		v, ok = s.VolumeByName(ref.Name)
 	}
 	if !ok {
-		return Volume{}, refuse(op, storage.KindNotFound, ref.String(),
+		return storage.Volume{}, refuse(op, storage.KindNotFound, ref.String(),
 			"there is no such volume; `storagectl volume list` shows those there are")
 	}
 	return v, nil
 }
 
+// readyVolume finds the volume of a command that changes it.
+func (s *State) readyVolume(op string, ref storage.VolumeRef) (storage.Volume, error) {
+	v, err := s.volume(op, ref)
+	if err == nil && v.State != storage.VolumeReady {
+		err = refuse(op, storage.KindConflict, "volume "+v.Name, "it is being deleted; its name is free for another when that is done")
+	}
+	return v, err
+}
+
 func (c ResizeVolume) apply(s *State, tx *change) error {
 	const op = "resize"
-	v, err := s.volume(op, c.Volume)
+	v, err := s.readyVolume(op, c.Volume)
 	if err != nil {
 		return err
 	}
 	subject := "volume " + v.Name
-	if v.State != VolumeReady {
-		return refuse(op, storage.KindConflict, subject, "it is being deleted")
-	}
 	if c.SizeBytes < v.SizeBytes {
 		return refuse(op, storage.KindInvalid, subject,
 			"it has %d bytes and cannot shrink to %d, which would cut off data; create a smaller volume and copy into it",
 			v.SizeBytes, c.SizeBytes)
 	}
 	if c.SizeBytes != v.SizeBytes {
+		if err := s.mayProvision(op, subject, v.SizeBytes, c.SizeBytes, c.ProvisionPercent); err != nil {
+			return err
+		}
 		v.SizeBytes = c.SizeBytes
 		v = s.changeVolume(v)
 		tx.volume(VolumeChanged, v.ID)
@@ -148,15 +162,30 @@ func (c ResizeVolume) apply(s *State, tx *change) error {
 
 func (c SetVolumeLimits) apply(s *State, tx *change) error {
 	const op = "modify"
-	v, err := s.volume(op, c.Volume)
+	v, err := s.readyVolume(op, c.Volume)
 	if err != nil {
 		return err
 	}
-	if v.State != VolumeReady {
-		return refuse(op, storage.KindConflict, "volume "+v.Name, "it is being deleted")
-	}
-	if l := c.of(v.Limits); l != v.Limits {
+	if l := c.Of(v.Limits); l != v.Limits {
 		v.Limits = l
+		v = s.changeVolume(v)
+		tx.volume(VolumeChanged, v.ID)
+	}
+	tx.result.Volume = &v
+	return nil
+}
+
+func (c SetVolumeLabels) apply(s *State, tx *change) error {
+	const op = "modify"
+	v, err := s.readyVolume(op, c.Volume)
+	if err != nil {
+		return err
+	}
+	if l := c.Of(v.Labels); !maps.Equal(l, v.Labels) {
+		if err := storage.CheckLabels(l); err != nil { // too many
+			return refuse(op, storage.KindInvalid, "volume "+v.Name, "%w", errors.Unwrap(err))
+		}
+		v.Labels = l
 		v = s.changeVolume(v)
 		tx.volume(VolumeChanged, v.ID)
 	}
@@ -170,7 +199,7 @@ func (c DeleteVolume) apply(s *State, tx *change) error {
 	if err != nil {
 		return err
 	}
-	if v.State == VolumeReady {
+	if v.State == storage.VolumeReady {
 		if at := s.openAt(v.ID); len(at) > 0 {
 			return refuse(op, storage.KindConflict, "volume "+v.Name,
 				"it is open at %s; unmount and disconnect it there, then try again", listed(at))
@@ -178,13 +207,13 @@ func (c DeleteVolume) apply(s *State, tx *change) error {
 		for _, a := range s.AttachmentsOf(v.ID) {
 			if !s.givesWay(a) {
 				return refuse(op, storage.KindConflict, "volume "+v.Name,
-					"it is attached %s by %s since %s; detach it there, then try again", a.Access, a.Holder, since(a))
+					"it is attached %s by %s since %s; detach it there, then try again", terms(a), a.Holder, since(a))
 			}
 		}
 		for _, a := range s.AttachmentsOf(v.ID) {
 			s.endAttachment(a, tx)
 		}
-		v.State = VolumeDeleting
+		v.State = storage.VolumeDeleting
 		v = s.changeVolume(v)
 		tx.volume(VolumeChanged, v.ID)
 	}
@@ -219,7 +248,7 @@ func (c FinishDelete) apply(s *State, tx *change) error {
 		return nil
 	case !ok:
 		return refuse(op, storage.KindNotFound, subject, "there never was such a volume")
-	case v.State != VolumeDeleting:
+	case v.State != storage.VolumeDeleting:
 		return refuse(op, storage.KindConflict, subject, "it is not being deleted")
 	}
 	for _, x := range s.SessionsOf(v.ID) {

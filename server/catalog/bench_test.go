@@ -3,6 +3,7 @@ package catalog
 import (
 	"bytes"
 	"fmt"
+	storage "github.com/storaged/storaged"
 	"testing"
 )
 
@@ -21,23 +22,23 @@ func large(b *testing.B, n int) (s *State, index uint64) {
 		}
 	}
 	apply(InitCluster{Cluster{ID: [16]byte{1}}})
-	apply(AddNode{Addrs: Addrs{Peer: "h:1"}, Stores: []Store{{storeID(1), 1}}})
+	apply(AddNode{Addrs: storage.Addrs{Peer: "h:1"}, Stores: []storage.Store{{ID: storeID(1), CapacityBytes: 1}}})
 	for range DefaultGroups {
-		apply(AddGroup{s.NextGroup(), 1, StoreText(storeID(1))})
+		apply(AddGroup{s.NextGroup(), 1, storeID(1)})
 		apply(SetGroupReady{s.NextGroup() - 1})
 	}
 	for i := range n {
 		name := fmt.Sprint("v", i)
 		apply(CreateVolume{Name: name, SizeBytes: 1 << 30, At: testTime})
-		apply(Attach{Volume: ByName(name), Holder: NBDHolder(1, "n", false), Access: Shared, At: testTime})
-		apply(OpenSession{Volume: ByName(name), Gateway: Gateway{Node: 1}, Attachment: s.lastAttachment, Instance: "i", At: testTime})
+		apply(Attach{Volume: storage.ByName(name), Holder: storage.NBDHolder(1, "n", false), Access: storage.AccessShared, At: testTime})
+		apply(OpenSession{Volume: storage.ByName(name), Gateway: Gateway{Node: 1}, Attachment: s.lastAttachment, Instance: "i", At: testTime})
 	}
 	return s, index
 }
 
 func BenchmarkApply(b *testing.B) {
 	s, index := large(b, 10_000)
-	open, err := Encode(OpenSession{Volume: ByName("v77"), Gateway: Gateway{Node: 1}, Attachment: 78, Instance: "i"})
+	open, err := Encode(OpenSession{Volume: storage.ByName("v77"), Gateway: Gateway{Node: 1}, Attachment: 78, Instance: "i"})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -3,6 +3,8 @@ package catalog
 import (
 	"bytes"
 	"errors"
+	"fmt"
+	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -68,18 +70,18 @@ func (f *fixture) refused(c Command, kind storage.Kind, words ...string) {
 // node adds node n with store n; group adds a ready group on it.
 func (f *fixture) node(n byte) storage.NodeID {
 	f.t.Helper()
-	return f.ok(AddNode{Name: "n" + string('0'+n), Addrs: Addrs{Peer: "h:1"}, Stores: []Store{{storeID(n), 1 << 40}},
+	return f.ok(AddNode{Name: "n" + string('0'+n), Addrs: storage.Addrs{Peer: "h:1"}, Stores: []storage.Store{{ID: storeID(n), CapacityBytes: 1 << 40}},
 		At: testTime}).Node
 }
 
 func (f *fixture) group(n byte) storage.GroupID {
 	f.t.Helper()
-	g := f.ok(AddGroup{f.s.NextGroup(), storage.NodeID(n), StoreText(storeID(n))}).Group
+	g := f.ok(AddGroup{f.s.NextGroup(), storage.NodeID(n), storeID(n)}).Group
 	f.ok(SetGroupReady{g})
 	return g
 }
 
-func (f *fixture) volume(name string) Volume {
+func (f *fixture) volume(name string) storage.Volume {
 	f.t.Helper()
 	return *f.ok(CreateVolume{Name: name, SizeBytes: 1 << 30, At: testTime}).Volume
 }
@@ -87,11 +89,11 @@ func (f *fixture) volume(name string) Volume {
 // attached has the gateway share the volume, and returns the command with that attachment.
 func (f *fixture) attached(c OpenSession) OpenSession {
 	f.t.Helper()
-	h := Holder{ID: c.Gateway.Host, Kind: HolderHost}
+	h := storage.Holder{ID: c.Gateway.Host, Kind: storage.HolderHost}
 	if n := c.Gateway.Node; n != 0 {
-		h = NBDHolder(n, "n"+n.String(), false)
+		h = storage.NBDHolder(n, "n"+n.String(), false)
 	}
-	c.Attachment = f.ok(Attach{Volume: c.Volume, Holder: h, Access: Shared, At: testTime}).Attachment.ID
+	c.Attachment = f.ok(Attach{Volume: c.Volume, Holder: h, Access: storage.AccessShared, At: testTime}).Attachment.ID
 	return c
 }
 
@@ -116,27 +118,27 @@ func TestNodes(t *testing.T) {
 	if again := f.node(1); again != n1 {
 		t.Fatalf("the same stores made node %v after node %v", again, n1)
 	}
-	add := AddNode{Name: "n1", Addrs: Addrs{Peer: "h:1"}, Stores: []Store{{storeID(2), 0}}}
+	add := AddNode{Name: "n1", Addrs: storage.Addrs{Peer: "h:1"}, Stores: []storage.Store{{ID: storeID(2), CapacityBytes: 0}}}
 	f.refused(add, storage.KindExists, "--name")
 	add.Name = ""
 	n2 := f.ok(add).Node
-	if n, _ := f.s.Node(n2); n.Name != "node-2" || n.State != NodeUp {
+	if n, _ := f.s.Node(n2); n.Name != "node-2" || n.State != storage.NodeUp {
 		t.Fatalf("got %+v", n)
 	}
-	f.refused(AddNode{Addrs: Addrs{Peer: "h:1"}, Stores: []Store{{storeID(1), 0}, {storeID(2), 0}}}, storage.KindConflict,
+	f.refused(AddNode{Addrs: storage.Addrs{Peer: "h:1"}, Stores: []storage.Store{{ID: storeID(1), CapacityBytes: 0}, {ID: storeID(2), CapacityBytes: 0}}}, storage.KindConflict,
 		"own data directories")
-	f.refused(AddNode{Addrs: Addrs{Peer: "h"}, Stores: []Store{{storeID(3), 0}}}, storage.KindInvalid, "host:port")
-	f.refused(AddNode{Addrs: Addrs{Peer: "[127.0.0.1:7001]:7001"}, Stores: []Store{{storeID(3), 0}}}, storage.KindInvalid, "host:port")
-	f.refused(AddNode{Addrs: Addrs{Peer: ":7"}, Stores: []Store{{storeID(3), 0}}}, storage.KindInvalid, "host is missing")
-	f.refused(AddNode{Stores: []Store{{storeID(3), 0}}}, storage.KindInvalid, "peer address")
-	f.refused(AddNode{Name: "no/slash", Addrs: Addrs{Peer: "h:1"}, Stores: []Store{{storeID(3), 0}}}, storage.KindInvalid)
-	f.refused(AddNode{Addrs: Addrs{Peer: "h:1"}}, storage.KindInvalid, "0 stores")
-	f.refused(AddNode{Addrs: Addrs{Peer: "h:1"}, Stores: []Store{{storeID(3), 0}, {storeID(3), 0}}}, storage.KindInvalid, "twice")
+	f.refused(AddNode{Addrs: storage.Addrs{Peer: "h"}, Stores: []storage.Store{{ID: storeID(3), CapacityBytes: 0}}}, storage.KindInvalid, "host:port")
+	f.refused(AddNode{Addrs: storage.Addrs{Peer: "[127.0.0.1:7001]:7001"}, Stores: []storage.Store{{ID: storeID(3), CapacityBytes: 0}}}, storage.KindInvalid, "host:port")
+	f.refused(AddNode{Addrs: storage.Addrs{Peer: ":7"}, Stores: []storage.Store{{ID: storeID(3), CapacityBytes: 0}}}, storage.KindInvalid, "host is missing")
+	f.refused(AddNode{Stores: []storage.Store{{ID: storeID(3), CapacityBytes: 0}}}, storage.KindInvalid, "peer address")
+	f.refused(AddNode{Name: "no/slash", Addrs: storage.Addrs{Peer: "h:1"}, Stores: []storage.Store{{ID: storeID(3), CapacityBytes: 0}}}, storage.KindInvalid)
+	f.refused(AddNode{Addrs: storage.Addrs{Peer: "h:1"}}, storage.KindInvalid, "0 stores")
+	f.refused(AddNode{Addrs: storage.Addrs{Peer: "h:1"}, Stores: []storage.Store{{ID: storeID(3), CapacityBytes: 0}, {ID: storeID(3), CapacityBytes: 0}}}, storage.KindInvalid, "twice")
 
 	f.group(1)
-	up := UpdateNode{Node: n1, Name: "renamed", Zone: "z1", Addrs: Addrs{Peer: "h:2"}, Stores: []Store{{storeID(9), 1}}}
+	up := UpdateNode{Node: n1, Name: "renamed", Zone: "z1", Addrs: storage.Addrs{Peer: "h:2"}, Stores: []storage.Store{{ID: storeID(9), CapacityBytes: 1}}}
 	f.refused(up, storage.KindConflict, "holds replicas of groups 1", "all its data directories")
-	up.Stores = append(up.Stores, Store{storeID(1), 5})
+	up.Stores = append(up.Stores, storage.Store{ID: storeID(1), CapacityBytes: 5})
 	f.ok(up)
 	if r, fx := f.do(up); r.Err != nil || len(fx) != 0 {
 		t.Fatalf("again: %v, effects %v", r.Err, fx)
@@ -156,94 +158,94 @@ func TestRemoveLostNode(t *testing.T) {
 	f := newFixture(t)
 	n1, n2, n3 := f.node(1), f.node(2), f.node(3)
 	f.group(1)
-	f.ok(SetNodeState{n1, "", NodeDown})
-	f.refused(SetNodeState{n1, "", NodeRemoved}, storage.KindConflict, "only copy of groups 1", "data directory")
-	f.ok(SetNodeState{n1, "", NodeUp})
+	f.ok(SetNodeState{n1, "", storage.NodeDown})
+	f.refused(SetNodeState{n1, "", storage.NodeRemoved}, storage.KindConflict, "only copy of groups 1", "data directory")
+	f.ok(SetNodeState{n1, "", storage.NodeUp})
 	for i, n := range []storage.NodeID{n2, n3} {
-		key := f.ok(PlanReplica{1, n, StoreText(storeID(byte(i + 2)))}).Replica
-		f.ok(SetReplica{Group: 1, Key: key, Role: RoleVoter})
+		key := f.ok(PlanReplica{1, n, storeID(byte(i + 2))}).Replica
+		f.ok(SetReplica{Group: 1, Key: key, Role: storage.RoleVoter})
 	}
-	f.refused(SetNodeState{n3, "", NodeRemoved}, storage.KindConflict, "it is up", "down")
-	f.ok(SetNodeState{n2, "", NodeDown})
-	f.ok(SetNodeState{n3, "", NodeDown})
-	f.refused(SetNodeState{n3, "", NodeRemoved}, storage.KindConflict, "no majority", "start node n2 first")
-	f.ok(SetNodeState{n2, "", NodeUp})
-	f.ok(SetNodeState{n3, "", NodeRemoved})
+	f.refused(SetNodeState{n3, "", storage.NodeRemoved}, storage.KindConflict, "it is up", "down")
+	f.ok(SetNodeState{n2, "", storage.NodeDown})
+	f.ok(SetNodeState{n3, "", storage.NodeDown})
+	f.refused(SetNodeState{n3, "", storage.NodeRemoved}, storage.KindConflict, "no majority", "start node n2 first")
+	f.ok(SetNodeState{n2, "", storage.NodeUp})
+	f.ok(SetNodeState{n3, "", storage.NodeRemoved})
 	if g, _ := f.s.Group(1); len(g.Replicas) != 3 {
 		t.Errorf("replicas %v; they leave one step at a time", g.Replicas)
 	}
 	if err := f.s.Check(); err != nil {
 		t.Error(err)
 	}
-	f.ok(AddNode{Name: "n3", Addrs: Addrs{Peer: "h:1"}, Stores: []Store{{storeID(4), 5}}}) // the name is free again
+	f.ok(AddNode{Name: "n3", Addrs: storage.Addrs{Peer: "h:1"}, Stores: []storage.Store{{ID: storeID(4), CapacityBytes: 5}}}) // the name is free again
 }
 
 func TestNodeStates(t *testing.T) {
 	f := newFixture(t)
 	n1, n2 := f.node(1), f.node(2)
 	f.group(1)
-	f.ok(SetNodeState{n1, NodeUp, NodeSuspect})
-	f.refused(SetNodeState{n1, NodeUp, NodeDown}, storage.KindConflict, "it is suspect")
-	f.ok(SetNodeState{n1, "", NodeDown})
-	f.refused(SetNodeState{n1, "", NodeRemoved}, storage.KindConflict, "groups 1")
-	f.ok(SetNodeState{n1, "", NodeUp})
-	f.refused(SetNodeState{n1, "", NodeRemoved}, storage.KindConflict, "down")
-	f.ok(SetNodeState{n1, "", NodeDraining})
-	f.refused(SetNodeState{n1, "", NodeDown}, storage.KindConflict, "draining")
-	f.refused(SetNodeState{n2, "", NodeDraining}, storage.KindConflict, "join another node")
-	f.refused(SetNodeState{9, "", NodeUp}, storage.KindNotFound)
+	f.ok(SetNodeState{n1, storage.NodeUp, storage.NodeSuspect})
+	f.refused(SetNodeState{n1, storage.NodeUp, storage.NodeDown}, storage.KindConflict, "it is suspect")
+	f.ok(SetNodeState{n1, "", storage.NodeDown})
+	f.refused(SetNodeState{n1, "", storage.NodeRemoved}, storage.KindConflict, "groups 1")
+	f.ok(SetNodeState{n1, "", storage.NodeUp})
+	f.refused(SetNodeState{n1, "", storage.NodeRemoved}, storage.KindConflict, "down")
+	f.ok(SetNodeState{n1, "", storage.NodeDraining})
+	f.refused(SetNodeState{n1, "", storage.NodeDown}, storage.KindConflict, "draining")
+	f.refused(SetNodeState{n2, "", storage.NodeDraining}, storage.KindConflict, "join another node")
+	f.refused(SetNodeState{9, "", storage.NodeUp}, storage.KindNotFound)
 	f.refused(SetNodeState{n1, "", "asleep"}, storage.KindInvalid)
 
 	g, _ := f.s.Group(1)
-	key := f.ok(PlanReplica{1, n2, StoreText(storeID(2))}).Replica
-	f.ok(SetReplica{Group: 1, Key: key, Role: RoleVoter})
-	f.ok(SetReplica{Group: 1, Key: g.Replicas[0].Key, Role: RoleLeaving})
+	key := f.ok(PlanReplica{1, n2, storeID(2)}).Replica
+	f.ok(SetReplica{Group: 1, Key: key, Role: storage.RoleVoter})
+	f.ok(SetReplica{Group: 1, Key: g.Replicas[0].Key, Role: storage.RoleLeaving})
 	f.ok(RemoveReplica{1, g.Replicas[0].Key})
-	f.ok(SetNodeState{n1, "", NodeRemoved})
-	f.refused(SetNodeState{n1, "", NodeUp}, storage.KindConflict, "for ever")
-	f.refused(AddNode{Addrs: Addrs{Peer: "h:1"}, Stores: []Store{{storeID(1), 0}}}, storage.KindConflict,
+	f.ok(SetNodeState{n1, "", storage.NodeRemoved})
+	f.refused(SetNodeState{n1, "", storage.NodeUp}, storage.KindConflict, "for ever")
+	f.refused(AddNode{Addrs: storage.Addrs{Peer: "h:1"}, Stores: []storage.Store{{ID: storeID(1), CapacityBytes: 0}}}, storage.KindConflict,
 		"empty data directory")
-	f.ok(AddNode{Name: "n1", Addrs: Addrs{Peer: "h:1"}, Stores: []Store{{storeID(3), 0}}}) // the name is free
+	f.ok(AddNode{Name: "n1", Addrs: storage.Addrs{Peer: "h:1"}, Stores: []storage.Store{{ID: storeID(3), CapacityBytes: 0}}}) // the name is free
 }
 
 func TestGroupsAndReplicas(t *testing.T) {
 	f := newFixture(t)
 	n1, n2, n3 := f.node(1), f.node(2), f.node(3)
-	add := AddGroup{1, n1, StoreText(storeID(1))}
-	f.refused(AddGroup{2, n1, StoreText(storeID(1))}, storage.KindConflict, "next group is 1")
-	f.refused(AddGroup{1, n1, StoreText(storeID(2))}, storage.KindNotFound, "no store")
+	add := AddGroup{1, n1, storeID(1)}
+	f.refused(AddGroup{2, n1, storeID(1)}, storage.KindConflict, "next group is 1")
+	f.refused(AddGroup{1, n1, storeID(2)}, storage.KindNotFound, "no store")
 	f.ok(add)
 	f.ok(add)
-	f.refused(AddGroup{1, n2, StoreText(storeID(2))}, storage.KindExists)
-	f.refused(AddGroup{0, n2, StoreText(storeID(2))}, storage.KindInvalid, "catalog")
-	f.refused(PlanReplica{1, n2, StoreText(storeID(2))}, storage.KindConflict, "being created")
+	f.refused(AddGroup{1, n2, storeID(2)}, storage.KindExists)
+	f.refused(AddGroup{0, n2, storeID(2)}, storage.KindInvalid, "catalog")
+	f.refused(PlanReplica{1, n2, storeID(2)}, storage.KindConflict, "being created")
 	f.ok(SetGroupReady{1})
-	plan := PlanReplica{1, n2, StoreText(storeID(2))}
+	plan := PlanReplica{1, n2, storeID(2)}
 	key := f.ok(plan).Replica
 	if again := f.ok(plan).Replica; again != key || key.Incarnation != 2 {
 		t.Fatalf("planned %v, then %v", key, again)
 	}
-	f.refused(PlanReplica{1, n1, StoreText(storeID(2))}, storage.KindConflict, "different nodes")
-	f.ok(SetNodeState{n3, "", NodeSuspect})
-	f.refused(PlanReplica{1, n3, StoreText(storeID(3))}, storage.KindConflict, "suspect")
+	f.refused(PlanReplica{1, n1, storeID(2)}, storage.KindConflict, "different nodes")
+	f.ok(SetNodeState{n3, "", storage.NodeSuspect})
+	f.refused(PlanReplica{1, n3, storeID(3)}, storage.KindConflict, "suspect")
 
 	g, _ := f.s.Group(1)
 	first := g.Replicas[0].Key
-	f.refused(SetReplica{Group: 1, Key: first, Role: RoleLeaving}, storage.KindConflict, "last voter")
+	f.refused(SetReplica{Group: 1, Key: first, Role: storage.RoleLeaving}, storage.KindConflict, "last voter")
 	f.refused(RemoveReplica{1, first}, storage.KindConflict, "configuration first")
-	f.ok(SetReplica{Group: 1, Key: key, Role: RoleLearner})
+	f.ok(SetReplica{Group: 1, Key: key, Role: storage.RoleLearner})
 	f.refused(RemoveReplica{1, key}, storage.KindConflict)
-	f.ok(SetReplica{Group: 1, Key: key, Role: RoleVoter})
-	f.refused(SetReplica{Group: 1, Key: key, Role: RoleLearner}, storage.KindConflict, "not demoted")
-	f.refused(SetReplica{Group: 1, Key: key, Role: RolePulling}, storage.KindInvalid)
-	f.ok(SetReplica{Group: 1, Key: first, Role: RoleLeaving})
-	f.refused(PlanReplica{1, n1, StoreText(storeID(1))}, storage.KindConflict, "leaving")
+	f.ok(SetReplica{Group: 1, Key: key, Role: storage.RoleVoter})
+	f.refused(SetReplica{Group: 1, Key: key, Role: storage.RoleLearner}, storage.KindConflict, "not demoted")
+	f.refused(SetReplica{Group: 1, Key: key, Role: storage.RolePulling}, storage.KindInvalid)
+	f.ok(SetReplica{Group: 1, Key: first, Role: storage.RoleLeaving})
+	f.refused(PlanReplica{1, n1, storeID(1)}, storage.KindConflict, "leaving")
 	f.ok(RemoveReplica{1, first})
 	f.ok(RemoveReplica{1, first})
-	if back := f.ok(PlanReplica{1, n1, StoreText(storeID(1))}).Replica; back.Incarnation != 3 {
+	if back := f.ok(PlanReplica{1, n1, storeID(1)}).Replica; back.Incarnation != 3 {
 		t.Fatalf("the store came back as %v, want incarnation 3", back)
 	}
-	f.refused(RemoveReplica{1, ReplicaKey{storeID(1), 9}}, storage.KindNotFound)
+	f.refused(RemoveReplica{1, storage.ReplicaKey{Store: storeID(1), Incarnation: 9}}, storage.KindNotFound)
 }
 
 func TestVolumes(t *testing.T) {
@@ -265,19 +267,19 @@ func TestVolumes(t *testing.T) {
 	f.refused(CreateVolume{Name: "odd", SizeBytes: 4097}, storage.KindInvalid, "8192")
 	f.refused(CreateVolume{Name: "huge", SizeBytes: storage.MaxVolumeBytes + 4096}, storage.KindInvalid, "256 TiB")
 
-	f.refused(ResizeVolume{ByName("web-data"), 4096}, storage.KindInvalid, "cannot shrink")
-	f.refused(ResizeVolume{ByName("nope"), 4096}, storage.KindNotFound, "volume list")
-	f.refused(ResizeVolume{VolumeRef{}, 4096}, storage.KindInvalid)
-	f.ok(ResizeVolume{ByName("web-data"), 2 << 30})
-	if r, fx := f.do(ResizeVolume{ByID(v.ID), 2 << 30}); r.Err != nil || len(fx) != 0 || r.Volume.SizeBytes != 2<<30 {
+	f.refused(ResizeVolume{Volume: storage.ByName("web-data"), SizeBytes: 4096}, storage.KindInvalid, "cannot shrink")
+	f.refused(ResizeVolume{Volume: storage.ByName("nope"), SizeBytes: 4096}, storage.KindNotFound, "volume list")
+	f.refused(ResizeVolume{SizeBytes: 4096}, storage.KindInvalid)
+	f.ok(ResizeVolume{Volume: storage.ByName("web-data"), SizeBytes: 2 << 30})
+	if r, fx := f.do(ResizeVolume{Volume: storage.ByID(v.ID), SizeBytes: 2 << 30}); r.Err != nil || len(fx) != 0 || r.Volume.SizeBytes != 2<<30 {
 		t.Fatalf("again: %+v, effects %v", r, fx)
 	}
 
 	f.refused(FinishDelete{v.ID}, storage.KindConflict)
-	f.ok(DeleteVolume{ByName("web-data")})
-	f.ok(DeleteVolume{ByID(v.ID)})
-	f.refused(DeleteVolume{ByName("web-data")}, storage.KindNotFound)
-	f.refused(ResizeVolume{ByID(v.ID), 4 << 30}, storage.KindConflict, "being deleted")
+	f.ok(DeleteVolume{storage.ByName("web-data")})
+	f.ok(DeleteVolume{storage.ByID(v.ID)})
+	f.refused(DeleteVolume{storage.ByName("web-data")}, storage.KindNotFound)
+	f.refused(ResizeVolume{Volume: storage.ByID(v.ID), SizeBytes: 4 << 30}, storage.KindConflict, "being deleted")
 	f.refused(create, storage.KindConflict) // its volume is being deleted
 	v2 := f.volume("web-data")              // the name is free at once
 	f.ok(FinishDelete{v.ID})
@@ -317,22 +319,77 @@ func TestVolumeLimits(t *testing.T) {
 		{n(40), n(0), limits(40, 0), 1},
 	} {
 		revision := v.Revision
-		r, fx := f.do(SetVolumeLimits{Volume: ByName("web"), MaxIOPS: c.iops, MaxBytesPerSecond: c.bytes})
+		r, fx := f.do(SetVolumeLimits{Volume: storage.ByName("web"), LimitsChange: storage.LimitsChange{MaxIOPS: c.iops, MaxBytesPerSecond: c.bytes}})
 		if r.Err != nil || r.Volume.Limits != c.want || len(fx) != c.changes || (r.Volume.Revision > revision) != (c.changes > 0) {
 			t.Fatalf("%+v: got %+v, effects %v", c, r, fx)
 		}
 		v = r.Volume
 	}
-	for _, bad := range []SetVolumeLimits{{MaxIOPS: n(-1)}, {MaxIOPS: n(9)}, {MaxIOPS: n(2e9)}, {MaxBytesPerSecond: n(1<<20 - 1)},
+	for _, bad := range []storage.LimitsChange{{MaxIOPS: n(-1)}, {MaxIOPS: n(9)}, {MaxIOPS: n(2e9)}, {MaxBytesPerSecond: n(1<<20 - 1)},
 		{MaxBytesPerSecond: n(1<<40 + 1)}} {
-		bad.Volume = ByName("web")
-		f.refused(bad, storage.KindInvalid, "no limit")
+		f.refused(SetVolumeLimits{storage.ByName("web"), bad}, storage.KindInvalid, "no limit")
 	}
 	f.refused(CreateVolume{Name: "bad", SizeBytes: 4096, Limits: limits(1, 0)}, storage.KindInvalid, "no limit")
-	f.refused(SetVolumeLimits{Volume: ByName("nope")}, storage.KindNotFound, "volume list")
+	f.refused(SetVolumeLimits{Volume: storage.ByName("nope")}, storage.KindNotFound, "volume list")
 	f.refused(SetVolumeLimits{}, storage.KindInvalid)
-	f.ok(DeleteVolume{ByName("web")})
-	f.refused(SetVolumeLimits{Volume: ByID(v.ID)}, storage.KindConflict, "being deleted")
+	f.ok(DeleteVolume{storage.ByName("web")})
+	f.refused(SetVolumeLimits{Volume: storage.ByID(v.ID)}, storage.KindConflict, "being deleted")
+}
+
+func TestVolumeLabels(t *testing.T) {
+	f := newFixture(t)
+	f.node(1)
+	f.group(1)
+	type labels = map[string]string
+	create := CreateVolume{Name: "web", SizeBytes: 1 << 30, RequestID: "r", Labels: labels{"env": "prod"}, At: testTime}
+	v := f.ok(create).Volume
+	if f.ok(create).Volume.ID != v.ID || !maps.Equal(v.Labels, create.Labels) {
+		t.Fatalf("made %+v", v)
+	}
+	other := create
+	other.Labels = labels{"env": "test"}
+	f.refused(other, storage.KindConflict, "another volume")
+
+	change := func(set labels, remove ...string) SetVolumeLabels {
+		return SetVolumeLabels{Volume: storage.ByName("web"), LabelChange: storage.LabelChange{Set: set, Remove: remove}}
+	}
+	for _, c := range []struct {
+		SetVolumeLabels
+		want    labels
+		changes int
+	}{
+		{change(nil), labels{"env": "prod"}, 0},
+		{change(labels{"env": "prod"}, "nosuch"), labels{"env": "prod"}, 0},
+		{change(labels{"team": "", "env": "test"}), labels{"team": "", "env": "test"}, 1},
+		{change(labels{"tier": "1"}, "team"), labels{"env": "test", "tier": "1"}, 1},
+		{change(nil, "env", "tier"), nil, 1},
+		{change(nil, "env"), nil, 0},
+	} {
+		revision := v.Revision
+		r, fx := f.do(c.SetVolumeLabels)
+		if r.Err != nil || !maps.Equal(r.Volume.Labels, c.want) || len(fx) != c.changes || (r.Volume.Revision > revision) != (c.changes > 0) {
+			t.Fatalf("%+v: got %+v, effects %v", c, r, fx)
+		}
+		v = r.Volume
+	}
+	many := labels{}
+	for i := range storage.MaxLabels {
+		many[fmt.Sprint("k", i)] = "v"
+	}
+	f.ok(change(many))
+	before, _ := f.s.VolumeByName("web")
+	f.refused(change(labels{"more": "v"}), storage.KindInvalid, "volume web", "65 labels", "remove some first")
+	if after, _ := f.s.VolumeByName("web"); !maps.Equal(after.Labels, before.Labels) || after.Revision != before.Revision {
+		t.Errorf("a change that was refused made %+v", after)
+	}
+	f.ok(change(labels{"more": "v"}, "k0"))
+	f.refused(change(labels{"a b": "v"}), storage.KindInvalid, `label "a b"`)
+	f.refused(change(nil, "/"), storage.KindInvalid, `label "/"`)
+	f.refused(CreateVolume{Name: "bad", SizeBytes: 4096, Labels: labels{"a": "-"}}, storage.KindInvalid, `label "a"`)
+	f.refused(SetVolumeLabels{Volume: storage.ByName("nope")}, storage.KindNotFound, "volume list")
+	f.refused(SetVolumeLabels{}, storage.KindInvalid)
+	f.ok(DeleteVolume{storage.ByName("web")})
+	f.refused(SetVolumeLabels{Volume: storage.ByID(v.ID)}, storage.KindConflict, "being deleted")
 }
 
 // What a node of version 1 knows is written as it knows it.
@@ -345,9 +402,16 @@ func TestLowestVersion(t *testing.T) {
 		{CreateVolume{Name: "v", SizeBytes: 4096}, `{"v":1,`},
 		{CreateVolume{Name: "v", SizeBytes: 4096, Limits: limited}, `{"v":2,`},
 		{CreateVolume{Name: "v", SizeBytes: 4096, Groups: 1}, `{"v":2,`},
-		{SetVolumeLimits{Volume: ByName("v")}, `{"v":2,`},
-		{SetReplica{Group: 1, Key: ReplicaKey{storeID(1), 2}, Role: RoleVoter}, `{"v":1,`},
-		{SetReplica{Group: 1, Key: ReplicaKey{storeID(1), 2}, Role: RoleVoter, ConfigIndex: 9}, `{"v":3,`},
+		{CreateVolume{Name: "v", SizeBytes: 4096, ProvisionPercent: 100}, `{"v":4,`},
+		{ResizeVolume{Volume: storage.ByName("v"), SizeBytes: 4096}, `{"v":1,`},
+		{ResizeVolume{Volume: storage.ByName("v"), SizeBytes: 4096, ProvisionPercent: 100}, `{"v":4,`},
+		{SetVolumeLimits{Volume: storage.ByName("v")}, `{"v":2,`},
+		{CreateVolume{Name: "v", SizeBytes: 4096, ProvisionPercent: 100, Labels: map[string]string{"k": ""}}, `{"v":5,`},
+		{SetVolumeLabels{Volume: storage.ByName("v")}, `{"v":5,`},
+		{SetReplica{Group: 1, Key: storage.ReplicaKey{Store: storeID(1), Incarnation: 2}, Role: storage.RoleVoter}, `{"v":1,`},
+		{SetReplica{Group: 1, Key: storage.ReplicaKey{Store: storeID(1), Incarnation: 2}, Role: storage.RoleVoter, ConfigIndex: 9}, `{"v":3,`},
+		{onHost("a", storage.AccessShared), `{"v":1,`},
+		{Attach{Volume: storage.ByName("v"), Holder: storage.Holder{ID: "a", Kind: storage.HolderHost}, Access: storage.AccessReaders, ReadOnly: true}, `{"v":4,`},
 	} {
 		b, err := Encode(c.command)
 		if err != nil || !strings.HasPrefix(string(b[min(len(b), commandSealBytes):]), c.version) || strings.Contains(string(b), "limits\":{}") {
@@ -372,7 +436,7 @@ func TestSmallVolumesSpread(t *testing.T) {
 	for range 4 {
 		f.group(1)
 	}
-	made := func(name string, size int64, groups int) Volume {
+	made := func(name string, size int64, groups int) storage.Volume {
 		r := f.ok(CreateVolume{Name: name, SizeBytes: size, Groups: groups, At: testTime})
 		return *r.Volume
 	}
@@ -427,7 +491,7 @@ func TestSessions(t *testing.T) {
 	n1, n2 := f.node(1), f.node(2)
 	f.group(1)
 	v := f.volume("v")
-	open := f.attached(OpenSession{Volume: ByName("v"), Gateway: Gateway{Node: n1}, Instance: "a", At: testTime})
+	open := f.attached(OpenSession{Volume: storage.ByName("v"), Gateway: Gateway{Node: n1}, Instance: "a", At: testTime})
 	r := f.ok(open)
 	if r.Session.ID != 1 || r.Volume.Generation != 1 || r.Volume.Epoch != 1 || len(r.Predecessors) != 0 {
 		t.Fatalf("got %+v", r)
@@ -458,23 +522,23 @@ func TestSessions(t *testing.T) {
 		t.Fatalf("a reader beside a writer: %+v", r)
 	}
 	f.ok(CloseSession{4})
-	other := f.attached(OpenSession{Volume: ByID(v.ID), Gateway: Gateway{Node: n2}, Instance: "c", ReadOnly: true, At: testTime})
+	other := f.attached(OpenSession{Volume: storage.ByID(v.ID), Gateway: Gateway{Node: n2}, Instance: "c", ReadOnly: true, At: testTime})
 	if r := f.ok(other); r.Session.ID != 5 || len(r.Predecessors) != 0 || !r.Session.ReadOnly {
 		t.Fatalf("other node: %+v", r)
 	}
-	f.refused(DeleteVolume{ByName("v")}, storage.KindConflict, "node n1, node n2", "disconnect")
+	f.refused(DeleteVolume{storage.ByName("v")}, storage.KindConflict, "node n1, node n2", "disconnect")
 
 	f.ok(ExpireSessions{[]storage.SessionID{2, 3, 5, 99}})
 	if r := f.ok(restarted); r.Session.ID != 6 || len(r.Predecessors) != 2 {
 		t.Fatalf("after expiry: %+v", r)
 	}
 	f.ok(CloseSession{6})
-	f.refused(DeleteVolume{ByName("v")}, storage.KindConflict, "attached shared by NBD clients of node n1", "detach")
-	f.ok(Detach{Volume: ByName("v"), Holder: "nbd:n1"})
-	f.ok(DeleteVolume{ByName("v")}) // closing sessions do not hold it, nor do clients of a node that fell silent
+	f.refused(DeleteVolume{storage.ByName("v")}, storage.KindConflict, "attached shared by NBD clients of node n1", "detach")
+	f.ok(Detach{Volume: storage.ByName("v"), Holder: "nbd:n1"})
+	f.ok(DeleteVolume{storage.ByName("v")}) // closing sessions do not hold it, nor do clients of a node that fell silent
 	f.refused(open, storage.KindNotFound)
 	byID := open
-	byID.Volume = ByID(v.ID)
+	byID.Volume = storage.ByID(v.ID)
 	f.refused(byID, storage.KindNotFound, "being deleted")
 	f.ok(FinishDelete{v.ID})
 	if n := len(f.s.Sessions()); n != 0 {
@@ -482,14 +546,14 @@ func TestSessions(t *testing.T) {
 	}
 
 	f.volume("w")
-	f.refused(OpenSession{Volume: ByName("w"), Gateway: Gateway{Node: 9}, Attachment: 1, Instance: "x"}, storage.KindPermission)
-	f.refused(OpenSession{Volume: ByName("w"), Attachment: 1, Instance: "x"}, storage.KindInvalid)
-	f.refused(OpenSession{Volume: ByName("w"), Gateway: Gateway{Node: n1}, Attachment: 1}, storage.KindInvalid, "instance")
-	f.refused(OpenSession{Volume: ByName("w"), Gateway: Gateway{Node: n1}, Instance: "x"}, storage.KindInvalid, "attach")
-	if r := f.ok(f.attached(OpenSession{Volume: ByName("w"), Gateway: Gateway{Host: "web-1"}, Instance: "x"})); r.Session.ID != 7 {
+	f.refused(OpenSession{Volume: storage.ByName("w"), Gateway: Gateway{Node: 9}, Attachment: 1, Instance: "x"}, storage.KindPermission)
+	f.refused(OpenSession{Volume: storage.ByName("w"), Attachment: 1, Instance: "x"}, storage.KindInvalid)
+	f.refused(OpenSession{Volume: storage.ByName("w"), Gateway: Gateway{Node: n1}, Attachment: 1}, storage.KindInvalid, "instance")
+	f.refused(OpenSession{Volume: storage.ByName("w"), Gateway: Gateway{Node: n1}, Instance: "x"}, storage.KindInvalid, "attach")
+	if r := f.ok(f.attached(OpenSession{Volume: storage.ByName("w"), Gateway: Gateway{Host: "web-1"}, Instance: "x"})); r.Session.ID != 7 {
 		t.Fatalf("got session %v, want 7: ids ascend", r.Session.ID)
 	}
-	f.refused(DeleteVolume{ByName("w")}, storage.KindConflict, "host web-1")
+	f.refused(DeleteVolume{storage.ByName("w")}, storage.KindConflict, "host web-1")
 }
 
 func TestSessionsOfAVolumeAreBounded(t *testing.T) {
@@ -498,12 +562,12 @@ func TestSessionsOfAVolumeAreBounded(t *testing.T) {
 	f.group(1)
 	f.volume("v")
 	for i := range MaxSessionsPerVolume {
-		f.ok(f.attached(OpenSession{Volume: ByName("v"), Gateway: Gateway{Host: "h" + string(rune('a'+i%26)) + string(rune('a'+i/26))},
+		f.ok(f.attached(OpenSession{Volume: storage.ByName("v"), Gateway: Gateway{Host: "h" + string(rune('a'+i%26)) + string(rune('a'+i/26))},
 			Instance: "i"}))
 	}
-	f.refused(OpenSession{Volume: ByName("v"), Gateway: Gateway{Host: "haa"}, Attachment: 1, Instance: "j"}, storage.KindConflict,
+	f.refused(OpenSession{Volume: storage.ByName("v"), Gateway: Gateway{Host: "haa"}, Attachment: 1, Instance: "j"}, storage.KindConflict,
 		"and others", "disconnect")
-	f.refused(Attach{Volume: ByName("v"), Holder: Holder{ID: "one-more", Kind: HolderHost}, Access: Shared}, storage.KindConflict,
+	f.refused(Attach{Volume: storage.ByName("v"), Holder: storage.Holder{ID: "one-more", Kind: storage.HolderHost}, Access: storage.AccessShared}, storage.KindConflict,
 		"256 times", "detach")
 }
 
@@ -515,7 +579,7 @@ func TestDecodeRefuses(t *testing.T) {
 	}{
 		{``, storage.KindInvalid},
 		{`{}`, storage.KindUnsupported},
-		{`{"v":4,"cmd":"close_session","body":{"session":1}}`, storage.KindUnsupported},
+		{`{"v":6,"cmd":"close_session","body":{"session":1}}`, storage.KindUnsupported},
 		{`{"v":1,"cmd":"close_session","body":{"session":1},"x":1}`, storage.KindInvalid},
 		{`{"v":1,"cmd":"close_session","body":{"session":1,"x":1}}`, storage.KindInvalid},
 		{`{"v":1,"cmd":"close_session","body":{"session":-1}}`, storage.KindInvalid},
@@ -541,7 +605,7 @@ func TestDecodeRefuses(t *testing.T) {
 // TestEveryFlippedBitOfACommand guards what a node applies (tried: without the comparison in unsealCommand a flipped digit is
 // another volume, size or node, on that node only): a command is what its proposer made, or no command.
 func TestEveryFlippedBitOfACommand(t *testing.T) {
-	b, err := Encode(ResizeVolume{Volume: ByID(17), SizeBytes: 1 << 30})
+	b, err := Encode(ResizeVolume{Volume: storage.ByID(17), SizeBytes: 1 << 30})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -613,11 +677,11 @@ func TestResultTravels(t *testing.T) {
 	f.group(1)
 	f.volume("v")
 	for _, c := range []Command{
-		f.attached(OpenSession{Volume: ByName("v"), Gateway: Gateway{Node: 1}, Instance: "a", At: testTime}),
-		Attach{Volume: ByName("v"), Holder: NBDHolder(1, "n1", false), Access: Shared},
-		Detach{Volume: ByName("v"), Holder: "nbd:n1", At: testTime},
+		f.attached(OpenSession{Volume: storage.ByName("v"), Gateway: Gateway{Node: 1}, Instance: "a", At: testTime}),
+		Attach{Volume: storage.ByName("v"), Holder: storage.NBDHolder(1, "n1", false), Access: storage.AccessShared},
+		Detach{Volume: storage.ByName("v"), Holder: "nbd:n1", At: testTime},
 		CreateVolume{Name: "v", SizeBytes: 4096},
-		PlanReplica{1, 1, StoreText(storeID(1))},
+		PlanReplica{1, 1, storeID(1)},
 	} {
 		r, _ := f.do(c)
 		b, err := r.MarshalJSON()
@@ -638,6 +702,26 @@ func TestResultTravels(t *testing.T) {
 	}
 }
 
+// TestKindsOfResults: every kind of refusal arrives as what it was, and none, nor one that is not known here, as no refusal.
+func TestKindsOfResults(t *testing.T) {
+	for _, kind := range storage.Kinds() {
+		b, err := Result{Err: storage.E("create", kind, "volume v", nil)}.MarshalJSON()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got Result
+		if err := got.UnmarshalJSON(b); err != nil || storage.KindOf(got.Err) != kind {
+			t.Errorf("%v came back as %v: %v", kind, got.Err, err)
+		}
+	}
+	for _, text := range []string{`{"err":{"op":"create","kind":0}}`, `{"err":{"op":"create","kind":99}}`} {
+		var got Result
+		if err := got.UnmarshalJSON([]byte(text)); err != nil || storage.KindOf(got.Err) != storage.KindInternal {
+			t.Errorf("%s is %v: %v", text, got.Err, err)
+		}
+	}
+}
+
 // TestCloneKeepsItsSessions: the index of a clone does not share memory that the original writes.
 func TestCloneKeepsItsSessions(t *testing.T) {
 	f := newFixture(t)
@@ -645,12 +729,12 @@ func TestCloneKeepsItsSessions(t *testing.T) {
 	f.group(1)
 	v := f.volume("v")
 	for _, host := range []string{"a", "b", "c"} {
-		f.ok(f.attached(OpenSession{Volume: ByName("v"), Gateway: Gateway{Host: host}, Instance: "i"}))
+		f.ok(f.attached(OpenSession{Volume: storage.ByName("v"), Gateway: Gateway{Host: host}, Instance: "i"}))
 	}
 	clone := f.s.Clone()
 	f.ok(CloseSession{1})
-	f.ok(f.attached(OpenSession{Volume: ByName("v"), Gateway: Gateway{Host: "d"}, Instance: "i"}))
-	f.ok(Detach{Volume: ByName("v"), Holder: "b"})
+	f.ok(f.attached(OpenSession{Volume: storage.ByName("v"), Gateway: Gateway{Host: "d"}, Instance: "i"}))
+	f.ok(Detach{Volume: storage.ByName("v"), Holder: "b"})
 	if n := len(clone.AttachmentsOf(v.ID)); n != 3 {
 		t.Fatalf("the clone has %d attachments", n)
 	}

@@ -1,6 +1,7 @@
 package catalog
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math/bits"
@@ -39,18 +40,10 @@ func (c InitCluster) check() error {
 }
 
 func (c Cluster) withDefaults() Cluster {
-	if c.Version == 0 {
-		c.Version = 1 // whatever this binary knows: logs from before it are applied as they were
-	}
-	if c.Replicas == 0 {
-		c.Replicas = DefaultReplicas
-	}
-	if c.Groups == 0 {
-		c.Groups = DefaultGroups
-	}
-	if c.HeartbeatTimeout == 0 {
-		c.HeartbeatTimeout = DefaultHeartbeatTimeout
-	}
+	c.Version = cmp.Or(c.Version, 1) // whatever this binary knows: logs from before it are applied as they were
+	c.Replicas = cmp.Or(c.Replicas, DefaultReplicas)
+	c.Groups = cmp.Or(c.Groups, DefaultGroups)
+	c.HeartbeatTimeout = cmp.Or(c.HeartbeatTimeout, DefaultHeartbeatTimeout)
 	c.CreatedAt = c.CreatedAt.UTC()
 	return c
 }
@@ -66,7 +59,7 @@ func (c UpdateNode) check() error {
 	return checkNode("update node", c.Name, c.Zone, c.Addrs, c.Stores)
 }
 
-func checkNode(op, name, zone string, addrs Addrs, stores []Store) error {
+func checkNode(op, name, zone string, addrs storage.Addrs, stores []storage.Store) error {
 	subject := "node " + name
 	if err := checkLabel(op, "name", name); err != nil {
 		return err
@@ -152,7 +145,7 @@ func splitHostPort(a string) (host, port string, ok bool) {
 
 func (c SetNodeState) check() error {
 	switch c.State {
-	case NodeUp, NodeSuspect, NodeDown, NodeDraining, NodeRemoved:
+	case storage.NodeUp, storage.NodeSuspect, storage.NodeDown, storage.NodeDraining, storage.NodeRemoved:
 		return nil
 	}
 	return invalid("set node state", "node "+c.Node.String(), "there is no state %q", string(c.State))
@@ -171,7 +164,7 @@ func (c RemoveReplica) check() error { return nil }
 
 func (c SetReplica) check() error {
 	switch c.Role {
-	case RoleLearner, RoleVoter, RoleLeaving:
+	case storage.RoleLearner, storage.RoleVoter, storage.RoleLeaving:
 		return nil
 	}
 	return invalid("set replica", "replica "+c.Key.String(), "role %q cannot be set", string(c.Role))
@@ -188,6 +181,12 @@ func (c CreateVolume) check() error {
 	if err := c.Limits.Check(); err != nil {
 		return err
 	}
+	if err := storage.CheckLabels(c.Labels); err != nil {
+		return err
+	}
+	if err := checkPercent("create volume", c.Name, c.ProvisionPercent); err != nil {
+		return err
+	}
 	if c.Groups < 0 || c.Groups > MaxVolumeGroups || bits.OnesCount(uint(c.Groups)) > 1 {
 		return invalid("create volume", c.Name, "it cannot be striped over %d groups; use a power of two up to %d", c.Groups,
 			MaxVolumeGroups)
@@ -195,7 +194,14 @@ func (c CreateVolume) check() error {
 	return storage.CheckVolumeSize(c.SizeBytes)
 }
 
-func (r VolumeRef) check(op string) error {
+func checkPercent(op, subject string, percent int) error {
+	if percent < 0 || percent > MaxProvisionPercent {
+		return invalid(op, subject, "a provisioning limit of %d %%; use 0 to %d", percent, MaxProvisionPercent)
+	}
+	return nil
+}
+
+func checkRef(op string, r storage.VolumeRef) error {
 	if (r.ID == 0) == (r.Name == "") {
 		return invalid(op, "", "name the volume by its id or by its name")
 	}
@@ -206,37 +212,36 @@ func (r VolumeRef) check(op string) error {
 }
 
 func (c ResizeVolume) check() error {
-	if err := c.Volume.check("resize volume"); err != nil {
+	if err := checkRef("resize volume", c.Volume); err != nil {
+		return err
+	}
+	if err := checkPercent("resize volume", c.Volume.String(), c.ProvisionPercent); err != nil {
 		return err
 	}
 	return storage.CheckVolumeSize(c.SizeBytes)
 }
 
 func (c SetVolumeLimits) check() error {
-	if err := c.Volume.check("set limits of volume"); err != nil {
+	if err := checkRef("set limits of volume", c.Volume); err != nil {
 		return err
 	}
-	return c.of(storage.VolumeLimits{}).Check()
+	return c.Of(storage.VolumeLimits{}).Check()
 }
 
-// of returns the limits l with the command's changes.
-func (c SetVolumeLimits) of(l storage.VolumeLimits) storage.VolumeLimits {
-	if c.MaxIOPS != nil {
-		l.MaxIOPS = *c.MaxIOPS
+func (c SetVolumeLabels) check() error {
+	if err := checkRef("set labels of volume", c.Volume); err != nil {
+		return err
 	}
-	if c.MaxBytesPerSecond != nil {
-		l.MaxBytesPerSecond = *c.MaxBytesPerSecond
-	}
-	return l
+	return c.LabelChange.Check()
 }
 
-func (c DeleteVolume) check() error { return c.Volume.check("delete volume") }
+func (c DeleteVolume) check() error { return checkRef("delete volume", c.Volume) }
 func (c FinishDelete) check() error { return nil }
 func (c CloseSession) check() error { return nil }
 
 func (c OpenSession) check() error {
 	const op = "open session"
-	if err := c.Volume.check(op); err != nil {
+	if err := checkRef(op, c.Volume); err != nil {
 		return err
 	}
 	if (c.Gateway.Node == 0) == (c.Gateway.Host == "") {
@@ -271,18 +276,21 @@ func (c ExpireSessions) check() error {
 
 func (c Attach) check() error {
 	const op = "attach"
-	if err := c.Volume.check(op); err != nil {
+	if err := checkRef(op, c.Volume); err != nil {
 		return err
 	}
-	if c.Access != Exclusive && c.Access != Shared {
-		return invalid(op, c.Volume.String(), "there is no access %q; use exclusive or shared", string(c.Access))
+	switch {
+	case !c.Access.Valid():
+		return invalid(op, c.Volume.String(), "there is no access %q; use exclusive, shared or readers", string(c.Access))
+	case c.Access == storage.AccessReaders && !c.ReadOnly:
+		return invalid(op, c.Volume.String(), "readers only read; attach it read-only, or with another access")
 	}
-	return c.Holder.check(op)
+	return checkHolder(op, c.Holder)
 }
 
 func (c Detach) check() error {
 	const op = "detach"
-	if err := c.Volume.check(op); err != nil {
+	if err := checkRef(op, c.Volume); err != nil {
 		return err
 	}
 	if len(c.Machine) > MaxInstanceBytes {
@@ -296,23 +304,23 @@ func (c Detach) check() error {
 
 func (c SetFenced) check() error { return nil }
 
-func (h Holder) check(op string) error {
+func checkHolder(op string, h storage.Holder) error {
 	if err := checkHolderID(op, h.ID); err != nil {
 		return err
 	}
 	if len(h.Machine) > MaxInstanceBytes {
 		return invalid(op, "holder "+h.ID, "its machine has %d bytes; use at most %d", len(h.Machine), MaxInstanceBytes)
 	}
-	subject, ofNode := "holder "+h.ID, strings.HasPrefix(h.ID, nbdPrefix)
+	subject, ofNode := "holder "+h.ID, strings.HasPrefix(h.ID, storage.NBDHolderPrefix)
 	switch {
-	case h.Kind != HolderHost && h.Kind != HolderNBD:
+	case h.Kind != storage.HolderHost && h.Kind != storage.HolderNBD:
 		return invalid(op, subject, "there is no kind %q of holders; use host or nbd", string(h.Kind))
-	case (h.Kind == HolderNBD) != ofNode:
-		return invalid(op, subject, "ids that begin with %q, and no others, are those of nodes; choose another id", nbdPrefix)
-	case (h.Kind == HolderNBD) != (h.Node != 0):
+	case (h.Kind == storage.HolderNBD) != ofNode:
+		return invalid(op, subject, "ids that begin with %q, and no others, are those of nodes; choose another id", storage.NBDHolderPrefix)
+	case (h.Kind == storage.HolderNBD) != (h.Node != 0):
 		return invalid(op, subject, "a holder of kind nbd has a node, and no other has")
 	}
-	if h.Kind == HolderHost {
+	if h.Kind == storage.HolderHost {
 		return checkLabel(op, "host", h.Host)
 	}
 	if len(h.Host) > MaxFromBytes || strings.ContainsFunc(h.Host, func(r rune) bool { return !unicode.IsPrint(r) || r == utf8.RuneError }) {
@@ -323,8 +331,8 @@ func (h Holder) check(op string) error {
 
 // checkHolderID accepts the ids of holders.
 func checkHolderID(op, id string) error {
-	if id == "" || len(id) > MaxHolderBytes {
-		return invalid(op, "holder", "its id has %d characters; use 1 to %d", len(id), MaxHolderBytes)
+	if id == "" || len(id) > storage.MaxHolderBytes {
+		return invalid(op, "holder", "its id has %d characters; use 1 to %d", len(id), storage.MaxHolderBytes)
 	}
 	for i, c := range id {
 		letter := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'

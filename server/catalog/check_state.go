@@ -22,7 +22,7 @@ func (s *State) Check() error {
 				bad("store %s of node %s is another node's too", st.ID, id)
 			}
 		}
-		if n.State != NodeRemoved && s.nodeByName[n.Name] != id {
+		if n.State != storage.NodeRemoved && s.nodeByName[n.Name] != id {
 			bad("name %s of node %s is another node's too", n.Name, id)
 		}
 	}
@@ -41,7 +41,7 @@ func (s *State) Check() error {
 			bad("session %s of no volume", id)
 		case x.Generation > v.Generation:
 			bad("session %s has generation %s above its volume's %s", id, x.Generation, v.Generation)
-		case v.State == VolumeDeleting && x.State == SessionLive:
+		case v.State == storage.VolumeDeleting && x.State == SessionLive:
 			bad("volume %s is being deleted under live session %s", v.ID, id)
 		case x.State == SessionLive && x.Attachment != 0 && !s.backed(*x):
 			bad("session %s lives without its attachment %s", id, x.Attachment)
@@ -79,19 +79,23 @@ func (s *State) checkAttachments(bad func(string, ...any)) {
 			bad("the attachments of volume %s are out of order", id)
 		}
 		indexed += len(attachments)
-		holders := map[Holder]bool{}
+		holders := map[storage.Holder]bool{}
 		for _, a := range s.AttachmentsOf(id) {
 			v, ok := s.volumes[id]
-			h := Holder{ID: a.Holder.ID, Node: a.Holder.Node}
+			h := storage.Holder{ID: a.Holder.ID, Node: a.Holder.Node}
 			switch {
 			case a.ID == 0 || a.ID > s.lastAttachment:
 				bad("attachment %s above the last id %s", a.ID, s.lastAttachment)
-			case a.Volume != id || !ok || v.State != VolumeReady:
-				bad("attachment %s of volume %s, which is none to attach", a.ID, id)
+			case a.Volume != id || !ok || v.State != storage.VolumeReady:
+				bad("attachment %s of volume %s, which cannot be attached", a.ID, id)
 			case a.Generation != v.Generation:
 				bad("attachment %s has generation %s, its volume %s", a.ID, a.Generation, v.Generation)
-			case a.Access == Exclusive && len(attachments) > 1:
+			case a.Access == storage.AccessExclusive && len(attachments) > 1:
 				bad("exclusive attachment %s of volume %s is one of %d", a.ID, id, len(attachments))
+			case !a.Access.Beside(s.attachments[attachments[0]].Access) && len(attachments) > 1:
+				bad("attachment %s (%s) of volume %s is beside one that is %s", a.ID, a.Access, id, s.attachments[attachments[0]].Access)
+			case a.Access == storage.AccessReaders && !a.ReadOnly:
+				bad("attachment %s of volume %s is a reader's and may write", a.ID, id)
 			case holders[h]:
 				bad("holder %s has volume %s twice", a.Holder.ID, id)
 			}
@@ -103,14 +107,14 @@ func (s *State) checkAttachments(bad func(string, ...any)) {
 	}
 }
 
-func (s *State) checkGroup(bad func(string, ...any), id storage.GroupID, g *Group) {
+func (s *State) checkGroup(bad func(string, ...any), id storage.GroupID, g *storage.Group) {
 	if id == 0 || id > s.lastGroup {
 		bad("group %s above the last id %s", id, s.lastGroup)
 	}
-	if g.Count(RoleVoter) == 0 {
+	if g.Count(storage.RoleVoter) == 0 {
 		bad("group %s has no voter", id)
 	}
-	if g.State == GroupCreating && len(g.Replicas) != 1 {
+	if g.State == storage.GroupCreating && len(g.Replicas) != 1 {
 		bad("group %s has %d replicas before it is ready", id, len(g.Replicas))
 	}
 	nodes := map[storage.NodeID]bool{}
@@ -129,7 +133,7 @@ func (s *State) checkGroup(bad func(string, ...any), id storage.GroupID, g *Grou
 	}
 }
 
-func (s *State) checkVolume(bad func(string, ...any), id storage.VolumeID, v *Volume) {
+func (s *State) checkVolume(bad func(string, ...any), id storage.VolumeID, v *storage.Volume) {
 	if id == 0 || id > s.lastVolume {
 		bad("volume %s above the last id %s", id, s.lastVolume)
 	}
@@ -137,11 +141,14 @@ func (s *State) checkVolume(bad func(string, ...any), id storage.VolumeID, v *Vo
 		bad("volume %s has %d groups, not a power of two", id, n)
 	}
 	for _, g := range v.Groups {
-		if grp, ok := s.groups[g]; !ok || grp.State != GroupReady {
+		if grp, ok := s.groups[g]; !ok || grp.State != storage.GroupReady {
 			bad("volume %s uses group %s, which is not ready", id, g)
 		}
 	}
 	if err := storage.CheckVolumeSize(v.SizeBytes); err != nil {
+		bad("volume %s: %w", id, err)
+	}
+	if err := storage.CheckLabels(v.Labels); err != nil {
 		bad("volume %s: %w", id, err)
 	}
 	if err := v.Limits.Check(); err != nil {
@@ -150,7 +157,7 @@ func (s *State) checkVolume(bad func(string, ...any), id storage.VolumeID, v *Vo
 	if v.Fenced > v.Generation {
 		bad("volume %s is fenced up to generation %s above its own %s", id, v.Fenced, v.Generation)
 	}
-	if v.State == VolumeReady && s.volumeByName[v.Name] != id {
+	if v.State == storage.VolumeReady && s.volumeByName[v.Name] != id {
 		bad("name %s of volume %s is another volume's too", v.Name, id)
 	}
 }

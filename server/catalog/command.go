@@ -23,27 +23,6 @@ type Command interface {
 	apply(s *State, tx *change) error
 }
 
-// VolumeRef points at a volume by id or by name; exactly one is set. A name finds only volumes that are not being
-// deleted. Commands that are retried should use the id, since a name can come to mean another volume.
-type VolumeRef struct {
-	ID   storage.VolumeID `json:"id,omitempty"`
-	Name string           `json:"name,omitempty"`
-}
-
-// ByID refers to a volume by its id.
-func ByID(id storage.VolumeID) VolumeRef { return VolumeRef{ID: id} }
-
-// ByName refers to a volume by its name.
-func ByName(name string) VolumeRef { return VolumeRef{Name: name} }
-
-// String returns what an error message calls the volume.
-func (r VolumeRef) String() string {
-	if r.ID != 0 {
-		return "volume " + r.ID.String()
-	}
-	return "volume " + r.Name
-}
-
 // InitCluster makes the cluster; it is the first command of every catalog. Again with the same id: no change.
 type InitCluster struct {
 	Cluster Cluster `json:"cluster"` // zero fields but ID and CreatedAt take the defaults
@@ -51,28 +30,28 @@ type InitCluster struct {
 
 // AddNode makes a node known, up, and answers with its id. Again with the same stores: the id given the first time.
 type AddNode struct {
-	Name   string    `json:"name"` // empty: "node-<id>"
-	Zone   string    `json:"zone,omitempty"`
-	Addrs  Addrs     `json:"addrs"`
-	Stores []Store   `json:"stores"`
-	At     time.Time `json:"at"`
+	Name   string          `json:"name"` // empty: "node-<id>"
+	Zone   string          `json:"zone,omitempty"`
+	Addrs  storage.Addrs   `json:"addrs"`
+	Stores []storage.Store `json:"stores"`
+	At     time.Time       `json:"at"`
 }
 
 // UpdateNode replaces what a node says about itself. A store that holds replicas cannot be left out.
 type UpdateNode struct {
-	Node   storage.NodeID `json:"node"`
-	Name   string         `json:"name"`
-	Zone   string         `json:"zone,omitempty"`
-	Addrs  Addrs          `json:"addrs"`
-	Stores []Store        `json:"stores"`
+	Node   storage.NodeID  `json:"node"`
+	Name   string          `json:"name"`
+	Zone   string          `json:"zone,omitempty"`
+	Addrs  storage.Addrs   `json:"addrs"`
+	Stores []storage.Store `json:"stores"`
 }
 
 // SetNodeState records a node's state. With From it is refused unless the node is in that state, so that a
 // reconciler does not overrule what people decided meanwhile. Again: no change.
 type SetNodeState struct {
-	Node  storage.NodeID `json:"node"`
-	From  NodeState      `json:"from,omitempty"`
-	State NodeState      `json:"state"`
+	Node  storage.NodeID    `json:"node"`
+	From  storage.NodeState `json:"from,omitempty"`
+	State storage.NodeState `json:"state"`
 }
 
 // AddGroup makes group Group with one replica, a voter, on the store. Group is the id after the last one given
@@ -80,7 +59,7 @@ type SetNodeState struct {
 type AddGroup struct {
 	Group storage.GroupID `json:"group"`
 	Node  storage.NodeID  `json:"node"`
-	Store StoreText       `json:"store"`
+	Store storage.StoreID `json:"store"`
 }
 
 // SetGroupReady records that the group's first replica runs: it is never bootstrapped again.
@@ -93,14 +72,14 @@ type SetGroupReady struct {
 type PlanReplica struct {
 	Group storage.GroupID `json:"group"`
 	Node  storage.NodeID  `json:"node"`
-	Store StoreText       `json:"store"`
+	Store storage.StoreID `json:"store"`
 }
 
 // SetReplica records a replica's role. One that leaves takes no other role again.
 type SetReplica struct {
-	Group storage.GroupID `json:"group"`
-	Key   ReplicaKey      `json:"key"`
-	Role  Role            `json:"role"`
+	Group storage.GroupID     `json:"group"`
+	Key   storage.ReplicaKey  `json:"key"`
+	Role  storage.ReplicaRole `json:"role"`
 	// ConfigIndex is the log index of the group's configuration, committed, that Role was taken from; 0: none. It came with
 	// version 3 of the rules.
 	ConfigIndex uint64 `json:"config_index,omitempty"`
@@ -109,12 +88,12 @@ type SetReplica struct {
 // RemoveReplica forgets a replica that has left the group's configuration. Only pulling and leaving replicas can be
 // removed. Again: no change.
 type RemoveReplica struct {
-	Group storage.GroupID `json:"group"`
-	Key   ReplicaKey      `json:"key"`
+	Group storage.GroupID    `json:"group"`
+	Key   storage.ReplicaKey `json:"key"`
 }
 
-// CreateVolume makes a volume and answers with it. Again with the same request id, name, size and limits: the same volume,
-// for as long as it exists. Without a request id a second time is refused as a duplicate.
+// CreateVolume makes a volume and answers with it. Again with the same request id, name, size, limits and labels: the same
+// volume, for as long as it exists. Without a request id a second time is refused as a duplicate.
 type CreateVolume struct {
 	Name      string    `json:"name"`
 	SizeBytes int64     `json:"size_bytes"`
@@ -122,29 +101,41 @@ type CreateVolume struct {
 	At        time.Time `json:"at"`
 	// Limits came with version 2 of the rules.
 	Limits storage.VolumeLimits `json:"limits,omitzero"`
-	// Groups came with version 2 too. It is how many groups the volume is striped over, a power of two; the largest power of two of those that are
-	// ready is taken when they are fewer, or when Groups is 0. StripeGroups says how many a volume should have.
+	// Groups came with version 2 too. It is how many groups the volume is striped over, a power of two. When fewer groups are
+	// ready, or when Groups is 0, it is the largest power of two of ready groups. StripeGroups says how many a volume should have.
 	Groups int `json:"groups,omitempty"`
+	// ProvisionPercent came with version 4. Unless it is 0, the volume is refused when the stores could not hold it full, and when
+	// all volumes together would be larger than this percentage of what the stores hold (State.UsableBytes). It is part of the
+	// command, and not of the rules, so that a volume that was made without it is made again when the log is read again.
+	ProvisionPercent int `json:"provision_percent,omitempty"`
+	// Labels came with version 5.
+	Labels map[string]string `json:"labels,omitempty"`
 }
 
 // ResizeVolume grows a volume and answers with it. Again: no change.
 type ResizeVolume struct {
-	Volume    VolumeRef `json:"volume"`
-	SizeBytes int64     `json:"size_bytes"`
+	Volume    storage.VolumeRef `json:"volume"`
+	SizeBytes int64             `json:"size_bytes"`
+	// ProvisionPercent is as in CreateVolume.
+	ProvisionPercent int `json:"provision_percent,omitempty"`
 }
 
 // SetVolumeLimits changes what a volume's users are held to, and answers with the volume. Again: no change. It came with
 // version 2 of the rules.
 type SetVolumeLimits struct {
-	Volume VolumeRef `json:"volume"`
-	// What is nil stays as it is; 0 is no limit.
-	MaxIOPS           *int64 `json:"max_iops,omitempty"`
-	MaxBytesPerSecond *int64 `json:"max_bytes_per_second,omitempty"`
+	Volume storage.VolumeRef `json:"volume"`
+	storage.LimitsChange
+}
+
+// SetVolumeLabels changes a volume's labels, and answers with the volume. Again: no change. It came with version 5 of the rules.
+type SetVolumeLabels struct {
+	Volume storage.VolumeRef `json:"volume"`
+	storage.LabelChange
 }
 
 // DeleteVolume frees the name and begins the deletion. It is refused while the volume is attached. Again, by id: no change.
 type DeleteVolume struct {
-	Volume VolumeRef `json:"volume"`
+	Volume storage.VolumeRef `json:"volume"`
 }
 
 // FinishDelete forgets a volume that every group has deleted. Again: no change.
@@ -152,18 +143,18 @@ type FinishDelete struct {
 	Volume storage.VolumeID `json:"volume"`
 }
 
-// Attach gives a holder the right to use a volume, and answers with the attachment and the volume. The same holder again
-// on the same terms: the attachment that it has. Others in the way are refused with who they are, unless TakeOver is
-// set; those of a node that is not up, or whose sessions have expired, and that stand for plain NBD clients only, give
-// way without.
+// Attach gives a holder the right to use a volume, and answers with the attachment and the volume. The same holder again on the
+// same terms gets the attachment that it has. If other attachments are in the way, the command is refused, and says whose they are,
+// unless TakeOver is set. An attachment for plain NBD clients gives way without TakeOver when its node is not up, or when its
+// sessions have expired.
 //
-// When attachments ended, the volume's generation is a higher one, and Volume.Fenced is below it: the caller must have
-// every group of the volume refuse older ones (SetFenced) before it tells the holder.
+// When attachments ended, the volume's generation is higher than before, and Volume.Fenced is below it. The caller must then have
+// every group of the volume refuse older generations (SetFenced) before it tells the holder.
 type Attach struct {
-	Volume   VolumeRef `json:"volume"`
-	Holder   Holder    `json:"holder"`
-	Access   Access    `json:"access"`
-	ReadOnly bool      `json:"read_only,omitempty"`
+	Volume   storage.VolumeRef `json:"volume"`
+	Holder   storage.Holder    `json:"holder"`
+	Access   storage.Access    `json:"access"`
+	ReadOnly bool              `json:"read_only,omitempty"`
 	// TakeOver ends every other attachment.
 	TakeOver bool `json:"take_over,omitempty"`
 	// IfGeneration, when not 0, makes a takeover one from that generation: another that came first is not undone.
@@ -171,19 +162,19 @@ type Attach struct {
 	At           time.Time          `json:"at"`
 }
 
-// Detach ends the attachment of a holder, with its sessions, and answers with the volume and, as predecessors, the
-// sessions that no attachment stands behind: the caller must close them in every group of the volume, and then in the
-// catalog, before it tells anyone. The end of an exclusive attachment moves the generation as in Attach. Again, or
-// without such an attachment or volume: no change.
+// Detach ends the attachment of a holder, with its sessions. It answers with the volume and, as predecessors, the sessions that
+// have no attachment any more. The caller must close them in every group of the volume, and then in the catalog, before it tells
+// anyone. The end of an exclusive attachment moves the generation as in Attach. Again, or without such an attachment or volume: no
+// change.
 type Detach struct {
-	Volume VolumeRef `json:"volume"`
+	Volume storage.VolumeRef `json:"volume"`
 	// Holder and Attachment say what ends: all that the holder has, that attachment, or, with both set, that attachment if
 	// it is the holder's.
 	Holder     string               `json:"holder,omitempty"`
 	Attachment storage.AttachmentID `json:"attachment,omitempty"`
 	// Machine, when it is said, is where the holder's gateway runs that asks: what another machine uses under the same
 	// holder's name is not its to end, and stays.
-	Machine Machine `json:"machine,omitempty"`
+	Machine storage.Machine `json:"machine,omitempty"`
 	// Closed is the word of the holder's own gateway that nothing of it is on its way: every session was closed in every
 	// group, and every read answered. The generation then stays, unless a session is left.
 	Closed bool      `json:"closed,omitempty"`
@@ -198,22 +189,22 @@ type SetFenced struct {
 }
 
 // OpenSession opens a volume at a gateway, under an attachment of its holder: KindFenced when that has ended, and
-// KindUnavailable while the volume's generation is being moved. It answers with the volume (size, generation, epoch,
-// groups), the session and its predecessors, which the caller must close in every group of the volume before it serves, and then
-// in the catalog: the gateway's sessions on the volume that belong to another instance, that have expired, or that
-// this one follows. An instance's read-only session and its writing one live beside each other.
+// KindUnavailable while the volume's generation is being moved. It answers with the volume (size, generation, epoch, groups), the
+// session and its predecessors. The predecessors are the gateway's sessions on the volume that belong to another instance, that
+// have expired, or that this one follows. The caller must close them in every group of the volume before it serves, and then in the
+// catalog. An instance's read-only session and its writing one live beside each other.
 //
 // Again by the same instance with the same After and ReadOnly: the session it was given the first time, unless that
 // has expired. A gateway that wants a new session, because the old one is over, names the old one in After.
 type OpenSession struct {
-	Volume     VolumeRef            `json:"volume"`
+	Volume     storage.VolumeRef    `json:"volume"`
 	Gateway    Gateway              `json:"gateway"`
 	Attachment storage.AttachmentID `json:"attachment"`
 	Instance   string               `json:"instance"`
 	// Machine and From are the session's. KindConflict while a session of the same host from another machine lives: the two
 	// would take the volume from each other for ever, each over what the other has written.
-	Machine Machine `json:"machine,omitempty"`
-	From    string  `json:"from,omitempty"`
+	Machine storage.Machine `json:"machine,omitempty"`
+	From    string          `json:"from,omitempty"`
 	// After is the newest session that this gateway was given for the volume and wants no longer, zero if none: no
 	// session at or below it is answered.
 	After    storage.SessionID `json:"after,omitempty"`
@@ -245,6 +236,7 @@ const (
 	nameCreateVolume   = "create_volume"
 	nameResizeVolume   = "resize_volume"
 	nameSetLimits      = "set_volume_limits"
+	nameSetLabels      = "set_volume_labels"
 	nameDeleteVolume   = "delete_volume"
 	nameFinishDelete   = "finish_delete"
 	nameOpenSession    = "open_session"
@@ -272,6 +264,7 @@ func (RemoveReplica) name() string   { return nameRemoveReplica }
 func (CreateVolume) name() string    { return nameCreateVolume }
 func (ResizeVolume) name() string    { return nameResizeVolume }
 func (SetVolumeLimits) name() string { return nameSetLimits }
+func (SetVolumeLabels) name() string { return nameSetLabels }
 func (DeleteVolume) name() string    { return nameDeleteVolume }
 func (FinishDelete) name() string    { return nameFinishDelete }
 func (OpenSession) name() string     { return nameOpenSession }
@@ -288,17 +281,33 @@ type envelope struct {
 	Body    json.RawMessage `json:"body"`
 }
 
-// versionOf returns the lowest version of the rules that knows the command: a node that does not know it says so, and
-// those that were known before are not kept from it.
+// versionOf returns the lowest version of the rules that knows the command. A node with older rules says that it does not know the
+// command, and still takes the commands that were known before.
 func versionOf(c Command) int {
 	switch c := c.(type) {
+	case SetVolumeLabels:
+		return 5
 	case SetVolumeLimits:
 		return 2
 	case SetReplica:
 		if c.ConfigIndex != 0 {
 			return 3
 		}
+	case Attach:
+		if c.Access == storage.AccessReaders {
+			return 4
+		}
+	case ResizeVolume:
+		if c.ProvisionPercent != 0 {
+			return 4
+		}
 	case CreateVolume:
+		if len(c.Labels) > 0 {
+			return 5
+		}
+		if c.ProvisionPercent != 0 {
+			return 4
+		}
 		if c.Limits != (storage.VolumeLimits{}) || c.Groups != 0 {
 			return 2
 		}
@@ -449,6 +458,8 @@ func decodeBody(name string, body []byte) (Command, error) {
 		return decodeAs[ResizeVolume](body)
 	case nameSetLimits:
 		return decodeAs[SetVolumeLimits](body)
+	case nameSetLabels:
+		return decodeAs[SetVolumeLabels](body)
 	case nameDeleteVolume:
 		return decodeAs[DeleteVolume](body)
 	case nameFinishDelete:

@@ -11,14 +11,14 @@
 //   - Ids of nodes, groups, volumes, attachments and sessions ascend from 1 and are never used twice, also after deletion.
 //     A group's incarnations ascend in the same way, over all stores.
 //   - A refused command changes nothing.
-//   - Every command may be applied twice in a row: a proposer that lost the answer proposes it again and gets
+//   - Every command may be applied twice in a row. A proposer that lost the answer proposes the command again, and gets
 //     the answer it missed, or an error that says what it did the first time. State is never changed twice.
 //   - The number and the size of everything is bounded (limits.go).
 //   - A volume that is deleted has no live session and no attachment, sizes never shrink, generations and epochs never
 //     fall.
-//   - An exclusive attachment is its volume's only one. Every attachment has its volume's generation: what ends another
-//     holder's right against its will moves the generation, and nobody gets a session before every group of the volume
-//     is known to refuse the older ones.
+//   - An exclusive attachment is its volume's only one. Every attachment has its volume's generation. Whatever ends a
+//     holder's right against its will raises the generation, and nobody gets a session before every group of the volume is
+//     known to refuse the older ones.
 //   - Replicas of one group lie on different nodes, and an incarnation is named by one replica only.
 //
 // # Concurrency

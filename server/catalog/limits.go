@@ -7,7 +7,9 @@ import "time"
 //
 //	2  limits of volumes
 //	3  which configuration a replica's role was taken from
-const Version = 3
+//	4  attachments for readers only; limits of what is provisioned
+//	5  labels of volumes
+const Version = 5
 
 // Limits of the catalog. Commands beyond them are refused with KindInvalid, or KindNoSpace when a table is full.
 const (
@@ -15,6 +17,9 @@ const (
 	MaxCommandBytes = 64 << 10
 	// MaxSnapshotBytes bounds one encoded snapshot; the tables below keep it far away.
 	MaxSnapshotBytes = 1 << 30
+
+	// MaxProvisionPercent bounds how much larger than the stores volumes together may be.
+	MaxProvisionPercent = 100_000
 
 	// MaxNodes counts nodes, removed ones included: their ids are kept.
 	MaxNodes = 4096

@@ -6,23 +6,23 @@ import (
 	storage "github.com/storaged/storaged"
 )
 
-// Two machines that call themselves one host (a copied machine, or two nodes of one name) do not take a volume from each other:
-// while the first is heard of, the second is refused, and told who has it; a gateway that is started again on its machine
-// follows itself at once. When the first has fallen silent, the second comes in as by a takeover. The lines are the calls
-// of elsewhere in OpenSession and of usedElsewhere and kept in Attach and Detach.
+// Two machines that call themselves one host (a copied machine, or two nodes with one name) do not take a volume from each
+// other. While the first is heard from, the second is refused, and told who has the volume. A gateway that is started again on
+// its machine follows itself at once. When the first has fallen silent, the second comes in as by a takeover. The lines are the
+// calls of elsewhere in OpenSession and of usedElsewhere and Machine.Kept in Attach and Detach.
 func TestTwoMachinesOfOneName(t *testing.T) {
-	const here, boot, other = Machine("m1.b1"), Machine("m1.b2"), Machine("m2.b1")
+	const here, boot, other = storage.Machine("m1.b1"), storage.Machine("m1.b2"), storage.Machine("m2.b1")
 	f := newFixture(t)
 	f.node(1)
 	f.group(1)
 	v := f.volume("v")
-	attach := func(m Machine) Attach {
-		c := onHost("a", Exclusive)
+	attach := func(m storage.Machine) Attach {
+		c := onHost("a", storage.AccessExclusive)
 		c.Holder.Machine = m
 		return c
 	}
-	open := func(m Machine, instance string, at storage.AttachmentID) OpenSession {
-		return OpenSession{Volume: ByName("v"), Gateway: Gateway{Host: "a"}, Attachment: at, Instance: instance, Machine: m, From: "web at 10.0.0." + instance, At: testTime}
+	open := func(m storage.Machine, instance string, at storage.AttachmentID) OpenSession {
+		return OpenSession{Volume: storage.ByName("v"), Gateway: Gateway{Host: "a"}, Attachment: at, Instance: instance, Machine: m, From: "web at 10.0.0." + instance, At: testTime}
 	}
 	first := f.ok(attach(here)).Attachment
 	one := f.ok(open(here, "1", first.ID)).Session
@@ -32,10 +32,10 @@ func TestTwoMachinesOfOneName(t *testing.T) {
 	if again := f.ok(open(here, "2", first.ID)); len(again.Predecessors) != 1 || again.Session.ID == one.ID {
 		t.Errorf("a gateway that was started again got %+v", again)
 	}
-	for _, m := range []Machine{boot, other} {
+	for _, m := range []storage.Machine{boot, other} {
 		f.refused(attach(m), storage.KindConflict, "host a", "10.0.0.2", "--host-id")
 		f.refused(open(m, "3", first.ID), storage.KindConflict, "host a", "10.0.0.2", "10.0.0.3", "since 2026")
-		f.ok(Detach{Volume: ByName("v"), Holder: "a", Attachment: first.ID, Machine: m, At: testTime})
+		f.ok(Detach{Volume: storage.ByName("v"), Holder: "a", Attachment: first.ID, Machine: m, At: testTime})
 		if _, ok := f.s.Attachment(first.ID); !ok {
 			t.Fatalf("%s has ended what %s uses", m, here)
 		}

@@ -16,36 +16,36 @@ import (
 func randomCommand(t *rapid.T, s *State) Command {
 	small := func(name string) int { return rapid.IntRange(0, 5).Draw(t, name) }
 	node := storage.NodeID(small("node"))
-	st := StoreText(storeID(byte(small("store"))))
+	st := storeID(byte(small("store")))
 	group := storage.GroupID(small("group"))
 	name := rapid.SampledFrom([]string{"a", "b", "c", "-"}).Draw(t, "name")
 	size := int64(rapid.IntRange(0, 9).Draw(t, "blocks")) * storage.BlockSize
 	at := testTime.Add(time.Duration(small("at")) * time.Second)
-	key := ReplicaKey{storage.StoreID(st), storage.Incarnation(small("incarnation"))}
+	key := storage.ReplicaKey{Store: st, Incarnation: storage.Incarnation(small("incarnation"))}
 	if g, ok := s.Group(group); ok && rapid.Bool().Draw(t, "known") {
 		key = rapid.SampledFrom(g.Replicas).Draw(t, "replica").Key
 	}
-	ref := ByName(name)
+	ref := storage.ByName(name)
 	if rapid.Bool().Draw(t, "by id") {
-		ref = ByID(storage.VolumeID(rapid.IntRange(0, 12).Draw(t, "volume")))
+		ref = storage.ByID(storage.VolumeID(rapid.IntRange(0, 12).Draw(t, "volume")))
 	}
 	session := storage.SessionID(rapid.IntRange(0, 20).Draw(t, "session"))
-	stores := []Store{{storage.StoreID(st), size}}
+	stores := []storage.Store{{ID: st, CapacityBytes: size}}
 	if rapid.Bool().Draw(t, "two stores") {
-		stores = append(stores, Store{storeID(byte(10 + small("other"))), 1})
+		stores = append(stores, storage.Store{ID: storeID(byte(10 + small("other"))), CapacityBytes: 1})
 	}
-	holder := rapid.SampledFrom([]Holder{{ID: "h", Kind: HolderHost}, {ID: "g", Kind: HolderHost}, NBDHolder(1, "x", false),
-		NBDHolder(2, "y", false), NBDHolder(2, "y", true)}).Draw(t, "holder")
+	holder := rapid.SampledFrom([]storage.Holder{{ID: "h", Kind: storage.HolderHost}, {ID: "g", Kind: storage.HolderHost}, storage.NBDHolder(1, "x", false),
+		storage.NBDHolder(2, "y", false), storage.NBDHolder(2, "y", true)}).Draw(t, "holder")
 	attachment := storage.AttachmentID(rapid.IntRange(0, 12).Draw(t, "attachment"))
-	switch rapid.IntRange(0, 25).Draw(t, "command") {
+	switch rapid.IntRange(0, 26).Draw(t, "command") {
 	case 0:
 		return InitCluster{Cluster{ID: storage.ClusterID{byte(small("cluster"))}, CreatedAt: at}}
 	case 1:
-		return AddNode{Name: rapid.SampledFrom([]string{"", "x", "y"}).Draw(t, "node name"), Addrs: Addrs{Peer: "h:1"}, Stores: stores, At: at}
+		return AddNode{Name: rapid.SampledFrom([]string{"", "x", "y"}).Draw(t, "node name"), Addrs: storage.Addrs{Peer: "h:1"}, Stores: stores, At: at}
 	case 2:
-		return UpdateNode{Node: node, Name: name, Addrs: Addrs{Peer: "h:2"}, Stores: stores}
+		return UpdateNode{Node: node, Name: name, Addrs: storage.Addrs{Peer: "h:2"}, Stores: stores}
 	case 3:
-		return SetNodeState{Node: node, State: rapid.SampledFrom([]NodeState{NodeUp, NodeUp, NodeSuspect, NodeDown, NodeDraining, NodeRemoved}).Draw(t, "state")}
+		return SetNodeState{Node: node, State: rapid.SampledFrom([]storage.NodeState{storage.NodeUp, storage.NodeUp, storage.NodeSuspect, storage.NodeDown, storage.NodeDraining, storage.NodeRemoved}).Draw(t, "state")}
 	case 4:
 		return AddGroup{Group: s.NextGroup(), Node: node, Store: st}
 	case 5:
@@ -53,7 +53,7 @@ func randomCommand(t *rapid.T, s *State) Command {
 	case 6:
 		return PlanReplica{Group: group, Node: node, Store: st}
 	case 7:
-		return SetReplica{Group: group, Key: key, Role: rapid.SampledFrom([]Role{RoleLearner, RoleVoter, RoleLeaving}).Draw(t, "role")}
+		return SetReplica{Group: group, Key: key, Role: rapid.SampledFrom([]storage.ReplicaRole{storage.RoleLearner, storage.RoleVoter, storage.RoleLeaving}).Draw(t, "role")}
 	case 8:
 		return RemoveReplica{Group: group, Key: key}
 	case 9:
@@ -62,7 +62,11 @@ func randomCommand(t *rapid.T, s *State) Command {
 		return ResizeVolume{Volume: ref, SizeBytes: size}
 	case 25:
 		n := rapid.SampledFrom([]int64{0, storage.MinBytesPerSecond, storage.MinBytesPerSecond + 1}).Draw(t, "limit")
-		return SetVolumeLimits{Volume: ref, MaxIOPS: rapid.SampledFrom([]*int64{nil, &n}).Draw(t, "iops"), MaxBytesPerSecond: &n}
+		return SetVolumeLimits{Volume: ref, LimitsChange: storage.LimitsChange{MaxIOPS: rapid.SampledFrom([]*int64{nil, &n}).Draw(t, "iops"), MaxBytesPerSecond: &n}}
+	case 26:
+		label := rapid.SampledFrom([]string{"k", "l", "example.com/k"})
+		return SetVolumeLabels{Volume: ref, LabelChange: storage.LabelChange{Set: map[string]string{label.Draw(t, "set"): rapid.SampledFrom([]string{"", "v"}).Draw(t, "value")},
+			Remove: rapid.SliceOfN(label, 0, 2).Draw(t, "remove")}}
 	case 11:
 		return DeleteVolume{Volume: ref}
 	case 12:
@@ -71,7 +75,7 @@ func randomCommand(t *rapid.T, s *State) Command {
 		gateway := Gateway{Node: node}
 		if list := s.Attachments(); len(list) > 0 && rapid.Bool().Draw(t, "attached") {
 			a := rapid.SampledFrom(list).Draw(t, "under")
-			ref, attachment, gateway = ByID(a.Volume), a.ID, Gateway{Node: a.Holder.Node}
+			ref, attachment, gateway = storage.ByID(a.Volume), a.ID, Gateway{Node: a.Holder.Node}
 			if a.Holder.Node == 0 {
 				gateway.Host = a.Holder.ID
 			}
@@ -81,8 +85,9 @@ func randomCommand(t *rapid.T, s *State) Command {
 	case 14:
 		return CloseSession{Session: session}
 	case 18, 19, 20:
-		return Attach{Volume: ref, Holder: holder, Access: rapid.SampledFrom([]Access{Exclusive, Shared}).Draw(t, "access"),
-			ReadOnly: rapid.IntRange(0, 3).Draw(t, "ro") == 0, TakeOver: rapid.IntRange(0, 2).Draw(t, "take over") == 0,
+		access := rapid.SampledFrom([]storage.Access{storage.AccessExclusive, storage.AccessShared, storage.AccessReaders}).Draw(t, "access")
+		return Attach{Volume: ref, Holder: holder, Access: access,
+			ReadOnly: access == storage.AccessReaders || rapid.IntRange(0, 3).Draw(t, "ro") == 0, TakeOver: rapid.IntRange(0, 2).Draw(t, "take over") == 0,
 			IfGeneration: storage.Generation(rapid.IntRange(0, 4).Draw(t, "if generation")), At: at}
 	case 21, 22:
 		return Detach{Volume: ref, Holder: holder.ID, Attachment: attachment * storage.AttachmentID(rapid.IntRange(0, 1).Draw(t, "one")),
@@ -102,10 +107,10 @@ func randomCommand(t *rapid.T, s *State) Command {
 // watch remembers what must never change back.
 type watch struct {
 	nodes    map[storage.NodeID]time.Time
-	volumes  map[storage.VolumeID]Volume
+	volumes  map[storage.VolumeID]storage.Volume
 	sessions map[storage.SessionID]Session
 	lastIncs map[storage.GroupID]storage.Incarnation
-	attached map[storage.AttachmentID]Attachment
+	attached map[storage.AttachmentID]storage.Attachment
 }
 
 func (w *watch) check(t *rapid.T, s *State) {
@@ -121,13 +126,13 @@ func (w *watch) check(t *rapid.T, s *State) {
 		if ok && (!same || v.SizeBytes < old.SizeBytes || v.Generation < old.Generation || v.Fenced < old.Fenced || v.Epoch < old.Epoch || v.Revision < old.Revision) {
 			t.Fatalf("volume %+v became %+v", old, v)
 		}
-		if ok && old.State == VolumeDeleting && v.State != VolumeDeleting {
+		if ok && old.State == storage.VolumeDeleting && v.State != storage.VolumeDeleting {
 			t.Fatalf("volume %v came back", v.ID)
 		}
 		w.volumes[v.ID] = v
 	}
 	for id := range w.volumes {
-		if _, ok := s.Volume(id); !ok && w.volumes[id].State != VolumeDeleting {
+		if _, ok := s.Volume(id); !ok && w.volumes[id].State != storage.VolumeDeleting {
 			t.Fatalf("volume %v was gone without being deleted", id)
 		}
 	}
@@ -141,7 +146,7 @@ func (w *watch) check(t *rapid.T, s *State) {
 		}
 		w.sessions[x.ID] = x
 	}
-	now := map[storage.AttachmentID]Attachment{}
+	now := map[storage.AttachmentID]storage.Attachment{}
 	for _, a := range s.Attachments() {
 		if old, ok := w.attached[a.ID]; ok && (old.Holder != a.Holder || old.Access != a.Access || old.ReadOnly != a.ReadOnly) {
 			t.Fatalf("attachment %+v became %+v", old, a)
@@ -152,11 +157,11 @@ func (w *watch) check(t *rapid.T, s *State) {
 		// Guards I2: a writer that was ended against its will stays able to write in the groups until the generation moves
 		// or its sessions are closed there.
 		v, ok := s.Volume(old.Volume)
-		if _, there := now[id]; there || !ok || v.State != VolumeReady || v.Generation > old.Generation {
+		if _, there := now[id]; there || !ok || v.State != storage.VolumeReady || v.Generation > old.Generation {
 			continue
 		}
 		for _, x := range s.SessionsOf(v.ID) {
-			if x.Attachment == id && (x.State == SessionLive || old.Access == Exclusive) {
+			if x.Attachment == id && (x.State == SessionLive || old.Access == storage.AccessExclusive) {
 				t.Fatalf("attachment %+v ended and left session %+v, the volume is %+v", old, x, v)
 			}
 		}
@@ -170,20 +175,20 @@ func (w *watch) check(t *rapid.T, s *State) {
 	}
 }
 
-// TestRandomCommands: invariants hold after every command; refused commands change nothing; a command applied twice
-// changes nothing the second time; two States agree byte for byte, also one that was restored on the way; and a Clone
+// TestRandomCommands: invariants hold after every command. Refused commands change nothing, and a command applied
+// twice changes nothing the second time. Two States agree byte for byte, even if one was restored on the way. A Clone
 // stays as it was.
 func TestRandomCommands(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		a, b := New(), New()
-		w := watch{map[storage.NodeID]time.Time{}, map[storage.VolumeID]Volume{}, map[storage.SessionID]Session{}, map[storage.GroupID]storage.Incarnation{}, nil}
+		w := watch{map[storage.NodeID]time.Time{}, map[storage.VolumeID]storage.Volume{}, map[storage.SessionID]Session{}, map[storage.GroupID]storage.Incarnation{}, nil}
 		var index uint64
 		lastIDs := [5]uint64{}
 		if rapid.Bool().Draw(t, "begun") { // otherwise most commands find no cluster
 			for _, c := range []Command{InitCluster{Cluster{ID: storage.ClusterID{1}}},
-				AddNode{Addrs: Addrs{Peer: "h:1"}, Stores: []Store{{storeID(1), 1}}},
-				AddNode{Addrs: Addrs{Peer: "h:2"}, Stores: []Store{{storeID(2), 1}}},
-				AddGroup{1, 1, StoreText(storeID(1))}, SetGroupReady{1},
+				AddNode{Addrs: storage.Addrs{Peer: "h:1"}, Stores: []storage.Store{{ID: storeID(1), CapacityBytes: 1}}},
+				AddNode{Addrs: storage.Addrs{Peer: "h:2"}, Stores: []storage.Store{{ID: storeID(2), CapacityBytes: 1}}},
+				AddGroup{1, 1, storeID(1)}, SetGroupReady{1},
 				CreateVolume{Name: "a", SizeBytes: storage.BlockSize}} {
 				raw, err := Encode(c)
 				if err != nil {

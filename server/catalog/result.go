@@ -14,12 +14,12 @@ type Result struct {
 	// Err is why the command was refused, nil if it was applied; a refused command changed nothing.
 	Err *storage.Error `json:"-"`
 
-	Node       storage.NodeID  `json:"node,omitempty"`       // AddNode, UpdateNode, SetNodeState
-	Group      storage.GroupID `json:"group,omitempty"`      // the commands on groups and replicas
-	Replica    ReplicaKey      `json:"replica,omitzero"`     // AddGroup, PlanReplica
-	Volume     *Volume         `json:"volume,omitempty"`     // the commands on volumes, attachments, and OpenSession
-	Attachment *Attachment     `json:"attachment,omitempty"` // Attach
-	Session    *Session        `json:"session,omitempty"`    // OpenSession
+	Node       storage.NodeID      `json:"node,omitempty"`       // AddNode, UpdateNode, SetNodeState
+	Group      storage.GroupID     `json:"group,omitempty"`      // the commands on groups and replicas
+	Replica    storage.ReplicaKey  `json:"replica,omitzero"`     // AddGroup, PlanReplica
+	Volume     *storage.Volume     `json:"volume,omitempty"`     // the commands on volumes, attachments, and OpenSession
+	Attachment *storage.Attachment `json:"attachment,omitempty"` // Attach
+	Session    *Session            `json:"session,omitempty"`    // OpenSession
 	// Predecessors are what OpenSession and Detach want closed in every group first, by ascending id.
 	Predecessors []Session `json:"predecessors,omitempty"`
 }
@@ -61,7 +61,7 @@ func (r *Result) UnmarshalJSON(b []byte) error {
 	if w.Err == nil {
 		return nil
 	}
-	r.Err = storage.E(w.Err.Op, w.Err.Kind, w.Err.Subject, nil)
+	r.Err = storage.E(w.Err.Op, storage.FailureOf(uint64(w.Err.Kind)), w.Err.Subject, nil)
 	if w.Err.Text != "" {
 		r.Err.Err = errors.New(w.Err.Text)
 	}

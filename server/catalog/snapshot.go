@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"slices"
 
 	storage "github.com/storaged/storaged"
 )
@@ -27,11 +28,11 @@ type snapshotBody struct {
 	LastVolume     storage.VolumeID     `json:"last_volume"`
 	LastSession    storage.SessionID    `json:"last_session"`
 	LastAttachment storage.AttachmentID `json:"last_attachment,omitempty"`
-	Nodes          []Node               `json:"nodes"`
-	Groups         []Group              `json:"groups"`
-	Volumes        []Volume             `json:"volumes"`
+	Nodes          []storage.Node       `json:"nodes"`
+	Groups         []storage.Group      `json:"groups"`
+	Volumes        []storage.Volume     `json:"volumes"`
 	Sessions       []Session            `json:"sessions"`
-	Attachments    []Attachment         `json:"attachments,omitempty"`
+	Attachments    []storage.Attachment `json:"attachments,omitempty"`
 }
 
 // Snapshot returns the state's encoding: equal states have equal snapshots.
@@ -100,6 +101,14 @@ func Restore(r io.Reader) (*State, error) {
 
 // version returns the lowest version that has all that the body holds.
 func (b *snapshotBody) version() uint32 {
+	if slices.ContainsFunc(b.Volumes, func(v storage.Volume) bool { return len(v.Labels) > 0 }) {
+		return 5
+	}
+	for _, a := range b.Attachments {
+		if a.Access == storage.AccessReaders {
+			return 4
+		}
+	}
 	for _, g := range b.Groups {
 		for _, r := range g.Replicas {
 			if r.ConfigIndex != 0 {

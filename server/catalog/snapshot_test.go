@@ -5,8 +5,10 @@ import (
 	"encoding/binary"
 	"flag"
 	"hash/crc32"
+	"maps"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"testing/iotest"
 
@@ -23,25 +25,25 @@ func full(t *testing.T) *State {
 	}
 	f.group(1)
 	f.group(2)
-	f.ok(AddGroup{3, 3, StoreText(storeID(3))})
-	k2 := f.ok(PlanReplica{1, 2, StoreText(storeID(2))}).Replica
-	f.ok(SetReplica{Group: 1, Key: k2, Role: RoleLearner})
-	f.ok(PlanReplica{1, 3, StoreText(storeID(3))})
+	f.ok(AddGroup{3, 3, storeID(3)})
+	k2 := f.ok(PlanReplica{1, 2, storeID(2)}).Replica
+	f.ok(SetReplica{Group: 1, Key: k2, Role: storage.RoleLearner})
+	f.ok(PlanReplica{1, 3, storeID(3)})
 	f.ok(CreateVolume{Name: "web-data", SizeBytes: 10 << 30, RequestID: "req-1", At: testTime})
 	gone := f.volume("gone")
 	f.volume("old")
-	f.ok(DeleteVolume{ByName("old")})
-	f.ok(DeleteVolume{ByID(gone.ID)})
+	f.ok(DeleteVolume{storage.ByName("old")})
+	f.ok(DeleteVolume{storage.ByID(gone.ID)})
 	f.ok(FinishDelete{gone.ID})
-	f.ok(Attach{Volume: ByName("web-data"), Holder: Holder{ID: "lost", Kind: HolderHost}, Access: Exclusive, At: testTime})
-	web1 := Attach{Volume: ByName("web-data"), Holder: Holder{ID: "4c4c", Kind: HolderHost, Host: "web-1"}, Access: Shared, At: testTime}
+	f.ok(Attach{Volume: storage.ByName("web-data"), Holder: storage.Holder{ID: "lost", Kind: storage.HolderHost}, Access: storage.AccessExclusive, At: testTime})
+	web1 := Attach{Volume: storage.ByName("web-data"), Holder: storage.Holder{ID: "4c4c", Kind: storage.HolderHost, Host: "web-1"}, Access: storage.AccessShared, At: testTime}
 	web1.ReadOnly, web1.TakeOver = true, true
 	at := f.ok(web1).Attachment
 	f.ok(SetFenced{at.Volume, at.Generation})
-	f.ok(f.attached(OpenSession{Volume: ByName("web-data"), Gateway: Gateway{Node: 1}, Instance: "4f2a", At: testTime}))
-	f.ok(OpenSession{Volume: ByName("web-data"), Gateway: Gateway{Host: "4c4c"}, Attachment: at.ID, Instance: "77", ReadOnly: true, At: testTime})
+	f.ok(f.attached(OpenSession{Volume: storage.ByName("web-data"), Gateway: Gateway{Node: 1}, Instance: "4f2a", At: testTime}))
+	f.ok(OpenSession{Volume: storage.ByName("web-data"), Gateway: Gateway{Host: "4c4c"}, Attachment: at.ID, Instance: "77", ReadOnly: true, At: testTime})
 	f.ok(ExpireSessions{[]storage.SessionID{2}})
-	f.ok(SetNodeState{3, "", NodeDown})
+	f.ok(SetNodeState{3, "", storage.NodeDown})
 	return f.s
 }
 
@@ -50,7 +52,7 @@ func TestGoldenSnapshot(t *testing.T) {
 	golden(t, s, "testdata/snapshot_v1.golden")
 	iops, bytes := int64(500), int64(64<<20)
 	s = s.Clone()
-	command, err := Encode(SetVolumeLimits{Volume: ByName("web-data"), MaxIOPS: &iops, MaxBytesPerSecond: &bytes})
+	command, err := Encode(SetVolumeLimits{Volume: storage.ByName("web-data"), LimitsChange: storage.LimitsChange{MaxIOPS: &iops, MaxBytesPerSecond: &bytes}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,9 +65,9 @@ func TestGoldenSnapshot(t *testing.T) {
 	}
 	g := s.Groups()[0]
 	r := g.Replicas[len(g.Replicas)-1]
-	role := RoleVoter
-	if r.Role == RoleVoter {
-		role = RoleLeaving
+	role := storage.RoleVoter
+	if r.Role == storage.RoleVoter {
+		role = storage.RoleLeaving
 	}
 	command, err = Encode(SetReplica{Group: g.ID, Key: r.Key, Role: role, ConfigIndex: 77})
 	if err != nil {
@@ -78,6 +80,31 @@ func TestGoldenSnapshot(t *testing.T) {
 	s = golden(t, s, "testdata/snapshot_v3.golden")
 	if g, _ := s.Group(g.ID); g.Replicas[len(g.Replicas)-1].ConfigIndex != 77 {
 		t.Errorf("the golden snapshot of version 3 holds %+v", g)
+	}
+	readers := Attach{Volume: storage.ByName("web-data"), Holder: storage.Holder{ID: "4c4c", Kind: storage.HolderHost, Host: "web-1"}, Access: storage.AccessReaders, ReadOnly: true,
+		TakeOver: true, At: testTime}
+	if command, err = Encode(readers); err != nil {
+		t.Fatal(err)
+	}
+	s = s.Clone()
+	if r, _ := s.Apply(s.Applied()+1, command); r.Err != nil {
+		t.Fatal(r.Err)
+	}
+	s = golden(t, s, "testdata/snapshot_v4.golden")
+	if list := s.Attachments(); len(list) != 1 || list[0].Access != storage.AccessReaders {
+		t.Errorf("the golden snapshot of version 4 holds %+v", list)
+	}
+	labels := map[string]string{"env": "prod", "example.com/team": "shop", "a": ""}
+	if command, err = Encode(SetVolumeLabels{Volume: storage.ByName("web-data"), LabelChange: storage.LabelChange{Set: labels}}); err != nil {
+		t.Fatal(err)
+	}
+	s = s.Clone()
+	if r, _ := s.Apply(s.Applied()+1, command); r.Err != nil {
+		t.Fatal(r.Err)
+	}
+	s = golden(t, s, "testdata/snapshot_v5.golden")
+	if v, _ := s.VolumeByName("web-data"); !maps.Equal(v.Labels, labels) {
+		t.Errorf("the golden snapshot of version 5 holds %+v", v)
 	}
 }
 
@@ -175,6 +202,20 @@ func TestImpossibleSnapshots(t *testing.T) {
 	}
 }
 
+// TestOddLabels: a snapshot is refused whose only fault is a label.
+func TestOddLabels(t *testing.T) {
+	snapshot, err := os.ReadFile("testdata/snapshot_v5.golden")
+	if err != nil {
+		t.Fatal(err)
+	}
+	body := string(snapshot[snapshotHeaderBytes:])
+	for label, kind := range map[string]storage.Kind{`"env":"test"`: storage.KindNone, `"env":"te st"`: storage.KindCorrupt, `"-":""`: storage.KindCorrupt} {
+		if _, err := Restore(bytes.NewReader(seal(5, strings.ReplaceAll(body, `"env":"prod"`, label)))); storage.KindOf(err) != kind {
+			t.Errorf("with %s: %v, want %v", label, err, kind)
+		}
+	}
+}
+
 func FuzzRestore(f *testing.F) {
 	f.Add([]byte(`{"applied":1}`))
 	golden, err := os.ReadFile("testdata/snapshot_v1.golden")
@@ -202,11 +243,12 @@ func FuzzRestore(f *testing.F) {
 
 func FuzzDecode(f *testing.F) {
 	for _, c := range []Command{
-		InitCluster{Cluster{ID: storage.ClusterID{1}}}, AddNode{Name: "n", Addrs: Addrs{Peer: "h:1"}, Stores: []Store{{storeID(1), 1}}},
-		OpenSession{Volume: ByName("v"), Gateway: Gateway{Host: "h"}, Attachment: 1, Instance: "i"}, ExpireSessions{[]storage.SessionID{1}},
-		SetReplica{Group: 1, Key: ReplicaKey{storeID(1), 2}, Role: RoleVoter}, CreateVolume{Name: "v", SizeBytes: 4096},
-		Attach{Volume: ByName("v"), Holder: Holder{ID: "h", Kind: HolderHost}, Access: Shared, TakeOver: true, IfGeneration: 2},
-		Detach{Volume: ByID(1), Holder: "h"}, SetFenced{1, 2}, SetVolumeLimits{Volume: ByName("v"), MaxIOPS: new(int64)},
+		InitCluster{Cluster{ID: storage.ClusterID{1}}}, AddNode{Name: "n", Addrs: storage.Addrs{Peer: "h:1"}, Stores: []storage.Store{{ID: storeID(1), CapacityBytes: 1}}},
+		OpenSession{Volume: storage.ByName("v"), Gateway: Gateway{Host: "h"}, Attachment: 1, Instance: "i"}, ExpireSessions{[]storage.SessionID{1}},
+		SetReplica{Group: 1, Key: storage.ReplicaKey{Store: storeID(1), Incarnation: 2}, Role: storage.RoleVoter}, CreateVolume{Name: "v", SizeBytes: 4096},
+		Attach{Volume: storage.ByName("v"), Holder: storage.Holder{ID: "h", Kind: storage.HolderHost}, Access: storage.AccessShared, TakeOver: true, IfGeneration: 2},
+		Detach{Volume: storage.ByID(1), Holder: "h"}, SetFenced{1, 2}, SetVolumeLimits{Volume: storage.ByName("v"), LimitsChange: storage.LimitsChange{MaxIOPS: new(int64)}},
+		SetVolumeLabels{Volume: storage.ByName("v"), LabelChange: storage.LabelChange{Set: map[string]string{"k": "v"}, Remove: []string{"a.b/c"}}},
 	} {
 		b, err := Encode(c)
 		if err != nil {

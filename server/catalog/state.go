@@ -15,11 +15,11 @@ type State struct {
 	applied uint64 // index of the last command applied, refused ones included
 	cluster Cluster
 
-	nodes       map[storage.NodeID]*Node
-	groups      map[storage.GroupID]*Group
-	volumes     map[storage.VolumeID]*Volume
+	nodes       map[storage.NodeID]*storage.Node
+	groups      map[storage.GroupID]*storage.Group
+	volumes     map[storage.VolumeID]*storage.Volume
 	sessions    map[storage.SessionID]*Session
-	attachments map[storage.AttachmentID]*Attachment
+	attachments map[storage.AttachmentID]*storage.Attachment
 
 	// The last ids given out: every id in use is at or below its counter.
 	lastNode       storage.NodeID
@@ -41,11 +41,11 @@ type State struct {
 // New returns the empty state; the first command it accepts is InitCluster.
 func New() *State {
 	return &State{
-		nodes:               map[storage.NodeID]*Node{},
-		groups:              map[storage.GroupID]*Group{},
-		volumes:             map[storage.VolumeID]*Volume{},
+		nodes:               map[storage.NodeID]*storage.Node{},
+		groups:              map[storage.GroupID]*storage.Group{},
+		volumes:             map[storage.VolumeID]*storage.Volume{},
 		sessions:            map[storage.SessionID]*Session{},
-		attachments:         map[storage.AttachmentID]*Attachment{},
+		attachments:         map[storage.AttachmentID]*storage.Attachment{},
 		nodeByName:          map[string]storage.NodeID{},
 		nodeByStore:         map[storage.StoreID]storage.NodeID{},
 		volumeByName:        map[string]storage.VolumeID{},
@@ -85,49 +85,60 @@ func (s *State) LastSession() storage.SessionID { return s.lastSession }
 func (s *State) NextGroup() storage.GroupID { return s.lastGroup + 1 }
 
 // Node returns a node, also a removed one.
-func (s *State) Node(id storage.NodeID) (Node, bool) {
+func (s *State) Node(id storage.NodeID) (storage.Node, bool) {
 	n, ok := s.nodes[id]
 	if !ok {
-		return Node{}, false
+		return storage.Node{}, false
 	}
-	return n.clone(), true
+	return n.Clone(), true
 }
 
 // NodeByName returns the node of that name that is not removed.
-func (s *State) NodeByName(name string) (Node, bool) { return s.Node(s.nodeByName[name]) }
+func (s *State) NodeByName(name string) (storage.Node, bool) { return s.Node(s.nodeByName[name]) }
 
 // NodeByStore returns the node that the store belongs, or belonged, to.
-func (s *State) NodeByStore(id storage.StoreID) (Node, bool) { return s.Node(s.nodeByStore[id]) }
+func (s *State) NodeByStore(id storage.StoreID) (storage.Node, bool) {
+	return s.Node(s.nodeByStore[id])
+}
 
 // Nodes returns all nodes, removed ones included, by ascending id.
-func (s *State) Nodes() []Node { return collect(s.nodes, (*Node).clone) }
+func (s *State) Nodes() []storage.Node { return collect(s.nodes, storage.Node.Clone) }
 
 // Group returns a group.
-func (s *State) Group(id storage.GroupID) (Group, bool) {
+func (s *State) Group(id storage.GroupID) (storage.Group, bool) {
 	g, ok := s.groups[id]
 	if !ok {
-		return Group{}, false
+		return storage.Group{}, false
 	}
-	return g.clone(), true
+	return g.Clone(), true
 }
 
 // Groups returns all groups by ascending id.
-func (s *State) Groups() []Group { return collect(s.groups, (*Group).clone) }
+func (s *State) Groups() []storage.Group { return collect(s.groups, storage.Group.Clone) }
 
 // Volume returns a volume, also one that is being deleted.
-func (s *State) Volume(id storage.VolumeID) (Volume, bool) {
+func (s *State) Volume(id storage.VolumeID) (storage.Volume, bool) {
 	v, ok := s.volumes[id]
 	if !ok {
-		return Volume{}, false
+		return storage.Volume{}, false
 	}
-	return v.clone(), true
+	return v.Clone(), true
 }
 
 // VolumeByName returns the ready volume of that name.
-func (s *State) VolumeByName(name string) (Volume, bool) { return s.Volume(s.volumeByName[name]) }
+func (s *State) VolumeByName(name string) (storage.Volume, bool) {
+	return s.Volume(s.volumeByName[name])
+}
 
 // Volumes returns all volumes, those being deleted included, by ascending id.
-func (s *State) Volumes() []Volume { return collect(s.volumes, (*Volume).clone) }
+func (s *State) Volumes() []storage.Volume { return collect(s.volumes, storage.Volume.Clone) }
+
+// VolumesByName returns the volumes that have not been deleted, in the order of their names.
+func (s *State) VolumesByName() []storage.Volume {
+	all := slices.DeleteFunc(s.Volumes(), func(v storage.Volume) bool { return v.State == storage.VolumeDeleting })
+	slices.SortFunc(all, func(a, b storage.Volume) int { return cmp.Compare(a.Name, b.Name) })
+	return all
+}
 
 // Session returns a session.
 func (s *State) Session(id storage.SessionID) (Session, bool) {
@@ -139,7 +150,7 @@ func (s *State) Session(id storage.SessionID) (Session, bool) {
 }
 
 // Sessions returns all sessions by ascending id.
-func (s *State) Sessions() []Session { return collect(s.sessions, (*Session).clone) }
+func (s *State) Sessions() []Session { return collect(s.sessions, asIs[Session]) }
 
 // SessionsOf returns the sessions of a volume by ascending id.
 func (s *State) SessionsOf(id storage.VolumeID) []Session {
@@ -154,33 +165,35 @@ func (s *State) SessionsOf(id storage.VolumeID) []Session {
 }
 
 // Attachment returns an attachment.
-func (s *State) Attachment(id storage.AttachmentID) (Attachment, bool) {
+func (s *State) Attachment(id storage.AttachmentID) (storage.Attachment, bool) {
 	a, ok := s.attachments[id]
 	if !ok {
-		return Attachment{}, false
+		return storage.Attachment{}, false
 	}
 	return *a, true
 }
 
 // Attachments returns all attachments by ascending id.
-func (s *State) Attachments() []Attachment { return collect(s.attachments, (*Attachment).clone) }
+func (s *State) Attachments() []storage.Attachment {
+	return collect(s.attachments, asIs[storage.Attachment])
+}
 
 // AttachmentsBy returns the attachments that a node holds for plain NBD clients, by ascending id.
-func (s *State) AttachmentsBy(node storage.NodeID) []Attachment {
-	var out []Attachment
+func (s *State) AttachmentsBy(node storage.NodeID) []storage.Attachment {
+	var out []storage.Attachment
 	for _, a := range s.attachments {
 		if a.Holder.Node == node && node != 0 {
 			out = append(out, *a)
 		}
 	}
-	slices.SortFunc(out, func(a, b Attachment) int { return cmp.Compare(a.ID, b.ID) })
+	slices.SortFunc(out, func(a, b storage.Attachment) int { return cmp.Compare(a.ID, b.ID) })
 	return out
 }
 
 // AttachmentsOf returns the attachments of a volume by ascending id.
-func (s *State) AttachmentsOf(id storage.VolumeID) []Attachment {
+func (s *State) AttachmentsOf(id storage.VolumeID) []storage.Attachment {
 	ids := s.attachmentsByVolume[id]
-	out := make([]Attachment, 0, len(ids))
+	out := make([]storage.Attachment, 0, len(ids))
 	for _, aid := range ids {
 		if a, ok := s.attachments[aid]; ok {
 			out = append(out, *a)
@@ -190,45 +203,22 @@ func (s *State) AttachmentsOf(id storage.VolumeID) []Attachment {
 }
 
 // Unfenced returns the volumes whose generation is not refused to older ones in every group yet, by ascending id.
-func (s *State) Unfenced() []Volume {
-	out := make([]Volume, 0, len(s.unfenced))
+func (s *State) Unfenced() []storage.Volume {
+	out := make([]storage.Volume, 0, len(s.unfenced))
 	for _, id := range slices.Sorted(maps.Keys(s.unfenced)) {
-		out = append(out, s.volumes[id].clone())
+		out = append(out, s.volumes[id].Clone())
 	}
 	return out
 }
 
-func (n *Node) clone() Node {
-	c := *n
-	c.Stores = slices.Clone(n.Stores)
-	return c
-}
-
-func (g *Group) clone() Group {
-	c := *g
-	c.Replicas = slices.Clone(g.Replicas)
-	return c
-}
-
-func (v *Volume) clone() Volume {
-	c := *v
-	c.Groups = slices.Clone(v.Groups)
-	if v.Moved != nil {
-		m := *v.Moved
-		c.Moved = &m
-	}
-	return c
-}
-
-func (a *Attachment) clone() Attachment { return *a }
-
-func (x *Session) clone() Session { return *x }
+// asIs copies an object that refers to no other.
+func asIs[V any](v V) V { return v }
 
 // collect returns copies of a map's objects by ascending key.
-func collect[K cmp.Ordered, V any](m map[K]*V, clone func(*V) V) []V {
+func collect[K cmp.Ordered, V any](m map[K]*V, clone func(V) V) []V {
 	out := make([]V, 0, len(m))
 	for _, k := range slices.Sorted(maps.Keys(m)) {
-		out = append(out, clone(m[k]))
+		out = append(out, clone(*m[k]))
 	}
 	return out
 }
@@ -236,13 +226,13 @@ func collect[K cmp.Ordered, V any](m map[K]*V, clone func(*V) V) []V {
 // The put and drop functions are the only ones that write the maps: they keep the indexes in step.
 
 // changeVolume puts a volume that the command being applied has changed.
-func (s *State) changeVolume(v Volume) Volume {
+func (s *State) changeVolume(v storage.Volume) storage.Volume {
 	v.Revision = s.applied
 	s.putVolume(v)
-	return v.clone()
+	return v.Clone()
 }
 
-func (s *State) putNode(n Node) {
+func (s *State) putNode(n storage.Node) {
 	if old, ok := s.nodes[n.ID]; ok {
 		if s.nodeByName[old.Name] == n.ID {
 			delete(s.nodeByName, old.Name)
@@ -252,7 +242,7 @@ func (s *State) putNode(n Node) {
 		}
 	}
 	s.nodes[n.ID] = &n
-	if n.State != NodeRemoved {
+	if n.State != storage.NodeRemoved {
 		s.nodeByName[n.Name] = n.ID
 	}
 	for _, st := range n.Stores {
@@ -260,20 +250,20 @@ func (s *State) putNode(n Node) {
 	}
 }
 
-func (s *State) putGroup(g Group) { s.groups[g.ID] = &g }
+func (s *State) putGroup(g storage.Group) { s.groups[g.ID] = &g }
 
-func (s *State) putVolume(v Volume) {
+func (s *State) putVolume(v storage.Volume) {
 	if old, ok := s.volumes[v.ID]; ok {
 		s.unindexVolume(old)
 	}
 	s.volumes[v.ID] = &v
-	if v.State == VolumeReady {
+	if v.State == storage.VolumeReady {
 		s.volumeByName[v.Name] = v.ID
 	}
 	if v.RequestID != "" {
 		s.volumeByRequest[v.RequestID] = v.ID
 	}
-	if v.Fenced < v.Generation && v.State == VolumeReady {
+	if v.Fenced < v.Generation && v.State == storage.VolumeReady {
 		s.unfenced[v.ID] = true
 	}
 }
@@ -285,7 +275,7 @@ func (s *State) dropVolume(id storage.VolumeID) {
 	}
 }
 
-func (s *State) unindexVolume(v *Volume) {
+func (s *State) unindexVolume(v *storage.Volume) {
 	delete(s.unfenced, v.ID)
 	if s.volumeByName[v.Name] == v.ID {
 		delete(s.volumeByName, v.Name)
@@ -302,7 +292,7 @@ func (s *State) putSession(x Session) {
 	s.sessions[x.ID] = &x
 }
 
-func (s *State) putAttachment(a Attachment) {
+func (s *State) putAttachment(a storage.Attachment) {
 	if _, ok := s.attachments[a.ID]; !ok {
 		list(s.attachmentsByVolume, a.Volume, a.ID)
 	}
@@ -344,13 +334,13 @@ func (s *State) dropSession(id storage.SessionID) {
 }
 
 // DeletingVolumes returns the volumes that are being deleted, by ascending id.
-func (s *State) DeletingVolumes() []Volume {
-	var out []Volume
+func (s *State) DeletingVolumes() []storage.Volume {
+	var out []storage.Volume
 	for _, v := range s.volumes {
-		if v.State == VolumeDeleting {
-			out = append(out, v.clone())
+		if v.State == storage.VolumeDeleting {
+			out = append(out, v.Clone())
 		}
 	}
-	slices.SortFunc(out, func(a, b Volume) int { return cmp.Compare(a.ID, b.ID) })
+	slices.SortFunc(out, func(a, b storage.Volume) int { return cmp.Compare(a.ID, b.ID) })
 	return out
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 
 	storage "github.com/storaged/storaged"
-	"github.com/storaged/storaged/server/catalog"
 )
 
 // Actions is what the reconcilers do to the world outside the catalog. Package server implements it over the peer
@@ -30,8 +29,9 @@ type Actions interface {
 	// DeleteVolume has the group's leader delete the group's part of a volume by an entry of its log. at is the index of a
 	// catalog in which the volume was being deleted.
 	DeleteVolume(ctx context.Context, group storage.GroupID, volume storage.VolumeID, at uint64) error
-	// ForgetDeleted has the group's leader, by an entry of its log, forget the volumes that the group has deleted as the
-	// catalog was at index at; session is the last one that it had given out then.
+	// ForgetDeleted has the group's leader, by an entry of its log, forget the volumes that the group has deleted. The
+	// command covers deletions up to index at of the catalog; session is the last one that the catalog had given out at
+	// that index.
 	ForgetDeleted(ctx context.Context, group storage.GroupID, session storage.SessionID, at uint64) error
 }
 
@@ -39,7 +39,7 @@ type Actions interface {
 type ReplicaOrder struct {
 	Group storage.GroupID    `json:"group"`
 	Node  storage.NodeID     `json:"node"`
-	Key   catalog.ReplicaKey `json:"key"`
+	Key   storage.ReplicaKey `json:"key"`
 }
 
 // CreateOrder asks for a replica.

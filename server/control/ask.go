@@ -10,6 +10,9 @@ import (
 	"github.com/hashicorp/raft"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/clock"
+	"github.com/storaged/storaged/replication/op"
+	"github.com/storaged/storaged/replication/runner"
 	"github.com/storaged/storaged/server/catalog"
 	"github.com/storaged/storaged/server/placement"
 )
@@ -41,12 +44,12 @@ func (c *Controller) ask(ctx context.Context, m Method, body []byte) (reply, err
 				return r, err
 			}
 			last = err
-			var nl *NotLeaderError
+			var nl *op.NotLeaderError
 			if errors.As(err, &nl) && nl.Leader != to {
 				hint = nl.Leader
 			}
 		}
-		if err := pauseFor(ctx, jitter(pause)); err != nil {
+		if err := clock.Sleep(ctx, jitter(pause)); err != nil {
 			if last == nil {
 				last = errors.New("nobody leads the catalog; a majority of its nodes must be up")
 			}
@@ -56,8 +59,9 @@ func (c *Controller) ask(ctx context.Context, m Method, body []byte) (reply, err
 	}
 }
 
-// firstPatience is how long a first attempt waits: a leader that is frozen or cut off does not refuse, it is silent,
-// and its successor is there after about two heartbeat timeouts. Later attempts wait longer, in case all is just slow.
+// firstPatience is how long a first attempt waits: a leader that is frozen or cut off does not refuse but stays silent,
+// and its successor leads after about two heartbeat timeouts. Later attempts wait longer, in case everything is only
+// slow.
 func (c *Controller) firstPatience() time.Duration {
 	return min(2*c.id.HeartbeatTimeout, c.cfg.RequestTimeout)
 }
@@ -88,24 +92,13 @@ func (c *Controller) whileLeads(ctx context.Context, asked storage.NodeID) (_ co
 	before, done := c.Leader(), make(chan struct{})
 	go func() {
 		defer close(done)
-		for pauseFor(ctx, c.id.HeartbeatTimeout/10) == nil {
+		for clock.Sleep(ctx, c.id.HeartbeatTimeout/10) == nil {
 			if now := c.Leader(); now != 0 && now != asked && now != before {
 				cancel(notLeader(now))
 			}
 		}
 	}()
 	return ctx, func() { cancel(nil); <-done }
-}
-
-func pauseFor(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 }
 
 func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d) }
@@ -133,7 +126,7 @@ func (c *Controller) serve(ctx context.Context, from storage.NodeID, m Method, b
 	return failed(storage.E("ask the catalog", storage.KindUnsupported, "", fmt.Errorf("there is no method %d", m)))
 }
 
-// servePropose proposes a command; it looks at it first, so that nonsense does not reach the log.
+// servePropose proposes a command. It checks the command first, so that an invalid one does not reach the log.
 func (c *Controller) servePropose(ctx context.Context, body []byte) reply {
 	if _, err := catalog.Decode(body); err != nil {
 		return failed(err)
@@ -147,11 +140,11 @@ func (c *Controller) servePropose(ctx context.Context, body []byte) reply {
 
 // apply proposes an encoded command on this node, which must lead.
 func (c *Controller) apply(ctx context.Context, body []byte) (catalog.Result, error) {
-	if c.raft.State() != raft.Leader {
+	if !c.inst.Leads() {
 		return catalog.Result{}, notLeader(c.Leader())
 	}
 	body = append([]byte(nil), body...) // the log keeps it
-	future, err := await(ctx, c, func() raft.ApplyFuture { return c.raft.Apply(body, c.cfg.RequestTimeout) })
+	future, err := runner.Do(ctx, c.inst, "propose", func(r *raft.Raft) raft.ApplyFuture { return r.Apply(body, c.cfg.RequestTimeout) })
 	if err != nil {
 		return catalog.Result{}, err
 	}
@@ -167,55 +160,8 @@ func (c *Controller) apply(ctx context.Context, body []byte) (catalog.Result, er
 
 // barrier returns when everything that was committed before is applied here; this node must lead.
 func (c *Controller) barrier(ctx context.Context) error {
-	_, err := await(ctx, c, func() raft.Future { return c.raft.Barrier(c.cfg.RequestTimeout) })
+	_, err := runner.Do(ctx, c.inst, "propose", func(r *raft.Raft) raft.Future { return r.Barrier(c.cfg.RequestTimeout) })
 	return err
-}
-
-// await submits a request to the library, which knows no contexts, and waits for its future. A request that is given
-// up goes on in a goroutine; there are at most maxProposals. While Raft runs every future ends: in a commit, or with
-// the leadership. When it is shut down the library forgets some, so Close takes all the slots first.
-func await[F raft.Future](ctx context.Context, c *Controller, submit func() F) (f F, err error) {
-	const op = "propose"
-	select {
-	case <-c.closing:
-		return f, storage.E(op, storage.KindUnavailable, "", errors.New("the node stops"))
-	default:
-	}
-	select {
-	case c.proposals <- struct{}{}:
-	case <-c.closing:
-		return f, storage.E(op, storage.KindUnavailable, "", errors.New("the node stops"))
-	case <-ctx.Done():
-		return f, storage.E(op, storage.KindUnavailable, "", errors.New("too many commands wait for the catalog's log"))
-	}
-	type answer struct {
-		f   F
-		err error
-	}
-	done := make(chan answer, 1)
-	go func() {
-		f := submit()
-		err := f.Error()
-		<-c.proposals
-		done <- answer{f, err}
-	}()
-	select {
-	case a := <-done:
-		return a.f, c.fromRaft(a.err)
-	case <-ctx.Done():
-		return f, storage.E(op, storage.KindUnavailable, "", fmt.Errorf("no answer in time: %w", context.Cause(ctx)))
-	}
-}
-
-func (c *Controller) fromRaft(err error) error {
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipTransferInProgress):
-		return notLeader(c.Leader())
-	default: // leadership lost, shut down, queue full: it may have been committed, or will be
-		return storage.E("propose", storage.KindUnavailable, "", err)
-	}
 }
 
 // serveRead answers with an index that everything committed before is at or below, or with the reports. The barrier
@@ -228,7 +174,7 @@ func (c *Controller) serveRead(ctx context.Context, body []byte) reply {
 	if req.Standing {
 		return reply{}
 	}
-	if c.raft.State() != raft.Leader {
+	if !c.inst.Leads() {
 		return failed(notLeader(c.Leader()))
 	}
 	if req.Reports {
@@ -261,7 +207,7 @@ func (c *Controller) serveReport(from storage.NodeID, body []byte) reply {
 	known := false
 	c.fsm.view(func(s *catalog.State) {
 		n, ok := s.Node(from)
-		known = ok && n.State != catalog.NodeRemoved
+		known = ok && n.State != storage.NodeRemoved
 	})
 	if !known {
 		return failed(storage.E("report", storage.KindPermission, "", fmt.Errorf("node %s is not part of the cluster", from)))
@@ -270,7 +216,8 @@ func (c *Controller) serveReport(from storage.NodeID, body []byte) reply {
 	return reply{}
 }
 
-// serveJoin takes a node in. A node that leads not asks the one that does, for a stranger only: nodes find it alone.
+// serveJoin takes a node in. A node that does not lead passes the request of a stranger on to the leader; a node of the
+// cluster is told to ask the leader itself.
 func (c *Controller) serveJoin(ctx context.Context, from storage.NodeID, body []byte) reply {
 	cmd, err := catalog.Decode(body)
 	if err != nil {
@@ -280,7 +227,7 @@ func (c *Controller) serveJoin(ctx context.Context, from storage.NodeID, body []
 	if !ok {
 		return failed(storage.E("join", storage.KindInvalid, "", errors.New("the request is no description of a node")))
 	}
-	if c.raft.State() != raft.Leader {
+	if !c.inst.Leads() {
 		if from != 0 {
 			return failed(notLeader(c.Leader()))
 		}
@@ -290,8 +237,9 @@ func (c *Controller) serveJoin(ctx context.Context, from storage.NodeID, body []
 		}
 		return r
 	}
-	// The number of the node that made the cluster is in its identity, and it is the first that is taken in: whoever came
-	// before it would be given its number. While there is no node nobody else leads, so that looking here is enough.
+	// The number of the node that made the cluster is in its identity, and it is the first that is taken in: a node
+	// taken in before it would get its number. While there is no node, nobody else leads, so a look at this copy is
+	// enough.
 	var nodes int
 	c.fsm.view(func(s *catalog.State) { nodes = len(s.Nodes()) })
 	if nodes == 0 {
@@ -312,7 +260,7 @@ func (c *Controller) serveJoin(ctx context.Context, from storage.NodeID, body []
 	c.fsm.view(func(s *catalog.State) {
 		join.Cluster, join.HeartbeatTimeout = s.Cluster().ID.String(), s.Cluster().HeartbeatTimeout
 		for _, n := range s.Nodes() {
-			if n.State != catalog.NodeRemoved {
+			if n.State != storage.NodeRemoved {
 				join.Addrs[n.ID] = n.Addrs.Peer
 			}
 		}

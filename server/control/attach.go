@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/clock"
 	"github.com/storaged/storaged/server/catalog"
 )
 
@@ -14,28 +15,28 @@ import (
 // attachments had to end, every group of the volume refuses what their holders have sent. It tries again until ctx is
 // done; interrupted, it is finished by the next call, or by the catalog's leader. KindConflict: others are in the way,
 // or were faster.
-func (c *Controller) Attach(ctx context.Context, cmd catalog.Attach) (catalog.Attachment, error) {
+func (c *Controller) Attach(ctx context.Context, cmd catalog.Attach) (storage.Attachment, error) {
 	r, err := c.Propose(ctx, cmd)
 	if err != nil {
-		return catalog.Attachment{}, err
+		return storage.Attachment{}, err
 	}
 	if r.Attachment == nil || r.Volume == nil {
-		return catalog.Attachment{}, storage.E("attach", storage.KindInternal, cmd.Volume.String(), errors.New("the catalog's answer is incomplete"))
+		return storage.Attachment{}, storage.E("attach", storage.KindInternal, cmd.Volume.String(), errors.New("the catalog's answer is incomplete"))
 	}
 	v := *r.Volume
 	if v.Fenced == v.Generation {
 		return *r.Attachment, nil
 	}
 	if err := c.fence(ctx, v, r.Index); err != nil {
-		return catalog.Attachment{}, err
+		return storage.Attachment{}, err
 	}
 	// Another takeover may have come meanwhile: then this one lost.
 	var lost string
 	if err := c.Read(ctx, func(s *catalog.State) { lost = s.Lost(v.ID, r.Attachment.ID) }); err != nil {
-		return catalog.Attachment{}, err
+		return storage.Attachment{}, err
 	}
 	if lost != "" {
-		return catalog.Attachment{}, storage.E("attach", storage.KindConflict, "volume "+v.Name, errors.New(lost))
+		return storage.Attachment{}, storage.E("attach", storage.KindConflict, "volume "+v.Name, errors.New(lost))
 	}
 	return *r.Attachment, nil
 }
@@ -48,7 +49,7 @@ func (c *Controller) Detach(ctx context.Context, cmd catalog.Detach) error {
 		return err
 	}
 	v := *r.Volume
-	if v.State != catalog.VolumeReady {
+	if v.State != storage.VolumeReady {
 		return nil // its groups refuse it as a whole
 	}
 	if v.Fenced < v.Generation {
@@ -69,7 +70,7 @@ func (c *Controller) Detach(ctx context.Context, cmd catalog.Detach) error {
 
 // fence has every group of a volume refuse generations below the volume's, and writes down in the catalog that they do. v is the
 // volume as of a command at index.
-func (c *Controller) fence(ctx context.Context, v catalog.Volume, index uint64) error {
+func (c *Controller) fence(ctx context.Context, v storage.Volume, index uint64) error {
 	// Guards I2: only when every group has refused the older generations may the new holder read or write.
 	err := c.inGroups(ctx, v, func(ctx context.Context, g storage.GroupID) error {
 		at, ready := c.readyAt(v.ID, index)
@@ -86,7 +87,8 @@ func (c *Controller) fence(ctx context.Context, v catalog.Volume, index uint64) 
 }
 
 // readyAt returns the newest index of the catalog at which this node knows the volume to be there; it was at the given one. A
-// group that has forgotten deleted volumes, and does not know this one, believes only what is newer. false: it is being deleted.
+// group that has forgotten deleted volumes, and does not know this one, accepts only a newer index. false: the volume is being
+// deleted.
 func (c *Controller) readyAt(id storage.VolumeID, index uint64) (at uint64, ready bool) {
 	c.fsm.view(func(s *catalog.State) {
 		if at = s.Applied(); at <= index {
@@ -94,13 +96,13 @@ func (c *Controller) readyAt(id storage.VolumeID, index uint64) (at uint64, read
 			return
 		}
 		v, ok := s.Volume(id)
-		ready = ok && v.State == catalog.VolumeReady
+		ready = ok && v.State == storage.VolumeReady
 	})
 	return at, ready
 }
 
 // closeEverywhere closes a session in every group of its volume, and then in the catalog.
-func (c *Controller) closeEverywhere(ctx context.Context, v catalog.Volume, id storage.SessionID) error {
+func (c *Controller) closeEverywhere(ctx context.Context, v storage.Volume, id storage.SessionID) error {
 	err := c.inGroups(ctx, v, func(ctx context.Context, g storage.GroupID) error {
 		return c.cfg.Actions.CloseSession(ctx, g, v.ID, id)
 	})
@@ -112,7 +114,7 @@ func (c *Controller) closeEverywhere(ctx context.Context, v catalog.Volume, id s
 }
 
 // inGroups asks every group of a volume at the same time, each until it has decided or ctx is done.
-func (c *Controller) inGroups(ctx context.Context, v catalog.Volume, ask func(context.Context, storage.GroupID) error) error {
+func (c *Controller) inGroups(ctx context.Context, v storage.Volume, ask func(context.Context, storage.GroupID) error) error {
 	groups := make(map[storage.GroupID]bool, len(v.Groups))
 	for _, g := range v.Groups {
 		groups[g] = true
@@ -144,7 +146,7 @@ func (c *Controller) insist(ctx context.Context, do func(context.Context) error)
 		default:
 			return err
 		}
-		if stop := pauseFor(ctx, jitter(pause)); stop != nil {
+		if stop := clock.Sleep(ctx, jitter(pause)); stop != nil {
 			return storage.E("ask", storage.KindUnavailable, "", fmt.Errorf("%w: %w", stop, err))
 		}
 	}

@@ -14,7 +14,7 @@ import (
 )
 
 func host(id string, takeOver bool) catalog.Attach {
-	return catalog.Attach{Volume: catalog.ByName("v"), Holder: catalog.Holder{ID: id, Kind: catalog.HolderHost}, Access: catalog.Exclusive,
+	return catalog.Attach{Volume: storage.ByName("v"), Holder: storage.Holder{ID: id, Kind: storage.HolderHost}, Access: storage.AccessExclusive,
 		TakeOver: takeOver, At: time.Now().UTC()}
 }
 
@@ -26,7 +26,7 @@ func (k *cluster) setFail(err error) {
 }
 
 // fenced reports whether every group of the volume was told of its generation.
-func (k *cluster) fenced(v catalog.Volume) bool {
+func (k *cluster) fenced(v storage.Volume) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, g := range v.Groups {
@@ -37,7 +37,7 @@ func (k *cluster) fenced(v catalog.Volume) bool {
 	return true
 }
 
-func (k *cluster) volume(c *Controller) (v catalog.Volume) {
+func (k *cluster) volume(c *Controller) (v storage.Volume) {
 	k.t.Helper()
 	if err := c.Read(k.t.Context(), func(s *catalog.State) { v, _ = s.VolumeByName("v") }); err != nil {
 		k.t.Fatal(err)
@@ -45,7 +45,7 @@ func (k *cluster) volume(c *Controller) (v catalog.Volume) {
 	return v
 }
 
-func attach(t *testing.T, c *Controller, cmd catalog.Attach) catalog.Attachment {
+func attach(t *testing.T, c *Controller, cmd catalog.Attach) storage.Attachment {
 	t.Helper()
 	a, err := c.Attach(t.Context(), cmd)
 	if err != nil {
@@ -57,7 +57,7 @@ func attach(t *testing.T, c *Controller, cmd catalog.Attach) catalog.Attachment 
 var errNoLeader = storage.E("propose", storage.KindNotLeader, "group", nil)
 
 // TestTakeoverIsFencedBeforeItReturns guards I2: no takeover is acknowledged, and no session given out, before every group
-// of the volume refuses the former generation; one that was interrupted is finished by the same call, on another node and
+// of the volume refuses the former generation. An interrupted takeover is finished by the same call, on another node and
 // under another leader of the catalog.
 //
 // Lines: the call of fence in Controller.Attach (attach.go), and the comparison of Fenced in mayUse
@@ -81,7 +81,7 @@ func TestTakeoverIsFencedBeforeItReturns(t *testing.T) {
 		if v.Generation != 2 || v.Fenced != 1 {
 			t.Fatalf("the volume is %+v", v)
 		}
-		open := catalog.OpenSession{Volume: catalog.ByName("v"), Gateway: catalog.Gateway{Host: "two"}, Instance: "i", At: time.Now()}
+		open := catalog.OpenSession{Volume: storage.ByName("v"), Gateway: catalog.Gateway{Host: "two"}, Instance: "i", At: time.Now()}
 		_ = c.Read(t.Context(), func(s *catalog.State) { open.Attachment = s.AttachmentsOf(v.ID)[0].ID })
 		if _, err := c.Propose(t.Context(), open); !errors.Is(err, storage.ErrUnavailable) {
 			t.Errorf("a session before the former holder is fenced: %v", err)
@@ -167,8 +167,8 @@ func TestTwoTakeovers(t *testing.T) {
 	})
 }
 
-// TestDetach: the end of an exclusive attachment moves the generation, that of a shared one closes its sessions, in every
-// group before it returns; both may be repeated, also when the first one was interrupted.
+// TestDetach: the end of an exclusive attachment raises the generation in every group before it returns, and that of a
+// shared one closes its sessions there. Both may be repeated, also when the first call was interrupted.
 //
 // Guards I2. Line: closeEverywhere in Controller.Detach (attach.go).
 func TestDetach(t *testing.T) {
@@ -180,7 +180,7 @@ func TestDetach(t *testing.T) {
 		detach := func(holder string) error {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
-			return c.Detach(ctx, catalog.Detach{Volume: catalog.ByID(id), Holder: holder, At: time.Now().UTC()})
+			return c.Detach(ctx, catalog.Detach{Volume: storage.ByID(id), Holder: holder, At: time.Now().UTC()})
 		}
 		attach(t, c, host("one", false))
 		for range 2 {
@@ -193,11 +193,11 @@ func TestDetach(t *testing.T) {
 		}
 
 		shared := host("two", false)
-		shared.Access = catalog.Shared
+		shared.Access = storage.AccessShared
 		at := attach(t, c, shared)
 		shared.Holder.ID = "three"
 		attach(t, c, shared)
-		session := k.propose(c, catalog.OpenSession{Volume: catalog.ByID(id), Gateway: catalog.Gateway{Host: "two"}, Attachment: at.ID,
+		session := k.propose(c, catalog.OpenSession{Volume: storage.ByID(id), Gateway: catalog.Gateway{Host: "two"}, Attachment: at.ID,
 			Instance: "i", At: time.Now()}).Session.ID
 		k.setFail(errNoLeader)
 		if err := detach("two"); !errors.Is(err, storage.ErrUnavailable) {
@@ -231,22 +231,22 @@ func TestRemovedNodeIsDetached(t *testing.T) {
 		k.three()
 		k.propose(k.running()[1], catalog.CreateVolume{Name: "v", SizeBytes: 4096, At: time.Now()})
 		cmd := host("", false)
-		cmd.Holder = catalog.NBDHolder(3, "n3", false)
+		cmd.Holder = storage.NBDHolder(3, "n3", false)
 		attach(t, k.running()[3], cmd)
 		k.stopNode(3)
 		c := k.running()[1]
-		state := func() (n catalog.Node, attachments int) {
+		state := func() (n storage.Node, attachments int) {
 			_ = c.Read(t.Context(), func(s *catalog.State) {
 				n, _ = s.Node(3)
 				attachments = len(s.Attachments())
 			})
 			return n, attachments
 		}
-		k.until("node 3 is down", func() bool { n, _ := state(); return n.State == catalog.NodeDown })
+		k.until("node 3 is down", func() bool { n, _ := state(); return n.State == storage.NodeDown })
 		if _, n := state(); n != 1 {
 			t.Errorf("%d attachments of a node that is down and may come back", n)
 		}
-		k.propose(c, catalog.SetNodeState{Node: 3, State: catalog.NodeRemoved})
+		k.propose(c, catalog.SetNodeState{Node: 3, State: storage.NodeRemoved})
 		k.until("its attachment is gone", func() bool { _, n := state(); return n == 0 })
 	})
 }

@@ -15,6 +15,8 @@ import (
 	"github.com/hashicorp/raft"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/clock"
+	"github.com/storaged/storaged/replication/runner"
 	"github.com/storaged/storaged/server/catalog"
 	"github.com/storaged/storaged/server/placement"
 	"github.com/storaged/storaged/server/placement/placementtest"
@@ -67,8 +69,8 @@ func newCluster(t *testing.T, dir string) *cluster {
 func storeOf(id storage.NodeID) storage.StoreID { return storage.StoreID{0: 0xd1, 15: byte(id)} }
 
 func (k *cluster) selfOf(id storage.NodeID) catalog.AddNode {
-	return catalog.AddNode{Name: "n" + id.String(), Addrs: catalog.Addrs{Peer: fmt.Sprintf("n%s:7001", id)},
-		Stores: []catalog.Store{{ID: storeOf(id), CapacityBytes: 1 << 40}}}
+	return catalog.AddNode{Name: "n" + id.String(), Addrs: storage.Addrs{Peer: fmt.Sprintf("n%s:7001", id)},
+		Stores: []storage.Store{{ID: storeOf(id), CapacityBytes: 1 << 40}}}
 }
 
 // addNode bootstraps the first node and joins the others through node 1.
@@ -122,11 +124,11 @@ func (k *cluster) startNode(id storage.NodeID) *Controller {
 	k.mu.Lock()
 	m := k.nodes[id]
 	k.mu.Unlock()
-	_, transport := raft.NewInmemTransportWithTimeout(ServerAddress(id), 500*time.Millisecond)
+	_, transport := raft.NewInmemTransportWithTimeout(runner.NodeAddress(id), 500*time.Millisecond)
 	for other, c := range k.running() {
 		trans := c.cfg.Transport.(*raft.InmemTransport)
-		trans.Connect(ServerAddress(id), transport)
-		transport.Connect(ServerAddress(other), trans)
+		trans.Connect(runner.NodeAddress(id), transport)
+		transport.Connect(runner.NodeAddress(other), trans)
 	}
 	cfg := m.cfg
 	cfg.Transport, cfg.Stores = transport, m.stores
@@ -171,7 +173,7 @@ func (k *cluster) stopNode(id storage.NodeID) {
 		k.t.Error(err)
 	}
 	for _, other := range k.running() {
-		other.cfg.Transport.(*raft.InmemTransport).Disconnect(ServerAddress(id))
+		other.cfg.Transport.(*raft.InmemTransport).Disconnect(runner.NodeAddress(id))
 	}
 }
 
@@ -209,7 +211,7 @@ func (k *cluster) until(what string, cond func() bool) {
 	ctx, cancel := context.WithTimeout(k.t.Context(), 3*time.Minute) // far beyond every time-out; virtual in a bubble
 	defer cancel()
 	for !cond() {
-		if pauseFor(ctx, 20*time.Millisecond) != nil {
+		if clock.Sleep(ctx, 20*time.Millisecond) != nil {
 			k.t.Fatalf("it never came true that %s; orders: %v", what, k.orders())
 		}
 	}
@@ -217,14 +219,14 @@ func (k *cluster) until(what string, cond func() bool) {
 
 // grown reports whether every group has n voters, also as the catalog records it.
 func (k *cluster) grown(n int) bool {
-	var groups []catalog.Group
+	var groups []storage.Group
 	for _, c := range k.running() {
 		c.View(func(s *catalog.State) { groups = s.Groups() })
 		break
 	}
 	for _, g := range groups {
 		voters, leader := k.world.Voters(g.ID)
-		if len(voters) != n || leader == 0 || g.Count(catalog.RoleVoter) != n || g.State != catalog.GroupReady {
+		if len(voters) != n || leader == 0 || g.Count(storage.RoleVoter) != n || g.State != storage.GroupReady {
 			return false
 		}
 	}
@@ -276,7 +278,7 @@ func (k *cluster) order(ctx context.Context, group storage.GroupID, text string,
 	}
 	k.acts = append(k.acts, text)
 	k.mu.Unlock()
-	err := pauseFor(ctx, 5*time.Millisecond)
+	err := clock.Sleep(ctx, 5*time.Millisecond)
 	if err == nil {
 		err = fn()
 	}

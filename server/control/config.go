@@ -1,9 +1,8 @@
 package control
 
 import (
+	"cmp"
 	"context"
-	"errors"
-	"fmt"
 	"log/slog"
 	"path/filepath"
 	"time"
@@ -13,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/runner"
 	"github.com/storaged/storaged/server/catalog"
 	"github.com/storaged/storaged/server/placement"
 )
@@ -43,8 +43,8 @@ type Config struct {
 	// Stores replaces Raft's files, for tests; nil: bolt and snapshot files in Dir.
 	Stores *RaftStores
 
-	// Transport carries the catalog's Raft messages. Close closes it, if it has a Close, as the library does.
-	Transport raft.Transport
+	// Transport carries the catalog's Raft messages. Close closes it.
+	Transport runner.Carrier
 	// Peers reaches other nodes' Controllers.
 	Peers Peers
 	// Actions carries out what the reconcilers decide.
@@ -97,63 +97,41 @@ type RaftStores struct {
 }
 
 func (c *Config) setDefaults() {
-	for _, d := range []struct {
-		field *time.Duration
-		value time.Duration
-	}{
-		{&c.CommitTimeout, 100 * time.Millisecond}, {&c.ReportInterval, time.Second}, {&c.ReconcileInterval, time.Second},
-		{&c.SuspectAfter, 3 * time.Second}, {&c.DownAfter, 15 * time.Second}, {&c.SessionTimeout, 30 * time.Second},
-		{&c.BalanceCooldown, 10 * time.Second}, {&c.RequestTimeout, 5 * time.Second}, {&c.CreateTimeout, 6 * time.Hour},
-		{&c.GroupTimeout, 1500 * time.Millisecond},
-	} {
-		if *d.field == 0 {
-			*d.field = d.value
-		}
-	}
-	if c.MaxTasks == 0 {
-		c.MaxTasks = 32
-	}
-	if c.SnapshotThreshold == 0 {
-		c.SnapshotThreshold = 4096
-	}
+	c.CommitTimeout = cmp.Or(c.CommitTimeout, 100*time.Millisecond)
+	c.ReportInterval = cmp.Or(c.ReportInterval, time.Second)
+	c.ReconcileInterval = cmp.Or(c.ReconcileInterval, time.Second)
+	c.SuspectAfter = cmp.Or(c.SuspectAfter, 3*time.Second)
+	c.DownAfter = cmp.Or(c.DownAfter, 15*time.Second)
+	c.SessionTimeout = cmp.Or(c.SessionTimeout, 30*time.Second)
+	c.BalanceCooldown = cmp.Or(c.BalanceCooldown, 10*time.Second)
+	c.RequestTimeout = cmp.Or(c.RequestTimeout, 5*time.Second)
+	c.CreateTimeout = cmp.Or(c.CreateTimeout, 6*time.Hour)
+	c.GroupTimeout = cmp.Or(c.GroupTimeout, 1500*time.Millisecond)
+	c.MaxTasks = cmp.Or(c.MaxTasks, 32)
+	c.SnapshotThreshold = cmp.Or(c.SnapshotThreshold, 4096)
 	if c.OnFailure == nil {
 		c.OnFailure = func(error) {}
 	}
 	if c.FS == nil {
 		c.FS = vfs.Default
 	}
-	if c.Logger == nil {
-		c.Logger = slog.New(slog.DiscardHandler)
-	}
+	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 }
 
 // Validate returns every problem at once.
 func (c *Config) Validate() error {
-	var errs []error
-	need := func(ok bool, what string) {
-		if !ok {
-			errs = append(errs, errors.New(what))
-		}
-	}
-	need(c.Dir != "", "Dir is empty")
-	need(c.Transport != nil, "Transport is missing")
-	need(c.Peers != nil, "Peers is missing")
-	need(c.Actions != nil, "Actions is missing")
-	need(c.Report != nil, "Report is missing")
-	need(c.MaxTasks >= 0, "MaxTasks is negative")
-	if c.DownAfter < c.SuspectAfter {
-		errs = append(errs, fmt.Errorf("DownAfter (%v) is below SuspectAfter (%v)", c.DownAfter, c.SuspectAfter))
-	}
-	if c.SuspectAfter < 2*c.ReportInterval {
-		errs = append(errs, fmt.Errorf("SuspectAfter (%v) is below two report intervals (%v)", c.SuspectAfter, c.ReportInterval))
-	}
-	if _, err := catalog.Encode(c.Self); err != nil {
-		errs = append(errs, err)
-	}
-	if err := errors.Join(errs...); err != nil {
-		return storage.E("open catalog", storage.KindInvalid, c.Dir, err)
-	}
-	return nil
+	var p storage.Problems
+	p.Check(c.Dir != "", "Dir is empty")
+	p.Check(c.Transport != nil, "Transport is missing")
+	p.Check(c.Peers != nil, "Peers is missing")
+	p.Check(c.Actions != nil, "Actions is missing")
+	p.Check(c.Report != nil, "Report is missing")
+	p.Check(c.MaxTasks >= 0, "MaxTasks is negative")
+	p.Check(c.DownAfter >= c.SuspectAfter, "DownAfter (%v) is below SuspectAfter (%v)", c.DownAfter, c.SuspectAfter)
+	p.Check(c.SuspectAfter >= 2*c.ReportInterval, "SuspectAfter (%v) is below two report intervals (%v)", c.SuspectAfter, c.ReportInterval)
+	_, err := catalog.Encode(c.Self)
+	p.Add(err)
+	return p.Err("open catalog", c.Dir)
 }
 
 func (c *Config) path(name string) string { return filepath.Join(c.Dir, name) }

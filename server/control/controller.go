@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"math"
 	"os"
-	"strconv"
 	"sync"
 	"time"
 
@@ -17,18 +15,17 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/logging"
+	"github.com/storaged/storaged/replication/runner"
 	"github.com/storaged/storaged/server/catalog"
+	"github.com/storaged/storaged/server/placement"
 )
-
-// NeverHeard is the age of a copy that no leader has confirmed since the process started.
-const NeverHeard = time.Duration(math.MaxInt64)
 
 // Controller is a node's part of the catalog.
 type Controller struct {
 	cfg     Config
 	id      Identity
 	fsm     *fsm
-	raft    *raft.Raft
+	inst    *runner.Instance
 	disk    *disk
 	files   io.Closer // the bolt store; nil if the stores were given
 	book    *book
@@ -37,9 +34,7 @@ type Controller struct {
 	soon chan struct{} // capacity 1: report now
 	wake chan struct{} // capacity 1: reconcile now
 
-	proposals chan struct{} // one slot for each future that has not ended
-	closing   chan struct{} // closed by Close
-	removed   chan error    // capacity 1: this node was removed from the cluster
+	removed chan error // capacity 1: this node was removed from the cluster
 
 	mu   sync.Mutex  // guards lead
 	lead *leadership // while this node leads, and the state was caught up
@@ -50,18 +45,6 @@ type Controller struct {
 
 // ServerID is a node's name in the catalog's Raft configuration.
 func ServerID(node storage.NodeID) raft.ServerID { return raft.ServerID(node.String()) }
-
-// ServerAddress is a node's address in the catalog's Raft configuration: its id, which the transport resolves.
-func ServerAddress(node storage.NodeID) raft.ServerAddress { return raft.ServerAddress(node.String()) }
-
-// parseServerID is the inverse of ServerID; 0 for what is none.
-func parseServerID(id string) storage.NodeID {
-	n, err := strconv.ParseUint(id, 10, 32)
-	if err != nil {
-		return 0
-	}
-	return storage.NodeID(n)
-}
 
 // Open opens the catalog of the node whose identity is in cfg.Dir, and joins its Raft group. KindNotFound: there is
 // no identity; bootstrap or join first (SaveIdentity, Join).
@@ -79,8 +62,8 @@ func Open(cfg Config) (*Controller, error) {
 		return nil, err
 	}
 	c := &Controller{cfg: cfg, id: id, fsm: newFSM(), book: addresses, soon: make(chan struct{}, 1),
-		wake: make(chan struct{}, 1), proposals: make(chan struct{}, maxProposals),
-		closing: make(chan struct{}), removed: make(chan error, 1)}
+		wake: make(chan struct{}, 1), removed: make(chan error, 1),
+		inst: runner.New(runner.Config{Subject: "catalog", Group: storage.CatalogGroup})}
 	if err := c.start(); err != nil {
 		if c.files != nil {
 			err = errors.Join(err, c.files.Close())
@@ -99,33 +82,22 @@ func (c *Controller) start() error {
 	if err != nil {
 		return err
 	}
-	c.disk = newDisk(stores, c.cfg.OnFailure)
-	snapshots := sealedSnapshots{stores.Snapshots}
+	c.disk = newDisk(stores, c.inst, c.cfg.OnFailure, c.cfg.Logger)
+	snapshots := sealedSnapshots{stores.Snapshots, c.fsm.noteConfig}
 	c.fsm.onHalt = c.disk.fail
 	conf := c.raftConfig()
 	if c.id.Bootstrap != nil {
 		// The library syncs what it bootstraps, and refuses a second time.
 		err := raft.BootstrapCluster(conf, c.disk, c.disk, snapshots, c.cfg.Transport,
-			raft.Configuration{Servers: []raft.Server{{Suffrage: raft.Voter, ID: conf.LocalID, Address: ServerAddress(c.id.Node)}}})
+			raft.Configuration{Servers: []raft.Server{{Suffrage: raft.Voter, ID: conf.LocalID, Address: runner.NodeAddress(c.id.Node)}}})
 		if err != nil && !errors.Is(err, raft.ErrCantBootstrap) {
 			return storage.E("bootstrap catalog", storage.KindIO, c.cfg.Dir, err)
 		}
 	}
-	if c.raft, err = newRaft(conf, c.fsm, c.disk, snapshots, c.cfg.Transport); err != nil {
+	if err := c.inst.Start(conf, c.fsm, c.disk, c.disk, snapshots, c.cfg.Transport); err != nil {
 		return storage.E("open catalog", storage.KindIO, c.cfg.Dir, err)
 	}
-	c.disk.running.Store(true) // the library's goroutines do nothing before its first time-out, and nobody calls them yet
 	return nil
-}
-
-// newRaft is raft.NewRaft, which panics when a store fails while it reads the log.
-func newRaft(conf *raft.Config, f raft.FSM, d *disk, snaps raft.SnapshotStore, t raft.Transport) (r *raft.Raft, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			r, err = nil, fmt.Errorf("start: %v", p)
-		}
-	}()
-	return raft.NewRaft(conf, f, d, d, snaps, t)
 }
 
 func (c *Controller) openStores() (*RaftStores, error) {
@@ -149,25 +121,17 @@ func (c *Controller) openStores() (*RaftStores, error) {
 
 const (
 	retainedSnapshots = 2
-	maxProposals      = 256
 	trailingLogs      = 1024
 	snapshotInterval  = time.Minute
 )
 
 func (c *Controller) raftConfig() *raft.Config {
-	conf := raft.DefaultConfig()
-	conf.LocalID = ServerID(c.id.Node)
-	conf.HeartbeatTimeout = c.id.HeartbeatTimeout
-	conf.ElectionTimeout = c.id.HeartbeatTimeout
-	conf.LeaderLeaseTimeout = c.id.HeartbeatTimeout
+	conf := runner.Settings(ServerID(c.id.Node), c.id.HeartbeatTimeout, c.cfg.Logger)
+	conf.Logger = conf.Logger.Named("catalog")
 	conf.CommitTimeout = c.cfg.CommitTimeout
 	conf.SnapshotInterval = snapshotInterval
 	conf.SnapshotThreshold = c.cfg.SnapshotThreshold
 	conf.TrailingLogs = trailingLogs
-	conf.ShutdownOnRemove = false
-	conf.PreVoteDisabled = false
-	conf.NoLegacyTelemetry = true
-	conf.Logger = logging.HC(c.cfg.Logger).Named("catalog")
 	return conf
 }
 
@@ -198,20 +162,20 @@ func (c *Controller) Run(ctx context.Context) error {
 // Close hands leadership over if it can, stops Raft and closes its files. It is idempotent.
 func (c *Controller) Close() error {
 	c.closeOnce.Do(func() {
-		close(c.closing)
+		c.disk.stopWaiting()
 		well := c.disk.failure() == nil // otherwise nothing that waits can end before Raft does
 		if well {
-			c.drain()
-		}
-		if well && c.raft.State() == raft.Leader && c.Voters() > 1 {
-			if err := c.raft.LeadershipTransfer().Error(); err != nil {
+			ctx, cancel := context.WithTimeout(context.Background(), c.cfg.RequestTimeout)
+			defer cancel()
+			if err := c.inst.HandOver(ctx); err != nil {
 				c.cfg.Logger.Info("leadership of the catalog was not handed over; another node is elected", "reason", err)
 			}
 		}
-		down := c.raft.Shutdown()
-		close(c.disk.released)
-		c.closeErr = down.Error()
-		if c.files != nil {
+		c.closeErr = c.inst.Stop()
+		if well { // nothing is applied any more; nodes that have moved a moment ago are found after the next start
+			c.writeBook()
+		}
+		if c.files != nil && !errors.Is(c.closeErr, runner.ErrHangs) { // what hangs has them open
 			c.closeErr = errors.Join(c.closeErr, c.files.Close())
 		}
 		if c.closeErr != nil {
@@ -224,30 +188,8 @@ func (c *Controller) Close() error {
 	return c.closeErr
 }
 
-// drain waits until every future has ended, for a while: a node whose disk hangs must stop, too.
-func (c *Controller) drain() {
-	timer := time.NewTimer(c.cfg.RequestTimeout + 2*c.id.HeartbeatTimeout)
-	defer timer.Stop()
-	for range cap(c.proposals) {
-		select {
-		case c.proposals <- struct{}{}:
-		case <-timer.C:
-			c.cfg.Logger.Warn("the catalog stops with commands whose outcome is open")
-			return
-		}
-	}
-}
-
 // Voters returns how many nodes vote in the newest configuration of the catalog that this node knows.
-func (c *Controller) Voters() int {
-	n := 0
-	for _, s := range c.raft.GetConfiguration().Configuration().Servers {
-		if s.Suffrage == raft.Voter {
-			n++
-		}
-	}
-	return n
-}
+func (c *Controller) Voters() int { return runner.CountVoters(c.inst.Configuration()) }
 
 // Failed returns why the disk of the catalog's log is out of service (KindIO), or this copy ends (KindCorrupt,
 // KindUnsupported); nil while all is well. The node must stop then.
@@ -257,13 +199,20 @@ func (c *Controller) Failed() error { return c.disk.failure() }
 func (c *Controller) Identity() Identity { return c.id }
 
 // Leader returns the node that leads the catalog as far as this node knows; 0 if it knows of none.
-func (c *Controller) Leader() storage.NodeID {
-	_, id := c.raft.LeaderWithID()
-	return parseServerID(string(id))
-}
+func (c *Controller) Leader() storage.NodeID { return c.inst.Leader() }
+
+// NeverLed reports that this node has made the cluster and nobody has led its catalog yet: the log holds nothing but how it was
+// made.
+func (c *Controller) NeverLed() bool { return c.id.Bootstrap != nil && c.inst.LastIndex() <= 1 }
+
+// Untold reports that this node has joined the cluster and was sent nothing of its catalog yet.
+func (c *Controller) Untold() bool { return c.id.Bootstrap == nil && c.inst.LastIndex() == 0 }
+
+// Known returns the nodes that this one has an address of.
+func (c *Controller) Known() []storage.NodeID { return c.book.nodes() }
 
 // Term returns the catalog's Raft term as this node knows it.
-func (c *Controller) Term() uint64 { return c.raft.CurrentTerm() }
+func (c *Controller) Term() uint64 { return c.inst.CurrentTerm() }
 
 // Resolve returns the peer address of a node: from the catalog, or from the address book of an earlier run while this
 // node's copy is older than that.
@@ -271,13 +220,13 @@ func (c *Controller) Resolve(id storage.NodeID) (addr string, ok bool) {
 	c.book.mu.Lock()
 	index := c.book.index
 	c.book.mu.Unlock()
-	var n catalog.Node
+	var n storage.Node
 	c.fsm.view(func(s *catalog.State) {
 		if s.Applied() >= index {
 			n, ok = s.Node(id)
 		}
 	})
-	if ok && n.State != catalog.NodeRemoved {
+	if ok && n.State != storage.NodeRemoved {
 		return n.Addrs.Peer, true
 	}
 	return c.book.lookup(id)
@@ -300,17 +249,8 @@ func (c *Controller) Book() map[storage.NodeID]string {
 	return addrs
 }
 
-// Freshness says how good a view is.
-type Freshness struct {
-	Index uint64 // of the last command the copy holds
-	// Age is how long ago the leader was last heard, 0 on the leader itself: what was committed since is missing,
-	// and what was committed up to two CommitTimeouts before may be. NeverHeard: not since the process started.
-	Age    time.Duration
-	Leader storage.NodeID // 0: nobody known
-}
-
 // View calls fn with this node's copy of the catalog, which fn must neither keep nor change. It takes no network.
-func (c *Controller) View(fn func(*catalog.State)) Freshness {
+func (c *Controller) View(fn func(*catalog.State)) catalog.Freshness {
 	f := c.Freshness()
 	c.fsm.view(func(s *catalog.State) {
 		f.Index = s.Applied()
@@ -320,10 +260,10 @@ func (c *Controller) View(fn func(*catalog.State)) Freshness {
 }
 
 // Freshness says how good this node's copy is.
-func (c *Controller) Freshness() Freshness {
-	f := Freshness{Leader: c.Leader(), Age: NeverHeard}
+func (c *Controller) Freshness() catalog.Freshness {
+	f := catalog.Freshness{Leader: c.Leader(), Age: catalog.NeverHeard}
 	f.Index, _ = c.fsm.next()
-	if last := c.raft.LastContact(); c.raft.State() == raft.Leader {
+	if last := c.inst.LastContact(); c.inst.Leads() {
 		f.Age = 0
 	} else if !last.IsZero() {
 		f.Age = max(0, time.Since(last))
@@ -379,7 +319,7 @@ func (c *Controller) Propose(ctx context.Context, cmd catalog.Command) (catalog.
 }
 
 // Reports returns what the nodes last told the catalog's leader, from whatever node it is asked on.
-func (c *Controller) Reports(ctx context.Context) (map[storage.NodeID]Heard, error) {
+func (c *Controller) Reports(ctx context.Context) (map[storage.NodeID]placement.Heard, error) {
 	r, err := c.ask(ctx, MethodRead, []byte(`{"reports":true}`))
 	return r.Reports, err
 }
@@ -446,18 +386,4 @@ func SaveJoin(cfg Config, r JoinResponse) (Identity, error) {
 
 // Halt ends this node's copy of the catalog: an entry of its own log is damaged, so that no follower takes it. It does not
 // block. The node must stop then.
-func (c *Controller) Halt(err error) { c.disk.fail(unreadable(c.raft.LastIndex(), err)) }
-
-// Configuration returns the newest configuration of the catalog's Raft group that this node knows.
-func (c *Controller) Configuration() raft.Configuration {
-	return c.raft.GetConfiguration().Configuration()
-}
-
-// Follows reports whether this node follows a leader of the catalog.
-func (c *Controller) Follows() bool { return c.raft.State() == raft.Follower }
-
-// Leads reports whether this node leads the catalog.
-func (c *Controller) Leads() bool { return c.raft.State() == raft.Leader }
-
-// VerifyLeader is raft.VerifyLeader of the catalog's group, for its transport.
-func (c *Controller) VerifyLeader() raft.Future { return c.raft.VerifyLeader() }
+func (c *Controller) Halt(err error) { c.disk.fail(unreadable(c.inst.LastIndex(), err)) }

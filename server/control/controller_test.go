@@ -70,14 +70,14 @@ func TestGrowsToThree(t *testing.T) {
 		leader := k.leader()
 		down := leader%3 + 1
 		k.stopNode(down)
-		k.until("the node is down", func() bool { return k.nodeState(down) == catalog.NodeDown })
+		k.until("the node is down", func() bool { return k.nodeState(down) == storage.NodeDown })
 		k.startNode(down)
-		k.until("the node is up", func() bool { return k.nodeState(down) == catalog.NodeUp })
+		k.until("the node is up", func() bool { return k.nodeState(down) == storage.NodeUp })
 		k.until("leaders are back", func() bool { return k.spread(2, 3) })
 
 		k.stopNode(leader)
 		k.leader()
-		k.until("the new leader works", func() bool { return k.nodeState(leader) == catalog.NodeDown })
+		k.until("the new leader works", func() bool { return k.nodeState(leader) == storage.NodeDown })
 		if !k.grown(3) {
 			t.Error("a group lost a voter because a node was down")
 		}
@@ -99,7 +99,7 @@ func (k *cluster) spread(least, most int) bool {
 	return true
 }
 
-func (k *cluster) nodeState(id storage.NodeID) (state catalog.NodeState) {
+func (k *cluster) nodeState(id storage.NodeID) (state storage.NodeState) {
 	for _, c := range k.running() {
 		c.View(func(s *catalog.State) {
 			n, _ := s.Node(id)
@@ -116,7 +116,7 @@ func (k *cluster) three() {
 	k.t.Helper()
 	for id := storage.NodeID(1); id <= 3; id++ {
 		k.addNode(id)
-		k.until("the node is there", func() bool { return k.nodeState(id) == catalog.NodeUp })
+		k.until("the node is there", func() bool { return k.nodeState(id) == storage.NodeUp })
 	}
 	k.until("every group has three voters", func() bool { return k.grown(3) })
 	k.until("three nodes vote in the catalog", func() bool { return k.running()[k.leader()].Voters() == 3 })
@@ -157,9 +157,9 @@ func TestDamagedReplicasAreMadeAnew(t *testing.T) {
 }
 
 // TestVotersKeepTheirDataUnderFaults guards I1 from the reports to the orders (tried: without the wait for the commit in
-// placement.Next a seed in three deletes the data of a voter): replicas are damaged and replaced while disks hang, so that
-// what a leader has appended is not committed, and while nodes stop, so that it is lost. No order deletes what votes for anybody
-// (the world writes that down), and the cluster ends whole.
+// placement.Next a seed in three deletes the data of a voter). Replicas are damaged and replaced while disks hang, so that a
+// leader's entries are not committed, and while nodes stop, so that these entries are lost. No order deletes what votes for
+// anybody (the world writes that down), and the cluster ends whole.
 func TestVotersKeepTheirDataUnderFaults(t *testing.T) {
 	for seed := range uint64(6) {
 		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
@@ -220,11 +220,11 @@ func TestAnyNodeServes(t *testing.T) {
 					t.Error(err)
 				}
 			}
-			_, err := c.Propose(t.Context(), catalog.ResizeVolume{Volume: catalog.ByName(name), SizeBytes: 4096 * 2})
+			_, err := c.Propose(t.Context(), catalog.ResizeVolume{Volume: storage.ByName(name), SizeBytes: 4096 * 2})
 			if err != nil {
 				t.Error(err)
 			}
-			_, err = c.Propose(t.Context(), catalog.ResizeVolume{Volume: catalog.ByName(name), SizeBytes: 4096})
+			_, err = c.Propose(t.Context(), catalog.ResizeVolume{Volume: storage.ByName(name), SizeBytes: 4096})
 			var e *storage.Error
 			if !errors.As(err, &e) || e.Kind != storage.KindInvalid || e.Subject != "volume "+name {
 				t.Errorf("on node %s a shrink says %v", id, err)
@@ -268,8 +268,8 @@ func TestNoMajority(t *testing.T) {
 	})
 }
 
-// TestSessions: a session that is named in reports lives on, one that is not expires after the time-out, is closed in
-// every group and forgotten; a new leader gives every session a full time-out.
+// TestSessions: a session that is named in reports lives on. One that is not expires after the time-out, is closed in every
+// group, and is forgotten. A new leader gives every session a full time-out.
 func TestSessions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newCluster(t, "")
@@ -277,9 +277,9 @@ func TestSessions(t *testing.T) {
 		c := k.running()[1]
 		v := *k.propose(c, catalog.CreateVolume{Name: "v", SizeBytes: 4096, At: time.Now()}).Volume
 		open := func(node storage.NodeID) storage.SessionID {
-			at := k.propose(c, catalog.Attach{Volume: catalog.ByName("v"), Holder: catalog.NBDHolder(node, "n"+node.String(), false),
-				Access: catalog.Shared, At: time.Now()}).Attachment.ID
-			return k.propose(c, catalog.OpenSession{Volume: catalog.ByName("v"), Gateway: catalog.Gateway{Node: node}, Attachment: at,
+			at := k.propose(c, catalog.Attach{Volume: storage.ByName("v"), Holder: storage.NBDHolder(node, "n"+node.String(), false),
+				Access: storage.AccessShared, At: time.Now()}).Attachment.ID
+			return k.propose(c, catalog.OpenSession{Volume: storage.ByName("v"), Gateway: catalog.Gateway{Node: node}, Attachment: at,
 				Instance: "i", At: time.Now()}).Session.ID
 		}
 		kept, silent := open(1), open(2)
@@ -336,7 +336,7 @@ func TestDeletion(t *testing.T) {
 		k.mu.Lock()
 		k.fail = errors.New("no leader")
 		k.mu.Unlock()
-		k.propose(c, catalog.DeleteVolume{Volume: catalog.ByID(v.ID)})
+		k.propose(c, catalog.DeleteVolume{Volume: storage.ByID(v.ID)})
 		<-time.After(time.Minute)
 		c.View(func(s *catalog.State) {
 			if _, ok := s.Volume(v.ID); !ok {
@@ -375,14 +375,14 @@ func TestSevenNodes(t *testing.T) {
 		k := newCluster(t, "")
 		for id := storage.NodeID(1); id <= 7; id++ {
 			k.addNode(id)
-			k.until("the node is there", func() bool { return k.nodeState(id) == catalog.NodeUp })
+			k.until("the node is there", func() bool { return k.nodeState(id) == storage.NodeUp })
 		}
 		k.until("seven are members", func() bool {
-			return len(k.running()[k.leader()].raft.GetConfiguration().Configuration().Servers) == 7
+			return len(k.running()[k.leader()].inst.Configuration().Servers) == 7
 		})
 		k.until("five vote", func() bool { return k.running()[k.leader()].Voters() == 5 })
 		k.propose(k.running()[7], catalog.CreateVolume{Name: "v", SizeBytes: 4096, At: time.Now()})
-		if k.running()[7].raft.State() == raft.Leader {
+		if k.running()[7].inst.State() == raft.Leader {
 			t.Error("a follower of the catalog leads it")
 		}
 	})

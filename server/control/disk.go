@@ -3,40 +3,94 @@ package control
 import (
 	"encoding/binary"
 	"errors"
-	"runtime"
+	"io/fs"
+	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
+	"time"
 
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/runner"
 )
 
-// disk stands between the library and its log and votes. The library panics when they fail in its own goroutines, so
-// there is no error for it: after the first the disk is failed for good, nothing is tried on it again, and the library's
-// goroutines wait in it until the Controller is closed. What is not known to be durable is thus never acknowledged, and
-// the node stops with an error instead of a panic.
+// disk stands between the library and its log and votes. The library panics when they fail in its own goroutines, so it never
+// gets an error. After the first error the disk is failed for good, and nothing is tried on it again. The library's goroutines
+// wait in it until the Controller is closed. So nothing is acknowledged that is not known to be durable, and the node stops
+// with an error instead of a panic.
+//
+// A write that finds no space is not such an error: the disk took no part of it, and bbolt has undone the transaction. It is
+// repeated until there is space, and the library's goroutine waits here meanwhile: this node neither follows nor votes, and the
+// others go on. A leader must not wait here: its heartbeats come from other goroutines, so the others would go on following it.
+// It refuses what it was to store, and therefore steps down. A change of members cannot be refused (StoreLogs). It fails the
+// disk for lack of space, and the node begins again from its log; changeCatalog makes this rare.
 type disk struct {
 	log    raft.LogStore
 	stable raft.StableStore
-	// running: errors concern the library's goroutines, not the ones that open the catalog.
-	running  atomic.Bool
-	once     sync.Once
-	err      error         // set once, before failed is closed
-	failed   chan struct{} // closed by fail
-	released chan struct{} // closed by Controller.Close, when Raft was told to shut down
+	inst   *runner.Instance
+	once   sync.Once
+	err    error         // set once, before failed is closed
+	failed chan struct{} // closed by fail
 	// onFailure is told once, from a goroutine of the library; it must not block.
 	onFailure func(error)
+	logger    *slog.Logger
+
+	closing chan struct{} // closed by stopWaiting: nobody waits for room any more
+	waiting atomic.Int32  // operations that wait for room
 }
+
+// roomRetry is how long nothing is tried again after a write found no room.
+const roomRetry = time.Second
 
 var (
 	_ raft.LogStore    = (*disk)(nil)
 	_ raft.StableStore = (*disk)(nil)
 )
 
-func newDisk(s *RaftStores, onFailure func(error)) *disk {
-	return &disk{log: s.Log, stable: s.Stable, failed: make(chan struct{}), released: make(chan struct{}), onFailure: onFailure}
+func newDisk(s *RaftStores, inst *runner.Instance, onFailure func(error), logger *slog.Logger) *disk {
+	return &disk{log: s.Log, stable: s.Stable, inst: inst, failed: make(chan struct{}), onFailure: onFailure,
+		logger: logger, closing: make(chan struct{})}
+}
+
+// noRoom reports whether a write was refused because the file system, or what this user may have of it, is full. A sync that
+// reports a full file system is not such an error; bbolt returns it without the operation.
+func noRoom(err error) bool {
+	var p *fs.PathError
+	return errors.As(err, &p) && p.Op == "write" && (errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT))
+}
+
+// stopWaiting fails the disk if anybody waits for room, so that what waits can end.
+func (d *disk) stopWaiting() {
+	close(d.closing)
+	if d.waiting.Load() > 0 {
+		d.fail(storage.E("use", storage.KindNoSpace, "catalog", errFull))
+	}
+}
+
+var errFull = errors.New("there is no room for the catalog's log on the file system of the data directory")
+
+// await repeats op, which has found no room, until it finds some or the node closes.
+func (d *disk) await(op func() error, err error) error {
+	if d.waiting.Add(1) == 1 {
+		d.logger.Warn("no room for the catalog's log: this node waits for it, and neither follows nor votes; make room on its file system", "error", err)
+	}
+	defer d.waiting.Add(-1)
+	for noRoom(err) {
+		select {
+		case <-time.After(roomRetry):
+			err = op()
+		case <-d.closing:
+			return storage.E("use", storage.KindNoSpace, "catalog", err)
+		}
+	}
+	if err == nil {
+		d.logger.Info("there is room for the catalog's log again")
+	}
+	return err
 }
 
 // failure returns why the disk is out of service; nil while it is in service.
@@ -51,7 +105,13 @@ func (d *disk) failure() error {
 
 // do runs one operation that writes. An error that says "there is none" is an answer.
 func (d *disk) do(op func() error) error {
-	return d.run(d.failure(), op)
+	return d.run(d.failure(), func() error {
+		err := op()
+		if noRoom(err) && d.inst.Running() {
+			err = d.await(op, err)
+		}
+		return err
+	})
 }
 
 // read runs an operation that reads, also after a write has failed: the goroutines of the library that replicate would
@@ -61,21 +121,19 @@ func (d *disk) read(op func() error) error { return d.run(nil, op) }
 func (d *disk) run(err error, op func() error) error {
 	if err == nil {
 		err = op()
-		if err == nil || errors.Is(err, raft.ErrLogNotFound) || err.Error() == raftboltdb.ErrKeyNotFound.Error() {
+		if err == nil || errors.Is(err, errRefused) || errors.Is(err, raft.ErrLogNotFound) || err.Error() == raftboltdb.ErrKeyNotFound.Error() {
 			return err
 		}
 		kind := storage.KindIO
-		if errors.Is(err, storage.ErrCorrupt) {
+		switch {
+		case errors.Is(err, storage.ErrCorrupt):
 			kind = storage.KindCorrupt
+		case errors.Is(err, storage.ErrNoSpace):
+			kind = storage.KindNoSpace
 		}
 		d.fail(storage.E("use", kind, "catalog", err))
 	}
-	if !d.running.Load() {
-		return err
-	}
-	<-d.released
-	runtime.Goexit() // of a goroutine of the library, whose deferred calls say that it has ended
-	return err
+	return d.inst.Park(err)
 }
 
 // fail takes the disk out of service for good, because of its first error or of what was read from it.
@@ -118,8 +176,23 @@ func (d *disk) StoreLogs(ls []*raft.Log) error {
 	for i, l := range ls {
 		sealed[i] = sealEntry(l)
 	}
-	return d.do(func() error { return d.log.StoreLogs(sealed) })
+	return d.do(func() error {
+		err := d.log.StoreLogs(sealed)
+		if noRoom(err) && d.inst.Leads() && slices.ContainsFunc(ls, func(l *raft.Log) bool { return l.Type == raft.LogConfiguration }) {
+			// The library still uses it as its configuration while the process runs. If the next change were made on top of it,
+			// two changes would take effect at once, and there could be two majorities without a common member.
+			return storage.E("store a change of members in", storage.KindNoSpace, "catalog", errFull)
+		}
+		if noRoom(err) && d.inst.Leads() {
+			d.logger.Warn("no room for the catalog's log: this node gives up its leadership; make room on its file system", "error", err)
+			return errRefused
+		}
+		return err
+	})
 }
+
+// errRefused is a leader's answer to commands that find no room.
+var errRefused error = storage.E("store command in", storage.KindNoSpace, "catalog", errFull)
 
 // DeleteRange implements raft.LogStore.
 func (d *disk) DeleteRange(from, to uint64) error {

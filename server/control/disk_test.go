@@ -4,9 +4,13 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,6 +18,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/runner"
 	"github.com/storaged/storaged/server/catalog"
 )
 
@@ -29,12 +34,16 @@ type badStore struct {
 var errDisk = errors.New("input/output error")
 
 func (s *badStore) fault(op string) error {
-	if !s.bad.Load() || op != s.op {
+	full := s.op == "full" && (op == "store" || op == "term")
+	if !s.bad.Load() || op != s.op && !full {
 		return nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.calls++
+	if full {
+		return &fs.PathError{Op: "write", Path: "raft.db", Err: syscall.ENOSPC}
+	}
 	return errDisk
 }
 
@@ -74,8 +83,8 @@ func (s *badStore) Set(k, v []byte) error {
 	return s.InmemStore.Set(k, v)
 }
 
-// TestFailedDisk: whatever the disk of the catalog refuses, on the leader or on a follower, the node ends with KindIO and
-// not with a panic of the library; the disk is not asked again; the others go on.
+// TestFailedDisk: whatever the disk of the catalog refuses, on the leader or on a follower, the node ends with KindIO and not with
+// a panic of the library. The disk is not asked again, and the other nodes go on.
 func TestFailedDisk(t *testing.T) {
 	for _, c := range []struct {
 		op     string
@@ -91,23 +100,30 @@ func TestFailedDisk(t *testing.T) {
 	}
 }
 
+// badStores has the nodes that are started next keep their logs in stores whose operation op can be made bad, and count in told the
+// failures that they report.
+func (k *cluster) badStores(op string, told *atomic.Int32) map[storage.NodeID]*badStore {
+	stores := map[storage.NodeID]*badStore{}
+	k.tune = func(cfg *Config) {
+		id := storage.NodeID(len(stores) + 1)
+		if stores[id] == nil && cfg.Stores != nil {
+			s := &badStore{InmemStore: cfg.Stores.Log.(*raft.InmemStore), op: op}
+			stores[id] = s
+			cfg.Stores = &RaftStores{Log: s, Stable: s, Snapshots: cfg.Stores.Snapshots}
+			cfg.OnFailure = func(error) { told.Add(1) }
+		}
+	}
+	return stores
+}
+
 // TestDamagedEntryHaltsTheCopy guards I1 for the catalog (tried: with the entry skipped in fsm.Apply, the node goes on and
 // answers from a catalog that lacks a volume): a bit of a command flips on a follower's disk. That node stops, with an error that
 // says so, and applies and stores nothing from there on; the others go on.
 func TestDamagedEntryHaltsTheCopy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newCluster(t, "")
-		stores := map[storage.NodeID]*badStore{}
 		var told atomic.Int32
-		k.tune = func(cfg *Config) {
-			id := storage.NodeID(len(stores) + 1)
-			if stores[id] == nil && cfg.Stores != nil {
-				s := &badStore{InmemStore: cfg.Stores.Log.(*raft.InmemStore), op: "flip"}
-				stores[id] = s
-				cfg.Stores = &RaftStores{Log: s, Stable: s, Snapshots: cfg.Stores.Snapshots}
-				cfg.OnFailure = func(error) { told.Add(1) }
-			}
-		}
+		stores := k.badStores("flip", &told)
 		k.three()
 		victim := k.leader()%3 + 1
 		c := k.running()[victim]
@@ -211,11 +227,69 @@ func failDisk(t *testing.T, op string, ofLeader bool) {
 	}
 }
 
+// TestFullDisk: the file system under the catalog of one node is full, of the leader or of a follower. The others go on; the node
+// itself does not fail, and follows again when there is room. Guards await, and that a leader refuses instead (tried: a leader
+// that waits keeps its leadership, and the catalog of the whole cluster stands still).
+func TestFullDisk(t *testing.T) {
+	for name, ofLeader := range map[string]bool{"leader": true, "follower": false} {
+		for _, closing := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, closed meanwhile %v", name, closing), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) { fillDisk(t, ofLeader, closing) })
+			})
+		}
+	}
+}
+
+func fillDisk(t *testing.T, ofLeader, closing bool) {
+	k := newCluster(t, "")
+	var told atomic.Int32
+	stores := k.badStores("full", &told)
+	k.three()
+	victim := k.leader()
+	if !ofLeader {
+		victim = victim%3 + 1
+	}
+	other := victim%3 + 1
+	c := k.running()[victim]
+	stores[victim].bad.Store(true)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	_, _ = k.running()[other].Propose(ctx, catalog.CreateVolume{Name: "first", SizeBytes: 4096, At: time.Now().UTC()}) // it may go to the victim
+	k.until("another node leads", func() bool {
+		for id, c := range k.running() {
+			if id != victim && c.leading() != nil {
+				return true
+			}
+		}
+		return false
+	})
+	k.propose(k.running()[other], catalog.CreateVolume{Name: "second", SizeBytes: 4096, At: time.Now().UTC()})
+	time.Sleep(time.Minute)
+	if err := c.Failed(); err != nil || told.Load() != 0 {
+		t.Fatalf("the node has failed: %v", err)
+	}
+	stores[victim].mu.Lock()
+	calls := stores[victim].calls
+	stores[victim].mu.Unlock()
+	if calls == 0 || calls > 1000 {
+		t.Errorf("%d writes found no room", calls)
+	}
+	if closing {
+		k.stopNode(victim)
+		return
+	}
+	stores[victim].bad.Store(false)
+	k.until("the node follows again", func() (ok bool) {
+		c.View(func(s *catalog.State) { _, ok = s.VolumeByName("second") })
+		return ok
+	})
+}
+
 // TestSeals guards the log and the votes of the catalog in a file without checksums (tried: without the comparisons a flipped bit in
 // a configuration, a term or a vote is taken for what was written). What earlier versions wrote is read as it is.
 func TestSeals(t *testing.T) {
 	store := raft.NewInmemStore()
-	d := newDisk(&RaftStores{Log: store, Stable: store}, func(error) {})
+	d := newDisk(&RaftStores{Log: store, Stable: store}, runner.New(runner.Config{}), func(error) {}, slog.New(slog.DiscardHandler))
 	entry := &raft.Log{Index: 7, Term: 3, Type: raft.LogConfiguration, Data: []byte("configuration")}
 	if err := d.StoreLog(entry); err != nil || len(entry.Extensions) > 0 {
 		t.Fatalf("%v; the library's own entry became %+v", err, entry)
@@ -308,4 +382,51 @@ func rotDisk(t *testing.T) {
 		t.Errorf("it failed with %v", err)
 	}
 	k.stopNode(victim)
+}
+
+// TestFullDiskKeepsMembers: the library takes a change of the catalog's members for its configuration whether the entry could be stored or
+// not. What it believes and no log holds would be the base of the next change: two changes at once, from which two majorities that do not
+// know each other can come. So a leader without room does not begin one, and one that finds out too late ends.
+func TestFullDiskKeepsMembers(t *testing.T) {
+	for name, ask := range map[string]func(ctx context.Context, c *Controller, gone storage.NodeID) error{
+		"as it is asked": func(ctx context.Context, c *Controller, gone storage.NodeID) error {
+			return c.leading().changeCatalog(ctx, serverChange{RemoveServer, gone}, 0)
+		},
+		"found out too late": func(ctx context.Context, c *Controller, gone storage.NodeID) error {
+			_, err := runner.Do(ctx, c.inst, "remove", func(r *raft.Raft) raft.IndexFuture { return r.RemoveServer(ServerID(gone), 0, time.Second) })
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				k := newCluster(t, "")
+				var told atomic.Int32
+				stores := k.badStores("full", &told)
+				k.three()
+				victim := k.leader()
+				c := k.running()[victim]
+				stores[victim].bad.Store(true)
+				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+				defer cancel()
+				if err := ask(ctx, c, victim%3+1); err == nil {
+					t.Fatal("there was room: the test shows nothing")
+				}
+				synctest.Wait()
+				if got := c.Voters(); got != 3 && c.Failed() == nil {
+					t.Errorf("refused, and the node believes in %d voters", got)
+				}
+				stores[victim].bad.Store(false)
+				time.Sleep(10 * time.Second)
+				if c.Failed() != nil {
+					if !errors.Is(c.Failed(), storage.ErrNoSpace) || name == "as it is asked" {
+						t.Errorf("it failed with %v", c.Failed())
+					}
+					return // it begins again from what its log holds
+				}
+				if got := c.Voters(); got != 3 {
+					t.Errorf("the node believes in %d voters; its log, and the others, have 3", got)
+				}
+			})
+		})
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hashicorp/raft"
 
@@ -20,6 +21,10 @@ type fsm struct {
 	// halted is why nothing is applied any more: an entry cannot be decoded. The state stays what it was before that entry.
 	halted error
 
+	// config is the index of the newest configuration that is known to be committed. It is not guarded by mu: code that decides
+	// inside a view asks for it, and would wait for a command that waits for the view.
+	config atomic.Uint64
+
 	onHalt func(error) // told once, from Raft's goroutine; must not block
 }
 
@@ -29,7 +34,7 @@ func newFSM() *fsm {
 
 // Apply implements raft.FSM; it returns the catalog.Result, or the error that ended this copy.
 //
-// I1: skip what cannot be decoded, and this node decides from a catalog that the others do not have.
+// I1: if it skipped what cannot be decoded, this node would decide from a catalog that the others do not have.
 func (f *fsm) Apply(l *raft.Log) any {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -56,6 +61,19 @@ func unreadable(index uint64, err error) error {
 	}
 	return storage.E("apply", kind, fmt.Sprintf("entry %d of the catalog", index), fmt.Errorf("%w; %s", err, next))
 }
+
+// StoreConfiguration implements raft.ConfigurationStore: the library tells where a configuration lies when it is committed,
+// and not when it is asked for its newest.
+func (f *fsm) StoreConfiguration(index uint64, _ raft.Configuration) { f.noteConfig(index) }
+
+func (f *fsm) noteConfig(index uint64) {
+	for newest := f.config.Load(); index > newest && !f.config.CompareAndSwap(newest, index); {
+		newest = f.config.Load()
+	}
+}
+
+// configIndex returns where the newest configuration lies that is known to be committed; 0 for none.
+func (f *fsm) configIndex() uint64 { return f.config.Load() }
 
 func (f *fsm) broadcastLocked() {
 	close(f.changed)

@@ -163,6 +163,8 @@ type book struct {
 	mu    sync.Mutex // guards the fields below, also across the write of the file: writes are rare and small
 	index uint64     // of the catalog's state that addrs is from
 	addrs map[storage.NodeID]string
+	// unwritten says that the file could not be written when addrs was taken.
+	unwritten bool
 }
 
 type bookJSON struct {
@@ -204,11 +206,12 @@ func (b *book) nodes() []storage.NodeID {
 	return slices.Sorted(maps.Keys(b.addrs))
 }
 
-// update takes the addresses of a state, if it is not older than the book, and writes them down if they differ.
-func (b *book) update(index uint64, nodes []catalog.Node) error {
+// update takes the addresses of a state, if it is not older than the book, and writes them down if they differ from what the file
+// has.
+func (b *book) update(index uint64, nodes []storage.Node) error {
 	addrs := make(map[storage.NodeID]string, len(nodes))
 	for _, n := range nodes {
-		if n.State != catalog.NodeRemoved {
+		if n.State != storage.NodeRemoved {
 			addrs[n.ID] = n.Addrs.Peer
 		}
 	}
@@ -218,9 +221,11 @@ func (b *book) update(index uint64, nodes []catalog.Node) error {
 		return nil
 	}
 	b.index = index
-	if maps.Equal(b.addrs, addrs) {
+	if maps.Equal(b.addrs, addrs) && !b.unwritten {
 		return nil
 	}
 	b.addrs = addrs
-	return writeJSON(b.fs, b.dir, bookFile, bookJSON{Version: fileVersion, Index: index, Addrs: addrs})
+	err := writeJSON(b.fs, b.dir, bookFile, bookJSON{Version: fileVersion, Index: index, Addrs: addrs})
+	b.unwritten = err != nil
+	return err
 }

@@ -5,8 +5,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/hashicorp/raft"
-
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/clock"
 	"github.com/storaged/storaged/server/catalog"
@@ -61,10 +59,10 @@ func (l *leadership) run() {
 		case <-l.c.wake:
 		case <-changed:
 		}
-		if pauseFor(l.ctx, minLookGap) != nil { // changes and reports come in bursts
+		if clock.Sleep(l.ctx, minLookGap) != nil { // changes and reports come in bursts
 			return
 		}
-		if l.c.raft.State() != raft.Leader || l.c.raft.CurrentTerm() != l.term {
+		if !l.c.inst.LeadsTerm(l.term) {
 			return
 		}
 		now := time.Now()
@@ -95,12 +93,12 @@ func (l *leadership) take(r placement.NodeReport, now time.Time) {
 }
 
 // heard returns what the nodes last said.
-func (l *leadership) heard(now time.Time) map[storage.NodeID]Heard {
+func (l *leadership) heard(now time.Time) map[storage.NodeID]placement.Heard {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	out := make(map[storage.NodeID]Heard, len(l.reports))
+	out := make(map[storage.NodeID]placement.Heard, len(l.reports))
 	for id, r := range l.reports {
-		out[id] = Heard{Report: r.report, Age: now.Sub(r.at)}
+		out[id] = placement.Heard{Report: r.report, Age: now.Sub(r.at)}
 	}
 	return out
 }

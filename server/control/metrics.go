@@ -1,7 +1,6 @@
 package control
 
 import (
-	"github.com/hashicorp/raft"
 	"github.com/prometheus/client_golang/prometheus"
 
 	storage "github.com/storaged/storaged"
@@ -24,7 +23,7 @@ func newMetrics(r prometheus.Registerer, c *Controller) (*metrics, error) {
 		m.collectors = append(m.collectors, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
 	}
 	gauge("storage_catalog_leader", "1 on the node that leads the catalog. Worry when no node has it.", func() float64 {
-		if c.raft.State() == raft.Leader {
+		if c.inst.Leads() {
 			return 1
 		}
 		return 0
@@ -35,12 +34,12 @@ func newMetrics(r prometheus.Registerer, c *Controller) (*metrics, error) {
 	})
 	gauge("storage_catalog_age_seconds", "Time since this node heard the catalog's leader, -1 if never. Worry above a few seconds.",
 		func() float64 {
-			if f := c.Freshness(); f.Age != NeverHeard {
+			if f := c.Freshness(); f.Age != catalog.NeverHeard {
 				return f.Age.Seconds()
 			}
 			return -1
 		})
-	for _, state := range []catalog.NodeState{catalog.NodeUp, catalog.NodeSuspect, catalog.NodeDown, catalog.NodeDraining} {
+	for _, state := range []storage.NodeState{storage.NodeUp, storage.NodeSuspect, storage.NodeDown, storage.NodeDraining} {
 		m.collectors = append(m.collectors, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "storage_catalog_nodes",
 			Help:        "Nodes by state, as this node's copy has them. Worry about any that is down.",
 			ConstLabels: prometheus.Labels{"state": string(state)}}, func() float64 { return float64(c.countNodes(state)) }))
@@ -77,7 +76,7 @@ func (m *metrics) step(kind string, err error) {
 	m.steps.WithLabelValues(kind, outcome).Inc()
 }
 
-func (c *Controller) countNodes(state catalog.NodeState) int {
+func (c *Controller) countNodes(state storage.NodeState) int {
 	n := 0
 	c.fsm.view(func(s *catalog.State) {
 		for _, x := range s.Nodes() {

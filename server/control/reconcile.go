@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/runner"
 	"github.com/storaged/storaged/server/catalog"
 	"github.com/storaged/storaged/server/placement"
 )
@@ -24,7 +25,7 @@ func (l *leadership) nodesLocked(v placement.View, now time.Time) []task {
 			seen = r.at
 		}
 		to := judge(n.State, now.Sub(seen), l.c.cfg.SuspectAfter, l.c.cfg.DownAfter)
-		if _, heard := l.reports[n.ID]; to == n.State || to == catalog.NodeUp && !heard {
+		if _, heard := l.reports[n.ID]; to == n.State || to == storage.NodeUp && !heard {
 			continue
 		}
 		todo = append(todo, l.propose("node "+n.ID.String(), "node state",
@@ -35,18 +36,18 @@ func (l *leadership) nodesLocked(v placement.View, now time.Time) []task {
 }
 
 // judge returns the state of a node that was silent for so long. Draining and removed are people's decisions.
-func judge(was catalog.NodeState, silence, suspectAfter, downAfter time.Duration) catalog.NodeState {
+func judge(was storage.NodeState, silence, suspectAfter, downAfter time.Duration) storage.NodeState {
 	switch {
-	case was == catalog.NodeDraining || was == catalog.NodeRemoved:
+	case was == storage.NodeDraining || was == storage.NodeRemoved:
 		return was
 	case silence > downAfter:
-		return catalog.NodeDown
+		return storage.NodeDown
 	case silence <= suspectAfter:
-		return catalog.NodeUp
-	case was == catalog.NodeDown:
+		return storage.NodeUp
+	case was == storage.NodeDown:
 		return was
 	default:
-		return catalog.NodeSuspect
+		return storage.NodeSuspect
 	}
 }
 
@@ -60,10 +61,10 @@ func (l *leadership) newGroup(s *catalog.State, v placement.View) []task {
 		return nil // no report yet, or no room: the next report decides
 	}
 	return []task{l.propose("groups", "add group",
-		catalog.AddGroup{Group: s.NextGroup(), Node: node, Store: catalog.StoreText(store)}, "add a group")}
+		catalog.AddGroup{Group: s.NextGroup(), Node: node, Store: store}, "add a group")}
 }
 
-// settleFor is how long a group rests at most after an order, until its nodes have reported anew.
+// settleFor is how long a group rests at most after an order, until its nodes have reported again.
 const settleFor = 3 * time.Second
 
 // groupsLocked takes each group one step on.
@@ -84,7 +85,7 @@ func (l *leadership) groupsLocked(v placement.View, now time.Time) []task {
 func groupKey(id storage.GroupID) string { return "group " + id.String() }
 
 // settlingLocked reports whether what the nodes said of the group may be older than the last order's end.
-func (l *leadership) settlingLocked(g catalog.Group, now time.Time) bool {
+func (l *leadership) settlingLocked(g storage.Group, now time.Time) bool {
 	ended, ok := l.settling[g.ID]
 	if !ok {
 		return false
@@ -111,7 +112,7 @@ func (l *leadership) groupTask(key string, s placement.Step) task {
 		return l.propose(key, s.Kind.String(), catalog.SetGroupReady{Group: s.Group}, text)
 	case placement.StepPlan:
 		return l.propose(key, s.Kind.String(),
-			catalog.PlanReplica{Group: s.Group, Node: s.Node, Store: catalog.StoreText(s.Store)}, text)
+			catalog.PlanReplica{Group: s.Group, Node: s.Node, Store: s.Store}, text)
 	case placement.StepSetRole:
 		return l.propose(key, s.Kind.String(), catalog.SetReplica{Group: s.Group, Key: s.Key, Role: s.Role, ConfigIndex: s.ConfigIndex},
 			text+" is now a "+string(s.Role))
@@ -194,10 +195,10 @@ func (l *leadership) balanceLocked(v placement.View, now time.Time) []task {
 	return todo
 }
 
-func find(groups []catalog.Group, id storage.GroupID) (catalog.Group, bool) {
-	at, ok := slices.BinarySearchFunc(groups, id, func(g catalog.Group, id storage.GroupID) int { return cmp.Compare(g.ID, id) })
+func find(groups []storage.Group, id storage.GroupID) (storage.Group, bool) {
+	at, ok := slices.BinarySearchFunc(groups, id, func(g storage.Group, id storage.GroupID) int { return cmp.Compare(g.ID, id) })
 	if !ok {
-		return catalog.Group{}, false
+		return storage.Group{}, false
 	}
 	return groups[at], true
 }
@@ -232,7 +233,7 @@ func (l *leadership) sessionsLocked(s *catalog.State, now time.Time) []task {
 // closeSession closes an expired session in every group of its volume, and then in the catalog.
 func (l *leadership) closeSession(s *catalog.State, x catalog.Session) []task {
 	v, ok := s.Volume(x.Volume)
-	if !ok || v.State == catalog.VolumeDeleting {
+	if !ok || v.State == storage.VolumeDeleting {
 		return nil // the deletion closes it
 	}
 	return []task{{key: "session " + x.ID.String(), kind: "close session", text: "close it in every group",
@@ -262,7 +263,7 @@ func (l *leadership) fencesLocked(s *catalog.State, now time.Time) []task {
 			since = now
 		}
 		seen[v.ID] = since
-		if now.Sub(since) < fenceAfter || v.State != catalog.VolumeReady { // the groups refuse a deleted one as a whole
+		if now.Sub(since) < fenceAfter || v.State != storage.VolumeReady { // the groups refuse a deleted one as a whole
 			continue
 		}
 		todo = append(todo, task{key: "volume " + v.ID.String(), kind: "fence", text: "fence the former holder of " + v.Name + " in every group",
@@ -283,7 +284,7 @@ func (l *leadership) fencesLocked(s *catalog.State, now time.Time) []task {
 func (l *leadership) leftovers(s *catalog.State) []task {
 	removed := map[storage.NodeID]bool{}
 	for _, n := range s.Nodes() {
-		if n.State == catalog.NodeRemoved {
+		if n.State == storage.NodeRemoved {
 			removed[n.ID] = true
 		}
 	}
@@ -295,15 +296,15 @@ func (l *leadership) leftovers(s *catalog.State) []task {
 		if !removed[a.Holder.Node] {
 			continue
 		}
-		todo = append(todo, l.propose("volume "+a.Volume.String(), "detach", catalog.Detach{Volume: catalog.ByID(a.Volume),
+		todo = append(todo, l.propose("volume "+a.Volume.String(), "detach", catalog.Detach{Volume: storage.ByID(a.Volume),
 			Holder: a.Holder.ID, Attachment: a.ID, At: time.Now().UTC()}, "detach it from a node that was removed"))
 	}
 	return todo
 }
 
-// deletions finishes the deletion of volumes: every group deletes its part; then, while the catalog still knows the volume, and
-// opens no session of it any more, every group forgets it; then the catalog does. Whoever goes on with it after an interruption
-// begins at the beginning, from a later index of the catalog.
+// deletions finishes the deletion of volumes. First every group deletes its part. Then every group forgets the volume, while
+// the catalog still knows it and opens no session of it any more. Then the catalog forgets it. After an interruption the
+// deletion begins at the first step again, from a later index of the catalog.
 func (l *leadership) deletions(s *catalog.State) []task {
 	var todo []task
 	at, session := s.Applied(), s.LastSession()
@@ -349,9 +350,8 @@ func (l *leadership) everywhere(ctx context.Context, groups []storage.GroupID, f
 // voters brings the catalog's own configuration in step with the nodes.
 func (l *leadership) voters(v placement.View) []task {
 	const key = "catalog"
-	future := l.c.raft.GetConfiguration() // answered from memory
-	servers, index, last := future.Configuration().Servers, future.Index(), l.c.raft.LastIndex()
-	changes := catalogChanges(servers, v, index, last)
+	index := l.c.fsm.configIndex() // before the members: what is decided on those of a later change is refused
+	changes := catalogChanges(l.c.inst.Configuration().Servers, v, index, l.c.inst.LastIndex())
 	if len(changes) == 0 {
 		return nil
 	}
@@ -370,15 +370,18 @@ func (l *leadership) voters(v placement.View) []task {
 }
 
 func (l *leadership) changeCatalog(ctx context.Context, change serverChange, index uint64) error {
-	id, addr, timeout := ServerID(change.Node), ServerAddress(change.Node), l.c.cfg.RequestTimeout
-	_, err := await(ctx, l.c, func() raft.IndexFuture {
+	id, addr, timeout := ServerID(change.Node), runner.NodeAddress(change.Node), l.c.cfg.RequestTimeout
+	if err := l.c.barrier(ctx); err != nil { // an entry that may be refused: is there room? See disk.StoreLogs
+		return err
+	}
+	_, err := runner.Do(ctx, l.c.inst, "change the catalog's members", func(r *raft.Raft) raft.IndexFuture {
 		switch change.Change {
 		case AddNonvoter:
-			return l.c.raft.AddNonvoter(id, addr, index, timeout)
+			return r.AddNonvoter(id, addr, index, timeout)
 		case AddVoter:
-			return l.c.raft.AddVoter(id, addr, index, timeout)
+			return r.AddVoter(id, addr, index, timeout)
 		default:
-			return l.c.raft.RemoveServer(id, index, timeout)
+			return r.RemoveServer(id, index, timeout)
 		}
 	})
 	if err != nil {

@@ -7,8 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/hashicorp/raft"
-
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/clock"
 	"github.com/storaged/storaged/server/catalog"
@@ -28,7 +26,7 @@ func (c *Controller) runReports(ctx context.Context) {
 			return
 		case <-timer.C:
 		case <-c.soon:
-			if pauseFor(ctx, minReportGap) != nil {
+			if clock.Sleep(ctx, minReportGap) != nil {
 				return
 			}
 		}
@@ -48,7 +46,7 @@ func (c *Controller) report(ctx context.Context) {
 		return
 	}
 	report := c.cfg.Report()
-	report.Node, report.CatalogIndex = c.id.Node, c.raft.LastIndex()
+	report.Node, report.CatalogIndex = c.id.Node, c.inst.LastIndex()
 	if leader == c.id.Node {
 		if l := c.leading(); l != nil {
 			l.take(report, time.Now())
@@ -64,26 +62,32 @@ func (c *Controller) report(ctx context.Context) {
 	}
 }
 
-// runBook keeps the address book in step with the catalog.
+// runBook keeps the address book in step with the catalog. What comes last before the end, Close writes.
 func (c *Controller) runBook(ctx context.Context) {
 	for {
-		index, changed := c.fsm.next()
-		var nodes []catalog.Node
-		c.fsm.view(func(s *catalog.State) { index, nodes = s.Applied(), s.Nodes() })
-		if index > 0 {
-			if err := c.book.update(index, nodes); err != nil {
-				c.cfg.Logger.Warn("the nodes' addresses could not be written down; after a restart this node may not find them",
-					"error", err)
-			}
-		}
+		_, changed := c.fsm.next()
+		c.writeBook()
 		select {
 		case <-ctx.Done():
 			return
 		case <-changed:
 		}
-		if pauseFor(ctx, minReportGap) != nil { // commands come in bursts, addresses change rarely
+		if clock.Sleep(ctx, minReportGap) != nil { // commands come in bursts, addresses change rarely
 			return
 		}
+	}
+}
+
+// writeBook writes down where the nodes are by the catalog, if that is not in the address book yet.
+func (c *Controller) writeBook() {
+	var index uint64
+	var nodes []storage.Node
+	c.fsm.view(func(s *catalog.State) { index, nodes = s.Applied(), s.Nodes() })
+	if index == 0 {
+		return
+	}
+	if err := c.book.update(index, nodes); err != nil {
+		c.cfg.Logger.Warn("the nodes' addresses could not be written down; after a restart this node may not find them", "error", err)
 	}
 }
 
@@ -97,14 +101,14 @@ func (c *Controller) runSelf(ctx context.Context) {
 		if kind := storage.KindOf(err); kind != storage.KindUnavailable && kind != storage.KindCanceled {
 			c.cfg.Logger.Warn("the catalog refuses this node's description", "error", err)
 		}
-		if pauseFor(ctx, jitter(pause)) != nil {
+		if clock.Sleep(ctx, jitter(pause)) != nil {
 			return
 		}
 	}
 }
 
 func (c *Controller) updateSelf(ctx context.Context) error {
-	var node catalog.Node
+	var node storage.Node
 	var known bool
 	if err := c.Read(ctx, func(s *catalog.State) { node, known = s.Node(c.id.Node) }); err != nil {
 		return err
@@ -135,13 +139,13 @@ func (c *Controller) leading() *leadership {
 // runLeader reigns whenever this node leads.
 func (c *Controller) runLeader(ctx context.Context) {
 	for {
-		if c.raft.State() == raft.Leader {
+		if c.inst.Leads() {
 			c.reign(ctx)
 		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-c.raft.LeaderCh(): // holds the newest change only; the state above is what counts
+		case <-c.inst.LeaderCh(): // holds the newest change only; the state above is what counts
 		case <-time.After(clock.UntilNext(time.Now(), 2*c.id.HeartbeatTimeout)): // LeaderCh never misses the last change
 		}
 	}
@@ -149,7 +153,7 @@ func (c *Controller) runLeader(ctx context.Context) {
 
 // reign runs the reconcilers for one term of this node.
 func (c *Controller) reign(ctx context.Context) {
-	term := c.raft.CurrentTerm()
+	term := c.inst.CurrentTerm()
 	if err := c.barrier(ctx); err != nil {
 		return // no leader any more, or no majority
 	}

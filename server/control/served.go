@@ -8,8 +8,8 @@ import (
 	"github.com/storaged/storaged/server/placement"
 )
 
-// servedMemory is how long a volume that nobody has open counts where it was open last: whoever comes back, comes back
-// there, and a leader that moves for nobody costs its other clients a pause.
+// servedMemory is how long a volume that nobody has open still counts at the node where it was open last. Its user will
+// probably come back there, and moving a leader for nobody costs the group's other clients a pause.
 const servedMemory = 5 * time.Minute
 
 // served remembers by which nodes' gateways volumes are served, for those who place leaders near them. It is not safe for
@@ -19,9 +19,9 @@ type served map[storage.VolumeID]map[storage.NodeID]*servedSpan
 // servedSpan is a time in which a gateway served a volume, with gaps of up to servedMemory.
 type servedSpan struct{ since, last time.Time }
 
-// uses looks at the sessions there are now and counts every volume, in each of its groups, at the gateways that have it
-// open, or when none has, at those that had it open last. Where others use the group too, for whom a leader that moves is a
-// pause, it counts only if it has been served there for minAge or longer.
+// uses counts every volume, in each of its groups, at the gateways that have it open now. If none has, it counts at those
+// that had it open last. A leader that moves is a pause for everyone who uses the group. So where others use the group too, a
+// volume counts only after it has been served there for minAge.
 func (m served) uses(s *catalog.State, now time.Time, minAge time.Duration) placement.Uses {
 	m.note(s, now)
 	uses, only := placement.Uses{}, m.only(s)
@@ -35,7 +35,7 @@ func (m served) uses(s *catalog.State, now time.Time, minAge time.Duration) plac
 				newest = span.last
 			}
 		}
-		if !ok || v.State != catalog.VolumeReady || len(nodes) == 0 {
+		if !ok || v.State != storage.VolumeReady || len(nodes) == 0 {
 			delete(m, id)
 			continue
 		}

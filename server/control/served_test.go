@@ -29,16 +29,16 @@ func TestServed(t *testing.T) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	do(catalog.InitCluster{Cluster: catalog.Cluster{ID: storage.ClusterID{1}, Groups: 1}})
 	for n := range byte(2) {
-		do(catalog.AddNode{Addrs: catalog.Addrs{Peer: "h:1"}, Stores: []catalog.Store{{ID: storage.StoreID{n + 1}}}, At: now})
+		do(catalog.AddNode{Addrs: storage.Addrs{Peer: "h:1"}, Stores: []storage.Store{{ID: storage.StoreID{n + 1}}}, At: now})
 	}
-	key := catalog.ReplicaKey{Store: storage.StoreID{1}}
-	do(catalog.AddGroup{Node: 1, Group: 1, Store: catalog.StoreText(key.Store)})
+	key := storage.ReplicaKey{Store: storage.StoreID{1}}
+	do(catalog.AddGroup{Node: 1, Group: 1, Store: key.Store})
 	do(catalog.SetGroupReady{Group: 1})
 	volume := do(catalog.CreateVolume{Name: "v", SizeBytes: 1 << 30, At: now}).Volume
-	ref := catalog.ByID(volume.ID)
+	ref := storage.ByID(volume.ID)
 	open := func(n storage.NodeID) (end func()) {
 		t.Helper()
-		a := do(catalog.Attach{Volume: ref, Holder: catalog.NBDHolder(n, "n"+n.String(), false), Access: catalog.Shared, At: now}).Attachment
+		a := do(catalog.Attach{Volume: ref, Holder: storage.NBDHolder(n, "n"+n.String(), false), Access: storage.AccessShared, At: now}).Attachment
 		x := do(catalog.OpenSession{Volume: ref, Gateway: catalog.Gateway{Node: n}, Attachment: a.ID, Instance: "i", At: now}).Session
 		return func() { do(catalog.CloseSession{Session: x.ID}) }
 	}

@@ -14,10 +14,13 @@ import (
 	"github.com/storaged/storaged/internal/crc32c"
 )
 
-// sealedSnapshots puts what the library says of a snapshot, its index, term and configuration, also before its content, with a
-// checksum: the library keeps it beside, in a file that has none, and compares nothing. Snapshots from before that have no
-// such beginning and are read as they are. The layout is in docs/format/catalog.md.
-type sealedSnapshots struct{ raft.SnapshotStore }
+// sealedSnapshots writes a snapshot's index, term and configuration also before its content, with a checksum. The library
+// keeps them in a second file without a checksum, and compares nothing. Older snapshots have no such header and are read as
+// they are. The layout is in docs/format/catalog.md.
+type sealedSnapshots struct {
+	raft.SnapshotStore
+	noteConfig func(index uint64) // told where the configuration of each snapshot lies that is opened
+}
 
 const (
 	metaMagic      = "SDCATMET"
@@ -62,6 +65,7 @@ func (s sealedSnapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, err
 		return nil, nil, errors.Join(err, content.Close())
 	}
 	if n < metaFixedBytes || string(begin[:8]) != metaMagic {
+		s.noteConfig(meta.ConfigurationIndex)
 		return meta, joined{io.MultiReader(bytes.NewReader(begin[:n]), content), content}, nil
 	}
 	want := encodeMeta(meta.Index, meta.Term, meta.ConfigurationIndex, meta.Configuration)
@@ -74,6 +78,7 @@ func (s sealedSnapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, err
 	if err != nil {
 		return nil, nil, storage.E("open", storage.KindCorrupt, "catalog snapshot "+id, errors.Join(err, content.Close()))
 	}
+	s.noteConfig(meta.ConfigurationIndex)
 	trimmed := *meta
 	trimmed.Size -= int64(len(want))
 	return &trimmed, content, nil

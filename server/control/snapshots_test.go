@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -38,7 +39,8 @@ func TestSealedSnapshots(t *testing.T) {
 		}
 		return sink.ID()
 	}
-	sealed := sealedSnapshots{files}
+	var configs []uint64
+	sealed := sealedSnapshots{files, func(index uint64) { configs = append(configs, index) }}
 	read := func(id string) (*raft.SnapshotMeta, string, error) {
 		meta, r, err := sealed.Open(id)
 		if err != nil {
@@ -53,6 +55,9 @@ func TestSealedSnapshots(t *testing.T) {
 		if meta, content, err := read(id); err != nil || content != "content" || meta.Size != int64(len(content)) {
 			t.Errorf("%s: %q, %+v: %v", id, content, meta, err)
 		}
+	}
+	if !slices.Equal(configs, []uint64{5, 5}) {
+		t.Errorf("the configurations of two snapshots lie at %v, want 5", configs)
 	}
 	path := filepath.Join(dir, "snapshots", id, "meta.json")
 	good, err := os.ReadFile(path)
@@ -70,5 +75,8 @@ func TestSealedSnapshots(t *testing.T) {
 		if _, _, err := read(id); !errors.Is(err, storage.ErrCorrupt) {
 			t.Errorf("%s for %s: %v", c[1], c[0], err)
 		}
+	}
+	if len(configs) != 2 {
+		t.Error("a configuration of a damaged snapshot was noted")
 	}
 }

@@ -13,7 +13,7 @@ import (
 // copy may be old: a removal is committed before any copy has it, and is never taken back. nil for 0, which is no node.
 func (c *Controller) removal(id storage.NodeID) (err error) {
 	c.fsm.view(func(s *catalog.State) {
-		if n, ok := s.Node(id); ok && n.State == catalog.NodeRemoved {
+		if n, ok := s.Node(id); ok && n.State == storage.NodeRemoved {
 			err = storage.E("serve", storage.KindPermission, "node "+id.String(), &RemovedError{Node: id, Name: n.Name})
 		}
 	})

@@ -18,7 +18,7 @@ func TestRemovedNodeStops(t *testing.T) {
 		k := newCluster(t, "")
 		for id := storage.NodeID(1); id <= 4; id++ {
 			k.addNode(id)
-			k.until("the node is there", func() bool { return k.nodeState(id) == catalog.NodeUp })
+			k.until("the node is there", func() bool { return k.nodeState(id) == storage.NodeUp })
 		}
 		k.until("every group has three voters", func() bool { return k.grown(3) })
 		if k.leader() == 4 {
@@ -26,16 +26,16 @@ func TestRemovedNodeStops(t *testing.T) {
 		}
 		k.until("all have heard of all", func() bool { return len(k.running()[4].book.nodes()) == 4 })
 		k.stopNode(4)
-		k.until("the node is down", func() bool { return k.nodeState(4) == catalog.NodeDown })
-		k.propose(k.running()[k.leader()], catalog.SetNodeState{Node: 4, State: catalog.NodeRemoved})
+		k.until("the node is down", func() bool { return k.nodeState(4) == storage.NodeDown })
+		k.propose(k.running()[k.leader()], catalog.SetNodeState{Node: 4, State: storage.NodeRemoved})
 		k.until("it is no member any more", func() bool {
-			return len(k.running()[k.leader()].raft.GetConfiguration().Configuration().Servers) == 3
+			return len(k.running()[k.leader()].inst.Configuration().Servers) == 3
 		})
 		// The leader that removed it goes on calling it for a while; its successor does not know it.
 		first := k.leader()
 		k.stopNode(first)
 		k.startNode(first)
-		k.until("another reigns", func() bool { return k.leader() != 0 && k.nodeState(first) == catalog.NodeUp })
+		k.until("another reigns", func() bool { return k.leader() != 0 && k.nodeState(first) == storage.NodeUp })
 		asked := time.Now()
 		k.startNode(4)
 		k.mu.Lock()

@@ -4,7 +4,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	storage "github.com/storaged/storaged"
-	"github.com/storaged/storaged/server/catalog"
+	"github.com/storaged/storaged/replication/runner"
 	"github.com/storaged/storaged/server/placement"
 )
 
@@ -17,15 +17,16 @@ type serverChange struct {
 	Node   storage.NodeID
 }
 
-// catalogChanges decides the next change of the catalog's own members: removed nodes go, new nodes follow, and of
-// those that have caught up so many become voters, back to back, that their number is odd: the first five at most.
-// More than one change is returned only to get past an even number. A node has caught up when it holds the
-// configuration that made it a follower, and nearly all of the log.
+// catalogChanges decides the next change of the catalog's own members. Removed nodes leave, and new nodes become
+// followers. Followers that have caught up become voters, back to back, so that the number of voters is odd and at
+// most five; the first nodes come first. More than one change is returned only to get past an even number. A node
+// has caught up when it holds the configuration that made it a follower, and nearly all of the log.
 func catalogChanges(servers []raft.Server, v placement.View, configIndex, lastIndex uint64) []serverChange {
 	member := map[storage.NodeID]raft.ServerSuffrage{}
 	voters := 0
 	for _, s := range servers {
-		member[parseServerID(string(s.ID))] = s.Suffrage
+		node, _ := runner.ParseNodeAddress(s.Address)
+		member[node] = s.Suffrage
 		if s.Suffrage == raft.Voter {
 			voters++
 		}
@@ -35,7 +36,7 @@ func catalogChanges(servers []raft.Server, v placement.View, configIndex, lastIn
 	for _, n := range v.Nodes {
 		suffrage, in := member[n.ID]
 		switch {
-		case n.State == catalog.NodeRemoved:
+		case n.State == storage.NodeRemoved:
 			if in && removed == 0 && (suffrage != raft.Voter || voters > 1) {
 				removed = n.ID
 			}
@@ -45,7 +46,7 @@ func catalogChanges(servers []raft.Server, v placement.View, configIndex, lastIn
 		}
 		usable++
 		report, heard := v.Reports[n.ID]
-		if suffrage != raft.Voter && heard && n.State == catalog.NodeUp && report.CatalogIndex >= max(configIndex, 1) &&
+		if suffrage != raft.Voter && heard && n.State == storage.NodeUp && report.CatalogIndex >= max(configIndex, 1) &&
 			report.CatalogIndex+placement.PromotionLag >= lastIndex {
 			ready = append(ready, serverChange{AddVoter, n.ID})
 		}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/op"
 	"github.com/storaged/storaged/server/catalog"
 	"github.com/storaged/storaged/server/placement"
 )
@@ -18,20 +19,6 @@ const (
 	maxRequestBytes = catalog.MaxCommandBytes
 	maxReplyBytes   = 64 << 20
 )
-
-// NotLeaderError says that another node leads the catalog, and which, if that is known. It is the cause of an error of
-// KindNotLeader.
-type NotLeaderError struct {
-	Leader storage.NodeID // 0: not known
-}
-
-// Error implements error.
-func (e *NotLeaderError) Error() string {
-	if e.Leader == 0 {
-		return "this node does not lead the catalog, and does not know who does"
-	}
-	return "node " + e.Leader.String() + " leads the catalog"
-}
 
 // RemovedError says that a node was removed from the cluster, which is for ever. It is the cause of an error of
 // KindPermission: every node that knows of it refuses what the removed one asks with it, and Run ends with it there.
@@ -47,7 +34,7 @@ func (e *RemovedError) Error() string {
 }
 
 func notLeader(leader storage.NodeID) error {
-	return storage.E("ask the catalog", storage.KindNotLeader, "", &NotLeaderError{leader})
+	return storage.E("ask the catalog", storage.KindNotLeader, "catalog", &op.NotLeaderError{Group: storage.CatalogGroup, Leader: leader})
 }
 
 // readRequest is the body of MethodRead.
@@ -65,12 +52,6 @@ type JoinResponse struct {
 	Addrs            map[storage.NodeID]string `json:"addrs"` // peer addresses of all nodes
 }
 
-// Heard is the last report of a node, and how long ago the catalog's leader got it.
-type Heard struct {
-	Report placement.NodeReport `json:"report"`
-	Age    time.Duration        `json:"age_ns"`
-}
-
 // reply is the answer to every method: Err, or what the method answers.
 type reply struct {
 	Err    *replyError    `json:"err,omitempty"`
@@ -78,10 +59,10 @@ type reply struct {
 
 	Removed *RemovedError `json:"removed,omitempty"` // with Err of KindPermission
 
-	Result  *catalog.Result          `json:"result,omitempty"`
-	Index   uint64                   `json:"index,omitempty"`
-	Reports map[storage.NodeID]Heard `json:"reports,omitempty"`
-	Join    *JoinResponse            `json:"join,omitempty"`
+	Result  *catalog.Result                    `json:"result,omitempty"`
+	Index   uint64                             `json:"index,omitempty"`
+	Reports map[storage.NodeID]placement.Heard `json:"reports,omitempty"`
+	Join    *JoinResponse                      `json:"join,omitempty"`
 }
 
 type replyError struct {
@@ -93,7 +74,7 @@ type replyError struct {
 
 // failed makes a reply of an error.
 func failed(err error) reply {
-	var nl *NotLeaderError
+	var nl *op.NotLeaderError
 	if errors.As(err, &nl) {
 		return reply{Err: &replyError{Op: "ask the catalog", Kind: storage.KindNotLeader, Text: nl.Error()}, Leader: nl.Leader}
 	}
@@ -111,25 +92,30 @@ func failed(err error) reply {
 
 // err returns the error that a reply carries.
 func (r *reply) err() error {
-	switch {
-	case r.Err == nil:
+	if r.Err == nil {
 		return nil
-	case r.Err.Kind == storage.KindNotLeader:
+	}
+	kind := storage.FailureOf(uint64(r.Err.Kind))
+	switch {
+	case kind == storage.KindNotLeader:
 		return notLeader(r.Leader)
 	case r.Err.Kind == storage.KindNone:
 		return storage.E("ask the catalog", storage.KindInternal, r.Err.Subject, errors.New("an error of kind none: "+r.Err.Text))
 	case r.Removed != nil:
-		return storage.E(r.Err.Op, r.Err.Kind, r.Err.Subject, r.Removed)
+		return storage.E(r.Err.Op, kind, r.Err.Subject, r.Removed)
 	case r.Err.Text == "":
-		return storage.E(r.Err.Op, r.Err.Kind, r.Err.Subject, nil)
+		return storage.E(r.Err.Op, kind, r.Err.Subject, nil)
 	}
-	return storage.E(r.Err.Op, r.Err.Kind, r.Err.Subject, errors.New(r.Err.Text))
+	return storage.E(r.Err.Op, kind, r.Err.Subject, errors.New(r.Err.Text))
 }
 
 func encodeReply(r reply) []byte {
 	b, err := json.Marshal(r)
-	if err != nil || len(b) > maxReplyBytes {
-		b, _ = json.Marshal(failed(storage.E("answer", storage.KindInternal, "", fmt.Errorf("%d bytes: %w", len(b), err))))
+	if err == nil && len(b) > maxReplyBytes {
+		err = fmt.Errorf("the answer has %d bytes, above the limit of %d", len(b), maxReplyBytes)
+	}
+	if err != nil {
+		b, _ = json.Marshal(failed(storage.E("answer", storage.KindInternal, "", err)))
 	}
 	return b
 }

@@ -29,7 +29,7 @@ func (d *driver) stepOn() (steps []placement.Step, failed error) {
 }
 
 // TestNothingIsDroppedBeforeItsRemovalIsCommitted guards I1 and I7 (tried: without the comparison of Commit and ConfigIndex in
-// Next the data of a voter is deleted): the leader has appended the removal of a voter and cannot commit it, because the others'
+// Next the data of a voter is deleted): the leader has appended the removal of a voter, but cannot commit it because the others'
 // disks hang. In its own configuration the replica is gone; for everybody else it votes.
 func TestNothingIsDroppedBeforeItsRemovalIsCommitted(t *testing.T) {
 	d := three(t)
@@ -38,7 +38,7 @@ func TestNothingIsDroppedBeforeItsRemovalIsCommitted(t *testing.T) {
 	out := leader%3 + 1
 	g, _ := d.s.Group(1)
 	r, _ := g.OnNode(out)
-	d.must(catalog.SetReplica{Group: 1, Key: r.Key, Role: catalog.RoleLeaving})
+	d.must(catalog.SetReplica{Group: 1, Key: r.Key, Role: storage.RoleLeaving})
 	for g, _ = d.s.Group(1); placement.Next(d.view(), g).Kind != placement.StepRemove; g, _ = d.s.Group(1) {
 		if err := d.carryOut(placement.Next(d.view(), g)); err != nil {
 			t.Fatal(err)
@@ -93,7 +93,7 @@ func TestNothingIsRecordedBeforeItIsCommitted(t *testing.T) {
 	steps, _ := d.stepOn()
 	more, _ := d.stepOn()
 	g, _ := d.s.Group(1)
-	if steps = append(steps, more...); kinds(steps) != "promote" || g.Count(catalog.RoleVoter) != 1 {
+	if steps = append(steps, more...); kinds(steps) != "promote" || g.Count(storage.RoleVoter) != 1 {
 		t.Errorf("steps while the promotion is not committed: %s; recorded: %v", kinds(steps), g.Replicas)
 	}
 	d.w.SetSlow(2, false)
@@ -102,8 +102,8 @@ func TestNothingIsRecordedBeforeItIsCommitted(t *testing.T) {
 	d.wantWhole(t, 1, 2, 3)
 }
 
-// TestLostRecordIsMended: a catalog that took a replica for a voter from a configuration that was lost, as earlier versions
-// did, comes back by itself; a record that is newer than the report is waited for.
+// TestLostRecordIsMended: a catalog that, as in earlier versions, recorded a voter from a configuration that was lost is
+// corrected automatically. If the record is newer than the report, the correction waits.
 func TestLostRecordIsMended(t *testing.T) {
 	d := three(t)
 	v := d.view()
@@ -131,7 +131,7 @@ func TestLostRecordIsMended(t *testing.T) {
 		t.Errorf("the record is newer than the report: %+v", s)
 	}
 	g.Replicas = older
-	if s := placement.Next(v, g); s.Kind != placement.StepSetRole || s.Role != catalog.RoleLeaving || s.Node != other {
+	if s := placement.Next(v, g); s.Kind != placement.StepSetRole || s.Role != storage.RoleLeaving || s.Node != other {
 		t.Errorf("the record was lost: %+v", s)
 	}
 
@@ -148,7 +148,7 @@ func TestLostRecordIsMended(t *testing.T) {
 		}
 	}
 	r, _ := g.OnNode(2)
-	d.must(catalog.SetReplica{Group: 1, Key: r.Key, Role: catalog.RoleVoter}) // without an index: from before there was one
+	d.must(catalog.SetReplica{Group: 1, Key: r.Key, Role: storage.RoleVoter}) // without an index: from before there was one
 	d.settle()
 	d.wantWhole(t, 1, 2, 3)
 }
@@ -175,8 +175,8 @@ func TestNoVoterIsEverDropped(t *testing.T) {
 				d.w.SetSlow(n.ID, rapid.Bool().Draw(t, "slow"))
 			case 3:
 				g, _ := d.s.Group(gid)
-				if r := rapid.SampledFrom(g.Replicas).Draw(t, "replica"); g.Count(catalog.RoleLeaving) == 0 {
-					_ = d.apply(catalog.SetReplica{Group: g.ID, Key: r.Key, Role: catalog.RoleLeaving})
+				if r := rapid.SampledFrom(g.Replicas).Draw(t, "replica"); g.Count(storage.RoleLeaving) == 0 {
+					_ = d.apply(catalog.SetReplica{Group: g.ID, Key: r.Key, Role: storage.RoleLeaving})
 				}
 			case 4:
 				d.w.Write(gid, uint64(rapid.IntRange(1, 200).Draw(t, "entries")), uint64(rapid.IntRange(0, 100).Draw(t, "lag")))
@@ -206,7 +206,7 @@ func TestNoVoterIsEverDropped(t *testing.T) {
 		d.settle()
 		for _, g := range d.s.Groups() {
 			voters, leader := d.w.Voters(g.ID)
-			if len(voters) != 3 || leader == 0 || g.Count(catalog.RoleVoter) != 3 || len(g.Replicas) != 3 {
+			if len(voters) != 3 || leader == 0 || g.Count(storage.RoleVoter) != 3 || len(g.Replicas) != 3 {
 				t.Fatalf("group %v has voters %v, leader %v; the catalog says %v", g.ID, voters, leader, g.Replicas)
 			}
 		}

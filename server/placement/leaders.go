@@ -5,25 +5,24 @@ import (
 	"slices"
 
 	storage "github.com/storaged/storaged"
-	"github.com/storaged/storaged/server/catalog"
 )
 
 // PreferredLeaders gives every group the voter's node that should lead it, so that leaders spread evenly, and within that
 // lead where their volumes are used. Going through the groups by id, each takes the node that leads the fewest so far; then
 // groups change places by their uses. It looks at who votes and not at who is up, so that the answer does not change when
 // a node restarts.
-func PreferredLeaders(nodes []catalog.Node, groups []catalog.Group, uses Uses) map[storage.GroupID]storage.NodeID {
+func PreferredLeaders(nodes []storage.Node, groups []storage.Group, uses Uses) map[storage.GroupID]storage.NodeID {
 	draining := map[storage.NodeID]bool{}
 	for _, n := range nodes {
 		draining[n.ID] = !n.Usable()
 	}
 	leads := map[storage.NodeID]int{}
 	preferred := make(map[storage.GroupID]storage.NodeID, len(groups))
-	byID := slices.SortedFunc(slices.Values(groups), func(a, b catalog.Group) int { return cmp.Compare(a.ID, b.ID) })
+	byID := slices.SortedFunc(slices.Values(groups), func(a, b storage.Group) int { return cmp.Compare(a.ID, b.ID) })
 	for _, g := range byID {
 		var best storage.NodeID
 		for _, r := range g.Replicas {
-			if r.Role != catalog.RoleVoter {
+			if r.Role != storage.RoleVoter {
 				continue
 			}
 			if best == 0 || rank(r.Node, draining, leads).less(rank(best, draining, leads)) {
@@ -68,24 +67,24 @@ func (u Uses) Add(g storage.GroupID, n storage.NodeID) {
 }
 
 // bringNear changes an even spread of leaders so that groups are led where their volumes are used, which saves every
-// request a way between nodes. Two groups change places, so it stays as even as it was; and they do only if both together
-// are used more at their leaders then, so groups that nobody uses stay where they are.
-func bringNear(preferred map[storage.GroupID]storage.NodeID, nodes []catalog.Node, groups []catalog.Group, uses Uses) {
+// request a way between nodes. Two groups swap their leaders' nodes, so the spread stays as even as it was. They swap only
+// if both together are then used more at their leaders, so groups that nobody uses stay where they are.
+func bringNear(preferred map[storage.GroupID]storage.NodeID, nodes []storage.Node, groups []storage.Group, uses Uses) {
 	mayLead := map[storage.NodeID]bool{}
 	for _, n := range nodes {
 		mayLead[n.ID] = n.Usable()
 	}
-	used := slices.DeleteFunc(slices.Clone(groups), func(g catalog.Group) bool { return uses[g.ID] == nil || preferred[g.ID] == 0 })
-	most := func(g catalog.Group) (best storage.NodeID, n int) {
+	used := slices.DeleteFunc(slices.Clone(groups), func(g storage.Group) bool { return uses[g.ID] == nil || preferred[g.ID] == 0 })
+	most := func(g storage.Group) (best storage.NodeID, n int) {
 		for _, r := range g.Replicas {
 			u := uses[g.ID][r.Node]
-			if r.Role == catalog.RoleVoter && mayLead[r.Node] && (u > n || u == n && u > 0 && r.Node < best) {
+			if r.Role == storage.RoleVoter && mayLead[r.Node] && (u > n || u == n && u > 0 && r.Node < best) {
 				best, n = r.Node, u
 			}
 		}
 		return best, n
 	}
-	slices.SortFunc(used, func(a, b catalog.Group) int {
+	slices.SortFunc(used, func(a, b storage.Group) int {
 		_, ua := most(a)
 		_, ub := most(b)
 		return cmp.Or(cmp.Compare(ub, ua), cmp.Compare(a.ID, b.ID))
@@ -113,9 +112,9 @@ func bringNear(preferred map[storage.GroupID]storage.NodeID, nodes []catalog.Nod
 	}
 }
 
-func votes(g catalog.Group, n storage.NodeID) bool {
+func votes(g storage.Group, n storage.NodeID) bool {
 	r, ok := g.OnNode(n)
-	return ok && r.Role == catalog.RoleVoter
+	return ok && r.Role == storage.RoleVoter
 }
 
 // LeaderMoves returns one StepTransfer for every group whose preferred leader works, votes, has caught up and does not
@@ -130,7 +129,7 @@ func LeaderMoves(v View) []Step {
 			continue
 		}
 		r, _ := g.OnNode(to)
-		m, in := leader.member(r.Key)
+		m, in := leader.Member(r.Key)
 		if !in || !m.Voter || !v.caughtUp(g, leader, m) {
 			continue
 		}

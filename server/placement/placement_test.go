@@ -16,8 +16,8 @@ import (
 
 func store(n storage.NodeID) storage.StoreID { return storage.StoreID{0: 0xd1, 15: byte(n)} }
 
-func key(n storage.NodeID, inc storage.Incarnation) catalog.ReplicaKey {
-	return catalog.ReplicaKey{Store: store(n), Incarnation: inc}
+func key(n storage.NodeID, inc storage.Incarnation) storage.ReplicaKey {
+	return storage.ReplicaKey{Store: store(n), Incarnation: inc}
 }
 
 // driver applies commands to a catalog and orders to a world, as package control does, one step at a time.
@@ -58,7 +58,7 @@ func (d *driver) must(c catalog.Command) {
 
 func (d *driver) addNode(zone string) storage.NodeID {
 	id := storage.NodeID(len(d.s.Nodes()) + 1)
-	d.must(catalog.AddNode{Zone: zone, Addrs: catalog.Addrs{Peer: "h:1"}, Stores: []catalog.Store{{ID: store(id)}}})
+	d.must(catalog.AddNode{Zone: zone, Addrs: storage.Addrs{Peer: "h:1"}, Stores: []storage.Store{{ID: store(id)}}})
 	d.w.AddNode(id, store(id))
 	return id
 }
@@ -81,7 +81,7 @@ func (d *driver) carryOut(s placement.Step) error {
 	case placement.StepSetReady:
 		return d.apply(catalog.SetGroupReady{Group: s.Group})
 	case placement.StepPlan:
-		return d.apply(catalog.PlanReplica{Group: s.Group, Node: s.Node, Store: catalog.StoreText(s.Store)})
+		return d.apply(catalog.PlanReplica{Group: s.Group, Node: s.Node, Store: s.Store})
 	case placement.StepCreate:
 		return d.w.Create(s.Group, s.Node, s.Key, s.Leader)
 	case placement.StepAddLearner:
@@ -137,7 +137,7 @@ func (d *driver) addGroups(n int) {
 		if err != nil {
 			d.t.Fatalf("%v", err)
 		}
-		d.must(catalog.AddGroup{Group: d.s.NextGroup(), Node: node, Store: catalog.StoreText(st)})
+		d.must(catalog.AddGroup{Group: d.s.NextGroup(), Node: node, Store: st})
 	}
 }
 
@@ -176,8 +176,8 @@ func TestGrowth(t *testing.T) {
 	g, _ := d.s.Group(1)
 	_, leader := d.w.Voters(1)
 	old, _ := g.OnNode(leader)
-	d.must(catalog.SetNodeState{Node: leader, State: catalog.NodeDraining})
-	d.must(catalog.SetReplica{Group: 1, Key: old.Key, Role: catalog.RoleLeaving})
+	d.must(catalog.SetNodeState{Node: leader, State: storage.NodeDraining})
+	d.must(catalog.SetReplica{Group: 1, Key: old.Key, Role: storage.RoleLeaving})
 	want = "plan, create, add learner, set role, promote, set role, transfer, remove, drop, forget"
 	if got := kinds(d.settle()); got != want {
 		t.Fatalf("replacing node %s:\n%s\nwant\n%s", leader, got, want)
@@ -192,11 +192,11 @@ func TestGrowth(t *testing.T) {
 
 // TestPromotionWaitsForBoth: with one learner caught up and one not, nobody is promoted.
 func TestPromotionWaitsForBoth(t *testing.T) {
-	g := catalog.Group{ID: 1, State: catalog.GroupReady, LastIncarnation: 3, Replicas: []catalog.Replica{
-		{Node: 1, Key: key(1, 1), Role: catalog.RoleVoter}, {Node: 2, Key: key(2, 2), Role: catalog.RoleLearner},
-		{Node: 3, Key: key(3, 3), Role: catalog.RoleLearner}}}
+	g := storage.Group{ID: 1, State: storage.GroupReady, LastIncarnation: 3, Replicas: []storage.Replica{
+		{Node: 1, Key: key(1, 1), Role: storage.RoleVoter}, {Node: 2, Key: key(2, 2), Role: storage.RoleLearner},
+		{Node: 3, Key: key(3, 3), Role: storage.RoleLearner}}}
 	view := func(acked2, acked3 uint64, voters ...storage.NodeID) placement.View {
-		v := placement.View{Cluster: catalog.Cluster{Replicas: 3}, Groups: []catalog.Group{g},
+		v := placement.View{Cluster: catalog.Cluster{Replicas: 3}, Groups: []storage.Group{g},
 			Reports: map[storage.NodeID]placement.NodeReport{}}
 		members := []placement.Member{{Key: key(1, 1), Node: 1, AckedIndex: 1000}, {Key: key(2, 2), Node: 2, AckedIndex: acked2},
 			{Key: key(3, 3), Node: 3, AckedIndex: acked3}}
@@ -204,7 +204,7 @@ func TestPromotionWaitsForBoth(t *testing.T) {
 			members[i].Voter = slices.Contains(voters, members[i].Node)
 		}
 		for id := storage.NodeID(1); id <= 3; id++ {
-			v.Nodes = append(v.Nodes, catalog.Node{ID: id, State: catalog.NodeUp})
+			v.Nodes = append(v.Nodes, storage.Node{ID: id, State: storage.NodeUp})
 			r := placement.ReplicaReport{Group: 1, Key: g.Replicas[id-1].Key, State: placement.ReplicaFollower, Last: 10}
 			if id == 1 {
 				r.State, r.Last, r.Members = placement.ReplicaLeader, 1000, members
@@ -247,23 +247,23 @@ func TestPromotionWaitsForBoth(t *testing.T) {
 		t.Errorf("replica 3 is stopped: %+v", s)
 	}
 	// Two voters already, for instance because the first leader died between the two: the third follows alone.
-	if s := placement.Next(view(1000, 1000, 1, 2), g); s.Kind != placement.StepSetRole || s.Role != catalog.RoleVoter {
+	if s := placement.Next(view(1000, 1000, 1, 2), g); s.Kind != placement.StepSetRole || s.Role != storage.RoleVoter {
 		t.Errorf("two voters: %+v", s)
 	}
-	g.Replicas[1].Role = catalog.RoleVoter
+	g.Replicas[1].Role = storage.RoleVoter
 	if s := placement.Next(view(1000, 1000, 1, 2), g); s.Kind != placement.StepPromote || len(s.Also) != 0 || s.Node != 3 {
 		t.Errorf("two voters: %+v", s)
 	}
 }
 
 func TestEmptyReplicaDoesNotJoin(t *testing.T) {
-	g := catalog.Group{ID: 1, State: catalog.GroupReady, LastIncarnation: 2, Replicas: []catalog.Replica{
-		{Node: 1, Key: key(1, 1), Role: catalog.RoleVoter}, {Node: 2, Key: key(2, 2), Role: catalog.RolePulling}}}
+	g := storage.Group{ID: 1, State: storage.GroupReady, LastIncarnation: 2, Replicas: []storage.Replica{
+		{Node: 1, Key: key(1, 1), Role: storage.RoleVoter}, {Node: 2, Key: key(2, 2), Role: storage.RolePulling}}}
 	v := placement.View{Cluster: catalog.Cluster{Replicas: 3}, Reports: map[storage.NodeID]placement.NodeReport{
 		1: {Replicas: []placement.ReplicaReport{{Group: 1, Key: key(1, 1), State: placement.ReplicaLeader, Last: 9,
 			Members: []placement.Member{{Key: key(1, 1), Node: 1, Voter: true}}}}}}}
 	for id := storage.NodeID(1); id <= 3; id++ {
-		v.Nodes = append(v.Nodes, catalog.Node{ID: id, State: catalog.NodeUp})
+		v.Nodes = append(v.Nodes, storage.Node{ID: id, State: storage.NodeUp})
 	}
 	for _, c := range []struct {
 		state placement.ReplicaState
@@ -284,9 +284,9 @@ func TestWanted(t *testing.T) {
 	for nodes, want := range []int{1, 1, 1, 3, 3, 5, 5, 5} {
 		v := placement.View{Cluster: catalog.Cluster{Replicas: 5}}
 		for i := range nodes {
-			v.Nodes = append(v.Nodes, catalog.Node{ID: storage.NodeID(i + 1), State: catalog.NodeDown})
+			v.Nodes = append(v.Nodes, storage.Node{ID: storage.NodeID(i + 1), State: storage.NodeDown})
 		}
-		v.Nodes = append(v.Nodes, catalog.Node{State: catalog.NodeRemoved}, catalog.Node{State: catalog.NodeDraining})
+		v.Nodes = append(v.Nodes, storage.Node{State: storage.NodeRemoved}, storage.Node{State: storage.NodeDraining})
 		if got := v.Wanted(); got != want {
 			t.Errorf("%d nodes: %d replicas, want %d", nodes, got, want)
 		}
@@ -296,15 +296,15 @@ func TestWanted(t *testing.T) {
 func TestChoosePrefersZonesThenUse(t *testing.T) {
 	v := placement.View{Cluster: catalog.Cluster{Replicas: 3}, Reports: map[storage.NodeID]placement.NodeReport{}}
 	add := func(id storage.NodeID, zone string, used, free int64) {
-		v.Nodes = append(v.Nodes, catalog.Node{ID: id, Zone: zone, State: catalog.NodeUp, Stores: []catalog.Store{{ID: store(id)}}})
-		v.Reports[id] = placement.NodeReport{Node: id, Stores: []placement.StoreReport{{ID: catalog.StoreText(store(id)),
+		v.Nodes = append(v.Nodes, storage.Node{ID: id, Zone: zone, State: storage.NodeUp, Stores: []storage.Store{{ID: store(id)}}})
+		v.Reports[id] = placement.NodeReport{Node: id, Stores: []placement.StoreReport{{ID: store(id),
 			CapacityBytes: 100, UsedBytes: used, FreeBytes: free}}}
 	}
 	add(1, "a", 10, 90)
 	add(2, "a", 0, 100)
 	add(3, "b", 50, 50)
 	add(4, "b", 20, 80)
-	on := []catalog.Replica{{Node: 1, Key: key(1, 1), Role: catalog.RoleVoter}}
+	on := []storage.Replica{{Node: 1, Key: key(1, 1), Role: storage.RoleVoter}}
 	check := func(want storage.NodeID) {
 		t.Helper()
 		if got, st, err := placement.Choose(v, on); err != nil || got != want || st != store(want) {
@@ -312,9 +312,9 @@ func TestChoosePrefersZonesThenUse(t *testing.T) {
 		}
 	}
 	check(4) // another zone, and the emptier of the two
-	v.Groups = []catalog.Group{{ID: 1, Replicas: []catalog.Replica{{Node: 4, Key: key(4, 1)}}}}
+	v.Groups = []storage.Group{{ID: 1, Replicas: []storage.Replica{{Node: 4, Key: key(4, 1)}}}}
 	check(3) // fewer replicas count before bytes
-	v.Nodes[2].State = catalog.NodeSuspect
+	v.Nodes[2].State = storage.NodeSuspect
 	check(4)
 	delete(v.Reports, 4)
 	check(2) // the same zone is better than none
@@ -409,7 +409,7 @@ func TestLeadersAreNear(t *testing.T) {
 	if p := placement.PreferredLeaders(v.Nodes, v.Groups, all); p[far] != to || changed(p) != 2 {
 		t.Errorf("group %v is used most at node %v: %v", far, to, p)
 	}
-	v.Nodes[to-1].State = catalog.NodeDraining
+	v.Nodes[to-1].State = storage.NodeDraining
 	if p := placement.PreferredLeaders(v.Nodes, v.Groups, all); count(p)[to] != 0 {
 		t.Errorf("node %v drains and shall lead %d groups", to, count(p)[to])
 	}
@@ -468,9 +468,9 @@ func TestConverges(t *testing.T) {
 					uint64(rapid.IntRange(0, 100).Draw(t, "lag")))
 			case 3:
 				for _, n := range nodes { // as the liveness reconciler would
-					state := catalog.NodeDown
+					state := storage.NodeDown
 					if d.w.Up(n.ID) {
-						state = catalog.NodeUp
+						state = storage.NodeUp
 					}
 					_ = d.apply(catalog.SetNodeState{Node: n.ID, From: n.State, State: state})
 				}
@@ -501,13 +501,13 @@ func TestConverges(t *testing.T) {
 		}
 		for _, n := range d.s.Nodes() {
 			d.w.SetUp(n.ID, true)
-			d.must(catalog.SetNodeState{Node: n.ID, State: catalog.NodeUp})
+			d.must(catalog.SetNodeState{Node: n.ID, State: storage.NodeUp})
 		}
 		d.settle()
 		want := d.view().Wanted()
 		for _, g := range d.s.Groups() {
 			voters, leader := d.w.Voters(g.ID)
-			if len(voters) != want || leader == 0 || g.Count(catalog.RoleVoter) != want {
+			if len(voters) != want || leader == 0 || g.Count(storage.RoleVoter) != want {
 				t.Fatalf("group %v has voters %v, want %d; the catalog says %v", g.ID, voters, want, g.Replicas)
 			}
 		}
@@ -535,8 +535,8 @@ func TestReplacesUnderFaults(t *testing.T) {
 			case 1:
 				g, _ := d.s.Group(storage.GroupID(rapid.IntRange(1, 2).Draw(t, "group")))
 				r := rapid.SampledFrom(g.Replicas).Draw(t, "replica")
-				if g.Count(catalog.RoleLeaving) == 0 {
-					_ = d.apply(catalog.SetReplica{Group: g.ID, Key: r.Key, Role: catalog.RoleLeaving})
+				if g.Count(storage.RoleLeaving) == 0 {
+					_ = d.apply(catalog.SetReplica{Group: g.ID, Key: r.Key, Role: storage.RoleLeaving})
 				}
 			default:
 				v := d.view()
@@ -554,7 +554,7 @@ func TestReplacesUnderFaults(t *testing.T) {
 		d.settle()
 		for _, g := range d.s.Groups() {
 			voters, _ := d.w.Voters(g.ID)
-			if len(voters) != 3 || g.Count(catalog.RoleVoter) != 3 || len(g.Replicas) != 3 {
+			if len(voters) != 3 || g.Count(storage.RoleVoter) != 3 || len(g.Replicas) != 3 {
 				t.Fatalf("group %v has voters %v; the catalog says %v", g.ID, voters, g.Replicas)
 			}
 		}
@@ -565,20 +565,20 @@ func TestReplacesUnderFaults(t *testing.T) {
 }
 
 // fourVoters is a group that replaces node 1, whose replica leaves, by node 4; acked is what each node has of 1000.
-func fourVoters(acked ...uint64) (placement.View, catalog.Group) {
-	g := catalog.Group{ID: 1, State: catalog.GroupReady, LastIncarnation: 4}
+func fourVoters(acked ...uint64) (placement.View, storage.Group) {
+	g := storage.Group{ID: 1, State: storage.GroupReady, LastIncarnation: 4}
 	v := placement.View{Cluster: catalog.Cluster{Replicas: 3}, Reports: map[storage.NodeID]placement.NodeReport{}}
 	var members []placement.Member
 	for i, n := range acked {
 		id := storage.NodeID(i + 1)
-		role := catalog.RoleVoter
+		role := storage.RoleVoter
 		if id == 1 {
-			role = catalog.RoleLeaving
+			role = storage.RoleLeaving
 		}
 		k := key(id, storage.Incarnation(id))
-		g.Replicas = append(g.Replicas, catalog.Replica{Node: id, Key: k, Role: role})
+		g.Replicas = append(g.Replicas, storage.Replica{Node: id, Key: k, Role: role})
 		members = append(members, placement.Member{Key: k, Node: id, Voter: true, AckedIndex: n})
-		v.Nodes = append(v.Nodes, catalog.Node{ID: id, State: catalog.NodeUp})
+		v.Nodes = append(v.Nodes, storage.Node{ID: id, State: storage.NodeUp})
 		v.Reports[id] = placement.NodeReport{Node: id, Replicas: []placement.ReplicaReport{{Group: 1, Key: k,
 			State: placement.ReplicaFollower, Last: n}}}
 	}
@@ -607,8 +607,8 @@ func TestVoterStaysWhileOthersLag(t *testing.T) {
 func TestOldConfiguration(t *testing.T) {
 	v, g := fourVoters(1000, 1000, 1000, 1000)
 	k := key(5, 5)
-	g.Replicas = append(g.Replicas[1:], catalog.Replica{Node: 5, Key: k, Role: catalog.RolePulling})
-	v.Nodes = append(v.Nodes, catalog.Node{ID: 5, State: catalog.NodeUp})
+	g.Replicas = append(g.Replicas[1:], storage.Replica{Node: 5, Key: k, Role: storage.RolePulling})
+	v.Nodes = append(v.Nodes, storage.Node{ID: 5, State: storage.NodeUp})
 	v.Reports[5] = placement.NodeReport{Node: 5, Replicas: []placement.ReplicaReport{{Group: 1, Key: k,
 		State: placement.ReplicaFollower, Last: 1000}}}
 	if s := placement.Next(v, g); s.Kind != placement.StepAddLearner {

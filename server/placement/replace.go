@@ -3,14 +3,14 @@ package placement
 import (
 	"slices"
 
-	"github.com/storaged/storaged/server/catalog"
+	storage "github.com/storaged/storaged"
 )
 
-// A replica that will not come back is replaced in steps that are each safe, and each found again after an
-// interruption: it is recorded as leaving; if another node can take a replica, that one is pulled, joined and
-// promoted first; then the lost one is taken out of the configuration, dropped where its node can be asked, and
-// forgotten. On a cluster whose nodes all hold a replica of the group, the node of a damaged one is the only place for
-// the new one: the damaged one goes first, while the others are a majority without it.
+// A replica that will not come back is replaced in steps. Each step is safe, and is found again after an interruption.
+// The lost replica is recorded as leaving. If another node can take a replica, the new one is pulled, joined and
+// promoted first. Then the lost one is removed from the configuration, dropped if its node can be asked, and
+// forgotten. When all nodes of the cluster hold a replica of the group, the node of a damaged one is the only place
+// for the new one. The damaged one then goes first, provided that the others are a majority without it.
 
 // loss says why a replica will not come back by itself.
 type loss uint8
@@ -31,20 +31,20 @@ func (l loss) String() string {
 }
 
 // lost judges a replica. A voter on a node that is down is not lost here: the node may come back.
-func (p *planner) lost(r catalog.Replica) loss {
+func (p *planner) lost(r storage.Replica) loss {
 	n, known := p.v.node(r.Node)
 	report, heard := p.v.Reports[r.Node]
 	own, holds := report.replica(p.g.ID, r.Key)
 	switch {
-	case !known || n.State == catalog.NodeRemoved:
+	case !known || n.State == storage.NodeRemoved:
 		return lossRemoved
-	case n.State == catalog.NodeDown && (r.Role == catalog.RolePulling || r.Role == catalog.RoleLearner):
+	case n.State == storage.NodeDown && (r.Role == storage.RolePulling || r.Role == storage.RoleLearner):
 		return lossNode
 	case heard && !p.v.storeWorks(r.Node, r.Key.Store):
 		return lossStore
 	case heard && holds && own.State == ReplicaDamaged:
 		return lossDamaged
-	case r.Role != catalog.RoleVoter && r.Role != catalog.RoleLeaving && p.g.Count(catalog.RoleVoter) >= p.v.Wanted():
+	case r.Role != storage.RoleVoter && r.Role != storage.RoleLeaving && p.g.Count(storage.RoleVoter) >= p.v.Wanted():
 		return lossSurplus
 	}
 	return lossNone
@@ -55,10 +55,10 @@ func (p *planner) lost(r catalog.Replica) loss {
 func (p *planner) giveUp() (Step, bool) {
 	for _, r := range p.g.Replicas {
 		why := p.lost(r)
-		if why == lossNone || r.Role == catalog.RoleLeaving || r.Role == catalog.RoleVoter && p.g.Count(catalog.RoleLeaving) > 0 {
+		if why == lossNone || r.Role == storage.RoleLeaving || r.Role == storage.RoleVoter && p.g.Count(storage.RoleLeaving) > 0 {
 			continue
 		}
-		if r.Role == catalog.RoleVoter {
+		if r.Role == storage.RoleVoter {
 			if _, quorum := p.without(r.Key); !quorum {
 				p.waiting = "replica " + r.Key.String() + " is lost, and the others are no majority that has caught up"
 				continue
@@ -69,22 +69,23 @@ func (p *planner) giveUp() (Step, bool) {
 			continue
 		}
 		s := p.step(StepSetRole, r)
-		s.Role, s.Reason = catalog.RoleLeaving, why.String()
+		s.Role, s.Reason = storage.RoleLeaving, why.String()
 		return s, true
 	}
 	return Step{}, false
 }
 
-// inTheWay reports whether a leaving voter must go before its replacement comes: it is damaged, nothing is on its way
-// in its place, no node but its own can take a replica, and the others are a majority without it, as they are with it.
-func (p *planner) inTheWay(r catalog.Replica) bool {
-	if p.lost(r) != lossDamaged || len(p.g.Replicas)-p.g.Count(catalog.RoleLeaving) >= p.v.Wanted() {
+// inTheWay reports whether a leaving voter must go before its replacement comes. That is so when it is damaged, no
+// replacement is on its way, only its own node can take a replica, and the others are a majority both with it and
+// without it.
+func (p *planner) inTheWay(r storage.Replica) bool {
+	if p.lost(r) != lossDamaged || len(p.g.Replicas)-p.g.Count(storage.RoleLeaving) >= p.v.Wanted() {
 		return false
 	}
 	if _, _, err := Choose(p.v, p.g.Replicas); err == nil {
 		return false
 	}
-	rest := slices.DeleteFunc(slices.Clone(p.g.Replicas), func(x catalog.Replica) bool { return x.Key == r.Key })
+	rest := slices.DeleteFunc(slices.Clone(p.g.Replicas), func(x storage.Replica) bool { return x.Key == r.Key })
 	if _, _, err := Choose(p.v, rest); err != nil {
 		return false
 	}
@@ -100,7 +101,7 @@ func (p *planner) stray() (Step, bool) {
 			continue
 		}
 		if _, quorum := p.without(m.Key); !m.Voter || quorum {
-			return p.step(StepRemove, catalog.Replica{Node: m.Node, Key: m.Key}), true
+			return p.step(StepRemove, storage.Replica{Node: m.Node, Key: m.Key}), true
 		}
 	}
 	return Step{}, false
@@ -117,8 +118,8 @@ func (p *planner) orphan() (Step, bool) {
 			if _, known := p.g.Replica(own.Key); own.Group != p.g.ID || known || own.Key.Incarnation > p.g.LastIncarnation {
 				continue
 			}
-			if _, member := p.leader.member(own.Key); !member && p.v.storeWorks(n.ID, own.Key.Store) {
-				return p.step(StepDrop, catalog.Replica{Node: n.ID, Key: own.Key}), true
+			if _, member := p.leader.Member(own.Key); !member && p.v.storeWorks(n.ID, own.Key.Store) {
+				return p.step(StepDrop, storage.Replica{Node: n.ID, Key: own.Key}), true
 			}
 		}
 	}

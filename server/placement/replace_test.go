@@ -29,7 +29,7 @@ func (d *driver) wantWhole(t *testing.T, nodes ...storage.NodeID) {
 	voters, leader := d.w.Voters(1)
 	slices.Sort(voters)
 	g, _ := d.s.Group(1)
-	if !slices.Equal(voters, nodes) || leader == 0 || g.Count(catalog.RoleVoter) != len(nodes) || len(g.Replicas) != len(nodes) {
+	if !slices.Equal(voters, nodes) || leader == 0 || g.Count(storage.RoleVoter) != len(nodes) || len(g.Replicas) != len(nodes) {
 		t.Errorf("voters %v, want %v; leader %v; the catalog says %v", voters, nodes, leader, g.Replicas)
 	}
 	if v := d.w.Violations(); len(v) > 0 {
@@ -134,11 +134,11 @@ func TestFailedDiskWaitsForAPlace(t *testing.T) {
 func TestRemovedNodeIsReplaced(t *testing.T) {
 	d := three(t)
 	d.w.SetUp(2, false)
-	d.must(catalog.SetNodeState{Node: 2, State: catalog.NodeDown})
+	d.must(catalog.SetNodeState{Node: 2, State: storage.NodeDown})
 	if steps := d.settle(); len(steps) > 0 {
 		t.Errorf("a node that is down may come back: %v", steps)
 	}
-	d.must(catalog.SetNodeState{Node: 2, State: catalog.NodeRemoved})
+	d.must(catalog.SetNodeState{Node: 2, State: storage.NodeRemoved})
 	if got, want := kinds(d.settle()), "set role, remove, forget"; got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
@@ -150,8 +150,8 @@ func TestRemovedNodeIsReplaced(t *testing.T) {
 	d = three(t)
 	d.addNode("")
 	d.w.SetUp(1, false)
-	d.must(catalog.SetNodeState{Node: 1, State: catalog.NodeDown})
-	d.must(catalog.SetNodeState{Node: 1, State: catalog.NodeRemoved})
+	d.must(catalog.SetNodeState{Node: 1, State: storage.NodeDown})
+	d.must(catalog.SetNodeState{Node: 1, State: storage.NodeRemoved})
 	d.settle()
 	d.wantWhole(t, 2, 3, 4)
 }
@@ -164,13 +164,13 @@ func TestDeadLearnerIsReplaced(t *testing.T) {
 	d.settle()
 	d.addNode("")
 	d.addNode("")
-	for g, _ := d.s.Group(1); g.Count(catalog.RoleLearner) < 2; g, _ = d.s.Group(1) {
+	for g, _ := d.s.Group(1); g.Count(storage.RoleLearner) < 2; g, _ = d.s.Group(1) {
 		if err := d.carryOut(placement.Next(d.view(), g)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	d.w.SetUp(3, false)
-	d.must(catalog.SetNodeState{Node: 3, State: catalog.NodeDown})
+	d.must(catalog.SetNodeState{Node: 3, State: storage.NodeDown})
 	if steps := d.settle(); len(steps) > 0 {
 		t.Errorf("no other node is free: %v", steps)
 	}
@@ -181,7 +181,7 @@ func TestDeadLearnerIsReplaced(t *testing.T) {
 	}
 	d.wantWhole(t, 1, 2, 4)
 	d.w.SetUp(3, true)
-	d.must(catalog.SetNodeState{Node: 3, State: catalog.NodeUp})
+	d.must(catalog.SetNodeState{Node: 3, State: storage.NodeUp})
 	if got, want := kinds(d.settle()), "drop"; got != want || d.w.Holds(3, 1) {
 		t.Errorf("node 3 is back: %s, want %s", got, want)
 	}
@@ -211,7 +211,7 @@ func TestHeals(t *testing.T) {
 					d.w.Damage(n.ID, g)
 				}
 			case 1:
-				if spare && n.State != catalog.NodeRemoved && len(failed) == 0 {
+				if spare && n.State != storage.NodeRemoved && len(failed) == 0 {
 					d.w.FailDisk(n.ID)
 					failed[n.ID] = true
 				}
@@ -225,15 +225,15 @@ func TestHeals(t *testing.T) {
 				}
 			case 4:
 				for _, n := range nodes {
-					state := catalog.NodeDown
+					state := storage.NodeDown
 					if d.w.Up(n.ID) {
-						state = catalog.NodeUp
+						state = storage.NodeUp
 					}
 					_ = d.apply(catalog.SetNodeState{Node: n.ID, From: n.State, State: state})
 				}
 			case 5:
 				if !d.w.Up(n.ID) && spare {
-					_ = d.apply(catalog.SetNodeState{Node: n.ID, State: catalog.NodeRemoved})
+					_ = d.apply(catalog.SetNodeState{Node: n.ID, State: storage.NodeRemoved})
 				}
 			case 6:
 				for _, s := range pending { // orders that arrive late; a node's own replica is never decided on late
@@ -257,9 +257,9 @@ func TestHeals(t *testing.T) {
 			}
 		}
 		for _, n := range d.s.Nodes() {
-			if n, _ = d.s.Node(n.ID); n.State != catalog.NodeRemoved {
+			if n, _ = d.s.Node(n.ID); n.State != storage.NodeRemoved {
 				d.w.SetUp(n.ID, true)
-				d.must(catalog.SetNodeState{Node: n.ID, State: catalog.NodeUp})
+				d.must(catalog.SetNodeState{Node: n.ID, State: storage.NodeUp})
 			}
 		}
 		for range 3 {
@@ -268,7 +268,7 @@ func TestHeals(t *testing.T) {
 		d.settle()
 		for _, g := range d.s.Groups() {
 			voters, leader := d.w.Voters(g.ID)
-			if len(voters) != 3 || leader == 0 || g.Count(catalog.RoleVoter) != 3 || len(g.Replicas) != 3 {
+			if len(voters) != 3 || leader == 0 || g.Count(storage.RoleVoter) != 3 || len(g.Replicas) != 3 {
 				t.Fatalf("group %v has voters %v, leader %v; the catalog says %v", g.ID, voters, leader, g.Replicas)
 			}
 			for _, n := range voters {

@@ -4,7 +4,6 @@ import (
 	"time"
 
 	storage "github.com/storaged/storaged"
-	"github.com/storaged/storaged/server/catalog"
 )
 
 // PromotionLag is how many entries a replica may be behind its leader to count as caught up.
@@ -26,7 +25,7 @@ const (
 
 // Member is one server of a group's Raft configuration.
 type Member struct {
-	Key   catalog.ReplicaKey `json:"key"`
+	Key   storage.ReplicaKey `json:"key"`
 	Node  storage.NodeID     `json:"node"`
 	Voter bool               `json:"voter,omitempty"`
 	// AckedIndex is the highest index the member has acknowledged in the leader's term; only leaders know it.
@@ -36,7 +35,7 @@ type Member struct {
 // ReplicaReport is what a node says about one replica it holds.
 type ReplicaReport struct {
 	Group   storage.GroupID    `json:"group"`
-	Key     catalog.ReplicaKey `json:"key"`
+	Key     storage.ReplicaKey `json:"key"`
 	State   ReplicaState       `json:"state"`
 	Reason  string             `json:"reason,omitempty"` // why it is stopped for good, or damaged
 	Term    uint64             `json:"term,omitempty"`
@@ -62,8 +61,8 @@ func (r ReplicaReport) OutOfService() bool {
 	return r.State == ReplicaStopped || r.State == ReplicaDamaged
 }
 
-// member finds a replica in the configuration.
-func (r ReplicaReport) member(key catalog.ReplicaKey) (Member, bool) {
+// Member finds a replica in the configuration.
+func (r ReplicaReport) Member(key storage.ReplicaKey) (Member, bool) {
 	for _, m := range r.Members {
 		if m.Key == key {
 			return m, true
@@ -74,11 +73,11 @@ func (r ReplicaReport) member(key catalog.ReplicaKey) (Member, bool) {
 
 // StoreReport is what a node says about one store. Free + used <= capacity.
 type StoreReport struct {
-	ID            catalog.StoreText `json:"id"`
-	CapacityBytes int64             `json:"capacity_bytes"`
-	UsedBytes     int64             `json:"used_bytes"`
-	FreeBytes     int64             `json:"free_bytes"`       // above the reserve
-	Failed        string            `json:"failed,omitempty"` // why the store is out of service
+	ID            storage.StoreID `json:"id"`
+	CapacityBytes int64           `json:"capacity_bytes"`
+	UsedBytes     int64           `json:"used_bytes"`
+	FreeBytes     int64           `json:"free_bytes"`       // above the reserve
+	Failed        string          `json:"failed,omitempty"` // why the store is out of service
 }
 
 // MaxConnections bounds the connections that a report names.
@@ -95,6 +94,12 @@ type Connection struct {
 	Since    time.Time `json:"since"`
 }
 
+// Heard is the last report of a node, and how long ago the catalog's leader got it.
+type Heard struct {
+	Report NodeReport    `json:"report"`
+	Age    time.Duration `json:"age_ns"`
+}
+
 // NodeReport is what every node tells the catalog's leader each second. It is not logged.
 type NodeReport struct {
 	Node     storage.NodeID  `json:"node"`
@@ -107,12 +112,14 @@ type NodeReport struct {
 	Connections []Connection `json:"connections,omitempty"`
 	// Unready is why the node is not ready, at most MaxUnready lines; empty: it is.
 	Unready []string `json:"unready,omitempty"`
+	// Refusing has a line for each of the node's ports that has lately closed connections for lack of room.
+	Refusing []string `json:"refusing,omitempty"`
 	// CatalogIndex is the last index of the node's copy of the catalog's log. Package control fills it in.
 	CatalogIndex uint64 `json:"catalog_index,omitempty"`
 }
 
 // replica finds a group's replica in the report.
-func (n NodeReport) replica(group storage.GroupID, key catalog.ReplicaKey) (ReplicaReport, bool) {
+func (n NodeReport) replica(group storage.GroupID, key storage.ReplicaKey) (ReplicaReport, bool) {
 	for _, r := range n.Replicas {
 		if r.Group == group && r.Key == key {
 			return r, true
@@ -123,7 +130,7 @@ func (n NodeReport) replica(group storage.GroupID, key catalog.ReplicaKey) (Repl
 
 func (n NodeReport) store(id storage.StoreID) (StoreReport, bool) {
 	for _, s := range n.Stores {
-		if storage.StoreID(s.ID) == id {
+		if s.ID == id {
 			return s, true
 		}
 	}

@@ -5,7 +5,6 @@ import (
 	"slices"
 
 	storage "github.com/storaged/storaged"
-	"github.com/storaged/storaged/server/catalog"
 )
 
 // StepKind says what a Step is.
@@ -45,8 +44,8 @@ type Step struct {
 	Group storage.GroupID
 	Node  storage.NodeID
 	Store storage.StoreID
-	Key   catalog.ReplicaKey
-	Role  catalog.Role
+	Key   storage.ReplicaKey
+	Role  storage.ReplicaRole
 	// Leader is the node that leads the group; ConfigIndex is the configuration that was looked at.
 	Leader      storage.NodeID
 	ConfigIndex uint64
@@ -56,9 +55,9 @@ type Step struct {
 }
 
 // Next returns the next step of a group: at most one change, safe by itself.
-func Next(v View, g catalog.Group) Step {
+func Next(v View, g storage.Group) Step {
 	p := planner{v: v, g: g}
-	if g.State == catalog.GroupCreating {
+	if g.State == storage.GroupCreating {
 		return p.bootstrap()
 	}
 	var ok bool
@@ -80,7 +79,7 @@ func Next(v View, g catalog.Group) Step {
 // planner decides the step of one group.
 type planner struct {
 	v          View
-	g          catalog.Group
+	g          storage.Group
 	leaderNode storage.NodeID
 	leader     ReplicaReport
 	waiting    string // what the group waits for
@@ -90,7 +89,7 @@ func (p *planner) none(reason string) Step {
 	return Step{Kind: StepNone, Group: p.g.ID, Reason: reason}
 }
 
-func (p *planner) step(kind StepKind, r catalog.Replica) Step {
+func (p *planner) step(kind StepKind, r storage.Replica) Step {
 	return Step{Kind: kind, Group: p.g.ID, Node: r.Node, Store: r.Key.Store, Key: r.Key, Leader: p.leaderNode,
 		ConfigIndex: p.leader.ConfigIndex}
 }
@@ -112,22 +111,22 @@ func (p *planner) bootstrap() Step {
 // never will be: another replica takes its place.
 func (p *planner) record() (Step, bool) {
 	for _, r := range p.g.Replicas {
-		m, in := p.leader.member(r.Key)
-		role := catalog.RoleLearner
+		m, in := p.leader.Member(r.Key)
+		role := storage.RoleLearner
 		if m.Voter {
-			role = catalog.RoleVoter
+			role = storage.RoleVoter
 		}
 		switch {
-		case in && r.Role != role && r.Role != catalog.RoleLeaving && r.Role != catalog.RoleVoter:
+		case in && r.Role != role && r.Role != storage.RoleLeaving && r.Role != storage.RoleVoter:
 			s := p.step(StepSetRole, r)
 			s.Role = role
 			return s, true
-		case r.Role != catalog.RoleVoter || in && m.Voter:
+		case r.Role != storage.RoleVoter || in && m.Voter:
 		case p.leader.ConfigIndex == 0 || p.leader.ConfigIndex < r.ConfigIndex: // not known, or older
 			return p.none("the leader's configuration is older than the catalog's record"), true
 		default: // recorded by a version of storaged that did not wait for the commit
 			s := p.step(StepSetRole, r)
-			s.Role, s.Reason = catalog.RoleLeaving, "the configuration that made it a voter was lost with its leader"
+			s.Role, s.Reason = storage.RoleLeaving, "the configuration that made it a voter was lost with its leader"
 			return s, true
 		}
 	}
@@ -137,10 +136,10 @@ func (p *planner) record() (Step, bool) {
 // leave takes replicas out that are marked as leaving.
 func (p *planner) leave() (Step, bool) {
 	for _, r := range p.g.Replicas {
-		if r.Role != catalog.RoleLeaving {
+		if r.Role != storage.RoleLeaving {
 			continue
 		}
-		m, in := p.leader.member(r.Key)
+		m, in := p.leader.Member(r.Key)
 		switch {
 		case !in:
 			return p.drop(r), true
@@ -159,13 +158,13 @@ func (p *planner) leave() (Step, bool) {
 
 // spare reports whether the group can do without the voter: as many others as are wanted, a majority of them caught
 // up now.
-func (p *planner) spare(r catalog.Replica) bool {
+func (p *planner) spare(r storage.Replica) bool {
 	others, quorum := p.without(r.Key)
 	return others >= p.v.Wanted() && quorum
 }
 
 // without returns how many voters there are beside one, and whether a majority of them has caught up now.
-func (p *planner) without(key catalog.ReplicaKey) (others int, quorum bool) {
+func (p *planner) without(key storage.ReplicaKey) (others int, quorum bool) {
 	well := 0
 	for _, m := range p.leader.Members {
 		if !m.Voter || m.Key == key {
@@ -182,7 +181,7 @@ func (p *planner) without(key catalog.ReplicaKey) (others int, quorum bool) {
 func (p *planner) handOver() (Step, bool) {
 	for _, m := range p.leader.Members {
 		r, ok := p.g.Replica(m.Key)
-		if ok && m.Voter && r.Role == catalog.RoleVoter && m.Node != p.leaderNode && p.v.caughtUp(p.g, p.leader, m) {
+		if ok && m.Voter && r.Role == storage.RoleVoter && m.Node != p.leaderNode && p.v.caughtUp(p.g, p.leader, m) {
 			return p.step(StepTransfer, r), true
 		}
 	}
@@ -192,13 +191,13 @@ func (p *planner) handOver() (Step, bool) {
 
 // drop deletes what the node of a replica that left still holds, if the node can be asked. What a node that cannot
 // be asked holds is dropped when it is back; see stray.
-func (p *planner) drop(r catalog.Replica) Step {
+func (p *planner) drop(r storage.Replica) Step {
 	report, heard := p.v.Reports[r.Node]
 	n, known := p.v.node(r.Node)
 	if _, holds := report.replica(p.g.ID, r.Key); heard && holds && p.v.storeWorks(r.Node, r.Key.Store) {
 		return p.step(StepDrop, r)
 	}
-	if !heard && known && n.State != catalog.NodeDown && n.State != catalog.NodeRemoved {
+	if !heard && known && n.State != storage.NodeDown && n.State != storage.NodeRemoved {
 		return p.none("node " + n.Name + " is not heard of and holds a replica that left")
 	}
 	return p.step(StepForget, r)
@@ -206,17 +205,17 @@ func (p *planner) drop(r catalog.Replica) Step {
 
 // promote makes learners that have caught up voters, so that the number of voters is odd again afterwards.
 func (p *planner) promote() (Step, bool) {
-	var ready []catalog.Replica
+	var ready []storage.Replica
 	voters, leaving := 0, 0
 	for _, m := range p.leader.Members {
 		r, known := p.g.Replica(m.Key)
 		switch {
-		case m.Voter && known && r.Role == catalog.RoleLeaving:
+		case m.Voter && known && r.Role == storage.RoleLeaving:
 			voters++
 			leaving++
 		case m.Voter:
 			voters++
-		case known && r.Role == catalog.RoleLearner && p.v.caughtUp(p.g, p.leader, m):
+		case known && r.Role == storage.RoleLearner && p.v.caughtUp(p.g, p.leader, m):
 			ready = append(ready, r)
 		}
 	}
@@ -232,7 +231,7 @@ func (p *planner) promote() (Step, bool) {
 		}
 		return Step{}, false
 	}
-	slices.SortFunc(ready, func(a, b catalog.Replica) int { return int(a.Key.Incarnation) - int(b.Key.Incarnation) })
+	slices.SortFunc(ready, func(a, b storage.Replica) int { return int(a.Key.Incarnation) - int(b.Key.Incarnation) })
 	s := p.step(StepPromote, ready[0])
 	for _, r := range ready[1:take] {
 		s.Also = append(s.Also, Member{Key: r.Key, Node: r.Node, Voter: true})
@@ -243,8 +242,8 @@ func (p *planner) promote() (Step, bool) {
 // join brings planned replicas into the configuration as learners.
 func (p *planner) join() (Step, bool) {
 	for _, r := range p.g.Replicas {
-		_, in := p.leader.member(r.Key)
-		if in || r.Role != catalog.RolePulling && r.Role != catalog.RoleLearner {
+		_, in := p.leader.Member(r.Key)
+		if in || r.Role != storage.RolePulling && r.Role != storage.RoleLearner {
 			continue
 		}
 		if !p.v.works(r.Node) {
@@ -268,7 +267,7 @@ func (p *planner) join() (Step, bool) {
 
 // plan chooses the place of a missing replica.
 func (p *planner) plan() (Step, bool) {
-	staying := len(p.g.Replicas) - p.g.Count(catalog.RoleLeaving)
+	staying := len(p.g.Replicas) - p.g.Count(storage.RoleLeaving)
 	if staying >= p.v.Wanted() {
 		return Step{}, false
 	}
@@ -277,5 +276,5 @@ func (p *planner) plan() (Step, bool) {
 		p.waiting = err.Error()
 		return Step{}, false
 	}
-	return p.step(StepPlan, catalog.Replica{Node: node, Key: catalog.ReplicaKey{Store: store}}), true
+	return p.step(StepPlan, storage.Replica{Node: node, Key: storage.ReplicaKey{Store: store}}), true
 }

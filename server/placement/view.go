@@ -12,8 +12,8 @@ import (
 // that fell silent are left out by the caller.
 type View struct {
 	Cluster catalog.Cluster
-	Nodes   []catalog.Node
-	Groups  []catalog.Group
+	Nodes   []storage.Node
+	Groups  []storage.Group
 	Reports map[storage.NodeID]NodeReport
 	// Uses is where the groups' volumes are used; nil if leaders need not be near.
 	Uses Uses
@@ -24,23 +24,23 @@ func NewView(s *catalog.State, fresh map[storage.NodeID]NodeReport) View {
 	return View{Cluster: s.Cluster(), Nodes: s.Nodes(), Groups: s.Groups(), Reports: fresh}
 }
 
-func (v View) node(id storage.NodeID) (catalog.Node, bool) {
+func (v View) node(id storage.NodeID) (storage.Node, bool) {
 	for _, n := range v.Nodes {
 		if n.ID == id {
 			return n, true
 		}
 	}
-	return catalog.Node{}, false
+	return storage.Node{}, false
 }
 
-// works reports whether the node is up and was heard of.
+// works reports whether the node is up and was heard from.
 func (v View) works(id storage.NodeID) bool {
 	n, ok := v.node(id)
 	_, fresh := v.Reports[id]
-	return ok && fresh && (n.State == catalog.NodeUp || n.State == catalog.NodeDraining)
+	return ok && fresh && (n.State == storage.NodeUp || n.State == storage.NodeDraining)
 }
 
-// storeWorks reports whether the node was heard of and says that the store is in service.
+// storeWorks reports whether the node was heard from and says that the store is in service.
 func (v View) storeWorks(node storage.NodeID, store storage.StoreID) bool {
 	s, ok := v.Reports[node].store(store)
 	return ok && s.Failed == ""
@@ -62,7 +62,7 @@ func (v View) Wanted() int {
 func oddAtMost(n int) int { return max(1, n-(n+1)%2) }
 
 // Leader returns the report of the replica that leads the group: of those that say so, the one with the highest term.
-func (v View) Leader(g catalog.Group) (storage.NodeID, ReplicaReport, bool) {
+func (v View) Leader(g storage.Group) (storage.NodeID, ReplicaReport, bool) {
 	var best ReplicaReport
 	var node storage.NodeID
 	for _, r := range g.Replicas {
@@ -75,8 +75,9 @@ func (v View) Leader(g catalog.Group) (storage.NodeID, ReplicaReport, bool) {
 }
 
 // caughtUp reports whether a member works and has acknowledged nearly all of the leader's log, the configuration
-// included: a young group has so few entries that a replica which never answered would count otherwise.
-func (v View) caughtUp(g catalog.Group, leader ReplicaReport, m Member) bool {
+// included. Without that last condition a replica which never answered would count in a young group, whose log has
+// only a few entries.
+func (v View) caughtUp(g storage.Group, leader ReplicaReport, m Member) bool {
 	own, ok := v.Reports[m.Node].replica(g.ID, m.Key)
 	if !ok || !v.works(m.Node) || own.OutOfService() || own.State == ReplicaPulling {
 		return false
@@ -110,22 +111,22 @@ func (c candidate) better(o candidate) bool {
 	}
 }
 
-// Choose returns the store that the next replica of a group should lie on, given those it has: on another node, in
-// another zone if there is one, then where the fewest replicas are for the store's capacity, then by use. A store
-// takes part if its node is up and heard of, and the store works and has room.
-func Choose(v View, replicas []catalog.Replica) (storage.NodeID, storage.StoreID, error) {
+// Choose returns the store for the next replica of a group, given those it has. It must be on another node, and in
+// another zone if there is one. Among those Choose prefers the store with the fewest replicas for its capacity, then
+// the least used. A store takes part if its node is up and reports, and the store works and has free space.
+func Choose(v View, replicas []storage.Replica) (storage.NodeID, storage.StoreID, error) {
 	taken := map[storage.NodeID]bool{}
 	zones := map[string]bool{}
 	for _, r := range replicas {
 		taken[r.Node] = true
-		if n, ok := v.node(r.Node); ok && r.Role != catalog.RoleLeaving {
+		if n, ok := v.node(r.Node); ok && r.Role != storage.RoleLeaving {
 			zones[n.Zone] = true
 		}
 	}
 	count := v.replicasPerStore()
 	var best candidate
 	for _, n := range v.Nodes {
-		if n.State != catalog.NodeUp || taken[n.ID] || !v.works(n.ID) {
+		if n.State != storage.NodeUp || taken[n.ID] || !v.works(n.ID) {
 			continue
 		}
 		for _, s := range n.Stores {
@@ -143,7 +144,7 @@ func Choose(v View, replicas []catalog.Replica) (storage.NodeID, storage.StoreID
 	return best.node, best.store, nil
 }
 
-func (v View) candidate(n catalog.Node, s catalog.Store, replicas int) (candidate, bool) {
+func (v View) candidate(n storage.Node, s storage.Store, replicas int) (candidate, bool) {
 	report, ok := v.Reports[n.ID].store(s.ID)
 	if !ok || report.Failed != "" || report.FreeBytes <= 0 {
 		return candidate{}, false

@@ -15,7 +15,7 @@ import (
 	"github.com/storaged/storaged/internal/history"
 	"github.com/storaged/storaged/internal/testcluster"
 	"github.com/storaged/storaged/internal/testcluster/clustertest"
-	"github.com/storaged/storaged/nbd"
+	"github.com/storaged/storaged/nbd/nbdclient"
 )
 
 var (
@@ -45,7 +45,7 @@ func TestChaos(t *testing.T) {
 	w := &workload{seed: seed, clients: *clientsFlag, gateways: len(c.Nodes()), sizeBytes: volumeBytes, perSecond: 150,
 		windowEvery: 2 * time.Second, patience: 20 * time.Second, history: history.New(), answered: make([]atomic.Int64, *clientsFlag),
 		dial: func(ctx context.Context, gateway int) (device, error) {
-			return nbd.Dial(ctx, nbd.ClientConfig{Network: "tcp", Address: c.Node(gateway).NBD, Export: volumeName + "?access=shared"})
+			return nbdclient.Dial(ctx, nbdclient.Config{Network: "tcp", Address: c.Node(gateway).NBD, Export: volumeName + "?access=shared"})
 		}}
 	began := time.Now()
 	calm := &calm{began: began}

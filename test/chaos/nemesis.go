@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"time"
+
+	"github.com/storaged/storaged/internal/clock"
 )
 
 // target is what faults are done to: nodes from 0 to nodes-1.
@@ -92,12 +94,5 @@ func between(rng *rand.Rand, least, most time.Duration) time.Duration {
 
 // pause waits; it returns false when ctx was done before.
 func pause(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
+	return clock.Sleep(ctx, d) == nil
 }

@@ -15,7 +15,7 @@ import (
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/testcluster"
 	"github.com/storaged/storaged/internal/testcluster/clustertest"
-	"github.com/storaged/storaged/nbd"
+	"github.com/storaged/storaged/nbd/nbdclient"
 )
 
 var (
@@ -115,7 +115,7 @@ type writers struct {
 
 func startWriters(t *testing.T, address string) *writers {
 	t.Helper()
-	dev, err := nbd.Dial(t.Context(), nbd.ClientConfig{Network: "tcp", Address: address, Export: outageVolume + "?access=shared"})
+	dev, err := nbdclient.Dial(t.Context(), nbdclient.Config{Network: "tcp", Address: address, Export: outageVolume + "?access=shared"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -22,7 +22,7 @@ import (
 // cellBytes is the unit of the histories: half a block, so that partial-block writes stand beside full ones.
 const cellBytes = storage.BlockSize / 2
 
-// device is an open connection to a volume; nbd.Client is one.
+// device is an open connection to a volume; nbdclient.Client is one.
 type device interface {
 	ReadAt(ctx context.Context, p []byte, off int64) error
 	WriteAt(ctx context.Context, p []byte, off int64) error

@@ -19,7 +19,9 @@ import (
 	"github.com/storaged/storaged/api/client"
 	"github.com/storaged/storaged/api/csi"
 	"github.com/storaged/storaged/api/hostclient"
+	"github.com/storaged/storaged/api/hostfs"
 	"github.com/storaged/storaged/internal/testcluster/clustertest"
+	"github.com/storaged/storaged/internal/unixsocket"
 )
 
 var (
@@ -48,7 +50,7 @@ func TestSanity(t *testing.T) {
 	path := filepath.Join(dir, "csi.sock")
 	serve(t, path, csi.Config{Identity: csi.NewIdentity(csi.IdentityConfig{Name: csi.DefaultName, Version: "test", Topology: *topology}),
 		Controller: csi.NewController(csi.ControllerConfig{Name: csi.DefaultName, Cluster: api, Topology: *topology}),
-		Node:       csi.NewNode(csi.NodeConfig{Name: csi.DefaultName, Devices: gateway, Mounts: csi.NewHostMounts(""), Topology: *topology})})
+		Node:       csi.NewNode(csi.NodeConfig{Name: csi.DefaultName, Devices: gateway, Mounts: hostfs.New(""), Topology: *topology})})
 
 	config := sanity.NewTestConfig()
 	config.Address = "unix://" + path
@@ -115,7 +117,7 @@ func startGateway(t *testing.T, dir string, endpoints []string) *hostclient.Clie
 // serve serves until the test ends.
 func serve(t *testing.T, path string, config csi.Config) {
 	t.Helper()
-	l, err := csi.Listen(path)
+	l, err := unixsocket.Listen(path)
 	if err != nil {
 		t.Fatal(err)
 	}

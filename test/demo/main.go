@@ -239,7 +239,12 @@ func (d *demo) restart(ctx context.Context, victim int) error {
 	if err := d.cluster.WaitFull(full); err != nil {
 		return err
 	}
-	say("%s is back and every group is full, %.1f s later", name, time.Since(from).Seconds())
+	say("%s is back and every group is full, %.1f s later; it catches up with what was written meanwhile", name, time.Since(from).Seconds())
+	if err := d.cluster.WaitHealthy(full); err != nil {
+		say("it has not caught up within a minute, which a slow disk explains; `storagectl status` says what it lacks:")
+	} else {
+		say("%s has caught up, %.1f s after its start; the cluster is well again:", name, time.Since(from).Seconds())
+	}
 	return d.storagectl(ctx, "status")
 }
 

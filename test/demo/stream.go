@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/term"
 
-	"github.com/storaged/storaged/nbd"
+	"github.com/storaged/storaged/nbd/nbdclient"
 )
 
 const (
@@ -35,8 +35,8 @@ type stream struct {
 	took      time.Duration
 }
 
-func connect(ctx context.Context, address string) (*nbd.Client, error) {
-	return nbd.Dial(ctx, nbd.ClientConfig{Network: "tcp", Address: address, Export: volumeName})
+func connect(ctx context.Context, address string) (*nbdclient.Client, error) {
+	return nbdclient.Dial(ctx, nbdclient.Config{Network: "tcp", Address: address, Export: volumeName})
 }
 
 // write returns when every chunk is acknowledged: when it is durable on a majority of the nodes.
@@ -78,7 +78,7 @@ func (s *stream) write(ctx context.Context, address string) error {
 	return errors.Join(err, client.Close())
 }
 
-func (s *stream) send(ctx context.Context, client *nbd.Client, p []byte, off int64) error {
+func (s *stream) send(ctx context.Context, client *nbdclient.Client, p []byte, off int64) error {
 	from := time.Now()
 	if err := client.WriteAt(ctx, p, off); err != nil {
 		return fmt.Errorf("at %d MiB: %w", off>>20, err)
@@ -111,7 +111,7 @@ func readSum(ctx context.Context, address string, sizeBytes int64, bar *bar) (su
 // readerAt lends a client the ordinary interface.
 type readerAt struct {
 	ctx    context.Context // of one stream
-	client *nbd.Client
+	client *nbdclient.Client
 }
 
 func (r readerAt) ReadAt(p []byte, off int64) (int, error) {

@@ -12,11 +12,11 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api"
+	"github.com/storaged/storaged/gateway/remote"
+	"github.com/storaged/storaged/gateway/volume"
 	"github.com/storaged/storaged/internal/testcluster"
 	"github.com/storaged/storaged/replication/op"
 	"github.com/storaged/storaged/replication/peer"
-	"github.com/storaged/storaged/server/remote"
-	"github.com/storaged/storaged/server/volume"
 )
 
 // holdingPeers is a proxy between a gateway and the nodes that keeps the copies of writes to itself once it is told to.
@@ -32,7 +32,7 @@ type holdingPeers struct {
 // Call implements remote.Peers.
 func (p *holdingPeers) Call(ctx context.Context, to storage.NodeID, lane peer.Lane, req *peer.Request) (*peer.Response, error) {
 	p.mu.Lock()
-	hold := p.holding && req.Method == peer.MethodPropose
+	hold := p.holding && req.Method == op.MethodPropose
 	if hold {
 		copied := *req
 		copied.Payload = [][]byte{bytes.Join(req.Payload, nil)}
@@ -89,11 +89,11 @@ func hostCluster(t *testing.T, c *testcluster.Cluster, name string) (*volume.Gat
 
 // TestFirstCopyIsHeld: the first copy of a write sits in a proxy while its gateway is gone; the successor sends it once more,
 // and something newer; then the proxy lets the first copy go, to whoever leads the group now. Nothing old appears (I3;
-// design.md section 9). The line that keeps it is the loop in device.closePredecessors (server/volume).
+// docs/design.md section 9). The line that keeps it is the loop in device.closePredecessors (gateway/volume).
 func TestFirstCopyIsHeld(t *testing.T) {
 	c := startWithVolume(t, nil)
-	at, err := apiClient(t, c).Attach(t.Context(), api.NewAttachment{Volume: api.VolumeRef{Name: volumeName},
-		Holder: api.Holder{ID: "host-a", Kind: api.HolderHost}, Access: api.AccessExclusive})
+	at, err := apiClient(t, c).Attach(t.Context(), api.NewAttachment{Volume: storage.VolumeRef{Name: volumeName},
+		Holder: storage.Holder{ID: "host-a", Kind: storage.HolderHost}, Access: storage.AccessExclusive})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -35,13 +36,21 @@ const (
 // hostGateway is a `storaged gateway`, as on a host of its own.
 type hostGateway struct {
 	*hostclient.Client
-	args []string
-	log  *os.File
-	cmd  *exec.Cmd
+	prefix []string // before its command
+	socket string
+	args   []string
+	log    *os.File
+	cmd    *exec.Cmd
 }
 
 // startHost starts the gateway of a host, with the given name and more flags.
 func startHost(t *testing.T, c *testcluster.Cluster, name string, more ...string) *hostGateway {
+	t.Helper()
+	return startHostBy(t, c, nil, name, more...)
+}
+
+// startHostBy is startHost with a prefix before the gateway's command.
+func startHostBy(t *testing.T, c *testcluster.Cluster, prefix []string, name string, more ...string) *hostGateway {
 	t.Helper()
 	dir := t.TempDir()
 	var endpoints []string
@@ -53,7 +62,7 @@ func startHost(t *testing.T, c *testcluster.Cluster, name string, more ...string
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := &hostGateway{log: log, args: append([]string{"gateway", "--endpoint", strings.Join(endpoints, ","), "--state-dir", filepath.Join(dir, "state"),
+	g := &hostGateway{log: log, prefix: prefix, socket: socket, args: append([]string{"gateway", "--endpoint", strings.Join(endpoints, ","), "--state-dir", filepath.Join(dir, "state"),
 		"--socket", socket, "--link-dir", filepath.Join(dir, "disk"), "--host-id", name}, more...)}
 	if g.Client, err = hostclient.New(socket); err != nil {
 		t.Fatal(err)
@@ -84,7 +93,8 @@ func startHost(t *testing.T, c *testcluster.Cluster, name string, more ...string
 
 func (g *hostGateway) start(t *testing.T) {
 	t.Helper()
-	g.cmd = exec.Command(*storagedFlag, g.args...)
+	line := slices.Concat(g.prefix, []string{*storagedFlag}, g.args)
+	g.cmd = exec.Command(line[0], line[1:]...)
 	g.cmd.Stdout, g.cmd.Stderr = g.log, g.log
 	if err := g.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -106,6 +116,16 @@ func (g *hostGateway) end(t *testing.T, sig syscall.Signal) {
 		t.Errorf("the gateway ended with %v", err)
 	}
 	g.cmd = nil
+}
+
+// logText returns what the gateway has logged.
+func (g *hostGateway) logText(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile(g.log.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
 }
 
 func (g *hostGateway) attach(t *testing.T, r host.Request) host.Attachment {
@@ -204,16 +224,23 @@ func (j *journal) end() int {
 	return j.records
 }
 
+// mounted makes a file system on an attached volume and returns where it is mounted.
+func mounted(t *testing.T, a host.Attachment) (at string) {
+	t.Helper()
+	at = t.TempDir()
+	run(t, "mkfs.ext4", "-q", a.Device)
+	run(t, "mount", a.Device, at)
+	t.Cleanup(func() { _ = exec.Command("umount", "-l", at).Run() }) // unmounted already, unless the test failed
+	return at
+}
+
 // TestMountedFileSystem: a node that dies, and a gateway that is killed, are pauses to a mounted, busy file system. Every
 // record that was synced is there afterwards, and the file system is clean.
 func TestMountedFileSystem(t *testing.T) {
 	c := startWithVolume(t, nil)
 	g := startHost(t, c, "host-a")
 	a := g.attach(t, host.Request{Volume: volumeName, Via: host.ViaFUSE})
-	run(t, "mkfs.ext4", "-q", a.Device)
-	at := t.TempDir()
-	run(t, "mount", a.Device, at)
-	t.Cleanup(func() { _ = exec.Command("umount", "-l", at).Run() }) // unmounted already, unless the test failed
+	at := mounted(t, a)
 	j := startJournal(t, filepath.Join(at, "journal"))
 	j.await(t, 200)
 	for _, n := range c.Nodes() {
@@ -267,7 +294,7 @@ func indexOf(c *testcluster.Cluster, n *testcluster.Node) int {
 }
 
 // TestHeldCopies: first copies of writes sit in the sockets of a frozen node while their gateway is killed, its successor
-// sends the writes once more, and newer ones after them. When the node goes on, nothing old appears (I3; design.md
+// sends the writes once more, and newer ones after them. When the node goes on, nothing old appears (I3; docs/design.md
 // section 9). It shows the whole way on a real kernel, and stays green without the line that closes earlier sessions
 // (device.closePredecessors): TestFirstCopyIsHeld guards that.
 func TestHeldCopies(t *testing.T) {

@@ -13,13 +13,13 @@ import (
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/history"
 	"github.com/storaged/storaged/internal/testcluster"
-	"github.com/storaged/storaged/nbd"
+	"github.com/storaged/storaged/nbd/nbdclient"
 )
 
 // load writes one block after the other over one connection, at random places, and remembers what was acknowledged
 // and how long the slowest request took. It reads back what it wrote now and then.
 type load struct {
-	client *nbd.Client
+	client *nbdclient.Client
 	blocks int64
 	stop   context.CancelFunc
 	done   chan struct{} // closed when the load has ended
@@ -138,11 +138,11 @@ func (l *load) verifyAcknowledged(t *testing.T, through *testcluster.Node, volum
 }
 
 // connect opens a volume through a node, beside whoever else shares it through others.
-func connect(t *testing.T, n *testcluster.Node, volume string) *nbd.Client {
+func connect(t *testing.T, n *testcluster.Node, volume string) *nbdclient.Client {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	client, err := nbd.Dial(ctx, nbd.ClientConfig{Network: "tcp", Address: n.NBD, Export: volume + "?access=shared"})
+	client, err := nbdclient.Dial(ctx, nbdclient.Config{Network: "tcp", Address: n.NBD, Export: volume + "?access=shared"})
 	if err != nil {
 		t.Fatalf("connect to %s through %s: %v", volume, n.Name, err)
 	}

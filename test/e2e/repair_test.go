@@ -61,15 +61,8 @@ func awaitHealthy(t *testing.T, c *testcluster.Cluster) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	var last *storagev1.ClusterStatus
-	if err := testcluster.Poll(ctx, 100*time.Millisecond, func() bool {
-		s, err := c.Status(ctx)
-		if err == nil {
-			last = s
-		}
-		return err == nil && s.Health == storagev1.Health_HEALTH_OK
-	}); err != nil {
-		t.Fatalf("the cluster does not become well: %v", last.GetReasons())
+	if err := c.WaitHealthy(ctx); err != nil {
+		t.Fatal(err)
 	}
 }
 

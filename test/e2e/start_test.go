@@ -61,6 +61,7 @@ func TestRefusals(t *testing.T) {
 		{"no directory", exitUsage, []string{"--data-dir"}, []string{"serve"}},
 		{"flag unknown", exitUsage, []string{"--bogus", "storaged serve --help"}, append(serveArgs(t, fresh), "--bogus")},
 		{"size that is none", exitUsage, []string{"--reserve", "10Q"}, append(serveArgs(t, fresh), "--reserve", "10Q")},
+		{"segments smaller than an entry", exitUsage, []string{"--segment-size", "from 2MiB"}, append(serveArgs(t, fresh), "--segment-size", "1MiB")},
 		{"several at once", exitUsage, []string{"--replicas", "--groups", "--read-mode", "--nbd-tls-require"},
 			append(serveArgs(t, fresh), "--replicas", "2", "--groups", "3", "--read-mode", "x", "--nbd-tls-require")},
 	} {
@@ -111,14 +112,20 @@ func serveArgs(t *testing.T, dataDir string) []string {
 // runStoraged runs storaged, which must end by itself, and returns its exit code and what it printed.
 func runStoraged(t *testing.T, args ...string) (exit int, out string) {
 	t.Helper()
+	return runProgram(t, *storagedFlag, args...)
+}
+
+// runProgram is runStoraged for what runs it.
+func runProgram(t *testing.T, program string, args ...string) (exit int, out string) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	var b bytes.Buffer
-	cmd := exec.CommandContext(ctx, *storagedFlag, args...)
+	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Stdout, cmd.Stderr = &b, &b
 	err := cmd.Run()
 	if ctx.Err() != nil || cmd.ProcessState == nil {
-		t.Fatalf("storaged %v did not end by itself: %v; it printed:\n%s", args, err, b.String())
+		t.Fatalf("%s %v did not end by itself: %v; it printed:\n%s", program, args, err, b.String())
 	}
 	return cmd.ProcessState.ExitCode(), b.String()
 }

@@ -17,7 +17,7 @@ import (
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/testcluster"
 	"github.com/storaged/storaged/internal/testcluster/clustertest"
-	"github.com/storaged/storaged/nbd"
+	"github.com/storaged/storaged/nbd/nbdclient"
 )
 
 // oneNode starts a cluster of one with a volume.
@@ -129,7 +129,7 @@ func TestFullStore(t *testing.T) {
 }
 
 // fill writes from the second MiB on until there is no room, and returns where that was.
-func fill(t *testing.T, client *nbd.Client) int64 {
+func fill(t *testing.T, client *nbdclient.Client) int64 {
 	t.Helper()
 	for at := int64(1 << 20); at < volumeBytes; at += 1 << 20 {
 		err := client.WriteAt(t.Context(), random(1<<20), at)
@@ -145,7 +145,7 @@ func fill(t *testing.T, client *nbd.Client) int64 {
 }
 
 // awaitRoom waits until 64 MiB can be written.
-func awaitRoom(t *testing.T, client *nbd.Client) {
+func awaitRoom(t *testing.T, client *nbdclient.Client) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()

@@ -14,7 +14,7 @@ import (
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api"
 	"github.com/storaged/storaged/internal/testcluster"
-	"github.com/storaged/storaged/nbd"
+	"github.com/storaged/storaged/nbd/nbdclient"
 )
 
 // Bounds of a takeover and of a reconnection with default settings.
@@ -25,18 +25,18 @@ const (
 )
 
 // dial opens an export through a node.
-func dial(t *testing.T, n *testcluster.Node, export string) (*nbd.Client, error) {
+func dial(t *testing.T, n *testcluster.Node, export string) (*nbdclient.Client, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
 	defer cancel()
-	client, err := nbd.Dial(ctx, nbd.ClientConfig{Network: "tcp", Address: n.NBD, Export: export})
+	client, err := nbdclient.Dial(ctx, nbdclient.Config{Network: "tcp", Address: n.NBD, Export: export})
 	if err == nil {
 		t.Cleanup(func() { _ = client.Close() }) // closed by the test already, or the test failed
 	}
 	return client, err
 }
 
-func mustDial(t *testing.T, n *testcluster.Node, export string) *nbd.Client {
+func mustDial(t *testing.T, n *testcluster.Node, export string) *nbdclient.Client {
 	t.Helper()
 	client, err := dial(t, n, export)
 	if err != nil {
@@ -46,8 +46,8 @@ func mustDial(t *testing.T, n *testcluster.Node, export string) *nbd.Client {
 }
 
 func web(n string, takeOver bool) api.NewAttachment {
-	return api.NewAttachment{Volume: api.VolumeRef{Name: volumeName}, TakeOver: takeOver,
-		Holder: api.Holder{ID: "web-" + n, Kind: api.HolderHost, Host: "web-" + n}}
+	return api.NewAttachment{Volume: storage.VolumeRef{Name: volumeName}, TakeOver: takeOver,
+		Holder: storage.Holder{ID: "web-" + n, Kind: storage.HolderHost, Host: "web-" + n}}
 }
 
 // TestTakeover: what is attached exclusively is refused to others with who has it; a takeover ends it, without the old
@@ -68,7 +68,7 @@ func TestTakeover(t *testing.T) {
 		!strings.Contains(err.Error(), "--take-over") {
 		t.Errorf("a host is answered %v", err)
 	}
-	if v, err := cluster.Volume(t.Context(), volumeName); err != nil || len(v.Attachments) != 1 || v.Attachments[0].Holder.Kind != api.HolderNBD {
+	if v, err := cluster.Volume(t.Context(), volumeName); err != nil || len(v.Attachments) != 1 || v.Attachments[0].Holder.Kind != storage.HolderNBD {
 		t.Errorf("the volume shows attachments %+v (%v)", v.Attachments, err)
 	}
 
@@ -105,7 +105,7 @@ func TestTakeover(t *testing.T) {
 // TestTakeoverFromFrozenNode guards I2 with real processes: a node is frozen with its client's writes in its socket, others
 // take the volume over and write, the node is thawed. Nothing old lands, and nothing is served under the old generation.
 //
-// Lines: the check of the generation in admit (replication/extent/session.go) and the order of Controller.Attach, which
+// Lines: the check of the generation in admit (replication/extent/table/volume.go) and the order of Controller.Attach, which
 // fences before it answers (server/control/attach.go).
 func TestTakeoverFromFrozenNode(t *testing.T) {
 	c := startWithVolume(t, nil)
@@ -182,7 +182,7 @@ func TestReconnectThroughAnotherNode(t *testing.T) {
 	begun := time.Now()
 	ctx, cancel := context.WithTimeout(t.Context(), reconnection)
 	defer cancel()
-	var next *nbd.Client
+	var next *nbdclient.Client
 	var err error
 	if testcluster.Poll(ctx, 100*time.Millisecond, func() bool {
 		next, err = dial(t, c.Node(1), volumeName)
@@ -205,7 +205,7 @@ func TestShared(t *testing.T) {
 	a, b := mustDial(t, c.Node(0), volumeName+"?access=shared"), mustDial(t, c.Node(1), volumeName+"?access=shared")
 	got := make([]byte, 4096)
 	for range 20 {
-		for _, pair := range [][2]*nbd.Client{{a, b}, {b, a}} {
+		for _, pair := range [][2]*nbdclient.Client{{a, b}, {b, a}} {
 			p := random(4096)
 			if err := pair[0].WriteAt(t.Context(), p, 8192); err != nil {
 				t.Fatal(err)
@@ -219,7 +219,7 @@ func TestShared(t *testing.T) {
 	if !ro.Info().ReadOnly || ro.WriteAt(t.Context(), got, 0) == nil {
 		t.Error("a read-only connection writes")
 	}
-	if err := cluster.Detach(t.Context(), api.Detachment{Volume: api.VolumeRef{Name: volumeName}, HolderID: "nbd:" + c.Node(0).Name}); err != nil {
+	if err := cluster.Detach(t.Context(), api.Detachment{Volume: storage.VolumeRef{Name: volumeName}, HolderID: "nbd:" + c.Node(0).Name}); err != nil {
 		t.Fatal(err)
 	}
 	if err := a.WriteAt(t.Context(), random(4096), 8192); err == nil {

@@ -66,23 +66,23 @@ func awaitConnections(t *testing.T, cluster *client.Client, want int) {
 // one that is there goes on.
 func TestVolumeInUse(t *testing.T) {
 	c := oneNode(t)
-	api := apiClient(t, c)
+	cluster := apiClient(t, c)
 	first := connect(t, c.Node(0), volumeName)
 	p := random(4096)
 	if err := first.WriteAt(t.Context(), p, 0); err != nil {
 		t.Fatal(err)
 	}
-	if err := api.DeleteVolume(t.Context(), volumeName, 0); !errors.Is(err, storage.ErrConflict) {
+	if err := cluster.DeleteVolume(t.Context(), volumeName, 0); !errors.Is(err, storage.ErrConflict) {
 		t.Errorf("delete of a connected volume: %v", err)
 	} else {
 		t.Logf("delete of a connected volume: %v", err)
 	}
-	if _, err := api.ResizeVolume(t.Context(), volumeName, volumeBytes/2); !errors.Is(err, storage.ErrInvalid) {
+	if _, err := cluster.ResizeVolume(t.Context(), volumeName, api.NewSize{Bytes: volumeBytes / 2}); !errors.Is(err, storage.ErrInvalid) {
 		t.Errorf("shrink: %v", err)
 	} else {
 		t.Logf("shrink: %v", err)
 	}
-	if _, err := api.ResizeVolume(t.Context(), volumeName, 2*volumeBytes); err != nil {
+	if _, err := cluster.ResizeVolume(t.Context(), volumeName, api.NewSize{Bytes: 2 * volumeBytes}); err != nil {
 		t.Fatalf("resize: %v", err)
 	}
 	second := connect(t, c.Node(0), volumeName)
@@ -95,15 +95,15 @@ func TestVolumeInUse(t *testing.T) {
 	if err := first.WriteAt(t.Context(), p, 4096); err != nil {
 		t.Errorf("write over the older connection: %v", err)
 	}
-	awaitConnections(t, api, 2)
+	awaitConnections(t, cluster, 2)
 	if err := second.Close(); err != nil {
 		t.Fatal(err)
 	}
-	awaitConnections(t, api, 1)
+	awaitConnections(t, cluster, 1)
 	if err := first.Close(); err != nil {
 		t.Fatal(err)
 	}
-	deleteClosed(t, api, volumeName)
+	deleteClosed(t, cluster, volumeName)
 }
 
 // TestAllocatedBytes: every node tells what a volume holds, whoever leads its groups, also after all of them were killed and
@@ -136,7 +136,7 @@ func TestAllocatedBytes(t *testing.T) {
 			var shown, listed int64
 			if testcluster.Poll(ctx, 100*time.Millisecond, func() bool {
 				v, err := one.Volume(ctx, volumeName)
-				list, listErr := one.Volumes(ctx, "", 0)
+				list, listErr := one.Volumes(ctx, api.VolumeFilter{}, "", 0)
 				if err != nil || listErr != nil || len(list) != 1 {
 					return false
 				}

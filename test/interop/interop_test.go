@@ -1,7 +1,7 @@
 //go:build interop
 
-// Package interop_test runs the suite of NBD clients against the server on an export in memory, against clusters of one
-// and of three real nodes (`make interop`), or against the export that STORAGED_INTEROP_URI names
+// Package interop_test runs the suite of NBD clients against the server on an export in memory, and against
+// clusters of one and of three real nodes (`make interop`). STORAGED_INTEROP_URI names another export instead
 // (nbd://host:port/export or nbd+unix:///export?socket=path), which loses its contents.
 package interop_test
 
@@ -28,13 +28,14 @@ import (
 
 	"github.com/storaged/storaged/internal/tlsfiles"
 	"github.com/storaged/storaged/nbd"
+	"github.com/storaged/storaged/nbd/nbdclient"
 	"github.com/storaged/storaged/nbd/nbdtest"
 	"github.com/storaged/storaged/test/interop/suite"
 )
 
 func TestInterop(t *testing.T) {
 	if uri := os.Getenv("STORAGED_INTEROP_URI"); uri != "" {
-		cfg, err := nbd.ParseURI(uri)
+		cfg, err := nbdclient.ParseURI(uri)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -39,17 +39,27 @@ func newAuthority(path string) (*authority, error) {
 
 // issue writes path.crt and path.key for a name, a group and the names of a server.
 func (a *authority) issue(path, name, group string, hosts ...string) error {
+	subject := pkix.Name{CommonName: name}
+	if group != "" {
+		subject.Organization = []string{group}
+	}
+	return a.sign(path, subject, hosts)
+}
+
+// issueUnit writes those of one who belongs to an organizational unit, and is a client only.
+func (a *authority) issueUnit(path, name, unit string) error {
+	return a.sign(path, pkix.Name{CommonName: name, OrganizationalUnit: []string{unit}}, nil)
+}
+
+func (a *authority) sign(path string, subject pkix.Name, hosts []string) error {
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
 		return err
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(a.next), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour),
+	template := &x509.Certificate{SerialNumber: big.NewInt(a.next), Subject: subject, NotBefore: time.Now().Add(-time.Hour),
 		NotAfter: a.cert.NotAfter, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}
 	a.next++
-	if group != "" {
-		template.Subject.Organization = []string{group}
-	}
 	for _, h := range hosts {
 		if ip := net.ParseIP(h); ip != nil {
 			template.IPAddresses = append(template.IPAddresses, ip)

@@ -14,6 +14,7 @@ IFS=. read -r major minor _ <<<"${release#v}"
 v=k8s.io/component-base/version
 go build -C test/kube/kubernetes -ldflags "-X $v.gitVersion=$release -X $v.gitMajor=$major -X $v.gitMinor=$minor" -o "$out/" $kube/cmd/{kubectl,kubelet,kube-proxy,kube-scheduler,kube-controller-manager,kube-apiserver}
 go test -C test/kube/kubernetes -c -o "$out/e2e.test" $kube/test/e2e
+CGO_ENABLED=0 go build -C test/kube/kubernetes -o "$out/" $kube/test/images/agnhost
 csi=github.com/kubernetes-csi
 CGO_ENABLED=0 go build -C test/kube/sidecars -o "$out/" $csi/external-provisioner/v6/cmd/csi-provisioner \
   $csi/external-attacher/v4/cmd/csi-attacher $csi/external-resizer/v2/cmd/csi-resizer

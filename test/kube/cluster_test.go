@@ -27,7 +27,8 @@ type lab struct {
 	bin      string // of what build.sh built
 	repo     string
 	machines []*machine
-	loops    []string // that were there before
+	loops    []string // that were there before, and the keepers' control groups
+	keepers  []string
 	api      *http.Client
 
 	enter    sync.Once // inNetwork's thread
@@ -41,12 +42,12 @@ func (l *lab) nodes() []*machine { return l.machines[1:] }
 func (l *lab) etc(name string) string { return filepath.Join(l.dir, "etc", name) }
 
 // newLab brings a cluster up, and takes it down with the test, however that ends.
-func newLab(t *testing.T, bin, repo string) *lab {
+func newLab(t *testing.T, stop context.Context, bin, repo string) *lab {
 	t.Helper()
 	if err := needs(); err != nil {
 		t.Fatal(err)
 	}
-	l := &lab{dir: filepath.Join(bin, "lab"), bin: filepath.Join(bin, "bin"), repo: repo, loops: loops()}
+	l := &lab{dir: filepath.Join(bin, "lab"), bin: filepath.Join(bin, "bin"), repo: repo, loops: loops(), keepers: keeperGroups()}
 	for i := range nodeCount + 1 {
 		l.machines = append(l.machines, &machine{lab: l, number: i, running: map[string]*process{}})
 	}
@@ -69,7 +70,7 @@ func newLab(t *testing.T, bin, repo string) *lab {
 	})
 	names := func(context.Context) error { return errors.Join(l.connect(), l.serveNames(t)) }
 	for _, step := range []func(context.Context) error{l.images, l.network, l.certificates, names, l.controlPlane, l.startNodes} {
-		if err := step(t.Context()); err != nil {
+		if err := step(stop); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -81,7 +82,8 @@ func (l *lab) close() error {
 	for i := range l.machines { // nodes first
 		err = errors.Join(err, l.machines[len(l.machines)-1-i].close())
 	}
-	return errors.Join(err, releaseLoops(l.loops))
+	err = errors.Join(err, releaseLoops(l.loops), removeKeeperGroups(l.keepers))
+	return errors.Join(err, leftovers(l.dir, l.loops))
 }
 
 // certificates makes the authority, and what each part shows of itself.
@@ -171,12 +173,6 @@ func (l *lab) kubectl(ctx context.Context, args ...string) (string, error) {
 	return run(ctx, l.machines[0].in(command...)...)
 }
 
-// helm runs helm in the same way.
-func (l *lab) helm(ctx context.Context, args ...string) (string, error) {
-	command := append([]string{l.bin + "/helm", "--kubeconfig=" + l.etc("admin.kubeconfig")}, args...)
-	return run(ctx, l.machines[0].in(command...)...)
-}
-
 // startNodes starts containerd, kube-proxy and the kubelet of each node in namespaces of its own, and waits for all.
 func (l *lab) startNodes(ctx context.Context) error {
 	for _, m := range l.nodes() {
@@ -236,7 +232,8 @@ tlsCertFile: %s
 tlsPrivateKeyFile: %s
 containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
 resolvConf: %s
-evictionHard: {memory.available: 100Mi, nodefs.available: 1%%, imagefs.available: 1%%}
+evictionHard: {memory.available: 100Mi, nodefs.available: 256Mi, imagefs.available: 256Mi}
+evictionPressureTransitionPeriod: 5s
 imageGCHighThresholdPercent: 99
 failSwapOn: false
 `, m.namespace(), m.lab.machines[0].address(), m.lab.etc("ca.crt"), m.lab.etc(m.name()+".crt"), m.lab.etc(m.name()+".key"), m.dir("resolv.conf")),

@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -47,10 +48,20 @@ func (l *lab) images(ctx context.Context) error {
 		// Two tags of one program: an upgrade goes from one to the other.
 		{file: "storaged", tags: []string{"docker.io/library/storaged:0.1.0", "docker.io/library/storaged:next"}, entrypoint: []string{"/storaged"}, programs: storaged},
 		{file: "busybox", tags: []string{"docker.io/library/busybox:lab", "registry.k8s.io/e2e-test-images/busybox:1.37.0-1",
-			// The suite runs a shell in these, or has them wait.
-			"registry.k8s.io/e2e-test-images/nginx:1.14-4", "registry.k8s.io/e2e-test-images/nginx:1.15-4", "registry.k8s.io/e2e-test-images/agnhost:2.56"},
-			programs: map[string]string{"bin/busybox": busybox, "bin/journal": l.bin + "/journal", "agnhost": l.bin + "/pause"}, links: links},
+			// The suite runs nothing but a shell in these.
+			"registry.k8s.io/e2e-test-images/nginx:1.14-4", "registry.k8s.io/e2e-test-images/nginx:1.15-4"},
+			programs: map[string]string{"bin/busybox": busybox, "bin/journal": l.bin + "/journal"}, links: links},
+		{file: "agnhost", tags: []string{"registry.k8s.io/e2e-test-images/agnhost:2.56"}, entrypoint: []string{"/agnhost"},
+			programs: map[string]string{"bin/busybox": busybox, "agnhost": l.bin + "/agnhost"}, links: links},
 	}
+	tools, err := fileSystemTools(ctx)
+	if err != nil {
+		return err
+	}
+	maps.Copy(tools, storaged)
+	tools["bin/busybox"] = busybox
+	list = append(list, image{file: "tools", tags: []string{"docker.io/library/storaged:tools"}, entrypoint: []string{"/storaged"}, programs: tools,
+		links: map[string]string{"bin/sh": "/bin/busybox"}})
 	for _, name := range []string{"provisioner:v6.3.0", "attacher:v4.12.0", "resizer:v2.2.0"} {
 		program, _, _ := strings.Cut("csi-"+name, ":")
 		list = append(list, image{file: program, tags: []string{"registry.k8s.io/sig-storage/csi-" + name}, entrypoint: []string{"/" + program},
@@ -62,6 +73,30 @@ func (l *lab) images(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// fileSystemTools are this machine's, with the libraries that they need: what the Dockerfile's target "tools" has.
+func fileSystemTools(ctx context.Context) (map[string]string, error) {
+	files := map[string]string{}
+	for _, name := range []string{"blkid", "blockdev", "mkfs.ext4", "fsck.ext4", "resize2fs", "mkfs.xfs", "fsck.xfs", "xfs_repair", "xfs_growfs"} {
+		path, err := exec.LookPath(name)
+		if err != nil {
+			return nil, err
+		}
+		files["bin/"+name] = path
+		out, err := run(ctx, "ldd", path)
+		if err != nil && !strings.Contains(err.Error(), "not a dynamic executable") { // a script
+			return nil, err
+		}
+		for line := range strings.Lines(out) {
+			for field := range strings.FieldsSeq(line) {
+				if strings.HasPrefix(field, "/") {
+					files[strings.TrimPrefix(field, "/")] = field
+				}
+			}
+		}
+	}
+	return files, nil
 }
 
 // write writes the image as `docker load` and `ctr images import` read it: one layer.

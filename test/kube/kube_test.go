@@ -20,13 +20,15 @@ import (
 var (
 	binFlag  = flag.String("bin", "", "`directory` of what build.sh built, without its bin; the lab's files go there too")
 	repoFlag = flag.String("repo", "", "`directory` of storaged's sources")
+	goOnFlag = flag.Bool("go-on", false, "go on after a proof that has failed")
 	keepFlag = flag.Bool("keep", false, "keep the cluster after the proofs, until ctrl-C")
 )
 
 // cluster is Kubernetes with storaged on it.
 type cluster struct {
 	*lab
-	stop context.Context // ends with ctrl-C
+	guide *guide
+	stop  context.Context // ends with ctrl-C
 }
 
 // TestKube installs the chart with its defaults on a new cluster, and runs the proofs one after the other.
@@ -36,7 +38,11 @@ func TestKube(t *testing.T) {
 	}
 	stop, cancel := signal.NotifyContext(t.Context(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()
-	c := &cluster{lab: newLab(t, *binFlag, *repoFlag), stop: stop}
+	guide, err := readGuide(filepath.Join(*repoFlag, "docs/kubernetes.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &cluster{lab: newLab(t, stop, *binFlag, *repoFlag), guide: guide, stop: stop}
 	for _, proof := range []struct {
 		name string
 		run  func(*testing.T)
@@ -45,21 +51,36 @@ func TestKube(t *testing.T) {
 		{"a claim is served, and a new pod reads what the one before has written", c.outlive},
 		{"a mounted volume grows", c.grow},
 		{"raw volumes: one host, two hosts writing, one pod alone", c.raw},
+		{"many read what one has written", c.readOnlyMany},
 		{"a stateful set of three has a volume each", c.statefulSet},
 		{"a pod is forced away, and goes on elsewhere", c.move},
 		{"a storage node is killed under a pod that writes", c.killNode},
 		{"the driver's pods are replaced under a pod that writes", c.restartDriver},
+		{"a driver that hangs is started anew", c.hungDriver},
+		{"a gateway is replaced, and killed, under pods that write", c.restartGateway},
+		{"a host is drained", c.drain},
 		{"an upgrade rolls one node at a time under a pod that writes", c.upgrade},
 		{"an upgrade to an image that is not there stops at one node", c.wrongImage},
+		{"a class of attributes limits a mounted volume", c.limits},
+		{"a storage node loses its disk under a pod that writes", c.lostDisk},
+		{"a host is cut off, and said to be gone", c.frozen},
 		{"deleted claims free their volumes", c.free},
 		{"Kubernetes' own suite of external storage", c.suite},
+		{"all is removed", c.remove},
+		{"the chart is installed with TLS", c.secure},
+		{"zones are switched on under a pod that writes, and keep volumes", c.zones},
+		{"zones are those that Kubernetes tells, and a host moves to another", c.zonesTold},
+		{"nodes outside, a class of one's own, and gateways that leave their pods", c.outside},
+		{"one node to try it out, and three later", c.small},
+		{"all that docs/kubernetes.md says was done", c.followed},
 	} {
 		if stop.Err() != nil {
 			t.Fatal("interrupted")
 		}
 		if !t.Run(proof.name, proof.run) {
-			c.tell(t)
-			break
+			if c.tell(t); !*goOnFlag {
+				break
+			}
 		}
 	}
 	if *keepFlag && stop.Err() == nil {

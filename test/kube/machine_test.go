@@ -5,16 +5,23 @@ package kube
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/storaged/storaged/internal/blockdev"
+	"github.com/storaged/storaged/internal/testcluster"
 )
 
 // A machine is the lab's control plane or one of its nodes: a network namespace, and processes in it. Number 0 is the
@@ -73,6 +80,39 @@ func (m *machine) start(name string, command ...string) error {
 	return nil
 }
 
+// insideCommand returns the command in the node's namespaces: what a person on the machine would run.
+func (m *machine) insideCommand(command ...string) ([]string, error) {
+	kubelet, err := m.kubelet()
+	if err != nil {
+		return nil, err
+	}
+	return append([]string{"nsenter", "--target", strconv.Itoa(kubelet), "--mount", "--net", "--pid", "--"}, command...), nil
+}
+
+// inside runs a command in the node's namespaces.
+func (m *machine) inside(ctx context.Context, command ...string) (string, error) {
+	command, err := m.insideCommand(command...)
+	if err != nil {
+		return "", err
+	}
+	return run(ctx, command...)
+}
+
+// service starts a program of the machine's own as its service manager would: in a control group, and again however often it ends. It goes
+// with the node.
+func (m *machine) service(name, program string) error {
+	command, err := m.insideCommand("sh", "-c", "while :; do "+program+"; sleep 0.1; done")
+	if err != nil {
+		return err
+	}
+	into := ""
+	for _, c := range controllers() {
+		group := filepath.Join(m.cgroup(c), name)
+		into += "mkdir -p " + group + "; echo $$ >" + group + "/cgroup.procs; "
+	}
+	return m.start(name, append([]string{"sh", "-ec", into + `exec "$@"`, "service"}, command...)...)
+}
+
 // alive returns an error that names the process of the machine that has ended, and the end of what it said.
 func (m *machine) alive() error {
 	for name, p := range m.running {
@@ -112,6 +152,7 @@ func tail(path string, lines int) string {
 func run(ctx context.Context, command ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) } // what a shell has started, too
 	var out, failed bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &failed
 	if err := cmd.Run(); err != nil {
@@ -258,11 +299,48 @@ func (m *machine) removeCgroups() error {
 	return failed
 }
 
+// kubelet returns the number of the node's kubelet.
+func (m *machine) kubelet() (int, error) {
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, f := range files {
+		text, _ := os.ReadFile(f)
+		arguments := strings.Split(string(text), "\x00")
+		if arguments[0] == m.lab.bin+"/kubelet" && slices.Contains(arguments, m.name()) {
+			return strconv.Atoi(strings.Split(f, "/")[2])
+		}
+	}
+	return 0, fmt.Errorf("%s has no kubelet", m.name())
+}
+
+// fuseConnections returns the numbers of the FUSE connections of the node's gateway, as it has written down its devices: their file systems
+// are mounted nowhere. When the node ends, the last of its processes may be a keeper. It then unmounts what is on a device whose
+// connection it holds itself, and waits for itself, with a file system locked that every sync on this machine waits for. (A host's mounts
+// do not end before the host.)
+func (m *machine) fuseConnections() (numbers []string) {
+	files, _ := filepath.Glob(m.dir("own/var/lib/storaged-gateway/attachments/*.json"))
+	for _, f := range files {
+		var record struct {
+			Identity blockdev.Identity `json:"identity"`
+		}
+		if text, err := os.ReadFile(f); err != nil || json.Unmarshal(text, &record) != nil { // it was detached meanwhile
+			continue
+		}
+		if record.Identity.FileDevice != 0 {
+			numbers = append(numbers, strconv.FormatUint(uint64(unix.Minor(record.Identity.FileDevice)), 10))
+		}
+	}
+	return numbers
+}
+
 // close takes the machine down: its processes, then what is left of it.
 func (m *machine) close() error {
 	var err error
+	connections := m.fuseConnections()
 	for name := range m.running {
 		err = errors.Join(err, m.kill(name))
+	}
+	for _, c := range connections {
+		_ = os.WriteFile("/sys/fs/fuse/connections/"+c+"/abort", []byte("1"), 0) // it has ended, if it is not there
 	}
 	if m.number > 0 {
 		err = errors.Join(err, m.removeCgroups())
@@ -287,14 +365,17 @@ func releaseLoops(before []string) error {
 	return failed
 }
 
-// loops returns the loop devices that have a file of a gateway's behind them whose mount is gone: the kernel shows "/disk" then.
-// Those of gateways that this machine runs itself have a longer path, and are left alone.
+// loops returns the loop devices that have a file of a gateway's behind them, for which the kernel shows "/disk". Those of gateways that
+// this machine runs itself, for other tests, have their files elsewhere, and are left alone.
 func loops() (list []string) {
 	files, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	for _, f := range files {
 		text, err := os.ReadFile(f)
 		if name := strings.TrimSuffix(strings.TrimSpace(string(text)), " (deleted)"); err == nil && name == "/disk" {
-			list = append(list, "/dev/"+strings.Split(f, "/")[3])
+			device := "/dev/" + strings.Split(f, "/")[3]
+			if file := testcluster.LoopFile(device); file == "" || strings.HasPrefix(file, "/var/lib/storaged-gateway/") {
+				list = append(list, device)
+			}
 		}
 	}
 	return list

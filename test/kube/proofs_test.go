@@ -15,43 +15,36 @@ import (
 	"time"
 )
 
-// install does what docs/kubernetes.md says, with local volumes on three nodes and no values at all.
-func (c *cluster) install(t *testing.T) {
-	text := "apiVersion: storage.k8s.io/v1\nkind: StorageClass\nmetadata: {name: local-storage}\nprovisioner: kubernetes.io/no-provisioner\n" +
-		"volumeBindingMode: WaitForFirstConsumer\n"
+// disks makes the class and the volumes of the nodes' disks.
+func (c *cluster) disks(t *testing.T) {
+	t.Helper()
+	text := ""
 	for _, m := range c.nodes() {
-		text += fmt.Sprintf(`---
-apiVersion: v1
-kind: PersistentVolume
-metadata: {name: storaged-%[1]s}
-spec:
-  capacity: {storage: 100Gi}
-  accessModes: [ReadWriteOnce]
-  persistentVolumeReclaimPolicy: Retain
-  storageClassName: local-storage
-  local: {path: /mnt/disks/storaged}
-  nodeAffinity: {required: {nodeSelectorTerms: [{matchExpressions: [{key: kubernetes.io/hostname, operator: In, values: [%[1]s]}]}]}}
-`, m.name())
+		text += c.example(t, as("storaged-node1", "storaged-"+m.name(), "[node1]", "["+m.name()+"]"), "kubernetes.io/no-provisioner")
 	}
 	c.apply(t, text)
-	c.do(t, "create", "namespace", "storaged")
-	c.do(t, "label", "namespace", "storaged", "pod-security.kubernetes.io/enforce=privileged")
-	begin := time.Now()
-	if _, err := c.helm(c.stop, "install", "storaged", filepath.Join(c.repo, "deploy/helm/storaged"), "-n", "storaged"); err != nil {
-		t.Fatal(err)
-	}
-	c.do(t, "-n", "storaged", "rollout", "status", "statefulset/storaged-node", "--timeout=5m")
+}
+
+// rolledOut waits until everything that the release has started is there.
+func (c *cluster) rolledOut(t *testing.T) {
+	t.Helper()
+	c.follow(t, nil, "rollout status statefulset/storaged-node")
 	for _, set := range []string{"daemonset/storaged-csi-node", "deployment/storaged-csi-controller"} {
 		c.do(t, "-n", "storaged", "rollout", "status", set, "--timeout=3m")
 	}
+}
+
+// install does what docs/kubernetes.md says, with local volumes on three nodes and no values at all.
+func (c *cluster) install(t *testing.T) {
+	c.disks(t)
+	c.follow(t, nil, "kubectl create namespace")
+	c.follow(t, nil, "kubectl label namespace")
+	begin := time.Now()
+	c.follow(t, nil, "helm install storaged deploy/helm/storaged -n storaged")
+	c.rolledOut(t)
 	fmt.Printf("    figure: from helm install until all is ready: %.0f s\n", time.Since(begin).Seconds())
-	eventually(t, 2*time.Minute, func() error {
-		out, err := c.kubectl(c.stop, "-n", "storaged", "exec", "storaged-node-0", "--", "/storagectl", "status", "--check")
-		if err == nil && !strings.Contains(out, "3 of 3") {
-			err = errors.New(out)
-		}
-		return err
-	})
+	c.follow(t, nil, "kubectl -n storaged exec storaged-node-0 -- /storagectl status")
+	c.healthy(t)
 }
 
 // outlive: both file systems; the second pod is on another node.
@@ -90,6 +83,7 @@ func (c *cluster) grow(t *testing.T) {
 
 // raw: block volumes in each way, and ReadWriteOncePod's second pod waits.
 func (c *cluster) raw(t *testing.T) {
+	c.rawAlone(t)
 	c.apply(t, claim("shared", "storaged", "ReadWriteMany", "Block", "64Mi")+pod("shared-a", "shared", "node1", idle, true)+
 		pod("shared-b", "shared", "node2", idle, true))
 	c.ready(t, "shared-a", "shared-b")
@@ -166,7 +160,7 @@ func (c *cluster) killNode(t *testing.T) {
 	c.under(t, "kill", "each storage node is killed (SIGKILL) in turn", func() {
 		for i := range 3 {
 			name := fmt.Sprintf("storaged-node-%d", i)
-			c.killProcess(t, "--name="+name)
+			c.signal(t, syscall.SIGKILL, nil, "--name="+name)
 			eventually(t, 3*time.Minute, func() error {
 				out, err := c.kubectl(c.stop, "-n", "storaged", "get", "pod", name, "-o", "jsonpath={.status.containerStatuses[0].restartCount} {.status.containerStatuses[0].ready}")
 				if err == nil && out != "1 true" {
@@ -180,11 +174,36 @@ func (c *cluster) killNode(t *testing.T) {
 	c.delete(t, "pod/kill", "pvc/kill")
 }
 
-// killProcess sends SIGKILL to the one process in the lab's cgroups that has this argument.
-func (c *cluster) killProcess(t *testing.T, argument string) {
+// node returns the machine of a node's name.
+func (c *cluster) node(name string) *machine {
+	return c.nodes()[slices.IndexFunc(c.nodes(), func(m *machine) bool { return m.name() == name })]
+}
+
+// signal sends a signal to the one process in the containers of a node, or of all (nil), that has this argument.
+func (c *cluster) signal(t *testing.T, what syscall.Signal, m *machine, argument string) {
 	t.Helper()
-	var found []int
-	for _, m := range c.nodes() {
+	if err := syscall.Kill(c.process(t, m, argument), what); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// process returns the number of the one process in the containers of a node, or of all (nil), that has this argument.
+func (c *cluster) process(t *testing.T, m *machine, argument string) int {
+	t.Helper()
+	nodes := c.nodes()
+	if m != nil {
+		nodes = []*machine{m}
+	}
+	found := c.find(nodes, argument)
+	if len(found) != 1 {
+		t.Fatalf("processes with the argument %s: %v", argument, found)
+	}
+	return found[0]
+}
+
+// find returns the numbers of the processes in the control groups of nodes that have this argument.
+func (c *cluster) find(nodes []*machine, argument string) (found []int) {
+	for _, m := range nodes {
 		_ = filepath.WalkDir(m.cgroup(controllers()[0]), func(path string, d os.DirEntry, err error) error {
 			if err != nil || d.Name() != "cgroup.procs" {
 				return nil //nolint:nilerr // cgroups come and go
@@ -200,12 +219,7 @@ func (c *cluster) killProcess(t *testing.T, argument string) {
 			return nil
 		})
 	}
-	if len(found) != 1 {
-		t.Fatalf("processes with the argument %s: %v", argument, found)
-	}
-	if err := syscall.Kill(found[0], syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
+	return found
 }
 
 func (c *cluster) restartDriver(t *testing.T) {
@@ -223,9 +237,7 @@ func (c *cluster) restartDriver(t *testing.T) {
 func (c *cluster) upgrade(t *testing.T) {
 	c.journal(t, "upgrade", "storaged", "node1")
 	c.under(t, "upgrade", "helm upgrade rolls all storage nodes", func() {
-		if _, err := c.helm(c.stop, "upgrade", "storaged", filepath.Join(c.repo, "deploy/helm/storaged"), "-n", "storaged", "--set", "image.tag=next"); err != nil {
-			t.Fatal(err)
-		}
+		c.follow(t, as("0.2.0", "next"), "helm upgrade", "image.tag=")
 		eventually(t, 6*time.Minute, func() error {
 			set := get[struct {
 				Status struct{ ReadyReplicas, UpdatedReplicas, AvailableReplicas int }
@@ -245,11 +257,8 @@ func (c *cluster) upgrade(t *testing.T) {
 // wrongImage: one node stays down, volumes are served and made, and a rollback brings it back.
 func (c *cluster) wrongImage(t *testing.T) {
 	c.journal(t, "wrong", "storaged", "node2")
-	chart := filepath.Join(c.repo, "deploy/helm/storaged")
 	c.under(t, "wrong", "an upgrade hangs at its first node, and is rolled back", func() {
-		if _, err := c.helm(c.stop, "upgrade", "storaged", chart, "-n", "storaged", "--set", "image.tag=nowhere"); err != nil {
-			t.Fatal(err)
-		}
+		c.follow(t, as("0.2.0", "nowhere"), "helm upgrade", "image.tag=")
 		eventually(t, 2*time.Minute, func() error {
 			out, err := c.kubectl(c.stop, "-n", "storaged", "get", "pod", "storaged-node-2", "-o", "jsonpath={.status.containerStatuses[0].state.waiting.reason}")
 			if err == nil && !strings.Contains(out, "Image") {
@@ -263,9 +272,7 @@ func (c *cluster) wrongImage(t *testing.T) {
 				t.Errorf("%s runs %s", name, out)
 			}
 		}
-		if _, err := c.helm(c.stop, "rollback", "storaged", "-n", "storaged"); err != nil {
-			t.Fatal(err)
-		}
+		c.follow(t, nil, "helm rollback")
 		c.do(t, "-n", "storaged", "rollout", "status", "statefulset/storaged-node", "--timeout=5m")
 	})
 	c.delete(t, "pod/wrong", "pvc/wrong")
@@ -284,22 +291,4 @@ func (c *cluster) free(t *testing.T) {
 		}
 		return err
 	})
-}
-
-// suite runs Kubernetes' tests of external drivers, those for what driver.yaml claims.
-func (c *cluster) suite(t *testing.T) {
-	log, err := os.Create(filepath.Join(c.dir, "log", "e2e.log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = log.Close() }()
-	out, err := run(c.stop, c.machines[0].in(c.bin+"/e2e.test", "--kubeconfig="+c.etc("admin.kubeconfig"), "--provider=local", "--num-nodes=3",
-		"--storage.testdriver="+filepath.Join(c.repo, "test/kube/driver.yaml"), "--ginkgo.focus=External.Storage",
-		`--ginkgo.skip=\[Disruptive\]|\[Slow\]|\[Feature:`, "--ginkgo.timeout=60m", "--ginkgo.no-color")...)
-	_, writeErr := log.WriteString(out)
-	lines := strings.Split(strings.TrimSpace(out), "\n")
-	fmt.Printf("    %s\n", strings.Join(lines[max(0, len(lines)-3):], "\n    "))
-	if err != nil || writeErr != nil {
-		t.Fatalf("the suite says (all of it: %s):\n%s", log.Name(), strings.Join(lines[max(0, len(lines)-60):], "\n"))
-	}
 }

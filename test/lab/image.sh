@@ -2,7 +2,7 @@
 # Makes what the lab's hosts boot: a Debian kernel as an uncompressed ELF, which QEMU starts at once, and an initramfs with its
 # module nbd, file systems, their tools and crun. The kernel's package is downloaded and unpacked, never installed.
 #
-#   image.sh DIRECTORY      makes DIRECTORY/vmlinux and DIRECTORY/initramfs.cpio; what is there already is left alone
+#   image.sh DIRECTORY      makes DIRECTORY/vmlinux, DIRECTORY/initramfs.cpio and DIRECTORY/modules.tar; what is there already is left alone
 #
 # LAB_KERNEL names another kernel package (linux-image-cloud-amd64).
 set -euo pipefail
@@ -85,6 +85,7 @@ echo 'root:x:0:0:root:/root:/bin/sh' >"$root/etc/passwd"
 echo 'root:x:0:' >"$root/etc/group"
 ln -s /proc/self/mounts "$root/etc/mtab"
 install -m 755 "$here/init.sh" "$root/init"
+tar -C "$tmp/kernel" -cf "$out/modules.tar" lib/modules # for debian.sh
 (cd "$root" && find . -print0 | sort -z | cpio --null -o -H newc --quiet -R 0:0) >"$out/initramfs.new"
 mv "$out/initramfs.new" "$out/initramfs.cpio"
 echo "lab: kernel $version, $(du -h "$out/initramfs.cpio" | cut -f1) of initramfs"

@@ -2,6 +2,15 @@
 # The first process of a host of the lab: brings it up, then runs the jobs that come over a virtio-serial port, one after the
 # other. A job is a line with a shell script in base64; the answer is a line "DONE <exit code> <its output in base64>".
 export PATH=/sbin:/bin HOME=/root
+if [ -n "$disk" ]; then # a parameter of the kernel: a host with a root of its own, and systemd on it (debian.sh)
+  mount -t devtmpfs dev /dev
+  mount -t proc proc /proc # modprobe looks there
+  for module in virtio_pci virtio_blk ext4; do modprobe "$module"; done
+  mount -t ext4 "$disk" /newroot || exit 1
+  umount /proc
+  mount --move /dev /newroot/dev
+  exec /bin/busybox switch_root /newroot /lib/systemd/systemd
+fi
 if [ -z "$rebased" ]; then # a root that is a mount of its own, or container runtimes cannot pivot_root(2)
   /bin/busybox mount --bind / /newroot
   cd /newroot || exit 1

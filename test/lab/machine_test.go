@@ -10,6 +10,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -27,6 +29,8 @@ type machine struct {
 	qemu   *exec.Cmd
 	exited chan struct{} // closed when QEMU has ended
 	drive  string        // NBD URI of its drive; empty: none
+	disk   string        // qcow2 file that it boots systemd from; empty: it has no disk
+	tools  string        // file system with what is installed there, read only
 	jobs   *os.File      // lines to the host
 	lines  chan string   // lines from the host; closed by its reader
 }
@@ -42,7 +46,13 @@ const (
 // ends with the test.
 func boot(t *testing.T, name, drive string) *machine {
 	t.Helper()
-	m := &machine{name: name, dir: t.TempDir(), drive: drive, exited: make(chan struct{}), lines: make(chan string)}
+	return power(t, t, &machine{name: name, drive: drive})
+}
+
+// power starts a host that is described. It ends with owner, which may be t or a test around it.
+func power(owner, t *testing.T, m *machine) *machine {
+	t.Helper()
+	m.dir, m.exited, m.lines = owner.TempDir(), make(chan struct{}), make(chan string)
 	for _, end := range []string{"job.in", "job.out"} {
 		if err := syscall.Mkfifo(filepath.Join(m.dir, end), 0o600); err != nil {
 			t.Fatal(err)
@@ -72,20 +82,20 @@ func boot(t *testing.T, name, drive string) *machine {
 	}()
 	read := make(chan struct{})
 	go func() { defer close(read); m.read(answers) }()
-	t.Cleanup(func() {
+	owner.Cleanup(func() {
 		m.cut()
 		_ = answers.Close()
 		_ = m.jobs.Close()
 		<-read
-		if t.Failed() {
-			t.Logf("console of %s:\n%s", name, m.consoleTail())
+		if owner.Failed() {
+			owner.Logf("console of %s:\n%s", m.name, m.consoleTail())
 		}
 	})
 	begun := time.Now()
 	if line, err := m.line(t.Context(), bootTimeout); err != nil || line != "READY" {
-		t.Fatalf("%s does not come up: %q, %v", name, line, err)
+		t.Fatalf("%s does not come up: %q, %v", m.name, line, err)
 	}
-	t.Logf("%s is up after %v", name, time.Since(begun).Round(100*time.Millisecond))
+	t.Logf("%s is up after %v", m.name, time.Since(begun).Round(100*time.Millisecond))
 	return m
 }
 
@@ -100,14 +110,22 @@ func (m *machine) arguments() []string {
 	if strings.HasPrefix(*accelFlag, "kvm") {
 		cpu = "host"
 	}
+	initrd, parameters := "lab.cpio", "quiet loglevel=5 hostname="+m.name
+	if m.disk != "" {
+		initrd, parameters = "initramfs.cpio", "disk=/dev/vda net.ifnames=0 loglevel=4 systemd.show_status=true "+*parametersFlag
+	}
 	arguments := []string{"-M", "pc,usb=off,hpet=off", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-accel", *accelFlag, "-cpu", cpu, "-m", "768",
-		"-kernel", filepath.Join(*imageFlag, "vmlinux"), "-initrd", filepath.Join(*imageFlag, "lab.cpio"),
-		"-append", "console=ttyS0 quiet loglevel=5 panic=-1 mitigations=off nokaslr audit=0 random.trust_cpu=on hostname=" + m.name,
+		"-kernel", filepath.Join(*imageFlag, "vmlinux"), "-initrd", filepath.Join(*imageFlag, initrd),
+		"-append", "console=ttyS0 panic=-1 mitigations=off nokaslr audit=0 random.trust_cpu=on " + parameters,
 		"-serial", "file:" + filepath.Join(m.dir, "console.log"),
 		"-netdev", "user,id=net,ipv6=off", "-device", "virtio-net-pci,romfile=,netdev=net",
+		"-monitor", "unix:" + filepath.Join(m.dir, "monitor") + ",server=on,wait=off",
 		"-device", "virtio-serial-pci", "-chardev", "pipe,id=job,path=" + filepath.Join(m.dir, "job"),
 		"-device", "virtserialport,chardev=job,name=job", "-device", "virtio-rng-pci"}
+	if m.disk != "" {
+		arguments = append(arguments, "-drive", "file="+m.disk+",format=qcow2,if=virtio", "-drive", "file="+m.tools+",format=raw,if=virtio,readonly=on")
+	}
 	if m.drive != "" {
 		arguments = append(arguments, "-drive", "file="+m.drive+",format=raw,if=virtio")
 	}
@@ -194,6 +212,36 @@ func (m *machine) signal(t *testing.T, sig syscall.Signal) {
 	}
 }
 
+// network cuts the host off, or connects it again, as a switch that loses its packets would.
+func (m *machine) network(t *testing.T, state string) {
+	t.Helper()
+	conn, err := net.Dial("unix", filepath.Join(m.dir, "monitor"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	if err := conn.SetDeadline(time.Now().Add(bootTimeout)); err != nil {
+		t.Fatal(err)
+	}
+	const prompt = "(qemu) "
+	said := ""
+	for _, say := range []string{"", "set_link net " + state + "\n"} {
+		if _, err := io.WriteString(conn, say); err != nil {
+			t.Fatal(err)
+		}
+		said = ""
+		for b := make([]byte, 256); !strings.HasSuffix(said, prompt); {
+			n, err := conn.Read(b)
+			if said += string(b[:n]); err != nil {
+				t.Fatalf("QEMU's monitor says %q: %v", said, err)
+			}
+		}
+	}
+	if strings.Contains(said, "not found") || strings.Contains(said, "Error") {
+		t.Fatalf("QEMU's monitor says %q", said)
+	}
+}
+
 func (m *machine) consoleTail() string {
 	text, err := os.ReadFile(filepath.Join(m.dir, "console.log"))
 	if err != nil {
@@ -209,6 +257,49 @@ func (m *machine) gateway(t *testing.T, endpoints string) {
 echo $! >/run/gateway.pid
 while [ $SECONDS -lt `+strconv.Itoa(awaitSeconds)+` ]; do storagectl attachments >/dev/null 2>&1 && exit 0; sleep 0.1; done
 cat /run/gateway.log; exit 1`)
+}
+
+// podOfGateway starts the host's gateway in a container, with what the chart's pod has: all rights, the host's network and processes, its
+// devices, and the state and the socket at the host's paths.
+func (m *machine) podOfGateway(t *testing.T, endpoints string) {
+	t.Helper()
+	type object = map[string]any
+	bind := func(path string) object {
+		return object{"destination": path, "type": "bind", "source": path, "options": []string{"rbind", "rw"}}
+	}
+	var all []string
+	for _, c := range strings.Fields("CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE " +
+		"NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE " +
+		"SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND") {
+		all = append(all, "CAP_"+c)
+	}
+	config, err := json.Marshal(object{
+		"ociVersion": "1.0.2",
+		"root":       object{"path": "/run/podroot"},
+		"process": object{"args": []string{"/storaged", "gateway", "--endpoint=" + endpoints, "--host-id=" + m.name, "--keeper-on-host"}, "cwd": "/",
+			"env": []string{"PATH=/bin"}, "user": object{"uid": 0, "gid": 0},
+			"capabilities": object{"bounding": all, "effective": all, "permitted": all, "inheritable": all}},
+		"mounts": []object{{"destination": "/proc", "type": "proc", "source": "proc"}, {"destination": "/sys", "type": "sysfs", "source": "sysfs"},
+			bind("/dev"), bind("/run/storaged"), bind("/var/lib/storaged-gateway")},
+		"linux": object{"namespaces": []object{{"type": "mount"}, {"type": "ipc"}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.run(t, fmt.Sprintf(`mkdir -p /run/bundle/gateway /run/podroot /run/storaged /var/lib/storaged-gateway
+[ -e /run/podroot/storaged ] || cp "$(command -v storaged)" /run/podroot/storaged
+cat >/run/bundle/gateway/config.json <<'END'
+%s
+END
+(cd /run/bundle/gateway; crun --cgroup-manager=disabled run gateway >/run/gateway.log 2>&1 3<&- &)
+while [ $SECONDS -lt %d ]; do storagectl attachments >/dev/null 2>&1 && exit 0; sleep 0.1; done
+cat /run/gateway.log; exit 1`, config, awaitSeconds))
+}
+
+// endPodOfGateway kills what runs in the gateway's container, and removes it.
+func (m *machine) endPodOfGateway(t *testing.T) {
+	t.Helper()
+	m.run(t, "crun delete --force gateway; rm -rf /run/bundle/gateway")
 }
 
 // container is a container of a host: its root holds busybox and the journal, a volume is mounted at /data and a directory of

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/clock"
 	"github.com/storaged/storaged/nbd"
 )
 
@@ -69,12 +70,8 @@ func (d *Disk) Flush(ctx context.Context) error {
 	if d.flushes.Add(1)%8 == 0 {
 		takes *= 12
 	}
-	over := time.NewTimer(takes)
-	defer over.Stop()
-	select {
-	case <-over.C:
-	case <-ctx.Done():
-		return ctx.Err()
+	if err := clock.Sleep(ctx, takes); err != nil {
+		return err
 	}
 	d.trace.flush(d.no, began)
 	return nil

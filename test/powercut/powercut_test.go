@@ -22,6 +22,7 @@ import (
 	"github.com/storaged/storaged/internal/testcluster/clustertest"
 	"github.com/storaged/storaged/nbd"
 	"github.com/storaged/storaged/nbd/attach"
+	"github.com/storaged/storaged/nbd/nbdclient"
 )
 
 var (
@@ -340,7 +341,7 @@ func (l *load) end(t *testing.T) {
 func (l *load) write(ctx context.Context, no int, random *rand.Rand) error {
 	node := l.rig.cluster.Node(no % l.rig.nodes)
 	return testcluster.Poll(ctx, 20*time.Millisecond, func() bool {
-		client, err := nbd.Dial(ctx, nbd.ClientConfig{Network: "tcp", Address: node.NBD, Export: volumeName + "?access=shared"})
+		client, err := nbdclient.Dial(ctx, nbdclient.Config{Network: "tcp", Address: node.NBD, Export: volumeName + "?access=shared"})
 		if err != nil {
 			return false
 		}
@@ -353,7 +354,7 @@ func (l *load) write(ctx context.Context, no int, random *rand.Rand) error {
 }
 
 // one sends one request and notes the answer.
-func (l *load) one(ctx context.Context, client *nbd.Client, no int, random *rand.Rand) error {
+func (l *load) one(ctx context.Context, client *nbdclient.Client, no int, random *rand.Rand) error {
 	first, count, zero := l.next(no, random)
 	h, now := l.rig.history, l.rig.trace.Now
 	w := h.Ask(first, count, zero, now())
@@ -441,7 +442,7 @@ func (r *rig) try(t *testing.T, c cut) error {
 	if err := r.start(t); err != nil {
 		return err
 	}
-	client, err := nbd.Dial(t.Context(), nbd.ClientConfig{Network: "tcp", Address: r.cluster.Node(0).NBD, Export: volumeName + "?access=shared"})
+	client, err := nbdclient.Dial(t.Context(), nbdclient.Config{Network: "tcp", Address: r.cluster.Node(0).NBD, Export: volumeName + "?access=shared"})
 	if err != nil {
 		return err
 	}
@@ -452,7 +453,7 @@ func (r *rig) try(t *testing.T, c cut) error {
 }
 
 // verify reads the whole volume and returns the first few sectors that are wrong.
-func (r *rig) verify(ctx context.Context, client *nbd.Client, point int) error {
+func (r *rig) verify(ctx context.Context, client *nbdclient.Client, point int) error {
 	var wrong []error
 	p := make([]byte, 1<<20)
 	for off := int64(0); off < volumeBytes; off += int64(len(p)) {

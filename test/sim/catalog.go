@@ -9,9 +9,9 @@ import (
 	"time"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/gateway/route"
+	"github.com/storaged/storaged/gateway/volume"
 	"github.com/storaged/storaged/server/catalog"
-	"github.com/storaged/storaged/server/route"
-	"github.com/storaged/storaged/server/volume"
 )
 
 // clusterCatalog is the catalog of the simulated cluster: the real state machine behind a lock instead of a Raft group
@@ -105,39 +105,35 @@ func (v *gatewayView) gone(what string) error {
 }
 
 // holder is the gateway as who may use volumes, beside the other gateways.
-func (v *gatewayView) holder() catalog.Holder {
-	return catalog.NBDHolder(v.p.n.id, fmt.Sprint("node-", v.p.n.id), false)
+func (v *gatewayView) holder() storage.Holder {
+	return storage.NBDHolder(v.p.n.id, fmt.Sprint("node-", v.p.n.id), false)
 }
 
 // Attach implements volume.Cluster. The simulated clients use a volume through several gateways at once.
-func (v *gatewayView) Attach(ctx context.Context, name string, terms volume.Terms) (volume.Attachment, error) {
+func (v *gatewayView) Attach(ctx context.Context, name string, options volume.OpenOptions) (storage.Attachment, error) {
 	if err := v.gone("attach"); err != nil {
-		return volume.Attachment{}, err
+		return storage.Attachment{}, err
 	}
-	access := catalog.Exclusive
-	if terms.Shared {
-		access = catalog.Shared
-	}
-	r, err := v.catalog.propose(ctx, "attach", catalog.Attach{Volume: catalog.ByName(name), Holder: v.holder(), Access: access,
-		ReadOnly: terms.ReadOnly, At: time.Now().UTC()})
+	r, err := v.catalog.propose(ctx, "attach", catalog.Attach{Volume: storage.ByName(name), Holder: v.holder(), Access: options.Access,
+		ReadOnly: options.ReadOnly, At: time.Now().UTC()})
 	if errors.Is(err, storage.ErrConflict) { // in the middle of a takeover: the volume will be left
-		return volume.Attachment{}, storage.E("attach", storage.KindUnavailable, "volume "+name, err)
+		return storage.Attachment{}, storage.E("attach", storage.KindUnavailable, "volume "+name, err)
 	}
 	if err != nil {
-		return volume.Attachment{}, err
+		return storage.Attachment{}, err
 	}
-	return volume.Attachment{ID: r.Attachment.ID, Name: name, Volume: r.Volume.ID}, nil
+	return *r.Attachment, nil
 }
 
 // Detach implements volume.Cluster. Attachments stay: the gateways are restarted, and opened again, all the time.
-func (v *gatewayView) Detach(context.Context, volume.Attachment, bool) error { return nil }
+func (v *gatewayView) Detach(context.Context, string, storage.Attachment, bool) error { return nil }
 
 // OpenSession implements volume.Cluster.
 func (v *gatewayView) OpenSession(ctx context.Context, name string, req volume.SessionRequest) (volume.SessionInfo, error) {
 	if err := v.gone("open session"); err != nil {
 		return volume.SessionInfo{}, err
 	}
-	r, err := v.catalog.propose(ctx, "open session", catalog.OpenSession{Volume: catalog.ByName(name), Gateway: v.at(),
+	r, err := v.catalog.propose(ctx, "open session", catalog.OpenSession{Volume: storage.ByName(name), Gateway: v.at(),
 		Attachment: req.Attachment, Instance: v.instance, After: req.After, ReadOnly: req.ReadOnly, At: time.Now().UTC()})
 	if err != nil {
 		return volume.SessionInfo{}, err
@@ -162,7 +158,7 @@ func (v *gatewayView) CloseSession(ctx context.Context, session storage.SessionI
 // WatchVolume implements volume.Cluster.
 func (v *gatewayView) WatchVolume(ctx context.Context, id storage.VolumeID, attachment storage.AttachmentID, after uint64) (volume.VolumeState, error) {
 	for {
-		var at catalog.Volume
+		var at storage.Volume
 		var ok bool
 		var lost string
 		changed := v.catalog.view(func(s *catalog.State) {
@@ -188,17 +184,17 @@ func (v *gatewayView) WatchVolume(ctx context.Context, id storage.VolumeID, atta
 }
 
 // Volume implements volume.Cluster.
-func (v *gatewayView) Volume(_ context.Context, name string) (info volume.VolumeInfo, err error) {
+func (v *gatewayView) Volume(_ context.Context, name string) (found storage.Volume, err error) {
 	err = storage.E("find", storage.KindNotFound, "volume "+name, nil)
 	v.catalog.view(func(s *catalog.State) {
 		if at, ok := s.VolumeByName(name); ok {
-			info, err = volume.VolumeInfo{Name: at.Name, ID: at.ID, SizeBytes: at.SizeBytes}, nil
+			found, err = at, nil
 		}
 	})
-	return info, err
+	return found, err
 }
 
 // Volumes implements volume.Cluster.
-func (v *gatewayView) Volumes(context.Context) ([]volume.VolumeInfo, error) { return nil, nil }
+func (v *gatewayView) Volumes(context.Context) ([]storage.Volume, error) { return nil, nil }
 
 func volumeName(i int) string { return fmt.Sprintf("vol-%d", i) }

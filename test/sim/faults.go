@@ -42,12 +42,21 @@ var faults = map[string]func(r *run, s Step){
 	"slow merge":      (*run).faultSlowMerge,
 	"torn twice":      (*run).faultTornTwice,
 	"shrink and cut":  (*run).faultShrink,
+	"lost answer":     (*run).faultLostAnswer,
+	"late copy":       (*run).faultLateCopy,
+	"stale look":      (*run).faultStaleLook,
 }
 
+// onlyAimed are faults that strike in aimed plans alone: they came later, and the plans of old seeds stay as they are.
+var onlyAimed = []string{"lost answer", "late copy", "stale look"}
+
+// faultNames are the faults that chance chooses from.
 func faultNames() []string {
 	var names []string
 	for n := range faults {
-		names = append(names, n)
+		if !slices.Contains(onlyAimed, n) {
+			names = append(names, n)
+		}
 	}
 	slices.Sort(names)
 	return names
@@ -394,11 +403,16 @@ func (r *run) faultLateVote(s Step) {
 	time.Sleep(500 * time.Millisecond)
 }
 
+// Clients from firstProbe on are the probes of attacks, those from firstFinal on read everything at the end.
+const firstProbe, firstFinal = 900, 1000
+
 // What the probes of an attack do, as a choice's what (operate).
 const (
 	probeRead  = 1
 	probeWrite = 45
 	probeMerge = 70
+	// probeDiscard is of whole blocks.
+	probeDiscard = 90
 )
 
 // probe is one operation on the block where crowds meet: all of it, or for a merge one cell.
@@ -419,14 +433,22 @@ func (r *run) try(n *node, id int, c choice) {
 }
 
 // faultLateAnswers attacks the lease: answers reach the leader late, so that it hears of its followers for longer than
-// they hear of it.
+// they hear of it. Its successor is written to while the leader, which does not know yet, is read. A gateway that has asked the
+// leader waits for its answer for longer than all of that takes; so the successor gets a new one.
 func (r *run) faultLateAnswers(s Step) {
 	l := r.leader(s.Group, s.A)
 	late := 200*time.Millisecond + s.For/8
 	r.toLeader(l, func(from, to string) { r.net.SetLink(from, to, simnet.Link{Delay: late}) })
 	time.Sleep(time.Second)
 	r.fromLeader(l, r.net.Cut)
-	time.Sleep(2 * time.Second)
+	a, b := r.others(l)
+	var next *node
+	ready := func() bool { next = r.ready(s.Group); return next == a || next == b }
+	if await(1500*time.Millisecond, ready) && r.reopen(next, 200*time.Millisecond) {
+		r.probe(next, 921, probeWrite, 0, 200*time.Millisecond)
+		r.probe(l, 922, probeRead, 0, 100*time.Millisecond)
+	}
+	time.Sleep(time.Second)
 	r.fromLeader(l, r.net.Heal)
 	r.toLeader(l, func(from, to string) { r.net.SetLink(from, to, r.link()) })
 }
@@ -450,12 +472,10 @@ func (r *run) faultDeafTransfer(s Step) {
 
 // awaitReady waits for a node to lead a group, with its Barrier done.
 func (r *run) awaitReady(n *node, g storage.GroupID, patience time.Duration) bool {
-	for until := time.Now().Add(patience); time.Now().Before(until); time.Sleep(time.Millisecond) {
-		if s, ok := n.status(g); ok && s.Ready {
-			return true
-		}
-	}
-	return false
+	return await(patience, func() bool {
+		s, ok := n.status(g)
+		return ok && s.Ready
+	})
 }
 
 // faultSlowMerge attacks the term of merged blocks: the leader reads slowly what it merges, loses its leadership and

@@ -33,7 +33,7 @@ func (r *run) bootstrap(m *membership) error {
 	n := r.nodes[first(int(m.group)-1)-1]
 	m.inc = 1
 	m.here[n.id] = 1
-	return n.p.Load().host.Bootstrap(m.group, storeID(n.id), 1)
+	return n.p.Load().host.Bootstrap(context.Background(), m.group, storeID(n.id), 1)
 }
 
 // change makes the planned changes in their order.
@@ -191,7 +191,7 @@ func (r *run) clearNow(ctx context.Context, m *membership, n *node) bool {
 		err := on(n, func(p *process) error {
 			p.changing <- struct{}{}
 			defer func() { <-p.changing }()
-			return p.host.RemoveReplica(m.group, storeID(n.id), inc)
+			return p.host.RemoveReplica(context.Background(), m.group, storeID(n.id), inc)
 		})
 		if err == nil {
 			m.left[n.id] = 0

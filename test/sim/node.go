@@ -13,12 +13,13 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/gateway/route"
+	"github.com/storaged/storaged/gateway/volume"
 	"github.com/storaged/storaged/replication"
 	"github.com/storaged/storaged/replication/extent"
 	"github.com/storaged/storaged/replication/peer"
+	"github.com/storaged/storaged/replication/runner"
 	"github.com/storaged/storaged/replication/segment"
-	"github.com/storaged/storaged/server/route"
-	"github.com/storaged/storaged/server/volume"
 )
 
 const heartbeatTimeout = 500 * time.Millisecond
@@ -49,7 +50,7 @@ type process struct {
 	disk  *disk
 	store *extent.Store
 	peers *peer.Transport
-	route *replication.Router
+	route *runner.Router
 	host  *replication.Host
 	stop  context.CancelFunc
 	ended chan struct{} // the peers have ended
@@ -140,7 +141,7 @@ func (p *process) serve(logger *slog.Logger, host *atomic.Pointer[replication.Ho
 	if err != nil {
 		return err
 	}
-	p.route = replication.NewRouter(p.peers, heartbeatTimeout, logger)
+	p.route = runner.NewRouter(p.peers, heartbeatTimeout)
 	p.host, err = replication.NewHost(replication.Config{Node: n.id, Stores: []*extent.Store{p.store}, Peers: p.peers,
 		Router: p.route, HeartbeatTimeout: heartbeatTimeout, Logger: logger})
 	if err != nil {
@@ -238,13 +239,13 @@ func (p *process) openGateway() {
 	p.mu.Unlock()
 	var vs []*volume.Volume
 	for i := range p.n.r.plan.Volumes {
-		v, err := gw.Open(g.ctx, volumeName(i), volume.OpenOptions{Shared: true})
+		v, err := gw.Open(g.ctx, volumeName(i), volume.OpenOptions{Access: storage.AccessShared})
 		for err != nil && storage.KindOf(err) == storage.KindFenced && p.n.r.fencings.Load() > 0 {
 			// Taken over between attachment and session. A client that is told so connects again.
 			if !p.n.r.sleep(g.ctx, 20*time.Millisecond) {
 				break
 			}
-			v, err = gw.Open(g.ctx, volumeName(i), volume.OpenOptions{Shared: true})
+			v, err = gw.Open(g.ctx, volumeName(i), volume.OpenOptions{Access: storage.AccessShared})
 		}
 		if err != nil {
 			if !g.over.Load() && storage.KindOf(err) != storage.KindCanceled { // closed meanwhile

@@ -13,6 +13,7 @@ import (
 	"github.com/storaged/storaged/internal/history"
 	"github.com/storaged/storaged/internal/simnet"
 	"github.com/storaged/storaged/replication/extent"
+	"github.com/storaged/storaged/replication/extent/check"
 	"github.com/storaged/storaged/replication/op"
 	"github.com/storaged/storaged/server/catalog"
 )
@@ -49,15 +50,31 @@ type Outcome struct {
 	Failures []string
 }
 
-// Err returns what was found, the history's verdict included.
-func (o *Outcome) Err() error {
-	for _, f := range o.Failures {
-		return fmt.Errorf("seed %d: %s (%d findings)", o.Plan.Seed, f, len(o.Failures))
+// Verdict is what a schedule shows of the product. Only a history speaks of data; the others may have causes beside it.
+type Verdict string
+
+// The verdicts.
+const (
+	Sound           Verdict = "sound"
+	NotLinearizable Verdict = "not linearizable" // the history; whatever else was found
+	Finding         Verdict = "finding"          // an error that nothing explains, a cluster that is not whole again, replicas that differ
+	Undecided       Verdict = "undecided"        // the history's checker did not come to an end
+	Stuck           Verdict = "stuck"            // the schedule did not come to an end; its process has
+	Panic           Verdict = "panic"            // the product ended its process
+)
+
+// Err returns what was found, the history's verdict before all else.
+func (o *Outcome) Err() (Verdict, error) {
+	report := o.History.Check(30 * time.Second)
+	switch {
+	case len(report.Illegal) > 0:
+		return NotLinearizable, fmt.Errorf("seed %d: %w", o.Plan.Seed, report.Err())
+	case len(o.Failures) > 0:
+		return Finding, fmt.Errorf("seed %d: %s (%d findings)", o.Plan.Seed, o.Failures[0], len(o.Failures))
+	case len(report.Undecided) > 0:
+		return Undecided, fmt.Errorf("seed %d: %w", o.Plan.Seed, report.Err())
 	}
-	if err := o.History.Check(30 * time.Second).Err(); err != nil {
-		return fmt.Errorf("seed %d: %w", o.Plan.Seed, err)
-	}
-	return nil
+	return Sound, nil
 }
 
 const maxFailures = 20
@@ -117,13 +134,13 @@ func (r *run) setUp() error {
 			return err
 		}
 		r.nodes = append(r.nodes, n)
-		commands = append(commands, catalog.AddNode{Name: nodeName(id), Addrs: catalog.Addrs{Peer: nodeName(id) + ":1"},
-			Stores: []catalog.Store{{ID: storeID(id), CapacityBytes: 1 << 30}}, At: r.began})
+		commands = append(commands, catalog.AddNode{Name: nodeName(id), Addrs: storage.Addrs{Peer: nodeName(id) + ":1"},
+			Stores: []storage.Store{{ID: storeID(id), CapacityBytes: 1 << 30}}, At: r.began})
 	}
 	for g := range r.plan.Groups {
 		at := first(g)
 		id := storage.GroupID(g + 1)
-		commands = append(commands, catalog.AddGroup{Group: id, Node: at, Store: catalog.StoreText(storeID(at))}, catalog.SetGroupReady{Group: id})
+		commands = append(commands, catalog.AddGroup{Group: id, Node: at, Store: storeID(at)}, catalog.SetGroupReady{Group: id})
 		r.members = append(r.members, newMembership(id))
 	}
 	for v := range r.plan.Volumes {
@@ -184,7 +201,7 @@ func (r *run) finish() {
 	}
 	grow.Wait()
 	for i, n := range r.nodes {
-		r.finalRead(ctx, n, 1000+i)
+		r.finalRead(ctx, n, firstFinal+i)
 	}
 	if ctx.Err() != nil {
 		r.fail("the cluster is not whole two minutes after the last fault: %s", r.describe())
@@ -293,7 +310,7 @@ func (r *run) contents(g storage.GroupID) (all [3][]string) {
 				var buf [storage.BlockSize]byte
 				req := op.ReadRequest{Volume: id, Extent: storage.ExtentIndex(b / storage.BlocksPerExtent),
 					Offset: uint32(b%storage.BlocksPerExtent) * storage.BlockSize, Length: storage.BlockSize, Epoch: op.HeadEpoch}
-				if err := x.Read(req, buf[:], sum[:], hole[:]); err != nil {
+				if err := x.Read(req, buf[:], sum[:], hole[:], nil); err != nil {
 					r.fail("node %d: block %d of volume %d: %v", n.id, b, id, err)
 				}
 				all[i] = append(all[i], fmt.Sprintf("%d: %08x %v", b, sum[0], hole[0]))
@@ -306,7 +323,7 @@ func (r *run) contents(g storage.GroupID) (all [3][]string) {
 // offline checks the stopped stores record by record and block by block.
 func (r *run) offline() {
 	for _, n := range r.nodes {
-		_, err := extent.Check(context.Background(), extent.CheckConfig{FS: n.bytes, Dir: "store",
+		_, err := check.Run(context.Background(), check.Config{FS: n.bytes, Dir: "store",
 			Finding: func(text string) { r.fail("node %d: check: %s", n.id, text) }})
 		if err != nil {
 			r.fail("node %d: check: %v", n.id, err)

@@ -17,6 +17,7 @@ var (
 	countFlag   = flag.Int("sim.count", 0, "how many schedules; 0: as many as -sim.seconds allow")
 	secondsFlag = flag.Int("sim.seconds", 45, "begin no schedule after so many seconds")
 	aimFlag     = flag.String("sim.aim", "", "aim every schedule at this fault")
+	allFlag     = flag.Bool("sim.all", false, "go on after a schedule that failed")
 	verboseFlag = flag.Bool("sim.v", false, "print plans and what happens")
 	logFlag     = flag.Bool("sim.log", false, "print the logs of all nodes")
 )
@@ -38,7 +39,7 @@ func TestSchedules(t *testing.T) {
 		}
 		ops += schedule(t, seed)
 		n++
-		if t.Failed() {
+		if t.Failed() && !*allFlag {
 			break
 		}
 	}
@@ -75,15 +76,15 @@ func schedule(t *testing.T, seed uint64) (operations int64) {
 	}
 	watchdog := time.AfterFunc(stuckAfter, func() { // of real time: the bubble's does not pass when a lock is held across a wait
 		debug.SetTraceback("all")
-		panic(fmt.Sprintf("seed %d: stuck for %v\n%s", seed, stuckAfter, plan))
+		panic(fmt.Sprintf("verdict of seed %d: %s for %v\n%s", seed, Stuck, stuckAfter, plan))
 	})
 	defer watchdog.Stop()
 	t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 		var o *Outcome
 		synctest.Test(t, func(*testing.T) { o = Run(plan, logger, trace) })
 		operations = o.Answered
-		if err := o.Err(); err != nil {
-			t.Errorf("%v\n%s\nreplay: go test ./test/sim -run TestSchedules -sim.seed=%d -sim.v", err, plan, seed)
+		if verdict, err := o.Err(); err != nil {
+			t.Errorf("verdict of seed %d: %s\n%v\n%s\nreplay: go test ./test/sim -run TestSchedules -sim.seed=%d -sim.v", seed, verdict, err, plan, seed)
 		}
 		if *verboseFlag {
 			t.Logf("seed %d: %d operations in %v of virtual time, digest %016x", seed, o.Answered, o.Elapsed, o.Digest)

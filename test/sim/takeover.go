@@ -6,9 +6,9 @@ import (
 	"time"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/gateway/route"
 	"github.com/storaged/storaged/replication/op"
 	"github.com/storaged/storaged/server/catalog"
-	"github.com/storaged/storaged/server/route"
 )
 
 // Takeover is a moment at which a host from outside takes a volume over from every gateway, and then leaves it to them.
@@ -42,7 +42,7 @@ func (p *Plan) newsDelay() (d time.Duration) {
 // takeOver takes volumes over while the load goes on. Guards I2: once it is acknowledged, nothing that was begun before has
 // any effect.
 //
-// Line: the generation in admit (replication/extent/session.go). Tried: without it the third schedule is not linearizable.
+// Line: the generation in admit (replication/extent/table/volume.go). Tried: without it the third schedule is not linearizable.
 func (r *run) takeOver(ctx context.Context) {
 	for _, t := range r.plan.Takeovers {
 		if !r.sleep(ctx, t.After) {
@@ -57,8 +57,8 @@ func (r *run) takeOver(ctx context.Context) {
 
 func (r *run) takeOverOne(t Takeover) error {
 	r.fencings.Add(1)
-	thief := catalog.Holder{ID: "thief", Kind: catalog.HolderHost}
-	got, err := r.catalog.apply(catalog.Attach{Volume: catalog.ByName(volumeName(t.Volume)), Holder: thief, Access: catalog.Exclusive,
+	thief := storage.Holder{ID: "thief", Kind: storage.HolderHost}
+	got, err := r.catalog.apply(catalog.Attach{Volume: storage.ByName(volumeName(t.Volume)), Holder: thief, Access: storage.AccessExclusive,
 		TakeOver: true, At: time.Now().UTC()})
 	if err != nil {
 		return err
@@ -73,9 +73,9 @@ func (r *run) takeOverOne(t Takeover) error {
 	if _, err := r.catalog.apply(catalog.SetFenced{Volume: v.ID, Generation: v.Generation}); err != nil {
 		return err
 	}
-	r.history.Cut(func(at int64) bool { return at>>40 == int64(t.Volume) })
+	r.history.Cut(func(_ int, at int64) bool { return at>>40 == int64(t.Volume) })
 	r.note("the takeover of volume %d is acknowledged", t.Volume)
-	if _, err := r.catalog.apply(catalog.Detach{Volume: catalog.ByID(v.ID), Holder: thief.ID, Closed: true, At: time.Now().UTC()}); err != nil {
+	if _, err := r.catalog.apply(catalog.Detach{Volume: storage.ByID(v.ID), Holder: thief.ID, Closed: true, At: time.Now().UTC()}); err != nil {
 		return err
 	}
 	for _, n := range r.nodes {

@@ -8,8 +8,8 @@ import (
 	"time"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/gateway/volume"
 	"github.com/storaged/storaged/internal/history"
-	"github.com/storaged/storaged/server/volume"
 )
 
 const (
@@ -127,7 +127,7 @@ func (r *run) operate(g *gateway, id int, c choice) {
 		}
 		err = r.zero(g, id, c.vol, s, func() error { return v.WriteZeroes(ctx, s.off(), s.bytes(), c.what%3 == 0) })
 	}
-	if id >= 900 {
+	if firstProbe <= id && id < firstFinal {
 		r.note("probe %d at node %d: %v", id, g.p.n.id, err)
 	}
 	r.judge(g, err)
@@ -179,6 +179,9 @@ func (r *run) readSpan(ctx context.Context, g *gateway, v *volume.Volume, id, vo
 			r.fail("node %d: torn cell %d of volume %d", g.p.n.id, s.first+int64(i), vol)
 		}
 		pending[i].Saw(value)
+		if firstProbe <= id && id < firstFinal {
+			r.note("probe %d at node %d reads %d in cell %d", id, g.p.n.id, value, s.first+int64(i))
+		}
 	}
 	return nil
 }
@@ -190,6 +193,9 @@ func (r *run) write(ctx context.Context, g *gateway, v *volume.Volume, id, vol i
 		value := r.history.NextValue()
 		history.Fill(buf[i*cellBytes:][:cellBytes], value)
 		pending[i] = r.history.BeginWrite(id, cell(vol, s.first+int64(i)), value)
+		if firstProbe <= id && id < firstFinal {
+			r.note("probe %d at node %d writes %d to cell %d", id, g.p.n.id, value, s.first+int64(i))
+		}
 	}
 	err := v.WriteAt(ctx, buf, s.off())
 	return r.wrote(g, pending, err)

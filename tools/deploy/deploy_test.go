@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -25,6 +26,12 @@ import (
 	policyv1 "k8s.io/api/policy/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	storagev1 "k8s.io/api/storage/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/dynamic/fake"
+	"k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/yaml"
 )
 
@@ -97,7 +104,7 @@ var variants = map[string]map[string]any{
 		"storageClasses": []any{map[string]any{"name": "fast", "fsType": "xfs", "default": true, "mountOptions": []any{"noatime"},
 			"parameters": map[string]any{"takeOver": "true"}}}},
 	"places": {"imagePullSecrets": []any{map[string]any{"name": "s"}}, "nodes": map[string]any{"nodeSelector": map[string]any{"a": "b"},
-		"extraArgs": []any{"--cache=1GiB"}}, "gateway": map[string]any{"nodeSelector": map[string]any{"a": "b"}, "keeperOnHost": true, "extraArgs": []any{"--nbd-dead-timeout=2h"}},
+		"extraArgs": []any{"--cache=1GiB"}}, "gateway": map[string]any{"nodeSelector": map[string]any{"a": "b"}, "keeperOnHost": false, "extraArgs": []any{"--nbd-dead-timeout=2h"}},
 		"csi": map[string]any{"node": map[string]any{"nodeSelector": map[string]any{"a": "b"}}}},
 }
 
@@ -241,6 +248,14 @@ func TestZones(t *testing.T) {
 			t.Errorf("a part of the driver knows no zones: %q", c.Args)
 		}
 	}
+	if args := container(t, node, "csi").Args; !slices.Contains(args, "--zones=a,b") {
+		t.Errorf("a gateway from before may say another zone: %q", args)
+	}
+	told := render(t, map[string]any{"zones": map[string]any{"enabled": true}})
+	driver := container(t, find[appsv1.DaemonSet](t, told, "DaemonSet", "-csi-node").Spec.Template.Spec, "csi")
+	if !slices.Contains(driver.Args, "--zones=$(ZONE)") || len(driver.Env) != 1 || driver.Env[0].Name != "ZONE" {
+		t.Errorf("a driver that Kubernetes tells its zone: %q, %v", driver.Args, driver.Env)
+	}
 	for _, zone := range []string{"a", "b"} {
 		gateway := find[appsv1.DaemonSet](t, objects, "DaemonSet", "-gateway-"+zone).Spec
 		if !slices.Contains(container(t, gateway.Template.Spec, "gateway").Args, "--zone="+zone) ||
@@ -264,6 +279,34 @@ func TestOneByOne(t *testing.T) {
 	}
 	if probe := container(t, set.Template.Spec, "storaged").LivenessProbe; probe == nil || probe.HTTPGet.Path != "/livez" {
 		t.Errorf("a node that hangs is told by %+v", probe)
+	}
+}
+
+// TestNBDPort: nobody in Kubernetes needs the nodes' NBD port, and who reaches it reads and writes volumes. It is open to those who ask for
+// it, and then no way past TLS.
+func TestNBDPort(t *testing.T) {
+	tls := map[string]any{"nodeSecret": "nodes-tls", "hostSecret": "hosts-tls"}
+	for _, open := range []bool{false, true} {
+		for _, secure := range []bool{false, true} {
+			values := map[string]any{"nodes": map[string]any{"nbd": open}}
+			if secure {
+				values["tls"] = tls
+			}
+			objects := render(t, values)
+			node := container(t, find[appsv1.StatefulSet](t, objects, "StatefulSet", "").Spec.Template.Spec, "storaged")
+			if closed := slices.Contains(node.Args, "--listen-nbd=127.0.0.1:10809"); closed == open {
+				t.Errorf("nbd=%t: %q", open, node.Args)
+			}
+			if asks := slices.Contains(node.Args, "--nbd-tls-client-ca=/tls/ca.crt") && slices.Contains(node.Args, "--nbd-tls-cert=/tls/tls.crt"); asks != (open && secure) {
+				t.Errorf("nbd=%t, TLS %t: %q", open, secure, node.Args)
+			}
+			for _, service := range []string{"-nodes", "-api"} {
+				ports := find[corev1.Service](t, objects, "Service", service).Spec.Ports
+				if has := slices.ContainsFunc(ports, func(p corev1.ServicePort) bool { return p.Port == 10809 }); has != open {
+					t.Errorf("nbd=%t: the service %s has the ports %v", open, service, ports)
+				}
+			}
+		}
 	}
 }
 
@@ -304,6 +347,60 @@ func TestPriority(t *testing.T) {
 	}
 }
 
+// TestKeeper: by default the end of a gateway's pod is not the end of its host's mounts, whatever its devices are.
+func TestKeeper(t *testing.T) {
+	for _, on := range []bool{true, false} {
+		values := map[string]any{"gateway": map[string]any{"keeperOnHost": false}}
+		if on {
+			values = nil
+		}
+		pod := find[appsv1.DaemonSet](t, render(t, values), "DaemonSet", "-gateway").Spec.Template.Spec
+		if flag := slices.Contains(container(t, pod, "gateway").Args, "--keeper-on-host"); flag != on || pod.HostPID != on {
+			t.Errorf("keeperOnHost=%t: the flag %t, hostPID %t", on, flag, pod.HostPID)
+		}
+	}
+}
+
+// TestLiveness: every container of the driver's is started anew when it hangs.
+func TestLiveness(t *testing.T) {
+	objects := render(t, nil)
+	node := find[appsv1.DaemonSet](t, objects, "DaemonSet", "-csi-node").Spec.Template.Spec
+	controller := find[appsv1.Deployment](t, objects, "Deployment", "-csi-controller").Spec.Template.Spec
+	for _, c := range append(node.Containers, controller.Containers...) {
+		probe := c.LivenessProbe
+		if probe == nil || probe.HTTPGet == nil {
+			t.Errorf("the container %s has no liveness probe", c.Name)
+			continue
+		}
+		if c.Name == "csi" && !slices.Contains(c.Args, "--listen-http=:7002") {
+			t.Errorf("the driver does not serve its probe: %q", c.Args)
+		}
+		if !slices.ContainsFunc(c.Ports, func(p corev1.ContainerPort) bool { return p.Name == probe.HTTPGet.Port.String() }) {
+			t.Errorf("the probe of %s asks a port that there is not: %v", c.Name, probe.HTTPGet.Port)
+		}
+	}
+}
+
+// TestSidecars: the images are of the versions that test/kube builds and runs. Modules have the tags of their releases, so those
+// exist; upstream gives the image of a release the same tag (its deploy/kubernetes and release notes).
+func TestSidecars(t *testing.T) {
+	text, err := os.ReadFile("../../test/kube/sidecars/go.mod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	built := map[string]string{}
+	for _, m := range regexp.MustCompile(`(?m)^\tgithub\.com/kubernetes-csi/external-(\w+)/v\d+ (v\S+)`).FindAllSubmatch(text, -1) {
+		built[string(m[1])] = string(m[2])
+	}
+	pod := find[appsv1.Deployment](t, render(t, nil), "Deployment", "-csi-controller").Spec.Template.Spec
+	for _, name := range []string{"provisioner", "attacher", "resizer"} {
+		want := "registry.k8s.io/sig-storage/csi-" + name + ":" + built[name]
+		if image := container(t, pod, name).Image; image != want || built[name] == "" {
+			t.Errorf("%s is %s, and test/kube runs %s", name, image, want)
+		}
+	}
+}
+
 // TestControllerRights: the rights are those that the manifests of the sidecars ask for (external-provisioner 6.3,
 // external-attacher 4.12, external-resizer 2.2), but for snapshots and secrets, which the driver does not use.
 func TestControllerRights(t *testing.T) {
@@ -332,28 +429,60 @@ func TestControllerRights(t *testing.T) {
 	}
 }
 
-// TestRefuses: values that cannot work are refused with a reason.
+// TestRefuses: values that cannot work are refused, with the reason that is theirs: another one would hide that its own is gone.
 func TestRefuses(t *testing.T) {
 	c, err := loader.Load(chartDir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, values := range map[string]map[string]any{
-		"no cluster":              {"nodes": map[string]any{"enabled": false}},
-		"two copies":              {"nodes": map[string]any{"replicas": 2}},
-		"no nodes":                {"nodes": map[string]any{"count": 0}},
-		"another gateway":         {"gateway": map[string]any{"mode": "sidecar"}},
-		"half of TLS":             {"tls": map[string]any{"nodeSecret": "nodes-tls"}},
-		"half of TLS too":         {"tls": map[string]any{"hostSecret": "hosts-tls"}},
-		"another fs":              {"storageClasses": []any{map[string]any{"name": "x", "fsType": "btrfs"}}},
-		"hosts that know no pods": {"gateway": map[string]any{"mode": "host"}},
-		"a first node":            {"nodes": map[string]any{"bootstrap": true}},
-		"a zone of spaces":        {"zones": map[string]any{"enabled": true, "names": []any{"a b"}}},
-		"a prefix of commas":      {"gateway": map[string]any{"hostPrefix": "a,b"}},
-		"negative volumes":        {"csi": map[string]any{"maxVolumes": -1}},
+	for name, tc := range map[string]struct {
+		values map[string]any
+		why    string
+	}{
+		"no cluster":              {map[string]any{"nodes": map[string]any{"enabled": false}}, "say in endpoints where the cluster is"},
+		"two copies":              {map[string]any{"nodes": map[string]any{"replicas": 2}}, "'/nodes/replicas': value must be one of"},
+		"no nodes":                {map[string]any{"nodes": map[string]any{"count": 0}}, "'/nodes/count': minimum"},
+		"another gateway":         {map[string]any{"gateway": map[string]any{"mode": "sidecar"}}, "'/gateway/mode': value must be one of"},
+		"half of TLS":             {map[string]any{"tls": map[string]any{"nodeSecret": "nodes-tls"}}, "go together"},
+		"half of TLS too":         {map[string]any{"tls": map[string]any{"hostSecret": "hosts-tls"}}, "go together"},
+		"another fs":              {map[string]any{"storageClasses": []any{map[string]any{"name": "x", "fsType": "btrfs"}}}, "'/storageClasses/0/fsType': value must be one of"},
+		"hosts that know no pods": {map[string]any{"gateway": map[string]any{"mode": "host"}}, "hosts do not know the names of pods"},
+		"a first node":            {map[string]any{"nodes": map[string]any{"bootstrap": true}}, "nodes.bootstrap is gone"},
+		"a zone of spaces":        {map[string]any{"zones": map[string]any{"enabled": true, "names": []any{"a b"}}}, "'/zones/names/0': 'a b' does not match"},
+		"a prefix of commas":      {map[string]any{"gateway": map[string]any{"hostPrefix": "a,b"}}, "'/gateway/hostPrefix': 'a,b' does not match"},
+		"negative volumes":        {map[string]any{"csi": map[string]any{"maxVolumes": -1}}, "'/csi/maxVolumes': minimum"},
 	} {
-		if _, err := renderChart(c, values); err == nil {
-			t.Errorf("%s: it was rendered", name)
+		if _, err := renderChart(c, tc.values); err == nil || !strings.Contains(err.Error(), tc.why) {
+			t.Errorf("%s: %v, want %q in it", name, err, tc.why)
+		}
+	}
+}
+
+// inCluster is a cluster with some objects, for what templates look up.
+type inCluster struct{ client dynamic.Interface }
+
+// GetClientFor implements engine.ClientProvider.
+func (c inCluster) GetClientFor(apiVersion, kind string) (dynamic.NamespaceableResourceInterface, bool, error) {
+	gvk := schema.FromAPIVersionAndKind(apiVersion, kind)
+	resource, _ := meta.UnsafeGuessKindToResource(gvk)
+	return c.client.Resource(resource), true, nil
+}
+
+// TestRefusesOlderRelease: a release whose nodes are in two StatefulSets is not upgraded to one with empty volumes.
+func TestRefusesOlderRelease(t *testing.T) {
+	c, err := loader.Load(chartDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := chartutil.ToRenderValues(c, nil, chartutil.ReleaseOptions{Name: "storaged", Namespace: "storaged", IsUpgrade: true}, chartutil.DefaultCapabilities)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, refused := range map[string]bool{"storaged-first": true, "storaged-node": false} {
+		set := &appsv1.StatefulSet{TypeMeta: metav1.TypeMeta{APIVersion: "apps/v1", Kind: "StatefulSet"}, ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "storaged"}}
+		_, err := engine.RenderWithClientProvider(c, all, inCluster{fake.NewSimpleDynamicClient(scheme.Scheme, set)})
+		if refused != (err != nil && strings.Contains(err.Error(), "two StatefulSets")) {
+			t.Errorf("with a StatefulSet %s: %v", name, err)
 		}
 	}
 }

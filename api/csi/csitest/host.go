@@ -11,12 +11,12 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api"
-	"github.com/storaged/storaged/api/csi"
 	"github.com/storaged/storaged/api/host"
+	"github.com/storaged/storaged/api/hostfs"
 	"github.com/storaged/storaged/internal/blockdev"
 )
 
-// Host is a host of the world: its gateway and its kernel. It implements csi.Devices; Mounts is its csi.Mounts.
+// Host is a host of the world: its gateway and its kernel. It implements hostfs.Devices; Mounts is its hostfs.Mounts.
 type Host struct {
 	w        *World
 	id, zone string
@@ -27,8 +27,11 @@ type Host struct {
 	lost    map[string]bool   // volumes whose devices nobody serves any more
 	stolen  map[string]bool   // volumes whose devices' paths are another's by now, which the gateway has not noticed
 	numbers map[string]uint64 // by device path
-	mounts  []csi.Mount
+	mounts  []hostfs.Mount
 	targets map[string]bool // files and directories that Bind made
+	hung    map[string]chan struct{}
+	begun   map[string]int // steps of the kernel, by what is done
+	refused map[string]bool
 }
 
 // Host returns a new host of the world.
@@ -37,15 +40,16 @@ func (w *World) Host(id, zone string) *Host {
 	defer w.mu.Unlock()
 	w.hosts++
 	return &Host{w: w, id: id, zone: zone, number: uint64(w.hosts) << 20, devices: map[string]host.Attachment{},
-		lost: map[string]bool{}, stolen: map[string]bool{}, numbers: map[string]uint64{}, targets: map[string]bool{}}
+		lost: map[string]bool{}, stolen: map[string]bool{}, numbers: map[string]uint64{}, targets: map[string]bool{},
+		hung: map[string]chan struct{}{}, begun: map[string]int{}, refused: map[string]bool{}}
 }
 
 var (
-	_ csi.Devices = (*Host)(nil)
-	_ csi.Mounts  = (*Mounts)(nil)
+	_ hostfs.Devices = (*Host)(nil)
+	_ hostfs.Mounts  = (*Mounts)(nil)
 )
 
-// Attach implements csi.Devices. It knows attachments that the controller has made, and no others.
+// Attach implements hostfs.Devices. It knows attachments that the controller has made, and no others.
 func (h *Host) Attach(ctx context.Context, r host.Request) (host.Attachment, error) {
 	return get(h.w, "attach", func() (host.Attachment, error) {
 		const op = "attach"
@@ -68,7 +72,7 @@ func (h *Host) Attach(ctx context.Context, r host.Request) (host.Attachment, err
 			}
 			return host.Attachment{}, storage.E(op, storage.KindConflict, subject, errors.New("its device has failed; detach it first"))
 		}
-		at := slices.IndexFunc(v.Attachments, func(a api.Attachment) bool { return uint64(a.ID) == r.AttachmentID })
+		at := slices.IndexFunc(v.Attachments, func(a api.Attachment) bool { return a.ID == r.AttachmentID })
 		if at < 0 || v.Attachments[at].Holder.ID != h.id {
 			return host.Attachment{}, storage.E(op, storage.KindFenced, subject, fmt.Errorf("attachment %d is not this host's", r.AttachmentID))
 		}
@@ -84,7 +88,7 @@ func (h *Host) Attach(ctx context.Context, r host.Request) (host.Attachment, err
 // seen returns the device as it is now: it has failed if its attachment is gone.
 func (h *Host) seen(ctx context.Context, d host.Attachment) host.Attachment {
 	v, err := h.w.cluster.Volume(ctx, d.Volume)
-	if err != nil || !slices.ContainsFunc(v.Attachments, func(a api.Attachment) bool { return uint64(a.ID) == d.ID }) {
+	if err != nil || !slices.ContainsFunc(v.Attachments, func(a api.Attachment) bool { return a.ID == d.ID }) {
 		d.State, d.Reason = host.StateFailed, "the volume was taken over"
 	}
 	if h.lost[d.Volume] {
@@ -93,7 +97,7 @@ func (h *Host) seen(ctx context.Context, d host.Attachment) host.Attachment {
 	return d
 }
 
-// Detach implements csi.Devices.
+// Detach implements hostfs.Devices.
 func (h *Host) Detach(_ context.Context, volume string, force bool) error {
 	return h.w.step("detach", func() error {
 		h.mu.Lock()
@@ -106,7 +110,8 @@ func (h *Host) Detach(_ context.Context, volume string, force bool) error {
 		if !force && h.lost[volume] {
 			return storage.E("detach", storage.KindConflict, "volume "+volume, errors.New("its device is not served; only force removes it"))
 		}
-		if !force && slices.ContainsFunc(h.mounts, func(m csi.Mount) bool { return m.Device == number || m.Node == number }) {
+		// As on a real host: a file system uses its device, and a node that is shown somewhere does not until somebody opens it.
+		if !force && slices.ContainsFunc(h.mounts, func(m hostfs.Mount) bool { return m.Device == number }) {
 			return storage.E("detach", storage.KindConflict, "volume "+volume, errors.New("the device is in use"))
 		}
 		delete(h.devices, volume)
@@ -117,7 +122,7 @@ func (h *Host) Detach(_ context.Context, volume string, force bool) error {
 	})
 }
 
-// Refresh implements csi.Devices.
+// Refresh implements hostfs.Devices.
 func (h *Host) Refresh(ctx context.Context, volume string, sizeBytes int64) (host.Attachment, error) {
 	return get(h.w, "refresh", func() (host.Attachment, error) {
 		v, err := h.w.cluster.Volume(ctx, volume)
@@ -139,8 +144,8 @@ func (h *Host) Refresh(ctx context.Context, volume string, sizeBytes int64) (hos
 	})
 }
 
-// Allocated implements csi.Devices.
-func (h *Host) Allocated(_ context.Context, volume string, attachmentID uint64) (bool, error) {
+// Allocated implements hostfs.Devices.
+func (h *Host) Allocated(_ context.Context, volume string, attachmentID storage.AttachmentID) (bool, error) {
 	return get(h.w, "ask", func() (bool, error) {
 		h.mu.Lock()
 		d, ok := h.devices[volume]
@@ -154,7 +159,7 @@ func (h *Host) Allocated(_ context.Context, volume string, attachmentID uint64) 
 	})
 }
 
-// Attachments implements csi.Devices.
+// Attachments implements hostfs.Devices.
 func (h *Host) Attachments(ctx context.Context) ([]host.Attachment, error) {
 	return get(h.w, "list", func() ([]host.Attachment, error) {
 		h.mu.Lock()
@@ -167,7 +172,7 @@ func (h *Host) Attachments(ctx context.Context) ([]host.Attachment, error) {
 	})
 }
 
-// Info implements csi.Devices.
+// Info implements hostfs.Devices.
 func (h *Host) Info(context.Context) (host.Info, error) {
 	return get(h.w, "ask", func() (host.Info, error) {
 		return host.Info{HostID: h.id, Zone: h.zone, Version: "test", Cluster: storage.ClusterID{1}}, nil
@@ -206,6 +211,46 @@ func (h *Host) Reboot() {
 	h.mounts = nil
 }
 
+// Hang makes every step of the kernel of this name ("format", "mount", "unmount", "look at") wait until release is called, whatever
+// the context of its call; release may be called again.
+func (h *Host) Hang(what string) (release func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	hung := make(chan struct{})
+	h.hung[what] = hung
+	return sync.OnceFunc(func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		delete(h.hung, what)
+		close(hung)
+	})
+}
+
+// Refuse has every step of the kernel that does this fail for good.
+func (h *Host) Refuse(what string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.refused[what] = true
+}
+
+// Begun returns how many steps of the kernel that do this have begun.
+func (h *Host) Begun(what string) int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.begun[what]
+}
+
+// wait is what a step of the kernel begins with.
+func (h *Host) wait(what string) {
+	h.mu.Lock()
+	h.begun[what]++
+	hung := h.hung[what]
+	h.mu.Unlock()
+	if hung != nil {
+		<-hung
+	}
+}
+
 // Left returns what is mounted, attached or made on the host and not taken away, in words.
 func (h *Host) Left() (left []string) {
 	h.mu.Lock()
@@ -238,15 +283,19 @@ func (h *Host) Mounts() *Mounts { return &Mounts{h: h} }
 
 // step is World.step under the host's lock.
 func (m *Mounts) step(op string, do func() error) error {
+	m.h.wait(op)
 	return m.h.w.step(op, func() error {
 		m.h.mu.Lock()
 		defer m.h.mu.Unlock()
+		if m.h.refused[op] {
+			return storage.E(op, storage.KindInternal, "", errors.New("the kernel of the test refuses it"))
+		}
 		return do()
 	})
 }
 
-// List implements csi.Mounts.
-func (m *Mounts) List() (list []csi.Mount, err error) {
+// List implements hostfs.Mounts.
+func (m *Mounts) List() (list []hostfs.Mount, err error) {
 	err = m.step("list mounts", func() error {
 		list = slices.Clone(m.h.mounts)
 		return nil
@@ -254,11 +303,11 @@ func (m *Mounts) List() (list []csi.Mount, err error) {
 	return list, err
 }
 
-// Real implements csi.Mounts.
+// Real implements hostfs.Mounts.
 func (m *Mounts) Real(path string) string { return filepath.Clean(path) }
 
 // volumeLocked returns the device that the disk is.
-func (m *Mounts) volumeLocked(disk csi.Disk) (host.Attachment, error) {
+func (m *Mounts) volumeLocked(disk hostfs.Disk) (host.Attachment, error) {
 	for _, d := range m.h.devices {
 		switch {
 		case d.Device != disk.Path:
@@ -271,18 +320,21 @@ func (m *Mounts) volumeLocked(disk csi.Disk) (host.Attachment, error) {
 	return host.Attachment{}, storage.E("look at", storage.KindNotFound, "device "+disk.Path, errors.New("there is none"))
 }
 
-// Device implements csi.Mounts.
-func (m *Mounts) Device(disk csi.Disk) (b csi.BlockDevice, err error) {
+// Device implements hostfs.Mounts.
+func (m *Mounts) Device(_ context.Context, disk hostfs.Disk) (b hostfs.BlockDevice, err error) {
 	err = m.step("look at", func() error {
 		d, err := m.volumeLocked(disk)
-		b = csi.BlockDevice{Number: m.h.numbers[disk.Path], SizeBytes: d.SizeBytes, ReadOnly: d.ReadOnly}
+		b = hostfs.BlockDevice{Number: m.h.numbers[disk.Path], SizeBytes: d.SizeBytes, ReadOnly: d.ReadOnly}
 		return err
 	})
 	return b, err
 }
 
-// Format implements csi.Mounts.
-func (m *Mounts) Format(ctx context.Context, disk csi.Disk, fsType string, readOnly bool, allocated csi.Allocation) (found string, err error) {
+// Settle implements hostfs.Mounts.
+func (m *Mounts) Settle(context.Context, hostfs.Disk) error { return nil }
+
+// Format implements hostfs.Mounts.
+func (m *Mounts) Format(ctx context.Context, disk hostfs.Disk, fsType string, readOnly bool, allocated hostfs.Allocation) (found string, err error) {
 	device := disk.Path
 	holds, unknown := allocated(ctx)
 	err = m.step("format", func() error {
@@ -312,37 +364,47 @@ func (m *Mounts) Format(ctx context.Context, disk csi.Disk, fsType string, readO
 	return found, err
 }
 
-// Mount implements csi.Mounts.
-func (m *Mounts) Mount(disk csi.Disk, target, fsType string, options []string) error {
+// putLocked mounts, unless that is done.
+func (m *Mounts) putLocked(put hostfs.Mount) error {
+	there, ok := hostfs.MountAt(m.h.mounts, put.Path)
+	switch {
+	case !ok || there.Device != put.Device || there.Node != put.Node:
+		m.h.mounts = append(m.h.mounts, put)
+	case there.ReadOnly != put.ReadOnly:
+		return storage.E("mount", storage.KindConflict, put.Path, errors.New("it is mounted there on other terms"))
+	}
+	return nil
+}
+
+// Mount implements hostfs.Mounts.
+func (m *Mounts) Mount(_ context.Context, disk hostfs.Disk, target, fsType string, options []string) error {
 	return m.step("mount", func() error {
 		if _, err := m.volumeLocked(disk); err != nil {
 			return err
 		}
-		m.h.mounts = append(m.h.mounts, csi.Mount{Path: target, Device: m.h.numbers[disk.Path], FSType: fsType, Whole: true,
+		return m.putLocked(hostfs.Mount{Path: target, Device: m.h.numbers[disk.Path], FSType: fsType, Whole: true,
 			ReadOnly: slices.Contains(options, "ro")})
-		return nil
 	})
 }
 
-// Bind implements csi.Mounts.
-func (m *Mounts) Bind(source, target string, readOnly bool) error {
+// Bind implements hostfs.Mounts.
+func (m *Mounts) Bind(_ context.Context, source, target string, readOnly bool) error {
 	if err := m.step("make", func() error { m.h.targets[target] = true; return nil }); err != nil {
 		return err
 	}
 	return m.step("bind", func() error {
-		at := slices.IndexFunc(m.h.mounts, func(x csi.Mount) bool { return x.Path == source })
+		at := slices.IndexFunc(m.h.mounts, func(x hostfs.Mount) bool { return x.Path == source })
 		if at < 0 {
 			return storage.E("bind", storage.KindInternal, target, fmt.Errorf("nothing is mounted at %s", source))
 		}
 		bound := m.h.mounts[at]
 		bound.Path, bound.ReadOnly = target, bound.ReadOnly || readOnly
-		m.h.mounts = append(m.h.mounts, bound)
-		return nil
+		return m.putLocked(bound)
 	})
 }
 
-// BindDevice implements csi.Mounts.
-func (m *Mounts) BindDevice(disk csi.Disk, target string, readOnly bool) error {
+// BindDevice implements hostfs.Mounts.
+func (m *Mounts) BindDevice(_ context.Context, disk hostfs.Disk, target string, readOnly bool) error {
 	if err := m.step("make", func() error { m.h.targets[target] = true; return nil }); err != nil {
 		return err
 	}
@@ -350,32 +412,31 @@ func (m *Mounts) BindDevice(disk csi.Disk, target string, readOnly bool) error {
 		if _, err := m.volumeLocked(disk); err != nil {
 			return err
 		}
-		m.h.mounts = append(m.h.mounts, csi.Mount{Path: target, Node: m.h.numbers[disk.Path], FSType: "devtmpfs", Whole: true, ReadOnly: readOnly})
-		return nil
+		return m.putLocked(hostfs.Mount{Path: target, Node: m.h.numbers[disk.Path], FSType: "devtmpfs", Whole: true, ReadOnly: readOnly})
 	})
 }
 
-// Unmount implements csi.Mounts.
-func (m *Mounts) Unmount(target string) error {
+// Unmount implements hostfs.Mounts.
+func (m *Mounts) Unmount(_ context.Context, target string) error {
 	return m.step("unmount", func() error {
-		m.h.mounts = slices.DeleteFunc(m.h.mounts, func(x csi.Mount) bool { return x.Path == target })
+		m.h.mounts = slices.DeleteFunc(m.h.mounts, func(x hostfs.Mount) bool { return x.Path == target })
 		return nil
 	})
 }
 
-// Remove implements csi.Mounts.
-func (m *Mounts) Remove(target string) error {
+// Remove implements hostfs.Mounts.
+func (m *Mounts) Remove(_ context.Context, target string) error {
 	return m.step("remove", func() error { delete(m.h.targets, target); return nil })
 }
 
-// Grow implements csi.Mounts.
-func (m *Mounts) Grow(disk csi.Disk, path string) error {
+// Grow implements hostfs.Mounts.
+func (m *Mounts) Grow(_ context.Context, disk hostfs.Disk, path string) error {
 	return m.step("grow", func() error {
 		d, err := m.volumeLocked(disk)
 		if err != nil {
 			return err
 		}
-		if !slices.ContainsFunc(m.h.mounts, func(x csi.Mount) bool { return x.Path == path && !x.ReadOnly }) {
+		if !slices.ContainsFunc(m.h.mounts, func(x hostfs.Mount) bool { return x.Path == path && !x.ReadOnly }) {
 			return storage.E("grow", storage.KindInternal, path, errors.New("nothing is mounted there for writing"))
 		}
 		m.h.w.mu.Lock()
@@ -385,10 +446,10 @@ func (m *Mounts) Grow(disk csi.Disk, path string) error {
 	})
 }
 
-// Usage implements csi.Mounts.
-func (m *Mounts) Usage(string) (u csi.Usage, err error) {
+// Usage implements hostfs.Mounts.
+func (m *Mounts) Usage(context.Context, string) (u hostfs.Usage, err error) {
 	err = m.step("look at", func() error {
-		u = csi.Usage{TotalBytes: 1 << 30, UsedBytes: 1 << 20, AvailableBytes: 1<<30 - 1<<20, TotalInodes: 1000, UsedInodes: 11, AvailableInodes: 989}
+		u = hostfs.Usage{TotalBytes: 1 << 30, UsedBytes: 1 << 20, AvailableBytes: 1<<30 - 1<<20, TotalInodes: 1000, UsedInodes: 11, AvailableInodes: 989}
 		return nil
 	})
 	return u, err

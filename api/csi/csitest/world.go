@@ -1,6 +1,5 @@
-// Package csitest is a cluster, a host's gateway and a kernel in memory, for tests of the CSI services: what
-// ControllerPublishVolume does to the cluster is what the gateway finds there, and what the node service mounts stays on
-// the volume when it moves to another host.
+// Package csitest is a cluster, a host's gateway and a kernel in memory, for tests of the CSI services. The gateway finds in the
+// cluster what ControllerPublishVolume did there. What is written to a mounted volume stays on it when it moves to another host.
 //
 // Every call to any of them is a step, and a step can be made to fail before it has had its effect or after. A World
 // outlives the services that use it, as the real things outlive a driver's process. It stores no data. Everything may be
@@ -134,12 +133,12 @@ func (c *Client) CreateVolume(ctx context.Context, v api.NewVolume) (api.Volume,
 		if !errors.Is(err, storage.ErrExists) || v.RequestID == "" {
 			return made, err
 		}
-		// With the size and the limits that the volume has, the same request finds it; a request of somebody else does not.
+		// With the size, the limits and the labels that the volume has, the same request finds it; a request of somebody else does not.
 		have, lookErr := c.w.cluster.Volume(ctx, v.Name)
 		if lookErr != nil {
 			return made, lookErr
 		}
-		v.SizeBytes, v.Limits = have.SizeBytes, have.Limits
+		v.SizeBytes, v.Limits, v.Labels = have.SizeBytes, have.Limits, have.Labels
 		if _, again := c.w.cluster.CreateVolume(ctx, v); again == nil {
 			return api.Volume{}, storage.E("create", storage.KindConflict, "volume "+v.Name, errors.New("the request id made another one"))
 		}
@@ -153,13 +152,13 @@ func (c *Client) Volume(ctx context.Context, name string) (api.Volume, error) {
 }
 
 // Volumes implements csi.Cluster.
-func (c *Client) Volumes(ctx context.Context, after string, limit int) ([]api.Volume, error) {
-	return get(c.w, "list volumes", func() ([]api.Volume, error) { return c.w.cluster.Volumes(ctx, after, all(limit)) })
+func (c *Client) Volumes(ctx context.Context, f api.VolumeFilter, after string, limit int) ([]api.Volume, error) {
+	return get(c.w, "list volumes", func() ([]api.Volume, error) { return c.w.cluster.Volumes(ctx, f, after, all(limit)) })
 }
 
 // ResizeVolume implements csi.Cluster.
-func (c *Client) ResizeVolume(ctx context.Context, name string, sizeBytes int64) (api.Volume, error) {
-	return get(c.w, "resize", func() (api.Volume, error) { return c.w.cluster.ResizeVolume(ctx, name, sizeBytes) })
+func (c *Client) ResizeVolume(ctx context.Context, name string, size api.NewSize) (api.Volume, error) {
+	return get(c.w, "resize", func() (api.Volume, error) { return c.w.cluster.ResizeVolume(ctx, name, size) })
 }
 
 // DeleteVolume implements csi.Cluster.

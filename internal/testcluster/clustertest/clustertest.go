@@ -20,8 +20,10 @@ type Options struct {
 	TLS    *tls.Config // of the API, when Args say that it is TLS
 	// NodeArgs are appended for node i, from 0.
 	NodeArgs func(i int) []string
-	Network  *testcluster.Network // puts the nodes into namespaces; nil: loopback
-	Keep     bool                 // leave the data behind in any case
+	// Prefix is put before every node's command; not together with Network.
+	Prefix  []string
+	Network *testcluster.Network // puts the nodes into namespaces; nil: loopback
+	Keep    bool                 // leave the data behind in any case
 }
 
 // New prepares a cluster that ends with the test. It starts nothing.
@@ -35,6 +37,9 @@ func New(t *testing.T, o Options) *testcluster.Cluster {
 		t.Fatal(err)
 	}
 	cfg := testcluster.Config{Command: []string{o.Binary}, Args: o.Args, TLS: o.TLS, NodeArgs: o.NodeArgs, Dir: dir, Nodes: o.Nodes}
+	if o.Prefix != nil {
+		cfg.Prefix = func(int) []string { return o.Prefix }
+	}
 	if o.Network != nil {
 		cfg.Host, cfg.Prefix = o.Network.Host, o.Network.Prefix
 		cfg.Ports = &testcluster.Ports{Peer: 7001, API: 7000, NBD: 10809, HTTP: 7002}

@@ -134,8 +134,12 @@ type Access int32
 const (
 	// In requests: exclusive.
 	Access_ACCESS_UNSPECIFIED Access = 0
-	Access_ACCESS_EXCLUSIVE   Access = 1
-	Access_ACCESS_SHARED      Access = 2
+	// Nobody else.
+	Access_ACCESS_EXCLUSIVE Access = 1
+	// Others who share it too.
+	Access_ACCESS_SHARED Access = 2
+	// Others who only read it too; read_only is implied.
+	Access_ACCESS_READERS Access = 3
 )
 
 // Enum value maps for Access.
@@ -144,11 +148,13 @@ var (
 		0: "ACCESS_UNSPECIFIED",
 		1: "ACCESS_EXCLUSIVE",
 		2: "ACCESS_SHARED",
+		3: "ACCESS_READERS",
 	}
 	Access_value = map[string]int32{
 		"ACCESS_UNSPECIFIED": 0,
 		"ACCESS_EXCLUSIVE":   1,
 		"ACCESS_SHARED":      2,
+		"ACCESS_READERS":     3,
 	}
 )
 
@@ -368,6 +374,8 @@ const (
 	Health_HEALTH_DEGRADED Health = 2
 	// Something is not served, or the next failure may lose data.
 	Health_HEALTH_CRITICAL Health = 3
+	// The cluster was never whole yet: its catalog or its groups are being made, and nothing is lost.
+	Health_HEALTH_STARTING Health = 4
 )
 
 // Enum value maps for Health.
@@ -377,12 +385,14 @@ var (
 		1: "HEALTH_OK",
 		2: "HEALTH_DEGRADED",
 		3: "HEALTH_CRITICAL",
+		4: "HEALTH_STARTING",
 	}
 	Health_value = map[string]int32{
 		"HEALTH_UNSPECIFIED": 0,
 		"HEALTH_OK":          1,
 		"HEALTH_DEGRADED":    2,
 		"HEALTH_CRITICAL":    3,
+		"HEALTH_STARTING":    4,
 	}
 )
 
@@ -563,8 +573,12 @@ type CreateVolumeRequest struct {
 	// A multiple of 4096.
 	SizeBytes int64 `protobuf:"varint,3,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
 	// Over how many groups the volume is striped: a power of two; 0 lets the cluster choose.
-	GroupCount    uint32        `protobuf:"varint,4,opt,name=group_count,json=groupCount,proto3" json:"group_count,omitempty"`
-	Limits        *VolumeLimits `protobuf:"bytes,5,opt,name=limits,proto3" json:"limits,omitempty"`
+	GroupCount uint32        `protobuf:"varint,4,opt,name=group_count,json=groupCount,proto3" json:"group_count,omitempty"`
+	Limits     *VolumeLimits `protobuf:"bytes,5,opt,name=limits,proto3" json:"limits,omitempty"`
+	// Makes the volume although the cluster could not hold it full, or all volumes together beyond the provisioning limit.
+	Overcommit bool `protobuf:"varint,6,opt,name=overcommit,proto3" json:"overcommit,omitempty"`
+	// As in Volume.
+	Labels        map[string]string `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -630,6 +644,20 @@ func (x *CreateVolumeRequest) GetGroupCount() uint32 {
 func (x *CreateVolumeRequest) GetLimits() *VolumeLimits {
 	if x != nil {
 		return x.Limits
+	}
+	return nil
+}
+
+func (x *CreateVolumeRequest) GetOvercommit() bool {
+	if x != nil {
+		return x.Overcommit
+	}
+	return false
+}
+
+func (x *CreateVolumeRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
 	}
 	return nil
 }
@@ -771,7 +799,9 @@ type ListVolumesRequest struct {
 	// At most so many volumes; 0 means 1000, which is also the most.
 	PageSize uint32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// next_page_token of the answer before; empty begins.
-	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Only those that have all these labels: "KEY=VALUE", or "KEY" for any value; at most 64.
+	Labels        []string `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -818,6 +848,13 @@ func (x *ListVolumesRequest) GetPageToken() string {
 		return x.PageToken
 	}
 	return ""
+}
+
+func (x *ListVolumesRequest) GetLabels() []string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
 }
 
 type ListVolumesResponse struct {
@@ -877,7 +914,9 @@ type ResizeVolumeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// A multiple of 4096, not below the present size.
-	SizeBytes     int64 `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	SizeBytes int64 `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// As in CreateVolumeRequest.
+	Overcommit    bool `protobuf:"varint,3,opt,name=overcommit,proto3" json:"overcommit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -924,6 +963,13 @@ func (x *ResizeVolumeRequest) GetSizeBytes() int64 {
 		return x.SizeBytes
 	}
 	return 0
+}
+
+func (x *ResizeVolumeRequest) GetOvercommit() bool {
+	if x != nil {
+		return x.Overcommit
+	}
+	return false
 }
 
 type ResizeVolumeResponse struct {
@@ -978,8 +1024,12 @@ type ModifyVolumeRequest struct {
 	// What is absent stays as it is; 0 is no limit.
 	MaxIops           *int64 `protobuf:"varint,3,opt,name=max_iops,json=maxIops,proto3,oneof" json:"max_iops,omitempty"`
 	MaxBytesPerSecond *int64 `protobuf:"varint,4,opt,name=max_bytes_per_second,json=maxBytesPerSecond,proto3,oneof" json:"max_bytes_per_second,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// Labels as in Volume; the others stay as they are.
+	SetLabels map[string]string `protobuf:"bytes,5,rep,name=set_labels,json=setLabels,proto3" json:"set_labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Keys; one that the volume does not have is no error.
+	RemoveLabels  []string `protobuf:"bytes,6,rep,name=remove_labels,json=removeLabels,proto3" json:"remove_labels,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ModifyVolumeRequest) Reset() {
@@ -1038,6 +1088,20 @@ func (x *ModifyVolumeRequest) GetMaxBytesPerSecond() int64 {
 		return *x.MaxBytesPerSecond
 	}
 	return 0
+}
+
+func (x *ModifyVolumeRequest) GetSetLabels() map[string]string {
+	if x != nil {
+		return x.SetLabels
+	}
+	return nil
+}
+
+func (x *ModifyVolumeRequest) GetRemoveLabels() []string {
+	if x != nil {
+		return x.RemoveLabels
+	}
+	return nil
 }
 
 type ModifyVolumeResponse struct {
@@ -1236,15 +1300,19 @@ type Volume struct {
 	// Bytes that hold data, of one copy; absent when the answering node does not know.
 	AllocatedBytes *int64 `protobuf:"varint,4,opt,name=allocated_bytes,json=allocatedBytes,proto3,oneof" json:"allocated_bytes,omitempty"`
 	// Extent i of the volume lives in groups[i mod len(groups)].
-	Groups        []uint32               `protobuf:"varint,5,rep,packed,name=groups,proto3" json:"groups,omitempty"`
-	Epoch         uint64                 `protobuf:"varint,6,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Generation    uint64                 `protobuf:"varint,7,opt,name=generation,proto3" json:"generation,omitempty"`
-	State         VolumeState            `protobuf:"varint,8,opt,name=state,proto3,enum=storage.v1.VolumeState" json:"state,omitempty"`
-	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	Sessions      []*Session             `protobuf:"bytes,10,rep,name=sessions,proto3" json:"sessions,omitempty"`
-	Connections   []*Connection          `protobuf:"bytes,11,rep,name=connections,proto3" json:"connections,omitempty"`
-	Attachments   []*Attachment          `protobuf:"bytes,12,rep,name=attachments,proto3" json:"attachments,omitempty"`
-	Limits        *VolumeLimits          `protobuf:"bytes,13,opt,name=limits,proto3" json:"limits,omitempty"`
+	Groups      []uint32               `protobuf:"varint,5,rep,packed,name=groups,proto3" json:"groups,omitempty"`
+	Epoch       uint64                 `protobuf:"varint,6,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Generation  uint64                 `protobuf:"varint,7,opt,name=generation,proto3" json:"generation,omitempty"`
+	State       VolumeState            `protobuf:"varint,8,opt,name=state,proto3,enum=storage.v1.VolumeState" json:"state,omitempty"`
+	CreatedAt   *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	Sessions    []*Session             `protobuf:"bytes,10,rep,name=sessions,proto3" json:"sessions,omitempty"`
+	Connections []*Connection          `protobuf:"bytes,11,rep,name=connections,proto3" json:"connections,omitempty"`
+	Attachments []*Attachment          `protobuf:"bytes,12,rep,name=attachments,proto3" json:"attachments,omitempty"`
+	Limits      *VolumeLimits          `protobuf:"bytes,13,opt,name=limits,proto3" json:"limits,omitempty"`
+	// What people and tools find the volume by; at most 64 of 4096 bytes together. A key is a name, or a DNS name of at most 253
+	// characters, "/" and a name; names, and values that are not empty, are 1 to 63 letters, digits, "-", "_" and ".", with a
+	// letter or digit at both ends.
+	Labels        map[string]string `protobuf:"bytes,14,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1366,6 +1434,13 @@ func (x *Volume) GetAttachments() []*Attachment {
 func (x *Volume) GetLimits() *VolumeLimits {
 	if x != nil {
 		return x.Limits
+	}
+	return nil
+}
+
+func (x *Volume) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
 	}
 	return nil
 }
@@ -2199,7 +2274,8 @@ func (x *ListNodesResponse) GetNodes() []*Node {
 
 type GetNodeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// A node's name, or its id in decimal.
+	// A node's name, or its id in decimal. A number that is the name of one node and the id of another is refused; "name:NAME"
+	// and "id:ID" say which is meant.
 	Node          string `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3091,8 +3167,12 @@ type ClusterStatus struct {
 	AnsweredBy     uint32               `protobuf:"varint,20,opt,name=answered_by,json=answeredBy,proto3" json:"answered_by,omitempty"`
 	AnsweredByName string               `protobuf:"bytes,21,opt,name=answered_by_name,json=answeredByName,proto3" json:"answered_by_name,omitempty"`
 	Age            *durationpb.Duration `protobuf:"bytes,22,opt,name=age,proto3" json:"age,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Stores whose nodes were not heard. They are in capacity_bytes, and not in used_bytes and free_bytes.
+	StoresUnknown uint32 `protobuf:"varint,23,opt,name=stores_unknown,json=storesUnknown,proto3" json:"stores_unknown,omitempty"`
+	// How much data the stores hold with all copies, were they empty; 0: not known.
+	UsableBytes   int64 `protobuf:"varint,24,opt,name=usable_bytes,json=usableBytes,proto3" json:"usable_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ClusterStatus) Reset() {
@@ -3277,6 +3357,20 @@ func (x *ClusterStatus) GetAge() *durationpb.Duration {
 		return x.Age
 	}
 	return nil
+}
+
+func (x *ClusterStatus) GetStoresUnknown() uint32 {
+	if x != nil {
+		return x.StoresUnknown
+	}
+	return 0
+}
+
+func (x *ClusterStatus) GetUsableBytes() int64 {
+	if x != nil {
+		return x.UsableBytes
+	}
+	return 0
 }
 
 // A Reason is one thing that is not as it should be, in words for people.
@@ -3630,7 +3724,7 @@ var File_storage_v1_storage_proto protoreflect.FileDescriptor
 const file_storage_v1_storage_proto_rawDesc = "" +
 	"\n" +
 	"\x18storage/v1/storage.proto\x12\n" +
-	"storage.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xba\x01\n" +
+	"storage.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xda\x02\n" +
 	"\x13CreateVolumeRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x12\n" +
@@ -3639,31 +3733,48 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"size_bytes\x18\x03 \x01(\x03R\tsizeBytes\x12\x1f\n" +
 	"\vgroup_count\x18\x04 \x01(\rR\n" +
 	"groupCount\x120\n" +
-	"\x06limits\x18\x05 \x01(\v2\x18.storage.v1.VolumeLimitsR\x06limits\"B\n" +
+	"\x06limits\x18\x05 \x01(\v2\x18.storage.v1.VolumeLimitsR\x06limits\x12\x1e\n" +
+	"\n" +
+	"overcommit\x18\x06 \x01(\bR\n" +
+	"overcommit\x12C\n" +
+	"\x06labels\x18\a \x03(\v2+.storage.v1.CreateVolumeRequest.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"B\n" +
 	"\x14CreateVolumeResponse\x12*\n" +
 	"\x06volume\x18\x01 \x01(\v2\x12.storage.v1.VolumeR\x06volume\"&\n" +
 	"\x10GetVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"?\n" +
 	"\x11GetVolumeResponse\x12*\n" +
-	"\x06volume\x18\x01 \x01(\v2\x12.storage.v1.VolumeR\x06volume\"P\n" +
+	"\x06volume\x18\x01 \x01(\v2\x12.storage.v1.VolumeR\x06volume\"h\n" +
 	"\x12ListVolumesRequest\x12\x1b\n" +
 	"\tpage_size\x18\x01 \x01(\rR\bpageSize\x12\x1d\n" +
 	"\n" +
-	"page_token\x18\x02 \x01(\tR\tpageToken\"k\n" +
+	"page_token\x18\x02 \x01(\tR\tpageToken\x12\x16\n" +
+	"\x06labels\x18\x03 \x03(\tR\x06labels\"k\n" +
 	"\x13ListVolumesResponse\x12,\n" +
 	"\avolumes\x18\x01 \x03(\v2\x12.storage.v1.VolumeR\avolumes\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"H\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"h\n" +
 	"\x13ResizeVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
-	"size_bytes\x18\x02 \x01(\x03R\tsizeBytes\"B\n" +
+	"size_bytes\x18\x02 \x01(\x03R\tsizeBytes\x12\x1e\n" +
+	"\n" +
+	"overcommit\x18\x03 \x01(\bR\n" +
+	"overcommit\"B\n" +
 	"\x14ResizeVolumeResponse\x12*\n" +
-	"\x06volume\x18\x01 \x01(\v2\x12.storage.v1.VolumeR\x06volume\"\xb5\x01\n" +
+	"\x06volume\x18\x01 \x01(\v2\x12.storage.v1.VolumeR\x06volume\"\xe7\x02\n" +
 	"\x13ModifyVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\x04R\x02id\x12\x1e\n" +
 	"\bmax_iops\x18\x03 \x01(\x03H\x00R\amaxIops\x88\x01\x01\x124\n" +
-	"\x14max_bytes_per_second\x18\x04 \x01(\x03H\x01R\x11maxBytesPerSecond\x88\x01\x01B\v\n" +
+	"\x14max_bytes_per_second\x18\x04 \x01(\x03H\x01R\x11maxBytesPerSecond\x88\x01\x01\x12M\n" +
+	"\n" +
+	"set_labels\x18\x05 \x03(\v2..storage.v1.ModifyVolumeRequest.SetLabelsEntryR\tsetLabels\x12#\n" +
+	"\rremove_labels\x18\x06 \x03(\tR\fremoveLabels\x1a<\n" +
+	"\x0eSetLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\v\n" +
 	"\t_max_iopsB\x17\n" +
 	"\x15_max_bytes_per_second\"B\n" +
 	"\x14ModifyVolumeResponse\x12*\n" +
@@ -3674,7 +3785,7 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\x14DeleteVolumeResponse\"Z\n" +
 	"\fVolumeLimits\x12\x19\n" +
 	"\bmax_iops\x18\x01 \x01(\x03R\amaxIops\x12/\n" +
-	"\x14max_bytes_per_second\x18\x02 \x01(\x03R\x11maxBytesPerSecond\"\x9c\x04\n" +
+	"\x14max_bytes_per_second\x18\x02 \x01(\x03R\x11maxBytesPerSecond\"\x8f\x05\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
@@ -3693,7 +3804,11 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	" \x03(\v2\x13.storage.v1.SessionR\bsessions\x128\n" +
 	"\vconnections\x18\v \x03(\v2\x16.storage.v1.ConnectionR\vconnections\x128\n" +
 	"\vattachments\x18\f \x03(\v2\x16.storage.v1.AttachmentR\vattachments\x120\n" +
-	"\x06limits\x18\r \x01(\v2\x18.storage.v1.VolumeLimitsR\x06limitsB\x12\n" +
+	"\x06limits\x18\r \x01(\v2\x18.storage.v1.VolumeLimitsR\x06limits\x126\n" +
+	"\x06labels\x18\x0e \x03(\v2\x1e.storage.v1.Volume.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x12\n" +
 	"\x10_allocated_bytes\"\xe0\x01\n" +
 	"\aSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
@@ -3828,7 +3943,7 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"started_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\"\x12\n" +
 	"\x10GetStatusRequest\"F\n" +
 	"\x11GetStatusResponse\x121\n" +
-	"\x06status\x18\x01 \x01(\v2\x19.storage.v1.ClusterStatusR\x06status\"\xd0\x06\n" +
+	"\x06status\x18\x01 \x01(\v2\x19.storage.v1.ClusterStatusR\x06status\"\x9a\a\n" +
 	"\rClusterStatus\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12*\n" +
@@ -3858,7 +3973,9 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\vanswered_by\x18\x14 \x01(\rR\n" +
 	"answeredBy\x12(\n" +
 	"\x10answered_by_name\x18\x15 \x01(\tR\x0eansweredByName\x12+\n" +
-	"\x03age\x18\x16 \x01(\v2\x19.google.protobuf.DurationR\x03age\"\x83\x01\n" +
+	"\x03age\x18\x16 \x01(\v2\x19.google.protobuf.DurationR\x03age\x12%\n" +
+	"\x0estores_unknown\x18\x17 \x01(\rR\rstoresUnknown\x12!\n" +
+	"\fusable_bytes\x18\x18 \x01(\x03R\vusableBytes\"\x83\x01\n" +
 	"\x06Reason\x12.\n" +
 	"\bseverity\x18\x01 \x01(\x0e2\x12.storage.v1.HealthR\bseverity\x12\x18\n" +
 	"\asubject\x18\x02 \x01(\tR\asubject\x12\x12\n" +
@@ -3892,11 +4009,12 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"HolderKind\x12\x1b\n" +
 	"\x17HOLDER_KIND_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10HOLDER_KIND_HOST\x10\x01\x12\x13\n" +
-	"\x0fHOLDER_KIND_NBD\x10\x02*I\n" +
+	"\x0fHOLDER_KIND_NBD\x10\x02*]\n" +
 	"\x06Access\x12\x16\n" +
 	"\x12ACCESS_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10ACCESS_EXCLUSIVE\x10\x01\x12\x11\n" +
-	"\rACCESS_SHARED\x10\x02*\xb0\x01\n" +
+	"\rACCESS_SHARED\x10\x02\x12\x12\n" +
+	"\x0eACCESS_READERS\x10\x03*\xb0\x01\n" +
 	"\tNodeState\x12\x1a\n" +
 	"\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rNODE_STATE_UP\x10\x01\x12\x16\n" +
@@ -3917,12 +4035,13 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\x12REPLICA_ROLE_VOTER\x10\x01\x12\x18\n" +
 	"\x14REPLICA_ROLE_LEARNER\x10\x02\x12\x18\n" +
 	"\x14REPLICA_ROLE_PULLING\x10\x03\x12\x18\n" +
-	"\x14REPLICA_ROLE_LEAVING\x10\x04*Y\n" +
+	"\x14REPLICA_ROLE_LEAVING\x10\x04*n\n" +
 	"\x06Health\x12\x16\n" +
 	"\x12HEALTH_UNSPECIFIED\x10\x00\x12\r\n" +
 	"\tHEALTH_OK\x10\x01\x12\x13\n" +
 	"\x0fHEALTH_DEGRADED\x10\x02\x12\x13\n" +
-	"\x0fHEALTH_CRITICAL\x10\x03*f\n" +
+	"\x0fHEALTH_CRITICAL\x10\x03\x12\x13\n" +
+	"\x0fHEALTH_STARTING\x10\x04*f\n" +
 	"\bTaskKind\x12\x19\n" +
 	"\x15TASK_KIND_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eTASK_KIND_GROW\x10\x01\x12\x14\n" +
@@ -3979,7 +4098,7 @@ func file_storage_v1_storage_proto_rawDescGZIP() []byte {
 }
 
 var file_storage_v1_storage_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
-var file_storage_v1_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_storage_v1_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_storage_v1_storage_proto_goTypes = []any{
 	(VolumeState)(0),                // 0: storage.v1.VolumeState
 	(HolderKind)(0),                 // 1: storage.v1.HolderKind
@@ -4036,88 +4155,94 @@ var file_storage_v1_storage_proto_goTypes = []any{
 	(*GetVersionRequest)(nil),       // 52: storage.v1.GetVersionRequest
 	(*GetVersionResponse)(nil),      // 53: storage.v1.GetVersionResponse
 	(*ErrorDetail)(nil),             // 54: storage.v1.ErrorDetail
-	(*timestamppb.Timestamp)(nil),   // 55: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 56: google.protobuf.Duration
+	nil,                             // 55: storage.v1.CreateVolumeRequest.LabelsEntry
+	nil,                             // 56: storage.v1.ModifyVolumeRequest.SetLabelsEntry
+	nil,                             // 57: storage.v1.Volume.LabelsEntry
+	(*timestamppb.Timestamp)(nil),   // 58: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 59: google.protobuf.Duration
 }
 var file_storage_v1_storage_proto_depIdxs = []int32{
 	21, // 0: storage.v1.CreateVolumeRequest.limits:type_name -> storage.v1.VolumeLimits
-	22, // 1: storage.v1.CreateVolumeResponse.volume:type_name -> storage.v1.Volume
-	22, // 2: storage.v1.GetVolumeResponse.volume:type_name -> storage.v1.Volume
-	22, // 3: storage.v1.ListVolumesResponse.volumes:type_name -> storage.v1.Volume
-	22, // 4: storage.v1.ResizeVolumeResponse.volume:type_name -> storage.v1.Volume
-	22, // 5: storage.v1.ModifyVolumeResponse.volume:type_name -> storage.v1.Volume
-	0,  // 6: storage.v1.Volume.state:type_name -> storage.v1.VolumeState
-	55, // 7: storage.v1.Volume.created_at:type_name -> google.protobuf.Timestamp
-	23, // 8: storage.v1.Volume.sessions:type_name -> storage.v1.Session
-	32, // 9: storage.v1.Volume.connections:type_name -> storage.v1.Connection
-	25, // 10: storage.v1.Volume.attachments:type_name -> storage.v1.Attachment
-	21, // 11: storage.v1.Volume.limits:type_name -> storage.v1.VolumeLimits
-	55, // 12: storage.v1.Session.opened_at:type_name -> google.protobuf.Timestamp
-	1,  // 13: storage.v1.Holder.kind:type_name -> storage.v1.HolderKind
-	24, // 14: storage.v1.Attachment.holder:type_name -> storage.v1.Holder
-	2,  // 15: storage.v1.Attachment.access:type_name -> storage.v1.Access
-	55, // 16: storage.v1.Attachment.since:type_name -> google.protobuf.Timestamp
-	24, // 17: storage.v1.AttachRequest.holder:type_name -> storage.v1.Holder
-	2,  // 18: storage.v1.AttachRequest.access:type_name -> storage.v1.Access
-	25, // 19: storage.v1.AttachResponse.attachment:type_name -> storage.v1.Attachment
-	25, // 20: storage.v1.ListAttachmentsResponse.attachments:type_name -> storage.v1.Attachment
-	55, // 21: storage.v1.Connection.opened_at:type_name -> google.protobuf.Timestamp
-	39, // 22: storage.v1.ListNodesResponse.nodes:type_name -> storage.v1.Node
-	39, // 23: storage.v1.GetNodeResponse.node:type_name -> storage.v1.Node
-	3,  // 24: storage.v1.Node.state:type_name -> storage.v1.NodeState
-	40, // 25: storage.v1.Node.addresses:type_name -> storage.v1.NodeAddresses
-	41, // 26: storage.v1.Node.stores:type_name -> storage.v1.Store
-	55, // 27: storage.v1.Node.seen_at:type_name -> google.protobuf.Timestamp
-	4,  // 28: storage.v1.Store.state:type_name -> storage.v1.StoreState
-	44, // 29: storage.v1.ListGroupsResponse.groups:type_name -> storage.v1.Group
-	45, // 30: storage.v1.Group.replicas:type_name -> storage.v1.Replica
-	5,  // 31: storage.v1.Replica.role:type_name -> storage.v1.ReplicaRole
-	46, // 32: storage.v1.Replica.progress:type_name -> storage.v1.Progress
-	55, // 33: storage.v1.Progress.started_at:type_name -> google.protobuf.Timestamp
-	49, // 34: storage.v1.GetStatusResponse.status:type_name -> storage.v1.ClusterStatus
-	6,  // 35: storage.v1.ClusterStatus.health:type_name -> storage.v1.Health
-	50, // 36: storage.v1.ClusterStatus.reasons:type_name -> storage.v1.Reason
-	51, // 37: storage.v1.ClusterStatus.tasks:type_name -> storage.v1.Task
-	56, // 38: storage.v1.ClusterStatus.age:type_name -> google.protobuf.Duration
-	6,  // 39: storage.v1.Reason.severity:type_name -> storage.v1.Health
-	7,  // 40: storage.v1.Task.kind:type_name -> storage.v1.TaskKind
-	46, // 41: storage.v1.Task.progress:type_name -> storage.v1.Progress
-	8,  // 42: storage.v1.ErrorDetail.kind:type_name -> storage.v1.ErrorKind
-	9,  // 43: storage.v1.Volumes.Create:input_type -> storage.v1.CreateVolumeRequest
-	11, // 44: storage.v1.Volumes.Get:input_type -> storage.v1.GetVolumeRequest
-	13, // 45: storage.v1.Volumes.List:input_type -> storage.v1.ListVolumesRequest
-	15, // 46: storage.v1.Volumes.Resize:input_type -> storage.v1.ResizeVolumeRequest
-	17, // 47: storage.v1.Volumes.Modify:input_type -> storage.v1.ModifyVolumeRequest
-	19, // 48: storage.v1.Volumes.Delete:input_type -> storage.v1.DeleteVolumeRequest
-	33, // 49: storage.v1.Nodes.List:input_type -> storage.v1.ListNodesRequest
-	35, // 50: storage.v1.Nodes.Get:input_type -> storage.v1.GetNodeRequest
-	37, // 51: storage.v1.Nodes.Remove:input_type -> storage.v1.RemoveNodeRequest
-	42, // 52: storage.v1.Groups.List:input_type -> storage.v1.ListGroupsRequest
-	47, // 53: storage.v1.Cluster.Status:input_type -> storage.v1.GetStatusRequest
-	52, // 54: storage.v1.Cluster.Version:input_type -> storage.v1.GetVersionRequest
-	26, // 55: storage.v1.Attachments.Attach:input_type -> storage.v1.AttachRequest
-	28, // 56: storage.v1.Attachments.Detach:input_type -> storage.v1.DetachRequest
-	30, // 57: storage.v1.Attachments.List:input_type -> storage.v1.ListAttachmentsRequest
-	10, // 58: storage.v1.Volumes.Create:output_type -> storage.v1.CreateVolumeResponse
-	12, // 59: storage.v1.Volumes.Get:output_type -> storage.v1.GetVolumeResponse
-	14, // 60: storage.v1.Volumes.List:output_type -> storage.v1.ListVolumesResponse
-	16, // 61: storage.v1.Volumes.Resize:output_type -> storage.v1.ResizeVolumeResponse
-	18, // 62: storage.v1.Volumes.Modify:output_type -> storage.v1.ModifyVolumeResponse
-	20, // 63: storage.v1.Volumes.Delete:output_type -> storage.v1.DeleteVolumeResponse
-	34, // 64: storage.v1.Nodes.List:output_type -> storage.v1.ListNodesResponse
-	36, // 65: storage.v1.Nodes.Get:output_type -> storage.v1.GetNodeResponse
-	38, // 66: storage.v1.Nodes.Remove:output_type -> storage.v1.RemoveNodeResponse
-	43, // 67: storage.v1.Groups.List:output_type -> storage.v1.ListGroupsResponse
-	48, // 68: storage.v1.Cluster.Status:output_type -> storage.v1.GetStatusResponse
-	53, // 69: storage.v1.Cluster.Version:output_type -> storage.v1.GetVersionResponse
-	27, // 70: storage.v1.Attachments.Attach:output_type -> storage.v1.AttachResponse
-	29, // 71: storage.v1.Attachments.Detach:output_type -> storage.v1.DetachResponse
-	31, // 72: storage.v1.Attachments.List:output_type -> storage.v1.ListAttachmentsResponse
-	58, // [58:73] is the sub-list for method output_type
-	43, // [43:58] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	55, // 1: storage.v1.CreateVolumeRequest.labels:type_name -> storage.v1.CreateVolumeRequest.LabelsEntry
+	22, // 2: storage.v1.CreateVolumeResponse.volume:type_name -> storage.v1.Volume
+	22, // 3: storage.v1.GetVolumeResponse.volume:type_name -> storage.v1.Volume
+	22, // 4: storage.v1.ListVolumesResponse.volumes:type_name -> storage.v1.Volume
+	22, // 5: storage.v1.ResizeVolumeResponse.volume:type_name -> storage.v1.Volume
+	56, // 6: storage.v1.ModifyVolumeRequest.set_labels:type_name -> storage.v1.ModifyVolumeRequest.SetLabelsEntry
+	22, // 7: storage.v1.ModifyVolumeResponse.volume:type_name -> storage.v1.Volume
+	0,  // 8: storage.v1.Volume.state:type_name -> storage.v1.VolumeState
+	58, // 9: storage.v1.Volume.created_at:type_name -> google.protobuf.Timestamp
+	23, // 10: storage.v1.Volume.sessions:type_name -> storage.v1.Session
+	32, // 11: storage.v1.Volume.connections:type_name -> storage.v1.Connection
+	25, // 12: storage.v1.Volume.attachments:type_name -> storage.v1.Attachment
+	21, // 13: storage.v1.Volume.limits:type_name -> storage.v1.VolumeLimits
+	57, // 14: storage.v1.Volume.labels:type_name -> storage.v1.Volume.LabelsEntry
+	58, // 15: storage.v1.Session.opened_at:type_name -> google.protobuf.Timestamp
+	1,  // 16: storage.v1.Holder.kind:type_name -> storage.v1.HolderKind
+	24, // 17: storage.v1.Attachment.holder:type_name -> storage.v1.Holder
+	2,  // 18: storage.v1.Attachment.access:type_name -> storage.v1.Access
+	58, // 19: storage.v1.Attachment.since:type_name -> google.protobuf.Timestamp
+	24, // 20: storage.v1.AttachRequest.holder:type_name -> storage.v1.Holder
+	2,  // 21: storage.v1.AttachRequest.access:type_name -> storage.v1.Access
+	25, // 22: storage.v1.AttachResponse.attachment:type_name -> storage.v1.Attachment
+	25, // 23: storage.v1.ListAttachmentsResponse.attachments:type_name -> storage.v1.Attachment
+	58, // 24: storage.v1.Connection.opened_at:type_name -> google.protobuf.Timestamp
+	39, // 25: storage.v1.ListNodesResponse.nodes:type_name -> storage.v1.Node
+	39, // 26: storage.v1.GetNodeResponse.node:type_name -> storage.v1.Node
+	3,  // 27: storage.v1.Node.state:type_name -> storage.v1.NodeState
+	40, // 28: storage.v1.Node.addresses:type_name -> storage.v1.NodeAddresses
+	41, // 29: storage.v1.Node.stores:type_name -> storage.v1.Store
+	58, // 30: storage.v1.Node.seen_at:type_name -> google.protobuf.Timestamp
+	4,  // 31: storage.v1.Store.state:type_name -> storage.v1.StoreState
+	44, // 32: storage.v1.ListGroupsResponse.groups:type_name -> storage.v1.Group
+	45, // 33: storage.v1.Group.replicas:type_name -> storage.v1.Replica
+	5,  // 34: storage.v1.Replica.role:type_name -> storage.v1.ReplicaRole
+	46, // 35: storage.v1.Replica.progress:type_name -> storage.v1.Progress
+	58, // 36: storage.v1.Progress.started_at:type_name -> google.protobuf.Timestamp
+	49, // 37: storage.v1.GetStatusResponse.status:type_name -> storage.v1.ClusterStatus
+	6,  // 38: storage.v1.ClusterStatus.health:type_name -> storage.v1.Health
+	50, // 39: storage.v1.ClusterStatus.reasons:type_name -> storage.v1.Reason
+	51, // 40: storage.v1.ClusterStatus.tasks:type_name -> storage.v1.Task
+	59, // 41: storage.v1.ClusterStatus.age:type_name -> google.protobuf.Duration
+	6,  // 42: storage.v1.Reason.severity:type_name -> storage.v1.Health
+	7,  // 43: storage.v1.Task.kind:type_name -> storage.v1.TaskKind
+	46, // 44: storage.v1.Task.progress:type_name -> storage.v1.Progress
+	8,  // 45: storage.v1.ErrorDetail.kind:type_name -> storage.v1.ErrorKind
+	9,  // 46: storage.v1.Volumes.Create:input_type -> storage.v1.CreateVolumeRequest
+	11, // 47: storage.v1.Volumes.Get:input_type -> storage.v1.GetVolumeRequest
+	13, // 48: storage.v1.Volumes.List:input_type -> storage.v1.ListVolumesRequest
+	15, // 49: storage.v1.Volumes.Resize:input_type -> storage.v1.ResizeVolumeRequest
+	17, // 50: storage.v1.Volumes.Modify:input_type -> storage.v1.ModifyVolumeRequest
+	19, // 51: storage.v1.Volumes.Delete:input_type -> storage.v1.DeleteVolumeRequest
+	33, // 52: storage.v1.Nodes.List:input_type -> storage.v1.ListNodesRequest
+	35, // 53: storage.v1.Nodes.Get:input_type -> storage.v1.GetNodeRequest
+	37, // 54: storage.v1.Nodes.Remove:input_type -> storage.v1.RemoveNodeRequest
+	42, // 55: storage.v1.Groups.List:input_type -> storage.v1.ListGroupsRequest
+	47, // 56: storage.v1.Cluster.Status:input_type -> storage.v1.GetStatusRequest
+	52, // 57: storage.v1.Cluster.Version:input_type -> storage.v1.GetVersionRequest
+	26, // 58: storage.v1.Attachments.Attach:input_type -> storage.v1.AttachRequest
+	28, // 59: storage.v1.Attachments.Detach:input_type -> storage.v1.DetachRequest
+	30, // 60: storage.v1.Attachments.List:input_type -> storage.v1.ListAttachmentsRequest
+	10, // 61: storage.v1.Volumes.Create:output_type -> storage.v1.CreateVolumeResponse
+	12, // 62: storage.v1.Volumes.Get:output_type -> storage.v1.GetVolumeResponse
+	14, // 63: storage.v1.Volumes.List:output_type -> storage.v1.ListVolumesResponse
+	16, // 64: storage.v1.Volumes.Resize:output_type -> storage.v1.ResizeVolumeResponse
+	18, // 65: storage.v1.Volumes.Modify:output_type -> storage.v1.ModifyVolumeResponse
+	20, // 66: storage.v1.Volumes.Delete:output_type -> storage.v1.DeleteVolumeResponse
+	34, // 67: storage.v1.Nodes.List:output_type -> storage.v1.ListNodesResponse
+	36, // 68: storage.v1.Nodes.Get:output_type -> storage.v1.GetNodeResponse
+	38, // 69: storage.v1.Nodes.Remove:output_type -> storage.v1.RemoveNodeResponse
+	43, // 70: storage.v1.Groups.List:output_type -> storage.v1.ListGroupsResponse
+	48, // 71: storage.v1.Cluster.Status:output_type -> storage.v1.GetStatusResponse
+	53, // 72: storage.v1.Cluster.Version:output_type -> storage.v1.GetVersionResponse
+	27, // 73: storage.v1.Attachments.Attach:output_type -> storage.v1.AttachResponse
+	29, // 74: storage.v1.Attachments.Detach:output_type -> storage.v1.DetachResponse
+	31, // 75: storage.v1.Attachments.List:output_type -> storage.v1.ListAttachmentsResponse
+	61, // [61:76] is the sub-list for method output_type
+	46, // [46:61] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_storage_v1_storage_proto_init() }
@@ -4133,7 +4258,7 @@ func file_storage_v1_storage_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_storage_v1_storage_proto_rawDesc), len(file_storage_v1_storage_proto_rawDesc)),
 			NumEnums:      9,
-			NumMessages:   46,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

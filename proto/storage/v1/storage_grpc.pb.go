@@ -38,7 +38,7 @@ const (
 //
 // Volumes makes, shows, changes and removes volumes.
 type VolumesClient interface {
-	// Create makes a volume. With the same request_id, name and size it may be repeated: the first answer comes again.
+	// Create makes a volume. With the same request_id, name, size, limits and labels it may be repeated: the first answer comes again.
 	Create(ctx context.Context, in *CreateVolumeRequest, opts ...grpc.CallOption) (*CreateVolumeResponse, error)
 	// Get returns one volume with its sessions and connections.
 	Get(ctx context.Context, in *GetVolumeRequest, opts ...grpc.CallOption) (*GetVolumeResponse, error)
@@ -46,7 +46,7 @@ type VolumesClient interface {
 	List(ctx context.Context, in *ListVolumesRequest, opts ...grpc.CallOption) (*ListVolumesResponse, error)
 	// Resize grows a volume. Asking for the size it has already is not an error; a smaller size is.
 	Resize(ctx context.Context, in *ResizeVolumeRequest, opts ...grpc.CallOption) (*ResizeVolumeResponse, error)
-	// Modify changes a volume's limits. It takes effect at once, also where the volume is in use.
+	// Modify changes a volume's limits and labels. It takes effect at once, also where the volume is in use.
 	Modify(ctx context.Context, in *ModifyVolumeRequest, opts ...grpc.CallOption) (*ModifyVolumeResponse, error)
 	// Delete removes a volume and its data. A volume with sessions is refused.
 	Delete(ctx context.Context, in *DeleteVolumeRequest, opts ...grpc.CallOption) (*DeleteVolumeResponse, error)
@@ -126,7 +126,7 @@ func (c *volumesClient) Delete(ctx context.Context, in *DeleteVolumeRequest, opt
 //
 // Volumes makes, shows, changes and removes volumes.
 type VolumesServer interface {
-	// Create makes a volume. With the same request_id, name and size it may be repeated: the first answer comes again.
+	// Create makes a volume. With the same request_id, name, size, limits and labels it may be repeated: the first answer comes again.
 	Create(context.Context, *CreateVolumeRequest) (*CreateVolumeResponse, error)
 	// Get returns one volume with its sessions and connections.
 	Get(context.Context, *GetVolumeRequest) (*GetVolumeResponse, error)
@@ -134,7 +134,7 @@ type VolumesServer interface {
 	List(context.Context, *ListVolumesRequest) (*ListVolumesResponse, error)
 	// Resize grows a volume. Asking for the size it has already is not an error; a smaller size is.
 	Resize(context.Context, *ResizeVolumeRequest) (*ResizeVolumeResponse, error)
-	// Modify changes a volume's limits. It takes effect at once, also where the volume is in use.
+	// Modify changes a volume's limits and labels. It takes effect at once, also where the volume is in use.
 	Modify(context.Context, *ModifyVolumeRequest) (*ModifyVolumeResponse, error)
 	// Delete removes a volume and its data. A volume with sessions is refused.
 	Delete(context.Context, *DeleteVolumeRequest) (*DeleteVolumeResponse, error)

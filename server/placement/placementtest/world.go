@@ -1,8 +1,8 @@
-// Package placementtest is a small model of nodes that hold replicas, for tests of what places them: it carries
-// orders out, reports like nodes do, and writes down every order that would have cost data or availability.
+// Package placementtest is a small model of nodes that hold replicas, for tests of the code that places them. It carries out
+// orders, reports as nodes do, and records every order that would have cost data or availability.
 //
-// It models leaders, how far each replica's log is, which configurations it holds, and what is committed: a configuration that
-// a leader has appended is in force at once, and may still be lost with that leader. It models no data. A World may be used
+// It models leaders, the length of each replica's log, the configurations in it, and what is committed. A configuration that a
+// leader has appended takes effect at once, and may still be lost with that leader. It models no data. A World may be used
 // concurrently.
 package placementtest
 
@@ -13,7 +13,6 @@ import (
 	"sync"
 
 	storage "github.com/storaged/storaged"
-	"github.com/storaged/storaged/server/catalog"
 	"github.com/storaged/storaged/server/placement"
 )
 
@@ -37,7 +36,7 @@ type node struct {
 
 // replica is a log, as far as it matters: its end, and the configurations in it.
 type replica struct {
-	key     catalog.ReplicaKey
+	key     storage.ReplicaKey
 	last    uint64 // 0: empty
 	term    uint64 // of the last entry
 	configs []config
@@ -262,7 +261,7 @@ func (w *World) Report(id storage.NodeID) (report placement.NodeReport, ok bool)
 	if n == nil || !n.up {
 		return placement.NodeReport{}, false
 	}
-	report = placement.NodeReport{Node: id, Stores: []placement.StoreReport{{ID: catalog.StoreText(n.store),
+	report = placement.NodeReport{Node: id, Stores: []placement.StoreReport{{ID: n.store,
 		CapacityBytes: 1 << 40, UsedBytes: 1 << 30, FreeBytes: 1<<40 - 1<<30}}}
 	if n.failed {
 		report.Stores[0].Failed = "EIO"
@@ -293,7 +292,7 @@ func (w *World) Report(id storage.NodeID) (report placement.NodeReport, ok bool)
 }
 
 // Bootstrap makes a group with one voter.
-func (w *World) Bootstrap(id storage.GroupID, on storage.NodeID, key catalog.ReplicaKey) error {
+func (w *World) Bootstrap(id storage.GroupID, on storage.NodeID, key storage.ReplicaKey) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	n, err := w.upLocked(on)
@@ -316,7 +315,7 @@ func (w *World) Bootstrap(id storage.GroupID, on storage.NodeID, key catalog.Rep
 }
 
 // Create has a node pull a replica.
-func (w *World) Create(id storage.GroupID, on storage.NodeID, key catalog.ReplicaKey, source storage.NodeID) error {
+func (w *World) Create(id storage.GroupID, on storage.NodeID, key storage.ReplicaKey, source storage.NodeID) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	n, err := w.upLocked(on)
@@ -352,7 +351,7 @@ func (n *node) hold(id storage.GroupID, r *replica) error {
 }
 
 // Drop deletes a replica.
-func (w *World) Drop(id storage.GroupID, on storage.NodeID, key catalog.ReplicaKey) error {
+func (w *World) Drop(id storage.GroupID, on storage.NodeID, key storage.ReplicaKey) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	n, err := w.upLocked(on)
@@ -372,7 +371,7 @@ func (w *World) Drop(id storage.GroupID, on storage.NodeID, key catalog.ReplicaK
 }
 
 // AddLearner adds a non-voter.
-func (w *World) AddLearner(id storage.GroupID, leader, on storage.NodeID, key catalog.ReplicaKey) error {
+func (w *World) AddLearner(id storage.GroupID, leader, on storage.NodeID, key storage.ReplicaKey) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	g, err := w.ledByLocked(id, leader)
@@ -391,7 +390,7 @@ func (w *World) AddLearner(id storage.GroupID, leader, on storage.NodeID, key ca
 }
 
 // AddVoter makes a non-voter a voter.
-func (w *World) AddVoter(id storage.GroupID, leader storage.NodeID, key catalog.ReplicaKey) error {
+func (w *World) AddVoter(id storage.GroupID, leader storage.NodeID, key storage.ReplicaKey) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	g, err := w.ledByLocked(id, leader)
@@ -414,7 +413,7 @@ func (w *World) AddVoter(id storage.GroupID, leader storage.NodeID, key catalog.
 }
 
 // Remove takes a member out. Removing a voter the group needs is written down.
-func (w *World) Remove(id storage.GroupID, leader storage.NodeID, key catalog.ReplicaKey) error {
+func (w *World) Remove(id storage.GroupID, leader storage.NodeID, key storage.ReplicaKey) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	g, err := w.ledByLocked(id, leader)
@@ -497,7 +496,7 @@ func (w *World) takesLocked(id storage.GroupID, m placement.Member) bool {
 
 // votesLocked reports whether a replica is a voter for anybody who counts: in the committed configuration, or in a newer one
 // in any log.
-func (w *World) votesLocked(id storage.GroupID, g *group, key catalog.ReplicaKey) bool {
+func (w *World) votesLocked(id storage.GroupID, g *group, key storage.ReplicaKey) bool {
 	votes := func(c config) bool {
 		return slices.ContainsFunc(c.members, func(m placement.Member) bool { return m.Key == key && m.Voter })
 	}
@@ -616,7 +615,7 @@ func (w *World) beginLocked(id storage.GroupID, g *group, on storage.NodeID, r *
 	w.followLocked(id, g)
 }
 
-func (g *group) find(key catalog.ReplicaKey) int {
+func (g *group) find(key storage.ReplicaKey) int {
 	return slices.IndexFunc(g.newest().members, func(m placement.Member) bool { return m.Key == key })
 }
 

@@ -27,6 +27,7 @@ import (
 	gonbd "github.com/pojntfx/go-nbd/pkg/client"
 
 	"github.com/storaged/storaged/nbd"
+	"github.com/storaged/storaged/nbd/nbdclient"
 )
 
 // WorkBytes is how much of the export the suite writes to; the export is at least that long.
@@ -51,8 +52,8 @@ func (g Target) URI() string {
 }
 
 // config is the target for the nbd package's own client.
-func (g Target) config() nbd.ClientConfig {
-	return nbd.ClientConfig{Network: g.Network, Address: g.Address, Export: g.Export,
+func (g Target) config() nbdclient.Config {
+	return nbdclient.Config{Network: g.Network, Address: g.Address, Export: g.Export,
 		Contexts: []string{nbd.ContextAllocation, nbd.ContextDirty}}
 }
 
@@ -118,9 +119,9 @@ func (s *suite) try(t *testing.T, name string, args ...string) (string, error) {
 }
 
 // clear makes the window a hole.
-func (s *suite) clear(t *testing.T) *nbd.Client {
+func (s *suite) clear(t *testing.T) *nbdclient.Client {
 	t.Helper()
-	c, err := nbd.Dial(t.Context(), s.config())
+	c, err := nbdclient.Dial(t.Context(), s.config())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -263,7 +264,7 @@ func (s *suite) list(t *testing.T) {
 	if names, err := gonbd.List(nc); err != nil || len(names) != 1 {
 		t.Errorf("go-nbd lists %q, %v", names, err)
 	}
-	names, err := nbd.List(t.Context(), s.config())
+	names, err := nbdclient.List(t.Context(), s.config())
 	if err != nil || !slices.Contains(names, s.Export) {
 		t.Errorf("our client lists %q, %v", names, err)
 	}
@@ -304,7 +305,7 @@ func (s *suite) image(t *testing.T, seed uint64) (string, []byte) {
 // wantWindow compares the export with what it should hold, read by our own client.
 func (s *suite) wantWindow(t *testing.T, want []byte) {
 	t.Helper()
-	c, err := nbd.Dial(t.Context(), s.config())
+	c, err := nbdclient.Dial(t.Context(), s.config())
 	if err != nil {
 		t.Fatal(err)
 	}

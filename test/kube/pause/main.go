@@ -1,5 +1,4 @@
-// Command pause is the first process of every pod in the lab: it holds the pod's namespaces and waits for its end. It stands
-// for agnhost, too, where that only waits.
+// Command pause is the first process of every pod in the lab: it holds the pod's namespaces and waits for its end.
 package main
 
 import (

@@ -33,8 +33,12 @@ type Access int32
 const (
 	// Exclusive.
 	Access_ACCESS_UNSPECIFIED Access = 0
-	Access_ACCESS_EXCLUSIVE   Access = 1
-	Access_ACCESS_SHARED      Access = 2
+	// Nobody else.
+	Access_ACCESS_EXCLUSIVE Access = 1
+	// Others who share it too.
+	Access_ACCESS_SHARED Access = 2
+	// Others who only read it too; read_only is implied.
+	Access_ACCESS_READERS Access = 3
 )
 
 // Enum value maps for Access.
@@ -43,11 +47,13 @@ var (
 		0: "ACCESS_UNSPECIFIED",
 		1: "ACCESS_EXCLUSIVE",
 		2: "ACCESS_SHARED",
+		3: "ACCESS_READERS",
 	}
 	Access_value = map[string]int32{
 		"ACCESS_UNSPECIFIED": 0,
 		"ACCESS_EXCLUSIVE":   1,
 		"ACCESS_SHARED":      2,
+		"ACCESS_READERS":     3,
 	}
 )
 
@@ -410,6 +416,78 @@ func (*DetachResponse) Descriptor() ([]byte, []int) {
 	return file_storage_host_v1_host_proto_rawDescGZIP(), []int{3}
 }
 
+type HostDownRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HostDownRequest) Reset() {
+	*x = HostDownRequest{}
+	mi := &file_storage_host_v1_host_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HostDownRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HostDownRequest) ProtoMessage() {}
+
+func (x *HostDownRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_host_v1_host_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HostDownRequest.ProtoReflect.Descriptor instead.
+func (*HostDownRequest) Descriptor() ([]byte, []int) {
+	return file_storage_host_v1_host_proto_rawDescGZIP(), []int{4}
+}
+
+type HostDownResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HostDownResponse) Reset() {
+	*x = HostDownResponse{}
+	mi := &file_storage_host_v1_host_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HostDownResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HostDownResponse) ProtoMessage() {}
+
+func (x *HostDownResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_host_v1_host_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HostDownResponse.ProtoReflect.Descriptor instead.
+func (*HostDownResponse) Descriptor() ([]byte, []int) {
+	return file_storage_host_v1_host_proto_rawDescGZIP(), []int{5}
+}
+
 type RefreshRequest struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Volume string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
@@ -421,7 +499,7 @@ type RefreshRequest struct {
 
 func (x *RefreshRequest) Reset() {
 	*x = RefreshRequest{}
-	mi := &file_storage_host_v1_host_proto_msgTypes[4]
+	mi := &file_storage_host_v1_host_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -433,7 +511,7 @@ func (x *RefreshRequest) String() string {
 func (*RefreshRequest) ProtoMessage() {}
 
 func (x *RefreshRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_host_v1_host_proto_msgTypes[4]
+	mi := &file_storage_host_v1_host_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -446,7 +524,7 @@ func (x *RefreshRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefreshRequest.ProtoReflect.Descriptor instead.
 func (*RefreshRequest) Descriptor() ([]byte, []int) {
-	return file_storage_host_v1_host_proto_rawDescGZIP(), []int{4}
+	return file_storage_host_v1_host_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RefreshRequest) GetVolume() string {
@@ -472,7 +550,7 @@ type RefreshResponse struct {
 
 func (x *RefreshResponse) Reset() {
 	*x = RefreshResponse{}
-	mi := &file_storage_host_v1_host_proto_msgTypes[5]
+	mi := &file_storage_host_v1_host_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -484,7 +562,7 @@ func (x *RefreshResponse) String() string {
 func (*RefreshResponse) ProtoMessage() {}
 
 func (x *RefreshResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_host_v1_host_proto_msgTypes[5]
+	mi := &file_storage_host_v1_host_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -497,7 +575,7 @@ func (x *RefreshResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefreshResponse.ProtoReflect.Descriptor instead.
 func (*RefreshResponse) Descriptor() ([]byte, []int) {
-	return file_storage_host_v1_host_proto_rawDescGZIP(), []int{5}
+	return file_storage_host_v1_host_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *RefreshResponse) GetAttachment() *Attachment {
@@ -518,7 +596,7 @@ type AllocatedRequest struct {
 
 func (x *AllocatedRequest) Reset() {
 	*x = AllocatedRequest{}
-	mi := &file_storage_host_v1_host_proto_msgTypes[6]
+	mi := &file_storage_host_v1_host_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -530,7 +608,7 @@ func (x *AllocatedRequest) String() string {
 func (*AllocatedRequest) ProtoMessage() {}
 
 func (x *AllocatedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_host_v1_host_proto_msgTypes[6]
+	mi := &file_storage_host_v1_host_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -543,7 +621,7 @@ func (x *AllocatedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllocatedRequest.ProtoReflect.Descriptor instead.
 func (*AllocatedRequest) Descriptor() ([]byte, []int) {
-	return file_storage_host_v1_host_proto_rawDescGZIP(), []int{6}
+	return file_storage_host_v1_host_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *AllocatedRequest) GetVolume() string {
@@ -569,7 +647,7 @@ type AllocatedResponse struct {
 
 func (x *AllocatedResponse) Reset() {
 	*x = AllocatedResponse{}
-	mi := &file_storage_host_v1_host_proto_msgTypes[7]
+	mi := &file_storage_host_v1_host_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -581,7 +659,7 @@ func (x *AllocatedResponse) String() string {
 func (*AllocatedResponse) ProtoMessage() {}
 
 func (x *AllocatedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_host_v1_host_proto_msgTypes[7]
+	mi := &file_storage_host_v1_host_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -594,7 +672,7 @@ func (x *AllocatedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllocatedResponse.ProtoReflect.Descriptor instead.
 func (*AllocatedResponse) Descriptor() ([]byte, []int) {
-	return file_storage_host_v1_host_proto_rawDescGZIP(), []int{7}
+	return file_storage_host_v1_host_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *AllocatedResponse) GetAny() bool {
@@ -612,7 +690,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_storage_host_v1_host_proto_msgTypes[8]
+	mi := &file_storage_host_v1_host_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -624,7 +702,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_host_v1_host_proto_msgTypes[8]
+	mi := &file_storage_host_v1_host_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -637,7 +715,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_storage_host_v1_host_proto_rawDescGZIP(), []int{8}
+	return file_storage_host_v1_host_proto_rawDescGZIP(), []int{10}
 }
 
 type ListResponse struct {
@@ -649,7 +727,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_storage_host_v1_host_proto_msgTypes[9]
+	mi := &file_storage_host_v1_host_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -661,7 +739,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_host_v1_host_proto_msgTypes[9]
+	mi := &file_storage_host_v1_host_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -674,7 +752,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_storage_host_v1_host_proto_rawDescGZIP(), []int{9}
+	return file_storage_host_v1_host_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListResponse) GetAttachments() []*Attachment {
@@ -692,7 +770,7 @@ type InfoRequest struct {
 
 func (x *InfoRequest) Reset() {
 	*x = InfoRequest{}
-	mi := &file_storage_host_v1_host_proto_msgTypes[10]
+	mi := &file_storage_host_v1_host_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -704,7 +782,7 @@ func (x *InfoRequest) String() string {
 func (*InfoRequest) ProtoMessage() {}
 
 func (x *InfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_host_v1_host_proto_msgTypes[10]
+	mi := &file_storage_host_v1_host_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -717,7 +795,7 @@ func (x *InfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoRequest.ProtoReflect.Descriptor instead.
 func (*InfoRequest) Descriptor() ([]byte, []int) {
-	return file_storage_host_v1_host_proto_rawDescGZIP(), []int{10}
+	return file_storage_host_v1_host_proto_rawDescGZIP(), []int{12}
 }
 
 type InfoResponse struct {
@@ -738,7 +816,7 @@ type InfoResponse struct {
 
 func (x *InfoResponse) Reset() {
 	*x = InfoResponse{}
-	mi := &file_storage_host_v1_host_proto_msgTypes[11]
+	mi := &file_storage_host_v1_host_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -750,7 +828,7 @@ func (x *InfoResponse) String() string {
 func (*InfoResponse) ProtoMessage() {}
 
 func (x *InfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_host_v1_host_proto_msgTypes[11]
+	mi := &file_storage_host_v1_host_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -763,7 +841,7 @@ func (x *InfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoResponse.ProtoReflect.Descriptor instead.
 func (*InfoResponse) Descriptor() ([]byte, []int) {
-	return file_storage_host_v1_host_proto_rawDescGZIP(), []int{11}
+	return file_storage_host_v1_host_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *InfoResponse) GetHostId() string {
@@ -839,7 +917,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_storage_host_v1_host_proto_msgTypes[12]
+	mi := &file_storage_host_v1_host_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -851,7 +929,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_host_v1_host_proto_msgTypes[12]
+	mi := &file_storage_host_v1_host_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -864,7 +942,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_storage_host_v1_host_proto_rawDescGZIP(), []int{12}
+	return file_storage_host_v1_host_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Attachment) GetVolume() string {
@@ -984,7 +1062,9 @@ const file_storage_host_v1_host_proto_rawDesc = "" +
 	"\rDetachRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"\x10\n" +
-	"\x0eDetachResponse\"G\n" +
+	"\x0eDetachResponse\"\x11\n" +
+	"\x0fHostDownRequest\"\x12\n" +
+	"\x10HostDownResponse\"G\n" +
 	"\x0eRefreshRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x1d\n" +
 	"\n" +
@@ -1029,11 +1109,12 @@ const file_storage_host_v1_host_proto_rawDesc = "" +
 	"\x06reason\x18\v \x01(\tR\x06reason\x120\n" +
 	"\x05since\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x12\n" +
 	"\x04link\x18\r \x01(\tR\x04link\x12\x1a\n" +
-	"\bidentity\x18\x0e \x01(\tR\bidentity*I\n" +
+	"\bidentity\x18\x0e \x01(\tR\bidentity*]\n" +
 	"\x06Access\x12\x16\n" +
 	"\x12ACCESS_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10ACCESS_EXCLUSIVE\x10\x01\x12\x11\n" +
-	"\rACCESS_SHARED\x10\x02*5\n" +
+	"\rACCESS_SHARED\x10\x02\x12\x12\n" +
+	"\x0eACCESS_READERS\x10\x03*5\n" +
 	"\x03Via\x12\x13\n" +
 	"\x0fVIA_UNSPECIFIED\x10\x00\x12\v\n" +
 	"\aVIA_NBD\x10\x01\x12\f\n" +
@@ -1043,13 +1124,14 @@ const file_storage_host_v1_host_proto_rawDesc = "" +
 	"\x10STATE_CONNECTING\x10\x01\x12\x0f\n" +
 	"\vSTATE_READY\x10\x02\x12\x13\n" +
 	"\x0fSTATE_DETACHING\x10\x03\x12\x10\n" +
-	"\fSTATE_FAILED\x10\x042\xc8\x03\n" +
+	"\fSTATE_FAILED\x10\x042\x99\x04\n" +
 	"\x04Host\x12I\n" +
 	"\x06Attach\x12\x1e.storage.host.v1.AttachRequest\x1a\x1f.storage.host.v1.AttachResponse\x12I\n" +
 	"\x06Detach\x12\x1e.storage.host.v1.DetachRequest\x1a\x1f.storage.host.v1.DetachResponse\x12L\n" +
 	"\aRefresh\x12\x1f.storage.host.v1.RefreshRequest\x1a .storage.host.v1.RefreshResponse\x12R\n" +
 	"\tAllocated\x12!.storage.host.v1.AllocatedRequest\x1a\".storage.host.v1.AllocatedResponse\x12C\n" +
-	"\x04List\x12\x1c.storage.host.v1.ListRequest\x1a\x1d.storage.host.v1.ListResponse\x12C\n" +
+	"\x04List\x12\x1c.storage.host.v1.ListRequest\x1a\x1d.storage.host.v1.ListResponse\x12O\n" +
+	"\bHostDown\x12 .storage.host.v1.HostDownRequest\x1a!.storage.host.v1.HostDownResponse\x12C\n" +
 	"\x04Info\x12\x1c.storage.host.v1.InfoRequest\x1a\x1d.storage.host.v1.InfoResponseB;Z9github.com/storaged/storaged/proto/storage/host/v1;hostv1b\x06proto3"
 
 var (
@@ -1065,7 +1147,7 @@ func file_storage_host_v1_host_proto_rawDescGZIP() []byte {
 }
 
 var file_storage_host_v1_host_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_storage_host_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_storage_host_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_storage_host_v1_host_proto_goTypes = []any{
 	(Access)(0),                   // 0: storage.host.v1.Access
 	(Via)(0),                      // 1: storage.host.v1.Via
@@ -1074,42 +1156,46 @@ var file_storage_host_v1_host_proto_goTypes = []any{
 	(*AttachResponse)(nil),        // 4: storage.host.v1.AttachResponse
 	(*DetachRequest)(nil),         // 5: storage.host.v1.DetachRequest
 	(*DetachResponse)(nil),        // 6: storage.host.v1.DetachResponse
-	(*RefreshRequest)(nil),        // 7: storage.host.v1.RefreshRequest
-	(*RefreshResponse)(nil),       // 8: storage.host.v1.RefreshResponse
-	(*AllocatedRequest)(nil),      // 9: storage.host.v1.AllocatedRequest
-	(*AllocatedResponse)(nil),     // 10: storage.host.v1.AllocatedResponse
-	(*ListRequest)(nil),           // 11: storage.host.v1.ListRequest
-	(*ListResponse)(nil),          // 12: storage.host.v1.ListResponse
-	(*InfoRequest)(nil),           // 13: storage.host.v1.InfoRequest
-	(*InfoResponse)(nil),          // 14: storage.host.v1.InfoResponse
-	(*Attachment)(nil),            // 15: storage.host.v1.Attachment
-	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
+	(*HostDownRequest)(nil),       // 7: storage.host.v1.HostDownRequest
+	(*HostDownResponse)(nil),      // 8: storage.host.v1.HostDownResponse
+	(*RefreshRequest)(nil),        // 9: storage.host.v1.RefreshRequest
+	(*RefreshResponse)(nil),       // 10: storage.host.v1.RefreshResponse
+	(*AllocatedRequest)(nil),      // 11: storage.host.v1.AllocatedRequest
+	(*AllocatedResponse)(nil),     // 12: storage.host.v1.AllocatedResponse
+	(*ListRequest)(nil),           // 13: storage.host.v1.ListRequest
+	(*ListResponse)(nil),          // 14: storage.host.v1.ListResponse
+	(*InfoRequest)(nil),           // 15: storage.host.v1.InfoRequest
+	(*InfoResponse)(nil),          // 16: storage.host.v1.InfoResponse
+	(*Attachment)(nil),            // 17: storage.host.v1.Attachment
+	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
 }
 var file_storage_host_v1_host_proto_depIdxs = []int32{
 	0,  // 0: storage.host.v1.AttachRequest.access:type_name -> storage.host.v1.Access
 	1,  // 1: storage.host.v1.AttachRequest.via:type_name -> storage.host.v1.Via
-	15, // 2: storage.host.v1.AttachResponse.attachment:type_name -> storage.host.v1.Attachment
-	15, // 3: storage.host.v1.RefreshResponse.attachment:type_name -> storage.host.v1.Attachment
-	15, // 4: storage.host.v1.ListResponse.attachments:type_name -> storage.host.v1.Attachment
+	17, // 2: storage.host.v1.AttachResponse.attachment:type_name -> storage.host.v1.Attachment
+	17, // 3: storage.host.v1.RefreshResponse.attachment:type_name -> storage.host.v1.Attachment
+	17, // 4: storage.host.v1.ListResponse.attachments:type_name -> storage.host.v1.Attachment
 	1,  // 5: storage.host.v1.InfoResponse.vias:type_name -> storage.host.v1.Via
 	0,  // 6: storage.host.v1.Attachment.access:type_name -> storage.host.v1.Access
 	1,  // 7: storage.host.v1.Attachment.via:type_name -> storage.host.v1.Via
 	2,  // 8: storage.host.v1.Attachment.state:type_name -> storage.host.v1.State
-	16, // 9: storage.host.v1.Attachment.since:type_name -> google.protobuf.Timestamp
+	18, // 9: storage.host.v1.Attachment.since:type_name -> google.protobuf.Timestamp
 	3,  // 10: storage.host.v1.Host.Attach:input_type -> storage.host.v1.AttachRequest
 	5,  // 11: storage.host.v1.Host.Detach:input_type -> storage.host.v1.DetachRequest
-	7,  // 12: storage.host.v1.Host.Refresh:input_type -> storage.host.v1.RefreshRequest
-	9,  // 13: storage.host.v1.Host.Allocated:input_type -> storage.host.v1.AllocatedRequest
-	11, // 14: storage.host.v1.Host.List:input_type -> storage.host.v1.ListRequest
-	13, // 15: storage.host.v1.Host.Info:input_type -> storage.host.v1.InfoRequest
-	4,  // 16: storage.host.v1.Host.Attach:output_type -> storage.host.v1.AttachResponse
-	6,  // 17: storage.host.v1.Host.Detach:output_type -> storage.host.v1.DetachResponse
-	8,  // 18: storage.host.v1.Host.Refresh:output_type -> storage.host.v1.RefreshResponse
-	10, // 19: storage.host.v1.Host.Allocated:output_type -> storage.host.v1.AllocatedResponse
-	12, // 20: storage.host.v1.Host.List:output_type -> storage.host.v1.ListResponse
-	14, // 21: storage.host.v1.Host.Info:output_type -> storage.host.v1.InfoResponse
-	16, // [16:22] is the sub-list for method output_type
-	10, // [10:16] is the sub-list for method input_type
+	9,  // 12: storage.host.v1.Host.Refresh:input_type -> storage.host.v1.RefreshRequest
+	11, // 13: storage.host.v1.Host.Allocated:input_type -> storage.host.v1.AllocatedRequest
+	13, // 14: storage.host.v1.Host.List:input_type -> storage.host.v1.ListRequest
+	7,  // 15: storage.host.v1.Host.HostDown:input_type -> storage.host.v1.HostDownRequest
+	15, // 16: storage.host.v1.Host.Info:input_type -> storage.host.v1.InfoRequest
+	4,  // 17: storage.host.v1.Host.Attach:output_type -> storage.host.v1.AttachResponse
+	6,  // 18: storage.host.v1.Host.Detach:output_type -> storage.host.v1.DetachResponse
+	10, // 19: storage.host.v1.Host.Refresh:output_type -> storage.host.v1.RefreshResponse
+	12, // 20: storage.host.v1.Host.Allocated:output_type -> storage.host.v1.AllocatedResponse
+	14, // 21: storage.host.v1.Host.List:output_type -> storage.host.v1.ListResponse
+	8,  // 22: storage.host.v1.Host.HostDown:output_type -> storage.host.v1.HostDownResponse
+	16, // 23: storage.host.v1.Host.Info:output_type -> storage.host.v1.InfoResponse
+	17, // [17:24] is the sub-list for method output_type
+	10, // [10:17] is the sub-list for method input_type
 	10, // [10:10] is the sub-list for extension type_name
 	10, // [10:10] is the sub-list for extension extendee
 	0,  // [0:10] is the sub-list for field type_name
@@ -1126,7 +1212,7 @@ func file_storage_host_v1_host_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_storage_host_v1_host_proto_rawDesc), len(file_storage_host_v1_host_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   13,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

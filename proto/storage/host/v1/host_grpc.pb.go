@@ -29,6 +29,7 @@ const (
 	Host_Refresh_FullMethodName   = "/storage.host.v1.Host/Refresh"
 	Host_Allocated_FullMethodName = "/storage.host.v1.Host/Allocated"
 	Host_List_FullMethodName      = "/storage.host.v1.Host/List"
+	Host_HostDown_FullMethodName  = "/storage.host.v1.Host/HostDown"
 	Host_Info_FullMethodName      = "/storage.host.v1.Host/Info"
 )
 
@@ -51,6 +52,9 @@ type HostClient interface {
 	Allocated(ctx context.Context, in *AllocatedRequest, opts ...grpc.CallOption) (*AllocatedResponse, error)
 	// List returns what is attached here, by volume.
 	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*ListResponse, error)
+	// HostDown says that the host goes down: from now on no device waits for the cluster for longer than the gateway is
+	// configured to, and the gateway leaves none behind when it is stopped. It returns at once, and may be repeated.
+	HostDown(ctx context.Context, in *HostDownRequest, opts ...grpc.CallOption) (*HostDownResponse, error)
 	// Info describes the gateway and its host.
 	Info(ctx context.Context, in *InfoRequest, opts ...grpc.CallOption) (*InfoResponse, error)
 }
@@ -113,6 +117,16 @@ func (c *hostClient) List(ctx context.Context, in *ListRequest, opts ...grpc.Cal
 	return out, nil
 }
 
+func (c *hostClient) HostDown(ctx context.Context, in *HostDownRequest, opts ...grpc.CallOption) (*HostDownResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(HostDownResponse)
+	err := c.cc.Invoke(ctx, Host_HostDown_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *hostClient) Info(ctx context.Context, in *InfoRequest, opts ...grpc.CallOption) (*InfoResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(InfoResponse)
@@ -142,6 +156,9 @@ type HostServer interface {
 	Allocated(context.Context, *AllocatedRequest) (*AllocatedResponse, error)
 	// List returns what is attached here, by volume.
 	List(context.Context, *ListRequest) (*ListResponse, error)
+	// HostDown says that the host goes down: from now on no device waits for the cluster for longer than the gateway is
+	// configured to, and the gateway leaves none behind when it is stopped. It returns at once, and may be repeated.
+	HostDown(context.Context, *HostDownRequest) (*HostDownResponse, error)
 	// Info describes the gateway and its host.
 	Info(context.Context, *InfoRequest) (*InfoResponse, error)
 	mustEmbedUnimplementedHostServer()
@@ -168,6 +185,9 @@ func (UnimplementedHostServer) Allocated(context.Context, *AllocatedRequest) (*A
 }
 func (UnimplementedHostServer) List(context.Context, *ListRequest) (*ListResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method List not implemented")
+}
+func (UnimplementedHostServer) HostDown(context.Context, *HostDownRequest) (*HostDownResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method HostDown not implemented")
 }
 func (UnimplementedHostServer) Info(context.Context, *InfoRequest) (*InfoResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Info not implemented")
@@ -283,6 +303,24 @@ func _Host_List_Handler(srv interface{}, ctx context.Context, dec func(interface
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Host_HostDown_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(HostDownRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(HostServer).HostDown(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Host_HostDown_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(HostServer).HostDown(ctx, req.(*HostDownRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Host_Info_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(InfoRequest)
 	if err := dec(in); err != nil {
@@ -327,6 +365,10 @@ var Host_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "List",
 			Handler:    _Host_List_Handler,
+		},
+		{
+			MethodName: "HostDown",
+			Handler:    _Host_HostDown_Handler,
 		},
 		{
 			MethodName: "Info",

@@ -1,8 +1,0 @@
-//go:build !linux
-
-package main
-
-import "os"
-
-// dataAt does not know on this system.
-func dataAt(*os.File, int64, int64) (data, until int64, ok bool) { return 0, 0, false }

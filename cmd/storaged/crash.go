@@ -1,0 +1,30 @@
+package main
+
+import (
+	"os"
+	"runtime/debug"
+
+	"golang.org/x/sys/unix"
+)
+
+// tracebackVariable is how an operator tells Go what a crash is to look like; what is said there holds.
+const tracebackVariable = "GOTRACEBACK"
+
+// crashBySignal has a panic, and a signal that asks for the stacks (SIGABRT of a watchdog, SIGQUIT), end this process by SIGABRT, after
+// the stacks of all goroutines. Go ends with exit code 2 otherwise, which is that of what the operator has to change, and after which
+// the units of deploy/systemd do not start a program again: a node would stay away, and a gateway's devices would wait for good. It
+// leaves no core, as without: a node's memory is its users' data.
+func crashBySignal() {
+	if _, said := os.LookupEnv(tracebackVariable); said {
+		return
+	}
+	var core unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_CORE, &core); err != nil {
+		return
+	}
+	core.Cur = 0
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &core); err != nil {
+		return // then rather the exit code than a core
+	}
+	debug.SetTraceback("crash")
+}

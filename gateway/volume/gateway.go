@@ -1,0 +1,422 @@
+package volume
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sync/semaphore"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/clock"
+)
+
+// Gateway opens volumes. It is made by New and lives until Close.
+type Gateway struct {
+	config  Config
+	budget  *semaphore.Weighted // bytes in flight
+	metrics *metrics
+	after   atomic.Uint64 // highest session id that the catalog has given to this gateway
+
+	ctx      context.Context // ends when Close gives up waiting, or has finished
+	cancel   context.CancelFunc
+	attempts *attemptClock  // of what outlives a volume
+	wg       sync.WaitGroup // retirements
+
+	mu      sync.Mutex // taken before device.mu
+	closed  bool
+	slots   map[deviceKey]*slot // of volumes that can be opened once more, or are being opened
+	devices map[*device]bool    // all that were not shut down
+
+	throttles map[storage.VolumeID]*throttle // of the devices
+}
+
+// slot is a volume at the gateway. The device is nil while it is being opened.
+type slot struct {
+	ready  chan struct{} // closed when device is set, or the slot was removed
+	device *device
+}
+
+// New returns a gateway. It fails with KindInvalid if the configuration does.
+func New(config Config) (*Gateway, error) {
+	if err := config.Validate(); err != nil {
+		return nil, err
+	}
+	config.setDefaults()
+	g := &Gateway{
+		config:  config,
+		budget:  semaphore.NewWeighted(config.GatewayBytes),
+		slots:   map[deviceKey]*slot{},
+		devices: map[*device]bool{},
+
+		throttles: map[storage.VolumeID]*throttle{},
+	}
+	var err error
+	if g.metrics, err = newMetrics(&config); err != nil {
+		return nil, storage.E("configure gateway", storage.KindInvalid, "metrics", err)
+	}
+	g.ctx, g.cancel = context.WithCancel(context.Background())
+	g.attempts = newAttemptClock(g.ctx, config.AttemptTimeout)
+	return g, nil
+}
+
+// Stat describes a volume without opening it.
+func (g *Gateway) Stat(ctx context.Context, name string) (storage.Volume, error) {
+	return g.config.Cluster.Volume(ctx, name)
+}
+
+// List lists the volumes that can be opened.
+func (g *Gateway) List(ctx context.Context) ([]storage.Volume, error) {
+	return g.config.Cluster.Volumes(ctx)
+}
+
+// Open opens a volume: KindNotFound if there is none of that name. If this gateway does not serve it yet, Open opens a
+// session in the catalog. Before it returns, it closes in every group the sessions that earlier instances of this
+// gateway have left. The handle must be closed.
+func (g *Gateway) Open(ctx context.Context, name string, options OpenOptions) (*Volume, error) {
+	if err := storage.CheckVolumeName(name); err != nil {
+		return nil, err
+	}
+	options, err := options.normal()
+	if err != nil {
+		return nil, storage.E("open", storage.KindInvalid, "volume "+name, err)
+	}
+	key := deviceKey{name: name, OpenOptions: options}
+	for {
+		d, wait, err := g.lookup(key)
+		if err != nil {
+			return nil, err
+		}
+		if d != nil {
+			return &Volume{device: d, name: name}, nil
+		}
+		if wait == nil { // the slot is ours to fill
+			if err := g.fill(ctx, key); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return nil, storage.E("open", storage.KindCanceled, "volume "+name, ctx.Err())
+		}
+	}
+}
+
+// normal returns the options in the one form in which equal ones are equal: what makes no difference is empty.
+func (o OpenOptions) normal() (OpenOptions, error) {
+	switch {
+	case o.Attachment != 0 && o.Access != "":
+		return o, errTwoTerms
+	case o.Attachment != 0:
+		o.Client = ""
+		return o, nil
+	}
+	if o.Access = cmp.Or(o.Access, storage.AccessExclusive); !o.Access.Valid() {
+		return o, fmt.Errorf("there is no access mode %q; use %s, %s or %s", o.Access, storage.AccessExclusive, storage.AccessShared, storage.AccessReaders)
+	}
+	o.ReadOnly = o.ReadOnly || o.Access == storage.AccessReaders
+	if o.Access != storage.AccessExclusive {
+		o.Client = ""
+	}
+	return o, nil
+}
+
+// lookup returns a device with one more reference, or what to wait for, or neither: then the caller has made the slot
+// and must fill it.
+func (g *Gateway) lookup(key deviceKey) (d *device, wait <-chan struct{}, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return nil, nil, storage.E("open", storage.KindCanceled, "volume "+key.name, errGatewayClosed)
+	}
+	s := g.slots[key]
+	switch {
+	case s == nil:
+		g.slots[key] = &slot{ready: make(chan struct{})}
+	case s.device == nil:
+		return nil, s.ready, nil
+	default:
+		s.device.refs++
+		return s.device, nil, nil
+	}
+	return nil, nil, nil
+}
+
+// fill opens the volume and puts it into the slot that lookup made; it removes the slot if that fails.
+func (g *Gateway) fill(ctx context.Context, key deviceKey) error {
+	d, err := g.newDevice(ctx, key)
+	g.mu.Lock()
+	s := g.slots[key]
+	if err == nil && g.closed {
+		err = storage.E("open", storage.KindCanceled, "volume "+key.name, errGatewayClosed)
+	}
+	if err == nil {
+		s.device = d
+		g.devices[d] = true
+		d.wg.Go(d.watch)
+	} else {
+		delete(g.slots, key)
+	}
+	close(s.ready)
+	g.mu.Unlock()
+	if err != nil && d != nil {
+		d.forgetSession(d.fresh.ID)
+		d.shutdown()
+		g.dropThrottle(d)
+		g.detach(d.key, d.attachment, true)
+		g.mu.Lock()
+		g.forgetMetricsLocked(d)
+		g.mu.Unlock()
+	}
+	return err
+}
+
+// newDevice attaches the volume, unless the options name an attachment, and opens it. When it fails, it returns the
+// device if that is to be forgotten and shut down.
+func (g *Gateway) newDevice(ctx context.Context, key deviceKey) (*device, error) {
+	at, err := g.attach(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	info, err := g.openSession(ctx, key, at.ID)
+	if err != nil {
+		g.detach(key, at, true)
+		return nil, err
+	}
+	d := &device{
+		gateway:    g,
+		key:        key,
+		subject:    "volume " + key.name,
+		id:         info.Volume,
+		generation: info.Generation,
+		attachment: at,
+		placement:  info.Groups,
+		budget:     semaphore.NewWeighted(g.config.VolumeBytes),
+		own:        semaphore.NewWeighted(volumeShareBytes),
+		clearers:   semaphore.NewWeighted(int64(g.config.ClearParallel) - 1),
+		metrics:    g.metrics.of(key.name),
+		fresh:      info,
+		throttle:   g.throttleOf(info.Volume),
+	}
+	d.throttle.set(info.Revision, info.Limits)
+	d.stripes, d.groups = distinct(info.Groups)
+	d.sizeBytes.Store(info.SizeBytes)
+	d.epoch.Store(uint64(info.Epoch))
+	d.ctx, d.cancel = context.WithCancel(g.ctx)
+	d.attempts = newAttemptClock(d.ctx, g.config.AttemptTimeout)
+	if err := d.closePredecessors(ctx, info); err != nil {
+		return d, err
+	}
+	return d, nil
+}
+
+// attach returns the attachment that a volume is used under, the gateway's own if the options name none.
+func (g *Gateway) attach(ctx context.Context, key deviceKey) (storage.Attachment, error) {
+	if key.Attachment != 0 {
+		return storage.Attachment{ID: key.Attachment}, nil
+	}
+	for n := 0; ; n++ {
+		a, err := g.config.Cluster.Attach(ctx, key.name, key.OpenOptions)
+		switch {
+		case err == nil && (a.ID == 0 || a.Volume == 0):
+			return a, storage.E("attach", storage.KindInternal, "volume "+key.name, errIncomplete)
+		case err == nil:
+			return a, nil
+		case ctx.Err() != nil:
+			return a, storage.E("attach", storage.KindCanceled, "volume "+key.name, ctx.Err())
+		case !retryable(storage.KindOf(err)):
+			return a, err
+		}
+		g.pause(ctx, n)
+	}
+}
+
+// detach gives up an attachment of the gateway's own.
+func (g *Gateway) detach(key deviceKey, a storage.Attachment, closed bool) {
+	if key.Attachment != 0 {
+		return
+	}
+	if err := g.config.Cluster.Detach(g.attempts.context(), key.name, a, closed); err != nil {
+		g.config.Logger.Warn("catalog not told that a volume is detached; it will be", "volume", key.name, "attachment", a.ID, "error", err)
+	}
+}
+
+// openSession asks the catalog for a session until it answers.
+func (g *Gateway) openSession(ctx context.Context, key deviceKey, at storage.AttachmentID) (SessionInfo, error) {
+	subject := "volume " + key.name
+	clock := newAttemptClock(ctx, g.config.AttemptTimeout)
+	req := SessionRequest{ReadOnly: key.ReadOnly, Attachment: at, After: storage.SessionID(g.after.Load())}
+	for n := 0; ; n++ {
+		info, err := g.config.Cluster.OpenSession(clock.context(), key.name, req)
+		kind := storage.KindOf(err)
+		switch {
+		case err == nil && (info.ID <= req.After || info.Volume == 0 || len(info.Groups) == 0 || info.SizeBytes < 0):
+			return SessionInfo{}, storage.E("open session", storage.KindInternal, subject, errIncomplete)
+		case err == nil:
+			raise(&g.after, uint64(info.ID))
+			return info, nil
+		case ctx.Err() != nil:
+			return SessionInfo{}, storage.E("open session", storage.KindCanceled, subject, ctx.Err())
+		case !retryable(kind):
+			return SessionInfo{}, storage.E("open session", kind, subject, err)
+		}
+		g.pause(ctx, n)
+	}
+}
+
+// pause sleeps before attempt n+1, shorter if ctx ends.
+func (g *Gateway) pause(ctx context.Context, n int) {
+	_ = clock.Sleep(ctx, backoffFor(n, g.config.RetryMin, g.config.RetryMax, g.config.Jitter())) // who tries again sees the end
+}
+
+// distinct returns the distinct groups of a placement, and for each of its places the index of its group among them.
+func distinct(placement []storage.GroupID) (stripes []int, groups []storage.GroupID) {
+	index := map[storage.GroupID]int{}
+	for _, g := range placement {
+		i, ok := index[g]
+		if !ok {
+			i = len(groups)
+			index[g] = i
+			groups = append(groups, g)
+		}
+		stripes = append(stripes, i)
+	}
+	return stripes, groups
+}
+
+// release drops one handle of d. When it was the last, the device is retired, and what is returned is closed when
+// that has ended.
+func (g *Gateway) release(d *device) (retired <-chan struct{}) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.devices[d] {
+		return nil
+	}
+	d.refs--
+	if d.refs > 0 {
+		return nil
+	}
+	return g.retireLocked(d)
+}
+
+func (g *Gateway) retireLocked(d *device) <-chan struct{} {
+	if d.retirement == nil {
+		d.retirement = make(chan struct{})
+		g.wg.Go(func() { g.retire(d) })
+	}
+	return d.retirement
+}
+
+// retire waits until nothing is in flight and the session is closed, and then shuts the device down, unless somebody has
+// opened the volume once more meanwhile.
+func (g *Gateway) retire(d *device) {
+	var closed bool // every session in every group
+	for {
+		_ = d.quiesce(g.ctx) // on an error the gateway is closing, and the device has ended
+		g.mu.Lock()
+		d.mu.Lock()
+		closed = d.failure == nil && d.idleLocked()
+		idle := d.failure != nil || closed
+		d.mu.Unlock()
+		reopened := d.refs > 0 && !g.closed && g.devices[d] && g.slots[d.key] != nil && g.slots[d.key].device == d
+		if reopened {
+			close(d.retirement)
+			d.retirement = nil
+			g.mu.Unlock()
+			return
+		}
+		if idle || g.ctx.Err() != nil {
+			g.removeLocked(d)
+			g.mu.Unlock()
+			break
+		}
+		g.mu.Unlock()
+	}
+	d.forgetLast()
+	d.shutdown()
+	g.dropThrottle(d)
+	g.detach(d.key, d.attachment, closed)
+	g.mu.Lock()
+	delete(g.devices, d)
+	g.forgetMetricsLocked(d)
+	g.mu.Unlock()
+	close(d.retirement)
+}
+
+// forgetMetricsLocked removes the series of a device's volume unless it has others to count for.
+func (g *Gateway) forgetMetricsLocked(d *device) {
+	if !g.servesLocked(d.key.name) {
+		g.metrics.forget(d.key.name)
+	}
+}
+
+// servesLocked reports whether the volume can be opened once more, or is being opened, on whatever terms.
+func (g *Gateway) servesLocked(name string) bool {
+	for key := range g.slots {
+		if key.name == name {
+			return true
+		}
+	}
+	return false
+}
+
+// forget makes the name free for another opening, when a volume has failed.
+func (g *Gateway) forget(d *device) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.removeLocked(d)
+}
+
+func (g *Gateway) removeLocked(d *device) {
+	if s := g.slots[d.key]; s != nil && s.device == d {
+		delete(g.slots, d.key)
+	}
+}
+
+// Close refuses new requests, waits until those in flight are answered, and closes every session in every group. When
+// ctx ends first, it ends everything at once and returns KindCanceled: the next instance of the gateway closes the
+// sessions. It has stopped every goroutine of the gateway when it returns.
+func (g *Gateway) Close(ctx context.Context) error {
+	g.mu.Lock()
+	g.closed = true
+	for d := range g.devices {
+		d.drain()
+		d.refs = 0
+		g.retireLocked(d)
+	}
+	g.mu.Unlock()
+
+	done := make(chan struct{})
+	go func() { // ends with the retirements, which g.cancel ends
+		g.wg.Wait()
+		close(done)
+	}()
+	var err error
+	select {
+	case <-done:
+	case <-ctx.Done():
+		err = storage.E("close", storage.KindCanceled, "gateway", ctx.Err())
+		g.endAll()
+		<-done
+	}
+	g.cancel()
+	return err
+}
+
+// endAll ends every device without waiting.
+func (g *Gateway) endAll() {
+	g.mu.Lock()
+	devices := make([]*device, 0, len(g.devices))
+	for d := range g.devices {
+		devices = append(devices, d)
+	}
+	g.mu.Unlock()
+	for _, d := range devices {
+		d.end(d.errorf(storage.KindCanceled, "use", errGatewayClosed.Error()))
+	}
+	g.cancel()
+}

@@ -1,0 +1,394 @@
+package volume
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"sync"
+
+	"golang.org/x/sync/semaphore"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/op"
+)
+
+// sending brings one piece to a known outcome. It is what is left of a request when its caller goes.
+type sending struct {
+	piece   *piece
+	session *session // nil: no number is held
+	lane    int
+	seq     uint64
+	epoch   storage.Epoch // that the header carries
+
+	attempts int // under this number, but for those that the leader found damaged
+	damaged  int // attempts in a row that the leader found damaged
+	unread   int // of attempts, those that ended with KindIO: nothing was proposed
+	reissues int // sessions that ended under this piece
+	io       unreadable
+	unsure   error // a final refusal after more than one attempt: the windows say whether an earlier one was applied
+}
+
+// errLeft says that the caller's context ended while the piece's outcome is unknown.
+var errLeft = errors.New("the caller has left")
+
+// errDropped is the outcome of an orphaned piece that was not applied and never will be.
+var errDropped = storage.E("mutate", storage.KindCanceled, "", errors.New("not applied: the request's connection has ended"))
+
+// send brings a piece to a known outcome, for as long as ctx lasts; afterwards the outcome is found out in the
+// background, from a copy of the payload. The piece holds its share of the bytes in flight meanwhile.
+func (d *device) send(ctx context.Context, pc *piece) error {
+	if err := d.acquire(ctx, pc.weight); err != nil {
+		return err
+	}
+	f := sending{piece: pc}
+	err := d.carryOut(ctx, &f)
+	if !errors.Is(err, errLeft) {
+		d.giveBack(pc.weight)
+		return err
+	}
+	d.detach(f)
+	return storage.E("mutate", storage.KindCanceled, d.subject, ctx.Err())
+}
+
+// detach lets a sending go on without its caller.
+func (d *device) detach(f sending) {
+	pc := *f.piece
+	pc.payload = bytes.Clone(pc.payload)
+	pc.header, pc.sums = bytes.Clone(pc.header), append([]uint32(nil), pc.sums...)
+	pc.op.Sums = pc.sums
+	f.piece = &pc
+	r := pc.req
+	r.refs.Add(1)
+	d.mu.Lock()
+	d.orphanLocked(r)
+	d.mu.Unlock()
+	d.wg.Go(func() {
+		if err := d.carryOut(d.ctx, &f); err != nil && d.ctx.Err() == nil {
+			d.gateway.config.Logger.Info("request of a caller that left", "volume", d.key.name, "outcome", err)
+		}
+		d.giveBack(pc.weight)
+		d.unref(r)
+	})
+}
+
+// carryOut returns the outcome of the piece, or errLeft when ctx ended and a number is held that may have been sent.
+func (d *device) carryOut(ctx context.Context, f *sending) error {
+	for {
+		if f.session == nil {
+			if err := d.takeNumber(ctx, f); err != nil {
+				return err
+			}
+		}
+		done, err := d.try(ctx, f)
+		if done {
+			return err
+		}
+		if f.reissues > 1 {
+			d.pause(ctx, f.reissues, nil)
+		}
+	}
+}
+
+// takeNumber takes a number of the present session. Nothing is in flight for the piece before it, nor when it fails.
+func (d *device) takeNumber(ctx context.Context, f *sending) error {
+	for {
+		if f.piece.req.orphaned.Load() {
+			return errDropped
+		}
+		s, err := d.usable(ctx)
+		if err != nil {
+			return err
+		}
+		i := s.laneOf(f.piece.op.Extent)
+		seq, ok := s.lanes[i].take(ctx, s.ctx.Done())
+		switch {
+		case !ok && ctx.Err() != nil:
+			return storage.E("mutate", storage.KindCanceled, d.subject, ctx.Err())
+		case !ok:
+			continue // the session is closing
+		}
+		f.session, f.lane, f.seq, f.attempts, f.damaged, f.unread = s, i, seq, 0, 0, 0
+		return nil
+	}
+}
+
+// try repeats the piece under its number until the outcome is known (done), or the session is over and the piece was
+// not applied under it (not done: f.session is nil again).
+func (d *device) try(ctx context.Context, f *sending) (done bool, err error) {
+	s := f.session
+	lane := s.lanes[f.lane]
+	for {
+		if s.ctx.Err() != nil {
+			return d.decide(ctx, f)
+		}
+		f.epoch = storage.Epoch(d.epoch.Load())
+		data := f.piece.encode(s.id, f.seq, f.epoch, d.generation)
+		res, err := d.gateway.config.Cluster.Propose(s.attempts.context(), lane.group, data)
+		f.attempts++
+		switch kind := kindOf(res, err); {
+		case kind == storage.KindNone:
+			lane.finish(f.seq)
+			return true, nil
+		case kind == storage.KindIO && err != nil:
+			if done, err := d.unreadable(f, err); done {
+				return true, err
+			}
+		case retryable(kind):
+			d.metrics.retry(kind)
+			if kind == storage.KindNotLeader && f.attempts == 1 {
+				continue // the cluster has heard the hint
+			}
+		case kind == storage.KindFenced:
+			d.metrics.retry(kind)
+			if d.refresh(s.attempts.context()) && err == nil && res.Detail == 0 { // neither epoch nor generation
+				d.rotate(s, "fenced", res.Err("mutate", d.subject))
+			}
+		case kind == storage.KindNotFound && err == nil:
+			d.fail(res.Err("mutate", d.subject))
+			return true, d.ended()
+		case kind == storage.KindCorrupt && err != nil && f.damagedOnTheWay():
+			d.metrics.retry(kind)
+		case kind == storage.KindConflict, kind == storage.KindNotFound:
+			// A block that was merged in another term, or a node that does not know the group: nothing final.
+			d.metrics.retry(kind)
+			d.refresh(s.attempts.context())
+		default:
+			// Guards I1: a number is free again only if the group has refused it, or the leader has, for lack of space or
+			// because of damage, and nothing else was sent under it. Any other error may come from an answer which cannot be
+			// read. If the number were given back then, the next request under it would be taken for a duplicate of the one
+			// applied.
+			free := f.attempts == 1 && (err == nil && kind != storage.KindInternal || kind == storage.KindNoSpace) ||
+				f.attempts == 0 && kind == storage.KindCorrupt
+			err = refusal(res, err, d.subject)
+			if free {
+				lane.giveBack(f.seq)
+				return true, err
+			}
+			f.unsure = err
+			d.rotate(s, "refused after retries", err)
+		}
+		if ctx.Err() != nil && d.ctx.Err() == nil {
+			return true, errLeft
+		}
+		if s.ctx.Err() == nil {
+			d.pause(ctx, max(f.attempts+f.damaged, 1)-1, s.ctx.Done())
+		}
+	}
+}
+
+// damagedOnTheWay notes that the leader has refused the last attempt before it proposed anything, because the request fails
+// its checksums, or a block that it is to be merged with does. It reports whether another attempt is worth it: a bit that
+// flipped on the way does not flip again, one that flipped in memory stays.
+func (f *sending) damagedOnTheWay() bool {
+	f.attempts-- // it has left nothing behind
+	f.damaged++
+	return f.damaged < maxDamaged
+}
+
+// maxDamaged is how many attempts in a row may be found damaged until the request has failed.
+const maxDamaged = 2
+
+// unreadable takes the answer that a block which the piece changes in part cannot be read by any replica. After a while that
+// is the piece's outcome, so that its number does not hold up the lane. Guards I1: the number is free only if that was the
+// answer to everything that was sent under it; else the session's windows say what was applied.
+func (d *device) unreadable(f *sending, err error) (done bool, outcome error) {
+	d.metrics.retry(storage.KindIO)
+	f.unread++
+	if !f.io.past(d.gateway.config.UnreadableTimeout) {
+		return false, nil
+	}
+	err = refusal(op.Result{}, err, d.subject)
+	if f.unread == f.attempts {
+		f.session.lanes[f.lane].giveBack(f.seq)
+		return true, err
+	}
+	f.unsure = err
+	d.rotate(f.session, "block cannot be read", err)
+	return false, nil
+}
+
+// decide waits until the session is closed in every group. Its window says whether the piece was applied; if it was
+// not, nothing that was sent for it will be.
+func (d *device) decide(ctx context.Context, f *sending) (done bool, err error) {
+	s := f.session
+	select {
+	case <-s.over:
+	default:
+		select {
+		case <-s.over:
+		case <-d.ctx.Done():
+			return true, d.ended()
+		case <-ctx.Done():
+			return true, errLeft
+		}
+	}
+	w := s.windows[f.lane]
+	switch {
+	case w != nil && w.Applied(f.seq):
+		return true, nil
+	case f.unsure != nil:
+		return true, f.unsure
+	case w == nil && f.attempts > 0:
+		return true, d.errorf(storage.KindUnavailable, "mutate",
+			"whether the request was applied is not known: its session ended and the group kept no record of it")
+	case f.piece.req.orphaned.Load():
+		return true, errDropped
+	}
+	f.session = nil
+	f.reissues++
+	return false, nil
+}
+
+// refresh asks the catalog for the volume's present state and takes it over. It reports whether the volume is still
+// ours, as far as the catalog could be asked.
+func (d *device) refresh(attempt context.Context) bool {
+	st, err := d.gateway.config.Cluster.WatchVolume(attempt, d.id, d.attachment.ID, 0)
+	if storage.KindOf(err) == storage.KindNotFound {
+		d.fail(err)
+	} else if err == nil {
+		_ = d.adopt(st) // a volume that is not ours any more has failed by it
+	}
+	return d.ctx.Err() == nil
+}
+
+func refusal(res op.Result, err error, subject string) error {
+	if err != nil {
+		return storage.E("mutate", storage.KindOf(err), subject, err)
+	}
+	return res.Err("mutate", subject)
+}
+
+// single is a mutation of one piece, with its memory.
+type single struct {
+	request request
+	piece   piece
+}
+
+var (
+	singles = sync.Pool{New: func() any { return new(single) }}
+	pieces  = sync.Pool{New: func() any { return new(piece) }}
+)
+
+// mutateOne sends one part.
+func (v *Volume) mutateOne(ctx context.Context, p part, payload []byte) error {
+	d := v.device
+	one := singles.Get().(*single)
+	if err := d.begin(ctx, v, &one.request); err != nil {
+		singles.Put(one)
+		return err
+	}
+	one.piece.fill(&one.request, p, payload)
+	err := d.send(ctx, &one.piece)
+	one.piece.release()
+	if d.unref(&one.request) {
+		one.request.volume, one.request.ctx = nil, nil
+		singles.Put(one)
+	}
+	return err
+}
+
+func (pc *piece) fill(req *request, p part, payload []byte) {
+	if p.clear {
+		pc.prepareClear(req, p)
+	} else {
+		pc.prepareWrite(req, p, payload)
+	}
+}
+
+// mutateAll sends the parts that next cuts off [off, end), a bounded number at a time, and returns the first error.
+// After an error no further part is begun. payload returns the bytes of a part that is not cleared.
+func (v *Volume) mutateAll(ctx context.Context, off, end int64, next func(off, end int64) part, payload func(part) []byte) error {
+	first := next(off, end)
+	if first.end() >= end {
+		return v.mutateOne(ctx, first, payload(first))
+	}
+	d := v.device
+	r := new(request)
+	if err := d.begin(ctx, v, r); err != nil {
+		return err
+	}
+	defer d.unref(r)
+
+	parts := (end-off)/storage.MaxEntryPayloadBytes + 2
+	return v.sendParts(ctx, r, &cutter{next: next, off: off, end: end}, payload, helpers{n: min(int64(v.device.config().RequestParallel), parts) - 1})
+}
+
+// sendParts sends the parts that cut hands out, a bounded number at a time, and returns the first error. After an error no
+// further part is begun.
+func (v *Volume) sendParts(ctx context.Context, r *request, cut *cutter, payload func(part) []byte, h helpers) error {
+	d := v.device
+	work := func() {
+		pc := pieces.Get().(*piece)
+		for {
+			if ctx.Err() != nil {
+				break
+			}
+			p, ok := cut.take()
+			if !ok {
+				break
+			}
+			pc.fill(r, p, payload(p))
+			if err := d.send(ctx, pc); err != nil {
+				cut.stop(err)
+			}
+		}
+		pc.release()
+		pieces.Put(pc)
+	}
+	// These goroutines end before this function returns.
+	var wg sync.WaitGroup
+	for range h.n {
+		if h.of != nil && !h.of.TryAcquire(1) {
+			break
+		}
+		wg.Go(func() {
+			work()
+			if h.of != nil {
+				h.of.Release(1)
+			}
+		})
+	}
+	work()
+	wg.Wait()
+	switch {
+	case cut.err != nil:
+		return cut.err
+	case cut.off < cut.end:
+		return storage.E("mutate", storage.KindCanceled, d.subject, ctx.Err())
+	}
+	return nil
+}
+
+// helpers says how many goroutines send parts of a request beside the one that was called.
+type helpers struct {
+	n  int64
+	of *semaphore.Weighted // of them, as many as there are left here; nil: all
+}
+
+// cutter hands out the parts of a range to several goroutines.
+type cutter struct {
+	next func(off, end int64) part
+
+	mu       sync.Mutex
+	off, end int64 // what is not handed out yet; guarded by mu
+	err      error // the first; guarded by mu
+}
+
+func (c *cutter) take() (part, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil || c.off >= c.end {
+		return part{}, false
+	}
+	p := c.next(c.off, c.end)
+	c.off = p.end()
+	return p, true
+}
+
+func (c *cutter) stop(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err == nil {
+		c.err = err
+	}
+}

@@ -1,0 +1,157 @@
+package transfer
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/hostport"
+	"github.com/storaged/storaged/nbd"
+	"github.com/storaged/storaged/nbd/nbdclient"
+)
+
+// Device is a volume's bytes as import, export and bench use them. Its methods may be called concurrently.
+type Device interface {
+	SizeBytes() int64
+	ReadAt(ctx context.Context, p []byte, off int64) error
+	WriteAt(ctx context.Context, p []byte, off int64) error
+	// WriteZeroes makes n bytes read as zeroes and gives their room back.
+	WriteZeroes(ctx context.Context, off, n int64) error
+	// Runs describes a prefix of the n bytes at off, at least one byte of it: in turn what may hold data and what
+	// reads as zeroes. They do not reach beyond off+n.
+	Runs(ctx context.Context, off, n int64) ([]Stretch, error)
+	Flush(ctx context.Context) error
+	Close() error
+}
+
+// Stretch is a piece of a volume.
+type Stretch struct {
+	Bytes int64
+	Zero  bool
+}
+
+// Target says which export to open, and how.
+type Target struct {
+	Address string // host:port, or "unix:" and a path
+	Volume  string
+	TLS     *tls.Config // nil: plain
+	// Connections share the work of one device; at least 1.
+	Connections int
+}
+
+// nbdPort is where nodes serve NBD unless they are told otherwise.
+const nbdPort = "10809"
+
+// nbdDevice is a device over one or more NBD connections to one server.
+type nbdDevice struct {
+	clients []*nbdclient.Client
+	next    atomic.Uint64
+	status  bool // the server knows base:allocation
+}
+
+// Dial connects over NBD to the export that t names, with as many connections as t says if the server allows several.
+func Dial(ctx context.Context, t Target) (Device, error) {
+	config := nbdclient.Config{Network: "tcp", Export: t.Volume, TLS: t.TLS, Contexts: []string{nbd.ContextAllocation}}
+	if path, ok := strings.CutPrefix(t.Address, "unix:"); ok {
+		config.Network, config.Address = "unix", path
+	} else {
+		address, err := hostport.Parse(t.Address, nbdPort)
+		if err != nil {
+			return nil, storage.E("connect", storage.KindInvalid, "NBD server "+strconv.Quote(t.Address), err)
+		}
+		config.Address = address
+	}
+	if t.TLS != nil && t.TLS.ServerName == "" {
+		config.TLS = t.TLS.Clone()
+		config.TLS.ServerName, _, _ = net.SplitHostPort(config.Address)
+	}
+	d := &nbdDevice{}
+	for range max(t.Connections, 1) {
+		c, err := nbdclient.Dial(ctx, config)
+		if err != nil {
+			return nil, errors.Join(err, d.Close())
+		}
+		d.clients = append(d.clients, c)
+		if !c.Info().MultiConn {
+			break
+		}
+	}
+	d.status = slices.Contains(d.clients[0].Info().Contexts, nbd.ContextAllocation)
+	return d, nil
+}
+
+// client spreads requests over the connections.
+func (d *nbdDevice) client() *nbdclient.Client {
+	return d.clients[d.next.Add(1)%uint64(len(d.clients))]
+}
+
+// SizeBytes implements Device.
+func (d *nbdDevice) SizeBytes() int64 { return int64(d.clients[0].Info().SizeBytes) }
+
+// ReadAt implements Device.
+func (d *nbdDevice) ReadAt(ctx context.Context, p []byte, off int64) error {
+	return d.client().ReadAt(ctx, p, off)
+}
+
+// WriteAt implements Device.
+func (d *nbdDevice) WriteAt(ctx context.Context, p []byte, off int64) error {
+	return d.client().WriteAt(ctx, p, off)
+}
+
+// WriteZeroes implements Device.
+func (d *nbdDevice) WriteZeroes(ctx context.Context, off, n int64) error {
+	c := d.client()
+	err := c.WriteZeroes(ctx, off, n, false)
+	if !errors.Is(err, storage.ErrUnsupported) {
+		return err
+	}
+	for n > 0 {
+		part := min(n, int64(len(zeroBuffer)))
+		if err := c.WriteAt(ctx, zeroBuffer[:part], off); err != nil {
+			return err
+		}
+		off, n = off+part, n-part
+	}
+	return nil
+}
+
+// Runs implements Device. A server that does not say what is allocated is taken to hold data everywhere.
+func (d *nbdDevice) Runs(ctx context.Context, off, n int64) ([]Stretch, error) {
+	if !d.status {
+		return []Stretch{{Bytes: n}}, nil
+	}
+	extents, err := d.client().Status(ctx, off, n, nbd.ContextAllocation)
+	if err != nil {
+		return nil, err
+	}
+	var runs []Stretch
+	for _, e := range extents {
+		bytes := int64(min(e.LengthBytes, uint64(n)))
+		zero := e.Flags&nbd.FlagZero != 0
+		if last := len(runs) - 1; last >= 0 && runs[last].Zero == zero {
+			runs[last].Bytes += bytes
+		} else if bytes > 0 {
+			runs = append(runs, Stretch{Bytes: bytes, Zero: zero})
+		}
+		n -= bytes
+	}
+	return runs, nil
+}
+
+// Flush implements Device. With several connections the server promises that one flush is for all.
+func (d *nbdDevice) Flush(ctx context.Context) error { return d.clients[0].Flush(ctx) }
+
+// Close implements Device.
+func (d *nbdDevice) Close() error {
+	var problems []error
+	for _, c := range d.clients {
+		problems = append(problems, c.Close())
+	}
+	return errors.Join(problems...)
+}

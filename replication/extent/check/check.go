@@ -1,0 +1,264 @@
+package check
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/bits"
+	"slices"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/extent/storedir"
+	"github.com/storaged/storaged/replication/extent/table"
+	"github.com/storaged/storaged/replication/extent/tabledb"
+	"github.com/storaged/storaged/replication/op"
+	"github.com/storaged/storaged/replication/segment"
+)
+
+// Config says what to check.
+type Config struct {
+	FS  vfs.FS
+	Dir string
+	// Finding is called with each thing that is wrong, in words. It must not be nil.
+	Finding func(text string)
+	// Progress is called now and then with the blocks that were read, and about how many there are. May be nil.
+	Progress func(done, total uint64)
+}
+
+// Report says what was looked at.
+type Report struct {
+	Identity               storedir.Identity
+	Groups, Volumes        int
+	Pages, Blocks, Damaged uint64 // table pages and blocks read; blocks that could not be, or failed their checksum
+	Findings               int
+}
+
+// Run verifies a stopped store: every record of the log, every key of the tables, the live counts, and every block.
+// It writes nothing. Findings are told by Config.Finding; the error says why the check could not be made:
+// KindConflict when the store is in use, KindNotFound, KindUnsupported, KindIO, KindCanceled.
+func Run(ctx context.Context, cfg Config) (Report, error) {
+	c := &checker{cfg: cfg, sets: map[table.SetID]*checkedSet{}}
+	err := c.run(ctx)
+	return c.report, err
+}
+
+type checker struct {
+	cfg    Config
+	report Report
+	db     *tabledb.DB
+	log    *segment.Reader
+	sets   map[table.SetID]*checkedSet // of groups
+	total  uint64
+}
+
+// checkedSet is what the keys of one group's table set say.
+type checkedSet struct {
+	key     segment.GroupKey
+	deleted map[storage.VolumeID]bool
+	stored  table.Counts // live counts as stored
+	walked  table.Counts // as the tables say
+
+	mapped, heads map[storage.VolumeID]int64 // blocks of newest versions: as stored where that is known, as the tables say
+	last          table.PageKey              // whose newest version was counted; pages come in order, newest versions first
+}
+
+func (c *checker) find(format string, args ...any) {
+	c.report.Findings++
+	c.cfg.Finding(fmt.Sprintf(format, args...))
+}
+
+func (c *checker) run(ctx context.Context) (err error) {
+	fs, dir := c.cfg.FS, c.cfg.Dir
+	if c.report.Identity, err = storedir.ReadIdentity(fs, dir); err != nil {
+		return err
+	}
+	lock, err := storedir.Lock(fs, dir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lock.Close()) }()
+	c.log, err = segment.Check(fs, storedir.LogDir(fs, dir), c.report.Identity.Store, func(text string) { c.find("log: %s", text) })
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, c.log.Close()) }()
+	c.db, err = tabledb.Open(tabledb.Config{FS: fs, Dir: storedir.TablesDir(fs, dir), ReadOnly: true})
+	if err != nil {
+		if errors.Is(err, storage.ErrCorrupt) {
+			c.find("tables: the database does not open: %v", err)
+			return nil
+		}
+		return err
+	}
+	defer func() { err = errors.Join(err, c.db.Close()) }()
+	if err := c.smallKeys(); err != nil {
+		return c.scanFailed(err)
+	}
+	if err := c.pages(ctx); err != nil {
+		return c.scanFailed(err)
+	}
+	c.compareLive()
+	return nil
+}
+
+// scanFailed turns damage that ends a scan into a finding.
+func (c *checker) scanFailed(err error) error {
+	if errors.Is(err, storage.ErrCorrupt) {
+		c.find("tables: %v; what comes after it was not checked", err)
+		return nil
+	}
+	return err
+}
+
+// smallKeys decodes everything but the tables.
+func (c *checker) smallKeys() error {
+	each := func(kind byte, what string, fn func(k, v []byte) error) error {
+		return c.db.Scan([]byte{kind}, []byte{kind + 1}, func(k, v []byte) (bool, error) {
+			if err := fn(k, v); err != nil {
+				c.find("tables: %s with key %x: %v", what, k, err)
+			}
+			return true, nil
+		})
+	}
+	sealed := func(k, v []byte) error { _, err := table.Unseal(k, v); return err }
+	return errors.Join(
+		each(table.KeyGroup, "checkpoint", c.group),
+		each(table.KeyVolume, "volume", c.volume),
+		each(table.KeyLive, "live count", c.live),
+		each(table.KeyStable, "term or vote", sealed),
+		each(table.KeyIncarnation, "incarnation", sealed),
+		each(table.KeyPurge, "purge", c.purge),
+		each(table.KeyCounter, "counter", sealed),
+	)
+}
+
+func (c *checker) group(k, v []byte) error {
+	key, ok := table.ParseGroupKey(k)
+	r, err := table.DecodeGroupRecord(k, v)
+	if err != nil || !ok {
+		return fmt.Errorf("the key is valid: %v; %w", ok, err)
+	}
+	c.report.Groups++
+	c.sets[r.Set] = &checkedSet{key: key, deleted: map[storage.VolumeID]bool{}, stored: table.Counts{}, walked: table.Counts{},
+		mapped: map[storage.VolumeID]int64{}, heads: map[storage.VolumeID]int64{}}
+	return nil
+}
+
+func (c *checker) volume(k, v []byte) error {
+	id, vol, err := table.StoredVolume(k, v)
+	if err != nil {
+		return err
+	}
+	if id != table.FloorVolume {
+		c.report.Volumes++
+	}
+	set, _ := table.SetOf(k)
+	if s := c.sets[set]; s != nil {
+		s.deleted[id] = vol.Deleted()
+		if vol.Mapped() >= 0 && !vol.Deleted() { // what a deleted one had goes step by step
+			s.mapped[id] = vol.Mapped()
+		}
+	}
+	return nil
+}
+
+// purge notes a volume whose tables are being removed; it may be forgotten already.
+func (c *checker) purge(k, v []byte) error {
+	if _, err := table.UnsealLen(k, v, table.VolumeKeyLen, table.AnyLen); err != nil {
+		return err
+	}
+	set, _ := table.SetOf(k)
+	if s := c.sets[set]; s != nil {
+		s.deleted[table.ParseVolumeKey(k)] = true
+	}
+	return nil
+}
+
+func (c *checker) live(k, v []byte) error {
+	set, no, n, err := table.DecodeLive(k, v)
+	if err != nil {
+		return err
+	}
+	if s := c.sets[set]; s != nil {
+		s.stored[no] = n
+		c.total += uint64(n)
+	}
+	return nil
+}
+
+// pages decodes every page and reads every block.
+func (c *checker) pages(ctx context.Context) error {
+	block := make([]byte, storage.BlockSize)
+	return c.db.Scan([]byte{table.KeyPage}, []byte{table.KeyPage + 1}, func(k, v []byte) (bool, error) {
+		if err := ctx.Err(); err != nil {
+			return false, storage.E("check", storage.KindCanceled, "store "+c.cfg.Dir, err)
+		}
+		set, key, ok := table.ParsePageKey(k)
+		s := c.sets[set]
+		if ok && s == nil {
+			return true, nil // left by a pull that was not installed; it is removed at the next start
+		}
+		var p table.Page
+		if err := p.Decode(k, v); err != nil {
+			c.find("tables: %v", err)
+			return true, nil
+		}
+		c.report.Pages++
+		c.page(s, key, &p, block)
+		return true, nil
+	})
+}
+
+func (c *checker) page(s *checkedSet, key table.VersionKey, p *table.Page, block []byte) {
+	if s.last != key.PageKey {
+		s.last = key.PageKey
+		s.heads[key.Volume] += int64(bits.OnesCount64(p.Bitmap()))
+	}
+	for i := range p.Entries {
+		e := p.Entries[i]
+		if !e.Mapped() {
+			continue
+		}
+		s.walked.Bump(e.Segment, 1)
+		if s.deleted[key.Volume] {
+			continue
+		}
+		c.report.Blocks++
+		if c.report.Blocks%4096 == 0 && c.cfg.Progress != nil {
+			c.cfg.Progress(c.report.Blocks, c.total)
+		}
+		err := c.log.ReadAt(e.Position(), block)
+		if err == nil && op.Sum(block) != e.Sum {
+			err = table.ErrSeal
+		}
+		if err != nil {
+			c.report.Damaged++
+			c.find("group %s: block %d of extent %d of volume %d (epoch %d) at %s: %v", s.key, int(key.Page)*table.BlocksPerPage+i,
+				key.Extent, key.Volume, key.Epoch, e.Position(), err)
+		}
+	}
+}
+
+func (c *checker) compareLive() {
+	for _, s := range c.sets {
+		for _, id := range slices.Sorted(maps.Keys(s.mapped)) {
+			if s.mapped[id] != s.heads[id] {
+				c.find("group %s: volume %s is said to have %d blocks, its tables map %d", s.key, id, s.mapped[id], s.heads[id])
+			}
+		}
+		for _, no := range slices.Sorted(maps.Keys(union(s.stored, s.walked))) {
+			if s.stored[no] != s.walked[no] {
+				c.find("group %s: segment %s is said to hold %d live blocks, the tables refer to %d", s.key, no, s.stored[no], s.walked[no])
+			}
+		}
+	}
+}
+
+func union(a, b table.Counts) table.Counts {
+	u := maps.Clone(a)
+	maps.Copy(u, b)
+	return u
+}

@@ -1,0 +1,65 @@
+package live
+
+import (
+	"sync"
+
+	"github.com/storaged/storaged/replication/extent/table"
+	"github.com/storaged/storaged/replication/segment"
+)
+
+// Index is the table sets of a disk. The zero Index has none.
+type Index struct {
+	mu   sync.Mutex // guards all below; taken before the locks of sets
+	sets map[table.SetID]*Set
+	// held: from these segments on there may be blocks of a set that are not counted yet.
+	held map[table.SetID]segment.SegmentNo
+}
+
+// Add adds a set.
+func (x *Index) Add(id table.SetID, set *Set) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.sets == nil {
+		x.sets = map[table.SetID]*Set{}
+	}
+	x.sets[id] = set
+}
+
+// Drop forgets a set that is gone, durably.
+func (x *Index) Drop(id table.SetID) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	delete(x.sets, id)
+}
+
+// HoldFrom has every segment from no on count as in use until release is called. One call for a set at a time.
+func (x *Index) HoldFrom(id table.SetID, no segment.SegmentNo) (release func()) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.held == nil {
+		x.held = map[table.SetID]segment.SegmentNo{}
+	}
+	x.held[id] = no
+	return func() {
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		delete(x.held, id)
+	}
+}
+
+// InUse reports whether any set refers to the segment, or soon may.
+func (x *Index) InUse(no segment.SegmentNo) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, from := range x.held {
+		if no >= from {
+			return true
+		}
+	}
+	for _, set := range x.sets {
+		if set.InUse(no) {
+			return true
+		}
+	}
+	return false
+}

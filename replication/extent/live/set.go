@@ -1,0 +1,133 @@
+package live
+
+import (
+	"maps"
+	"sync"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/extent/table"
+	"github.com/storaged/storaged/replication/segment"
+)
+
+// Set counts the table entries of one table set that refer to each segment, as of the durable checkpoint, of
+// the checkpoint being written, and of now. Its lock is a leaf: nothing else is locked under it.
+type Set struct {
+	mu      sync.Mutex
+	durable table.Counts // what Pebble holds, >= 0
+	frozen  table.Counts // change from there to the frozen state, if there is one
+	pending table.Counts // change from there to now
+}
+
+// NewSet returns the counts of a set of which the database holds durable.
+func NewSet(durable table.Counts) *Set {
+	return &Set{durable: durable, frozen: table.Counts{}, pending: table.Counts{}}
+}
+
+// Change notes what applying entries changed.
+func (l *Set) Change(d table.Counts) {
+	if len(d) == 0 {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.pending.Add(d)
+}
+
+// Freeze makes now the frozen state. There must be none.
+func (l *Set) Freeze() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.frozen, l.pending = l.pending, table.Counts{}
+}
+
+// Thaw gives the frozen state up without its having become durable.
+func (l *Set) Thaw() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.pending.Add(l.frozen)
+	l.frozen = table.Counts{}
+}
+
+// Next returns the counts that differ in the frozen state from the durable ones; 0 where nothing is left.
+func (l *Set) Next() table.Counts {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := make(table.Counts, len(l.frozen))
+	for no, d := range l.frozen {
+		n[no] = l.durable[no] + d
+	}
+	return n
+}
+
+// Persisted makes the frozen state the durable one.
+func (l *Set) Persisted() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.durable.Add(l.frozen)
+	l.frozen = table.Counts{}
+}
+
+// After returns what the durable counts become by the change d, for the segments in d.
+func (l *Set) After(d table.Counts) table.Counts {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := make(table.Counts, len(d))
+	for no, v := range d {
+		n[no] = l.durable[no] + v
+	}
+	return n
+}
+
+// ChangeDurable notes a change that was written to Pebble beside the checkpoints.
+func (l *Set) ChangeDurable(d table.Counts) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.durable.Add(d)
+}
+
+// InUse reports whether the durable, the frozen or the present state refers to the segment.
+func (l *Set) InUse(no segment.SegmentNo) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	durable := l.durable[no]
+	frozen := durable + l.frozen[no]
+	return durable != 0 || frozen != 0 || frozen+l.pending[no] != 0
+}
+
+// Durable returns the counts that the database holds.
+func (l *Set) Durable() table.Counts {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return maps.Clone(l.durable)
+}
+
+// Now returns the present counts.
+func (l *Set) Now() table.Counts {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := maps.Clone(l.durable)
+	n.Add(l.frozen)
+	n.Add(l.pending)
+	return n
+}
+
+// DurableSegments returns the segments that the durable checkpoint refers to.
+func (l *Set) DurableSegments() []segment.SegmentNo {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := make([]segment.SegmentNo, 0, len(l.durable))
+	for no := range l.durable {
+		out = append(out, no)
+	}
+	return out
+}
+
+// DurableBytes returns how much the durable checkpoint refers to; blocks that versions share count once for each.
+func (l *Set) DurableBytes() (n uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, c := range l.durable {
+		n += uint64(c) * storage.BlockSize
+	}
+	return n
+}

@@ -1,0 +1,161 @@
+package extent
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/extent/reclaim"
+	"github.com/storaged/storaged/replication/extent/tabledb"
+	"github.com/storaged/storaged/replication/segment"
+)
+
+// spaceTTL is how long the file system's answer about its free space is used again.
+const spaceTTL = 100 * time.Millisecond
+
+// Space says how full a store is, in bytes.
+type Space struct {
+	// CapacityBytes is all that the store may use.
+	CapacityBytes int64
+	// FreeBytes is what it may still use, free segments that are written ahead included. It is 0 while the tables, or the log,
+	// want room that the file system does not give them, whatever it says of itself.
+	FreeBytes int64
+	// ReserveBytes: below it, writes that allocate should be refused before they are proposed. It is Config.ReserveBytes, or
+	// what segments written ahead and the tables may need if that is more.
+	ReserveBytes int64
+}
+
+// Full reports whether writes that allocate should be refused.
+func (s Space) Full() bool { return s.FreeBytes < s.ReserveBytes }
+
+// WritableBytes is what can still be written: what is free above the reserve. It is the figure that users see.
+func (s Space) WritableBytes() int64 { return max(0, s.FreeBytes-s.ReserveBytes) }
+
+// maxCompactionBytes is up to where Pebble adds tables to a compaction: 25 files.
+const maxCompactionBytes = 25 * tabledb.MaxTableFileBytes
+
+// tablesNeed is the room that the tables may need at once, beside what they have: for a compaction, which keeps the old
+// tables until the new ones are written; and for a memtable that is written out, the log it is in, and the one after it.
+func tablesNeed(tableBytes, memTableBytes int64) int64 {
+	return min(tableBytes, maxCompactionBytes) + 3*memTableBytes
+}
+
+// LeastReserve is what a store keeps in reserve at least, as long as its tables are small: room for segments that are written
+// ahead, which count as free and which tables cannot use, and what the tables need.
+func LeastReserve(freeSegments int, segmentBytes int64) int64 {
+	return int64(freeSegments)*segmentBytes + tablesNeed(0, tabledb.DefaultMemTableBytes)
+}
+
+// room is what a store knows of the room on its disk, and decides from it.
+type room struct {
+	cfg *Config
+	db  *tabledb.DB
+	log *segment.Log
+
+	mu              sync.Mutex // guards all below; held across the file system's answer so that one asks for all
+	asked           time.Time
+	total, avail    int64
+	tables          int64 // all files of the database
+	need            int64 // tablesNeed
+	known, reported bool
+}
+
+// Space returns how full the store is. It costs a few hundred nanoseconds and may be 100 ms old. When nothing is known
+// (a file system that does not say, and no configured capacity), it answers that there is plenty.
+func (s *Store) Space() Space { return s.room.space() }
+
+func (r *room) space() Space {
+	r.refresh()
+	used, free := r.log.Space()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := Space{CapacityBytes: 1 << 62, FreeBytes: 1 << 62,
+		ReserveBytes: max(r.cfg.ReserveBytes, int64(r.cfg.Segment.FreeSegments)*r.cfg.SegmentBytes+r.need)}
+	if r.known {
+		out.CapacityBytes, out.FreeBytes = r.total, r.avail+free
+	}
+	if c := r.cfg.CapacityBytes; c > 0 {
+		out.CapacityBytes = min(out.CapacityBytes, c)
+		out.FreeBytes = min(out.FreeBytes, c-used-r.tables)
+	}
+	if r.log.Full() { // by a quota, perhaps, which the file system does not count
+		out.FreeBytes = min(out.FreeBytes, free)
+	}
+	if out.FreeBytes < 0 || r.db.Short() {
+		out.FreeBytes = 0
+	}
+	return out
+}
+
+// makeRoom gives back segments that are free and wait to be used again when the file system has less left than the tables
+// may need; all the same if they have found no room. It reports whether there is more room than before.
+func (r *room) makeRoom(short bool) bool {
+	r.refresh()
+	r.mu.Lock()
+	need, lacks := r.need, r.known && r.avail < r.need
+	r.mu.Unlock()
+	return (short || lacks) && r.log.GiveBack(need) > 0
+}
+
+func (r *room) refresh() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.asked.IsZero() && time.Since(r.asked) < spaceTTL {
+		return
+	}
+	r.asked = time.Now()
+	var tables int64
+	r.tables, tables = r.db.DiskBytes()
+	r.need = tablesNeed(tables, r.cfg.MemTableBytes)
+	usage, err := r.cfg.FS.GetDiskUsage(r.cfg.Dir)
+	if r.known = err == nil; r.known {
+		r.total, r.avail = int64(usage.TotalBytes), int64(usage.AvailBytes)
+	} else if !r.reported && r.cfg.CapacityBytes == 0 {
+		r.reported = true
+		r.cfg.Logger.Warn("free space of the file system is not known", "dir", r.cfg.Dir, "error", err)
+	}
+}
+
+// level makes room for the tables if they need it, and says how much there is for clients.
+func (r *room) level() reclaim.Room {
+	r.makeRoom(false)
+	switch space := r.space(); {
+	case space.Full():
+		return reclaim.Full
+	case space.FreeBytes < 2*space.ReserveBytes:
+		return reclaim.Short
+	}
+	return reclaim.Enough
+}
+
+// errTablesFull is why something is refused.
+var errTablesFull = errors.New("the file system has no room for the store's tables; discard, delete volumes or make room on it")
+
+// mayGrow refuses what makes the store larger while there is no room for its tables: the caller would wait for room with
+// locks held.
+func (r *room) mayGrow(op string) error {
+	if r.db.Short() {
+		return storage.E(op, storage.KindNoSpace, "store "+r.cfg.Dir, errTablesFull)
+	}
+	return nil
+}
+
+// mayTake refuses n bytes of a copy, which no client waits for, if less than the reserve would be left. If the copy makes
+// room in the end, half of the reserve is enough.
+func (r *room) mayTake(op string, n int64, makesRoom bool) error {
+	if err := r.mayGrow(op); err != nil {
+		return err
+	}
+	space := r.space()
+	least := space.ReserveBytes
+	if makesRoom {
+		least /= 2
+	}
+	if space.FreeBytes-n >= least {
+		return nil
+	}
+	return storage.E(op, storage.KindNoSpace, "store "+r.cfg.Dir, fmt.Errorf(
+		"%d bytes are free and %d are kept in reserve; discard, delete volumes or make the file system larger", space.FreeBytes, least))
+}

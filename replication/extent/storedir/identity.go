@@ -1,0 +1,202 @@
+package storedir
+
+import (
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"syscall"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/diskio"
+)
+
+// Names of what lies in a data directory.
+const (
+	identityName = "store.json"
+	lockName     = "LOCK"
+	metaDirName  = "meta"
+	logDirName   = "log"
+
+	identityMagic   = "storaged store"
+	identityVersion = 1
+	maxIdentityLen  = 4 << 10
+)
+
+// Identity says whose store a data directory is. It is written once.
+type Identity struct {
+	Cluster storage.ClusterID
+	Store   storage.StoreID
+}
+
+// identityFile is the JSON of store.json.
+type identityFile struct {
+	Magic   string `json:"magic"`
+	Version int    `json:"version"`
+	Cluster string `json:"cluster"`
+	Store   string `json:"store"`
+}
+
+// ReadIdentity reads the identity of the store in dir. The error is of KindNotFound when there is none yet, of
+// KindUnsupported for a later format and of KindCorrupt for a file that is not one.
+func ReadIdentity(fsys vfs.FS, dir string) (Identity, error) {
+	fail := func(kind storage.Kind, err error) (Identity, error) {
+		return Identity{}, storage.E("read identity of", kind, "store "+dir, err)
+	}
+	f, err := fsys.Open(fsys.PathJoin(dir, identityName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return fail(storage.KindNotFound, err)
+	} else if err != nil {
+		return fail(storage.KindIO, err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxIdentityLen))
+	if err != nil {
+		return fail(storage.KindIO, err)
+	}
+	id, err := parseIdentity(data)
+	if err != nil {
+		return fail(storage.KindOf(err), err)
+	}
+	return id, nil
+}
+
+func parseIdentity(data []byte) (Identity, error) {
+	corrupt := func(err error) (Identity, error) {
+		return Identity{}, &storage.Error{Op: "parse", Kind: storage.KindCorrupt, Subject: identityName, Err: err}
+	}
+	var file identityFile
+	if err := json.Unmarshal(data, &file); err != nil {
+		return corrupt(err)
+	}
+	if file.Magic != identityMagic {
+		return corrupt(fmt.Errorf("magic %q, want %q", file.Magic, identityMagic))
+	}
+	if file.Version != identityVersion {
+		return Identity{}, storage.E("parse", storage.KindUnsupported, identityName,
+			fmt.Errorf("format version %d; this program knows %d", file.Version, identityVersion))
+	}
+	var id Identity
+	var err error
+	if id.Cluster, err = storage.ParseClusterID(file.Cluster); err != nil {
+		return corrupt(err)
+	}
+	if id.Store, err = storage.ParseStoreID(file.Store); err != nil {
+		return corrupt(err)
+	}
+	if id.Cluster.IsZero() || id.Store.IsZero() {
+		return corrupt(errors.New("an id is zero"))
+	}
+	return id, nil
+}
+
+// writeIdentity writes the file atomically: whole, synced, renamed, and the directory synced.
+func writeIdentity(fsys vfs.FS, dir string, id Identity) error {
+	data, err := json.MarshalIndent(identityFile{Magic: identityMagic, Version: identityVersion,
+		Cluster: id.Cluster.String(), Store: id.Store.String()}, "", "  ")
+	if err != nil {
+		return err
+	}
+	temporary := fsys.PathJoin(dir, identityName+".new")
+	f, err := fsys.Create(temporary, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(append(data, '\n'))
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err := fsys.Rename(temporary, fsys.PathJoin(dir, identityName)); err != nil {
+		return err
+	}
+	return diskio.SyncDir(fsys, dir)
+}
+
+// Make makes a directory and those above it that are missing, durably.
+func Make(fsys vfs.FS, dir string) error {
+	var missing []string
+	for d := dir; ; d = fsys.PathDir(d) {
+		if _, err := fsys.Stat(d); err == nil || d == fsys.PathDir(d) {
+			break
+		}
+		missing = append(missing, d)
+	}
+	if err := fsys.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for _, d := range missing {
+		if err := diskio.SyncDir(fsys, fsys.PathDir(d)); err != nil {
+			return err
+		}
+	}
+	if len(missing) == 0 {
+		// A start that was cut off may have made it without syncing. Who made it otherwise may have left a parent
+		// that cannot be read: that is no reason not to start.
+		_ = diskio.SyncDir(fsys, fsys.PathDir(dir))
+	}
+	return nil
+}
+
+// TablesDir returns the directory of the tables' database.
+func TablesDir(fsys vfs.FS, dir string) string { return fsys.PathJoin(dir, metaDirName) }
+
+// LogDir returns the directory of the segment log.
+func LogDir(fsys vfs.FS, dir string) string { return fsys.PathJoin(dir, logDirName) }
+
+// Lock takes the exclusive lock of the data directory, KindConflict if another process has it.
+func Lock(fsys vfs.FS, dir string) (io.Closer, error) {
+	lock, err := fsys.Lock(fsys.PathJoin(dir, lockName))
+	if err == nil {
+		return lock, nil
+	}
+	if errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EACCES) {
+		return nil, storage.E("open", storage.KindConflict, "store "+dir, errors.New("it is in use by another process"))
+	}
+	return nil, storage.E("lock", storage.KindIO, "store "+dir, err)
+}
+
+// SettleIdentity reads the identity, or writes that of a new store, and compares it with what is expected, of which zero ids
+// say nothing: a new store gets a random id then, and is refused without a cluster.
+func SettleIdentity(fsys vfs.FS, dir string, expected Identity) (Identity, error) {
+	id, err := ReadIdentity(fsys, dir)
+	if errors.Is(err, storage.ErrNotFound) {
+		return createIdentity(fsys, dir, expected)
+	} else if err != nil {
+		return Identity{}, err
+	}
+	conflict := func(format string, args ...any) (Identity, error) {
+		return Identity{}, storage.E("open", storage.KindConflict, "store "+dir, fmt.Errorf(format, args...))
+	}
+	if !expected.Cluster.IsZero() && expected.Cluster != id.Cluster {
+		return conflict("it belongs to cluster %s, not %s", id.Cluster, expected.Cluster)
+	}
+	if !expected.Store.IsZero() && expected.Store != id.Store {
+		return conflict("it is store %s, not %s", id.Store, expected.Store)
+	}
+	return id, nil
+}
+
+func createIdentity(fsys vfs.FS, dir string, id Identity) (Identity, error) {
+	if id.Cluster.IsZero() {
+		return Identity{}, storage.E("open", storage.KindNotFound, "store "+dir,
+			errors.New("there is no store, and no cluster was given to make one for"))
+	}
+	if _, err := fsys.Stat(TablesDir(fsys, dir)); err == nil {
+		return Identity{}, storage.E("open", storage.KindCorrupt, "store "+dir,
+			fmt.Errorf("it has data, but its %s is missing", identityName))
+	}
+	if id.Store.IsZero() {
+		_, _ = rand.Read(id.Store[:]) // never fails since Go 1.24
+	}
+	if err := writeIdentity(fsys, dir, id); err != nil {
+		return Identity{}, storage.E("write identity of", storage.KindIO, "store "+dir, err)
+	}
+	return id, nil
+}

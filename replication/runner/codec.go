@@ -1,0 +1,441 @@
+package runner
+
+import (
+	"encoding/binary"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	storage "github.com/storaged/storaged"
+)
+
+// Raft's messages travel as frame headers of replication/peer, little-endian, laid out in docs/format/raft.md. The
+// data of entries is the frame's payload, one entry after the other, by reference.
+//
+// Everything decoded here came from a peer and is checked before it is used.
+
+// MaxEntriesPerCall bounds the entries of one request of the library.
+const MaxEntriesPerCall = 1024
+
+// SnapshotVersion is what protocol version 3 of the library writes.
+const SnapshotVersion raft.SnapshotVersion = 1
+
+const (
+	maxIDBytes        = 128
+	maxExtensionBytes = 1 << 10
+	maxConfigBytes    = 32 << 10
+)
+
+// enc appends fields to a header.
+type enc struct{ b []byte }
+
+func (e *enc) u8(v uint8)   { e.b = append(e.b, v) }
+func (e *enc) u32(v uint32) { e.b = binary.LittleEndian.AppendUint32(e.b, v) }
+func (e *enc) u64(v uint64) { e.b = binary.LittleEndian.AppendUint64(e.b, v) }
+func (e *enc) bool(v bool) {
+	if v {
+		e.u8(1)
+	} else {
+		e.u8(0)
+	}
+}
+func (e *enc) bytes(v []byte) {
+	e.b = binary.LittleEndian.AppendUint16(e.b, uint16(len(v)))
+	e.b = append(e.b, v...)
+}
+func (e *enc) rpcHeader(h raft.RPCHeader) {
+	e.u8(uint8(h.ProtocolVersion))
+	e.bytes(h.ID)
+	e.bytes(h.Addr)
+}
+
+// dec takes fields off a header; the first field that does not fit sets bad, and all later ones are zero.
+type dec struct {
+	b   []byte
+	bad bool
+}
+
+func (d *dec) take(n int) []byte {
+	if d.bad || n < 0 || n > len(d.b) {
+		d.bad = true
+		return nil
+	}
+	v := d.b[:n:n]
+	d.b = d.b[n:]
+	return v
+}
+func (d *dec) u8() uint8 {
+	if v := d.take(1); v != nil {
+		return v[0]
+	}
+	return 0
+}
+func (d *dec) u32() uint32 {
+	if v := d.take(4); v != nil {
+		return binary.LittleEndian.Uint32(v)
+	}
+	return 0
+}
+func (d *dec) u64() uint64 {
+	if v := d.take(8); v != nil {
+		return binary.LittleEndian.Uint64(v)
+	}
+	return 0
+}
+func (d *dec) bool() bool { return d.u8() == 1 }
+func (d *dec) bytes(limit int) []byte {
+	v := d.take(2)
+	if v == nil {
+		return nil
+	}
+	n := int(binary.LittleEndian.Uint16(v))
+	if n > limit {
+		d.bad = true
+		return nil
+	}
+	return append([]byte(nil), d.take(n)...) // header buffers are pooled: copy what is kept
+}
+func (d *dec) rpcHeader() raft.RPCHeader {
+	return raft.RPCHeader{ProtocolVersion: raft.ProtocolVersion(d.u8()), ID: d.bytes(maxIDBytes),
+		Addr: d.bytes(maxIDBytes)}
+}
+func (d *dec) done(what string) error {
+	if d.bad {
+		return storage.E("decode "+what, storage.KindInvalid, "", fmt.Errorf("the message is cut short or a length is out of range"))
+	}
+	if len(d.b) != 0 {
+		return storage.E("decode "+what, storage.KindInvalid, "", fmt.Errorf("%d bytes too many", len(d.b)))
+	}
+	return nil
+}
+
+// encodeAppend encodes a request for the replica named to, with the entries' data beside it.
+func encodeAppend(to raft.ServerID, r *raft.AppendEntriesRequest) (header []byte, payload [][]byte) {
+	e := enc{make([]byte, 0, 128+len(r.Entries)*32)}
+	e.bytes([]byte(to))
+	e.rpcHeader(r.RPCHeader)
+	e.u64(r.Term)
+	e.u64(r.PrevLogEntry)
+	e.u64(r.PrevLogTerm)
+	e.u64(r.LeaderCommitIndex)
+	e.u32(uint32(len(r.Entries)))
+	if len(r.Entries) > 0 {
+		payload = make([][]byte, 0, len(r.Entries))
+	}
+	for _, l := range r.Entries {
+		e.u64(l.Index)
+		e.u64(l.Term)
+		e.u8(uint8(l.Type))
+		var at int64
+		if !l.AppendedAt.IsZero() {
+			at = l.AppendedAt.UnixNano()
+		}
+		e.u64(uint64(at))
+		e.u32(uint32(len(l.Data)))
+		e.bytes(l.Extensions)
+		if len(l.Data) > 0 {
+			payload = append(payload, l.Data)
+		}
+	}
+	return e.b, payload
+}
+
+// decodeAppend is the inverse of encodeAppend. The entries' Data point into payload.
+func decodeAppend(header, payload []byte) (to raft.ServerID, r *raft.AppendEntriesRequest, err error) {
+	d := dec{b: header}
+	to = raft.ServerID(d.bytes(maxIDBytes))
+	r = &raft.AppendEntriesRequest{RPCHeader: d.rpcHeader(), Term: d.u64(), PrevLogEntry: d.u64(),
+		PrevLogTerm: d.u64(), LeaderCommitIndex: d.u64()}
+	r.Leader = r.RPCHeader.Addr
+	n := d.u32()
+	if n > MaxEntriesPerCall || int(n)*31 > len(d.b) {
+		d.bad = true
+		n = 0
+	}
+	if n > 0 {
+		logs := make([]raft.Log, n)
+		r.Entries = make([]*raft.Log, n)
+		p := dec{b: payload}
+		for i := range logs {
+			l := &logs[i]
+			l.Index, l.Term, l.Type = d.u64(), d.u64(), raft.LogType(d.u8())
+			if at := int64(d.u64()); at != 0 {
+				l.AppendedAt = time.Unix(0, at)
+			}
+			if size := d.u32(); size > 0 {
+				l.Data = p.take(int(size))
+			}
+			l.Extensions = d.bytes(maxExtensionBytes)
+			if l.Index != r.PrevLogEntry+uint64(i)+1 || l.Index == 0 || !validType(l.Type) {
+				d.bad = true
+			}
+			if l.Type == raft.LogConfiguration && !ValidConfiguration(l.Data) {
+				d.bad = true // DecodeConfiguration panics on what it cannot read
+			}
+			r.Entries[i] = l
+		}
+		d.bad = d.bad || p.bad
+		payload = p.b
+	}
+	if len(payload) != 0 {
+		d.bad = true
+	}
+	return to, r, d.done("append entries")
+}
+
+// validType reports whether a leader of this protocol version appends such entries. The library stores others, and does
+// not start again with them.
+func validType(t raft.LogType) bool {
+	return t == raft.LogCommand || t == raft.LogNoop || t == raft.LogBarrier || t == raft.LogConfiguration
+}
+
+// ValidConfiguration reports whether raft.DecodeConfiguration can read data.
+func ValidConfiguration(data []byte) (ok bool) {
+	if len(data) > maxConfigBytes {
+		return false
+	}
+	defer func() {
+		if recover() != nil {
+			ok = false
+		}
+	}()
+	raft.DecodeConfiguration(data)
+	return true
+}
+
+func encodeAppendResponse(r *raft.AppendEntriesResponse, freeBytes int64) []byte {
+	e := enc{make([]byte, 0, 64)}
+	e.rpcHeader(r.RPCHeader)
+	e.u64(r.Term)
+	e.u64(r.LastLog)
+	e.bool(r.Success)
+	e.bool(r.NoRetryBackoff)
+	e.u64(uint64(freeBytes))
+	return e.b
+}
+
+func decodeAppendResponse(header []byte, r *raft.AppendEntriesResponse) (freeBytes int64, err error) {
+	d := dec{b: header}
+	*r, freeBytes = d.appendResponse()
+	return freeBytes, d.done("append entries response")
+}
+
+func (d *dec) appendResponse() (r raft.AppendEntriesResponse, freeBytes int64) {
+	return raft.AppendEntriesResponse{RPCHeader: d.rpcHeader(), Term: d.u64(), LastLog: d.u64(), Success: d.bool(),
+		NoRetryBackoff: d.bool()}, int64(d.u64())
+}
+
+// anonymous is a candidate's header without its ID. hashicorp/raft refuses a vote to a candidate that the voter's own
+// configuration does not have as a voter. Raft has no such rule, and with it a group of three is stuck when the leader
+// dies after AddVoter was committed by itself and the new voter: the third holds neither entry nor vote for the new
+// one, and its own log is too short to be elected. Without an ID the library leaves the check out (in a pre-vote it
+// does not: see Transport.servePreVote). What it is meant for, removed servers that disturb, pre-votes and the check
+// for a present leader keep off.
+func anonymous(h raft.RPCHeader) raft.RPCHeader {
+	h.ID = nil
+	return h
+}
+
+func encodeVote(to raft.ServerID, r *raft.RequestVoteRequest) []byte {
+	e := candidacy(to, anonymous(r.RPCHeader), r.Term, r.LastLogIndex, r.LastLogTerm)
+	e.bool(r.LeadershipTransfer)
+	return e.b
+}
+
+func decodeVote(header []byte) (to raft.ServerID, r *raft.RequestVoteRequest, err error) {
+	d := dec{b: header}
+	to = raft.ServerID(d.bytes(maxIDBytes))
+	r = &raft.RequestVoteRequest{RPCHeader: d.rpcHeader(), Term: d.u64(), LastLogIndex: d.u64(), LastLogTerm: d.u64(),
+		LeadershipTransfer: d.bool()}
+	r.Candidate = r.RPCHeader.Addr
+	return to, r, d.done("request vote")
+}
+
+func encodeVoteResponse(h raft.RPCHeader, term uint64, granted bool) []byte {
+	e := enc{make([]byte, 0, 64)}
+	e.rpcHeader(h)
+	e.u64(term)
+	e.bool(granted)
+	return e.b
+}
+
+func decodeVoteResponse(header []byte) (h raft.RPCHeader, term uint64, granted bool, err error) {
+	d := dec{b: header}
+	h, term, granted = d.rpcHeader(), d.u64(), d.bool()
+	return h, term, granted, d.done("vote response")
+}
+
+func encodePreVote(to raft.ServerID, r *raft.RequestPreVoteRequest) []byte {
+	return candidacy(to, r.RPCHeader, r.Term, r.LastLogIndex, r.LastLogTerm).b
+}
+
+// candidacy encodes what votes and pre-votes begin with.
+func candidacy(to raft.ServerID, h raft.RPCHeader, term, lastIndex, lastTerm uint64) *enc {
+	e := &enc{make([]byte, 0, 128)}
+	e.bytes([]byte(to))
+	e.rpcHeader(h)
+	e.u64(term)
+	e.u64(lastIndex)
+	e.u64(lastTerm)
+	return e
+}
+
+func decodePreVote(header []byte) (to raft.ServerID, r *raft.RequestPreVoteRequest, err error) {
+	d := dec{b: header}
+	to = raft.ServerID(d.bytes(maxIDBytes))
+	r = &raft.RequestPreVoteRequest{RPCHeader: d.rpcHeader(), Term: d.u64(), LastLogIndex: d.u64(),
+		LastLogTerm: d.u64()}
+	return to, r, d.done("request pre-vote")
+}
+
+// timeoutNow is the library's message with the leader's term, which it lacks.
+type timeoutNow struct {
+	header raft.RPCHeader
+	term   uint64
+}
+
+func encodeTimeoutNow(to raft.ServerID, m timeoutNow) []byte {
+	e := enc{make([]byte, 0, 64)}
+	e.bytes([]byte(to))
+	e.rpcHeader(m.header)
+	e.u64(m.term)
+	return e.b
+}
+
+func decodeTimeoutNow(header []byte) (to raft.ServerID, m timeoutNow, err error) {
+	d := dec{b: header}
+	to, m = raft.ServerID(d.bytes(maxIDBytes)), timeoutNow{d.rpcHeader(), d.u64()}
+	return to, m, d.done("timeout now")
+}
+
+// installPart is what travels of a snapshot with one request: the name of the manifest that the receiver is to pull,
+// or a chunk of the content, which is the frame's payload.
+type installPart struct {
+	req      *raft.InstallSnapshotRequest
+	manifest string
+	stream   uint64 // chunks of one snapshot have the same
+	offset   uint64 // of the chunk in the content
+	last     bool   // hand it to Raft
+}
+
+func encodeInstall(to raft.ServerID, part installPart) []byte {
+	r := part.req
+	e := enc{make([]byte, 0, 256)}
+	e.bytes([]byte(to))
+	e.rpcHeader(r.RPCHeader)
+	e.u8(uint8(r.SnapshotVersion))
+	e.u64(r.Term)
+	e.u64(r.LastLogIndex)
+	e.u64(r.LastLogTerm)
+	e.bytes(r.Configuration)
+	e.u64(r.ConfigurationIndex)
+	e.bytes([]byte(part.manifest))
+	e.u64(part.stream)
+	e.u64(part.offset)
+	e.bool(part.last)
+	return e.b
+}
+
+func decodeInstall(header []byte) (to raft.ServerID, part installPart, err error) {
+	d := dec{b: header}
+	to = raft.ServerID(d.bytes(maxIDBytes))
+	r := &raft.InstallSnapshotRequest{RPCHeader: d.rpcHeader(), SnapshotVersion: raft.SnapshotVersion(d.u8()),
+		Term: d.u64(), LastLogIndex: d.u64(), LastLogTerm: d.u64(), Configuration: d.bytes(maxConfigBytes),
+		ConfigurationIndex: d.u64()}
+	r.Leader = r.RPCHeader.Addr
+	part = installPart{req: r, manifest: string(d.bytes(maxIDBytes)), stream: d.u64(), offset: d.u64(), last: d.bool()}
+	if r.SnapshotVersion != SnapshotVersion || !ValidConfiguration(r.Configuration) {
+		d.bad = true
+	}
+	return to, part, d.done("install snapshot")
+}
+
+func encodeInstallResponse(r *raft.InstallSnapshotResponse) []byte {
+	e := enc{make([]byte, 0, 64)}
+	e.rpcHeader(r.RPCHeader)
+	e.u64(r.Term)
+	e.bool(r.Success)
+	return e.b
+}
+
+func decodeInstallResponse(header []byte, r *raft.InstallSnapshotResponse) error {
+	d := dec{b: header}
+	*r = raft.InstallSnapshotResponse{RPCHeader: d.rpcHeader(), Term: d.u64(), Success: d.bool()}
+	return d.done("install snapshot response")
+}
+
+// A heartbeat is an AppendEntries without entries, previous entry and commit index; those of all groups between two
+// nodes travel together.
+
+// heartbeat is one group's part of a merged frame.
+type heartbeat struct {
+	group storage.GroupID
+	to    raft.ServerID
+	req   *raft.AppendEntriesRequest
+}
+
+// maxHeartbeatsPerFrame bounds a merged frame within the header limit of replication/peer.
+const maxHeartbeatsPerFrame = 256
+
+func encodeHeartbeats(hs []heartbeat) []byte {
+	e := enc{make([]byte, 0, 4+len(hs)*160)}
+	e.u32(uint32(len(hs)))
+	for i := range hs {
+		e.u32(uint32(hs[i].group))
+		e.bytes([]byte(hs[i].to))
+		e.rpcHeader(hs[i].req.RPCHeader)
+		e.u64(hs[i].req.Term)
+	}
+	return e.b
+}
+
+func decodeHeartbeats(header []byte) ([]heartbeat, error) {
+	d := dec{b: header}
+	n := d.u32()
+	if n > maxHeartbeatsPerFrame {
+		d.bad, n = true, 0
+	}
+	hs := make([]heartbeat, n)
+	for i := range hs {
+		hs[i] = heartbeat{group: storage.GroupID(d.u32()), to: raft.ServerID(d.bytes(maxIDBytes))}
+		hs[i].req = &raft.AppendEntriesRequest{RPCHeader: d.rpcHeader(), Term: d.u64()}
+		hs[i].req.Leader = hs[i].req.RPCHeader.Addr
+	}
+	return hs, d.done("heartbeats")
+}
+
+// heartbeatAnswer is the answer to one heartbeat; missing when the replica is not here or keeps silent.
+type heartbeatAnswer struct {
+	present   bool
+	resp      raft.AppendEntriesResponse
+	freeBytes int64
+}
+
+func encodeHeartbeatAnswers(as []heartbeatAnswer) []byte {
+	e := enc{make([]byte, 0, 4+len(as)*96)}
+	e.u32(uint32(len(as)))
+	for i := range as {
+		e.bool(as[i].present)
+		if as[i].present {
+			e.b = append(e.b, encodeAppendResponse(&as[i].resp, as[i].freeBytes)...)
+		}
+	}
+	return e.b
+}
+
+func decodeHeartbeatAnswers(header []byte) ([]heartbeatAnswer, error) {
+	d := dec{b: header}
+	n := d.u32()
+	if n > maxHeartbeatsPerFrame {
+		d.bad, n = true, 0
+	}
+	as := make([]heartbeatAnswer, n)
+	for i := range as {
+		if as[i].present = d.bool(); !as[i].present {
+			continue
+		}
+		as[i].resp, as[i].freeBytes = d.appendResponse()
+	}
+	return as, d.done("heartbeat answers")
+}

@@ -1,0 +1,22 @@
+package placement
+
+import (
+	"encoding/json"
+	"testing"
+)
+
+// TestReportJSON: nodes of other versions read reports, so that stores and replicas are named in text as they have always been.
+func TestReportJSON(t *testing.T) {
+	r := NodeReport{Node: 1, Stores: []StoreReport{{CapacityBytes: 5}}, Replicas: []ReplicaReport{{Group: 2, State: ReplicaLeader, Members: []Member{{Node: 1}}}}}
+	r.Stores[0].ID[0], r.Replicas[0].Key.Store[0], r.Replicas[0].Key.Incarnation = 0xd1, 0xd2, 7
+	got, err := json.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = `{"node":1,"stores":[{"id":"d1000000-0000-0000-0000-000000000000","capacity_bytes":5,"used_bytes":0,"free_bytes":0}],` +
+		`"replicas":[{"group":2,"key":"d2000000-0000-0000-0000-000000000000/7","state":"leader",` +
+		`"members":[{"key":"00000000-0000-0000-0000-000000000000/0","node":1}]}]}`
+	if string(got) != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}

@@ -1,0 +1,43 @@
+package server
+
+import (
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication"
+	"github.com/storaged/storaged/server/placement"
+	"github.com/storaged/storaged/server/status"
+)
+
+// replicas are those of this node, in the words of reports.
+func (n *node) replicas() (out []status.Replica) {
+	for _, s := range n.host.Status() {
+		key, err := storage.ParseReplicaKey(string(s.Self))
+		if err != nil {
+			continue
+		}
+		out = append(out, status.Replica{ReplicaReport: reportOf(key, s), Leads: s.Role == "leader" && s.Ready,
+			LeaderCommit: s.LeaderCommit, LeaderHeard: s.LeaderHeard})
+	}
+	return out
+}
+
+func reportOf(key storage.ReplicaKey, s replication.GroupStatus) placement.ReplicaReport {
+	state, ok := map[string]placement.ReplicaState{"leader": placement.ReplicaLeader, "follower": placement.ReplicaFollower,
+		"candidate": placement.ReplicaCandidate, "damaged": placement.ReplicaDamaged}[s.Role]
+	switch {
+	case s.PullTotalBytes > 0 && s.Reason == "":
+		state = placement.ReplicaPulling
+	case !ok:
+		state = placement.ReplicaStopped
+	}
+	r := placement.ReplicaReport{Group: s.Group, Key: key, Term: s.Term, Leader: s.Leader, Last: s.LastIndex,
+		Commit: s.CommitIndex, Applied: s.AppliedIndex, ConfigIndex: s.ConfigIndex, PulledBytes: s.PulledBytes, PullBytes: s.PullTotalBytes,
+		State: state, Reason: s.Reason}
+	for _, m := range s.Replicas {
+		k, err := storage.ParseReplicaKey(string(m.ID))
+		if err != nil {
+			continue
+		}
+		r.Members = append(r.Members, placement.Member{Key: k, Node: m.Node, Voter: m.Voter, AckedIndex: m.AckedIndex})
+	}
+	return r
+}

@@ -1,0 +1,327 @@
+package status
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/api"
+	"github.com/storaged/storaged/replication/peer"
+	"github.com/storaged/storaged/server/catalog"
+	"github.com/storaged/storaged/server/placement"
+)
+
+// status sums the picture up and judges it.
+func (p *picture) status() api.Status {
+	s := api.Status{ReplicasWanted: p.cluster.Replicas, GroupsTotal: len(p.groups), Volumes: len(p.volumes), UsableBytes: p.usable,
+		CatalogLeader: p.fresh.Leader, CatalogLeaderName: p.names[p.fresh.Leader], CatalogIndex: p.fresh.Index,
+		AnsweredBy: p.self, AnsweredByName: p.names[p.self], Age: p.fresh.Age}
+	if s.Age == catalog.NeverHeard {
+		s.Age = -1
+	}
+	for _, v := range p.volumes {
+		s.ProvisionedBytes += v.SizeBytes
+	}
+	nodes, groups := p.apiNodes(), p.apiGroups()
+	for _, n := range nodes {
+		addNode(&s, n)
+	}
+	sums := p.sumGroups(groups)
+	s.GroupsFull, s.GroupsWithoutLeader, s.Tasks = sums.full, len(sums.leaderless), sums.tasks
+	s.Reasons = p.judgeCatalog()
+	for _, n := range nodes {
+		s.Reasons = append(s.Reasons, p.judgeNode(n, groups)...)
+	}
+	s.Reasons = append(s.Reasons, judgeSize(p.cluster.Replicas, len(nodes))...)
+	s.Reasons = append(s.Reasons, sums.judge(p.cluster.Replicas, len(nodes))...)
+	slices.SortStableFunc(s.Reasons, func(a, b api.Reason) int { return cmp.Compare(rank[a.Severity], rank[b.Severity]) })
+	s.Health = api.HealthOK
+	if len(s.Reasons) > 0 {
+		s.Health = s.Reasons[0].Severity
+	}
+	return s
+}
+
+// rank orders reasons, the worst first.
+var rank = map[api.Health]int{api.HealthCritical: 0, api.HealthStarting: 1, api.HealthDegraded: 2}
+
+func addNode(s *api.Status, n api.Node) {
+	s.NodesTotal++
+	if n.State == storage.NodeUp {
+		s.NodesUp++
+	}
+	s.CapacityBytes += n.CapacityBytes()
+	s.UsedBytes += n.UsedBytes()
+	s.FreeBytes += n.FreeBytes()
+	for _, store := range n.Stores {
+		if store.State == api.StoreUnknown {
+			s.StoresUnknown++
+		}
+	}
+}
+
+// judgeCatalog judges whether the catalog serves, and whether what is in it is whole.
+func (p *picture) judgeCatalog() (rs []api.Reason) {
+	add := func(severity api.Health, subject, text, step string) {
+		rs = append(rs, api.Reason{Severity: severity, Subject: subject, Text: text, NextStep: step})
+	}
+	switch {
+	case p.unborn != "":
+		add(api.HealthStarting, "catalog", p.unborn, "wait a moment; if it stays so, look at the log of this node")
+	case p.fresh.Leader == 0:
+		add(api.HealthCritical, "catalog", "it has no leader; "+p.copyAge(),
+			"bring up nodes until a majority runs; `storagectl node list` shows them")
+	case p.alone:
+		add(api.HealthDegraded, "catalog", "its leader does not answer; what follows is from this node's copy", "")
+	}
+	if text := p.making(); text != "" {
+		add(api.HealthStarting, "cluster", text,
+			"wait a moment; if it stays so, look at the other reasons, and at the log of the node that leads the catalog")
+	}
+	return rs
+}
+
+// copyAge says what the answer rests on while the catalog has no leader.
+func (p *picture) copyAge() string {
+	switch {
+	case p.fresh.Age == catalog.NeverHeard && len(p.nodes) == 0:
+		return "this node has not read it since it was started, so nodes, groups and volumes are not known"
+	case p.fresh.Age == catalog.NeverHeard:
+		return "this node has heard no leader since it was started, and shows what its disk holds"
+	}
+	return fmt.Sprintf("what follows is what this node knew %v ago", p.fresh.Age.Round(time.Second))
+}
+
+// making says what of a new cluster is still being made, if that is known: an old copy of the catalog may show what is long done.
+func (p *picture) making() string {
+	if p.alone {
+		return ""
+	}
+	return making(p.cluster, p.groups)
+}
+
+// judgeSize judges whether the cluster has the nodes that it needs.
+func judgeSize(copies, nodes int) []api.Reason {
+	if nodes == 0 || nodes >= copies {
+		return nil
+	}
+	return []api.Reason{{Severity: api.HealthDegraded, Subject: "cluster",
+		Text: fmt.Sprintf("it has %d of the %d nodes that %d copies of everything need", nodes, copies, copies), NextStep: "start more nodes with --join"}}
+}
+
+func (p *picture) judgeNode(n api.Node, groups []api.Group) []api.Reason {
+	rs := append(p.judgeState(n), p.judgeReadiness(n)...)
+	rs = append(rs, p.judgeRefusals(n)...)
+	for _, s := range n.Stores {
+		rs = append(rs, judgeStore(n.Name, s, groups)...)
+	}
+	return rs
+}
+
+// judgeState judges whether a node is up, and whether its connections tell of anything wrong.
+func (p *picture) judgeState(n api.Node) []api.Reason {
+	text, step := judgeWhere(n.Name, n.State == storage.NodeUp, n.Addrs.Peer, p.where[n.ID])
+	switch {
+	case n.State == storage.NodeUp:
+		if text == "" {
+			return nil
+		}
+	case n.State == storage.NodeUnknown:
+		if text == "" {
+			text = "no report of it; node " + p.names[p.self] + " does not know whether it is up"
+			step = "look whether storaged runs there, and whether the nodes reach each other's peer addresses"
+		}
+	case text == "":
+		text, step = string(n.State), downStep(n)
+	default:
+		text = string(n.State) + ": " + text
+	}
+	return []api.Reason{{Severity: api.HealthDegraded, Subject: "node " + n.Name, Text: text, NextStep: step}}
+}
+
+func downStep(n api.Node) string {
+	step := "start storaged there, and look at its log; if its address has changed, start it with --join and the address of a node that is up"
+	if n.State == storage.NodeDown {
+		step += "; only if its disk is lost, `storagectl node remove " + n.Name + "`"
+	}
+	return step
+}
+
+// whereMemory is how long what a node has said lately counts.
+const whereMemory = time.Minute
+
+// judgeWhere says what this node's connections to another node, or their absence, show beyond that node's state: it has moved, it
+// connects to us and cannot be reached, or two processes claim to be it. Empty: nothing.
+func judgeWhere(name string, up bool, recorded string, w peer.Whereabouts) (text, step string) {
+	switch {
+	case w.Second != nil:
+		return fmt.Sprintf("a second process with its identity is refused: %s at %s; the first is %s at %s", w.Second.Process,
+				w.Second.Address, w.Process, w.Address),
+			"stop the second one: its data directory is a copy. If it is the copy that is to go on, stop the first"
+	case !up && w.Address != "" && w.Since < whereMemory && w.Address != recorded && w.Reached:
+		return fmt.Sprintf("it has moved from %s to %s and comes back", recorded, w.Address), "wait"
+	case !up && w.Address != "" && w.Connected && !w.Reached && w.Err != nil: // a node that has died speaks no more
+		return fmt.Sprintf("it speaks to this node, and is not reached at %s, which it says is its address: %v", w.Address, w.Err),
+			"look at --advertise and --listen-peer of node " + name + ", and at firewalls; do not remove it"
+	}
+	return "", ""
+}
+
+// judgeReadiness says what a node lacks that is up.
+func (p *picture) judgeReadiness(n api.Node) []api.Reason {
+	unready := p.reports[n.ID].Report.Unready
+	if p.alone || n.State != storage.NodeUp || len(unready) == 0 {
+		return nil
+	}
+	severity := api.HealthDegraded
+	if p.making() != "" { // no node is ready before the groups are
+		severity = api.HealthStarting
+	}
+	return []api.Reason{{Severity: severity, Subject: "node " + n.Name, Text: "not ready: " + strings.Join(unready, "; "),
+		NextStep: "wait before you stop another node; http://" + cmp.Or(n.Addrs.HTTP, "NODE") + "/readyz tells when it is"}}
+}
+
+// judgeRefusals says which ports of a node have no room for clients that are there now.
+func (p *picture) judgeRefusals(n api.Node) (rs []api.Reason) {
+	heard := p.reports[n.ID]
+	if heard.Age >= staleReport {
+		return nil
+	}
+	for _, line := range heard.Report.Refusing {
+		rs = append(rs, api.Reason{Severity: api.HealthDegraded, Subject: "node " + n.Name, Text: line,
+			NextStep: "see who holds connections there that are not used (ss -tn), or raise the limit of open files and --nbd-max-connections; the node's log says how they are shared out"})
+	}
+	return rs
+}
+
+func judgeStore(node string, s api.Store, groups []api.Group) []api.Reason {
+	r := api.Reason{Subject: "store " + s.ID.String()}
+	switch s.State {
+	case api.StoreFailed:
+		r.Severity, r.Text, r.NextStep = api.HealthDegraded, "the disk of node "+node+" has failed", failedStep(node, needed(groups, s.ID))
+	case api.StoreFull:
+		r.Severity, r.Text = api.HealthCritical, "the disk of node "+node+" is full up to its reserve: writes are refused"
+		r.NextStep = "delete volumes, discard blocks, or add nodes"
+	default:
+		return nil
+	}
+	return []api.Reason{r}
+}
+
+// needed returns a group that needs the store's replica: without it the group has fewer voters than a majority. 0: there is none.
+func needed(groups []api.Group, store storage.StoreID) storage.GroupID {
+	for _, g := range groups {
+		here, voters, others := false, 0, 0
+		for _, r := range g.Replicas {
+			if r.Role != storage.RoleVoter && r.Role != storage.RoleLeaving {
+				continue
+			}
+			voters++
+			switch {
+			case r.Key.Store == store:
+				here = true
+			case r.Online:
+				others++
+			}
+		}
+		if here && 2*others <= voters {
+			return g.ID
+		}
+	}
+	return 0
+}
+
+// failedStep is the advice for a disk that has failed. Nobody is told to throw away what may be the last copy of anything.
+func failedStep(node string, needed storage.GroupID) string {
+	look := "the log of " + node + " says what the system reported; if that has passed (a cable, a full pool, no descriptors left), start storaged there again"
+	if needed != 0 {
+		return look + "; keep the data directory whatever happens: group " + needed.String() + " has no majority without it"
+	}
+	return look + "; otherwise replace the disk, start storaged with an empty data directory and --join under a new name, and remove this node with `storagectl node remove " + node + "` once it is down"
+}
+
+// groupSums is what the groups come to. Groups that are being made count in none of it: they hold nothing, and had no leader
+// that they could lose.
+type groupSums struct {
+	full       int                 // groups that have all their voters
+	short      []string            // those that do not
+	leaderless []string            // groups without a leader; none while that is not known
+	beyond     []string            // groups that have lost so many logs that no majority is left
+	damaged    map[string][]string // groups with a damaged log, by the name of its node
+	tasks      []api.Task
+}
+
+// joining are the steps of a replica on its way into its group.
+var joining = map[storage.ReplicaRole]string{storage.RolePulling: "pulling", storage.RoleLearner: "catching up"}
+
+func (p *picture) sumGroups(groups []api.Group) groupSums {
+	sums := groupSums{damaged: map[string][]string{}}
+	for i, g := range groups {
+		if p.groups[i].State == storage.GroupCreating {
+			continue
+		}
+		id := g.ID.String()
+		up, voters, damaged := 0, 0, 0
+		for _, r := range g.Replicas {
+			if r.Role == storage.RoleVoter || r.Role == storage.RoleLeaving {
+				voters++
+			}
+			if r.Role == storage.RoleVoter && r.Online {
+				up++
+			}
+			if step := joining[r.Role]; step != "" {
+				sums.tasks = append(sums.tasks, api.Task{Kind: api.TaskGrow, Group: g.ID, Node: r.Node, NodeName: r.NodeName, Step: step, Progress: r.Progress})
+			}
+			if p.damaged(r.Node, g.ID) {
+				sums.damaged[r.NodeName] = append(sums.damaged[r.NodeName], id)
+				damaged++
+			}
+		}
+		if g.Leader == 0 && !p.alone {
+			sums.leaderless = append(sums.leaderless, id)
+		}
+		if damaged > 0 && damaged >= voters-voters/2 { // what is left is no majority
+			sums.beyond = append(sums.beyond, id)
+		}
+		if up >= p.cluster.Replicas {
+			sums.full++
+		} else {
+			sums.short = append(sums.short, id)
+		}
+	}
+	return sums
+}
+
+// damaged reports whether a node says that the log of its replica of a group, whichever replica it is, is damaged.
+func (p *picture) damaged(node storage.NodeID, group storage.GroupID) bool {
+	heard := p.reports[node]
+	return heard.Age < staleReport && slices.ContainsFunc(heard.Report.Replicas, func(r placement.ReplicaReport) bool {
+		return r.Group == group && r.State == placement.ReplicaDamaged
+	})
+}
+
+// judge says what is wrong with the groups of a cluster that wants so many copies and has so many nodes.
+func (sums groupSums) judge(copies, nodes int) (rs []api.Reason) {
+	add := func(severity api.Health, groups []string, text, step string) {
+		if len(groups) > 0 {
+			rs = append(rs, api.Reason{Severity: severity, Subject: "groups " + strings.Join(groups, ", "), Text: text, NextStep: step})
+		}
+	}
+	add(api.HealthCritical, sums.beyond, "their logs are damaged on so many nodes that no majority of the copies is left: they stay out of service",
+		"restore the volumes from a backup; keep the data directories, `storaged check` says what in them can be read")
+	for _, node := range slices.Sorted(maps.Keys(sums.damaged)) {
+		rs = append(rs, api.Reason{Severity: api.HealthDegraded, Subject: "node " + node,
+			Text:     "the log of its disk is damaged: its replicas of groups " + strings.Join(sums.damaged[node], ", ") + " are out of service",
+			NextStep: "nothing while a majority of each group is up: the replicas are made again; run `storaged check`, and do not trust the disk"})
+	}
+	add(api.HealthCritical, sums.leaderless, "no leader: their extents cannot be read or written",
+		"bring up the nodes that hold them; `storagectl group list` shows which")
+	if nodes >= copies {
+		add(api.HealthDegraded, sums.short, fmt.Sprintf("fewer than %d of their voters are up", copies), "")
+	}
+	return rs
+}
