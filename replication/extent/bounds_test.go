@@ -73,7 +73,11 @@ func TestStalledCheckpointBoundsMemory(t *testing.T) {
 		}
 		waiting, persisted := make(chan error, 1), make(chan error, 1)
 		go func() { waiting <- r.s.AwaitRoom(t.Context()) }()
-		go func() { persisted <- f.Persist(index, term, nil, 0); f.Release() }()
+		go func() {
+			err := f.Persist(index, term, nil, 0)
+			f.Release()
+			persisted <- err
+		}()
 		time.Sleep(time.Minute)
 		select {
 		case err := <-waiting:
