@@ -1,8 +1,6 @@
 package hostgateway
 
 import (
-	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"strings"
@@ -52,57 +50,29 @@ type Config struct {
 
 // Validate returns every problem at once, each with the flag's name.
 func (c *Config) Validate() error {
-	var errs []error
-	bad := func(flag, format string, args ...any) {
-		errs = append(errs, fmt.Errorf("--%s: %s", flag, fmt.Sprintf(format, args...)))
-	}
-	if len(c.endpoints()) == 0 {
-		bad("endpoint", "is missing: name a node, better several")
-	}
+	var p storage.Problems
+	p.Check(len(c.endpoints()) > 0, "--endpoint: is missing: name a node, better several")
 	for _, e := range c.endpoints() {
-		if _, err := client.ParseEndpoint(e); err != nil {
-			bad("endpoint", "%v", err)
-		}
+		_, err := client.ParseEndpoint(e)
+		p.Check(err == nil, "--endpoint: %v", err)
 	}
-	if _, err := storage.ParseClusterID(c.Cluster); c.Cluster != "" && err != nil {
-		bad("cluster", "%v; storagectl status shows it", err)
-	}
-	if c.StateDir == "" {
-		bad("state-dir", "is missing: say where this host's attachments are written down")
-	}
-	if c.Socket == "" {
-		bad("socket", "is missing")
-	}
-	if len(c.HostID) > storage.MaxHolderBytes || strings.Trim(c.HostID, hostIDCharacters) != "" || strings.HasPrefix(c.HostID, "nbd:") {
-		bad("host-id", "%q: use at most %d letters, digits and any of -._:/@, beginning with a letter or digit, not with nbd:", c.HostID, storage.MaxHolderBytes)
-	}
-	if c.ListenHTTP != "" {
-		if _, _, err := net.SplitHostPort(c.ListenHTTP); err != nil {
-			bad("listen-http", "%q is no host:port", c.ListenHTTP)
-		}
-	}
-	_, patternErr := volume.ParsePatterns(c.VolumeLatency)
-	for _, err := range []error{patternErr, tlsfiles.CheckPeer(c.PeerCert, c.PeerKey, c.PeerCA), c.API.Validate()} {
-		if err != nil {
-			errs = append(errs, err)
-		}
-	}
-	if c.NBDResend < 100*time.Millisecond || c.NBDResend > 30*time.Second {
-		bad("nbd-resend-after", "%v: use 100ms to 30s", c.NBDResend)
-	}
-	if c.Buffers < 64<<20 || c.Buffers > 16<<30 {
-		bad("buffers", "%v: use 64MiB to 16GiB", c.Buffers)
-	}
-	if c.HostDownTimeout < time.Second || c.HostDownTimeout > 10*time.Minute {
-		bad("host-down-timeout", "%v: use 1s to 10m", c.HostDownTimeout)
-	}
-	if c.NBDDead < time.Second {
-		bad("nbd-dead-timeout", "%v: use at least 1s", c.NBDDead)
-	}
-	if len(errs) > 0 {
-		return storage.E("configuration", storage.KindInvalid, "", errors.Join(errs...))
-	}
-	return nil
+	_, err := storage.ParseClusterID(c.Cluster)
+	p.Check(c.Cluster == "" || err == nil, "--cluster: %v; storagectl status shows it", err)
+	p.Check(c.StateDir != "", "--state-dir: is missing: say where this host's attachments are written down")
+	p.Check(c.Socket != "", "--socket: is missing")
+	p.Check(len(c.HostID) <= storage.MaxHolderBytes && strings.Trim(c.HostID, hostIDCharacters) == "" && !strings.HasPrefix(c.HostID, "nbd:"),
+		"--host-id: %q: use at most %d letters, digits and any of -._:/@, beginning with a letter or digit, not with nbd:", c.HostID, storage.MaxHolderBytes)
+	_, _, err = net.SplitHostPort(c.ListenHTTP)
+	p.Check(c.ListenHTTP == "" || err == nil, "--listen-http: %q is no host:port", c.ListenHTTP)
+	_, err = volume.ParsePatterns(c.VolumeLatency)
+	p.Add(err)
+	p.Add(tlsfiles.CheckPeer(c.PeerCert, c.PeerKey, c.PeerCA))
+	p.Add(c.API.Validate())
+	p.Check(c.NBDResend >= 100*time.Millisecond && c.NBDResend <= 30*time.Second, "--nbd-resend-after: %v: use 100ms to 30s", c.NBDResend)
+	p.Check(c.Buffers >= 64<<20 && c.Buffers <= 16<<30, "--buffers: %v: use 64MiB to 16GiB", c.Buffers)
+	p.Check(c.HostDownTimeout >= time.Second && c.HostDownTimeout <= 10*time.Minute, "--host-down-timeout: %v: use 1s to 10m", c.HostDownTimeout)
+	p.Check(c.NBDDead >= time.Second, "--nbd-dead-timeout: %v: use at least 1s", c.NBDDead)
+	return p.Err("configuration", "")
 }
 
 const hostIDCharacters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._:/@"

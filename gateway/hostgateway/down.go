@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -46,13 +48,10 @@ func (g *Gateway) goesDown() bool {
 	return g.down
 }
 
-func (g *Gateway) all() (disks []*disk) {
+func (g *Gateway) all() []*disk {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for _, d := range g.disks {
-		disks = append(disks, d)
-	}
-	return disks
+	return slices.Collect(maps.Values(g.disks))
 }
 
 // hurry has the disk's requests end with an error when the cluster does not answer them for a while.

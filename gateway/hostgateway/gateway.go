@@ -258,9 +258,14 @@ func (g *Gateway) connected(ctx context.Context) (*connection, error) {
 	case <-g.ctx.Done():
 		return nil, errClosed
 	}
+	return g.way(), nil
+}
+
+// way returns the way to the cluster; nil while there is none.
+func (g *Gateway) way() *connection {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.cluster, nil
+	return g.cluster
 }
 
 var errClosed = storage.E("attach", storage.KindUnavailable, "", errors.New("the gateway stops"))
@@ -272,19 +277,12 @@ func (g *Gateway) close(ctx context.Context) error {
 	g.mu.Unlock()
 	g.unresume()
 	g.resumed.Wait()
-	g.mu.Lock()
-	var disks []*disk
-	for _, d := range g.disks {
-		disks = append(disks, d)
-	}
-	c := g.cluster
-	g.mu.Unlock()
 	var wg sync.WaitGroup
-	for _, d := range disks {
+	for _, d := range g.all() {
 		wg.Go(func() { d.stop(ctx) })
 	}
 	wg.Wait()
-	var errs []error
+	c := g.way()
 	if c != nil {
 		if err := c.volume.Close(ctx); err != nil {
 			g.env.logger.Info("sessions are left for the next gateway to close", "error", err)
@@ -292,10 +290,11 @@ func (g *Gateway) close(ctx context.Context) error {
 	}
 	g.cancel()
 	g.wg.Wait()
+	var err error
 	if c != nil {
-		errs = append(errs, c.peers.Close())
+		err = c.peers.Close()
 	}
-	return errors.Join(append(errs, g.keeper.Close(), g.api.Close(), g.state.close())...)
+	return errors.Join(err, g.keeper.Close(), g.api.Close(), g.state.close())
 }
 
 // turn waits until nothing else is done to a volume; done ends the turn.
@@ -348,14 +347,8 @@ var viasInOrder = []host.Via{host.ViaNBD, host.ViaFUSE}
 
 // Attachments implements host.Gateway.
 func (g *Gateway) Attachments(context.Context) ([]host.Attachment, error) {
-	g.mu.Lock()
-	var disks []*disk
-	for _, d := range g.disks {
-		disks = append(disks, d)
-	}
-	g.mu.Unlock()
-	list := make([]host.Attachment, 0, len(disks))
-	for _, d := range disks {
+	list := []host.Attachment{}
+	for _, d := range g.all() {
 		list = append(list, d.verified())
 	}
 	slices.SortFunc(list, func(a, b host.Attachment) int { return strings.Compare(a.Volume, b.Volume) })
@@ -370,10 +363,8 @@ func (g *Gateway) Info(context.Context) (host.Info, error) {
 			i.Vias = append(i.Vias, v)
 		}
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.cluster != nil {
-		i.Cluster = g.cluster.id
+	if c := g.way(); c != nil {
+		i.Cluster = c.id
 	}
 	return i, nil
 }

@@ -19,13 +19,7 @@ func (deviceStates) Describe(ch chan<- *prometheus.Desc) { ch <- deviceStatesDes
 // Collect implements prometheus.Collector.
 func (s deviceStates) Collect(ch chan<- prometheus.Metric) {
 	count := map[host.State]int{host.StateConnecting: 0, host.StateReady: 0, host.StateDetaching: 0, host.StateFailed: 0}
-	s.gateway.mu.Lock()
-	disks := make([]*disk, 0, len(s.gateway.disks))
-	for _, d := range s.gateway.disks {
-		disks = append(disks, d)
-	}
-	s.gateway.mu.Unlock()
-	for _, d := range disks {
+	for _, d := range s.gateway.all() {
 		count[d.verified().State]++
 	}
 	for state, n := range count {

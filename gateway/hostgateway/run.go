@@ -124,10 +124,7 @@ func (g *Gateway) handler() http.Handler {
 				problems = append(problems, "volume "+a.Volume+": "+a.Reason)
 			}
 		}
-		g.mu.Lock()
-		c := g.cluster
-		g.mu.Unlock()
-		if c == nil || !c.remote.Answered() {
+		if c := g.way(); c == nil || !c.remote.Answered() {
 			problems = append(problems, "no node answers")
 		}
 		w.Header().Set("Content-Type", "application/json")

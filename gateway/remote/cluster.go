@@ -16,7 +16,6 @@ import (
 	"github.com/storaged/storaged/gateway/route"
 	"github.com/storaged/storaged/gateway/volume"
 	"github.com/storaged/storaged/internal/clock"
-	"github.com/storaged/storaged/replication/op"
 	"github.com/storaged/storaged/replication/peer/rpc"
 )
 
@@ -80,27 +79,8 @@ func NewCluster(config Config) *Cluster {
 	config.Logger = cmp.Or(config.Logger, slog.New(slog.DiscardHandler))
 	c := &Cluster{config: config, soon: make(chan struct{}, 1), sessions: map[storage.SessionID]bool{},
 		watched: map[Watch]*watched{}}
-	c.Router = route.New(route.Config{Host: nowhere{}, Peers: config.Peers, Replicas: c.replicasOf})
+	c.Router = route.New(route.Config{Peers: config.Peers, Replicas: c.replicasOf})
 	return c
-}
-
-// nowhere is the replicas of a process that has none. It implements route.Host.
-type nowhere struct{}
-
-var errNoReplica = storage.E("ask group", storage.KindUnavailable, "", errors.New("it is not known yet where the group is"))
-
-func (nowhere) Leader(storage.GroupID) storage.NodeID { return 0 }
-func (nowhere) Propose(context.Context, storage.GroupID, [][]byte) (op.Result, error) {
-	return op.Result{}, errNoReplica
-}
-func (nowhere) Read(context.Context, storage.GroupID, op.ReadRequest) (*op.ReadData, error) {
-	return nil, errNoReplica
-}
-func (nowhere) BlockStatus(context.Context, storage.GroupID, op.StatusRequest) ([]op.Run, error) {
-	return nil, errNoReplica
-}
-func (nowhere) MappedExtents(context.Context, storage.GroupID, op.MappedRequest) (op.MappedResponse, error) {
-	return op.MappedResponse{}, errNoReplica
 }
 
 func (c *Cluster) replicasOf(group storage.GroupID) []storage.NodeID {

@@ -30,7 +30,8 @@ type Peers interface {
 
 // Config is what a Router is made of. What has no default is required.
 type Config struct {
-	Self  storage.NodeID
+	Self storage.NodeID
+	// Host is nil in a process that has no replicas; Self is 0 then.
 	Host  Host
 	Peers Peers
 	// Replicas returns the nodes that have a replica of a group, as the catalog knows them; none if it does not know the
@@ -80,12 +81,14 @@ func (r *Router) target(group storage.GroupID) storage.NodeID {
 		return n
 	}
 	now := time.Now()
-	if n := r.cfg.Host.Leader(group); n != 0 && !r.doubted(n, now) {
-		return n
+	if r.cfg.Host != nil {
+		if n := r.cfg.Host.Leader(group); n != 0 && !r.doubted(n, now) {
+			return n
+		}
 	}
 	nodes := r.cfg.Replicas(group)
 	if len(nodes) == 0 {
-		return r.cfg.Self // which says that it has no replica
+		return r.cfg.Self // whose Host says that it has no replica
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -157,107 +160,80 @@ func (r *Router) learn(group storage.GroupID, asked storage.NodeID, err error) {
 	}
 }
 
-// Propose asks the group's leader to apply an operation.
-func (r *Router) Propose(ctx context.Context, group storage.GroupID, data [][]byte) (op.Result, error) {
+// attempt asks the group's leader once: this node's own replica by a call, that of another node over the peers.
+func attempt[T any](ctx context.Context, r *Router, group storage.GroupID, own func(Host) (T, error), request func() *peer.Request,
+	decode func(*peer.Response) (T, error)) (answer T, err error) {
 	node := r.target(group)
-	result, err := r.proposeAt(ctx, node, group, data)
-	r.learn(group, node, err)
-	return result, err
-}
-
-func (r *Router) proposeAt(ctx context.Context, node storage.NodeID, group storage.GroupID, data [][]byte) (op.Result, error) {
-	if node == r.cfg.Self {
-		return r.cfg.Host.Propose(ctx, group, data)
+	switch {
+	case node == r.cfg.Self && r.cfg.Host == nil:
+		err = storage.E("ask group", storage.KindUnavailable, "", errors.New("it is not known yet where the group is"))
+	case node == r.cfg.Self:
+		answer, err = own(r.cfg.Host)
+	default:
+		req := request()
+		req.Group = group
+		var resp *peer.Response
+		if resp, err = r.cfg.Peers.Call(ctx, node, peer.Data, req); err != nil {
+			break
+		}
+		// The outcome of what cannot be decoded is not known here: it must not be taken for a refusal of the request.
+		if answer, err = decode(resp); err != nil {
+			err = storage.E("read the answer of", storage.KindInternal, "node "+node.String(), err)
+		}
 	}
-	resp, err := r.cfg.Peers.Call(ctx, node, peer.Data, &peer.Request{Method: op.MethodPropose, Group: group, Payload: data, OwnSums: true})
-	if err != nil {
-		return op.Result{}, err
-	}
-	defer resp.Release()
-	result, err := op.DecodeResult(resp.Header)
-	return result, unreadable(node, err)
-}
-
-// unreadable says of an answer that cannot be decoded that its outcome is not known here: it must not be taken for a
-// refusal of the request.
-func unreadable(node storage.NodeID, err error) error {
-	if err == nil {
-		return nil
-	}
-	return storage.E("read the answer of", storage.KindInternal, "node "+node.String(), err)
-}
-
-// Read asks the group's leader for blocks.
-func (r *Router) Read(ctx context.Context, group storage.GroupID, req op.ReadRequest) (*op.ReadData, error) {
-	node := r.target(group)
-	data, err := r.readAt(ctx, node, group, req)
-	r.learn(group, node, err)
-	return data, err
-}
-
-func (r *Router) readAt(ctx context.Context, node storage.NodeID, group storage.GroupID, req op.ReadRequest) (*op.ReadData, error) {
-	if node == r.cfg.Self {
-		return r.cfg.Host.Read(ctx, group, req)
-	}
-	resp, err := r.cfg.Peers.Call(ctx, node, peer.Data, &peer.Request{Method: op.MethodRead, Group: group,
-		Header: req.Append(make([]byte, 0, op.ReadRequestLen)), ReplyBytes: replyBytes(req), SumsInAnswer: true})
-	if err != nil {
-		return nil, err
-	}
-	var header op.ReadResponse
-	if err := header.Decode(resp.Header); err != nil {
-		resp.Release()
-		return nil, unreadable(node, err)
-	}
-	return op.NewReadData(header, resp.Payload, resp.Release), nil
-}
-
-// replyBytes is how much the answer to a read may carry.
-func replyBytes(req op.ReadRequest) int {
-	_, n := req.Blocks()
-	return n * storage.BlockSize
-}
-
-// Status asks the group's leader which blocks are mapped.
-func (r *Router) Status(ctx context.Context, group storage.GroupID, req op.StatusRequest) ([]op.Run, error) {
-	node := r.target(group)
-	runs, err := r.statusAt(ctx, node, group, req)
-	r.learn(group, node, err)
-	return runs, err
-}
-
-func (r *Router) statusAt(ctx context.Context, node storage.NodeID, group storage.GroupID, req op.StatusRequest) ([]op.Run, error) {
-	if node == r.cfg.Self {
-		return r.cfg.Host.BlockStatus(ctx, group, req)
-	}
-	resp, err := r.cfg.Peers.Call(ctx, node, peer.Data, &peer.Request{Method: op.MethodStatus, Group: group,
-		Header: req.Append(make([]byte, 0, op.StatusRequestLen))})
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Release()
-	answer, err := op.DecodeStatusResponse(resp.Header)
-	return answer.Runs, unreadable(node, err)
-}
-
-// MappedExtents asks the group's leader which extents hold anything.
-func (r *Router) MappedExtents(ctx context.Context, group storage.GroupID, req op.MappedRequest) (op.MappedResponse, error) {
-	node := r.target(group)
-	answer, err := r.mappedAt(ctx, node, group, req)
 	r.learn(group, node, err)
 	return answer, err
 }
 
-func (r *Router) mappedAt(ctx context.Context, node storage.NodeID, group storage.GroupID, req op.MappedRequest) (op.MappedResponse, error) {
-	if node == r.cfg.Self {
-		return r.cfg.Host.MappedExtents(ctx, group, req)
-	}
-	resp, err := r.cfg.Peers.Call(ctx, node, peer.Data, &peer.Request{Method: op.MethodMappedExtents, Group: group,
-		Header: req.Append(make([]byte, 0, op.MappedRequestLen))})
-	if err != nil {
-		return op.MappedResponse{}, err
-	}
-	defer resp.Release()
-	answer, err := op.DecodeMappedResponse(resp.Header)
-	return answer, unreadable(node, err)
+// Propose asks the group's leader to apply an operation.
+func (r *Router) Propose(ctx context.Context, group storage.GroupID, data [][]byte) (op.Result, error) {
+	return attempt(ctx, r, group, func(h Host) (op.Result, error) { return h.Propose(ctx, group, data) },
+		func() *peer.Request { return &peer.Request{Method: op.MethodPropose, Payload: data, OwnSums: true} },
+		func(resp *peer.Response) (op.Result, error) {
+			defer resp.Release()
+			return op.DecodeResult(resp.Header)
+		})
+}
+
+// Read asks the group's leader for blocks.
+func (r *Router) Read(ctx context.Context, group storage.GroupID, req op.ReadRequest) (*op.ReadData, error) {
+	return attempt(ctx, r, group, func(h Host) (*op.ReadData, error) { return h.Read(ctx, group, req) },
+		func() *peer.Request {
+			_, blocks := req.Blocks()
+			return &peer.Request{Method: op.MethodRead, Header: req.Append(make([]byte, 0, op.ReadRequestLen)),
+				ReplyBytes: blocks * storage.BlockSize, SumsInAnswer: true}
+		},
+		func(resp *peer.Response) (*op.ReadData, error) {
+			var header op.ReadResponse
+			if err := header.Decode(resp.Header); err != nil {
+				resp.Release()
+				return nil, err
+			}
+			return op.NewReadData(header, resp.Payload, resp.Release), nil
+		})
+}
+
+// Status asks the group's leader which blocks are mapped.
+func (r *Router) Status(ctx context.Context, group storage.GroupID, req op.StatusRequest) ([]op.Run, error) {
+	return attempt(ctx, r, group, func(h Host) ([]op.Run, error) { return h.BlockStatus(ctx, group, req) },
+		func() *peer.Request {
+			return &peer.Request{Method: op.MethodStatus, Header: req.Append(make([]byte, 0, op.StatusRequestLen))}
+		},
+		func(resp *peer.Response) ([]op.Run, error) {
+			defer resp.Release()
+			answer, err := op.DecodeStatusResponse(resp.Header)
+			return answer.Runs, err
+		})
+}
+
+// MappedExtents asks the group's leader which extents hold anything.
+func (r *Router) MappedExtents(ctx context.Context, group storage.GroupID, req op.MappedRequest) (op.MappedResponse, error) {
+	return attempt(ctx, r, group, func(h Host) (op.MappedResponse, error) { return h.MappedExtents(ctx, group, req) },
+		func() *peer.Request {
+			return &peer.Request{Method: op.MethodMappedExtents, Header: req.Append(make([]byte, 0, op.MappedRequestLen))}
+		},
+		func(resp *peer.Response) (op.MappedResponse, error) {
+			defer resp.Release()
+			return op.DecodeMappedResponse(resp.Header)
+		})
 }

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -165,14 +167,20 @@ func (g *Gateway) fill(ctx context.Context, key deviceKey) error {
 	g.mu.Unlock()
 	if err != nil && d != nil {
 		d.forgetSession(d.fresh.ID)
-		d.shutdown()
-		g.dropThrottle(d)
-		g.detach(d.key, d.attachment, true)
-		g.mu.Lock()
-		g.forgetMetricsLocked(d)
-		g.mu.Unlock()
+		g.bury(d, true)
 	}
 	return err
+}
+
+// bury shuts a device down and gives back what it has of others. closed: see Cluster.Detach.
+func (g *Gateway) bury(d *device, closed bool) {
+	d.shutdown()
+	g.dropThrottle(d)
+	g.detach(d.key, d.attachment, closed)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.devices, d)
+	g.forgetMetricsLocked(d)
 }
 
 // newDevice attaches the volume, unless the options name an attachment, and opens it. When it fails, it returns the
@@ -337,13 +345,7 @@ func (g *Gateway) retire(d *device) {
 		g.mu.Unlock()
 	}
 	d.forgetLast()
-	d.shutdown()
-	g.dropThrottle(d)
-	g.detach(d.key, d.attachment, closed)
-	g.mu.Lock()
-	delete(g.devices, d)
-	g.forgetMetricsLocked(d)
-	g.mu.Unlock()
+	g.bury(d, closed)
 	close(d.retirement)
 }
 
@@ -410,10 +412,7 @@ func (g *Gateway) Close(ctx context.Context) error {
 // endAll ends every device without waiting.
 func (g *Gateway) endAll() {
 	g.mu.Lock()
-	devices := make([]*device, 0, len(g.devices))
-	for d := range g.devices {
-		devices = append(devices, d)
-	}
+	devices := slices.Collect(maps.Keys(g.devices))
 	g.mu.Unlock()
 	for _, d := range devices {
 		d.end(d.errorf(storage.KindCanceled, "use", errGatewayClosed.Error()))

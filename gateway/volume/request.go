@@ -38,25 +38,15 @@ type piece struct {
 	sums   []uint32
 }
 
-// prepareWrite makes the piece a write of payload, which lies at p.
-func (pc *piece) prepareWrite(req *request, p part, payload []byte) {
-	pc.prepare(req, p, op.Write)
-	pc.sums = op.AppendSums(pc.sums[:0], p.offset, payload)
-	pc.op.Sums = pc.sums
-	pc.payload = payload
+// fill makes the piece a clear of p's whole blocks, or a write of payload, which lies at p.
+func (pc *piece) fill(req *request, p part, payload []byte) {
+	pc.req, pc.payload = req, payload
+	pc.op = op.Op{Kind: op.Clear, Volume: req.volume.device.id, Extent: p.extent, Offset: p.offset, Length: p.length}
+	if !p.clear {
+		pc.sums = op.AppendSums(pc.sums[:0], p.offset, payload)
+		pc.op.Kind, pc.op.Sums = op.Write, pc.sums
+	}
 	pc.weight = max(int64(len(payload)), requestOverheadBytes)
-}
-
-// prepareClear makes the piece a clear of the whole blocks of p.
-func (pc *piece) prepareClear(req *request, p part) {
-	pc.prepare(req, p, op.Clear)
-	pc.payload = nil
-	pc.weight = requestOverheadBytes
-}
-
-func (pc *piece) prepare(req *request, p part, kind op.Kind) {
-	pc.req = req
-	pc.op = op.Op{Kind: kind, Volume: req.volume.device.id, Extent: p.extent, Offset: p.offset, Length: p.length}
 }
 
 // encode puts the numbers of this attempt into the header. It returns what Propose takes.

@@ -17,7 +17,6 @@ import (
 // decided by retrying. Once it is over, it is closed in every group and windows says what was applied. Nothing of it can
 // be applied any more, whatever copies are still on their way.
 type session struct {
-	device   *device
 	id       storage.SessionID
 	lanes    []*lane // one per group of device.groups
 	attempts *attemptClock
@@ -37,10 +36,6 @@ type opening struct {
 }
 
 // laneOf returns the lane of an extent.
-func (s *session) laneOf(x storage.ExtentIndex) int {
-	return s.device.laneOf(x)
-}
-
 func (d *device) laneOf(x storage.ExtentIndex) int { return d.stripes[int(x)%len(d.stripes)] }
 
 // usable returns a session that requests may be sent under, and opens one if there is none. While the session before
@@ -133,7 +128,7 @@ func (d *device) establish() (*session, error) {
 }
 
 func (d *device) newSession(info SessionInfo) *session {
-	s := &session{device: d, id: info.ID, over: make(chan struct{})}
+	s := &session{id: info.ID, over: make(chan struct{})}
 	s.ctx, s.cancel = context.WithCancel(d.ctx)
 	s.attempts = newAttemptClock(s.ctx, d.gateway.config.AttemptTimeout)
 	for _, g := range d.groups {

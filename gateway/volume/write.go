@@ -99,7 +99,7 @@ func (d *device) takeNumber(ctx context.Context, f *sending) error {
 		if err != nil {
 			return err
 		}
-		i := s.laneOf(f.piece.op.Extent)
+		i := d.laneOf(f.piece.op.Extent)
 		seq, ok := s.lanes[i].take(ctx, s.ctx.Done())
 		switch {
 		case !ok && ctx.Err() != nil:
@@ -285,14 +285,6 @@ func (v *Volume) mutateOne(ctx context.Context, p part, payload []byte) error {
 		singles.Put(one)
 	}
 	return err
-}
-
-func (pc *piece) fill(req *request, p part, payload []byte) {
-	if p.clear {
-		pc.prepareClear(req, p)
-	} else {
-		pc.prepareWrite(req, p, payload)
-	}
 }
 
 // mutateAll sends the parts that next cuts off [off, end), a bounded number at a time, and returns the first error.
