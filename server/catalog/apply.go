@@ -10,10 +10,10 @@ import (
 
 // Apply is DecodeEntry and ApplyCommand. An entry that cannot be decoded is answered with why, and the state is untouched,
 // Applied included.
-func (s *State) Apply(index uint64, entry []byte) (Result, []Effect) {
+func (s *State) Apply(index uint64, entry []byte) Result {
 	c, err := DecodeEntry(entry)
 	if err != nil {
-		return Result{Index: index, Err: asError(err)}, nil
+		return Result{Index: index, Err: asError(err)}
 	}
 	return s.ApplyCommand(index, c)
 }
@@ -22,25 +22,25 @@ func (s *State) Apply(index uint64, entry []byte) (Result, []Effect) {
 // applying a log twice means that the caller lost track of its state.
 //
 // Commands that are refused are answered, not skipped: Result.Err says why, the state is as before but for Applied.
-func (s *State) ApplyCommand(index uint64, c Command) (Result, []Effect) {
+func (s *State) ApplyCommand(index uint64, c Command) Result {
 	if index <= s.applied {
 		panic(fmt.Sprintf("catalog: command %d applied after %d", index, s.applied))
 	}
 	s.applied = index
-	tx := change{result: Result{Index: index}}
+	res := Result{Index: index}
 	err := c.check()
 	if err == nil {
 		_, first := c.(InitCluster)
 		if !first && !s.Initialised() {
 			err = storage.E(c.name(), storage.KindUnavailable, "cluster", errors.New("the cluster is not initialised yet"))
 		} else {
-			err = c.apply(s, &tx)
+			err = c.apply(s, &res)
 		}
 	}
 	if err == nil {
-		return tx.result, tx.effects
+		return res
 	}
-	return Result{Index: index, Err: asError(err)}, nil
+	return Result{Index: index, Err: asError(err)}
 }
 
 func asError(err error) *storage.Error {
@@ -56,7 +56,7 @@ func refuse(op string, kind storage.Kind, subject, format string, args ...any) e
 	return storage.E(op, kind, subject, fmt.Errorf(format, args...))
 }
 
-func (c InitCluster) apply(s *State, tx *change) error {
+func (c InitCluster) apply(s *State, _ *Result) error {
 	if s.cluster.ID == c.Cluster.ID {
 		return nil
 	}
@@ -65,7 +65,6 @@ func (c InitCluster) apply(s *State, tx *change) error {
 			"this catalog belongs to it already; use an empty data directory for another cluster")
 	}
 	s.cluster = c.Cluster.withDefaults()
-	tx.cluster()
 	return nil
 }
 
@@ -93,12 +92,12 @@ func (s *State) usableStore(op, subject string, node storage.NodeID, store stora
 	return nil
 }
 
-func (c AddGroup) apply(s *State, tx *change) error {
+func (c AddGroup) apply(s *State, res *Result) error {
 	const op = "add group"
 	subject, store := "group "+c.Group.String(), c.Store
-	tx.result.Group, tx.result.Replica = c.Group, storage.ReplicaKey{Store: store, Incarnation: 1}
+	res.Group, res.Replica = c.Group, storage.ReplicaKey{Store: store, Incarnation: 1}
 	if g, ok := s.groups[c.Group]; ok {
-		if _, same := g.Replica(tx.result.Replica); same {
+		if _, same := g.Replica(res.Replica); same {
 			return nil
 		}
 		return refuse(op, storage.KindExists, subject, "it exists already")
@@ -114,37 +113,35 @@ func (c AddGroup) apply(s *State, tx *change) error {
 	}
 	s.lastGroup = c.Group
 	s.putGroup(storage.Group{ID: c.Group, State: storage.GroupCreating, LastIncarnation: 1,
-		Replicas: []storage.Replica{{Node: c.Node, Key: tx.result.Replica, Role: storage.RoleVoter}}})
-	tx.group(c.Group)
+		Replicas: []storage.Replica{{Node: c.Node, Key: res.Replica, Role: storage.RoleVoter}}})
 	return nil
 }
 
-func (c SetGroupReady) apply(s *State, tx *change) error {
+func (c SetGroupReady) apply(s *State, res *Result) error {
 	g, err := s.group("set group ready", c.Group)
 	if err != nil {
 		return err
 	}
-	tx.result.Group = g.ID
+	res.Group = g.ID
 	if g.State == storage.GroupReady {
 		return nil
 	}
 	g.State = storage.GroupReady
 	s.putGroup(g)
-	tx.group(g.ID)
 	return nil
 }
 
-func (c PlanReplica) apply(s *State, tx *change) error {
+func (c PlanReplica) apply(s *State, res *Result) error {
 	const op = "plan replica"
 	g, err := s.group(op, c.Group)
 	if err != nil {
 		return err
 	}
 	subject, store := "group "+g.ID.String(), c.Store
-	tx.result.Group = g.ID
+	res.Group = g.ID
 	if r, ok := g.OnNode(c.Node); ok {
 		if r.Key.Store == store && r.Role != storage.RoleLeaving {
-			tx.result.Replica = r.Key
+			res.Replica = r.Key
 			return nil
 		}
 		return refuse(op, storage.KindConflict, subject,
@@ -160,20 +157,19 @@ func (c PlanReplica) apply(s *State, tx *change) error {
 		return err
 	}
 	g.LastIncarnation++
-	tx.result.Replica = storage.ReplicaKey{Store: store, Incarnation: g.LastIncarnation}
-	g.Replicas = append(g.Replicas, storage.Replica{Node: c.Node, Key: tx.result.Replica, Role: storage.RolePulling})
+	res.Replica = storage.ReplicaKey{Store: store, Incarnation: g.LastIncarnation}
+	g.Replicas = append(g.Replicas, storage.Replica{Node: c.Node, Key: res.Replica, Role: storage.RolePulling})
 	s.putGroup(g)
-	tx.group(g.ID)
 	return nil
 }
 
-func (c SetReplica) apply(s *State, tx *change) error {
+func (c SetReplica) apply(s *State, res *Result) error {
 	const op = "set replica"
 	g, err := s.group(op, c.Group)
 	if err != nil {
 		return err
 	}
-	tx.result.Group, tx.result.Replica = g.ID, c.Key
+	res.Group, res.Replica = g.ID, c.Key
 	at := slices.IndexFunc(g.Replicas, func(r storage.Replica) bool { return r.Key == c.Key })
 	if at < 0 {
 		return refuse(op, storage.KindNotFound, "group "+g.ID.String(), "it has no replica %s", c.Key)
@@ -193,17 +189,16 @@ func (c SetReplica) apply(s *State, tx *change) error {
 	}
 	g.Replicas[at].Role, g.Replicas[at].ConfigIndex = c.Role, c.ConfigIndex
 	s.putGroup(g)
-	tx.group(g.ID)
 	return nil
 }
 
-func (c RemoveReplica) apply(s *State, tx *change) error {
+func (c RemoveReplica) apply(s *State, res *Result) error {
 	const op = "remove replica"
 	g, err := s.group(op, c.Group)
 	if err != nil {
 		return err
 	}
-	tx.result.Group, tx.result.Replica = g.ID, c.Key
+	res.Group, res.Replica = g.ID, c.Key
 	r, ok := g.Replica(c.Key)
 	if !ok {
 		if c.Key.Incarnation > g.LastIncarnation {
@@ -217,6 +212,5 @@ func (c RemoveReplica) apply(s *State, tx *change) error {
 	}
 	g.Replicas = slices.DeleteFunc(g.Replicas, func(r storage.Replica) bool { return r.Key == c.Key })
 	s.putGroup(g)
-	tx.group(g.ID)
 	return nil
 }

@@ -7,7 +7,7 @@ import (
 	storage "github.com/storaged/storaged"
 )
 
-func (c Attach) apply(s *State, tx *change) error {
+func (c Attach) apply(s *State, res *Result) error {
 	const op = "attach"
 	v, err := s.volume(op, c.Volume)
 	if err != nil {
@@ -29,7 +29,7 @@ func (c Attach) apply(s *State, tx *change) error {
 		}
 	}
 	if mine != nil && !elsewhere && c.again(v, *mine, others) {
-		tx.result.Volume, tx.result.Attachment = &v, mine
+		res.Volume, res.Attachment = &v, mine
 		return nil
 	}
 	if c.TakeOver && c.IfGeneration != 0 && c.IfGeneration != v.Generation {
@@ -44,7 +44,7 @@ func (c Attach) apply(s *State, tx *change) error {
 		return err
 	}
 	for _, a := range ending {
-		s.endAttachment(a, tx)
+		s.endAttachment(a)
 	}
 	if len(ending) > 0 {
 		v = moveGeneration(v, storage.Move{By: c.Holder, At: c.At.UTC()})
@@ -54,8 +54,7 @@ func (c Attach) apply(s *State, tx *change) error {
 		Generation: v.Generation, Since: c.At.UTC()}
 	s.putAttachment(a)
 	v = s.changeVolume(v)
-	tx.result.Volume, tx.result.Attachment = &v, &a
-	tx.volume(VolumeChanged, v.ID)
+	res.Volume, res.Attachment = &v, &a
 	return nil
 }
 
@@ -127,18 +126,13 @@ func (s *State) givesWay(a storage.Attachment) bool {
 
 // inUse reports whether an attachment has a live session.
 func (s *State) inUse(a storage.Attachment) bool {
-	for _, x := range s.SessionsOf(a.Volume) {
-		if x.Attachment == a.ID && x.State == SessionLive {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(s.sessionsUnder(a), func(x Session) bool { return x.State == SessionLive })
 }
 
 // usedElsewhere returns the newest live session under an attachment at another machine than the one that asks.
 func (s *State) usedElsewhere(a storage.Attachment, m storage.Machine) (Session, bool) {
-	for _, x := range slices.Backward(s.SessionsOf(a.Volume)) {
-		if x.Attachment == a.ID && x.elsewhere(m) {
+	for _, x := range slices.Backward(s.sessionsUnder(a)) {
+		if x.elsewhere(m) {
 			return x, true
 		}
 	}
@@ -146,12 +140,11 @@ func (s *State) usedElsewhere(a storage.Attachment, m storage.Machine) (Session,
 }
 
 // endAttachment drops an attachment and begins to close its sessions.
-func (s *State) endAttachment(a storage.Attachment, tx *change) {
-	for _, x := range s.SessionsOf(a.Volume) {
-		if x.Attachment == a.ID && x.State == SessionLive {
+func (s *State) endAttachment(a storage.Attachment) {
+	for _, x := range s.sessionsUnder(a) {
+		if x.State == SessionLive {
 			x.State = SessionClosing
 			s.putSession(x)
-			tx.session(SessionExpired, x.ID)
 		}
 	}
 	s.dropAttachment(a.ID)
@@ -241,7 +234,7 @@ func (s *State) mayUse(op string, v storage.Volume, c OpenSession) (storage.Atta
 	return a, nil
 }
 
-func (c Detach) apply(s *State, tx *change) error {
+func (c Detach) apply(s *State, res *Result) error {
 	const op = "detach"
 	v, err := s.volume(op, c.Volume)
 	if err != nil {
@@ -255,40 +248,27 @@ func (c Detach) apply(s *State, tx *change) error {
 			continue // a copy of the machine that has it gives up what it never had
 		}
 		quiet := c.Closed && len(s.sessionsUnder(a)) == 0
-		s.endAttachment(a, tx)
+		s.endAttachment(a)
 		if a.Access == storage.AccessExclusive && !quiet {
 			v = moveGeneration(v, storage.Move{At: c.At.UTC()})
 		}
 		v = s.changeVolume(v)
-		tx.volume(VolumeChanged, v.ID)
 	}
-	tx.result.Volume, tx.result.Predecessors = &v, s.Orphans(v.ID)
+	res.Volume, res.Predecessors = &v, s.Orphans(v.ID)
 	return nil
 }
 
 // sessionsUnder returns the sessions of an attachment, in whatever state.
 func (s *State) sessionsUnder(a storage.Attachment) []Session {
-	var out []Session
-	for _, x := range s.SessionsOf(a.Volume) {
-		if x.Attachment == a.ID {
-			out = append(out, x)
-		}
-	}
-	return out
+	return s.pickSessions(a.Volume, func(x *Session) bool { return x.Attachment == a.ID })
 }
 
 // Orphans returns the sessions of a volume whose attachment has ended, by ascending id.
 func (s *State) Orphans(id storage.VolumeID) []Session {
-	var out []Session
-	for _, x := range s.SessionsOf(id) {
-		if _, ok := s.attachments[x.Attachment]; !ok {
-			out = append(out, x)
-		}
-	}
-	return out
+	return s.pickSessions(id, func(x *Session) bool { return s.attachments[x.Attachment] == nil })
 }
 
-func (c SetFenced) apply(s *State, tx *change) error {
+func (c SetFenced) apply(s *State, res *Result) error {
 	const op = "fence"
 	v, ok := s.Volume(c.Volume)
 	switch {
@@ -303,8 +283,7 @@ func (c SetFenced) apply(s *State, tx *change) error {
 	if c.Generation > v.Fenced {
 		v.Fenced = c.Generation
 		v = s.changeVolume(v)
-		tx.volume(VolumeChanged, v.ID)
 	}
-	tx.result.Volume = &v
+	res.Volume = &v
 	return nil
 }

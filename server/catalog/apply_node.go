@@ -8,7 +8,7 @@ import (
 	storage "github.com/storaged/storaged"
 )
 
-func (c AddNode) apply(s *State, tx *change) error {
+func (c AddNode) apply(s *State, res *Result) error {
 	const op = "add"
 	subject := "node " + c.Name
 	known, err := s.ownerOf(op, subject, c.Stores)
@@ -16,7 +16,7 @@ func (c AddNode) apply(s *State, tx *change) error {
 		return err
 	}
 	if known != 0 {
-		tx.result.Node = known
+		res.Node = known
 		return nil
 	}
 	if len(s.nodes) >= MaxNodes {
@@ -33,8 +33,7 @@ func (c AddNode) apply(s *State, tx *change) error {
 	}
 	s.lastNode = id
 	s.putNode(n)
-	tx.result.Node = id
-	tx.node(id)
+	res.Node = id
 	return nil
 }
 
@@ -68,7 +67,7 @@ func (s *State) nameFree(op, name string, self storage.NodeID) error {
 	return nil
 }
 
-func (c UpdateNode) apply(s *State, tx *change) error {
+func (c UpdateNode) apply(s *State, res *Result) error {
 	const op = "update"
 	old, ok := s.nodes[c.Node]
 	if !ok || old.State == storage.NodeRemoved {
@@ -91,27 +90,21 @@ func (c UpdateNode) apply(s *State, tx *change) error {
 					"or drain the node first", st.ID, listGroups(groups))
 		}
 	}
-	tx.result.Node = c.Node
+	res.Node = c.Node
 	n := storage.Node{ID: c.Node, Name: c.Name, Zone: c.Zone, Addrs: c.Addrs, Stores: slices.Clone(c.Stores), State: old.State,
 		AddedAt: old.AddedAt}
 	if n.Name == old.Name && n.Zone == old.Zone && n.Addrs == old.Addrs && slices.Equal(n.Stores, old.Stores) {
 		return nil
 	}
 	s.putNode(n)
-	tx.node(c.Node)
 	return nil
 }
 
 // groupsOn returns the groups with a replica on the store, ascending.
 func (s *State) groupsOn(store storage.StoreID) []storage.GroupID {
-	var ids []storage.GroupID
-	for id, g := range s.groups {
-		if slices.ContainsFunc(g.Replicas, func(r storage.Replica) bool { return r.Key.Store == store }) {
-			ids = append(ids, id)
-		}
-	}
-	slices.Sort(ids)
-	return ids
+	return keysOf(s.groups, func(g *storage.Group) bool {
+		return slices.ContainsFunc(g.Replicas, func(r storage.Replica) bool { return r.Key.Store == store })
+	})
 }
 
 func listGroups(ids []storage.GroupID) string {
@@ -131,13 +124,13 @@ func listed(names []string) string {
 	return strings.Join(names, ", ")
 }
 
-func (c SetNodeState) apply(s *State, tx *change) error {
+func (c SetNodeState) apply(s *State, res *Result) error {
 	const op = "set node state"
 	old, ok := s.nodes[c.Node]
 	if !ok {
 		return refuse(op, storage.KindNotFound, "node "+c.Node.String(), "there is no such node")
 	}
-	tx.result.Node = c.Node
+	res.Node = c.Node
 	if old.State == c.State {
 		return nil
 	}
@@ -151,7 +144,6 @@ func (c SetNodeState) apply(s *State, tx *change) error {
 	n := old.Clone()
 	n.State = c.State
 	s.putNode(n)
-	tx.node(c.Node)
 	return nil
 }
 

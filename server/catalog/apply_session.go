@@ -8,7 +8,7 @@ import (
 	storage "github.com/storaged/storaged"
 )
 
-func (c OpenSession) apply(s *State, tx *change) error {
+func (c OpenSession) apply(s *State, res *Result) error {
 	const op = "open session"
 	v, err := s.volume(op, c.Volume)
 	if err != nil {
@@ -47,14 +47,13 @@ func (c OpenSession) apply(s *State, tx *change) error {
 			a.Silent = false
 			s.putAttachment(a)
 		}
-		tx.session(SessionOpened, x.ID)
 	}
 	for _, o := range others {
 		if x.succeeds(o) {
-			tx.result.Predecessors = append(tx.result.Predecessors, o)
+			res.Predecessors = append(res.Predecessors, o)
 		}
 	}
-	tx.result.Volume, tx.result.Session = &v, &x
+	res.Volume, res.Session = &v, &x
 	return nil
 }
 
@@ -98,13 +97,7 @@ func (x Session) succeeds(o Session) bool {
 
 // sessionsAt returns the gateway's sessions on the volume by ascending id, whatever their instance and state.
 func (s *State) sessionsAt(id storage.VolumeID, at Gateway) []Session {
-	var out []Session
-	for _, x := range s.SessionsOf(id) {
-		if x.Gateway == at {
-			out = append(out, x)
-		}
-	}
-	return out
+	return s.pickSessions(id, func(x *Session) bool { return x.Gateway == at })
 }
 
 func (s *State) mayOpen(op, subject string, at Gateway) error {
@@ -130,7 +123,7 @@ func (s *State) roomForSession(op, subject string, id storage.VolumeID) error {
 	return nil
 }
 
-func (c CloseSession) apply(s *State, tx *change) error {
+func (c CloseSession) apply(s *State, _ *Result) error {
 	if _, ok := s.sessions[c.Session]; !ok {
 		if c.Session == 0 || c.Session > s.lastSession {
 			return refuse("close session", storage.KindNotFound, "session "+c.Session.String(), "there never was such a session")
@@ -138,11 +131,10 @@ func (c CloseSession) apply(s *State, tx *change) error {
 		return nil
 	}
 	s.dropSession(c.Session)
-	tx.session(SessionGone, c.Session)
 	return nil
 }
 
-func (c ExpireSessions) apply(s *State, tx *change) error {
+func (c ExpireSessions) apply(s *State, _ *Result) error {
 	for _, id := range c.Sessions {
 		x, ok := s.Session(id)
 		if !ok || x.State != SessionLive {
@@ -150,7 +142,6 @@ func (c ExpireSessions) apply(s *State, tx *change) error {
 		}
 		x.State = SessionClosing
 		s.putSession(x)
-		tx.session(SessionExpired, id)
 		if a, ok := s.Attachment(x.Attachment); ok && !a.Silent && !s.inUse(a) {
 			a.Silent = true
 			s.putAttachment(a)

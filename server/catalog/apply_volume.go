@@ -9,7 +9,7 @@ import (
 	storage "github.com/storaged/storaged"
 )
 
-func (c CreateVolume) apply(s *State, tx *change) error {
+func (c CreateVolume) apply(s *State, res *Result) error {
 	const op = "create"
 	subject := "volume " + c.Name
 	if id, ok := s.volumeByRequest[c.RequestID]; ok && c.RequestID != "" {
@@ -19,7 +19,7 @@ func (c CreateVolume) apply(s *State, tx *change) error {
 				"request id %q made volume %s of %d bytes (%s), or it was changed since; use a new request id for another volume", c.RequestID, v.Name,
 				v.SizeBytes, v.State)
 		}
-		tx.result.Volume = &v
+		res.Volume = &v
 		return nil
 	}
 	if old, ok := s.VolumeByName(c.Name); ok {
@@ -41,21 +41,13 @@ func (c CreateVolume) apply(s *State, tx *change) error {
 	v := storage.Volume{ID: s.lastVolume, Name: c.Name, SizeBytes: c.SizeBytes, Groups: groups, Epoch: 1, Generation: 1,
 		Fenced: 1, State: storage.VolumeReady, CreatedAt: c.At.UTC(), RequestID: c.RequestID, Limits: c.Limits, Labels: c.Labels}
 	v = s.changeVolume(v)
-	tx.result.Volume = &v
-	tx.volume(VolumeChanged, v.ID)
+	res.Volume = &v
 	return nil
 }
 
 // readyGroups returns the groups that may hold data, ascending.
 func (s *State) readyGroups() []storage.GroupID {
-	var ids []storage.GroupID
-	for id, g := range s.groups {
-		if g.State == storage.GroupReady {
-			ids = append(ids, id)
-		}
-	}
-	slices.Sort(ids)
-	return ids
+	return keysOf(s.groups, func(g *storage.Group) bool { return g.State == storage.GroupReady })
 }
 
 // StripeGroups returns how many groups a volume of this size is striped over unless its creator asks for another number. It
@@ -136,64 +128,63 @@ func (s *State) readyVolume(op string, ref storage.VolumeRef) (storage.Volume, e
 	return v, err
 }
 
-func (c ResizeVolume) apply(s *State, tx *change) error {
-	const op = "resize"
-	v, err := s.readyVolume(op, c.Volume)
+// edit applies a command that changes a ready volume by change, which reports whether anything differs.
+func (s *State) edit(op string, ref storage.VolumeRef, res *Result, change func(*storage.Volume) (bool, error)) error {
+	v, err := s.readyVolume(op, ref)
 	if err != nil {
 		return err
 	}
-	subject := "volume " + v.Name
-	if c.SizeBytes < v.SizeBytes {
-		return refuse(op, storage.KindInvalid, subject,
-			"it has %d bytes and cannot shrink to %d, which would cut off data; create a smaller volume and copy into it",
-			v.SizeBytes, c.SizeBytes)
+	differs, err := change(&v)
+	if err != nil {
+		return err
 	}
-	if c.SizeBytes != v.SizeBytes {
-		if err := s.mayProvision(op, subject, v.SizeBytes, c.SizeBytes, c.ProvisionPercent); err != nil {
-			return err
+	if differs {
+		v = s.changeVolume(v)
+	}
+	res.Volume = &v
+	return nil
+}
+
+func (c ResizeVolume) apply(s *State, res *Result) error {
+	const op = "resize"
+	return s.edit(op, c.Volume, res, func(v *storage.Volume) (bool, error) {
+		before, subject := v.SizeBytes, "volume "+v.Name
+		if c.SizeBytes < before {
+			return false, refuse(op, storage.KindInvalid, subject,
+				"it has %d bytes and cannot shrink to %d, which would cut off data; create a smaller volume and copy into it",
+				before, c.SizeBytes)
+		}
+		if c.SizeBytes == before {
+			return false, nil
 		}
 		v.SizeBytes = c.SizeBytes
-		v = s.changeVolume(v)
-		tx.volume(VolumeChanged, v.ID)
-	}
-	tx.result.Volume = &v
-	return nil
+		return true, s.mayProvision(op, subject, before, c.SizeBytes, c.ProvisionPercent)
+	})
 }
 
-func (c SetVolumeLimits) apply(s *State, tx *change) error {
-	const op = "modify"
-	v, err := s.readyVolume(op, c.Volume)
-	if err != nil {
-		return err
-	}
-	if l := c.Of(v.Limits); l != v.Limits {
-		v.Limits = l
-		v = s.changeVolume(v)
-		tx.volume(VolumeChanged, v.ID)
-	}
-	tx.result.Volume = &v
-	return nil
+func (c SetVolumeLimits) apply(s *State, res *Result) error {
+	return s.edit("modify", c.Volume, res, func(v *storage.Volume) (bool, error) {
+		before := v.Limits
+		v.Limits = c.Of(before)
+		return v.Limits != before, nil
+	})
 }
 
-func (c SetVolumeLabels) apply(s *State, tx *change) error {
+func (c SetVolumeLabels) apply(s *State, res *Result) error {
 	const op = "modify"
-	v, err := s.readyVolume(op, c.Volume)
-	if err != nil {
-		return err
-	}
-	if l := c.Of(v.Labels); !maps.Equal(l, v.Labels) {
-		if err := storage.CheckLabels(l); err != nil { // too many
-			return refuse(op, storage.KindInvalid, "volume "+v.Name, "%w", errors.Unwrap(err))
+	return s.edit(op, c.Volume, res, func(v *storage.Volume) (bool, error) {
+		before := v.Labels
+		if v.Labels = c.Of(before); maps.Equal(v.Labels, before) {
+			return false, nil
 		}
-		v.Labels = l
-		v = s.changeVolume(v)
-		tx.volume(VolumeChanged, v.ID)
-	}
-	tx.result.Volume = &v
-	return nil
+		if err := storage.CheckLabels(v.Labels); err != nil { // too many
+			return false, refuse(op, storage.KindInvalid, "volume "+v.Name, "%w", errors.Unwrap(err))
+		}
+		return true, nil
+	})
 }
 
-func (c DeleteVolume) apply(s *State, tx *change) error {
+func (c DeleteVolume) apply(s *State, res *Result) error {
 	const op = "delete"
 	v, err := s.volume(op, c.Volume)
 	if err != nil {
@@ -211,13 +202,12 @@ func (c DeleteVolume) apply(s *State, tx *change) error {
 			}
 		}
 		for _, a := range s.AttachmentsOf(v.ID) {
-			s.endAttachment(a, tx)
+			s.endAttachment(a)
 		}
 		v.State = storage.VolumeDeleting
 		v = s.changeVolume(v)
-		tx.volume(VolumeChanged, v.ID)
 	}
-	tx.result.Volume = &v
+	res.Volume = &v
 	return nil
 }
 
@@ -239,7 +229,7 @@ func (s *State) openAt(id storage.VolumeID) []string {
 	return at
 }
 
-func (c FinishDelete) apply(s *State, tx *change) error {
+func (c FinishDelete) apply(s *State, _ *Result) error {
 	const op = "finish deleting volume"
 	subject := "volume " + c.Volume.String()
 	v, ok := s.volumes[c.Volume]
@@ -253,9 +243,7 @@ func (c FinishDelete) apply(s *State, tx *change) error {
 	}
 	for _, x := range s.SessionsOf(v.ID) {
 		s.dropSession(x.ID)
-		tx.session(SessionGone, x.ID)
 	}
 	s.dropVolume(v.ID)
-	tx.volume(VolumeGone, v.ID)
 	return nil
 }

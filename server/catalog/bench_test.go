@@ -17,7 +17,7 @@ func large(b *testing.B, n int) (s *State, index uint64) {
 			b.Fatal(err)
 		}
 		index++
-		if r, _ := s.Apply(index, raw); r.Err != nil {
+		if r := s.Apply(index, raw); r.Err != nil {
 			b.Fatal(r.Err)
 		}
 	}

@@ -29,19 +29,20 @@ func newFixture(t *testing.T) *fixture {
 	return f
 }
 
-// do applies a command; Encode's refusal counts as the command's.
-func (f *fixture) do(c Command) (Result, []Effect) {
+// do applies a command, and reports whether anything of the state differs then. Encode's refusal counts as the command's.
+func (f *fixture) do(c Command) (r Result, changed bool) {
 	f.t.Helper()
 	b, err := Encode(c)
 	if err != nil {
-		return Result{Err: asError(err)}, nil
+		return Result{Err: asError(err)}, false
 	}
 	f.index++
-	r, fx := f.s.Apply(f.index, b)
+	before := body(f.t, f.s)
+	r = f.s.Apply(f.index, b)
 	if err := f.s.Check(); err != nil {
 		f.t.Fatalf("after %#v: %v", c, err)
 	}
-	return r, fx
+	return r, !bytes.Equal(before, body(f.t, f.s))
 }
 
 func (f *fixture) ok(c Command) Result {
@@ -56,9 +57,9 @@ func (f *fixture) ok(c Command) Result {
 // refused applies a command that must fail with the kind and whose message must hold all the words.
 func (f *fixture) refused(c Command, kind storage.Kind, words ...string) {
 	f.t.Helper()
-	r, fx := f.do(c)
-	if r.Err == nil || r.Err.Kind != kind || len(fx) != 0 {
-		f.t.Fatalf("%#v: got %v (effects %v), want %v", c, r.Err, fx, kind)
+	r, changed := f.do(c)
+	if r.Err == nil || r.Err.Kind != kind || changed {
+		f.t.Fatalf("%#v: got %v (changed: %v), want %v", c, r.Err, changed, kind)
 	}
 	for _, w := range words {
 		if !strings.Contains(r.Err.Error(), w) {
@@ -140,13 +141,13 @@ func TestNodes(t *testing.T) {
 	f.refused(up, storage.KindConflict, "holds replicas of groups 1", "all its data directories")
 	up.Stores = append(up.Stores, storage.Store{ID: storeID(1), CapacityBytes: 5})
 	f.ok(up)
-	if r, fx := f.do(up); r.Err != nil || len(fx) != 0 {
-		t.Fatalf("again: %v, effects %v", r.Err, fx)
+	if r, changed := f.do(up); r.Err != nil || changed {
+		t.Fatalf("again: %v, changed: %v", r.Err, changed)
 	}
-	if n, ok := f.s.NodeByName("renamed"); !ok || n.Zone != "z1" || len(n.Stores) != 2 {
+	if n, ok := f.s.Node(f.s.nodeByName["renamed"]); !ok || n.Zone != "z1" || len(n.Stores) != 2 {
 		t.Fatalf("got %+v", n)
 	}
-	if _, ok := f.s.NodeByName("n1"); ok {
+	if _, ok := f.s.nodeByName["n1"]; ok {
 		t.Fatal("the old name still finds the node")
 	}
 	up.Name = "node-2"
@@ -271,8 +272,8 @@ func TestVolumes(t *testing.T) {
 	f.refused(ResizeVolume{Volume: storage.ByName("nope"), SizeBytes: 4096}, storage.KindNotFound, "volume list")
 	f.refused(ResizeVolume{SizeBytes: 4096}, storage.KindInvalid)
 	f.ok(ResizeVolume{Volume: storage.ByName("web-data"), SizeBytes: 2 << 30})
-	if r, fx := f.do(ResizeVolume{Volume: storage.ByID(v.ID), SizeBytes: 2 << 30}); r.Err != nil || len(fx) != 0 || r.Volume.SizeBytes != 2<<30 {
-		t.Fatalf("again: %+v, effects %v", r, fx)
+	if r, changed := f.do(ResizeVolume{Volume: storage.ByID(v.ID), SizeBytes: 2 << 30}); r.Err != nil || changed || r.Volume.SizeBytes != 2<<30 {
+		t.Fatalf("again: %+v, changed: %v", r, changed)
 	}
 
 	f.refused(FinishDelete{v.ID}, storage.KindConflict)
@@ -310,18 +311,18 @@ func TestVolumeLimits(t *testing.T) {
 	for _, c := range []struct {
 		iops, bytes *int64
 		want        storage.VolumeLimits
-		changes     int
+		changes     bool
 	}{
-		{nil, nil, limits(500, 0), 0},
-		{n(500), nil, limits(500, 0), 0},
-		{nil, n(2 << 20), limits(500, 2<<20), 1},
-		{n(0), nil, limits(0, 2<<20), 1},
-		{n(40), n(0), limits(40, 0), 1},
+		{nil, nil, limits(500, 0), false},
+		{n(500), nil, limits(500, 0), false},
+		{nil, n(2 << 20), limits(500, 2<<20), true},
+		{n(0), nil, limits(0, 2<<20), true},
+		{n(40), n(0), limits(40, 0), true},
 	} {
 		revision := v.Revision
-		r, fx := f.do(SetVolumeLimits{Volume: storage.ByName("web"), LimitsChange: storage.LimitsChange{MaxIOPS: c.iops, MaxBytesPerSecond: c.bytes}})
-		if r.Err != nil || r.Volume.Limits != c.want || len(fx) != c.changes || (r.Volume.Revision > revision) != (c.changes > 0) {
-			t.Fatalf("%+v: got %+v, effects %v", c, r, fx)
+		r, changed := f.do(SetVolumeLimits{Volume: storage.ByName("web"), LimitsChange: storage.LimitsChange{MaxIOPS: c.iops, MaxBytesPerSecond: c.bytes}})
+		if r.Err != nil || r.Volume.Limits != c.want || changed != c.changes || (r.Volume.Revision > revision) != c.changes {
+			t.Fatalf("%+v: got %+v, changed: %v", c, r, changed)
 		}
 		v = r.Volume
 	}
@@ -356,19 +357,19 @@ func TestVolumeLabels(t *testing.T) {
 	for _, c := range []struct {
 		SetVolumeLabels
 		want    labels
-		changes int
+		changes bool
 	}{
-		{change(nil), labels{"env": "prod"}, 0},
-		{change(labels{"env": "prod"}, "nosuch"), labels{"env": "prod"}, 0},
-		{change(labels{"team": "", "env": "test"}), labels{"team": "", "env": "test"}, 1},
-		{change(labels{"tier": "1"}, "team"), labels{"env": "test", "tier": "1"}, 1},
-		{change(nil, "env", "tier"), nil, 1},
-		{change(nil, "env"), nil, 0},
+		{change(nil), labels{"env": "prod"}, false},
+		{change(labels{"env": "prod"}, "nosuch"), labels{"env": "prod"}, false},
+		{change(labels{"team": "", "env": "test"}), labels{"team": "", "env": "test"}, true},
+		{change(labels{"tier": "1"}, "team"), labels{"env": "test", "tier": "1"}, true},
+		{change(nil, "env", "tier"), nil, true},
+		{change(nil, "env"), nil, false},
 	} {
 		revision := v.Revision
-		r, fx := f.do(c.SetVolumeLabels)
-		if r.Err != nil || !maps.Equal(r.Volume.Labels, c.want) || len(fx) != c.changes || (r.Volume.Revision > revision) != (c.changes > 0) {
-			t.Fatalf("%+v: got %+v, effects %v", c, r, fx)
+		r, changed := f.do(c.SetVolumeLabels)
+		if r.Err != nil || !maps.Equal(r.Volume.Labels, c.want) || changed != c.changes || (r.Volume.Revision > revision) != c.changes {
+			t.Fatalf("%+v: got %+v, changed: %v", c, r, changed)
 		}
 		v = r.Volume
 	}
@@ -619,7 +620,7 @@ func TestEveryFlippedBitOfACommand(t *testing.T) {
 		if _, err := DecodeEntry(b); storage.KindOf(err) != storage.KindCorrupt || VerifyEntry(b) == nil {
 			t.Errorf("bit %d flipped: %v", bit, err)
 		}
-		if r, _ := f.s.Apply(f.index+1, b); r.Err == nil {
+		if r := f.s.Apply(f.index+1, b); r.Err == nil {
 			t.Errorf("bit %d flipped and applied", bit)
 		}
 		b[bit/8] ^= 1 << (bit % 8)
@@ -635,7 +636,7 @@ func TestOldEntries(t *testing.T) {
 	f := newFixture(t)
 	f.node(1)
 	f.group(1)
-	if r, _ := f.s.Apply(f.index+1, []byte(`{"v":1,"cmd":"create_volume","body":{"name":"old","size_bytes":4096,"at":"2026-01-02T03:04:05Z"}}`)); r.Err != nil {
+	if r := f.s.Apply(f.index+1, []byte(`{"v":1,"cmd":"create_volume","body":{"name":"old","size_bytes":4096,"at":"2026-01-02T03:04:05Z"}}`)); r.Err != nil {
 		t.Fatal(r.Err)
 	}
 	if _, ok := f.s.VolumeByName("old"); !ok {
@@ -647,7 +648,7 @@ func TestOldEntries(t *testing.T) {
 			t.Errorf("a refusal is taken for damage: %v", err)
 		}
 		applied := f.s.Applied()
-		if r, _ := f.s.Apply(applied+1, b); storage.KindOf(r.Err) != storage.KindInvalid || f.s.Applied() != applied+1 {
+		if r := f.s.Apply(applied+1, b); storage.KindOf(r.Err) != storage.KindInvalid || f.s.Applied() != applied+1 {
 			t.Errorf("%v, applied %d", r.Err, f.s.Applied())
 		}
 	}

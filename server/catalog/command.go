@@ -20,7 +20,7 @@ type Command interface {
 	// check finds what is wrong with the command whatever the state.
 	check() error
 	// apply changes the state, or returns an error and changes nothing.
-	apply(s *State, tx *change) error
+	apply(s *State, res *Result) error
 }
 
 // InitCluster makes the cluster; it is the first command of every catalog. Again with the same id: no change.

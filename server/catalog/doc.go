@@ -1,7 +1,7 @@
 // Package catalog is the state machine of the cluster's metadata: nodes, groups, volumes, attachments and
 // sessions (design section 7).
 //
-// It is pure: a State and a command give a changed State, a Result and Effects. It reads no clock, performs no
+// It is pure: a State and a command give a changed State and a Result. It reads no clock, performs no
 // I/O, draws no random numbers and starts no goroutine; times and request ids come in the commands. Package control
 // replicates the commands with Raft and decides when to issue them. This package decides only what they mean.
 //

@@ -56,7 +56,7 @@ func TestGoldenSnapshot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r, _ := s.Apply(s.Applied()+1, command); r.Err != nil {
+	if r := s.Apply(s.Applied()+1, command); r.Err != nil {
 		t.Fatal(r.Err)
 	}
 	s = golden(t, s, "testdata/snapshot_v2.golden")
@@ -74,7 +74,7 @@ func TestGoldenSnapshot(t *testing.T) {
 		t.Fatal(err)
 	}
 	s = s.Clone()
-	if r, _ := s.Apply(s.Applied()+1, command); r.Err != nil {
+	if r := s.Apply(s.Applied()+1, command); r.Err != nil {
 		t.Fatal(r.Err)
 	}
 	s = golden(t, s, "testdata/snapshot_v3.golden")
@@ -87,7 +87,7 @@ func TestGoldenSnapshot(t *testing.T) {
 		t.Fatal(err)
 	}
 	s = s.Clone()
-	if r, _ := s.Apply(s.Applied()+1, command); r.Err != nil {
+	if r := s.Apply(s.Applied()+1, command); r.Err != nil {
 		t.Fatal(r.Err)
 	}
 	s = golden(t, s, "testdata/snapshot_v4.golden")
@@ -99,7 +99,7 @@ func TestGoldenSnapshot(t *testing.T) {
 		t.Fatal(err)
 	}
 	s = s.Clone()
-	if r, _ := s.Apply(s.Applied()+1, command); r.Err != nil {
+	if r := s.Apply(s.Applied()+1, command); r.Err != nil {
 		t.Fatal(r.Err)
 	}
 	s = golden(t, s, "testdata/snapshot_v5.golden")

@@ -86,19 +86,7 @@ func (s *State) NextGroup() storage.GroupID { return s.lastGroup + 1 }
 
 // Node returns a node, also a removed one.
 func (s *State) Node(id storage.NodeID) (storage.Node, bool) {
-	n, ok := s.nodes[id]
-	if !ok {
-		return storage.Node{}, false
-	}
-	return n.Clone(), true
-}
-
-// NodeByName returns the node of that name that is not removed.
-func (s *State) NodeByName(name string) (storage.Node, bool) { return s.Node(s.nodeByName[name]) }
-
-// NodeByStore returns the node that the store belongs, or belonged, to.
-func (s *State) NodeByStore(id storage.StoreID) (storage.Node, bool) {
-	return s.Node(s.nodeByStore[id])
+	return get(s.nodes, id, storage.Node.Clone)
 }
 
 // Nodes returns all nodes, removed ones included, by ascending id.
@@ -106,11 +94,7 @@ func (s *State) Nodes() []storage.Node { return collect(s.nodes, storage.Node.Cl
 
 // Group returns a group.
 func (s *State) Group(id storage.GroupID) (storage.Group, bool) {
-	g, ok := s.groups[id]
-	if !ok {
-		return storage.Group{}, false
-	}
-	return g.Clone(), true
+	return get(s.groups, id, storage.Group.Clone)
 }
 
 // Groups returns all groups by ascending id.
@@ -118,11 +102,7 @@ func (s *State) Groups() []storage.Group { return collect(s.groups, storage.Grou
 
 // Volume returns a volume, also one that is being deleted.
 func (s *State) Volume(id storage.VolumeID) (storage.Volume, bool) {
-	v, ok := s.volumes[id]
-	if !ok {
-		return storage.Volume{}, false
-	}
-	return v.Clone(), true
+	return get(s.volumes, id, storage.Volume.Clone)
 }
 
 // VolumeByName returns the ready volume of that name.
@@ -135,18 +115,14 @@ func (s *State) Volumes() []storage.Volume { return collect(s.volumes, storage.V
 
 // VolumesByName returns the volumes that have not been deleted, in the order of their names.
 func (s *State) VolumesByName() []storage.Volume {
-	all := slices.DeleteFunc(s.Volumes(), func(v storage.Volume) bool { return v.State == storage.VolumeDeleting })
+	all := pick(s.volumes, storage.Volume.Clone, func(v *storage.Volume) bool { return v.State != storage.VolumeDeleting })
 	slices.SortFunc(all, func(a, b storage.Volume) int { return cmp.Compare(a.Name, b.Name) })
 	return all
 }
 
 // Session returns a session.
 func (s *State) Session(id storage.SessionID) (Session, bool) {
-	x, ok := s.sessions[id]
-	if !ok {
-		return Session{}, false
-	}
-	return *x, true
+	return get(s.sessions, id, asIs[Session])
 }
 
 // Sessions returns all sessions by ascending id.
@@ -154,23 +130,17 @@ func (s *State) Sessions() []Session { return collect(s.sessions, asIs[Session])
 
 // SessionsOf returns the sessions of a volume by ascending id.
 func (s *State) SessionsOf(id storage.VolumeID) []Session {
-	ids := s.sessionsByVolume[id]
-	out := make([]Session, 0, len(ids))
-	for _, sid := range ids {
-		if x, ok := s.sessions[sid]; ok {
-			out = append(out, *x)
-		}
-	}
-	return out
+	return s.pickSessions(id, func(*Session) bool { return true })
+}
+
+// pickSessions returns the sessions of a volume that keep selects, by ascending id.
+func (s *State) pickSessions(id storage.VolumeID, keep func(*Session) bool) []Session {
+	return gather(s.sessions, s.sessionsByVolume[id], keep)
 }
 
 // Attachment returns an attachment.
 func (s *State) Attachment(id storage.AttachmentID) (storage.Attachment, bool) {
-	a, ok := s.attachments[id]
-	if !ok {
-		return storage.Attachment{}, false
-	}
-	return *a, true
+	return get(s.attachments, id, asIs[storage.Attachment])
 }
 
 // Attachments returns all attachments by ascending id.
@@ -180,26 +150,12 @@ func (s *State) Attachments() []storage.Attachment {
 
 // AttachmentsBy returns the attachments that a node holds for plain NBD clients, by ascending id.
 func (s *State) AttachmentsBy(node storage.NodeID) []storage.Attachment {
-	var out []storage.Attachment
-	for _, a := range s.attachments {
-		if a.Holder.Node == node && node != 0 {
-			out = append(out, *a)
-		}
-	}
-	slices.SortFunc(out, func(a, b storage.Attachment) int { return cmp.Compare(a.ID, b.ID) })
-	return out
+	return pick(s.attachments, asIs[storage.Attachment], func(a *storage.Attachment) bool { return a.Holder.Node == node && node != 0 })
 }
 
 // AttachmentsOf returns the attachments of a volume by ascending id.
 func (s *State) AttachmentsOf(id storage.VolumeID) []storage.Attachment {
-	ids := s.attachmentsByVolume[id]
-	out := make([]storage.Attachment, 0, len(ids))
-	for _, aid := range ids {
-		if a, ok := s.attachments[aid]; ok {
-			out = append(out, *a)
-		}
-	}
-	return out
+	return gather(s.attachments, s.attachmentsByVolume[id], func(*storage.Attachment) bool { return true })
 }
 
 // Unfenced returns the volumes whose generation is not refused to older ones in every group yet, by ascending id.
@@ -211,14 +167,56 @@ func (s *State) Unfenced() []storage.Volume {
 	return out
 }
 
+// DeletingVolumes returns the volumes that are being deleted, by ascending id.
+func (s *State) DeletingVolumes() []storage.Volume {
+	return pick(s.volumes, storage.Volume.Clone, func(v *storage.Volume) bool { return v.State == storage.VolumeDeleting })
+}
+
 // asIs copies an object that refers to no other.
 func asIs[V any](v V) V { return v }
 
+// get returns a copy of a map's object.
+func get[K comparable, V any](m map[K]*V, k K, clone func(V) V) (v V, ok bool) {
+	p, ok := m[k]
+	if ok {
+		v = clone(*p)
+	}
+	return v, ok
+}
+
 // collect returns copies of a map's objects by ascending key.
 func collect[K cmp.Ordered, V any](m map[K]*V, clone func(V) V) []V {
-	out := make([]V, 0, len(m))
-	for _, k := range slices.Sorted(maps.Keys(m)) {
-		out = append(out, clone(*m[k]))
+	return pick(m, clone, func(*V) bool { return true })
+}
+
+// pick returns copies of the objects that keep selects, by ascending key.
+func pick[K cmp.Ordered, V any](m map[K]*V, clone func(V) V, keep func(*V) bool) []V {
+	keys := keysOf(m, keep)
+	out := make([]V, len(keys))
+	for i, k := range keys {
+		out[i] = clone(*m[k])
+	}
+	return out
+}
+
+// keysOf returns the keys of the objects that keep selects, ascending.
+func keysOf[K cmp.Ordered, V any](m map[K]*V, keep func(*V) bool) (keys []K) {
+	for k, v := range m {
+		if keep(v) {
+			keys = append(keys, k)
+		}
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// gather returns the objects of a list of ids that keep selects.
+func gather[K comparable, V any](m map[K]*V, ids []K, keep func(*V) bool) []V {
+	out := make([]V, 0, len(ids))
+	for _, id := range ids {
+		if v, ok := m[id]; ok && keep(v) {
+			out = append(out, *v)
+		}
 	}
 	return out
 }
@@ -331,16 +329,4 @@ func (s *State) dropSession(id storage.SessionID) {
 	}
 	delete(s.sessions, id)
 	unlist(s.sessionsByVolume, x.Volume, id)
-}
-
-// DeletingVolumes returns the volumes that are being deleted, by ascending id.
-func (s *State) DeletingVolumes() []storage.Volume {
-	var out []storage.Volume
-	for _, v := range s.volumes {
-		if v.State == storage.VolumeDeleting {
-			out = append(out, v.Clone())
-		}
-	}
-	slices.SortFunc(out, func(a, b storage.Volume) int { return cmp.Compare(a.ID, b.ID) })
-	return out
 }

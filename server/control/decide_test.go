@@ -655,7 +655,7 @@ func TestNobodyJoinsBeforeTheFirst(t *testing.T) {
 		c.fsm.mu.Lock() // back to the moment after the first command
 		at := c.fsm.state.Applied()
 		c.fsm.state = catalog.New()
-		result, _ := c.fsm.state.ApplyCommand(at, catalog.InitCluster{Cluster: *c.id.Bootstrap})
+		result := c.fsm.state.ApplyCommand(at, catalog.InitCluster{Cluster: *c.id.Bootstrap})
 		c.fsm.mu.Unlock()
 		if result.Err != nil {
 			t.Fatal(result.Err)

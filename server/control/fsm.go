@@ -47,7 +47,7 @@ func (f *fsm) Apply(l *raft.Log) any {
 		f.onHalt(f.halted)
 		return f.halted
 	}
-	result, _ := f.state.ApplyCommand(l.Index, c)
+	result := f.state.ApplyCommand(l.Index, c)
 	f.broadcastLocked()
 	return result
 }

@@ -20,7 +20,7 @@ func TestServed(t *testing.T) {
 			t.Fatal(err)
 		}
 		index++
-		r, _ := state.Apply(index, b)
+		r := state.Apply(index, b)
 		if r.Err != nil {
 			t.Fatalf("%#v: %v", c, r.Err)
 		}

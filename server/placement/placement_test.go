@@ -40,7 +40,7 @@ func (d *driver) apply(c catalog.Command) error {
 		return err
 	}
 	d.index++
-	r, _ := d.s.Apply(d.index, b)
+	r := d.s.Apply(d.index, b)
 	if err := d.s.Check(); err != nil {
 		d.t.Fatalf("after %#v: %v", c, err)
 	}

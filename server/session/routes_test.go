@@ -16,7 +16,7 @@ func TestHeartbeatTimeoutIsTold(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r, _ := st.Apply(1, command); r.Err != nil {
+	if r := st.Apply(1, command); r.Err != nil {
 		t.Fatal(r.Err)
 	}
 	if got := routesOf(st); got.HeartbeatTimeout != 2*time.Second {

@@ -37,7 +37,7 @@ func (c *clusterCatalog) apply(command catalog.Command) (catalog.Result, error) 
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.index++
-	r, _ := c.state.Apply(c.index, b)
+	r := c.state.Apply(c.index, b)
 	close(c.changed)
 	c.changed = make(chan struct{})
 	if r.Err != nil {

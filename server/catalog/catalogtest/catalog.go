@@ -64,7 +64,7 @@ func (c *Catalog) apply(cmd catalog.Command) (catalog.Result, error) {
 		return catalog.Result{}, err
 	}
 	c.log = append(c.log, b)
-	r, _ := c.Leader.Apply(uint64(len(c.log)), b)
+	r := c.Leader.Apply(uint64(len(c.log)), b)
 	if r.Err != nil {
 		return r, r.Err
 	}
