@@ -85,6 +85,8 @@ type Config struct {
 	Logger *slog.Logger
 	// Metrics registers storage_peer_...; nil: none.
 	Metrics prometheus.Registerer
+
+	speaks versions // of the protocol; tests pretend others than those known
 }
 
 // setDefaults fills in every zero value that has a default.
@@ -117,6 +119,7 @@ func (c *Config) setDefaults() {
 	if c.Random == nil {
 		c.Random = rand.Uint64
 	}
+	c.speaks = cmp.Or(c.speaks, known)
 	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 }
 

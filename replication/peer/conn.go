@@ -40,6 +40,8 @@ type conn struct {
 	nc     net.Conn
 	br     *bufio.Reader
 	direct *directWriter // nil: the socket cannot be written without blocking
+	// protocol is the version of the peer protocol that both ends speak here.
+	protocol uint16
 	// release ends the claim that the other side is the process of its node.
 	release func()
 	wake    chan struct{} // capacity 1; a token hands writing over to writeLoop; never closed

@@ -49,16 +49,16 @@ func (t *Transport) newSet(node storage.NodeID, addr string, nonce uint64, diall
 	return s
 }
 
-// add makes nc the set's connection of a lane and starts its goroutines; false if there is one already or the set
-// has ended. release is called when the connection has ended.
-func (s *connSet) add(lane Lane, nc net.Conn, release func()) bool {
+// add makes nc, whose ends have agreed on a version of the protocol, the set's connection of a lane and starts its goroutines;
+// false if there is one already or the set has ended. release is called when the connection has ended.
+func (s *connSet) add(lane Lane, nc net.Conn, protocol uint16, release func()) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended || s.conns[lane] != nil {
 		return false
 	}
 	c := newConn(s, lane, nc)
-	c.release = release
+	c.protocol, c.release = protocol, release
 	s.conns[lane] = c
 	s.wg.Add(2)
 	go func() {

@@ -10,10 +10,10 @@ import (
 	storage "github.com/storaged/storaged"
 )
 
-// ProtocolVersion is the version of the peer protocol that this code speaks.
-const ProtocolVersion = 2
+// helloLayout is the number of a hello's layout, for ever. The version of what follows the hellos is agreed on in them.
+const helloLayout = 2
 
-// helloBytes is the length of a hello and of its answer, helloStartBytes that of the part which is the same in every version;
+// helloBytes is the length of a hello and of its answer, helloStartBytes that of the part which is the same in every layout;
 // layout in docs/format/peer.md.
 const (
 	helloBytes      = 400
@@ -33,7 +33,7 @@ const (
 
 // hello is the first message of both sides on every connection.
 type hello struct {
-	version uint16
+	layout  uint16
 	lane    Lane
 	code    helloCode // hello: lone, helloPart or helloClient; answer: accepted or why not
 	cluster storage.ClusterID
@@ -41,6 +41,8 @@ type hello struct {
 	to      storage.NodeID // whom the speaker wants to reach; 0: whoever it is
 	nonce   uint64         // the same on all connections of a set
 	speaker Speaker
+	// speaks are the versions that the speaker knows. In an answer with any code but helloWrongVersion it is the one chosen.
+	speaks versions
 }
 
 // Speaker is the process that says a hello. In an answer of helloSecondProcess it is the process that was there before.
@@ -79,7 +81,7 @@ const (
 func (h *hello) appendTo(b []byte, magic string) []byte {
 	at := len(b)
 	b = append(b, magic...)
-	b = binary.LittleEndian.AppendUint16(b, h.version)
+	b = binary.LittleEndian.AppendUint16(b, h.layout)
 	b = append(b, byte(h.lane), byte(h.code))
 	b = append(b, h.cluster[:]...)
 	b = binary.LittleEndian.AppendUint32(b, uint32(h.from))
@@ -92,7 +94,9 @@ func (h *hello) appendTo(b []byte, magic string) []byte {
 	b = binary.LittleEndian.AppendUint64(b, s.List)
 	b = appendText(b, s.Address, MaxAddressBytes)
 	b = appendText(b, s.Process, MaxProcessBytes)
-	b = append(b, 0, 0, 0, 0, 0, 0, 0, 0)
+	b = binary.LittleEndian.AppendUint16(b, h.speaks.min)
+	b = binary.LittleEndian.AppendUint16(b, h.speaks.max)
+	b = append(b, 0, 0, 0, 0)
 	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b[at:], castagnoli))
 }
 
@@ -120,17 +124,17 @@ func parseText(b []byte) (string, error) {
 
 var errNotAPeer = errors.New("the other side does not speak the peer protocol of storaged")
 
-// parseVersion checks the part of a hello that all versions agree on.
-func parseVersion(b []byte, magic string) (uint16, error) {
+// parseLayout checks the part of a hello that all layouts agree on.
+func parseLayout(b []byte, magic string) (uint16, error) {
 	if string(b[:8]) != magic {
 		return 0, errNotAPeer
 	}
 	return binary.LittleEndian.Uint16(b[8:]), nil
 }
 
-// parseHello checks and decodes b, which holds helloBytes bytes of a message of this version.
+// parseHello checks and decodes b, which holds helloBytes bytes of a message of helloLayout.
 func parseHello(b []byte, magic string) (h hello, err error) {
-	if h.version, err = parseVersion(b, magic); err != nil {
+	if h.layout, err = parseLayout(b, magic); err != nil {
 		return h, err
 	}
 	if crc32.Checksum(b[:helloBytes-4], castagnoli) != binary.LittleEndian.Uint32(b[helloBytes-4:]) {
@@ -147,18 +151,33 @@ func parseHello(b []byte, magic string) (h hello, err error) {
 	if h.speaker.Address, err = parseText(b[68 : 69+MaxAddressBytes]); err != nil {
 		return h, err
 	}
-	h.speaker.Process, err = parseText(b[69+MaxAddressBytes : 70+MaxAddressBytes+MaxProcessBytes])
+	if h.speaker.Process, err = parseText(b[69+MaxAddressBytes : 70+MaxAddressBytes+MaxProcessBytes]); err != nil {
+		return h, err
+	}
+	h.speaks, err = parseVersions(b[70+MaxAddressBytes+MaxProcessBytes:], h.layout)
 	return h, err
 }
 
-// readHello reads a hello. Of another version's it reads, and returns, the version only: the rest has another length.
+// parseVersions decodes the range at the beginning of b. Zeroes come from builds that know the version with the layout's number only.
+func parseVersions(b []byte, layout uint16) (versions, error) {
+	v := versions{min: binary.LittleEndian.Uint16(b), max: binary.LittleEndian.Uint16(b[2:])}
+	switch {
+	case v == versions{}:
+		return versions{min: layout, max: layout}, nil
+	case v.min == 0 || v.min > v.max:
+		return v, fmt.Errorf("the peer's greeting has versions %d to %d, which is no range", v.min, v.max)
+	}
+	return v, nil
+}
+
+// readHello reads a hello. Of another layout it reads, and returns, the number only: the rest has another length.
 func readHello(r io.Reader, magic string) (hello, error) {
 	var b [helloBytes]byte
 	if _, err := io.ReadFull(r, b[:helloStartBytes]); err != nil {
 		return hello{}, err
 	}
-	if version, err := parseVersion(b[:], magic); err != nil || version != ProtocolVersion {
-		return hello{version: version}, err
+	if layout, err := parseLayout(b[:], magic); err != nil || layout != helloLayout {
+		return hello{layout: layout, speaks: versions{min: layout, max: layout}}, err
 	}
 	if _, err := io.ReadFull(r, b[helloStartBytes:]); err != nil {
 		return hello{}, err
@@ -172,10 +191,10 @@ func writeHello(w io.Writer, h hello, magic string) error {
 }
 
 // judge decides about the hello of a node that dialled: helloAccepted, or why not.
-func (h *hello) judge(cluster storage.ClusterID, self storage.NodeID) helloCode {
+func (h *hello) judge(cluster storage.ClusterID, self storage.NodeID, own versions) helloCode {
 	stranger := h.from == 0
 	switch {
-	case h.version != ProtocolVersion:
+	case h.layout != helloLayout, own.common(h.speaks) == 0:
 		return helloWrongVersion
 	case self == 0:
 		return helloWithoutNodeID
@@ -193,9 +212,8 @@ func (h *hello) judge(cluster storage.ClusterID, self storage.NodeID) helloCode 
 // refusal turns the answer to a hello into an error, nil if the hello was accepted by the node it was meant for.
 func (h *hello) refusal(sent hello) error {
 	switch {
-	case h.version != ProtocolVersion || h.code == helloWrongVersion:
-		return storage.E("", storage.KindUnsupported, "", fmt.Errorf(
-			"the peer speaks version %d of the peer protocol, this node version %d", h.version, ProtocolVersion))
+	case h.layout != helloLayout || h.code == helloWrongVersion || sent.speaks.common(h.speaks) == 0:
+		return versionsError(sent.speaks, h.speaks)
 	case h.code == helloWithoutNodeID:
 		return storage.E("", storage.KindUnavailable, "", errors.New("the peer has not joined a cluster yet"))
 	case h.code == helloWrongCluster || !sent.cluster.IsZero() && h.cluster != sent.cluster:
@@ -214,7 +232,7 @@ func (h *hello) refusal(sent hello) error {
 			"the process that answers, %s, keeps silent, because another one is the node, too", orUnknown(h.speaker.Process)))
 	case h.code == helloTooMany:
 		return storage.E("", storage.KindUnavailable, "", errors.New("the peer has too many connections"))
-	case h.code != helloAccepted || h.nonce != sent.nonce || h.lane != sent.lane:
+	case h.code != helloAccepted || h.nonce != sent.nonce || h.lane != sent.lane || h.speaks.min != h.speaks.max:
 		return storage.E("", storage.KindInternal, "", fmt.Errorf(
 			"the peer answered the greeting of lane %v with code %d", sent.lane, h.code))
 	}

@@ -37,7 +37,7 @@ func rawLane(t testing.TB, network *simnet.Network, addr string, nonce uint64, l
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { nc.Close() })
-	h := hello{version: ProtocolVersion, lane: lane, code: helloPart, cluster: testCluster, from: 9, to: 2, nonce: nonce}
+	h := hello{layout: helloLayout, lane: lane, code: helloPart, cluster: testCluster, from: 9, to: 2, nonce: nonce, speaks: known}
 	if err := writeHello(nc, h, helloMagic); err != nil {
 		t.Fatal(err)
 	}
@@ -193,7 +193,7 @@ func TestSilentDialler(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer half.Close()
-		if err := writeHello(half, hello{version: ProtocolVersion, code: helloPart, cluster: testCluster, from: 9, nonce: 2}, helloMagic); err != nil {
+		if err := writeHello(half, hello{layout: helloLayout, code: helloPart, cluster: testCluster, from: 9, nonce: 2}, helloMagic); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := readHello(half, answerMagic); err != nil {
@@ -324,24 +324,29 @@ func serveRaw(l net.Listener, answer func(frameHeader) []byte) {
 			if err := writeHello(nc, h, answerMagic); err != nil {
 				return
 			}
-			for {
-				var b [frameHeaderBytes]byte
-				if _, err := io.ReadFull(nc, b[:]); err != nil {
-					return
-				}
-				f, err := parseFrame(b[:])
-				if err != nil || f.kind == kindPing {
-					continue
-				}
-				if _, err := nc.Write(answer(f)); err != nil {
-					return
-				}
-			}
+			answerRaw(nc, answer)
 		}()
 	}
 }
 
-func TestHelloVersions(t *testing.T) {
+// answerRaw answers the requests on a connection as told until it fails.
+func answerRaw(nc net.Conn, answer func(frameHeader) []byte) {
+	for {
+		var b [frameHeaderBytes]byte
+		if _, err := io.ReadFull(nc, b[:]); err != nil {
+			return
+		}
+		f, err := parseFrame(b[:])
+		if err != nil || f.kind == kindPing {
+			continue
+		}
+		if _, err := nc.Write(answer(f)); err != nil {
+			return
+		}
+	}
+}
+
+func TestHelloLayouts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		network := simnet.New(lan)
 		m := newMesh(t, simulated(network), 2, nil, conformHandlers)
@@ -350,10 +355,10 @@ func TestHelloVersions(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer newer.Close()
-		if err := writeHello(newer, hello{version: ProtocolVersion + 1, code: 99, from: 9}, helloMagic); err != nil {
+		if err := writeHello(newer, hello{layout: helloLayout + 1, code: 99, from: 9}, helloMagic); err != nil {
 			t.Fatal(err)
 		}
-		if answer, err := readHello(newer, answerMagic); err != nil || answer.code != helloWrongVersion || answer.version != ProtocolVersion {
+		if answer, err := readHello(newer, answerMagic); err != nil || answer.code != helloWrongVersion || answer.layout != helloLayout || answer.speaks != known {
 			t.Errorf("a newer dialler is answered with %+v, %v", answer, err)
 		}
 		l, err := network.Host("raw").Listen(":1")
@@ -368,49 +373,49 @@ func TestHelloVersions(t *testing.T) {
 			}
 			defer nc.Close()
 			_, _ = readHello(nc, helloMagic)
-			_ = writeHello(nc, hello{version: 3}, answerMagic)
+			_ = writeHello(nc, hello{layout: 3}, answerMagic)
 		}()
 		m.addrs[8] = "raw:1"
 		_, err = m.nodes[1].Call(context.Background(), 8, Data, &Request{Method: methodEcho})
 		if _, ok := sentError(err); !ok || remoteKind(err) != storage.KindUnsupported ||
-			!strings.Contains(err.Error(), "the peer speaks version 3 of the peer protocol, this node version 2") {
+			!strings.Contains(err.Error(), "the peer speaks version 3 of the peer protocol, this side version 2: upgrade this side") {
 			t.Errorf("a newer server: %v", err)
 		}
 	})
 }
 
 func TestJudge(t *testing.T) {
-	good := hello{version: ProtocolVersion, lane: Data, code: helloPart, cluster: testCluster, from: 9, to: 2, nonce: 1}
+	good := hello{layout: helloLayout, lane: Data, code: helloPart, cluster: testCluster, from: 9, to: 2, nonce: 1, speaks: known}
 	for want, change := range map[helloCode]func(*hello){
 		helloAccepted:     func(*hello) {},
-		helloWrongVersion: func(h *hello) { h.version++ },
+		helloWrongVersion: func(h *hello) { h.layout++ },
 		helloWrongCluster: func(h *hello) { h.cluster[0]++ },
 		helloWrongNode:    func(h *hello) { h.to = 3 },
 		helloBadLane:      func(h *hello) { h.lane = laneCount },
 	} {
 		h := good
 		change(&h)
-		if got := h.judge(testCluster, 2); got != want {
+		if got := h.judge(testCluster, 2, known); got != want {
 			t.Errorf("%+v: code %d, want %d", h, got, want)
 		}
 	}
 	unnamed := good
 	unnamed.from, unnamed.cluster = 0, storage.ClusterID{}
-	if got := unnamed.judge(testCluster, 2); got != helloBadLane {
+	if got := unnamed.judge(testCluster, 2, known); got != helloBadLane {
 		t.Errorf("a set of a node without an id: code %d", got)
 	}
-	if got := good.judge(storage.ClusterID{}, 0); got != helloWithoutNodeID {
+	if got := good.judge(storage.ClusterID{}, 0, known); got != helloWithoutNodeID {
 		t.Errorf("a node without a cluster answers with code %d", got)
 	}
 	good.cluster = storage.ClusterID{}
-	if got := good.judge(testCluster, 2); got != helloWrongCluster {
+	if got := good.judge(testCluster, 2, known); got != helloWrongCluster {
 		t.Errorf("a member without a cluster: code %d", got)
 	}
 }
 
 // TestHelloTexts: the texts of a hello are bounded, and go to logs: what is no plain text is refused.
 func TestHelloTexts(t *testing.T) {
-	good := hello{version: ProtocolVersion, code: helloLone, speaker: Speaker{Address: strings.Repeat("a", MaxAddressBytes), Process: "x/1"}}
+	good := hello{layout: helloLayout, code: helloLone, speaker: Speaker{Address: strings.Repeat("a", MaxAddressBytes), Process: "x/1"}, speaks: known}
 	b := good.appendTo(nil, helloMagic)
 	if h, err := parseHello(b, helloMagic); err != nil || h != good || len(b) != helloBytes {
 		t.Fatalf("%d bytes: %+v, %v", len(b), h, err)
@@ -434,8 +439,9 @@ func TestGoldenBytes(t *testing.T) {
 	h := frameHeader{kind: kindRequest, method: methodRead, group: 0x01020304, id: 0x1122334455667788}
 	f := &outFrame{}
 	f.encode(h, []byte("head"), [][]byte{[]byte("pay"), []byte("load")})
-	greeting := hello{version: 2, lane: Bulk, code: helloPart, cluster: testCluster, from: 3, to: 4, nonce: 0x1122334455667788,
-		speaker: Speaker{Instance: 0x0102030405060708, Starts: 9, List: 10, Address: "a:7001", Process: "a/17"}}
+	greeting := hello{layout: 2, lane: Bulk, code: helloPart, cluster: testCluster, from: 3, to: 4, nonce: 0x1122334455667788,
+		speaker: Speaker{Instance: 0x0102030405060708, Starts: 9, List: 10, Address: "a:7001", Process: "a/17"},
+		speaks:  versions{min: 2, max: 3}}
 	for name, c := range map[string]struct {
 		got  []byte
 		want string
@@ -443,7 +449,7 @@ func TestGoldenBytes(t *testing.T) {
 		"frame": {f.head, "53504631" + "01" + "01" + "1100" + "04030201" + "04000000" + "8877665544332211" + "07000000" + "e8977cea" + "7069e3f4" + "c6fe7f9b" + "68656164"},
 		"hello": {greeting.appendTo(nil, helloMagic), "5354504545524849" + "0200" + "02" + "01" + "01020300000000000000000000000000" + "03000000" + "04000000" + "8877665544332211" +
 			"0807060504030201" + "0900000000000000" + "0a00000000000000" + "06" + "613a37303031" + zeroes(MaxAddressBytes-6) +
-			"04" + "612f3137" + zeroes(MaxProcessBytes-4) + "0000000000000000" + "cddc5672"},
+			"04" + "612f3137" + zeroes(MaxProcessBytes-4) + "0200" + "0300" + "00000000" + "59ed92d4"},
 		"error": {appendError(nil, storage.E("read", storage.KindNotLeader, "group 7", hint(3))),
 			"06" + "0300000000000000" + "0400" + "72656164" + "0700" + "67726f75702037" + "0c00" + "6e6f64652033206c65616473"},
 	} {
@@ -478,7 +484,9 @@ func FuzzFrame(f *testing.F) {
 }
 
 func FuzzHello(f *testing.F) {
-	f.Add((&hello{version: ProtocolVersion, lane: 1, code: helloPart, cluster: testCluster, from: 1, to: 2, nonce: 3}).appendTo(nil, helloMagic))
+	for _, speaks := range []versions{{}, known, {min: 3, max: 9}, {min: 3, max: 2}} {
+		f.Add((&hello{layout: helloLayout, lane: 1, code: helloPart, cluster: testCluster, from: 1, to: 2, nonce: 3, speaks: speaks}).appendTo(nil, helloMagic))
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if len(b) < helloBytes {
 			return
@@ -489,12 +497,15 @@ func FuzzHello(f *testing.F) {
 		binary.LittleEndian.PutUint32(b[helloBytes-4:], crc32.Checksum(b[:helloBytes-4], castagnoli))
 		h, err := parseHello(b, helloMagic)
 		if err != nil {
-			return // a text that it cannot have
+			return // a text, or a range of versions, that it cannot have
+		}
+		if h.speaks.min > h.speaks.max || h.speaks.min == 0 && h.layout != 0 {
+			t.Fatalf("took %v", h.speaks)
 		}
 		if strings.ContainsFunc(h.speaker.Address+h.speaker.Process, func(r rune) bool { return r <= ' ' || r > '~' }) {
 			t.Fatalf("took %q, %q", h.speaker.Address, h.speaker.Process)
 		}
-		if h.judge(testCluster, 2) == helloAccepted && (h.lane >= laneCount || h.cluster != testCluster && h.from != 0 || h.from == 2) {
+		if h.judge(testCluster, 2, known) == helloAccepted && (h.layout != helloLayout || h.speaks.common(known) == 0 || h.lane >= laneCount || h.cluster != testCluster && h.from != 0 || h.from == 2) {
 			t.Fatalf("accepted %+v", h)
 		}
 		_ = h.refusal(hello{})

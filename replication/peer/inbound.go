@@ -49,6 +49,14 @@ func (in *Inbound) RemoteAddr() string {
 	return host
 }
 
+// Protocol returns the version of the peer protocol that the sender and this node speak with each other.
+func (in *Inbound) Protocol() uint16 {
+	if in.conn == nil {
+		return in.handler.t.cfg.speaks.max
+	}
+	return in.conn.protocol
+}
+
 // Retain keeps Header and Payload valid until a matching Release.
 func (in *Inbound) Retain() { in.buf.retain() }
 

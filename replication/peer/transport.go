@@ -384,7 +384,7 @@ func (t *Transport) accepted(s *connSet, lane Lane, nc net.Conn, sent, answer he
 			return err
 		}
 	}
-	if !s.add(lane, nc, release) {
+	if !s.add(lane, nc, answer.speaks.max, release) {
 		release()
 		return errClosed
 	}
@@ -393,8 +393,8 @@ func (t *Transport) accepted(s *connSet, lane Lane, nc net.Conn, sent, answer he
 
 // hello returns what this node says first on a connection.
 func (t *Transport) hello(lane Lane, code helloCode, to storage.NodeID, nonce uint64) hello {
-	return hello{version: ProtocolVersion, lane: lane, code: code, cluster: t.cfg.Cluster, from: t.cfg.Self, to: to,
-		nonce: nonce, speaker: t.cfg.Speaker}
+	return hello{layout: helloLayout, lane: lane, code: code, cluster: t.cfg.Cluster, from: t.cfg.Self, to: to,
+		nonce: nonce, speaker: t.cfg.Speaker, speaks: t.cfg.speaks}
 }
 
 // dial opens a connection to an address and exchanges hellos. It closes the connection on an error, and not when the answer
@@ -530,7 +530,7 @@ func (t *Transport) welcome(nc net.Conn, leave func()) {
 	}
 }
 
-// maxForeignHello bounds what is read of a hello of another version.
+// maxForeignHello bounds what is read of a hello of another layout.
 const maxForeignHello = 4 << 10
 
 func (t *Transport) answerHello(raw net.Conn) error {
@@ -546,12 +546,16 @@ func (t *Transport) answerHello(raw net.Conn) error {
 	if err != nil {
 		return err
 	}
-	code := h.judge(t.cfg.Cluster, t.cfg.Self)
+	code := h.judge(t.cfg.Cluster, t.cfg.Self, t.cfg.speaks)
 	if code == helloAccepted && h.code != helloClient && forClients(nc) {
 		code = helloClientsOnly
 	}
 	release := func() {}
 	answer := t.hello(h.lane, code, h.from, h.nonce)
+	protocol := t.cfg.speaks.common(h.speaks)
+	if code != helloWrongVersion {
+		answer.speaks = versions{min: protocol, max: protocol}
+	}
 	if code == helloAccepted && h.from != 0 {
 		if t.Second() != nil {
 			answer.code = helloSilent
@@ -571,16 +575,16 @@ func (t *Transport) answerHello(raw net.Conn) error {
 	if code == helloWrongVersion {
 		// Closing with bytes unread would reset the connection, and the answer might not arrive.
 		_, _ = io.Copy(io.Discard, io.LimitReader(nc, maxForeignHello))
+		return versionsError(t.cfg.speaks, h.speaks)
 	}
 	if code != helloAccepted {
-		return fmt.Errorf("hello with code %d: version %d, cluster %v, from node %v to node %v", code, h.version,
-			h.cluster, h.from, h.to)
+		return fmt.Errorf("hello with code %d: cluster %v, from node %v to node %v", code, h.cluster, h.from, h.to)
 	}
 	if !stop() {
 		release()
 		return context.Cause(ctx)
 	}
-	if err := t.join(h, nc, release); err != nil {
+	if err := t.join(h, nc, protocol, release); err != nil {
 		release()
 		return err
 	}
@@ -607,7 +611,7 @@ func (t *Transport) heardOf(node storage.NodeID) {
 
 // join adds a greeted connection to its set. A node has one set here, the newest: what it sends on a new one comes
 // from a process, or an attempt, that has given the old one up.
-func (t *Transport) join(h hello, nc net.Conn, release func()) error {
+func (t *Transport) join(h hello, nc net.Conn, protocol uint16, release func()) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
@@ -639,7 +643,7 @@ func (t *Transport) join(h hello, nc net.Conn, release func()) error {
 		t.inSets[key] = s
 		t.wg.Go(func() { t.serve(key, s) })
 	}
-	if !s.add(h.lane, nc, release) {
+	if !s.add(h.lane, nc, protocol, release) {
 		s.fail(fmt.Errorf("the %v lane was opened twice", h.lane))
 		return fmt.Errorf("the %v lane was opened twice", h.lane)
 	}
