@@ -141,14 +141,11 @@ func (g *Group) setEntriesLocked(o *op.Op, index uint64, data segment.Position) 
 		p := g.cache.writable(k, cached, o.Epoch)
 		p.Index = index
 		for i := range to - from {
-			e := &p.Entries[at+i]
-			if e.Mapped() {
-				g.cache.delta.Bump(e.Segment, -1)
-			} else {
+			if !p.Entries[at+i].Mapped() {
 				v.BumpMapped(1)
 			}
-			*e = table.Entry{Segment: data.Segment(), Offset: data.Offset() + uint32(from+i)*storage.BlockSize, Sum: o.SumAt(from + i)}
-			g.cache.delta.Bump(e.Segment, 1)
+			p.Set(at+i, table.Entry{Segment: data.Segment(), Offset: data.Offset() + uint32(from+i)*storage.BlockSize, Sum: o.SumAt(from + i)},
+				g.cache.delta)
 		}
 		return nil
 	})
@@ -170,10 +167,9 @@ func (g *Group) clearPageLocked(k table.PageKey, cached *cachedPage, o *op.Op, i
 	p := g.cache.writable(k, cached, o.Epoch)
 	p.Index = index
 	for i := range n {
-		if e := &p.Entries[at+i]; e.Mapped() {
-			g.cache.delta.Bump(e.Segment, -1)
+		if p.Entries[at+i].Mapped() {
 			g.state.Volume(o.Volume).BumpMapped(-1)
-			*e = table.Entry{}
+			p.Unmap(at+i, g.cache.delta)
 		}
 	}
 }

@@ -114,7 +114,7 @@ func (c *cache) evict() {
 }
 
 // writable returns the version to change at an epoch: the newest one if it is of that epoch and not frozen, otherwise a
-// copy. The entries of a copy under another epoch count as references of their own.
+// copy, or the version that follows it.
 func (c *cache) writable(k table.PageKey, cp *cachedPage, epoch storage.Epoch) *page {
 	p := cp.head
 	switch {
@@ -124,12 +124,12 @@ func (c *cache) writable(k table.PageKey, cp *cachedPage, epoch storage.Epoch) *
 		if p.dirtySince != 0 {
 			cp.older = append(cp.older, p)
 		}
-		p = p.clone(epoch)
+		p = &page{Page: p.Fork(epoch, c.store.byEpoch())}
 		c.delta.Count(&p.Page, 1)
 	case p.dirtySince == c.freezes:
 		return p
 	case p.dirtySince != 0: // frozen
-		p = p.clone(epoch)
+		p = p.clone()
 	}
 	cp.head = p
 	c.markDirty(k, cp, p)

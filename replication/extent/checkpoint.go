@@ -114,12 +114,13 @@ func (f *Frozen) commit(c table.Checkpoint) error {
 func (f *Frozen) fill(b *tabledb.Batch, record *table.GroupRecord) {
 	key := make([]byte, 0, table.PageKeyLen)
 	value := make([]byte, 0, table.MaxPageLen)
+	byEpoch := f.g.store.byEpoch()
 	for v, p := range f.pages {
 		key = table.AppendPageKey(key[:0], f.set.id, v.PageKey, v.Epoch)
-		value = p.AppendValue(value[:0], key)
+		value = p.AppendValue(value[:0], key, byEpoch)
 		b.Set(key, value)
 	}
-	setLive(b, f.set.id, f.set.live.Next())
+	setLive(b, f.set.id, f.set.live.Next(), byEpoch)
 	setVolumes(b, f.volumes)
 	for _, k := range f.purges {
 		b.Set(k, table.Seal(k, []byte{1}))

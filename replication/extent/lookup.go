@@ -7,17 +7,9 @@ import (
 	"github.com/storaged/storaged/replication/extent/table"
 )
 
-// load reads the newest version with an epoch not above e from Pebble; nil if there is none.
+// load reads the newest version with an epoch not above e from Pebble, whole; nil if there is none.
 func (g *Group) load(set table.SetID, k table.PageKey, e storage.Epoch) (*page, error) {
-	var room [2 * table.PageKeyLen]byte
-	from := table.AppendPageKey(room[:0], set, k, e)
-	to := append(table.AppendPageKey(room[table.PageKeyLen:table.PageKeyLen], set, k, 0), 0)
-	var p *page
-	err := g.store.db.Scan(from, to, func(key, value []byte) (bool, error) {
-		p = new(page)
-		return false, p.Decode(key, value)
-	})
-	return p, err
+	return loadPage(g.store.db, set, k, 0, e)
 }
 
 // applyPageLocked returns a page for the goroutine that applies. It may give up the lock while it reads Pebble: nobody
@@ -63,7 +55,7 @@ func (g *Group) lookupPage(k table.PageKey, e storage.Epoch, at int, out []table
 				return nil
 			}
 			if p != nil { // dirty or frozen, it may change: keep a copy in case it is the one
-				inMemory = p.clone(p.Epoch)
+				inMemory = p.clone()
 			}
 		}
 		g.mu.RUnlock()

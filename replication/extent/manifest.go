@@ -261,25 +261,27 @@ func (m *Manifest) Table(ref table.Ref) ([]byte, error) {
 		return nil, err
 	}
 	defer leave()
-	t, older, err := m.table(ref)
+	t, err := m.table(ref)
 	if err != nil {
 		return nil, err
 	}
-	return t.Encode(older), nil
+	if m.g.store.byEpoch() { // then whoever pulls knows it, too
+		return t.Encode(), nil
+	}
+	older, err := loadOlder(m.snapshot, m.set, ref.ID())
+	if err != nil {
+		return nil, err
+	}
+	return t.EncodeWhole(older), nil
 }
 
-// table returns a version's table and the older ones of the extent.
-func (m *Manifest) table(ref table.Ref) (*table.Version, []*table.Version, error) {
-	tables, err := loadTables(m.snapshot, m.set, table.ExtentID{Volume: ref.Volume, Extent: ref.Extent})
-	if err != nil {
-		return nil, nil, err
+// table returns a version's table.
+func (m *Manifest) table(ref table.Ref) (*table.Version, error) {
+	t, err := loadVersion(m.snapshot, m.set, ref.ID())
+	if err == nil && (t.Empty() || m.deleted[ref.Volume]) {
+		err = storage.E("read manifest", storage.KindNotFound, ref.String(), nil)
 	}
-	for i, t := range tables {
-		if t.Epoch == ref.Epoch && !m.deleted[ref.Volume] {
-			return t, tables[:i], nil
-		}
-	}
-	return nil, nil, storage.E("read manifest", storage.KindNotFound, ref.String(), nil)
+	return t, err
 }
 
 // Blocks returns the mapped blocks among n blocks from first on of an extent version, whole and in order, each with its
@@ -293,7 +295,7 @@ func (m *Manifest) Blocks(ref table.Ref, first, n int, elsewhere Elsewhere) ([]b
 	if first < 0 || n < 1 || n > table.MaxRun || first+n > storage.BlocksPerExtent {
 		return nil, storage.E("read manifest", storage.KindInvalid, ref.String(), fmt.Errorf("%d blocks from %d", n, first))
 	}
-	t, _, err := m.table(ref)
+	t, err := m.table(ref)
 	if err != nil {
 		return nil, err
 	}

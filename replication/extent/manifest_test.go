@@ -13,7 +13,6 @@ import (
 	"github.com/storaged/storaged/replication/extent/check"
 	"github.com/storaged/storaged/replication/extent/table"
 	"github.com/storaged/storaged/replication/op"
-	"github.com/storaged/storaged/replication/segment"
 )
 
 // pull moves a manifest into a staging as replication does, over encoded messages, and returns the blocks it moved.
@@ -464,7 +463,7 @@ func TestCheckFindsDamage(t *testing.T) {
 	// A live count that is wrong.
 	r.s = openStore(t, cfg)
 	g := r.s.Group(testKey)
-	g.set.live.Change(table.Counts{segment.SegmentNo(1): 3})
+	g.set.live.Change(table.Counts{1: {Refs: 3, Own: 3}})
 	r.g = g
 	replay(t, g)
 	r.checkpoint()

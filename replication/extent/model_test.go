@@ -262,13 +262,7 @@ func checkLive(g *Group) error {
 	}
 	set := g.set
 	g.mu.RUnlock()
-	add := func(c table.Counts, p *page) {
-		for _, e := range p.Entries {
-			if e.Mapped() {
-				c.Bump(e.Segment, 1)
-			}
-		}
-	}
+	add := func(c table.Counts, p *page) { c.Count(&p.Page, 1) }
 	for _, p := range memory {
 		add(walked, p)
 	}

@@ -1,9 +1,6 @@
 package extent
 
-import (
-	storage "github.com/storaged/storaged"
-	"github.com/storaged/storaged/replication/extent/table"
-)
+import "github.com/storaged/storaged/replication/extent/table"
 
 // pageMemory is about what a cached page costs in memory.
 const pageMemory = 1 << 10
@@ -17,9 +14,9 @@ type page struct {
 	dirtySince uint64
 }
 
-// clone returns a copy under the epoch, of which no checkpoint knows.
-func (p *page) clone(epoch storage.Epoch) *page {
+// clone returns a copy, of which no checkpoint knows.
+func (p *page) clone() *page {
 	c := *p
-	c.Epoch, c.dirtySince = epoch, 0
+	c.dirtySince = 0
 	return &c
 }

@@ -38,7 +38,9 @@ type Staging struct {
 	mu        sync.Mutex // guards all below
 	parts     map[int]bool
 	state     table.State
-	known     map[table.VersionID]bool // versions that were offered by Want; true: complete
+	known     map[table.VersionID]bool           // versions that were offered by Want; true: complete
+	last      table.Ref                          // that was offered
+	open      map[table.ExtentID][]storage.Epoch // versions of an extent that are not complete, ascending
 	pending   map[table.VersionID]*pendingTable
 	end       segment.Position // of the last data appended
 	sources   *keptTables      // what the replica holds already; nil after the end
@@ -50,8 +52,9 @@ type Staging struct {
 // pendingTable is a version some of whose blocks have no place yet.
 type pendingTable struct {
 	table   *table.Version
+	older   *table.Version // as of the epoch before, complete
 	missing table.BlockSet
-	shared  table.BlockSet // those that have the place of an older version's
+	counted table.Counts // blocks that have got a place
 }
 
 // Stage begins a pull into the replica of that key, which must exist. An earlier staging of it that was not installed
@@ -74,7 +77,7 @@ func (s *Store) Stage(key segment.GroupKey, header table.ManifestHeader) (*Stagi
 		return nil, err
 	}
 	st := &Staging{s: s, key: key, header: header, makesRoom: makesRoom, parts: map[int]bool{}, state: table.NewState(),
-		known: map[table.VersionID]bool{}, pending: map[table.VersionID]*pendingTable{}}
+		known: map[table.VersionID]bool{}, open: map[table.ExtentID][]storage.Epoch{}, pending: map[table.VersionID]*pendingTable{}}
 	s.making.Lock()
 	set, err := s.nextSet()
 	s.making.Unlock()
@@ -148,7 +151,7 @@ func (st *Staging) PutState(i int, part []byte) error {
 }
 
 // Want returns those of the extent versions that must be pulled. The others are here already with the same digest: in
-// the durable tables of the replica, or from an earlier call.
+// the durable tables of the replica, or from an earlier call. Versions are offered in ascending order, or again.
 func (st *Staging) Want(refs []table.Ref) ([]table.Ref, error) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -157,14 +160,21 @@ func (st *Staging) Want(refs []table.Ref) ([]table.Ref, error) {
 	}
 	var want []table.Ref
 	for _, ref := range refs {
-		if st.known[ref.ID()] {
-			continue
+		kept, known := st.known[ref.ID()]
+		if !known {
+			// What follows a version has been put together with what was before it: nothing comes between.
+			if !ref.After(st.last) {
+				return nil, storage.E("stage", storage.KindInvalid, ref.String(), errors.New("it is offered after later ones"))
+			}
+			var err error
+			if kept, err = st.keepLocked(ref); err != nil {
+				return nil, err
+			}
+			st.known[ref.ID()], st.last = kept, ref
+			if !kept {
+				st.open[ref.ID().ExtentID] = append(st.open[ref.ID().ExtentID], ref.Epoch)
+			}
 		}
-		kept, err := st.keepLocked(ref)
-		if err != nil {
-			return nil, err
-		}
-		st.known[ref.ID()] = kept
 		if !kept {
 			want = append(want, ref)
 		}
@@ -176,20 +186,23 @@ func (st *Staging) Want(refs []table.Ref) ([]table.Ref, error) {
 // which is of 32-bit sums, the index must be the same: both replicas have applied the same entries up to it, and none
 // that changed the version since.
 func (st *Staging) keepLocked(ref table.Ref) (bool, error) {
-	tables, err := loadTables(st.sources.snapshot, st.sources.set, table.ExtentID{Volume: ref.Volume, Extent: ref.Extent})
+	t, err := loadVersion(st.sources.snapshot, st.sources.set, ref.ID())
 	if err != nil {
 		if errors.Is(err, storage.ErrCorrupt) {
 			return false, nil // a damaged table is pulled anew
 		}
 		return false, err
 	}
-	for _, t := range tables {
-		if have := t.Ref(); t.Epoch == ref.Epoch && have.Digest == ref.Digest && have.Index == ref.Index {
-			st.countLocked(t, nil)
-			return true, st.writeLocked(t)
+	if t.Empty() || t.Ref() != ref {
+		return false, nil
+	}
+	older := &table.Version{} // while an older version is still to come, this one stands for itself
+	if len(st.open[t.ExtentID]) == 0 {
+		if older, err = loadOlder(st.s.db, st.set.id, t.VersionID); err != nil {
+			return false, err
 		}
 	}
-	return false, nil
+	return true, st.storeLocked(t, older, nil)
 }
 
 // PutTable stages the table of a wanted version, and returns the blocks that must be put. Older versions of the same
@@ -206,6 +219,8 @@ func (st *Staging) PutTable(ref table.Ref, data []byte) ([]table.BlockRun, error
 		return nil, storage.E("stage table", storage.KindInvalid, ref.String(), errors.New("it was not asked for"))
 	case complete:
 		return nil, nil
+	case st.open[ref.ID().ExtentID][0] != ref.Epoch:
+		return nil, storage.E("stage table", storage.KindConflict, ref.String(), errors.New("an older version is not complete"))
 	case st.pending[ref.ID()] != nil:
 		return st.pending[ref.ID()].missing.Runs(), nil
 	case len(st.pending) >= maxPendingTables:
@@ -222,10 +237,14 @@ func (st *Staging) PutTable(ref table.Ref, data []byte) ([]table.BlockRun, error
 	if t.DigestWith(&mapped) != ref.Digest {
 		return nil, storage.E("stage table", storage.KindCorrupt, ref.String(), errors.New("it has another digest than the manifest says"))
 	}
-	if err := st.shareLocked(t, &shared); err != nil {
+	older, err := loadOlder(st.s.db, st.set.id, t.VersionID)
+	if err != nil {
 		return nil, err
 	}
-	p := &pendingTable{t, missing, shared}
+	if err := share(t, older, &shared); err != nil {
+		return nil, err
+	}
+	p := &pendingTable{t, older, missing, table.Counts{}}
 	if missing.Count() == 0 {
 		return nil, st.completeLocked(ref, p)
 	}
@@ -233,22 +252,12 @@ func (st *Staging) PutTable(ref table.Ref, data []byte) ([]table.BlockRun, error
 	return missing.Runs(), nil
 }
 
-// shareLocked takes the places of shared blocks from the older versions.
-func (st *Staging) shareLocked(t *table.Version, shared *table.BlockSet) error {
-	if shared.Count() == 0 {
-		return nil
-	}
-	older, err := loadTables(st.s.db, st.set.id, t.ExtentID)
-	if err != nil {
-		return err
-	}
-	for len(older) > 0 && older[len(older)-1].Epoch >= t.Epoch {
-		older = older[:len(older)-1]
-	}
+// share takes the places of shared blocks from the older version.
+func share(t, older *table.Version, shared *table.BlockSet) error {
 	for i, p := range t.Pages {
 		for m := shared[i]; m != 0; m &= m - 1 {
 			j := bits.TrailingZeros64(m)
-			before := table.OlderPage(older, i)
+			before := older.Pages[i]
 			if before == nil || !before.Entries[j].Mapped() || before.Entries[j].Sum != p.Entries[j].Sum {
 				return storage.E("stage table", storage.KindConflict, t.Ref().String(), fmt.Errorf("the older version that holds block %d is not here", i*table.BlocksPerPage+j))
 			}
@@ -313,40 +322,44 @@ func (st *Staging) appendLocked(ref table.Ref, p *pendingTable, places []int, pa
 		e.Segment, e.Offset = data.Segment(), data.Offset()+uint32(i)*storage.BlockSize
 		p.missing.Drop(b)
 	}
-	st.set.live.Change(table.Counts{data.Segment(): int64(len(places))})
+	n := table.Count{Refs: int64(len(places)), Own: int64(len(places))}
+	p.counted.Bump(data.Segment(), n)
+	st.set.live.Change(table.Counts{data.Segment(): n})
 	return nil
 }
 
-// completeLocked writes a table all of whose blocks have a place. What was pulled is counted; shared blocks are not
-// yet.
+// completeLocked stores a table all of whose blocks have a place.
 func (st *Staging) completeLocked(ref table.Ref, p *pendingTable) error {
-	st.countLocked(p.table, &p.shared)
-	if err := st.writeLocked(p.table); err != nil {
+	if err := st.storeLocked(p.table, p.older, p.counted); err != nil {
 		return err
 	}
 	delete(st.pending, ref.ID())
 	st.known[ref.ID()] = true
+	if id := ref.ID().ExtentID; len(st.open[id]) > 1 {
+		st.open[id] = st.open[id][1:]
+	} else {
+		delete(st.open, id)
+	}
 	return nil
 }
 
-// countLocked counts the blocks of a table as live: those of the set, or all.
-func (st *Staging) countLocked(t *table.Version, which *table.BlockSet) {
+// storeLocked writes a table into the staging's set, as the version that follows older, and counts what that stores and was not
+// counted yet. Commit makes it durable.
+//
+// What is its own is found by place, not told by the source: so it is right beside whatever versions are here.
+func (st *Staging) storeLocked(t, older *table.Version, counted table.Counts) error {
+	byEpoch := st.s.byEpoch()
 	counts := table.Counts{}
+	for no, n := range counted {
+		counts.Bump(no, table.Count{Refs: -n.Refs, Own: -n.Own})
+	}
 	for i, p := range t.Pages {
-		if p == nil {
-			continue
-		}
-		for j := range p.Entries {
-			if e := &p.Entries[j]; e.Mapped() && (which == nil || which[i]&(1<<j) != 0) {
-				counts.Bump(e.Segment, 1)
-			}
+		if p != nil {
+			p.Follow(older.Pages[i], byEpoch)
+			counts.Count(p, 1)
 		}
 	}
 	st.set.live.Change(counts)
-}
-
-// writeLocked writes a table into the staging's set. Commit makes it durable.
-func (st *Staging) writeLocked(t *table.Version) error {
 	if st.makesRoom { // others are above the reserve, or stop there with their blocks
 		var n int64
 		for _, p := range t.Pages {
@@ -364,7 +377,7 @@ func (st *Staging) writeLocked(t *table.Version) error {
 				continue
 			}
 			k := table.AppendPageKey(nil, st.set.id, table.PageKey{Volume: t.Volume, Extent: t.Extent, Page: uint8(i)}, t.Epoch)
-			b.Set(k, p.AppendValue(nil, k))
+			b.Set(k, p.AppendValue(nil, k, byEpoch))
 		}
 	})
 }
@@ -394,7 +407,7 @@ func (st *Staging) Commit(ctx context.Context) (id string, err error) {
 	st.set.live.Freeze()
 	err = st.s.db.Commit(func(b *tabledb.Batch) {
 		setVolumes(b, st.state.All(st.set.id))
-		setLive(b, st.set.id, st.set.live.Next())
+		setLive(b, st.set.id, st.set.live.Next(), st.s.byEpoch())
 	})
 	if err != nil {
 		return "", err

@@ -25,7 +25,8 @@ import (
 // Store is one data directory: a segment log, and a Pebble database with the tables of its groups.
 type Store struct {
 	cfg      Config
-	identity storedir.Identity
+	identity storedir.Identity // but for the format, which is in format
+	format   atomic.Int64      // of the directory; storedir.FirstFormat to NewestFormat, ascends
 	lock     io.Closer
 	db       *tabledb.DB
 	log      *segment.Log
@@ -94,6 +95,7 @@ func Open(cfg Config) (_ *Store, err error) {
 	if s.identity, err = storedir.SettleIdentity(cfg.FS, cfg.Dir, storedir.Identity{Cluster: cfg.Cluster, Store: cfg.Store}); err != nil {
 		return nil, err
 	}
+	s.format.Store(int64(s.identity.Format))
 	if s.metrics, err = newMetrics(cfg.Metrics, s.identity.Store, files, s.Pulls); err != nil {
 		return nil, err
 	}
@@ -237,6 +239,9 @@ func (s *Store) openLog() error {
 
 // ID returns the store's id.
 func (s *Store) ID() storage.StoreID { return s.identity.Store }
+
+// byEpoch reports whether what is written takes the form by epoch. It stays so.
+func (s *Store) byEpoch() bool { return s.format.Load() >= storedir.PagesByEpoch }
 
 // Cluster returns the cluster that the store belongs to.
 func (s *Store) Cluster() storage.ClusterID { return s.identity.Cluster }

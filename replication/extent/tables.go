@@ -1,6 +1,8 @@
 package extent
 
 import (
+	"cmp"
+	"maps"
 	"math"
 	"slices"
 
@@ -29,12 +31,68 @@ func firstExtent(r scanner, set table.SetID, id table.ExtentID) (found table.Ext
 	return found, ok, err
 }
 
-// loadTables returns all versions of an extent's table, in ascending order of epoch.
+// loadPage returns the newest version of a page with an epoch in [low, e], whole; nil if there is none. It goes down the older
+// versions until all that the page maps is found.
+func loadPage(r scanner, set table.SetID, k table.PageKey, low, e storage.Epoch) (*page, error) {
+	var room [2 * table.PageKeyLen]byte
+	from := table.AppendPageKey(room[:0], set, k, e)
+	to := append(table.AppendPageKey(room[table.PageKeyLen:table.PageKeyLen], set, k, 0), 0)
+	var p *page
+	err := r.Scan(from, to, func(key, value []byte) (bool, error) {
+		if p != nil {
+			var older table.Page
+			err := older.Decode(key, value)
+			if err == nil {
+				err = p.Inherit(&older)
+			}
+			return p.Missing != 0, err
+		}
+		if _, v, ok := table.ParsePageKey(key); ok && v.Epoch < low {
+			return false, nil
+		}
+		p = new(page)
+		err := p.Decode(key, value)
+		return p.Missing != 0, err
+	})
+	if err == nil && p != nil && p.Missing != 0 {
+		err = p.Inherit(&table.Page{})
+	}
+	return p, err
+}
+
+// loadExtent returns an extent's table as of epoch e, of pages that were written at low or since.
+func loadExtent(r scanner, set table.SetID, id table.ExtentID, low, e storage.Epoch) (*table.Version, error) {
+	t := &table.Version{VersionID: table.VersionID{ExtentID: id, Epoch: e}}
+	for i := range t.Pages {
+		p, err := loadPage(r, set, table.PageKey{Volume: id.Volume, Extent: id.Extent, Page: uint8(i)}, low, e)
+		if err != nil {
+			return nil, err
+		}
+		if p != nil {
+			t.Pages[i] = &p.Page
+		}
+	}
+	return t, nil
+}
+
+// loadVersion returns one version of an extent's table: the pages that were written at its epoch, whole.
+func loadVersion(r scanner, set table.SetID, id table.VersionID) (*table.Version, error) {
+	return loadExtent(r, set, id.ExtentID, id.Epoch, id.Epoch)
+}
+
+// loadOlder returns an extent's table as it was before the version.
+func loadOlder(r scanner, set table.SetID, id table.VersionID) (*table.Version, error) {
+	if id.Epoch == 0 {
+		return &table.Version{}, nil
+	}
+	return loadExtent(r, set, id.ExtentID, 0, id.Epoch-1)
+}
+
+// loadTables returns all versions of an extent's table, whole, in ascending order of epoch.
 func loadTables(r scanner, set table.SetID, id table.ExtentID) ([]*table.Version, error) {
 	from := table.AppendPageKey(nil, set, table.PageKey{Volume: id.Volume, Extent: id.Extent, Page: 0}, storage.Epoch(math.MaxUint64))
 	to := append(table.AppendPageKey(nil, set, table.PageKey{Volume: id.Volume, Extent: id.Extent, Page: table.PagesPerExtent - 1}, 0), 0)
 	byEpoch := map[storage.Epoch]*table.Version{}
-	var tables []*table.Version
 	err := r.Scan(from, to, func(k, v []byte) (bool, error) {
 		p := new(table.Page)
 		if err := p.Decode(k, v); err != nil {
@@ -44,19 +102,27 @@ func loadTables(r scanner, set table.SetID, id table.ExtentID) ([]*table.Version
 		if t == nil {
 			t = &table.Version{VersionID: table.VersionID{ExtentID: id, Epoch: p.Epoch}}
 			byEpoch[p.Epoch] = t
-			tables = append(tables, t)
 		}
 		_, key, _ := table.ParsePageKey(k)
 		t.Pages[key.Page] = p
 		return true, nil
 	})
-	slices.SortFunc(tables, func(a, b *table.Version) int {
-		if a.Epoch < b.Epoch {
-			return -1
+	if err != nil {
+		return nil, err
+	}
+	tables := slices.SortedFunc(maps.Values(byEpoch), func(a, b *table.Version) int { return cmp.Compare(a.Epoch, b.Epoch) })
+	for i := range table.PagesPerExtent {
+		before := &table.Page{}
+		for _, t := range tables {
+			if p := t.Pages[i]; p != nil {
+				if err := p.Inherit(before); err != nil {
+					return nil, err
+				}
+				before = p
+			}
 		}
-		return 1
-	})
-	return tables, err
+	}
+	return tables, nil
 }
 
 // loadLive returns the live counts of a set.
@@ -71,14 +137,14 @@ func loadLive(r scanner, set table.SetID) (table.Counts, error) {
 	return live, err
 }
 
-// setLive stores live counts; those that are 0 are removed.
-func setLive(b *tabledb.Batch, set table.SetID, live table.Counts) {
+// setLive stores live counts; those of segments without references are removed.
+func setLive(b *tabledb.Batch, set table.SetID, live table.Counts, byEpoch bool) {
 	for no, n := range live {
 		k := table.LiveKey(set, no)
-		if n == 0 {
+		if n.Refs == 0 {
 			b.Delete(k)
 		} else {
-			b.Set(k, table.LiveValue(k, n))
+			b.Set(k, table.LiveValue(k, n, byEpoch))
 		}
 	}
 }

@@ -168,7 +168,7 @@ func (p purges) step(g *Group, set table.SetID, id storage.VolumeID, purgeKey []
 		if done {
 			b.Delete(purgeKey)
 		}
-		setLive(b, set, counts.After(delta))
+		setLive(b, set, counts.After(delta), p.s.byEpoch())
 	})
 	if err != nil {
 		return false, err

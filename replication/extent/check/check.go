@@ -184,7 +184,7 @@ func (c *checker) live(k, v []byte) error {
 	}
 	if s := c.sets[set]; s != nil {
 		s.stored[no] = n
-		c.total += uint64(n)
+		c.total += uint64(n.Own)
 	}
 	return nil
 }
@@ -217,12 +217,12 @@ func (c *checker) page(s *checkedSet, key table.VersionKey, p *table.Page, block
 		s.last = key.PageKey
 		s.heads[key.Volume] += int64(bits.OnesCount64(p.Bitmap()))
 	}
+	s.walked.Count(p, 1)
 	for i := range p.Entries {
 		e := p.Entries[i]
 		if !e.Mapped() {
 			continue
 		}
-		s.walked.Bump(e.Segment, 1)
 		if s.deleted[key.Volume] {
 			continue
 		}
@@ -251,7 +251,8 @@ func (c *checker) compareLive() {
 		}
 		for _, no := range slices.Sorted(maps.Keys(union(s.stored, s.walked))) {
 			if s.stored[no] != s.walked[no] {
-				c.find("group %s: segment %s is said to hold %d live blocks, the tables refer to %d", s.key, no, s.stored[no], s.walked[no])
+				c.find("group %s: segment %s is said to hold %d live blocks and %d references to any, the tables have %d and %d", s.key, no,
+					s.stored[no].Own, s.stored[no].Refs, s.walked[no].Own, s.walked[no].Refs)
 			}
 		}
 	}

@@ -7,11 +7,14 @@ import (
 	"github.com/storaged/storaged/replication/extent/table"
 )
 
+// blocks counts n blocks that are each referred to once.
+func blocks(n int64) table.Count { return table.Count{Refs: n, Own: n} }
+
 // TestSegmentsInUse follows a segment through what a set says of it: guards I1, a segment is in use as long as the durable
 // state, the one being written, or the present one refers to it.
 func TestSegmentsInUse(t *testing.T) {
 	var x Index
-	set := NewSet(table.Counts{1: 2})
+	set := NewSet(table.Counts{1: blocks(2)})
 	x.Add(7, set)
 	want := func(when string, one, two bool) {
 		t.Helper()
@@ -20,12 +23,12 @@ func TestSegmentsInUse(t *testing.T) {
 		}
 	}
 	want("stored", true, false)
-	set.Change(table.Counts{1: -2, 2: 2})
+	set.Change(table.Counts{1: blocks(-2), 2: blocks(2)})
 	want("moved from 1 to 2 in memory", true, true)
 	set.Freeze()
-	set.Change(table.Counts{2: -2})
+	set.Change(table.Counts{2: blocks(-2)})
 	want("and unmapped while that is written", true, true)
-	if next := set.Next(); !maps.Equal(next, table.Counts{1: 0, 2: 2}) {
+	if next := set.Next(); !maps.Equal(next, table.Counts{1: {}, 2: blocks(2)}) {
 		t.Errorf("to be stored: %v", next)
 	}
 	set.Persisted()
@@ -36,10 +39,13 @@ func TestSegmentsInUse(t *testing.T) {
 	set.Freeze()
 	set.Persisted()
 	want("all is durable", false, false)
+	set.Change(table.Counts{1: {Refs: 1}})
+	want("one more reference to a block of an older version", true, false)
+	set.Change(table.Counts{1: {Refs: -1}})
 	release := x.HoldFrom(7, 2)
 	want("held from 2 on", false, true)
 	release()
-	set.Change(table.Counts{1: 1})
+	set.Change(table.Counts{1: blocks(1)})
 	x.Drop(7)
 	want("the set is gone", false, false)
 }

@@ -9,11 +9,11 @@ import (
 	"github.com/storaged/storaged/replication/segment"
 )
 
-// Set counts the table entries of one table set that refer to each segment, as of the durable checkpoint, of
-// the checkpoint being written, and of now. Its lock is a leaf: nothing else is locked under it.
+// Set counts the table entries of one table set that refer to each segment, and the blocks that live in it, as of the durable
+// checkpoint, of the checkpoint being written, and of now. Its lock is a leaf: nothing else is locked under it.
 type Set struct {
 	mu      sync.Mutex
-	durable table.Counts // what Pebble holds, >= 0
+	durable table.Counts // what Pebble holds
 	frozen  table.Counts // change from there to the frozen state, if there is one
 	pending table.Counts // change from there to now
 }
@@ -54,7 +54,7 @@ func (l *Set) Next() table.Counts {
 	defer l.mu.Unlock()
 	n := make(table.Counts, len(l.frozen))
 	for no, d := range l.frozen {
-		n[no] = l.durable[no] + d
+		n[no] = l.durable[no].Plus(d)
 	}
 	return n
 }
@@ -73,7 +73,7 @@ func (l *Set) After(d table.Counts) table.Counts {
 	defer l.mu.Unlock()
 	n := make(table.Counts, len(d))
 	for no, v := range d {
-		n[no] = l.durable[no] + v
+		n[no] = l.durable[no].Plus(v)
 	}
 	return n
 }
@@ -89,9 +89,9 @@ func (l *Set) ChangeDurable(d table.Counts) {
 func (l *Set) InUse(no segment.SegmentNo) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	durable := l.durable[no]
-	frozen := durable + l.frozen[no]
-	return durable != 0 || frozen != 0 || frozen+l.pending[no] != 0
+	durable := l.durable[no].Refs
+	frozen := durable + l.frozen[no].Refs
+	return durable != 0 || frozen != 0 || frozen+l.pending[no].Refs != 0
 }
 
 // Durable returns the counts that the database holds.
@@ -122,12 +122,12 @@ func (l *Set) DurableSegments() []segment.SegmentNo {
 	return out
 }
 
-// DurableBytes returns how much the durable checkpoint refers to; blocks that versions share count once for each.
+// DurableBytes returns how many bytes of blocks the durable checkpoint refers to. What versions share counts once.
 func (l *Set) DurableBytes() (n uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, c := range l.durable {
-		n += uint64(c) * storage.BlockSize
+		n += uint64(c.Own) * storage.BlockSize
 	}
 	return n
 }

@@ -1,6 +1,7 @@
 package storedir
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -13,6 +14,7 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/diskio"
+	"github.com/storaged/storaged/internal/version"
 )
 
 // Names of what lies in a data directory.
@@ -22,15 +24,24 @@ const (
 	metaDirName  = "meta"
 	logDirName   = "log"
 
-	identityMagic   = "storaged store"
-	identityVersion = 1
+	identityMagic = "storaged store"
+	// identityVersion is the version of store.json from which on it says the format. Builds that know no formats refuse it.
+	identityVersion = 2
 	maxIdentityLen  = 4 << 10
 )
 
-// Identity says whose store a data directory is. It is written once.
+// Formats of what lies in a data directory. A build reads all up to NewestFormat, and writes that of the directory.
+const (
+	FirstFormat  = 1 // of a new store
+	PagesByEpoch = 2 // pages hold what was written at their epoch, live counts are two numbers, there are index keys
+	NewestFormat = PagesByEpoch
+)
+
+// Identity says whose store a data directory is, and what may lie in it. The ids are written once, the format is raised.
 type Identity struct {
 	Cluster storage.ClusterID
 	Store   storage.StoreID
+	Format  int // FirstFormat to NewestFormat
 }
 
 // identityFile is the JSON of store.json.
@@ -39,6 +50,9 @@ type identityFile struct {
 	Version int    `json:"version"`
 	Cluster string `json:"cluster"`
 	Store   string `json:"store"`
+	// Format and Build, which raised it, are there from version 2 on.
+	Format int    `json:"format,omitempty"`
+	Build  string `json:"build,omitempty"`
 }
 
 // ReadIdentity reads the identity of the store in dir. The error is of KindNotFound when there is none yet, of
@@ -76,11 +90,18 @@ func parseIdentity(data []byte) (Identity, error) {
 	if file.Magic != identityMagic {
 		return corrupt(fmt.Errorf("magic %q, want %q", file.Magic, identityMagic))
 	}
-	if file.Version != identityVersion {
-		return Identity{}, storage.E("parse", storage.KindUnsupported, identityName,
-			fmt.Errorf("format version %d; this program knows %d", file.Version, identityVersion))
+	if file.Version == 1 {
+		file.Format = FirstFormat
 	}
-	var id Identity
+	if file.Version > identityVersion || file.Format > NewestFormat {
+		return Identity{}, storage.E("parse", storage.KindUnsupported, identityName, fmt.Errorf(
+			"the store is of format %d (version %d of this file), and this build, %s, knows formats up to %d: run build %s, which raised it, or a later one",
+			file.Format, file.Version, version.Version, NewestFormat, cmp.Or(file.Build, "(unknown)")))
+	}
+	if file.Version < 1 || file.Format < FirstFormat {
+		return corrupt(fmt.Errorf("format %d, version %d", file.Format, file.Version))
+	}
+	id := Identity{Format: file.Format}
 	var err error
 	if id.Cluster, err = storage.ParseClusterID(file.Cluster); err != nil {
 		return corrupt(err)
@@ -94,10 +115,14 @@ func parseIdentity(data []byte) (Identity, error) {
 	return id, nil
 }
 
-// writeIdentity writes the file atomically: whole, synced, renamed, and the directory synced.
-func writeIdentity(fsys vfs.FS, dir string, id Identity) error {
-	data, err := json.MarshalIndent(identityFile{Magic: identityMagic, Version: identityVersion,
-		Cluster: id.Cluster.String(), Store: id.Store.String()}, "", "  ")
+// WriteIdentity writes the file atomically: whole, synced, renamed, and the directory synced. While the format is the first,
+// earlier builds read it.
+func WriteIdentity(fsys vfs.FS, dir string, id Identity) error {
+	file := identityFile{Magic: identityMagic, Version: 1, Cluster: id.Cluster.String(), Store: id.Store.String()}
+	if id.Format > FirstFormat {
+		file.Version, file.Format, file.Build = identityVersion, id.Format, version.Version
+	}
+	data, err := json.MarshalIndent(file, "", "  ")
 	if err != nil {
 		return err
 	}
@@ -195,7 +220,8 @@ func createIdentity(fsys vfs.FS, dir string, id Identity) (Identity, error) {
 	if id.Store.IsZero() {
 		_, _ = rand.Read(id.Store[:]) // never fails since Go 1.24
 	}
-	if err := writeIdentity(fsys, dir, id); err != nil {
+	id.Format = FirstFormat
+	if err := WriteIdentity(fsys, dir, id); err != nil {
 		return Identity{}, storage.E("write identity of", storage.KindIO, "store "+dir, err)
 	}
 	return id, nil

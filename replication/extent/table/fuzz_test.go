@@ -14,16 +14,25 @@ import (
 func FuzzDecodePage(f *testing.F) {
 	key := AppendPageKey(nil, 1, PageKey{Volume: 2, Extent: 3, Page: 4}, 5)
 	p := Page{Epoch: 5, Index: 9}
-	p.Entries[7] = Entry{Segment: 1, Offset: 2, Sum: 3}
-	p.Entries[63] = Entry{Segment: 4, Offset: 5, Sum: 6}
-	v := p.AppendValue(nil, key)
-	f.Add(v[:len(v)-4])
+	p.Set(7, Entry{Segment: 1, Offset: 2, Sum: 3}, Counts{})
+	p.Set(63, Entry{Segment: 4, Offset: 5, Sum: 6}, Counts{})
+	full := p.Fork(5, true)
+	full.Chain = 0
+	partly := p.Fork(5, true)
+	partly.Set(8, Entry{Segment: 7, Offset: 8, Sum: 9}, Counts{})
+	partly.Chain = MaxChain
+	for _, v := range [][]byte{p.AppendValue(nil, key, false), p.AppendValue(nil, key, true), full.AppendValue(nil, key, true), partly.AppendValue(nil, key, true)} {
+		f.Add(v[:len(v)-4])
+	}
 	f.Fuzz(func(t *testing.T, body []byte) {
 		value := Seal(key, bytes.Clone(body))
 		var p Page
 		err := p.Decode(key, value)
-		if err == nil && !bytes.Equal(p.AppendValue(nil, key), value) {
+		if err == nil && !bytes.Equal(p.AppendValue(nil, key, p.Indexed), value) {
 			t.Errorf("%x encodes differently", value)
+		}
+		if err == nil && (p.Own&^p.Bitmap() != 0 || p.Missing&p.Stored() != 0 || p.Chain > MaxChain || p.Chain == 0 && p.Missing != 0) {
+			t.Errorf("%x is not sound: %+v", value, p)
 		}
 		_ = p.Decode(key, body)
 	})
@@ -68,7 +77,8 @@ func FuzzDecodePull(f *testing.F) {
 	tab := Version{VersionID: VersionID{Epoch: 1}}
 	tab.Pages[3] = &Page{Epoch: 1}
 	tab.Pages[3].Entries[5] = Entry{Segment: 1, Offset: 2, Sum: 3}
-	f.Add(tab.Encode(nil))
+	f.Add(tab.Encode())
+	f.Add(tab.EncodeWhole(&Version{}))
 	f.Add(AppendStatePart(nil, 7, NewVolume()))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if h, err := DecodeManifestHeader(data); err == nil && !bytes.Equal(h.Append(nil), data) {
@@ -87,11 +97,14 @@ func FuzzDecodePull(f *testing.F) {
 
 func FuzzDecodeLive(f *testing.F) {
 	key := LiveKey(1, 2)
-	f.Add(key, LiveValue(key, 3))
-	f.Fuzz(func(t *testing.T, key, value []byte) {
-		if _, _, n, err := DecodeLive(key, value); err == nil && n <= 0 {
-			t.Errorf("%d", n)
+	for _, v := range [][]byte{LiveValue(key, Count{3, 3}, false), LiveValue(key, Count{3, 0}, true)} {
+		f.Add(key, v[:len(v)-4])
+	}
+	f.Fuzz(func(t *testing.T, key, body []byte) {
+		if _, _, n, err := DecodeLive(key, Seal(key, bytes.Clone(body))); err == nil && (n.Refs < 1 || n.Own < 0 || n.Own > n.Refs) {
+			t.Errorf("%+v", n)
 		}
+		_, _, _, _ = DecodeLive(key, body)
 		ParsePageKey(key)
 		ParseGroupKey(key)
 	})

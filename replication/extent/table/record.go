@@ -66,20 +66,39 @@ func DecodeGroupRecord(key, value []byte) (r GroupRecord, err error) {
 	return r, nil
 }
 
-// LiveValue returns the value of the live count stored at key.
-func LiveValue(key []byte, n int64) []byte {
-	return Seal(key, binary.LittleEndian.AppendUint64(nil, uint64(n)))
+const (
+	liveOneLen  = 8 // one number for both
+	liveTwoLen  = 1 + 2*8
+	liveVersion = 2 // of the second form; the first has none
+)
+
+// LiveValue returns the value of the live count stored at key: two numbers, or in the older form one, which both are.
+func LiveValue(key []byte, n Count, byEpoch bool) []byte {
+	le := binary.LittleEndian
+	if !byEpoch {
+		return Seal(key, le.AppendUint64(nil, uint64(n.Refs)))
+	}
+	return Seal(key, le.AppendUint64(le.AppendUint64([]byte{liveVersion}, uint64(n.Refs)), uint64(n.Own)))
 }
 
 // DecodeLive decodes a live count with its key.
-func DecodeLive(key, value []byte) (set SetID, no segment.SegmentNo, n int64, err error) {
-	body, err := UnsealLen(key, value, 13, 8)
+func DecodeLive(key, value []byte) (set SetID, no segment.SegmentNo, n Count, err error) {
+	body, err := UnsealLen(key, value, 13, AnyLen)
 	if err != nil {
-		return 0, 0, 0, Corrupt("decode live count", "key %x: %w", key, err)
+		return 0, 0, Count{}, Corrupt("decode live count", "key %x: %w", key, err)
 	}
-	n = int64(binary.LittleEndian.Uint64(body))
-	if n <= 0 {
-		return 0, 0, 0, Corrupt("decode live count", "it is %d", n)
+	le := binary.LittleEndian
+	switch {
+	case len(body) == liveOneLen:
+		n.Refs = int64(le.Uint64(body))
+		n.Own = n.Refs
+	case len(body) == liveTwoLen && body[0] == liveVersion:
+		n = Count{Refs: int64(le.Uint64(body[1:])), Own: int64(le.Uint64(body[9:]))}
+	default:
+		return 0, 0, Count{}, Corrupt("decode live count", "%d bytes, not %d, nor %d that begin with %d", len(body), liveOneLen, liveTwoLen, liveVersion)
+	}
+	if n.Refs <= 0 || n.Own < 0 || n.Own > n.Refs {
+		return 0, 0, Count{}, Corrupt("decode live count", "%d references to %d blocks", n.Refs, n.Own)
 	}
 	return SetID(be.Uint64(key[1:])), segment.SegmentNo(be.Uint32(key[9:])), n, nil
 }

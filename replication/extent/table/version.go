@@ -5,14 +5,14 @@ import (
 	"encoding/binary"
 	"math"
 	"math/bits"
-	"slices"
 
 	storage "github.com/storaged/storaged"
 )
 
 const (
 	digestLen      = 16
-	tableVersion   = 1
+	tableWhole     = 1 // what is shared lies at the same place
+	tableByEpoch   = 2 // what is shared is inherited
 	tablePageFixed = 1 + 8 + 8 + 8
 	maxTableLen    = 1 + PagesPerExtent*(tablePageFixed+4*BlocksPerPage)
 )
@@ -76,27 +76,41 @@ func (t *Version) Ref() Ref {
 	return r
 }
 
-// Encode encodes the table without locations. Beside the sums it says which blocks a page shares with the newest
-// older version of the same page, so that they are not pulled twice. older are the extent's older versions, ascending.
-func (t *Version) Encode(older []*Version) []byte {
-	le := binary.LittleEndian
-	dst := []byte{tableVersion}
-	for i, p := range t.Pages {
-		if p == nil {
-			continue
-		}
-		var shared uint64
-		if before := OlderPage(older, i); before != nil {
+// Empty reports whether the version has no page.
+func (t *Version) Empty() bool { return t.Pages == [PagesPerExtent]*Page{} }
+
+// Encode encodes the table without locations. Beside the sums it says which blocks a page has inherited from older versions,
+// so that they are not pulled twice.
+func (t *Version) Encode() []byte {
+	return t.encode(tableByEpoch, func(_ int, p *Page) uint64 { return p.Bitmap() &^ p.Own })
+}
+
+// EncodeWhole is Encode for the version of the message before there were pages by epoch: what lies where it lies in the older
+// version is shared with it.
+func (t *Version) EncodeWhole(older *Version) []byte {
+	return t.encode(tableWhole, func(i int, p *Page) (shared uint64) {
+		if before := older.Pages[i]; before != nil {
 			for j, e := range p.Entries {
 				if e.Mapped() && e == before.Entries[j] {
 					shared |= 1 << j
 				}
 			}
 		}
+		return shared
+	})
+}
+
+func (t *Version) encode(version byte, shared func(i int, p *Page) uint64) []byte {
+	le := binary.LittleEndian
+	dst := []byte{version}
+	for i, p := range t.Pages {
+		if p == nil {
+			continue
+		}
 		dst = append(dst, byte(i))
-		dst = le.AppendUint64(dst, p.Index)
-		dst = le.AppendUint64(dst, p.Bitmap())
-		dst = le.AppendUint64(dst, shared)
+		for _, n := range []uint64{p.Index, p.Bitmap(), shared(i, p)} {
+			dst = le.AppendUint64(dst, n)
+		}
 		for j := range p.Entries {
 			if e := &p.Entries[j]; e.Mapped() {
 				dst = le.AppendUint32(dst, e.Sum)
@@ -106,23 +120,13 @@ func (t *Version) Encode(older []*Version) []byte {
 	return dst
 }
 
-// OlderPage returns the newest version of page i among the tables, which ascend.
-func OlderPage(older []*Version, i int) *Page {
-	for _, t := range slices.Backward(older) {
-		if t.Pages[i] != nil {
-			return t.Pages[i]
-		}
-	}
-	return nil
-}
-
 // DecodeVersion decodes a table. The blocks in missing have sums, but no place yet: their segment is 0. Those in shared
 // are to be taken from the newest older version.
 func DecodeVersion(id VersionID, data []byte) (t *Version, missing, shared BlockSet, err error) {
 	fail := func(format string, args ...any) (*Version, BlockSet, BlockSet, error) {
 		return nil, BlockSet{}, BlockSet{}, invalid("decode table", format, args...)
 	}
-	if len(data) < 1 || len(data) > maxTableLen || data[0] != tableVersion {
+	if len(data) < 1 || len(data) > maxTableLen || data[0] != tableWhole && data[0] != tableByEpoch {
 		return fail("%d bytes with an unknown beginning", len(data))
 	}
 	t = &Version{VersionID: id}

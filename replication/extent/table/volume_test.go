@@ -175,7 +175,7 @@ func TestRecordsOfOtherLengths(t *testing.T) {
 			_, _, _, err := DecodeLive(live, Seal(live, make([]byte, 9)))
 			return err
 		},
-		"a live count at another key": func() error { _, _, _, err := DecodeLive(key, LiveValue(key, 1)); return err },
+		"a live count at another key": func() error { _, _, _, err := DecodeLive(key, LiveValue(key, Count{1, 1}, false)); return err },
 	} {
 		if err := decode(); !errors.Is(err, storage.ErrCorrupt) || !strings.Contains(err.Error(), ", not ") || strings.Contains(err.Error(), "nil") {
 			t.Errorf("%s: %v", name, err)
