@@ -161,3 +161,12 @@ func KindOf(err error) Kind {
 		return KindInternal
 	}
 }
+
+// Cause returns the cause of the outermost Error in err's chain, without its operation and subject; err itself where there is none.
+func Cause(err error) error {
+	var e *Error
+	if errors.As(err, &e) && e.Err != nil {
+		return e.Err
+	}
+	return err
+}

@@ -67,10 +67,7 @@ func (s *attachments) Attach(ctx context.Context, r *pb.AttachRequest) (*pb.Atta
 		return nil, storage.E(op, storage.KindInvalid, n.Volume.String(), err)
 	}
 	a, err := s.cluster.Attach(ctx, n)
-	if err != nil {
-		return nil, err
-	}
-	return &pb.AttachResponse{Attachment: AttachmentToProto(a)}, nil
+	return &pb.AttachResponse{Attachment: AttachmentToProto(a)}, err
 }
 
 // check returns what is wrong with the form of a request; the catalog checks the characters of the holder's id.
@@ -115,10 +112,7 @@ func (s *attachments) Detach(ctx context.Context, r *pb.DetachRequest) (*pb.Deta
 	if err := checkHolderID(d.HolderID); err != nil {
 		return nil, storage.E(op, storage.KindInvalid, d.Volume.String(), err)
 	}
-	if err := s.cluster.Detach(ctx, d); err != nil {
-		return nil, err
-	}
-	return &pb.DetachResponse{}, nil
+	return &pb.DetachResponse{}, s.cluster.Detach(ctx, d)
 }
 
 // List implements pb.AttachmentsServer. A page token is the id of the last attachment of the page before.
@@ -151,7 +145,7 @@ func (s *attachments) List(ctx context.Context, r *pb.ListAttachmentsRequest) (*
 		list = list[:limit]
 		answer.NextPageToken = list[limit-1].ID.String()
 	}
-	answer.Attachments = each(list, AttachmentToProto)
+	answer.Attachments = Each(list, AttachmentToProto)
 	return answer, nil
 }
 
@@ -170,7 +164,7 @@ var (
 // AttachmentToProto is the inverse of AttachmentFromProto.
 func AttachmentToProto(a Attachment) *pb.Attachment {
 	return &pb.Attachment{Id: uint64(a.ID), VolumeId: uint64(a.Volume), Volume: a.VolumeName, Holder: holderToProto(a.Holder),
-		Access: accesses.ToProto(a.Access), ReadOnly: a.ReadOnly, Generation: uint64(a.Generation), Since: timeToProto(a.Since),
+		Access: accesses.ToProto(a.Access), ReadOnly: a.ReadOnly, Generation: uint64(a.Generation), Since: TimeToProto(a.Since),
 		Silent: a.Silent}
 }
 
@@ -178,7 +172,7 @@ func AttachmentToProto(a Attachment) *pb.Attachment {
 func AttachmentFromProto(a *pb.Attachment) Attachment {
 	return Attachment{VolumeName: a.GetVolume(), Attachment: storage.Attachment{ID: storage.AttachmentID(a.GetId()),
 		Volume: storage.VolumeID(a.GetVolumeId()), Holder: holderFromProto(a.GetHolder()), Access: accesses.FromProto(a.GetAccess()),
-		ReadOnly: a.GetReadOnly(), Generation: storage.Generation(a.GetGeneration()), Since: timeFromProto(a.GetSince()), Silent: a.GetSilent()}}
+		ReadOnly: a.GetReadOnly(), Generation: storage.Generation(a.GetGeneration()), Since: TimeFromProto(a.GetSince()), Silent: a.GetSilent()}}
 }
 
 func holderToProto(h storage.Holder) *pb.Holder {

@@ -52,22 +52,24 @@ var (
 	}
 )
 
-func timeToProto(t time.Time) *timestamppb.Timestamp {
+// TimeToProto is the inverse of TimeFromProto; the zero time is no message.
+func TimeToProto(t time.Time) *timestamppb.Timestamp {
 	if t.IsZero() {
 		return nil
 	}
 	return timestamppb.New(t)
 }
 
-func timeFromProto(t *timestamppb.Timestamp) time.Time {
+// TimeFromProto reads a message; without one, and for one that is no time, it is the zero time.
+func TimeFromProto(t *timestamppb.Timestamp) time.Time {
 	if t == nil || !t.IsValid() {
 		return time.Time{}
 	}
 	return t.AsTime()
 }
 
-// each converts a list; nil stays nil.
-func each[A, B any](in []A, convert func(A) B) []B {
+// Each converts a list; nil stays nil.
+func Each[A, B any](in []A, convert func(A) B) []B {
 	if len(in) == 0 {
 		return nil
 	}
@@ -84,11 +86,11 @@ func toValidUTF8(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
 func VolumeToProto(v Volume) *pb.Volume {
 	out := &pb.Volume{
 		Id: uint64(v.ID), Name: v.Name, SizeBytes: v.SizeBytes, Epoch: uint64(v.Epoch), Generation: uint64(v.Generation),
-		State: volumeStates.ToProto(v.State), CreatedAt: timeToProto(v.CreatedAt),
-		Groups:      each(v.Groups, func(g storage.GroupID) uint32 { return uint32(g) }),
-		Sessions:    each(v.Sessions, sessionToProto),
-		Connections: each(v.Connections, connectionToProto),
-		Attachments: each(v.Attachments, AttachmentToProto),
+		State: volumeStates.ToProto(v.State), CreatedAt: TimeToProto(v.CreatedAt),
+		Groups:      Each(v.Groups, func(g storage.GroupID) uint32 { return uint32(g) }),
+		Sessions:    Each(v.Sessions, sessionToProto),
+		Connections: Each(v.Connections, connectionToProto),
+		Attachments: Each(v.Attachments, AttachmentToProto),
 		Limits:      LimitsToProto(v.Limits),
 		Labels:      v.Labels,
 	}
@@ -104,15 +106,15 @@ func VolumeFromProto(v *pb.Volume) Volume {
 		Volume: storage.Volume{
 			ID: storage.VolumeID(v.GetId()), Name: v.GetName(), SizeBytes: v.GetSizeBytes(),
 			Epoch: storage.Epoch(v.GetEpoch()), Generation: storage.Generation(v.GetGeneration()),
-			State: volumeStates.FromProto(v.GetState()), CreatedAt: timeFromProto(v.GetCreatedAt()),
-			Groups: each(v.GetGroups(), func(g uint32) storage.GroupID { return storage.GroupID(g) }),
+			State: volumeStates.FromProto(v.GetState()), CreatedAt: TimeFromProto(v.GetCreatedAt()),
+			Groups: Each(v.GetGroups(), func(g uint32) storage.GroupID { return storage.GroupID(g) }),
 			Limits: LimitsFromProto(v.GetLimits()),
 			Labels: v.GetLabels(),
 		},
 		AllocatedBytes: -1,
-		Sessions:       each(v.GetSessions(), sessionFromProto),
-		Connections:    each(v.GetConnections(), connectionFromProto),
-		Attachments:    each(v.GetAttachments(), AttachmentFromProto),
+		Sessions:       Each(v.GetSessions(), sessionFromProto),
+		Connections:    Each(v.GetConnections(), connectionFromProto),
+		Attachments:    Each(v.GetAttachments(), AttachmentFromProto),
 	}
 	if v != nil && v.AllocatedBytes != nil {
 		out.AllocatedBytes = *v.AllocatedBytes
@@ -135,23 +137,23 @@ func LimitsFromProto(l *pb.VolumeLimits) storage.VolumeLimits {
 
 func sessionToProto(s Session) *pb.Session {
 	return &pb.Session{Id: uint64(s.ID), Node: uint32(s.Node), NodeName: s.NodeName, Generation: uint64(s.Generation),
-		ReadOnly: s.ReadOnly, OpenedAt: timeToProto(s.OpenedAt), Attachment: uint64(s.Attachment)}
+		ReadOnly: s.ReadOnly, OpenedAt: TimeToProto(s.OpenedAt), Attachment: uint64(s.Attachment)}
 }
 
 func sessionFromProto(s *pb.Session) Session {
 	return Session{ID: storage.SessionID(s.GetId()), Node: storage.NodeID(s.GetNode()), NodeName: s.GetNodeName(),
-		Generation: storage.Generation(s.GetGeneration()), ReadOnly: s.GetReadOnly(), OpenedAt: timeFromProto(s.GetOpenedAt()),
+		Generation: storage.Generation(s.GetGeneration()), ReadOnly: s.GetReadOnly(), OpenedAt: TimeFromProto(s.GetOpenedAt()),
 		Attachment: storage.AttachmentID(s.GetAttachment())}
 }
 
 func connectionToProto(c Connection) *pb.Connection {
 	return &pb.Connection{Node: uint32(c.Node), NodeName: c.NodeName, Client: toValidUTF8(c.Client), ReadOnly: c.ReadOnly,
-		OpenedAt: timeToProto(c.OpenedAt)}
+		OpenedAt: TimeToProto(c.OpenedAt)}
 }
 
 func connectionFromProto(c *pb.Connection) Connection {
 	return Connection{Node: storage.NodeID(c.GetNode()), NodeName: c.GetNodeName(), Client: c.GetClient(),
-		ReadOnly: c.GetReadOnly(), OpenedAt: timeFromProto(c.GetOpenedAt())}
+		ReadOnly: c.GetReadOnly(), OpenedAt: TimeFromProto(c.GetOpenedAt())}
 }
 
 // NodeToProto is the inverse of NodeFromProto.
@@ -159,8 +161,8 @@ func NodeToProto(n Node) *pb.Node {
 	return &pb.Node{
 		Id: uint32(n.ID), Name: n.Name, Zone: n.Zone, State: nodeStates.ToProto(n.State), Version: n.Version,
 		Addresses: &pb.NodeAddresses{Peer: n.Addrs.Peer, Api: n.Addrs.API, Nbd: n.Addrs.NBD, Http: n.Addrs.HTTP},
-		Stores:    each(n.Stores, storeToProto), Replicas: uint32(n.Replicas), Leaders: uint32(n.Leaders),
-		SeenAt: timeToProto(n.SeenAt),
+		Stores:    Each(n.Stores, storeToProto), Replicas: uint32(n.Replicas), Leaders: uint32(n.Leaders),
+		SeenAt: TimeToProto(n.SeenAt),
 	}
 }
 
@@ -170,8 +172,8 @@ func NodeFromProto(n *pb.Node) Node {
 	return Node{
 		Node: storage.Node{ID: storage.NodeID(n.GetId()), Name: n.GetName(), Zone: n.GetZone(), State: nodeStates.FromProto(n.GetState()),
 			Addrs: storage.Addrs{Peer: a.GetPeer(), API: a.GetApi(), NBD: a.GetNbd(), HTTP: a.GetHttp()}},
-		Version: n.GetVersion(), Stores: each(n.GetStores(), storeFromProto), Replicas: int(n.GetReplicas()), Leaders: int(n.GetLeaders()),
-		SeenAt: timeFromProto(n.GetSeenAt()),
+		Version: n.GetVersion(), Stores: Each(n.GetStores(), storeFromProto), Replicas: int(n.GetReplicas()), Leaders: int(n.GetLeaders()),
+		SeenAt: TimeFromProto(n.GetSeenAt()),
 	}
 }
 
@@ -197,14 +199,14 @@ func storeID(s string) storage.StoreID {
 // GroupToProto is the inverse of GroupFromProto.
 func GroupToProto(g Group) *pb.Group {
 	return &pb.Group{Id: uint32(g.ID), Leader: uint32(g.Leader), LeaderName: g.LeaderName, Term: g.Term,
-		CommitIndex: g.CommitIndex, AppliedIndex: g.AppliedIndex, Replicas: each(g.Replicas, replicaToProto)}
+		CommitIndex: g.CommitIndex, AppliedIndex: g.AppliedIndex, Replicas: Each(g.Replicas, replicaToProto)}
 }
 
 // GroupFromProto reads a message; absent fields are zero values.
 func GroupFromProto(g *pb.Group) Group {
 	return Group{ID: storage.GroupID(g.GetId()), Leader: storage.NodeID(g.GetLeader()), LeaderName: g.GetLeaderName(),
 		Term: g.GetTerm(), CommitIndex: g.GetCommitIndex(), AppliedIndex: g.GetAppliedIndex(),
-		Replicas: each(g.GetReplicas(), replicaFromProto)}
+		Replicas: Each(g.GetReplicas(), replicaFromProto)}
 }
 
 func replicaToProto(r Replica) *pb.Replica {
@@ -226,24 +228,24 @@ func progressToProto(p *Progress) *pb.Progress {
 	if p == nil {
 		return nil
 	}
-	return &pb.Progress{DoneBytes: p.DoneBytes, TotalBytes: p.TotalBytes, StartedAt: timeToProto(p.StartedAt)}
+	return &pb.Progress{DoneBytes: p.DoneBytes, TotalBytes: p.TotalBytes, StartedAt: TimeToProto(p.StartedAt)}
 }
 
 func progressFromProto(p *pb.Progress) *Progress {
 	if p == nil {
 		return nil
 	}
-	return &Progress{DoneBytes: p.GetDoneBytes(), TotalBytes: p.GetTotalBytes(), StartedAt: timeFromProto(p.GetStartedAt())}
+	return &Progress{DoneBytes: p.GetDoneBytes(), TotalBytes: p.GetTotalBytes(), StartedAt: TimeFromProto(p.GetStartedAt())}
 }
 
 // StatusToProto is the inverse of StatusFromProto.
 func StatusToProto(s Status) *pb.ClusterStatus {
 	return &pb.ClusterStatus{
-		ClusterId: s.ClusterID.String(), Health: healths.ToProto(s.Health), Reasons: each(s.Reasons, reasonToProto),
+		ClusterId: s.ClusterID.String(), Health: healths.ToProto(s.Health), Reasons: Each(s.Reasons, reasonToProto),
 		ReplicasWanted: uint32(s.ReplicasWanted), NodesTotal: uint32(s.NodesTotal), NodesUp: uint32(s.NodesUp),
 		GroupsTotal: uint32(s.GroupsTotal), GroupsFull: uint32(s.GroupsFull), GroupsWithoutLeader: uint32(s.GroupsWithoutLeader),
 		Volumes: uint32(s.Volumes), ProvisionedBytes: s.ProvisionedBytes, UsableBytes: s.UsableBytes, CapacityBytes: s.CapacityBytes, UsedBytes: s.UsedBytes,
-		FreeBytes: s.FreeBytes, Tasks: each(s.Tasks, taskToProto), CatalogLeader: uint32(s.CatalogLeader),
+		FreeBytes: s.FreeBytes, Tasks: Each(s.Tasks, taskToProto), CatalogLeader: uint32(s.CatalogLeader),
 		CatalogLeaderName: s.CatalogLeaderName, CatalogTerm: s.CatalogTerm, CatalogIndex: s.CatalogIndex,
 		AnsweredBy: uint32(s.AnsweredBy), AnsweredByName: s.AnsweredByName, Age: durationpb.New(s.Age),
 		StoresUnknown: uint32(s.StoresUnknown),
@@ -257,12 +259,12 @@ func StatusFromProto(s *pb.ClusterStatus) Status {
 		id = storage.ClusterID{}
 	}
 	return Status{
-		ClusterID: id, Health: healths.FromProto(s.GetHealth()), Reasons: each(s.GetReasons(), reasonFromProto),
+		ClusterID: id, Health: healths.FromProto(s.GetHealth()), Reasons: Each(s.GetReasons(), reasonFromProto),
 		ReplicasWanted: int(s.GetReplicasWanted()), NodesTotal: int(s.GetNodesTotal()), NodesUp: int(s.GetNodesUp()),
 		GroupsTotal: int(s.GetGroupsTotal()), GroupsFull: int(s.GetGroupsFull()),
 		GroupsWithoutLeader: int(s.GetGroupsWithoutLeader()), Volumes: int(s.GetVolumes()),
 		ProvisionedBytes: s.GetProvisionedBytes(), UsableBytes: s.GetUsableBytes(), CapacityBytes: s.GetCapacityBytes(), UsedBytes: s.GetUsedBytes(),
-		FreeBytes: s.GetFreeBytes(), Tasks: each(s.GetTasks(), taskFromProto), CatalogLeader: storage.NodeID(s.GetCatalogLeader()),
+		FreeBytes: s.GetFreeBytes(), Tasks: Each(s.GetTasks(), taskFromProto), CatalogLeader: storage.NodeID(s.GetCatalogLeader()),
 		CatalogLeaderName: s.GetCatalogLeaderName(), CatalogTerm: s.GetCatalogTerm(), CatalogIndex: s.GetCatalogIndex(),
 		AnsweredBy: storage.NodeID(s.GetAnsweredBy()), AnsweredByName: s.GetAnsweredByName(), Age: s.GetAge().AsDuration(),
 		StoresUnknown: int(s.GetStoresUnknown()),

@@ -42,10 +42,7 @@ func (s *volumes) Create(ctx context.Context, r *pb.CreateVolumeRequest) (*pb.Cr
 		return nil, storage.E(op, storage.KindInvalid, "volume "+v.Name, err)
 	}
 	made, err := s.cluster.CreateVolume(ctx, v)
-	if err != nil {
-		return nil, err
-	}
-	return &pb.CreateVolumeResponse{Volume: VolumeToProto(made)}, nil
+	return &pb.CreateVolumeResponse{Volume: VolumeToProto(made)}, err
 }
 
 // check returns what is wrong with v besides its name.
@@ -66,9 +63,9 @@ func (v *NewVolume) check() error {
 			v.Groups, MaxVolumeGroups)
 	}
 	if err := v.Limits.Check(); err != nil {
-		return cause(err)
+		return storage.Cause(err)
 	}
-	return cause(storage.CheckLabels(v.Labels))
+	return storage.Cause(storage.CheckLabels(v.Labels))
 }
 
 // Get implements pb.VolumesServer.
@@ -77,10 +74,7 @@ func (s *volumes) Get(ctx context.Context, r *pb.GetVolumeRequest) (*pb.GetVolum
 		return nil, err
 	}
 	v, err := s.cluster.Volume(ctx, r.GetName())
-	if err != nil {
-		return nil, err
-	}
-	return &pb.GetVolumeResponse{Volume: VolumeToProto(v)}, nil
+	return &pb.GetVolumeResponse{Volume: VolumeToProto(v)}, err
 }
 
 // List implements pb.VolumesServer. A page token is the name of the last volume of the page before.
@@ -97,7 +91,7 @@ func (s *volumes) List(ctx context.Context, r *pb.ListVolumesRequest) (*pb.ListV
 	}
 	filter := VolumeFilter{Labels: r.GetLabels()}
 	if err := filter.Labels.Check(); err != nil {
-		return nil, storage.E("list volumes", storage.KindInvalid, "", cause(err))
+		return nil, storage.E("list volumes", storage.KindInvalid, "", storage.Cause(err))
 	}
 	list, err := s.cluster.Volumes(ctx, filter, r.GetPageToken(), limit+1) // one more says whether there is a next page
 	if err != nil {
@@ -108,7 +102,7 @@ func (s *volumes) List(ctx context.Context, r *pb.ListVolumesRequest) (*pb.ListV
 		list = list[:limit]
 		answer.NextPageToken = list[limit-1].Name
 	}
-	answer.Volumes = each(list, VolumeToProto)
+	answer.Volumes = Each(list, VolumeToProto)
 	return answer, nil
 }
 
@@ -122,10 +116,7 @@ func (s *volumes) Resize(ctx context.Context, r *pb.ResizeVolumeRequest) (*pb.Re
 		return nil, storage.E(op, storage.KindInvalid, "volume "+r.GetName(), err)
 	}
 	v, err := s.cluster.ResizeVolume(ctx, r.GetName(), NewSize{Bytes: r.GetSizeBytes(), Overcommit: r.GetOvercommit()})
-	if err != nil {
-		return nil, err
-	}
-	return &pb.ResizeVolumeResponse{Volume: VolumeToProto(v)}, nil
+	return &pb.ResizeVolumeResponse{Volume: VolumeToProto(v)}, err
 }
 
 // Modify implements pb.VolumesServer.
@@ -137,13 +128,10 @@ func (s *volumes) Modify(ctx context.Context, r *pb.ModifyVolumeRequest) (*pb.Mo
 	change := VolumeChange{Limits: storage.LimitsChange{MaxIOPS: r.MaxIops, MaxBytesPerSecond: r.MaxBytesPerSecond},
 		Labels: storage.LabelChange{Set: r.GetSetLabels(), Remove: r.GetRemoveLabels()}}
 	if err := cmp.Or(change.Labels.Check(), change.Limits.Of(storage.VolumeLimits{}).Check()); err != nil {
-		return nil, storage.E(op, storage.KindInvalid, "volume "+r.GetName(), cause(err))
+		return nil, storage.E(op, storage.KindInvalid, "volume "+r.GetName(), storage.Cause(err))
 	}
 	v, err := s.cluster.ModifyVolume(ctx, r.GetName(), storage.VolumeID(r.GetId()), change)
-	if err != nil {
-		return nil, err
-	}
-	return &pb.ModifyVolumeResponse{Volume: VolumeToProto(v)}, nil
+	return &pb.ModifyVolumeResponse{Volume: VolumeToProto(v)}, err
 }
 
 // Delete implements pb.VolumesServer.
@@ -151,10 +139,7 @@ func (s *volumes) Delete(ctx context.Context, r *pb.DeleteVolumeRequest) (*pb.De
 	if err := checkName("delete", r.GetName()); err != nil {
 		return nil, err
 	}
-	if err := s.cluster.DeleteVolume(ctx, r.GetName(), storage.VolumeID(r.GetId())); err != nil {
-		return nil, err
-	}
-	return &pb.DeleteVolumeResponse{}, nil
+	return &pb.DeleteVolumeResponse{}, s.cluster.DeleteVolume(ctx, r.GetName(), storage.VolumeID(r.GetId()))
 }
 
 // checkName says what is wrong with a volume's name, and what the rule is.
@@ -163,20 +148,11 @@ func checkName(op, name string) error {
 	if err == nil {
 		return nil
 	}
-	return storage.E(op, storage.KindInvalid, "volume "+clip(strconv.Quote(name)), cause(err))
+	return storage.E(op, storage.KindInvalid, "volume "+clip(strconv.Quote(name)), storage.Cause(err))
 }
 
 // checkSize says what is wrong with a volume's size, and what would be right.
-func checkSize(sizeBytes int64) error { return cause(storage.CheckVolumeSize(sizeBytes)) }
-
-// cause takes the outermost storage.Error off, whose operation and subject another one replaces.
-func cause(err error) error {
-	var e *storage.Error
-	if errors.As(err, &e) && e.Err != nil {
-		return e.Err
-	}
-	return err
-}
+func checkSize(sizeBytes int64) error { return storage.Cause(storage.CheckVolumeSize(sizeBytes)) }
 
 // nodes implements the service Nodes.
 type nodes struct {
@@ -187,19 +163,13 @@ type nodes struct {
 // List implements pb.NodesServer.
 func (s *nodes) List(ctx context.Context, _ *pb.ListNodesRequest) (*pb.ListNodesResponse, error) {
 	list, err := s.cluster.Nodes(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return &pb.ListNodesResponse{Nodes: each(list, NodeToProto)}, nil
+	return &pb.ListNodesResponse{Nodes: Each(list, NodeToProto)}, err
 }
 
 // Get implements pb.NodesServer.
 func (s *nodes) Get(ctx context.Context, r *pb.GetNodeRequest) (*pb.GetNodeResponse, error) {
 	n, err := s.find(ctx, "show", r.GetNode())
-	if err != nil {
-		return nil, err
-	}
-	return &pb.GetNodeResponse{Node: NodeToProto(n)}, nil
+	return &pb.GetNodeResponse{Node: NodeToProto(n)}, err
 }
 
 // Remove implements pb.NodesServer.
@@ -207,10 +177,7 @@ func (s *nodes) Remove(ctx context.Context, r *pb.RemoveNodeRequest) (*pb.Remove
 	if r.GetId() == 0 {
 		return nil, storage.E("remove", storage.KindInvalid, "", errors.New("the request names no node; give its id"))
 	}
-	if err := s.cluster.RemoveNode(ctx, storage.NodeID(r.GetId())); err != nil {
-		return nil, err
-	}
-	return &pb.RemoveNodeResponse{}, nil
+	return &pb.RemoveNodeResponse{}, s.cluster.RemoveNode(ctx, storage.NodeID(r.GetId()))
 }
 
 // What a reference to a node may begin with, to say which of the two it is. No name has a colon.
@@ -259,10 +226,7 @@ type groups struct {
 // List implements pb.GroupsServer.
 func (s *groups) List(ctx context.Context, _ *pb.ListGroupsRequest) (*pb.ListGroupsResponse, error) {
 	list, err := s.cluster.Groups(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return &pb.ListGroupsResponse{Groups: each(list, GroupToProto)}, nil
+	return &pb.ListGroupsResponse{Groups: Each(list, GroupToProto)}, err
 }
 
 // cluster implements the service Cluster.
@@ -275,10 +239,7 @@ type cluster struct {
 // Status implements pb.ClusterServer.
 func (s *cluster) Status(ctx context.Context, _ *pb.GetStatusRequest) (*pb.GetStatusResponse, error) {
 	status, err := s.cluster.Status(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return &pb.GetStatusResponse{Status: StatusToProto(status)}, nil
+	return &pb.GetStatusResponse{Status: StatusToProto(status)}, err
 }
 
 // Version implements pb.ClusterServer.

@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net"
 	"runtime"
-	"runtime/debug"
 	"strings"
 	"time"
 
@@ -25,6 +24,7 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/doors"
+	"github.com/storaged/storaged/internal/version"
 	pb "github.com/storaged/storaged/proto/storage/v1"
 )
 
@@ -298,15 +298,7 @@ func addressOf(ctx context.Context) string {
 	return ""
 }
 
-// BuildVersion describes the running program: version as given (from the linker), the rest from the build.
-func BuildVersion(version string) Version {
-	v := Version{Version: version, GoVersion: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
-	if info, ok := debug.ReadBuildInfo(); ok {
-		for _, setting := range info.Settings {
-			if setting.Key == "vcs.revision" {
-				v.Commit = setting.Value
-			}
-		}
-	}
-	return v
+// BuildVersion describes the running program.
+func BuildVersion() Version {
+	return Version{Version: version.Version, Commit: version.Revision(), GoVersion: runtime.Version(), Platform: version.Platform()}
 }

@@ -195,7 +195,7 @@ func (n *node) answerPeople(context.Context) error {
 	if err != nil {
 		return err
 	}
-	n.api, err = api.NewServer(api.Config{Cluster: n.admin, Version: api.BuildVersion(version.Version), TLS: apiTLS,
+	n.api, err = api.NewServer(api.Config{Cluster: n.admin, Version: api.BuildVersion(), TLS: apiTLS,
 		Ready: n.answers, ClusterID: n.clusterID, Logger: n.logger, Metrics: n.metrics,
 		Limits: api.Limits{Connections: n.descriptors.api}, Refused: n.refusals.Port("API", n.descriptors.api)})
 	if err != nil {

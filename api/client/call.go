@@ -16,11 +16,11 @@ import (
 	"github.com/storaged/storaged/api"
 )
 
-// call carries one operation out: rounds over all endpoints until one gives a final answer. Between rounds it waits a moment. It
-// begins another round only when a node answered in the last one (an election under way, for example) or one hung. Where nobody
-// listens at all, waiting would only delay the error.
-func call[A any](ctx context.Context, c *Client, op, subject string,
-	do func(context.Context, grpc.ClientConnInterface) (*A, error)) (*A, error) {
+// call carries one operation out, which is a method of a gRPC service: rounds over all endpoints until one gives a final answer.
+// Between rounds it waits a moment. It begins another round only when a node answered in the last one (an election under way, for
+// example) or one hung. Where nobody listens at all, waiting would only delay the error.
+func call[S, Q, A any](ctx context.Context, c *Client, op, subject string, service func(grpc.ClientConnInterface) S,
+	method func(S, context.Context, *Q, ...grpc.CallOption) (*A, error), request *Q) (*A, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, c.config.Patience, errPatience)
 	defer cancel()
 	if err := c.settle(ctx, op, subject); err != nil {
@@ -34,7 +34,9 @@ func call[A any](ctx context.Context, c *Client, op, subject string,
 				return nil, storage.E(op, storage.KindCanceled, subject, err)
 			}
 			begun := time.Now()
-			answer, err := attempt(ctx, c.config.AttemptTimeout, n, do)
+			attempt, cancel := context.WithTimeout(ctx, c.config.AttemptTimeout)
+			answer, err := method(service(n.conn), attempt, request)
+			cancel()
 			c.leave(at, n, err, time.Since(begun))
 			if r.final(ctx, at, n, err) {
 				return answer, r.err
@@ -56,13 +58,6 @@ func call[A any](ctx context.Context, c *Client, op, subject string,
 
 // errPatience is why an operation's context ended when the caller's did not.
 var errPatience = errors.New("the client's patience ended")
-
-func attempt[A any](ctx context.Context, limit time.Duration, n *node,
-	do func(context.Context, grpc.ClientConnInterface) (*A, error)) (*A, error) {
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	return do(ctx, n.conn)
-}
 
 // enter returns the endpoint at that index, for one attempt; leave ends it.
 func (c *Client) enter(at int) (*node, error) {
@@ -138,7 +133,7 @@ func (r *round) final(ctx context.Context, at int, n *node, err error) bool {
 	}
 	answered := api.Answered(err)
 	failure := api.ErrorFromStatus(err, r.op, r.subject)
-	problem := cause(failure)
+	problem := storage.Cause(failure)
 	switch kind := storage.KindOf(failure); {
 	case kind == storage.KindNotLeader, kind == storage.KindUnavailable && answered:
 		r.hopeful = true
@@ -167,10 +162,7 @@ func (r *round) final(ctx context.Context, at int, n *node, err error) bool {
 
 // failure is the outcome when nobody gave a final answer: it says what became of every endpoint.
 func (r *round) failure() error {
-	texts := make([]string, 0, len(r.problems))
-	for _, p := range r.problems {
-		texts = append(texts, p.Error())
-	}
+	texts := api.Each(r.problems, error.Error)
 	if len(texts) == 0 {
 		texts = append(texts, "no endpoint answered in time")
 	}
@@ -179,15 +171,6 @@ func (r *round) failure() error {
 		kind = storage.KindConflict
 	}
 	return storage.E(r.op, kind, r.subject, errors.New(strings.Join(texts, "; ")))
-}
-
-// cause is what is below err's outermost storage.Error, or err.
-func cause(err error) error {
-	var e *storage.Error
-	if errors.As(err, &e) && e.Err != nil {
-		return e.Err
-	}
-	return err
 }
 
 // readable takes gRPC's wrapping off a connection's error: it may appear several times in one. When a server accepts the
@@ -229,14 +212,8 @@ func (c *Client) follow(endpoint string) int {
 	if c.closed {
 		return -1
 	}
-	full := len(c.nodes) >= len(c.config.Endpoints)+len(c.learned)+maxHints
-	for i, n := range c.nodes {
-		if n.endpoint == endpoint {
-			return i
-		}
-	}
-	if full {
-		return -1
+	if at := c.indexLocked(endpoint); at >= 0 || len(c.nodes) >= len(c.config.Endpoints)+len(c.learned)+maxHints {
+		return at
 	}
 	at, err := c.addLocked(endpoint)
 	if err != nil {

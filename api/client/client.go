@@ -73,18 +73,16 @@ func (c *Config) fill() error {
 	if len(c.Endpoints) == 0 || len(c.Endpoints) > MaxEndpoints {
 		return storage.E(op, storage.KindInvalid, "", fmt.Errorf("%d endpoints were given; want 1 to %d", len(c.Endpoints), MaxEndpoints))
 	}
-	var problems []error
-	endpoints := make([]string, len(c.Endpoints))
+	var problems storage.Problems
+	c.Endpoints = slices.Clone(c.Endpoints)
 	for i, e := range c.Endpoints {
 		var err error
-		if endpoints[i], err = ParseEndpoint(e); err != nil {
-			problems = append(problems, err)
-		}
+		c.Endpoints[i], err = ParseEndpoint(e)
+		problems.Add(err)
 	}
-	if err := errors.Join(problems...); err != nil {
-		return storage.E(op, storage.KindInvalid, "", err)
+	if err := problems.Err(op, ""); err != nil {
+		return err
 	}
-	c.Endpoints = endpoints
 	c.Patience = cmp.Or(max(c.Patience, 0), 10*time.Second)
 	c.AttemptTimeout = cmp.Or(max(c.AttemptTimeout, 0), 3*time.Second)
 	if c.Dial == nil {
@@ -144,7 +142,7 @@ func (c *Client) Learn(endpoints []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, e := range list {
-		if c.closed || slices.ContainsFunc(c.nodes, func(n *node) bool { return n.endpoint == e }) {
+		if c.closed || c.indexLocked(e) >= 0 {
 			continue
 		}
 		if len(c.learned) < maxLearned {
@@ -196,12 +194,15 @@ func (c *Client) Close() error {
 	return errors.Join(problems...)
 }
 
+// indexLocked returns the index of the endpoint's node, or -1.
+func (c *Client) indexLocked(endpoint string) int {
+	return slices.IndexFunc(c.nodes, func(n *node) bool { return n.endpoint == endpoint })
+}
+
 // addLocked returns the index of the endpoint's node, which it makes if need be.
 func (c *Client) addLocked(endpoint string) (int, error) {
-	for i, n := range c.nodes {
-		if n.endpoint == endpoint {
-			return i, nil
-		}
+	if at := c.indexLocked(endpoint); at >= 0 {
+		return at, nil
 	}
 	conn, err := c.connect(endpoint)
 	if err != nil {
@@ -213,13 +214,13 @@ func (c *Client) addLocked(endpoint string) (int, error) {
 
 // connect returns a connection to an endpoint, which is made when it is needed.
 func (c *Client) connect(endpoint string) (*grpc.ClientConn, error) {
-	creds, dial := insecure.NewCredentials(), dialPlain(c.config.Dial)
+	creds := insecure.NewCredentials()
 	if c.config.TLS != nil {
-		creds, dial = credentials.NewTLS(c.config.TLS), c.config.Dial
+		creds = credentials.NewTLS(c.config.TLS)
 	}
 	conn, err := grpc.NewClient("passthrough:///"+endpoint, // no proxies, no name service but the dialer's
 		grpc.WithTransportCredentials(creds),
-		grpc.WithContextDialer(dial),
+		grpc.WithContextDialer(c.dial),
 		grpc.WithDisableRetry(), // attempts are made here, where it is known what may be repeated
 		grpc.WithDisableServiceConfig(),
 		grpc.WithUnaryInterceptor(c.withCluster(endpoint)),
@@ -233,15 +234,12 @@ func (c *Client) connect(endpoint string) (*grpc.ClientConn, error) {
 	return conn, nil
 }
 
-// dialPlain is dial for connections without TLS.
-func dialPlain(dial func(context.Context, string) (net.Conn, error)) func(context.Context, string) (net.Conn, error) {
-	return func(ctx context.Context, address string) (net.Conn, error) {
-		conn, err := dial(ctx, address)
-		if err != nil {
-			return nil, err
-		}
-		return &plainConn{Conn: conn}, nil
+func (c *Client) dial(ctx context.Context, address string) (net.Conn, error) {
+	conn, err := c.config.Dial(ctx, address)
+	if err != nil || c.config.TLS != nil {
+		return conn, err
 	}
+	return &plainConn{Conn: conn}, nil
 }
 
 // plainConn is a connection without TLS. If the node hangs up before it has said a word, the error says what that usually
@@ -273,13 +271,10 @@ func ParseEndpoint(s string) (string, error) {
 // DefaultPort is that of a node's API.
 const DefaultPort = "7000"
 
-// newRequestID is unique for all practical purposes: 26 characters of base32, 130 bits.
-func newRequestID() string { return rand.Text() }
-
 // CreateVolume implements api.Cluster; without a request id it makes one.
 func (c *Client) CreateVolume(ctx context.Context, v api.NewVolume) (api.Volume, error) {
 	if v.RequestID == "" {
-		v.RequestID = newRequestID()
+		v.RequestID = rand.Text() // 130 bits
 	}
 	if v.Groups < 0 || v.Groups > api.MaxVolumeGroups {
 		return api.Volume{}, storage.E("create", storage.KindInvalid, "volume "+v.Name,
@@ -287,19 +282,13 @@ func (c *Client) CreateVolume(ctx context.Context, v api.NewVolume) (api.Volume,
 	}
 	request := &pb.CreateVolumeRequest{RequestId: v.RequestID, Name: v.Name, SizeBytes: v.SizeBytes, GroupCount: uint32(v.Groups),
 		Limits: api.LimitsToProto(v.Limits), Labels: v.Labels, Overcommit: v.Overcommit}
-	answer, err := call(ctx, c, "create", "volume "+v.Name,
-		func(ctx context.Context, conn grpc.ClientConnInterface) (*pb.CreateVolumeResponse, error) {
-			return pb.NewVolumesClient(conn).Create(ctx, request)
-		})
+	answer, err := call(ctx, c, "create", "volume "+v.Name, pb.NewVolumesClient, pb.VolumesClient.Create, request)
 	return api.VolumeFromProto(answer.GetVolume()), err
 }
 
 // Volume implements api.Cluster.
 func (c *Client) Volume(ctx context.Context, name string) (api.Volume, error) {
-	answer, err := call(ctx, c, "show", "volume "+name,
-		func(ctx context.Context, conn grpc.ClientConnInterface) (*pb.GetVolumeResponse, error) {
-			return pb.NewVolumesClient(conn).Get(ctx, &pb.GetVolumeRequest{Name: name})
-		})
+	answer, err := call(ctx, c, "show", "volume "+name, pb.NewVolumesClient, pb.VolumesClient.Get, &pb.GetVolumeRequest{Name: name})
 	return api.VolumeFromProto(answer.GetVolume()), err
 }
 
@@ -311,10 +300,8 @@ func (c *Client) Volumes(ctx context.Context, f api.VolumeFilter, after string, 
 		if limit > 0 {
 			size = min(size, limit-len(list))
 		}
-		answer, err := call(ctx, c, "list volumes", "",
-			func(ctx context.Context, conn grpc.ClientConnInterface) (*pb.ListVolumesResponse, error) {
-				return pb.NewVolumesClient(conn).List(ctx, &pb.ListVolumesRequest{PageSize: uint32(size), PageToken: after, Labels: f.Labels})
-			})
+		answer, err := call(ctx, c, "list volumes", "", pb.NewVolumesClient, pb.VolumesClient.List,
+			&pb.ListVolumesRequest{PageSize: uint32(size), PageToken: after, Labels: f.Labels})
 		if err != nil {
 			return nil, err
 		}
@@ -336,35 +323,30 @@ func (c *Client) Volumes(ctx context.Context, f api.VolumeFilter, after string, 
 
 // ResizeVolume implements api.Cluster.
 func (c *Client) ResizeVolume(ctx context.Context, name string, size api.NewSize) (api.Volume, error) {
-	answer, err := call(ctx, c, "resize", "volume "+name,
-		func(ctx context.Context, conn grpc.ClientConnInterface) (*pb.ResizeVolumeResponse, error) {
-			return pb.NewVolumesClient(conn).Resize(ctx, &pb.ResizeVolumeRequest{Name: name, SizeBytes: size.Bytes, Overcommit: size.Overcommit})
-		})
+	answer, err := call(ctx, c, "resize", "volume "+name, pb.NewVolumesClient, pb.VolumesClient.Resize,
+		&pb.ResizeVolumeRequest{Name: name, SizeBytes: size.Bytes, Overcommit: size.Overcommit})
 	return api.VolumeFromProto(answer.GetVolume()), err
 }
 
 // ModifyVolume implements api.Cluster.
 func (c *Client) ModifyVolume(ctx context.Context, name string, id storage.VolumeID, change api.VolumeChange) (api.Volume, error) {
-	answer, err := call(ctx, c, "modify", "volume "+name,
-		func(ctx context.Context, conn grpc.ClientConnInterface) (*pb.ModifyVolumeResponse, error) {
-			return pb.NewVolumesClient(conn).Modify(ctx, &pb.ModifyVolumeRequest{Name: name, Id: uint64(id), MaxIops: change.Limits.MaxIOPS,
-				MaxBytesPerSecond: change.Limits.MaxBytesPerSecond, SetLabels: change.Labels.Set, RemoveLabels: change.Labels.Remove})
-		})
+	answer, err := call(ctx, c, "modify", "volume "+name, pb.NewVolumesClient, pb.VolumesClient.Modify,
+		&pb.ModifyVolumeRequest{Name: name, Id: uint64(id), MaxIops: change.Limits.MaxIOPS, MaxBytesPerSecond: change.Limits.MaxBytesPerSecond, SetLabels: change.Labels.Set, RemoveLabels: change.Labels.Remove})
 	return api.VolumeFromProto(answer.GetVolume()), err
 }
 
 // DeleteVolume implements api.Cluster.
 func (c *Client) DeleteVolume(ctx context.Context, name string, id storage.VolumeID) error {
 	unknown := false // an attempt before may have deleted it
-	_, err := call(ctx, c, "delete", "volume "+name,
-		func(ctx context.Context, conn grpc.ClientConnInterface) (*pb.DeleteVolumeResponse, error) {
-			answer, err := pb.NewVolumesClient(conn).Delete(ctx, &pb.DeleteVolumeRequest{Name: name, Id: uint64(id)})
-			if unknown && storage.KindOf(api.ErrorFromStatus(err, "", "")) == storage.KindNotFound {
-				return &pb.DeleteVolumeResponse{}, nil
-			}
-			unknown = unknown || err != nil
-			return answer, err
-		})
+	attempt := func(s pb.VolumesClient, ctx context.Context, r *pb.DeleteVolumeRequest, opts ...grpc.CallOption) (*pb.DeleteVolumeResponse, error) {
+		answer, err := s.Delete(ctx, r, opts...)
+		if unknown && storage.KindOf(api.ErrorFromStatus(err, "", "")) == storage.KindNotFound {
+			return &pb.DeleteVolumeResponse{}, nil
+		}
+		unknown = unknown || err != nil
+		return answer, err
+	}
+	_, err := call(ctx, c, "delete", "volume "+name, pb.NewVolumesClient, attempt, &pb.DeleteVolumeRequest{Name: name, Id: uint64(id)})
 	return err
 }
 
@@ -379,10 +361,7 @@ func (c *Client) Attach(ctx context.Context, n api.NewAttachment) (api.Attachmen
 		n.Volume.ID, n.IfGeneration = v.ID, v.Generation
 	}
 	request := api.NewAttachmentToProto(n)
-	answer, err := call(ctx, c, "attach", n.Volume.String(),
-		func(ctx context.Context, conn grpc.ClientConnInterface) (*pb.AttachResponse, error) {
-			return pb.NewAttachmentsClient(conn).Attach(ctx, request)
-		})
+	answer, err := call(ctx, c, "attach", n.Volume.String(), pb.NewAttachmentsClient, pb.AttachmentsClient.Attach, request)
 	return api.AttachmentFromProto(answer.GetAttachment()), err
 }
 
@@ -409,10 +388,7 @@ func (c *Client) find(ctx context.Context, r storage.VolumeRef) (api.Volume, err
 // Detach implements api.Cluster.
 func (c *Client) Detach(ctx context.Context, d api.Detachment) error {
 	request := &pb.DetachRequest{Volume: d.Volume.Name, VolumeId: uint64(d.Volume.ID), HolderId: d.HolderID, AttachmentId: uint64(d.Attachment), Machine: string(d.Machine)}
-	_, err := call(ctx, c, "detach", d.Volume.String(),
-		func(ctx context.Context, conn grpc.ClientConnInterface) (*pb.DetachResponse, error) {
-			return pb.NewAttachmentsClient(conn).Detach(ctx, request)
-		})
+	_, err := call(ctx, c, "detach", d.Volume.String(), pb.NewAttachmentsClient, pb.AttachmentsClient.Detach, request)
 	return err
 }
 
@@ -425,10 +401,7 @@ func (c *Client) Attachments(ctx context.Context, f api.AttachmentFilter, after 
 			size = min(size, limit-len(list))
 		}
 		request := &pb.ListAttachmentsRequest{Volume: f.Volume, HolderId: f.HolderID, PageSize: uint32(size), PageToken: after.String()}
-		answer, err := call(ctx, c, "list attachments", "",
-			func(ctx context.Context, conn grpc.ClientConnInterface) (*pb.ListAttachmentsResponse, error) {
-				return pb.NewAttachmentsClient(conn).List(ctx, request)
-			})
+		answer, err := call(ctx, c, "list attachments", "", pb.NewAttachmentsClient, pb.AttachmentsClient.List, request)
 		if err != nil {
 			return nil, err
 		}
@@ -447,64 +420,38 @@ func (c *Client) Attachments(ctx context.Context, f api.AttachmentFilter, after 
 
 // Nodes implements api.Cluster.
 func (c *Client) Nodes(ctx context.Context) ([]api.Node, error) {
-	answer, err := call(ctx, c, "list nodes", "",
-		func(ctx context.Context, conn grpc.ClientConnInterface) (*pb.ListNodesResponse, error) {
-			return pb.NewNodesClient(conn).List(ctx, &pb.ListNodesRequest{})
-		})
-	var list []api.Node
-	for _, n := range answer.GetNodes() {
-		list = append(list, api.NodeFromProto(n))
-	}
-	return list, err
+	answer, err := call(ctx, c, "list nodes", "", pb.NewNodesClient, pb.NodesClient.List, &pb.ListNodesRequest{})
+	return api.Each(answer.GetNodes(), api.NodeFromProto), err
 }
 
 // Node returns the node of that name or, in decimal, that id; "name:NAME" and "id:ID" say which is meant. KindNotFound;
 // KindInvalid when it is the name of one and the id of another.
 func (c *Client) Node(ctx context.Context, nameOrID string) (api.Node, error) {
-	answer, err := call(ctx, c, "show", "node "+nameOrID,
-		func(ctx context.Context, conn grpc.ClientConnInterface) (*pb.GetNodeResponse, error) {
-			return pb.NewNodesClient(conn).Get(ctx, &pb.GetNodeRequest{Node: nameOrID})
-		})
+	answer, err := call(ctx, c, "show", "node "+nameOrID, pb.NewNodesClient, pb.NodesClient.Get, &pb.GetNodeRequest{Node: nameOrID})
 	return api.NodeFromProto(answer.GetNode()), err
 }
 
 // RemoveNode implements api.Cluster.
 func (c *Client) RemoveNode(ctx context.Context, id storage.NodeID) error {
-	_, err := call(ctx, c, "remove", "node "+id.String(),
-		func(ctx context.Context, conn grpc.ClientConnInterface) (*pb.RemoveNodeResponse, error) {
-			return pb.NewNodesClient(conn).Remove(ctx, &pb.RemoveNodeRequest{Id: uint32(id)})
-		})
+	_, err := call(ctx, c, "remove", "node "+id.String(), pb.NewNodesClient, pb.NodesClient.Remove, &pb.RemoveNodeRequest{Id: uint32(id)})
 	return err
 }
 
 // Groups implements api.Cluster.
 func (c *Client) Groups(ctx context.Context) ([]api.Group, error) {
-	answer, err := call(ctx, c, "list groups", "",
-		func(ctx context.Context, conn grpc.ClientConnInterface) (*pb.ListGroupsResponse, error) {
-			return pb.NewGroupsClient(conn).List(ctx, &pb.ListGroupsRequest{})
-		})
-	var list []api.Group
-	for _, g := range answer.GetGroups() {
-		list = append(list, api.GroupFromProto(g))
-	}
-	return list, err
+	answer, err := call(ctx, c, "list groups", "", pb.NewGroupsClient, pb.GroupsClient.List, &pb.ListGroupsRequest{})
+	return api.Each(answer.GetGroups(), api.GroupFromProto), err
 }
 
 // Status implements api.Cluster.
 func (c *Client) Status(ctx context.Context) (api.Status, error) {
-	answer, err := call(ctx, c, "show", "status",
-		func(ctx context.Context, conn grpc.ClientConnInterface) (*pb.GetStatusResponse, error) {
-			return pb.NewClusterClient(conn).Status(ctx, &pb.GetStatusRequest{})
-		})
+	answer, err := call(ctx, c, "show", "status", pb.NewClusterClient, pb.ClusterClient.Status, &pb.GetStatusRequest{})
 	return api.StatusFromProto(answer.GetStatus()), err
 }
 
 // Version returns what the node that answers runs.
 func (c *Client) Version(ctx context.Context) (api.Version, error) {
-	answer, err := call(ctx, c, "show", "version",
-		func(ctx context.Context, conn grpc.ClientConnInterface) (*pb.GetVersionResponse, error) {
-			return pb.NewClusterClient(conn).Version(ctx, &pb.GetVersionRequest{})
-		})
+	answer, err := call(ctx, c, "show", "version", pb.NewClusterClient, pb.ClusterClient.Version, &pb.GetVersionRequest{})
 	return api.VersionFromProto(answer), err
 }
 

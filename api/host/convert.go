@@ -1,10 +1,6 @@
 package host
 
 import (
-	"time"
-
-	"google.golang.org/protobuf/types/known/timestamppb"
-
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api"
 	"github.com/storaged/storaged/internal/blockdev"
@@ -48,23 +44,15 @@ func RequestFromProto(m *pb.AttachRequest) Request {
 
 // AttachmentToProto turns an attachment into its message.
 func AttachmentToProto(a Attachment) *pb.Attachment {
-	m := &pb.Attachment{Volume: a.Volume, VolumeId: uint64(a.VolumeID), AttachmentId: uint64(a.ID), Generation: uint64(a.Generation),
+	return &pb.Attachment{Volume: a.Volume, VolumeId: uint64(a.VolumeID), AttachmentId: uint64(a.ID), Generation: uint64(a.Generation),
 		Access: accesses.ToProto(a.Access), ReadOnly: a.ReadOnly, Via: vias.ToProto(a.Via), Device: a.Device, SizeBytes: a.SizeBytes,
-		State: states.ToProto(a.State), Reason: a.Reason, Link: a.Link, Identity: a.Identity.String()}
-	if !a.Since.IsZero() {
-		m.Since = timestamppb.New(a.Since)
-	}
-	return m
+		State: states.ToProto(a.State), Reason: a.Reason, Link: a.Link, Identity: a.Identity.String(), Since: api.TimeToProto(a.Since)}
 }
 
 // AttachmentFromProto is the inverse of AttachmentToProto; nil gives a zero Attachment.
 func AttachmentFromProto(m *pb.Attachment) Attachment {
 	if m == nil {
 		return Attachment{}
-	}
-	var since time.Time
-	if m.GetSince() != nil {
-		since = m.GetSince().AsTime()
 	}
 	identity, err := blockdev.ParseIdentity(m.GetIdentity())
 	if err != nil { // of a kind that a newer gateway knows: equal to no device, so that none is taken for it
@@ -73,7 +61,7 @@ func AttachmentFromProto(m *pb.Attachment) Attachment {
 	return Attachment{Volume: m.GetVolume(), Identity: identity, VolumeID: storage.VolumeID(m.GetVolumeId()), ID: storage.AttachmentID(m.GetAttachmentId()),
 		Generation: storage.Generation(m.GetGeneration()), Access: accesses.FromProto(m.GetAccess()), ReadOnly: m.GetReadOnly(),
 		Via: vias.FromProto(m.GetVia()), Device: m.GetDevice(), Link: m.GetLink(), SizeBytes: m.GetSizeBytes(),
-		State: states.FromProto(m.GetState()), Reason: m.GetReason(), Since: since}
+		State: states.FromProto(m.GetState()), Reason: m.GetReason(), Since: api.TimeFromProto(m.GetSince())}
 }
 
 // InfoToProto turns an Info into its message.

@@ -81,10 +81,7 @@ func (h *handlers) Attach(ctx context.Context, m *pb.AttachRequest) (*pb.AttachR
 		return nil, err
 	}
 	a, err := h.gateway.Attach(ctx, r)
-	if err != nil {
-		return nil, err
-	}
-	return &pb.AttachResponse{Attachment: AttachmentToProto(a)}, nil
+	return &pb.AttachResponse{Attachment: AttachmentToProto(a)}, err
 }
 
 // Detach implements pb.HostServer.
@@ -92,10 +89,7 @@ func (h *handlers) Detach(ctx context.Context, m *pb.DetachRequest) (*pb.DetachR
 	if err := storage.CheckVolumeName(m.GetVolume()); err != nil {
 		return nil, err
 	}
-	if err := h.gateway.Detach(ctx, m.GetVolume(), m.GetForce()); err != nil {
-		return nil, err
-	}
-	return &pb.DetachResponse{}, nil
+	return &pb.DetachResponse{}, h.gateway.Detach(ctx, m.GetVolume(), m.GetForce())
 }
 
 // Refresh implements pb.HostServer.
@@ -107,18 +101,12 @@ func (h *handlers) Refresh(ctx context.Context, m *pb.RefreshRequest) (*pb.Refre
 		return nil, storage.E("refresh", storage.KindInvalid, "volume "+m.GetVolume(), errors.New("no volume has such a size"))
 	}
 	a, err := h.gateway.Refresh(ctx, m.GetVolume(), m.GetSizeBytes())
-	if err != nil {
-		return nil, err
-	}
-	return &pb.RefreshResponse{Attachment: AttachmentToProto(a)}, nil
+	return &pb.RefreshResponse{Attachment: AttachmentToProto(a)}, err
 }
 
 // HostDown implements pb.HostServer.
 func (h *handlers) HostDown(ctx context.Context, _ *pb.HostDownRequest) (*pb.HostDownResponse, error) {
-	if err := h.gateway.HostDown(ctx); err != nil {
-		return nil, err
-	}
-	return &pb.HostDownResponse{}, nil
+	return &pb.HostDownResponse{}, h.gateway.HostDown(ctx)
 }
 
 // Allocated implements pb.HostServer.
@@ -127,30 +115,17 @@ func (h *handlers) Allocated(ctx context.Context, m *pb.AllocatedRequest) (*pb.A
 		return nil, err
 	}
 	found, err := h.gateway.Allocated(ctx, m.GetVolume(), storage.AttachmentID(m.GetAttachmentId()))
-	if err != nil {
-		return nil, err
-	}
-	return &pb.AllocatedResponse{Any: found}, nil
+	return &pb.AllocatedResponse{Any: found}, err
 }
 
 // List implements pb.HostServer.
 func (h *handlers) List(ctx context.Context, _ *pb.ListRequest) (*pb.ListResponse, error) {
 	list, err := h.gateway.Attachments(ctx)
-	if err != nil {
-		return nil, err
-	}
-	answer := &pb.ListResponse{}
-	for _, a := range list {
-		answer.Attachments = append(answer.Attachments, AttachmentToProto(a))
-	}
-	return answer, nil
+	return &pb.ListResponse{Attachments: api.Each(list, AttachmentToProto)}, err
 }
 
 // Info implements pb.HostServer.
 func (h *handlers) Info(ctx context.Context, _ *pb.InfoRequest) (*pb.InfoResponse, error) {
 	i, err := h.gateway.Info(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return InfoToProto(i), nil
+	return InfoToProto(i), err
 }

@@ -7,6 +7,7 @@
 package hostclient
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -37,9 +38,7 @@ var _ host.Gateway = (*Client)(nil)
 // New returns a client of the gateway that listens at socket; empty means host.DefaultSocket. It does not connect
 // before the first call.
 func New(socket string) (*Client, error) {
-	if socket == "" {
-		socket = host.DefaultSocket
-	}
+	socket = cmp.Or(socket, host.DefaultSocket)
 	dial := func(ctx context.Context, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 	}
@@ -95,11 +94,7 @@ func (c *Client) HostDown(ctx context.Context) error {
 // Attachments implements host.Gateway.
 func (c *Client) Attachments(ctx context.Context) ([]host.Attachment, error) {
 	answer, err := c.host.List(ctx, &pb.ListRequest{})
-	var list []host.Attachment
-	for _, m := range answer.GetAttachments() {
-		list = append(list, host.AttachmentFromProto(m))
-	}
-	return list, c.failure(err, "list", "attachments")
+	return api.Each(answer.GetAttachments(), host.AttachmentFromProto), c.failure(err, "list", "attachments")
 }
 
 // Info implements host.Gateway.

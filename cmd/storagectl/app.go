@@ -91,7 +91,7 @@ func (a *app) client() (*client.Client, error) {
 	if a.api != nil {
 		return a.api, nil
 	}
-	tlsConfig, err := a.settings.tls()
+	tlsConfig, err := a.settings.TLS.Config()
 	if err != nil {
 		return nil, err
 	}
@@ -104,13 +104,29 @@ func (a *app) client() (*client.Client, error) {
 	return c, nil
 }
 
+// asks is what a command does that asks the cluster for one answer and shows it: as view, or as people write it.
+func asks[A, V any](a *app, ask func(ctx context.Context, c *client.Client, args []string) (A, error), view func(A) V,
+	write func(w io.Writer, answer A, wide bool)) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		answer, err := ask(cmd.Context(), c, args)
+		if err != nil {
+			return err
+		}
+		return a.show(view(answer), func(w io.Writer, wide bool) { write(w, answer, wide) })
+	}
+}
+
 // openVolume connects to the volume's export: at the address that was given, or at the node that answers for the
 // cluster, or at another one that is up. The volume must exist.
 func (a *app) openVolume(ctx context.Context, volume string, connections int) (transfer.Device, error) {
 	t := transfer.Target{Volume: volume, Connections: max(connections, 1)}
 	if a.settings.NBDTLS {
 		var err error
-		if t.TLS, err = a.settings.tls(); err != nil {
+		if t.TLS, err = a.settings.TLS.Config(); err != nil {
 			return nil, err
 		}
 		if t.TLS == nil {
@@ -134,7 +150,7 @@ func (a *app) openVolume(ctx context.Context, volume string, connections int) (t
 		if ctx.Err() != nil || storage.KindOf(err) != storage.KindUnavailable {
 			return nil, err
 		}
-		problems = append(problems, address+": "+causeText(err))
+		problems = append(problems, address+": "+storage.Cause(err).Error())
 	}
 	return nil, storage.E("connect to", storage.KindUnavailable, "volume "+volume,
 		errors.New("no NBD server answers: "+strings.Join(problems, "; ")))
@@ -189,13 +205,4 @@ func reachable(address, endpoint string) string {
 		return net.JoinHostPort(via, port)
 	}
 	return address
-}
-
-// causeText is an error without its outermost operation and subject.
-func causeText(err error) string {
-	var e *storage.Error
-	if errors.As(err, &e) && e.Err != nil {
-		return e.Err.Error()
-	}
-	return err.Error()
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -46,19 +47,10 @@ func (f *hostFlags) register(c *cobra.Command) {
 	c.Flags().StringVar(&f.socket, "socket", "", "socket of this host's gateway (default: $"+socketVariable+", else "+host.DefaultSocket+")")
 }
 
-// gateway returns a client of this host's gateway; the caller closes it.
-func (f *hostFlags) gateway(a *app) (*hostclient.Client, error) {
-	socket := f.socket
-	if socket == "" {
-		socket = a.getenv(socketVariable)
-	}
-	return hostclient.New(socket)
-}
-
 // within runs fn with the gateway of this host, for as long as the command may take: at least half a minute, because a
 // device may have to wait for the cluster.
 func (f *hostFlags) within(ctx context.Context, a *app, fn func(context.Context, host.Gateway) error) error {
-	gateway, err := f.gateway(a)
+	gateway, err := hostclient.New(cmp.Or(f.socket, a.getenv(socketVariable)))
 	if err != nil {
 		return err
 	}
@@ -91,7 +83,7 @@ network block device, fuse a loop device over a FUSE file, for hosts whose kerne
   mkfs.ext4 $(storagectl attach db) && mount /dev/storaged/db /srv/db
   storagectl attach db --take-over`,
 		Args:              takes("VOLUME"),
-		ValidArgsFunction: a.completeVolumes(1),
+		ValidArgsFunction: a.completes(1, a.volumeNames),
 		RunE: func(c *cobra.Command, args []string) error {
 			q.Volume, q.Via, q.Access = args[0], host.Via(via), storage.Access(access)
 			return flags.within(c.Context(), a, func(ctx context.Context, g host.Gateway) error {
@@ -134,7 +126,7 @@ is not attached is no error.
 To end the attachment of a host that is gone and will not detach by itself: "storagectl volume detach".`,
 		Example:           "  umount /srv/db && storagectl detach db",
 		Args:              takes("VOLUME"),
-		ValidArgsFunction: a.completeAttached(&flags),
+		ValidArgsFunction: a.completes(1, a.attachedNames(&flags)),
 		RunE: func(c *cobra.Command, args []string) error {
 			if err := storage.CheckVolumeName(args[0]); err != nil {
 				return err
@@ -185,22 +177,14 @@ func writeAttachments(w io.Writer, a *app, list []host.Attachment, wide bool) {
 	}
 }
 
-// completeAttached completes one argument with the names of what is attached here.
-func (a *app) completeAttached(flags *hostFlags) cobra.CompletionFunc {
-	return func(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-		if len(args) > 0 {
-			return nil, cobra.ShellCompDirectiveNoFileComp
-		}
-		var names []string
-		ctx, cancel := context.WithTimeout(c.Context(), time.Second)
-		defer cancel()
+// attachedNames returns a function that returns the volumes which are attached here; nothing when the gateway does not answer.
+func (a *app) attachedNames(flags *hostFlags) func(context.Context) []string {
+	return func(ctx context.Context) (names []string) {
 		_ = flags.within(ctx, a, func(ctx context.Context, g host.Gateway) error { // without an answer there is nothing to complete
 			list, err := g.Attachments(ctx)
-			for _, at := range list {
-				names = append(names, at.Volume)
-			}
+			names = views(list, func(at host.Attachment) string { return at.Volume })
 			return err
 		})
-		return names, cobra.ShellCompDirectiveNoFileComp
+		return names
 	}
 }

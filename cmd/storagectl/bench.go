@@ -42,7 +42,9 @@ func benchJobNames() []string {
 }
 
 func newBench(a *app) *cobra.Command {
-	b := bench{app: a, block: sizeFlag{bytes: 4096, text: "4K"}}
+	b := bench{app: a}
+	b.blockFlag = sizeFlag(&b.block)
+	_ = b.blockFlag.Set("4K") // it is a size
 	c := &cobra.Command{
 		Use:   "bench VOLUME",
 		Short: "Measure a volume for some seconds",
@@ -56,7 +58,7 @@ mean anything, for example with --job write.`,
 		Args: func(c *cobra.Command, args []string) error {
 			return errors.Join(takes("VOLUME")(c, args), b.check())
 		},
-		ValidArgsFunction: a.completeVolumes(1),
+		ValidArgsFunction: a.completes(1, a.volumeNames),
 		RunE: func(c *cobra.Command, args []string) error {
 			b.volume = args[0]
 			return b.run(c.Context())
@@ -64,12 +66,12 @@ mean anything, for example with --job write.`,
 	}
 	flags := c.Flags()
 	flags.StringVar(&b.job, "job", "randread", "access pattern: "+strings.Join(benchJobNames(), ", "))
-	flags.Var(&b.block, "block-size", "bytes of one request; 4K = 4KiB")
+	flags.Var(b.blockFlag, "block-size", "bytes of one request; 4K = 4KiB")
 	flags.IntVar(&b.depth, "depth", 1, "requests in flight")
 	flags.IntVar(&b.seconds, "seconds", 10, "how long")
 	flags.IntVar(&b.readPercent, "read-percent", 70, "share of reads in randrw and rw")
 	flags.IntVar(&b.connections, "connections", 1, "NBD connections")
-	flags.Var(&b.span, "span", "use only so much of the volume, from its beginning (default all)")
+	flags.Var(sizeFlag(&b.span), "span", "use only so much of the volume, from its beginning (default all)")
 	flags.BoolVar(&b.destroy, "yes-destroy-data", false, "allow jobs that write")
 	flags.Uint64Var(&b.seed, "seed", 1, "seed of the random offsets")
 	complete(c, "job", benchJobNames()...)
@@ -80,7 +82,9 @@ mean anything, for example with --job write.`,
 type bench struct {
 	app                                      *app
 	volume, job                              string
-	block, span                              sizeFlag
+	block                                    *int64 // never nil
+	blockFlag                                *valueFlag
+	span                                     *int64 // nil: the whole volume
 	depth, seconds, readPercent, connections int
 	destroy                                  bool
 	seed                                     uint64
@@ -116,10 +120,10 @@ func (b *bench) check() error {
 	within("seconds", b.seconds, 1, 86400)
 	within("read-percent", b.readPercent, 0, 100)
 	within("connections", b.connections, 1, 64)
-	if b.block.bytes < 512 || b.block.bytes > 32<<20 {
-		problems = append(problems, fmt.Errorf("--block-size is %d bytes; use 512 to %d", b.block.bytes, 32<<20))
-	} else if b.block.bytes*int64(b.depth) > maxBenchBytes {
-		problems = append(problems, fmt.Errorf("--depth %d of --block-size %s is more than %s in flight", b.depth, b.block.text, formatSize(maxBenchBytes)))
+	if *b.block < 512 || *b.block > 32<<20 {
+		problems = append(problems, fmt.Errorf("--block-size is %d bytes; use 512 to %d", *b.block, 32<<20))
+	} else if *b.block*int64(b.depth) > maxBenchBytes {
+		problems = append(problems, fmt.Errorf("--depth %d of --block-size %s is more than %s in flight", b.depth, b.blockFlag, formatSize(maxBenchBytes)))
 	}
 	return errors.Join(problems...)
 }
@@ -135,11 +139,11 @@ func (b *bench) run(ctx context.Context) error {
 	}
 	defer b.device.Close()
 	span := b.device.SizeBytes()
-	if b.span.set {
-		span = min(span, b.span.bytes)
+	if b.span != nil {
+		span = min(span, *b.span)
 	}
-	if b.slots = span / b.block.bytes; b.slots == 0 {
-		return storage.E("bench", storage.KindInvalid, "volume "+b.volume, fmt.Errorf("no block of %s fits into %s", b.block.text, formatSize(span)))
+	if b.slots = span / *b.block; b.slots == 0 {
+		return storage.E("bench", storage.KindInvalid, "volume "+b.volume, fmt.Errorf("no block of %s fits into %s", b.blockFlag, formatSize(span)))
 	}
 	result, err := b.measure(ctx, time.Duration(b.seconds)*time.Second)
 	if err != nil {
@@ -178,7 +182,7 @@ func (b *bench) measure(ctx context.Context, length time.Duration) (benchView, e
 
 // drive sends one request after the other.
 func (b *bench) drive(ctx context.Context, random *rand.Rand, own *latencies) error {
-	buf := make([]byte, b.block.bytes)
+	buf := make([]byte, *b.block)
 	for i := range buf {
 		buf[i] = byte(random.Uint32())
 	}
@@ -187,7 +191,7 @@ func (b *bench) drive(ctx context.Context, random *rand.Rand, own *latencies) er
 		if b.random {
 			slot = random.Int64()
 		}
-		off := slot % b.slots * b.block.bytes
+		off := slot % b.slots * *b.block
 		read := b.reads && (!b.writes || random.IntN(100) < b.readPercent)
 		began := time.Now()
 		var err error
@@ -251,9 +255,9 @@ type benchLatency struct {
 func (b *bench) view(all *latencies, took time.Duration) benchView {
 	n := all.reads.total + all.writes.total
 	v := benchView{
-		Volume: b.volume, Job: b.job, BlockSizeBytes: b.block.bytes, Depth: b.depth, Connections: b.connections,
+		Volume: b.volume, Job: b.job, BlockSizeBytes: *b.block, Depth: b.depth, Connections: b.connections,
 		Seconds: took.Seconds(), Requests: n, IOPS: float64(n) / took.Seconds(),
-		MBPerS:         float64(n) * float64(b.block.bytes) / 1e6 / took.Seconds(),
+		MBPerS:         float64(n) * float64(*b.block) / 1e6 / took.Seconds(),
 		LongestStallMS: float64(b.stall.Load()) / 1e6,
 	}
 	latency := func(h *histogram) *benchLatency {
@@ -262,7 +266,7 @@ func (b *bench) view(all *latencies, took time.Duration) benchView {
 		}
 		us := func(d time.Duration) float64 { return float64(d) / 1e3 }
 		return &benchLatency{
-			Requests: h.total, IOPS: float64(h.total) / took.Seconds(), MBPerS: float64(h.total) * float64(b.block.bytes) / 1e6 / took.Seconds(),
+			Requests: h.total, IOPS: float64(h.total) / took.Seconds(), MBPerS: float64(h.total) * float64(*b.block) / 1e6 / took.Seconds(),
 			MeanUS: us(h.mean()), P50US: us(h.quantile(0.5)), P99US: us(h.quantile(0.99)), P999US: us(h.quantile(0.999)), MaxUS: us(h.max),
 		}
 	}

@@ -47,7 +47,7 @@ func (d *slowDevice) Runs(_ context.Context, _, n int64) ([]transfer.Stretch, er
 // The figures are those of the device: its rate, its latencies, and the time in which it hung.
 func TestBenchMeasures(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := &bench{job: "randread", block: sizeFlag{bytes: 4096}, depth: 4, seconds: 10, readPercent: 70, connections: 1, seed: 1}
+		b := &bench{job: "randread", block: new(int64(4096)), depth: 4, seconds: 10, readPercent: 70, connections: 1, seed: 1}
 		if err := b.check(); err != nil {
 			t.Fatal(err)
 		}

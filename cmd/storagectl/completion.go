@@ -52,37 +52,22 @@ func (a *app) ask(c *cobra.Command, names func(context.Context) []string) []stri
 	return names(ctx)
 }
 
-// completeVolumes completes up to limit arguments with names of volumes; a negative limit is none.
-func (a *app) completeVolumes(limit int) cobra.CompletionFunc {
+// completes completes up to limit arguments, without end if it is negative, with those of names that are not there yet.
+func (a *app) completes(limit int, names func(context.Context) []string) cobra.CompletionFunc {
 	return func(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 		if limit >= 0 && len(args) >= limit {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
-		names := slices.DeleteFunc(a.ask(c, a.volumeNames), func(n string) bool { return slices.Contains(args, n) })
-		return names, cobra.ShellCompDirectiveNoFileComp
-	}
-}
-
-// completeNodes completes one argument with names of nodes.
-func (a *app) completeNodes() cobra.CompletionFunc {
-	return func(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-		if len(args) > 0 {
-			return nil, cobra.ShellCompDirectiveNoFileComp
-		}
-		return a.ask(c, a.nodeNames), cobra.ShellCompDirectiveNoFileComp
+		return slices.DeleteFunc(a.ask(c, names), func(n string) bool { return slices.Contains(args, n) }), cobra.ShellCompDirectiveNoFileComp
 	}
 }
 
 // completeTransfer completes a file and a volume, the volume at the position volumeAt.
 func (a *app) completeTransfer(volumeAt int) cobra.CompletionFunc {
-	return func(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-		switch {
-		case len(args) > 1:
-			return nil, cobra.ShellCompDirectiveNoFileComp
-		case len(args) == volumeAt:
-			return a.ask(c, a.volumeNames), cobra.ShellCompDirectiveNoFileComp
-		default:
+	return func(c *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
+		if len(args) == 1-volumeAt {
 			return nil, cobra.ShellCompDirectiveDefault
 		}
+		return a.completes(2, a.volumeNames)(c, args, typed)
 	}
 }

@@ -2,13 +2,14 @@ package main
 
 import (
 	"bytes"
-	"crypto/tls"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -27,11 +28,7 @@ type settings struct {
 	Cluster   storage.ClusterID // zero: whichever answers
 	NBD       string
 	NBDTLS    bool
-	CA        string
-	Cert      string
-	Key       string
-	Name      string
-	TLS       bool
+	TLS       tlsfiles.Client
 	Timeout   time.Duration
 	// from says where Endpoints come from: "--endpoint", "STORAGECTL_ENDPOINTS", a file's path, "default".
 	from string
@@ -58,12 +55,12 @@ const maxConfigBytes = 1 << 20
 
 // globalFlags are those of every command.
 type globalFlags struct {
-	endpoints                 []string
-	nbd, config, cluster      string
-	ca, cert, key, serverName string
-	tls, nbdTLS               bool
-	timeout                   time.Duration
-	output                    string
+	endpoints            []string
+	nbd, config, cluster string
+	tls                  tlsfiles.Client
+	nbdTLS               bool
+	timeout              time.Duration
+	output               string
 }
 
 func (f *globalFlags) register(root *cobra.Command) {
@@ -72,11 +69,11 @@ func (f *globalFlags) register(root *cobra.Command) {
 	flags.StringVar(&f.cluster, "cluster", "", "`ID` of the cluster that is meant: endpoints of another one are asked for nothing ($STORAGECTL_CLUSTER)")
 	flags.StringVar(&f.nbd, "nbd", "", "NBD server to use, `ADDRESS` is HOST[:PORT] or unix:PATH; otherwise the cluster is asked ($STORAGECTL_NBD)")
 	flags.BoolVar(&f.nbdTLS, "nbd-tls", false, "speak TLS to the NBD server ($STORAGECTL_NBD_TLS)")
-	flags.BoolVar(&f.tls, "tls", false, "speak TLS to the API; implied by the flags for certificates ($STORAGECTL_TLS)")
-	flags.StringVar(&f.ca, "tls-ca", "", "PEM `FILE` of the authorities that sign the nodes' certificates ($STORAGECTL_TLS_CA)")
-	flags.StringVar(&f.cert, "tls-cert", "", "PEM `FILE` of the own certificate ($STORAGECTL_TLS_CERT)")
-	flags.StringVar(&f.key, "tls-key", "", "PEM `FILE` of the own key ($STORAGECTL_TLS_KEY)")
-	flags.StringVar(&f.serverName, "tls-server-name", "", "`NAME` in the nodes' certificates, when it is not the endpoint's ($STORAGECTL_TLS_SERVER_NAME)")
+	flags.BoolVar(&f.tls.Enabled, "tls", false, "speak TLS to the API; implied by the flags for certificates ($STORAGECTL_TLS)")
+	flags.StringVar(&f.tls.CA, "tls-ca", "", "PEM `FILE` of the authorities that sign the nodes' certificates ($STORAGECTL_TLS_CA)")
+	flags.StringVar(&f.tls.Cert, "tls-cert", "", "PEM `FILE` of the own certificate ($STORAGECTL_TLS_CERT)")
+	flags.StringVar(&f.tls.Key, "tls-key", "", "PEM `FILE` of the own key ($STORAGECTL_TLS_KEY)")
+	flags.StringVar(&f.tls.ServerName, "tls-server-name", "", "`NAME` in the nodes' certificates, when it is not the endpoint's ($STORAGECTL_TLS_SERVER_NAME)")
 	flags.DurationVar(&f.timeout, "timeout", 0, "patience for one request to the cluster (default 10s; $STORAGECTL_TIMEOUT)")
 	flags.StringVar(&f.config, "config", "", "configuration `FILE` (default ~/.config/storagectl/config.yaml; $STORAGECTL_CONFIG)")
 	flags.StringVarP(&f.output, "output", "o", "table", "`FORM`: table, wide, json or yaml")
@@ -86,29 +83,17 @@ func (f *globalFlags) register(root *cobra.Command) {
 func (a *app) resolve() error {
 	var c file
 	path, explicit := a.configPath()
-	problems := []error{c.read(path, explicit)}
-	s := settings{from: "the default"}
-	pick := func(flag, variable, inFile string) string {
-		if flag != "" {
-			return flag
-		}
-		if v := a.getenv(variable); v != "" {
-			return v
-		}
-		return inFile
-	}
+	var p storage.Problems
+	p.Add(c.read(path, explicit))
+	f, s := a.flags, settings{from: "the default"}
 	yes := func(flag bool, variable string, inFile bool) bool {
 		v := a.getenv(variable)
-		switch v {
-		case "", "0", "false", "1", "true":
-		default:
-			problems = append(problems, fmt.Errorf("%s is %q; write 1 or 0", variable, v))
-		}
+		p.Check(slices.Contains([]string{"", "0", "false", "1", "true"}, v), "%s is %q; write 1 or 0", variable, v)
 		return flag || v == "1" || v == "true" || v == "" && inFile
 	}
 	switch variable := a.getenv("STORAGECTL_ENDPOINTS"); {
-	case len(a.flags.endpoints) > 0:
-		s.Endpoints, s.from = a.flags.endpoints, "--endpoint"
+	case len(f.endpoints) > 0:
+		s.Endpoints, s.from = f.endpoints, "--endpoint"
 	case variable != "":
 		s.Endpoints, s.from = strings.Split(variable, ","), "STORAGECTL_ENDPOINTS"
 	case len(c.Endpoints) > 0:
@@ -117,48 +102,37 @@ func (a *app) resolve() error {
 		s.Endpoints = []string{"127.0.0.1:" + client.DefaultPort}
 	}
 	for _, e := range s.Endpoints {
-		if _, err := client.ParseEndpoint(e); err != nil {
-			problems = append(problems, fmt.Errorf("from %s: %w", s.from, err))
-		}
+		_, err := client.ParseEndpoint(e)
+		p.Check(err == nil, "from %s: %w", s.from, err)
 	}
-	if text := pick(a.flags.cluster, "STORAGECTL_CLUSTER", c.Cluster); text != "" {
+	if text := cmp.Or(f.cluster, a.getenv("STORAGECTL_CLUSTER"), c.Cluster); text != "" {
 		var err error
-		if s.Cluster, err = storage.ParseClusterID(text); err != nil {
-			problems = append(problems, fmt.Errorf("the cluster %q is no id; storagectl status shows it: %w", text, err))
-		}
+		s.Cluster, err = storage.ParseClusterID(text)
+		p.Check(err == nil, "the cluster %q is no id; storagectl status shows it: %w", text, err)
 	}
-	s.NBD = pick(a.flags.nbd, "STORAGECTL_NBD", c.NBD)
-	s.NBDTLS = yes(a.flags.nbdTLS, "STORAGECTL_NBD_TLS", c.NBDTLS)
-	s.CA = pick(a.flags.ca, "STORAGECTL_TLS_CA", c.TLS.CA)
-	s.Cert = pick(a.flags.cert, "STORAGECTL_TLS_CERT", c.TLS.Cert)
-	s.Key = pick(a.flags.key, "STORAGECTL_TLS_KEY", c.TLS.Key)
-	s.Name = pick(a.flags.serverName, "STORAGECTL_TLS_SERVER_NAME", c.TLS.ServerName)
-	s.TLS = yes(a.flags.tls, "STORAGECTL_TLS", c.TLS.Enabled) || s.CA != "" || s.Cert != "" || s.Key != ""
-	if s.Timeout = a.flags.timeout; s.Timeout == 0 {
-		s.Timeout = 10 * time.Second
-		if text := pick("", "STORAGECTL_TIMEOUT", c.Timeout); text != "" {
-			var err error
-			if s.Timeout, err = time.ParseDuration(text); err != nil {
-				problems = append(problems, fmt.Errorf("the timeout %q is no duration; write 10s or 1m", text))
-			}
-		}
+	s.NBD = cmp.Or(f.nbd, a.getenv("STORAGECTL_NBD"), c.NBD)
+	s.NBDTLS = yes(f.nbdTLS, "STORAGECTL_NBD_TLS", c.NBDTLS)
+	s.TLS = tlsfiles.Client{
+		Enabled:    yes(f.tls.Enabled, "STORAGECTL_TLS", c.TLS.Enabled),
+		CA:         cmp.Or(f.tls.CA, a.getenv("STORAGECTL_TLS_CA"), c.TLS.CA),
+		Cert:       cmp.Or(f.tls.Cert, a.getenv("STORAGECTL_TLS_CERT"), c.TLS.Cert),
+		Key:        cmp.Or(f.tls.Key, a.getenv("STORAGECTL_TLS_KEY"), c.TLS.Key),
+		ServerName: cmp.Or(f.tls.ServerName, a.getenv("STORAGECTL_TLS_SERVER_NAME"), c.TLS.ServerName),
 	}
-	if s.Timeout < 0 {
-		problems = append(problems, fmt.Errorf("the timeout %v is negative", s.Timeout))
+	if s.Timeout = f.timeout; s.Timeout == 0 {
+		text := cmp.Or(a.getenv("STORAGECTL_TIMEOUT"), c.Timeout, "10s")
+		var err error
+		s.Timeout, err = time.ParseDuration(text)
+		p.Check(err == nil, "the timeout %q is no duration; write 10s or 1m", text)
 	}
-	if err := errors.Join(problems...); err != nil {
-		return storage.E("read settings", storage.KindInvalid, "", err)
-	}
+	p.Check(s.Timeout >= 0, "the timeout %v is negative", s.Timeout)
 	a.settings = s
-	return nil
+	return p.Err("read settings", "")
 }
 
 // configPath returns the configuration file, and whether somebody named it (then it must be there).
 func (a *app) configPath() (path string, explicit bool) {
-	if a.flags.config != "" {
-		return a.flags.config, true
-	}
-	if path := a.getenv("STORAGECTL_CONFIG"); path != "" {
+	if path := cmp.Or(a.flags.config, a.getenv("STORAGECTL_CONFIG")); path != "" {
 		return path, true
 	}
 	dir := a.getenv("XDG_CONFIG_HOME")
@@ -199,9 +173,4 @@ func (c *file) read(path string, explicit bool) error {
 		return fmt.Errorf("%s: %s", path, text)
 	}
 	return nil
-}
-
-// tls returns how to speak to nodes: nil for plain text.
-func (s *settings) tls() (*tls.Config, error) {
-	return tlsfiles.Client{Enabled: s.TLS, CA: s.CA, Cert: s.Cert, Key: s.Key, ServerName: s.Name}.Config()
 }

@@ -25,10 +25,10 @@ func TestPrecedence(t *testing.T) {
 	}{
 		{"--endpoint", "STORAGECTL_ENDPOINTS", func(s settings) string { return s.Endpoints[0] }, "127.0.0.1:" + client.DefaultPort},
 		{"--nbd", "STORAGECTL_NBD", func(s settings) string { return s.NBD }, ""},
-		{"--tls-ca", "STORAGECTL_TLS_CA", func(s settings) string { return s.CA }, ""},
-		{"--tls-cert", "STORAGECTL_TLS_CERT", func(s settings) string { return s.Cert }, ""},
-		{"--tls-key", "STORAGECTL_TLS_KEY", func(s settings) string { return s.Key }, ""},
-		{"--tls-server-name", "STORAGECTL_TLS_SERVER_NAME", func(s settings) string { return s.Name }, ""},
+		{"--tls-ca", "STORAGECTL_TLS_CA", func(s settings) string { return s.TLS.CA }, ""},
+		{"--tls-cert", "STORAGECTL_TLS_CERT", func(s settings) string { return s.TLS.Cert }, ""},
+		{"--tls-key", "STORAGECTL_TLS_KEY", func(s settings) string { return s.TLS.Key }, ""},
+		{"--tls-server-name", "STORAGECTL_TLS_SERVER_NAME", func(s settings) string { return s.TLS.ServerName }, ""},
 	}
 	read := func(env map[string]string, args ...string) settings {
 		t.Helper()
@@ -65,7 +65,7 @@ func TestPrecedence(t *testing.T) {
 			t.Errorf("timeout %v, want %v", got.Timeout, want)
 		}
 	}
-	if s := read(map[string]string{"STORAGECTL_CONFIG": path}); !s.TLS || !s.NBDTLS {
+	if s := read(map[string]string{"STORAGECTL_CONFIG": path}); !s.TLS.Enabled || !s.NBDTLS {
 		t.Errorf("TLS of the file: %+v", s)
 	}
 	if s := read(map[string]string{"STORAGECTL_CONFIG": path, "STORAGECTL_NBD_TLS": "0"}); s.NBDTLS {

@@ -15,7 +15,7 @@ import (
 func newVolumeExport(a *app) *cobra.Command {
 	var flags transferFlags
 	var force bool
-	var length sizeFlag
+	var length *int64
 	c := &cobra.Command{
 		Use:   "export VOLUME FILE|-",
 		Short: "Copy a volume to a file or to standard output",
@@ -36,7 +36,7 @@ file is replaced only with --force. A volume that is written to meanwhile gives 
 	}
 	flags.register(c)
 	c.Flags().BoolVarP(&force, "force", "f", false, "replace an existing file")
-	c.Flags().Var(&length, "length", "copy only so many bytes from the beginning")
+	c.Flags().Var(sizeFlag(&length), "length", "copy only so many bytes from the beginning")
 	return c
 }
 
@@ -46,7 +46,7 @@ type exporter struct {
 	flags        transferFlags
 	volume, path string
 	force        bool
-	length       sizeFlag
+	length       *int64 // nil: all
 }
 
 func (e *exporter) run(ctx context.Context) error {
@@ -57,12 +57,12 @@ func (e *exporter) run(ctx context.Context) error {
 	}
 	defer device.Close()
 	size := device.SizeBytes()
-	if e.length.set {
-		if e.length.bytes > size {
+	if e.length != nil {
+		if *e.length > size {
 			return storage.E("export", storage.KindInvalid, subject,
-				fmt.Errorf("--length is %d, but the volume has %d bytes", e.length.bytes, size))
+				fmt.Errorf("--length is %d, but the volume has %d bytes", *e.length, size))
 		}
-		size = e.length.bytes
+		size = *e.length
 	}
 	out, err := transfer.OpenSink(e.path, e.app.out, e.force)
 	if err != nil {

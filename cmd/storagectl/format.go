@@ -11,7 +11,7 @@ import (
 
 // checkFormat refuses an input that is not a disk's bytes: nothing could read the volume it would make.
 func (i *importer) checkFormat(src transfer.Source) error {
-	if i.format.raw {
+	if i.raw {
 		return nil
 	}
 	head, err := src.Head()
@@ -63,24 +63,11 @@ func shellWord(s string) string {
 }
 
 // formatFlag is the flag --format.
-type formatFlag struct{ raw bool }
-
-// String implements pflag.Value.
-func (f *formatFlag) String() string {
-	if f.raw {
-		return "raw"
-	}
-	return ""
+func formatFlag(raw *bool) *valueFlag {
+	return &valueFlag{kind: "FORMAT", read: func(s string) error {
+		if *raw = s == "raw"; !*raw {
+			return errors.New("only raw can be imported; convert others with 'qemu-img convert -O raw FROM TO'")
+		}
+		return nil
+	}}
 }
-
-// Set implements pflag.Value.
-func (f *formatFlag) Set(s string) error {
-	if s != "raw" {
-		return errors.New("only raw can be imported; convert others with 'qemu-img convert -O raw FROM TO'")
-	}
-	f.raw = true
-	return nil
-}
-
-// Type implements pflag.Value; it is what help shows.
-func (f *formatFlag) Type() string { return "FORMAT" }

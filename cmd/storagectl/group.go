@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"strings"
@@ -9,6 +10,7 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api"
+	"github.com/storaged/storaged/api/client"
 )
 
 func newGroup(a *app) *cobra.Command {
@@ -27,27 +29,15 @@ leader. Others than voters say what they are, how far they are, and replicas tha
 Out of service is a replica whose log is damaged or whose disk has failed. With -o wide every replica has its own row,
 which says why.`,
 		Args: takes(),
-		RunE: func(c *cobra.Command, _ []string) error {
-			client, err := a.client()
-			if err != nil {
-				return err
-			}
-			list, err := client.Groups(c.Context())
-			if err != nil {
-				return err
-			}
-			return a.show(views(list, viewGroup), func(w io.Writer, wide bool) {
-				if wide {
-					writeReplicas(w, list)
-				} else {
-					writeGroups(w, list)
-				}
-			})
-		},
+		RunE: asks(a, func(ctx context.Context, c *client.Client, _ []string) ([]api.Group, error) { return c.Groups(ctx) }, list(viewGroup), writeGroups),
 	}
 }
 
-func writeGroups(w io.Writer, list []api.Group) {
+func writeGroups(w io.Writer, list []api.Group, wide bool) {
+	if wide {
+		writeReplicas(w, list)
+		return
+	}
 	t := newTable("GROUP", "LEADER", "TERM", "COMMIT", "APPLIED", "LAG", "REPLICAS")
 	for _, g := range list {
 		var lag uint64

@@ -17,8 +17,8 @@ func newVolumeImport(a *app) *cobra.Command {
 	var flags transferFlags
 	var create bool
 	var overcommit bool
-	var size sizeFlag
-	var format formatFlag
+	var size *int64
+	var raw bool
 	c := &cobra.Command{
 		Use:   "import FILE|- VOLUME",
 		Short: "Fill a volume from a file or from standard input",
@@ -40,7 +40,7 @@ zstd or bzip2 made, is refused with the command that converts it; --format raw i
 		},
 		ValidArgsFunction: a.completeTransfer(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			i := importer{app: a, flags: flags, path: args[0], volume: args[1], format: format, create: create, size: size, overcommit: overcommit}
+			i := importer{app: a, flags: flags, path: args[0], volume: args[1], raw: raw, create: create, size: size, overcommit: overcommit}
 			err := unlessInterrupted(c.Context(), func() error { return i.run(c.Context()) })
 			if err != nil && c.Context().Err() != nil {
 				return interrupted{i.leaves()}
@@ -50,9 +50,9 @@ zstd or bzip2 made, is refused with the command that converts it; --format raw i
 	}
 	flags.register(c)
 	c.Flags().BoolVar(&create, "create", false, "make the volume")
-	c.Flags().Var(&format, "format", "raw: import the bytes as they are, whatever they look like")
+	c.Flags().Var(formatFlag(&raw), "format", "raw: import the bytes as they are, whatever they look like")
 	c.Flags().BoolVar(&overcommit, "overcommit", false, "with --create: "+overcommitHelp)
-	c.Flags().Var(&size, "size", "with --create: size of the volume; 10G = 10GiB")
+	c.Flags().Var(sizeFlag(&size), "size", "with --create: size of the volume; 10G = 10GiB")
 	return c
 }
 
@@ -61,9 +61,9 @@ type importer struct {
 	app          *app
 	flags        transferFlags
 	path, volume string
-	format       formatFlag
+	raw          bool // whatever the bytes look like
 	create       bool
-	size         sizeFlag
+	size         *int64
 	overcommit   bool
 
 	stage atomic.Int32 // how far the volume has changed: one of the stages
@@ -123,12 +123,12 @@ func (i *importer) run(ctx context.Context) error {
 
 // makeVolume makes the volume as large as the source, or as the flag says.
 func (i *importer) makeVolume(ctx context.Context, sourceBytes int64) error {
-	bytes := i.size.bytes
-	if !i.size.set {
-		if sourceBytes < 0 {
-			return storage.E("create", storage.KindInvalid, i.subject(), errors.New("the size of the input is not known; say it with --size"))
-		}
-		bytes = max(roundUp(sourceBytes), storage.MinVolumeBytes)
+	bytes := max(roundUp(sourceBytes), storage.MinVolumeBytes)
+	switch {
+	case i.size != nil:
+		bytes = *i.size
+	case sourceBytes < 0:
+		return storage.E("create", storage.KindInvalid, i.subject(), errors.New("the size of the input is not known; say it with --size"))
 	}
 	if sourceBytes > bytes {
 		return storage.E("create", storage.KindInvalid, i.subject(), fmt.Errorf("%s has %s, the volume would have only %s; say --size %d, or nothing",

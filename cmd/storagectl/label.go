@@ -14,6 +14,7 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api"
+	"github.com/storaged/storaged/api/client"
 )
 
 func newVolumeLabel(a *app) *cobra.Command {
@@ -37,29 +38,22 @@ together.`,
 			}
 			return nil
 		},
-		ValidArgsFunction: func(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-			if len(args) == 0 {
-				return a.ask(c, a.volumeNames), cobra.ShellCompDirectiveNoFileComp
+		ValidArgsFunction: func(c *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
+			names := a.volumeNames
+			if len(args) > 0 {
+				names = a.labels
 			}
-			return a.ask(c, a.labels), cobra.ShellCompDirectiveNoFileComp
+			return a.completes(-1, names)(c, args, typed)
 		},
-		RunE: func(c *cobra.Command, args []string) error {
+		RunE: asks(a, func(ctx context.Context, c *client.Client, args []string) (api.Volume, error) {
 			change, err := parseLabelChange(args[1:])
 			if err != nil {
-				return labelError("modify", args[0], err)
+				return api.Volume{}, labelError("modify", args[0], err)
 			}
-			client, err := a.client()
-			if err != nil {
-				return err
-			}
-			v, err := client.ModifyVolume(c.Context(), args[0], 0, api.VolumeChange{Labels: change})
-			if err != nil {
-				return err
-			}
-			return a.show(viewVolume(v), func(w io.Writer, _ bool) {
-				fmt.Fprintf(w, "volume %s: %s\n", v.Name, cmp.Or(labelsText(v.Labels), "no labels"))
-			})
-		},
+			return c.ModifyVolume(ctx, args[0], 0, api.VolumeChange{Labels: change})
+		}, viewVolume, func(w io.Writer, v api.Volume, _ bool) {
+			fmt.Fprintf(w, "volume %s: %s\n", v.Name, cmp.Or(labelsText(v.Labels), "no labels"))
+		}),
 	}
 }
 
@@ -96,9 +90,7 @@ func labelsText(labels map[string]string) string {
 // registerLabel gives a command the flag --label, which completes with the labels that volumes have.
 func (a *app) registerLabel(c *cobra.Command, value *[]string, help string) {
 	c.Flags().StringArrayVar(value, "label", nil, help)
-	_ = c.RegisterFlagCompletionFunc("label", func(c *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) { // there is such a flag
-		return a.ask(c, a.labels), cobra.ShellCompDirectiveNoFileComp
-	})
+	_ = c.RegisterFlagCompletionFunc("label", a.completes(-1, a.labels)) // there is such a flag
 }
 
 // labels returns the labels that volumes have, each once; nothing when the cluster does not answer.

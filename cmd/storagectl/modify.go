@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -8,10 +9,10 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api"
+	"github.com/storaged/storaged/api/client"
 )
 
 func newVolumeModify(a *app) *cobra.Command {
@@ -27,23 +28,17 @@ Each gateway holds its users to the limits. A volume that is attached exclusivel
 volume's; one that is shared by hosts or nodes gives each of them as much.`,
 		Example:           "  storagectl volume modify web --max-iops 500 --max-bandwidth 100MiB\n  storagectl volume modify web --max-iops none",
 		Args:              takes("NAME"),
-		ValidArgsFunction: a.completeVolumes(1),
-		RunE: func(c *cobra.Command, args []string) error {
+		ValidArgsFunction: a.completes(1, a.volumeNames),
+		RunE: asks(a, func(ctx context.Context, c *client.Client, args []string) (api.Volume, error) {
 			change := limits.change()
 			if change == (storage.LimitsChange{}) {
-				return storage.E("modify", storage.KindInvalid, "volume "+args[0],
+				return api.Volume{}, storage.E("modify", storage.KindInvalid, "volume "+args[0],
 					errors.New("nothing to change; give --max-iops, --max-bandwidth or both, for example --max-bandwidth 100MiB"))
 			}
-			client, err := a.client()
-			if err != nil {
-				return err
-			}
-			v, err := client.ModifyVolume(c.Context(), args[0], 0, api.VolumeChange{Limits: change})
-			if err != nil {
-				return err
-			}
-			return a.show(viewVolume(v), func(w io.Writer, _ bool) { fmt.Fprintf(w, "volume %s: %s\n", v.Name, limitsText(v.Limits)) })
-		},
+			return c.ModifyVolume(ctx, args[0], 0, api.VolumeChange{Limits: change})
+		}, viewVolume, func(w io.Writer, v api.Volume, _ bool) {
+			fmt.Fprintf(w, "volume %s: %s\n", v.Name, limitsText(v.Limits))
+		}),
 	}
 	limits.register(c)
 	return c
@@ -65,59 +60,37 @@ func limitsText(l storage.VolumeLimits) string {
 }
 
 // limitFlags are the flags for a volume's limits.
-type limitFlags struct{ iops, bandwidth limitFlag }
+type limitFlags struct{ iops, bandwidth *int64 }
 
 func (f *limitFlags) register(c *cobra.Command) {
-	f.iops = limitFlag{what: "NUMBER", parse: func(s string) (int64, error) {
+	count := &valueFlag{kind: "NUMBER", read: func(s string) error {
 		n, err := strconv.ParseInt(s, 10, 64)
 		if err != nil {
-			return 0, errors.New("write a whole number, or none")
+			return errors.New("write a whole number, or none")
 		}
-		return n, nil
+		f.iops = &n
+		return nil
 	}}
-	f.bandwidth = limitFlag{what: "SIZE", parse: func(s string) (int64, error) {
-		n, err := parseSize(s)
-		if err != nil {
-			return 0, errors.New(causeText(err))
-		}
-		return n, nil
-	}}
-	c.Flags().Var(&f.iops, "max-iops", "`NUMBER` of requests a second; none = no limit")
-	c.Flags().Var(&f.bandwidth, "max-bandwidth", "`SIZE` that may be read and written a second, 100MiB for example; none = no limit")
+	c.Flags().Var(orNone(count, &f.iops), "max-iops", "`NUMBER` of requests a second; none = no limit")
+	c.Flags().Var(orNone(sizeFlag(&f.bandwidth), &f.bandwidth), "max-bandwidth", "`SIZE` that may be read and written a second, 100MiB for example; none = no limit")
 	complete(c, "max-iops", "none")
 	complete(c, "max-bandwidth", "none")
 }
 
+// orNone has a flag for a number read none as 0.
+func orNone(f *valueFlag, value **int64) *valueFlag {
+	number := f.read
+	f.read = func(s string) error {
+		if s == "none" {
+			*value = new(int64)
+			return nil
+		}
+		return number(s)
+	}
+	return f
+}
+
 // change returns what the flags that were given say.
 func (f *limitFlags) change() storage.LimitsChange {
-	return storage.LimitsChange{MaxIOPS: f.iops.value, MaxBytesPerSecond: f.bandwidth.value}
+	return storage.LimitsChange{MaxIOPS: f.iops, MaxBytesPerSecond: f.bandwidth}
 }
-
-// limitFlag is a flag for one limit; value is nil unless it is given.
-type limitFlag struct {
-	what  string
-	parse func(string) (int64, error)
-	value *int64
-	text  string
-}
-
-var _ pflag.Value = (*limitFlag)(nil)
-
-// String implements pflag.Value.
-func (f *limitFlag) String() string { return f.text }
-
-// Set implements pflag.Value.
-func (f *limitFlag) Set(s string) error {
-	var n int64
-	if s != "none" {
-		var err error
-		if n, err = f.parse(s); err != nil {
-			return err
-		}
-	}
-	f.value, f.text = &n, s
-	return nil
-}
-
-// Type implements pflag.Value; it is what help shows.
-func (f *limitFlag) Type() string { return f.what }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -11,6 +10,7 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api"
+	"github.com/storaged/storaged/api/client"
 )
 
 func newNode(a *app) *cobra.Command {
@@ -25,17 +25,7 @@ func newNodeList(a *app) *cobra.Command {
 		Aliases: []string{"ls"},
 		Short:   "List the nodes",
 		Args:    takes(),
-		RunE: func(c *cobra.Command, _ []string) error {
-			client, err := a.client()
-			if err != nil {
-				return err
-			}
-			list, err := client.Nodes(c.Context())
-			if err != nil {
-				return err
-			}
-			return a.show(views(list, viewNode), func(w io.Writer, wide bool) { a.writeNodes(w, list, wide) })
-		},
+		RunE:    asks(a, func(ctx context.Context, c *client.Client, _ []string) ([]api.Node, error) { return c.Nodes(ctx) }, list(viewNode), a.writeNodes),
 	}
 }
 
@@ -75,18 +65,11 @@ func newNodeShow(a *app) *cobra.Command {
 		Long: `Shows a node, and the room in each of its stores. A number may be the name of one node and the id of another;
 "name:2" and "id:2" say which is meant.`,
 		Args:              takes("NAME|ID"),
-		ValidArgsFunction: a.completeNodes(),
-		RunE: func(c *cobra.Command, args []string) error {
-			client, err := a.client()
-			if err != nil {
-				return err
-			}
-			n, err := client.Node(c.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			return a.show(viewNode(n), func(w io.Writer, _ bool) { a.writeNode(w, n) })
+		ValidArgsFunction: a.completes(1, a.nodeNames),
+		RunE: asks(a, func(ctx context.Context, c *client.Client, args []string) (api.Node, error) {
+			return c.Node(ctx, args[0])
 		},
+			viewNode, a.writeNode),
 	}
 }
 
@@ -109,7 +92,7 @@ A number may be the name of one node and the id of another; "name:2" and "id:2" 
 On a terminal it asks first; elsewhere it needs --yes.`,
 		Example:           "  storagectl node remove server-c\n  storagectl node remove 3 --yes",
 		Args:              takes("NAME|ID"),
-		ValidArgsFunction: a.completeNodes(),
+		ValidArgsFunction: a.completes(1, a.nodeNames),
 		RunE: func(c *cobra.Command, args []string) error {
 			return a.removeNode(c.Context(), args[0], yes)
 		},
@@ -120,34 +103,21 @@ On a terminal it asks first; elsewhere it needs --yes.`,
 
 // removeNode removes the node that it asks about, whoever takes its name meanwhile.
 func (a *app) removeNode(ctx context.Context, name string, yes bool) error {
-	client, err := a.client()
+	c, err := a.client()
 	if err != nil {
 		return err
 	}
-	n, err := client.Node(ctx, name)
+	n, err := c.Node(ctx, name)
 	if err != nil {
-		var e *storage.Error
-		if errors.As(err, &e) {
-			err = storage.E("remove", e.Kind, e.Subject, e.Err)
-		}
-		return err
+		return under("remove", err)
 	}
-	if !yes {
-		question := fmt.Sprintf("Remove node %s (id %s, %s, seen %s, %d replicas) for ever?", n.Name, n.ID, n.State, a.ago(n.SeenAt), n.Replicas)
-		if err := a.confirm(ctx, "remove", "node "+n.Name, question); err != nil {
-			return err
-		}
-	}
-	if err := client.RemoveNode(ctx, n.ID); err != nil {
-		return err
-	}
-	if !a.forProgram() {
-		fmt.Fprintf(a.out, "node %s (id %s) removed; its replicas are made anew on other nodes\n", n.Name, n.ID)
-	}
-	return nil
+	return a.remove(ctx, removal{op: "remove", subject: "node " + n.Name, yes: yes,
+		question: fmt.Sprintf("Remove node %s (id %s, %s, seen %s, %d replicas) for ever?", n.Name, n.ID, n.State, a.ago(n.SeenAt), n.Replicas),
+		do:       func() error { return c.RemoveNode(ctx, n.ID) },
+		done:     fmt.Sprintf("node %s (id %s) removed; its replicas are made anew on other nodes", n.Name, n.ID)})
 }
 
-func (a *app) writeNode(w io.Writer, n api.Node) {
+func (a *app) writeNode(w io.Writer, n api.Node, _ bool) {
 	facts(w, "Name", n.Name, "ID", n.ID.String(), "Zone", n.Zone, "State", string(n.State), "Seen", a.seen(n),
 		"Version", orDash(n.Version), "Peers", n.Addrs.Peer, "API", n.Addrs.API, "NBD", n.Addrs.NBD, "HTTP", n.Addrs.HTTP,
 		"Replicas", dashUnless(n.Heard(), fmt.Sprintf("%d, of which %d lead", n.Replicas, n.Leaders)),

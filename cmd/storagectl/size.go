@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"math"
 	"strconv"
 	"strings"
@@ -47,25 +46,29 @@ func formatSize(n int64) string {
 	return text + " " + units[unit]
 }
 
-// sizeFlag is a flag for a size.
-type sizeFlag struct {
-	bytes int64
-	set   bool
-	text  string
+// valueFlag is a flag whose value read takes in.
+type valueFlag struct {
+	kind, text string // kind is what help calls the value
+	read       func(string) error
 }
 
 // String implements pflag.Value.
-func (f *sizeFlag) String() string { return f.text }
+func (f *valueFlag) String() string { return f.text }
 
 // Set implements pflag.Value.
-func (f *sizeFlag) Set(s string) error {
-	n, err := parseSize(s)
-	if err != nil {
-		return errors.New(causeText(err)) // the flag says what was read
-	}
-	f.bytes, f.set, f.text = n, true, s
-	return nil
+func (f *valueFlag) Set(s string) error {
+	f.text = s
+	return f.read(s)
 }
 
-// Type implements pflag.Value; it is what help shows.
-func (f *sizeFlag) Type() string { return "SIZE" }
+// Type implements pflag.Value.
+func (f *valueFlag) Type() string { return f.kind }
+
+// sizeFlag is a flag for a size; what bytes leads to is nil unless it is given.
+func sizeFlag(bytes **int64) *valueFlag {
+	return &valueFlag{kind: "SIZE", read: func(s string) error {
+		n, err := parseSize(s)
+		*bytes = &n
+		return storage.Cause(err) // the flag says what was read
+	}}
+}

@@ -8,7 +8,6 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api"
-	"github.com/storaged/storaged/internal/version"
 )
 
 func newVersion(a *app) *cobra.Command {
@@ -20,7 +19,7 @@ func newVersion(a *app) *cobra.Command {
 the version of this program was shown; --client does not ask.`,
 		Args: takes(),
 		RunE: func(c *cobra.Command, _ []string) error {
-			v := versionView{Client: api.BuildVersion(version.Version)}
+			v := versionView{Client: api.BuildVersion()}
 			var failure error
 			if !clientOnly {
 				if node, err := a.nodeVersion(c); err == nil {

@@ -236,6 +236,11 @@ func viewTime(t time.Time) *time.Time {
 	return &t
 }
 
+// list makes the view of a list from that of an element.
+func list[A, B any](view func(A) B) func([]A) []B {
+	return func(in []A) []B { return views(in, view) }
+}
+
 // views converts a list; the result is never nil, so that it prints as [] and not as null.
 func views[A, B any](in []A, view func(A) B) []B {
 	out := make([]B, len(in))

@@ -14,6 +14,7 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api"
+	"github.com/storaged/storaged/api/client"
 )
 
 func newVolume(a *app) *cobra.Command {
@@ -24,7 +25,7 @@ func newVolume(a *app) *cobra.Command {
 }
 
 func newVolumeCreate(a *app) *cobra.Command {
-	var size sizeFlag
+	var size *int64
 	var stripe int
 	var request string
 	var overcommit bool
@@ -54,29 +55,21 @@ label --help'.`,
 		Example: "  storagectl volume create web --size 10G\n  storagectl volume create db --size 1T --request-id install-42 -o json\n" +
 			"  storagectl volume create scratch --size 50G --max-iops 500 --max-bandwidth 100MiB --label env=test",
 		Args: takes("NAME"),
-		RunE: func(c *cobra.Command, args []string) error {
-			if !size.set {
-				return storage.E("create", storage.KindInvalid, "volume "+args[0], errors.New("--size is missing, for example --size 10G"))
+		RunE: asks(a, func(ctx context.Context, c *client.Client, args []string) (api.Volume, error) {
+			if size == nil {
+				return api.Volume{}, storage.E("create", storage.KindInvalid, "volume "+args[0], errors.New("--size is missing, for example --size 10G"))
 			}
 			labels, err := storage.ParseLabels(labelTexts)
 			if err != nil {
-				return labelError("create", args[0], err)
+				return api.Volume{}, labelError("create", args[0], err)
 			}
-			client, err := a.client()
-			if err != nil {
-				return err
-			}
-			v, err := client.CreateVolume(c.Context(), api.NewVolume{RequestID: request, Name: args[0], SizeBytes: size.bytes, Groups: stripe,
+			return c.CreateVolume(ctx, api.NewVolume{RequestID: request, Name: args[0], SizeBytes: *size, Groups: stripe,
 				Limits: limits.change().Of(storage.VolumeLimits{}), Labels: labels, Overcommit: overcommit})
-			if err != nil {
-				return err
-			}
-			return a.show(viewVolume(v), func(w io.Writer, _ bool) {
-				fmt.Fprintf(w, "volume %s created: %s over %s\n", v.Name, formatSize(v.SizeBytes), plural(len(v.Groups), "group", "groups"))
-			})
-		},
+		}, viewVolume, func(w io.Writer, v api.Volume, _ bool) {
+			fmt.Fprintf(w, "volume %s created: %s over %s\n", v.Name, formatSize(v.SizeBytes), plural(len(v.Groups), "group", "groups"))
+		}),
 	}
-	c.Flags().Var(&size, "size", "size of the volume, a multiple of 4096 bytes; 10G = 10GiB")
+	c.Flags().Var(sizeFlag(&size), "size", "size of the volume, a multiple of 4096 bytes; 10G = 10GiB")
 	c.Flags().IntVar(&stripe, "groups", 0, "`NUMBER` of groups to stripe over, a power of two; 0: one for each 64 GiB of SIZE")
 	limits.register(c)
 	a.registerLabel(c, &labelTexts, "`KEY=VALUE` of a label; may be given again")
@@ -96,23 +89,15 @@ func newVolumeList(a *app) *cobra.Command {
 		Short:   "List the volumes",
 		Example: "  storagectl volume list\n  storagectl volume list --label env=prod --label team\n  storagectl volume list -o json | jq -r '.[].name'",
 		Args:    takes(),
-		RunE: func(c *cobra.Command, _ []string) error {
-			client, err := a.client()
-			if err != nil {
-				return err
+		RunE: asks(a, func(ctx context.Context, c *client.Client, _ []string) ([]api.Volume, error) {
+			return c.Volumes(ctx, filter, "", 0)
+		}, list(viewVolume), func(w io.Writer, list []api.Volume, wide bool) {
+			if len(list) == 0 && len(filter.Labels) > 0 {
+				fmt.Fprintf(w, "no volumes with %s\n", strings.Join(filter.Labels, ", "))
+				return
 			}
-			list, err := client.Volumes(c.Context(), filter, "", 0)
-			if err != nil {
-				return err
-			}
-			return a.show(views(list, viewVolume), func(w io.Writer, wide bool) {
-				if len(list) == 0 && len(filter.Labels) > 0 {
-					fmt.Fprintf(w, "no volumes with %s\n", strings.Join(filter.Labels, ", "))
-					return
-				}
-				a.writeVolumes(w, list, wide)
-			})
-		},
+			a.writeVolumes(w, list, wide)
+		}),
 	}
 	a.registerLabel(c, (*[]string)(&filter.Labels), "only volumes with this label: `KEY=VALUE`, or KEY for any value; may be given again, for more that they have")
 	return c
@@ -187,22 +172,15 @@ func newVolumeShow(a *app) *cobra.Command {
 		Use:               "show NAME",
 		Short:             "Show a volume, and who has it open",
 		Args:              takes("NAME"),
-		ValidArgsFunction: a.completeVolumes(1),
-		RunE: func(c *cobra.Command, args []string) error {
-			client, err := a.client()
-			if err != nil {
-				return err
-			}
-			v, err := client.Volume(c.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			return a.show(viewVolume(v), func(w io.Writer, _ bool) { a.writeVolume(w, v) })
+		ValidArgsFunction: a.completes(1, a.volumeNames),
+		RunE: asks(a, func(ctx context.Context, c *client.Client, args []string) (api.Volume, error) {
+			return c.Volume(ctx, args[0])
 		},
+			viewVolume, a.writeVolume),
 	}
 }
 
-func (a *app) writeVolume(w io.Writer, v api.Volume) {
+func (a *app) writeVolume(w io.Writer, v api.Volume, _ bool) {
 	made := ""
 	if !v.CreatedAt.IsZero() {
 		made = fmt.Sprintf("%s (%s ago)", v.CreatedAt.UTC().Format(time.RFC3339), a.age(v.CreatedAt))
@@ -280,29 +258,21 @@ Clients that are connected see the new size when they reconnect, or when they as
 afterwards by their own tools.`,
 		Example:           "  storagectl volume resize web --size 20G\n  storagectl volume resize web --size +5G",
 		Args:              takes("NAME"),
-		ValidArgsFunction: a.completeVolumes(1),
-		RunE: func(c *cobra.Command, args []string) error {
-			if size == "" {
-				return storage.E("resize", storage.KindInvalid, "volume "+args[0], errors.New("--size is missing, for example --size 20G or --size +5G"))
-			}
-			v, err := a.resize(c.Context(), args[0], size, overcommit)
-			if err != nil {
-				return err
-			}
-			return a.show(viewVolume(v), func(w io.Writer, _ bool) {
-				fmt.Fprintf(w, "volume %s has %s\n", v.Name, formatSize(v.SizeBytes))
-			})
-		},
+		ValidArgsFunction: a.completes(1, a.volumeNames),
+		RunE: asks(a, func(ctx context.Context, c *client.Client, args []string) (api.Volume, error) {
+			return resize(ctx, c, args[0], size, overcommit)
+		}, viewVolume, func(w io.Writer, v api.Volume, _ bool) {
+			fmt.Fprintf(w, "volume %s has %s\n", v.Name, formatSize(v.SizeBytes))
+		}),
 	}
 	c.Flags().BoolVar(&overcommit, "overcommit", false, overcommitHelp)
 	c.Flags().StringVar(&size, "size", "", "new `SIZE`, or with a plus sign what is added; 10G = 10GiB")
 	return c
 }
 
-func (a *app) resize(ctx context.Context, name, size string, overcommit bool) (api.Volume, error) {
-	client, err := a.client()
-	if err != nil {
-		return api.Volume{}, err
+func resize(ctx context.Context, c *client.Client, name, size string, overcommit bool) (api.Volume, error) {
+	if size == "" {
+		return api.Volume{}, storage.E("resize", storage.KindInvalid, "volume "+name, errors.New("--size is missing, for example --size 20G or --size +5G"))
 	}
 	more, relative := strings.CutPrefix(size, "+")
 	bytes, err := parseSize(more)
@@ -310,9 +280,9 @@ func (a *app) resize(ctx context.Context, name, size string, overcommit bool) (a
 		return api.Volume{}, err
 	}
 	if relative {
-		v, err := client.Volume(ctx, name)
+		v, err := c.Volume(ctx, name)
 		if err != nil {
-			return api.Volume{}, err
+			return v, err
 		}
 		if bytes > storage.MaxVolumeBytes-v.SizeBytes {
 			return api.Volume{}, storage.E("resize", storage.KindInvalid, "volume "+name,
@@ -320,7 +290,7 @@ func (a *app) resize(ctx context.Context, name, size string, overcommit bool) (a
 		}
 		bytes += v.SizeBytes
 	}
-	return client.ResizeVolume(ctx, name, api.NewSize{Bytes: bytes, Overcommit: overcommit})
+	return c.ResizeVolume(ctx, name, api.NewSize{Bytes: bytes, Overcommit: overcommit})
 }
 
 func newVolumeDelete(a *app) *cobra.Command {
@@ -339,7 +309,7 @@ On a terminal it asks first; elsewhere it needs --yes. When one of several fails
 			}
 			return nil
 		},
-		ValidArgsFunction: a.completeVolumes(-1),
+		ValidArgsFunction: a.completes(-1, a.volumeNames),
 		RunE: func(c *cobra.Command, args []string) error {
 			var first error
 			for _, name := range args {
@@ -362,29 +332,47 @@ On a terminal it asks first; elsewhere it needs --yes. When one of several fails
 
 // deleteVolume deletes the volume that it asks about: its id guards against a namesake made meanwhile.
 func (a *app) deleteVolume(ctx context.Context, name string, yes bool) error {
-	client, err := a.client()
+	c, err := a.client()
 	if err != nil {
 		return err
 	}
-	v, err := client.Volume(ctx, name)
+	v, err := c.Volume(ctx, name)
 	if err != nil {
-		var e *storage.Error
-		if errors.As(err, &e) {
-			err = storage.E("delete", e.Kind, e.Subject, e.Err)
-		}
-		return err
+		return under("delete", err)
 	}
-	if !yes {
-		question := fmt.Sprintf("Delete volume %s (%s, created %s ago) with all its data?", v.Name, formatSize(v.SizeBytes), a.age(v.CreatedAt))
-		if err := a.confirm(ctx, "delete", "volume "+name, question); err != nil {
+	return a.remove(ctx, removal{op: "delete", subject: "volume " + name, yes: yes,
+		question: fmt.Sprintf("Delete volume %s (%s, created %s ago) with all its data?", v.Name, formatSize(v.SizeBytes), a.age(v.CreatedAt)),
+		do:       func() error { return c.DeleteVolume(ctx, name, v.ID) },
+		done:     fmt.Sprintf("volume %s deleted", name)})
+}
+
+// under is an error of looking an object up, for whoever wanted to carry op out on it.
+func under(op string, err error) error {
+	if e, ok := errors.AsType[*storage.Error](err); ok {
+		return storage.E(op, e.Kind, e.Subject, e.Err)
+	}
+	return err
+}
+
+// removal is what cannot be undone: it is done after a yes, or when the command line says it, and people are told when it is done.
+type removal struct {
+	op, subject    string // for errors
+	yes            bool
+	question, done string
+	do             func() error
+}
+
+func (a *app) remove(ctx context.Context, r removal) error {
+	if !r.yes {
+		if err := a.confirm(ctx, r.op, r.subject, r.question); err != nil {
 			return err
 		}
 	}
-	if err := client.DeleteVolume(ctx, name, v.ID); err != nil {
+	if err := r.do(); err != nil {
 		return err
 	}
 	if !a.forProgram() {
-		fmt.Fprintf(a.out, "volume %s deleted\n", name)
+		fmt.Fprintln(a.out, r.done)
 	}
 	return nil
 }
