@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -248,12 +249,7 @@ func (c *conn) readRequests() error {
 		if err != nil {
 			return err
 		}
-		var h wire.RequestHeader
-		if c.features.Extended {
-			h = wire.DecodeExtendedRequest(b)
-		} else {
-			h = wire.DecodeRequest(b)
-		}
+		h := wire.DecodeRequest(b, c.features.Extended)
 		if h.Magic != c.features.RequestMagic() {
 			return c.violation("wrong magic %#x of a request", h.Magic)
 		}
@@ -415,7 +411,7 @@ func (c *conn) readStatusPayload(r *request, b bounds, payload uint64) error {
 	r.ids = make([]uint32, 0, len(b.features.Contexts))
 	for raw = raw[8:]; len(raw) > 0; raw = raw[4:] {
 		id := binary.BigEndian.Uint32(raw)
-		if id == 0 || id > uint32(len(b.features.Contexts)) || containsID(r.ids, id) {
+		if id == 0 || id > uint32(len(b.features.Contexts)) || slices.Contains(r.ids, id) {
 			r.refused = refuse(wire.ErrnoInvalid, "unknown or repeated metadata context")
 			return nil
 		}
@@ -428,15 +424,6 @@ func (c *conn) readStatusPayload(r *request, b bounds, payload uint64) error {
 	b = c.boundsFor(r.Offset, r.Length)
 	r.refused = b.checkRange(r.Cmd, r.Offset, r.Length)
 	return nil
-}
-
-func containsID(ids []uint32, id uint32) bool {
-	for _, have := range ids {
-		if have == id {
-			return true
-		}
-	}
-	return false
 }
 
 // begin counts a request that has been read completely.

@@ -434,88 +434,76 @@ func matchContexts(offered, queries []string, set bool) []string {
 
 var errShortOption = rejectOption(wire.RepErrInvalid, "the option's data are shorter than they say")
 
-// optionReader takes an option's data apart.
-type optionReader struct{ b []byte }
-
-func (o *optionReader) uint16() (uint16, error) {
-	if len(o.b) < 2 {
-		return 0, errShortOption
-	}
-	v := binary.BigEndian.Uint16(o.b)
-	o.b = o.b[2:]
-	return v, nil
+// optionReader takes an option's data apart, up to the first error.
+type optionReader struct {
+	b   []byte
+	err error
 }
 
-func (o *optionReader) uint32() (uint32, error) {
-	if len(o.b) < 4 {
-		return 0, errShortOption
+// next takes the next n bytes; nil if there are fewer.
+func (o *optionReader) next(n uint32) (b []byte) {
+	switch {
+	case o.err != nil:
+	case uint64(n) > uint64(len(o.b)):
+		o.err = errShortOption
+	default:
+		b, o.b = o.b[:n], o.b[n:]
 	}
-	v := binary.BigEndian.Uint32(o.b)
-	o.b = o.b[4:]
-	return v, nil
+	return b
+}
+
+func (o *optionReader) uint16() (v uint16) {
+	if b := o.next(2); b != nil {
+		v = binary.BigEndian.Uint16(b)
+	}
+	return v
+}
+
+func (o *optionReader) uint32() (v uint32) {
+	if b := o.next(4); b != nil {
+		v = binary.BigEndian.Uint32(b)
+	}
+	return v
 }
 
 // string reads a length and so many bytes.
-func (o *optionReader) string() (string, error) {
-	n, err := o.uint32()
-	if err != nil {
-		return "", err
+func (o *optionReader) string() string {
+	s := string(o.next(o.uint32()))
+	if o.err == nil {
+		o.err = checkName(s)
 	}
-	if uint64(n) > uint64(len(o.b)) {
-		return "", errShortOption
-	}
-	s := string(o.b[:n])
-	o.b = o.b[n:]
-	return s, checkName(s)
+	return s
 }
 
 // parseInfoRequest reads the data of INFO and GO.
 func parseInfoRequest(data []byte) (name string, wanted []uint16, err error) {
-	o := optionReader{data}
-	if name, err = o.string(); err != nil {
-		return "", nil, err
+	o := optionReader{b: data}
+	name = o.string()
+	n := o.uint16()
+	if o.err == nil && len(o.b) != 2*int(n) {
+		o.err = rejectOption(wire.RepErrInvalid, "%d information requests in %d bytes", n, len(o.b))
 	}
-	n, err := o.uint16()
-	if err != nil {
-		return "", nil, err
+	for len(o.b) > 0 && o.err == nil {
+		wanted = append(wanted, o.uint16())
 	}
-	if len(o.b) != 2*int(n) {
-		return "", nil, rejectOption(wire.RepErrInvalid, "%d information requests in %d bytes", n, len(o.b))
-	}
-	for range n {
-		w, _ := o.uint16()
-		wanted = append(wanted, w)
-	}
-	return name, wanted, nil
+	return name, wanted, o.err
 }
 
 // parseMetaRequest reads the data of LIST_META_CONTEXT and SET_META_CONTEXT.
 func parseMetaRequest(data []byte) (name string, queries []string, err error) {
-	o := optionReader{data}
-	if name, err = o.string(); err != nil {
-		return "", nil, err
-	}
-	n, err := o.uint32()
-	if err != nil {
-		return "", nil, err
-	}
-	if uint64(n) > uint64(len(o.b)/4) {
-		return "", nil, errShortOption
-	}
-	for range n {
-		q, err := o.string()
-		if err != nil {
-			return "", nil, err
-		}
-		if !strings.Contains(q, ":") {
-			return "", nil, rejectOption(wire.RepErrInvalid, "a query without namespace")
+	o := optionReader{b: data}
+	name = o.string()
+	for n := o.uint32(); n > 0 && o.err == nil; n-- {
+		q := o.string()
+		if o.err == nil && !strings.Contains(q, ":") {
+			o.err = rejectOption(wire.RepErrInvalid, "a query without namespace")
 		}
 		queries = append(queries, q)
 	}
-	if len(o.b) != 0 {
-		return "", nil, rejectOption(wire.RepErrInvalid, "%d bytes too many", len(o.b))
+	if o.err == nil && len(o.b) != 0 {
+		o.err = rejectOption(wire.RepErrInvalid, "%d bytes too many", len(o.b))
 	}
-	return name, queries, nil
+	return name, queries, o.err
 }
 
 // checkName holds a string against what the protocol allows.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"slices"
 	"time"
 
 	storage "github.com/storaged/storaged"
@@ -183,7 +184,7 @@ func (c *conn) replySparse(r *request, holes []Hole) {
 func (c *conn) blockStatus(r *request) error {
 	var parts [][]byte
 	for _, mc := range c.features.Contexts {
-		if r.ids != nil && !containsID(r.ids, mc.Id) {
+		if r.ids != nil && !slices.Contains(r.ids, mc.Id) {
 			continue
 		}
 		extents, err := c.export.Status(c.ctx, int64(r.Offset), int64(r.Length), mc.Name)

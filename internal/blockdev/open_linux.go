@@ -104,25 +104,25 @@ func ofDescriptor(fd int) (id Identity, err error) {
 // NBDBackend returns the backend identifier of a kernel NBD device that is connected, from its directory in sysfs; empty if
 // it is not connected, or has none. It never waits.
 func NBDBackend(dir string) string {
-	text, err := os.ReadFile(filepath.Join(dir, "backend"))
-	if err != nil {
+	if attribute(dir, "pid") == "" { // disconnected
 		return ""
 	}
-	if _, err := os.Stat(filepath.Join(dir, "pid")); err != nil { // disconnected
-		return ""
-	}
-	return strings.TrimSpace(string(text))
+	return attribute(dir, "backend")
+}
+
+// Attribute returns a file of the directory in sysfs of the device at path, without its end of line; empty if it cannot be read.
+// It never waits.
+func Attribute(path, file string) string {
+	return attribute(filepath.Join("/sys/block", filepath.Base(path)), file)
+}
+
+func attribute(dir, file string) string {
+	text, _ := os.ReadFile(filepath.Join(dir, file)) // empty on an error
+	return strings.TrimSuffix(string(text), "\n")
 }
 
 // Sequence returns the kernel's number of what the device at path is, from sysfs; 0 if it is not known. It never waits.
 func Sequence(path string) uint64 {
-	text, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(path), "diskseq"))
-	if err != nil {
-		return 0
-	}
-	n, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
-	if err != nil {
-		return 0
-	}
+	n, _ := strconv.ParseUint(Attribute(path, "diskseq"), 10, 64) // 0 on an error
 	return n
 }

@@ -7,44 +7,30 @@ import (
 
 // outstanding knows the reads that wait for the disk, so that one that hangs is noticed though nobody writes.
 type outstanding struct {
-	mu          sync.Mutex // guards all below; a leaf
-	first, last *waiting   // in the order of their beginning
-	answered    time.Time  // when the disk last answered one
+	mu       sync.Mutex // guards all below; a leaf
+	reads    map[*waiting]struct{}
+	answered time.Time // when the disk last answered one
 }
 
 // waiting is one read that waits.
-type waiting struct {
-	since        time.Time
-	before, next *waiting
-}
+type waiting struct{ since time.Time }
 
 func (o *outstanding) begin() *waiting {
 	w := &waiting{since: time.Now()}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if w.before = o.last; o.last == nil {
-		o.first = w
-	} else {
-		o.last.next = w
+	if o.reads == nil {
+		o.reads = map[*waiting]struct{}{}
 	}
-	o.last = w
+	o.reads[w] = struct{}{}
 	return w
 }
 
 func (o *outstanding) end(w *waiting) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	delete(o.reads, w)
 	o.answered = time.Now()
-	if w.before == nil {
-		o.first = w.next
-	} else {
-		w.before.next = w.next
-	}
-	if w.next == nil {
-		o.last = w.before
-	} else {
-		w.next.before = w.before
-	}
 }
 
 // stalled returns since when reads wait and the disk has answered none; ok is false if none waits. A disk with more to read
@@ -52,11 +38,13 @@ func (o *outstanding) end(w *waiting) {
 func (o *outstanding) stalled() (since time.Time, ok bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.first == nil {
-		return time.Time{}, false
+	for w := range o.reads {
+		if !ok || w.since.Before(since) {
+			since, ok = w.since, true
+		}
 	}
-	if since = o.first.since; since.Before(o.answered) {
+	if ok && since.Before(o.answered) {
 		since = o.answered
 	}
-	return since, true
+	return since, ok
 }

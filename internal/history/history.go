@@ -12,6 +12,7 @@ package history
 import (
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -167,12 +168,7 @@ func (h *History) Check(timeout time.Duration) Report {
 			cells[op.cell] = append(cells[op.cell], op)
 		}
 	}
-	keys := make([]int64, 0, len(cells))
-	for cell := range cells {
-		keys = append(keys, cell)
-	}
-	slices.Sort(keys)
-	for _, cell := range keys {
+	for _, cell := range slices.Sorted(maps.Keys(cells)) {
 		ops, unknown := prepare(cells[cell])
 		r.Operations += len(ops)
 		r.Unknown += unknown
@@ -201,25 +197,16 @@ func prepare(ops []*operation) (checked []porcupine.Operation, unknown int) {
 	}
 	for _, op := range ops {
 		end := op.done
-		if op.cut {
-			if op.kind == Write {
-				unknown++
-			}
-			if op.kind == Read || !seen[op.value] {
+		if op.cut || end == 0 {
+			if op.kind == Read {
 				continue
 			}
-			if op.value == 0 { // many write it, so that to see it does not say whose it is
+			if unknown++; !seen[op.value] {
+				continue
+			}
+			if end == 0 || op.value == 0 { // many write 0, so that to see it does not say whose it is
 				end = math.MaxInt64
 			}
-		}
-		if end == 0 {
-			if op.kind == Write {
-				unknown++
-			}
-			if op.kind == Read || !seen[op.value] {
-				continue
-			}
-			end = math.MaxInt64
 		}
 		checked = append(checked, porcupine.Operation{ClientId: op.client, Input: op, Output: op.value, Call: op.call, Return: end})
 	}

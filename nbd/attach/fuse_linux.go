@@ -1,7 +1,6 @@
 package attach
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	storage "github.com/storaged/storaged"
@@ -281,27 +281,13 @@ func (v *fuseDevice) noteDrained() {
 
 // connection returns the number of the FUSE connection that is mounted for a device; 0: none is.
 func (d *FUSE) connection(name string) uint64 {
-	f, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
+	at := d.mountPoint(name)
+	mounts, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) { return i.Mountpoint != at || i.FSType != fuseType, false })
+	if err != nil || len(mounts) == 0 {
 		return 0
 	}
-	defer func() { _ = f.Close() }()
-	at := d.mountPoint(name)
-	var found uint64
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		fields := strings.Fields(lines.Text())
-		if len(fields) < 5 || unescape.Replace(fields[4]) != at || !strings.Contains(lines.Text(), " - "+fuseType+" ") {
-			continue
-		}
-		if _, minor, ok := strings.Cut(fields[2], ":"); ok {
-			found, _ = strconv.ParseUint(minor, 10, 64) // the last mount is the visible one
-		}
-	}
-	return found
+	return uint64(mounts[len(mounts)-1].Minor) // the last mount is the visible one
 }
-
-// unescape undoes what the kernel does to paths in its table of mounts.
-var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
 
 // Detach implements Driver: the connection is ended first, so that nothing waits for it.
 func (d *FUSE) Detach(ctx context.Context, r Request) error {

@@ -1,7 +1,6 @@
 package attach
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -133,11 +132,11 @@ func finishOut(b []byte) []byte {
 
 // appendStruct appends one of go-fuse's structures, which hold integers of fixed sizes only.
 func appendStruct(b []byte, v any) []byte {
-	w := bytes.NewBuffer(b)
-	if err := binary.Write(w, binary.NativeEndian, v); err != nil {
+	b, err := binary.Append(b, binary.NativeEndian, v)
+	if err != nil {
 		panic(err) // only a structure that has no fixed size fails
 	}
-	return w.Bytes()
+	return b
 }
 
 // resendMessage is the notification that has the kernel send again what is not answered.

@@ -1,16 +1,15 @@
 package attach
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strconv"
-	"strings"
 	"syscall"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	storage "github.com/storaged/storaged"
@@ -72,15 +71,16 @@ func enterGroups(init string) error {
 		return err
 	}
 	defer func() { _ = f.Close() }()
-	moved := 0
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		before, after, _ := strings.Cut(lines.Text(), " - ")
-		fields, kind := strings.Fields(before), strings.Fields(after)
-		if len(fields) < 5 || len(kind) < 1 || kind[0] != "cgroup2" && kind[0] != "cgroup" {
-			continue
-		}
-		dir := filepath.Join(init, "root", unescape.Replace(fields[4]))
-		if kind[0] == "cgroup2" {
+	mounts, err := mountinfo.GetMountsFromReader(f, mountinfo.FSTypeFilter("cgroup", "cgroup2"))
+	if err == nil && len(mounts) == 0 {
+		err = errors.New("the host has none mounted")
+	}
+	if err != nil {
+		return err
+	}
+	for _, m := range mounts {
+		dir := filepath.Join(init, "root", m.Mountpoint)
+		if m.FSType == "cgroup2" {
 			dir = filepath.Join(dir, keeperGroup)
 			if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 				return err
@@ -89,10 +89,6 @@ func enterGroups(init string) error {
 		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(os.Getpid())), 0); err != nil {
 			return err
 		}
-		moved++
-	}
-	if moved == 0 {
-		return errors.New("the host has none mounted")
 	}
 	return nil
 }

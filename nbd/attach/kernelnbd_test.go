@@ -193,7 +193,7 @@ func TestKernelNBD(t *testing.T) {
 		t.Fatal(err)
 	}
 	order := connectFake(t, driver, kernel, r)
-	if order.sizeBytes != 1<<20 || order.blockBytes != 512 || order.timeout != 0 || order.dead != time.Hour ||
+	if order.sizeBytes != 1<<20 || order.blockBytes != 512 || order.dead != time.Hour ||
 		order.backend != "storaged/db" || len(order.sockets) != 1 || order.serverFlags&1 == 0 {
 		t.Errorf("the kernel was told %+v", order)
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/storaged/storaged/internal/blockdev"
@@ -185,10 +186,6 @@ func deviceUnmount(device string, lazy bool) error {
 // mountsOf returns where file systems on a block device, or on a partition of it, are mounted in this mount namespace, in the order of
 // mounting.
 func mountsOf(device string) (places []string, err error) {
-	text, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return nil, err
-	}
 	numbers := map[string]bool{}
 	base := "/sys/block/" + filepath.Base(device)
 	partitions, _ := filepath.Glob(base + "/" + filepath.Base(device) + "p*/dev")
@@ -197,12 +194,13 @@ func mountsOf(device string) (places []string, err error) {
 			numbers[strings.TrimSpace(string(number))] = true
 		}
 	}
-	for line := range strings.Lines(string(text)) {
-		if fields := strings.Fields(line); len(fields) > 4 && numbers[fields[2]] {
-			places = append(places, unescape.Replace(fields[4]))
-		}
+	mounts, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) {
+		return !numbers[fmt.Sprintf("%d:%d", i.Major, i.Minor)], false
+	})
+	for _, m := range mounts {
+		places = append(places, m.Mountpoint)
 	}
-	return places, nil
+	return places, err
 }
 
 // endRetries has an XFS on a device give up at the first metadata block that cannot be written, as other file systems do: by default it
@@ -256,17 +254,12 @@ func loopKeep(device string) error {
 
 // loopGoesWithUser reports whether a loop device is taken off its file when its last user closes it.
 func loopGoesWithUser(device string) bool {
-	text, err := os.ReadFile("/sys/block/" + filepath.Base(device) + "/loop/autoclear")
-	return err == nil && strings.TrimSpace(string(text)) == "1"
+	return blockdev.Attribute(device, "loop/autoclear") == "1"
 }
 
 // loopFile returns the file that a loop device lies over; "" if none.
 func loopFile(device string) string {
-	text, err := os.ReadFile("/sys/block/" + filepath.Base(device) + "/loop/backing_file")
-	if err != nil {
-		return ""
-	}
-	return strings.TrimSuffix(string(text), "\n")
+	return blockdev.Attribute(device, "loop/backing_file")
 }
 
 // loopOver returns the loop device that lies over a file; "" if none does.
@@ -282,13 +275,6 @@ func loopOver(file string) string {
 
 // deviceBytes returns the size of a block device, as the kernel has it; 0 if there is none.
 func deviceBytes(device string) int64 {
-	text, err := os.ReadFile("/sys/block/" + filepath.Base(device) + "/size")
-	if err != nil {
-		return 0
-	}
-	n, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
-	if err != nil {
-		return 0
-	}
-	return n * 512
+	sectors, _ := strconv.ParseInt(blockdev.Attribute(device, "size"), 10, 64) // 0 on an error
+	return sectors * 512
 }

@@ -22,7 +22,6 @@ const (
 	nbdAttrIndex       = 1
 	nbdAttrSizeBytes   = 2
 	nbdAttrBlockBytes  = 3
-	nbdAttrTimeout     = 4
 	nbdAttrServerFlags = 5
 	nbdAttrClientFlags = 6
 	nbdAttrSockets     = 7
@@ -36,14 +35,14 @@ const (
 
 // nbdOrder is what the kernel is told of a device. Zero fields are left out, but in a connect order, which holds them all.
 type nbdOrder struct {
-	index         uint32 // not in a connect order: the kernel chooses
-	hasIndex      bool
-	sizeBytes     uint64
-	blockBytes    uint64
-	timeout, dead time.Duration // whole seconds
-	serverFlags   uint64
-	sockets       []uint32 // descriptors
-	backend       string
+	index       uint32 // not in a connect order: the kernel chooses
+	hasIndex    bool
+	sizeBytes   uint64
+	blockBytes  uint64
+	dead        time.Duration // whole seconds
+	serverFlags uint64
+	sockets     []uint32 // descriptors
+	backend     string
 	// hasClosing says that closing is to be set: whether the device goes when its last user closes it. Without it, that stays as it is.
 	hasClosing, closing bool
 }
@@ -57,7 +56,7 @@ func (o *nbdOrder) encode() ([]byte, error) {
 	for _, a := range []struct {
 		kind  uint16
 		value uint64
-	}{{nbdAttrSizeBytes, o.sizeBytes}, {nbdAttrBlockBytes, o.blockBytes}, {nbdAttrTimeout, uint64(o.timeout / time.Second)},
+	}{{nbdAttrSizeBytes, o.sizeBytes}, {nbdAttrBlockBytes, o.blockBytes},
 		{nbdAttrServerFlags, o.serverFlags}, {nbdAttrDeadTimeout, uint64(o.dead / time.Second)}} {
 		if a.value != 0 {
 			e.Uint64(a.kind, a.value)

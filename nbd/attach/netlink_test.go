@@ -18,11 +18,10 @@ func TestNetlinkOrders(t *testing.T) {
 		order nbdOrder
 		want  string
 	}{
-		"connect": {nbdOrder{sizeBytes: 1 << 30, blockBytes: 512, timeout: 10 * time.Second, dead: time.Hour, serverFlags: 0x16d,
+		"connect": {nbdOrder{sizeBytes: 1 << 30, blockBytes: 512, dead: time.Hour, serverFlags: 0x16d,
 			sockets: []uint32{7, 8}, backend: "storaged/db"}, `
 			0c00 0200 0000004000000000
 			0c00 0300 0002000000000000
-			0c00 0400 0a00000000000000
 			0c00 0500 6d01000000000000
 			0c00 0800 100e000000000000
 			1c00 0780 0c00 0180 0800 0100 07000000 0c00 0180 0800 0100 08000000

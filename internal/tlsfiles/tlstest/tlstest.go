@@ -42,29 +42,26 @@ func (a *Authority) CA() string { return filepath.Join(a.dir, "ca.crt") }
 // its key's.
 func (a *Authority) Issue(name string, units ...string) (certFile, keyFile string) {
 	a.t.Helper()
-	a.sign(&x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: name, OrganizationalUnit: units},
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}, a.cert, a.key, name)
-	return filepath.Join(a.dir, name+".crt"), filepath.Join(a.dir, name+".key")
+	return a.issue(pkix.Name{CommonName: name, OrganizationalUnit: units}, time.Hour, x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth)
 }
 
 // IssueServer makes a certificate that is good for servers only.
 func (a *Authority) IssueServer(name string) (certFile, keyFile string) {
 	a.t.Helper()
-	return a.issueOdd(name, time.Hour, x509.ExtKeyUsageServerAuth)
+	return a.issue(pkix.Name{CommonName: name}, time.Hour, x509.ExtKeyUsageServerAuth)
 }
 
 // IssueExpired makes a certificate that was good for clients until a minute ago.
 func (a *Authority) IssueExpired(name string) (certFile, keyFile string) {
 	a.t.Helper()
-	return a.issueOdd(name, -time.Minute, x509.ExtKeyUsageClientAuth)
+	return a.issue(pkix.Name{CommonName: name}, -time.Minute, x509.ExtKeyUsageClientAuth)
 }
 
-func (a *Authority) issueOdd(name string, until time.Duration, usage x509.ExtKeyUsage) (certFile, keyFile string) {
+func (a *Authority) issue(subject pkix.Name, until time.Duration, usage ...x509.ExtKeyUsage) (certFile, keyFile string) {
 	a.t.Helper()
-	a.sign(&x509.Certificate{SerialNumber: big.NewInt(3), Subject: pkix.Name{CommonName: name}, NotAfter: time.Now().Add(until),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{usage}}, a.cert, a.key, name)
-	return filepath.Join(a.dir, name+".crt"), filepath.Join(a.dir, name+".key")
+	a.sign(&x509.Certificate{SerialNumber: big.NewInt(2), Subject: subject, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotAfter: time.Now().Add(until), KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: usage}, a.cert, a.key, subject.CommonName)
+	return filepath.Join(a.dir, subject.CommonName+".crt"), filepath.Join(a.dir, subject.CommonName+".key")
 }
 
 // Client is what a client that trusts the authority uses, with a certificate of issuer, if there is one.

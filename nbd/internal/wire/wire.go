@@ -175,32 +175,21 @@ type RequestHeader struct {
 	Length uint64
 }
 
-// DecodeRequest reads a compact header. b has RequestBytes.
-func DecodeRequest(b []byte) RequestHeader {
-	_ = b[requestBytes-1]
-	h := protocol.TransmissionRequestHeader{
-		RequestMagic: binary.BigEndian.Uint32(b),
-		CommandFlags: binary.BigEndian.Uint16(b[4:]),
-		Type:         binary.BigEndian.Uint16(b[6:]),
-		Handle:       binary.BigEndian.Uint64(b[8:]),
-		Offset:       binary.BigEndian.Uint64(b[16:]),
-		Length:       binary.BigEndian.Uint32(b[24:]),
-	}
-	return RequestHeader{Magic: h.RequestMagic, Flags: h.CommandFlags, Cmd: h.Type, Cookie: h.Handle,
-		Offset: h.Offset, Length: uint64(h.Length)}
-}
-
-// DecodeExtendedRequest reads an extended header. b has ExtendedRequestBytes.
-func DecodeExtendedRequest(b []byte) RequestHeader {
-	_ = b[ExtendedRequestBytes-1]
-	return RequestHeader{
+// DecodeRequest reads a header of the layout that was negotiated. b has Features.RequestBytes.
+func DecodeRequest(b []byte, extended bool) RequestHeader {
+	h := RequestHeader{
 		Magic:  binary.BigEndian.Uint32(b),
 		Flags:  binary.BigEndian.Uint16(b[4:]),
 		Cmd:    binary.BigEndian.Uint16(b[6:]),
 		Cookie: binary.BigEndian.Uint64(b[8:]),
 		Offset: binary.BigEndian.Uint64(b[16:]),
-		Length: binary.BigEndian.Uint64(b[24:]),
 	}
+	if extended {
+		h.Length = binary.BigEndian.Uint64(b[24:])
+	} else {
+		h.Length = uint64(binary.BigEndian.Uint32(b[24:]))
+	}
+	return h
 }
 
 // AppendRequest writes a request header of the layout that was negotiated.
@@ -218,10 +207,9 @@ func AppendRequest(b []byte, h RequestHeader, extended bool) []byte {
 
 // AppendSimpleReply writes a reply without chunks.
 func AppendSimpleReply(b []byte, cookie uint64, errno uint32) []byte {
-	h := protocol.TransmissionReplyHeader{ReplyMagic: protocol.TRANSMISSION_MAGIC_REPLY, Error: errno, Handle: cookie}
-	b = binary.BigEndian.AppendUint32(b, h.ReplyMagic)
-	b = binary.BigEndian.AppendUint32(b, h.Error)
-	return binary.BigEndian.AppendUint64(b, h.Handle)
+	b = binary.BigEndian.AppendUint32(b, protocol.TRANSMISSION_MAGIC_REPLY)
+	b = binary.BigEndian.AppendUint32(b, errno)
+	return binary.BigEndian.AppendUint64(b, cookie)
 }
 
 // AppendChunk writes the header of a chunk with length bytes of payload to follow.
