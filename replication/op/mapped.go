@@ -45,16 +45,10 @@ func (r *MappedRequest) Append(dst []byte) []byte {
 
 // DecodeMappedRequest decodes a request that fills data.
 func DecodeMappedRequest(data []byte) (r MappedRequest, err error) {
-	if len(data) != MappedRequestLen {
-		return MappedRequest{}, invalid("decode mapped extents", "%d bytes, want %d", len(data), MappedRequestLen)
-	}
-	if err := checkVersion("decode mapped extents", data[0]); err != nil {
-		return MappedRequest{}, err
+	if err := checkRequest("decode mapped extents", data, MappedRequestLen, 0); err != nil {
+		return r, err
 	}
 	le := binary.LittleEndian
-	if le.Uint16(data[2:]) != 0 {
-		return MappedRequest{}, invalid("decode mapped extents", "reserved bytes are not zero")
-	}
 	r = MappedRequest{
 		Mode:       ReadMode(data[1]),
 		First:      storage.ExtentIndex(le.Uint32(data[4:])),
@@ -63,10 +57,7 @@ func DecodeMappedRequest(data []byte) (r MappedRequest, err error) {
 		Session:    storage.SessionID(le.Uint64(data[20:])),
 		Generation: storage.Generation(le.Uint64(data[28:])),
 	}
-	if err := r.Validate(); err != nil {
-		return MappedRequest{}, err
-	}
-	return r, nil
+	return r, r.Validate()
 }
 
 // MaxMappedExtents bounds the extents that one answer names.
@@ -95,11 +86,8 @@ func (r *MappedResponse) Append(dst []byte) []byte {
 
 // DecodeMappedResponse decodes an answer that fills data. It does not keep data.
 func DecodeMappedResponse(data []byte) (r MappedResponse, err error) {
-	if len(data) < mappedResponseFixedLen {
-		return MappedResponse{}, invalid("decode mapped extents' answer", "%d bytes are too short", len(data))
-	}
-	if err := checkVersion("decode mapped extents' answer", data[0]); err != nil {
-		return MappedResponse{}, err
+	if err := checkAnswer("decode mapped extents' answer", data, mappedResponseFixedLen); err != nil {
+		return r, err
 	}
 	le := binary.LittleEndian
 	n := int(le.Uint16(data[2:]))

@@ -2,7 +2,9 @@ package op
 
 import (
 	"encoding/binary"
+	"fmt"
 	"math"
+	"slices"
 
 	storage "github.com/storaged/storaged"
 )
@@ -72,20 +74,35 @@ func (r *ReadRequest) Append(dst []byte) []byte {
 
 // DecodeReadRequest decodes a request that fills data.
 func DecodeReadRequest(data []byte) (r ReadRequest, err error) {
-	if len(data) != ReadRequestLen {
-		return ReadRequest{}, invalid("decode read", "%d bytes, want %d", len(data), ReadRequestLen)
-	}
-	if err := checkVersion("decode read", data[0]); err != nil {
-		return ReadRequest{}, err
-	}
-	if data[2] != 0 || data[3] != 0 {
-		return ReadRequest{}, invalid("decode read", "reserved bytes are not zero")
+	if err := checkRequest("decode read", data, ReadRequestLen, 0); err != nil {
+		return r, err
 	}
 	r = decodeRead(data)
-	if err := r.Validate(); err != nil {
-		return ReadRequest{}, err
+	return r, r.Validate()
+}
+
+// checkRequest checks what requests begin with: their version, a mode, flags, and a zero.
+func checkRequest(op string, data []byte, wantLen int, flags byte) error {
+	if len(data) != wantLen {
+		return invalid(op, "%d bytes, want %d", len(data), wantLen)
 	}
-	return r, nil
+	err := checkVersion(op, data[0])
+	switch {
+	case err != nil:
+	case data[2]&^flags != 0:
+		err = invalid(op, "unknown flags")
+	case data[3] != 0:
+		err = invalid(op, "reserved bytes are not zero")
+	}
+	return err
+}
+
+// checkAnswer checks what answers begin with.
+func checkAnswer(op string, data []byte, fixedLen int) error {
+	if len(data) < fixedLen {
+		return invalid(op, "%d bytes are too short", len(data))
+	}
+	return checkVersion(op, data[0])
 }
 
 // decodeRead decodes what read and status requests begin with, all but the version and two bytes of flags.
@@ -114,12 +131,7 @@ const readResponseFixedLen = 4
 
 // AllHoles reports whether every block is a hole, so that the payload is empty.
 func (r *ReadResponse) AllHoles() bool {
-	for _, h := range r.Holes {
-		if !h {
-			return false
-		}
-	}
-	return true
+	return !slices.Contains(r.Holes, false)
 }
 
 // PayloadLen returns the length in bytes of the payload.
@@ -152,10 +164,7 @@ func (r *ReadResponse) Append(dst []byte) []byte {
 
 // Decode decodes a response that fills data into r, reusing its slices. It does not keep data.
 func (r *ReadResponse) Decode(data []byte) error {
-	if len(data) < readResponseFixedLen {
-		return invalid("decode read answer", "%d bytes are too short", len(data))
-	}
-	if err := checkVersion("decode read answer", data[0]); err != nil {
+	if err := checkAnswer("decode read answer", data, readResponseFixedLen); err != nil {
 		return err
 	}
 	le := binary.LittleEndian
@@ -189,7 +198,7 @@ func (r *ReadResponse) Verify(payload []byte) error {
 			continue
 		}
 		if Sum(payload[i*storage.BlockSize:][:storage.BlockSize]) != sum {
-			return storage.E("verify read answer", storage.KindCorrupt, "block", errMismatch(i))
+			return storage.E("verify read answer", storage.KindCorrupt, "block", fmt.Errorf("checksum mismatch in block %d of the answer", i))
 		}
 	}
 	return nil

@@ -82,11 +82,8 @@ func (r *Result) Append(dst []byte) []byte {
 
 // DecodeResult decodes a result that fills data. It does not keep data.
 func DecodeResult(data []byte) (r Result, err error) {
-	if len(data) < resultFixedLen {
-		return Result{}, invalid("decode result", "%d bytes are too short", len(data))
-	}
-	if err := checkVersion("decode result", data[0]); err != nil {
-		return Result{}, err
+	if err := checkAnswer("decode result", data, resultFixedLen); err != nil {
+		return r, err
 	}
 	flags, packed := data[1], binary.LittleEndian.Uint16(data[2:])
 	if flags&^(resultDuplicate|resultWindow) != 0 {

@@ -2,7 +2,6 @@ package op
 
 import (
 	"encoding/binary"
-	"fmt"
 
 	storage "github.com/storaged/storaged"
 )
@@ -34,20 +33,11 @@ func (r *StatusRequest) Append(dst []byte) []byte {
 
 // DecodeStatusRequest decodes a request that fills data.
 func DecodeStatusRequest(data []byte) (r StatusRequest, err error) {
-	if len(data) != StatusRequestLen {
-		return StatusRequest{}, invalid("decode status", "%d bytes, want %d", len(data), StatusRequestLen)
-	}
-	if err := checkVersion("decode status", data[0]); err != nil {
-		return StatusRequest{}, err
-	}
-	if data[2]&^statusDirty != 0 || data[3] != 0 {
-		return StatusRequest{}, invalid("decode status", "unknown flags")
+	if err := checkRequest("decode status", data, StatusRequestLen, statusDirty); err != nil {
+		return r, err
 	}
 	r = StatusRequest{ReadRequest: decodeRead(data), Dirty: data[2] != 0, Since: storage.Epoch(binary.LittleEndian.Uint64(data[ReadRequestLen:]))}
-	if err := r.Validate(); err != nil {
-		return StatusRequest{}, err
-	}
-	return r, nil
+	return r, r.Validate()
 }
 
 // RunFlags describe the blocks of a Run.
@@ -93,11 +83,8 @@ func (r *StatusResponse) Append(dst []byte) []byte {
 
 // DecodeStatusResponse decodes an answer that fills data. It does not keep data.
 func DecodeStatusResponse(data []byte) (r StatusResponse, err error) {
-	if len(data) < statusResponseFixedLen {
-		return StatusResponse{}, invalid("decode status answer", "%d bytes are too short", len(data))
-	}
-	if err := checkVersion("decode status answer", data[0]); err != nil {
-		return StatusResponse{}, err
+	if err := checkAnswer("decode status answer", data, statusResponseFixedLen); err != nil {
+		return r, err
 	}
 	le := binary.LittleEndian
 	n := int(le.Uint16(data[2:]))
@@ -122,8 +109,4 @@ func DecodeStatusResponse(data []byte) (r StatusResponse, err error) {
 		return StatusResponse{}, invalid("decode status answer", "the runs cover %d bytes", total)
 	}
 	return r, nil
-}
-
-func errMismatch(block int) error {
-	return fmt.Errorf("checksum mismatch in block %d of the answer", block)
 }

@@ -56,16 +56,27 @@ type bufferPool struct {
 // get returns a buffer of n bytes with one reference. Its contents are whatever they are.
 func (p *bufferPool) get(n int) *buffer {
 	class, capacity, ok := classOf(n)
+	var b *buffer
 	if !ok {
-		b := &buffer{data: make([]byte, n)}
-		b.refs.Store(1)
-		return b
-	}
-	b, _ := p.classes[class].Get().(*buffer)
-	if b == nil {
+		b = &buffer{data: make([]byte, n)}
+	} else if b, _ = p.classes[class].Get().(*buffer); b == nil {
 		b = &buffer{data: make([]byte, capacity), pool: &p.classes[class]}
 	}
 	b.data = b.data[:n]
 	b.refs.Store(1)
+	return b
+}
+
+// copyOf returns a buffer with a copy of a frame's header and payload.
+func (p *bufferPool) copyOf(header []byte, payload [][]byte) *buffer {
+	n := len(header)
+	for _, part := range payload {
+		n += len(part)
+	}
+	b := p.get(n)
+	at := copy(b.data, header)
+	for _, part := range payload {
+		at += copy(b.data[at:], part)
+	}
 	return b
 }

@@ -60,21 +60,14 @@ func (s *connSet) add(lane Lane, nc net.Conn, protocol uint16, release func()) b
 	c := newConn(s, lane, nc)
 	c.protocol, c.release = protocol, release
 	s.conns[lane] = c
-	s.wg.Add(2)
-	go func() {
-		defer s.wg.Done()
-		c.writeLoop()
-	}()
-	go func() {
-		defer s.wg.Done()
-		var err error
+	s.wg.Go(c.writeLoop)
+	s.wg.Go(func() {
+		read := c.readRequests
 		if s.dialled {
-			err = c.readAnswers()
-		} else {
-			err = c.readRequests()
+			read = c.readAnswers
 		}
-		s.fail(fmt.Errorf("read from the %v lane: %w", lane, err))
-	}()
+		s.fail(fmt.Errorf("read from the %v lane: %w", lane, read()))
+	})
 	return true
 }
 

@@ -1,6 +1,7 @@
 package peer
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -41,12 +42,7 @@ func (e *SecondProcessError) Error() string {
 		orUnknown(e.Other.Process), orUnknown(e.Other.Address))
 }
 
-func orUnknown(s string) string {
-	if s == "" {
-		return "unknown"
-	}
-	return s
-}
+func orUnknown(s string) string { return cmp.Or(s, "unknown") }
 
 // RemoteError is the cause of an error that the peer's handler answered with. Find it with errors.As.
 type RemoteError struct {

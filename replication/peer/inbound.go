@@ -98,6 +98,15 @@ func (in *Inbound) ReplyThen(header []byte, payload [][]byte, written func()) {
 	in.answer(kindResponse, header, payload, written)
 }
 
+// Answer is ReplyError if there is an error, otherwise Reply with the payload in one piece.
+func (in *Inbound) Answer(header, payload []byte, err error) {
+	if err != nil {
+		in.ReplyError(err)
+		return
+	}
+	in.Reply(header, [][]byte{payload})
+}
+
 // ReplyError answers with an error: it reaches the caller as a *storage.Error of the same kind, operation, subject
 // and text (with *RemoteError as its cause). An err that is no storage.Error becomes one of storage.KindOf(err).
 func (in *Inbound) ReplyError(err error) { in.answer(kindError, appendError(nil, err), nil, nil) }

@@ -86,12 +86,10 @@ func (t *Transport) Lobby(ctx context.Context, l LobbyListener) error {
 			return nil // the wait is over
 		}
 		if err != nil {
-			if pause, ok := t.passing(err); !ok {
-				return storage.E("accept peers", storage.KindIO, l.Addr().String(), err)
-			} else if !pause(ctx) {
-				return nil
+			if t.passing(ctx, err) {
+				continue
 			}
-			continue
+			return storage.E("accept peers", storage.KindIO, l.Addr().String(), err)
 		}
 		slots <- struct{}{}
 		wg.Go(func() {

@@ -59,24 +59,21 @@ func (t *Transport) callLocal(ctx context.Context, lane Lane, req *Request, size
 	cl := t.newCall(charge, b, nil)
 	id := cl.id
 	if err := t.sendLocal(lane, req, size, cl); err != nil {
-		b.release(charge)
-		t.recycleCall(cl)
+		t.forget(cl)
 		return nil, err
 	}
+	var gaveUp error
 	select {
 	case <-cl.ended:
 	case <-ctx.Done():
-		if t.local.take(id) == cl {
-			b.release(charge)
-			t.recycleCall(cl)
-			return nil, canceledError(ctx, t.cfg.Self, true)
-		}
-		<-cl.ended
+		gaveUp = canceledError(ctx, t.cfg.Self, true)
 	case <-t.ctx.Done():
+		gaveUp = sendError(t.cfg.Self, true, errTransportClosed)
+	}
+	if gaveUp != nil {
 		if t.local.take(id) == cl {
-			b.release(charge)
-			t.recycleCall(cl)
-			return nil, sendError(t.cfg.Self, true, errTransportClosed)
+			t.forget(cl)
+			return nil, gaveUp
 		}
 		<-cl.ended
 	}
@@ -91,12 +88,11 @@ func (t *Transport) goLocal(lane Lane, req *Request, size int64, done func(*Resp
 		return sendError(t.cfg.Self, false, errInFlight)
 	}
 	cl := t.newCall(charge, b, done)
-	if err := t.sendLocal(lane, req, size, cl); err != nil {
-		b.release(charge)
-		t.recycleCall(cl)
-		return err
+	err := t.sendLocal(lane, req, size, cl)
+	if err != nil {
+		t.forget(cl)
 	}
-	return nil
+	return err
 }
 
 // sendLocal copies a request and dispatches it; on an error the call is not outstanding.
@@ -122,12 +118,7 @@ func (t *Transport) sendLocal(lane Lane, req *Request, size int64, cl *call) err
 		return sendError(t.cfg.Self, false, errTransportClosed)
 	}
 	defer t.wg.Done()
-	buf := t.buffers.get(int(size) - frameHeaderBytes)
-	at := copy(buf.data, req.Header)
-	for _, p := range req.Payload {
-		at += copy(buf.data[at:], p)
-	}
-	n := len(req.Header)
+	buf, n := t.buffers.copyOf(req.Header, req.Payload), len(req.Header)
 	t.dispatch(t.selfIn, &Inbound{From: t.cfg.Self, Lane: lane, Method: req.Method, Group: req.Group,
 		Header: buf.data[:n:n], Payload: buf.data[n:], OwnSums: req.OwnSums, Received: time.Now(),
 		usage: &t.selfIn.lanes[lane], handler: hd, id: cl.id, buf: buf, size: size})
@@ -144,14 +135,5 @@ func (t *Transport) answerLocal(id uint64, kind frameKind, header []byte, payloa
 		t.finish(cl, nil, parseError(t.cfg.Self, header))
 		return
 	}
-	n := len(header)
-	for _, p := range payload {
-		n += len(p)
-	}
-	buf := t.buffers.get(n)
-	at := copy(buf.data, header)
-	for _, p := range payload {
-		at += copy(buf.data[at:], p)
-	}
-	t.finish(cl, newResponse(buf, len(header)), nil)
+	t.finish(cl, newResponse(t.buffers.copyOf(header, payload), len(header)), nil)
 }

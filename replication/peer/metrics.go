@@ -29,38 +29,30 @@ func (m *metrics) register(r prometheus.Registerer) error {
 	if r == nil {
 		return nil
 	}
-	counter := func(name, help string, labels prometheus.Labels, v *atomic.Int64) error {
-		return r.Register(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help, ConstLabels: labels},
-			func() float64 { return float64(v.Load()) }))
+	type counter struct {
+		name, help string
+		v          *atomic.Int64
+		labels     prometheus.Labels
+	}
+	counters := []counter{
+		{"storage_peer_lost_total", "Connection sets that ended while in use. Worry when it keeps growing: a network or a node is ill.", &m.lost, nil},
+		{"storage_peer_dial_failures_total", "Attempts to connect to a peer that failed.", &m.dialFailures, nil},
+		{"storage_peer_rejected_connections_total", "Connections of peers refused at the greeting. Worry about any: a foreign cluster or version, or a wrong address.", &m.rejected, nil},
+		{"storage_peer_refused_connections_total", "Connections of peers closed at once, because there were too many, in all or of their address. Worry when it grows.", &m.crowded, nil},
+		{"storage_peer_damaged_frames_total", "Frames of peers whose payload was not what its checksums say: refused, and sent again. Worry about more than one: a network card, a switch or memory is ill.", &m.damaged, nil},
+		{"storage_peer_refused_requests_total", "Requests of peers refused before their handler saw them. Worry when it keeps growing: this node is overloaded.", &m.refused, nil},
 	}
 	for lane := Lane(0); lane < laneCount; lane++ {
 		labels := prometheus.Labels{"lane": lane.String()}
-		for _, c := range []struct {
-			name, help string
-			v          *atomic.Int64
-		}{
-			{"storage_peer_writes_total", "Writes to peers' connections; frames that wait together share one.", &m.framesSent[lane]},
-			{"storage_peer_sent_bytes_total", "Bytes sent to peers.", &m.bytesSent[lane]},
-			{"storage_peer_received_frames_total", "Frames received from peers.", &m.framesReceived[lane]},
-			{"storage_peer_received_bytes_total", "Bytes received from peers.", &m.bytesReceived[lane]},
-		} {
-			if err := counter(c.name, c.help, labels, c.v); err != nil {
-				return err
-			}
-		}
+		counters = append(counters,
+			counter{"storage_peer_writes_total", "Writes to peers' connections; frames that wait together share one.", &m.framesSent[lane], labels},
+			counter{"storage_peer_sent_bytes_total", "Bytes sent to peers.", &m.bytesSent[lane], labels},
+			counter{"storage_peer_received_frames_total", "Frames received from peers.", &m.framesReceived[lane], labels},
+			counter{"storage_peer_received_bytes_total", "Bytes received from peers.", &m.bytesReceived[lane], labels})
 	}
-	for _, c := range []struct {
-		name, help string
-		v          *atomic.Int64
-	}{
-		{"storage_peer_lost_total", "Connection sets that ended while in use. Worry when it keeps growing: a network or a node is ill.", &m.lost},
-		{"storage_peer_dial_failures_total", "Attempts to connect to a peer that failed.", &m.dialFailures},
-		{"storage_peer_rejected_connections_total", "Connections of peers refused at the greeting. Worry about any: a foreign cluster or version, or a wrong address.", &m.rejected},
-		{"storage_peer_refused_connections_total", "Connections of peers closed at once, because there were too many, in all or of their address. Worry when it grows.", &m.crowded},
-		{"storage_peer_damaged_frames_total", "Frames of peers whose payload was not what its checksums say: refused, and sent again. Worry about more than one: a network card, a switch or memory is ill.", &m.damaged},
-		{"storage_peer_refused_requests_total", "Requests of peers refused before their handler saw them. Worry when it keeps growing: this node is overloaded.", &m.refused},
-	} {
-		if err := counter(c.name, c.help, nil, c.v); err != nil {
+	for _, c := range counters {
+		if err := r.Register(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: c.name, Help: c.help, ConstLabels: c.labels},
+			func() float64 { return float64(c.v.Load()) })); err != nil {
 			return err
 		}
 	}

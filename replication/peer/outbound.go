@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -88,6 +89,12 @@ func (t *Transport) newCall(size int64, b *budget, done func(*Response, error)) 
 	return cl
 }
 
+// forget ends a call that nobody answers and that is not outstanding.
+func (t *Transport) forget(cl *call) {
+	cl.budget.release(cl.size)
+	t.recycleCall(cl)
+}
+
 func (t *Transport) recycleCall(cl *call) {
 	*cl = call{ended: cl.ended}
 	t.calls.Put(cl)
@@ -142,14 +149,12 @@ func (b *budget) wait(ctx context.Context, size int64) error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for i, other := range b.waiting {
-		if other == w {
-			b.waiting = append(b.waiting[:i], b.waiting[i+1:]...)
-			b.wakeLocked() // the next may be smaller
-			return context.Cause(ctx)
-		}
+	if i := slices.Index(b.waiting, w); i >= 0 {
+		b.waiting = slices.Delete(b.waiting, i, i+1)
+		b.wakeLocked() // the next may be smaller
+	} else {
+		b.releaseLocked(size) // it was admitted meanwhile
 	}
-	b.releaseLocked(size) // it was admitted meanwhile
 	return context.Cause(ctx)
 }
 
@@ -333,8 +338,7 @@ func (c *conn) await(ctx context.Context, cl *call) (*Response, error) {
 	case <-cl.ended:
 	case <-ctx.Done():
 		if abandoned, sent := c.abandon(cl); abandoned {
-			cl.budget.release(cl.size)
-			c.set.t.recycleCall(cl)
+			c.set.t.forget(cl)
 			return nil, canceledError(ctx, c.set.node, sent)
 		}
 		<-cl.ended // it ended meanwhile

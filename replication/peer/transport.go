@@ -15,6 +15,7 @@ import (
 	"time"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/clock"
 	"github.com/storaged/storaged/internal/doors"
 )
 
@@ -224,8 +225,7 @@ func (t *Transport) callOn(ctx context.Context, s *connSet, b *budget, lane Lane
 	}
 	cl := t.newCall(size, b, nil)
 	if err := s.send(lane, req, cl); err != nil {
-		b.release(size)
-		t.recycleCall(cl)
+		t.forget(cl)
 		return nil, sendError(s.node, false, err)
 	}
 	return s.conns[lane].await(ctx, cl)
@@ -281,8 +281,7 @@ func (t *Transport) goRequest(to storage.NodeID, lane Lane, req *Request, done f
 	}
 	cl := t.newCall(size, b, done)
 	if err := s.send(lane, req, cl); err != nil {
-		b.release(size)
-		t.recycleCall(cl)
+		t.forget(cl)
 		return sendError(to, false, err)
 	}
 	return nil
@@ -293,18 +292,6 @@ var errInFlight = errors.New("too many requests are in flight")
 // Connected reports whether requests to a node can be sent without connecting first.
 func (t *Transport) Connected(node storage.NodeID) bool {
 	return node == t.cfg.Self || t.peer(node).set.Load() != nil
-}
-
-// Disconnect closes the connections that lead to a node, if there are any, and forgets past failures. The next
-// request connects again.
-func (t *Transport) Disconnect(node storage.NodeID) {
-	p := t.peer(node)
-	if s := p.set.Load(); s != nil {
-		s.fail(errors.New("disconnected"))
-	}
-	p.mu.Lock()
-	p.failures, p.retryAt = 0, time.Time{}
-	p.mu.Unlock()
 }
 
 // CallAddr makes one call to whatever node answers at an address, on a connection of its own: how a node without an
@@ -463,10 +450,7 @@ func (t *Transport) accept(l net.Listener) error {
 			if t.ctx.Err() != nil {
 				return nil //nolint:nilerr // Close has closed the listener
 			}
-			if pause, ok := t.passing(err); ok { // out of descriptors, say
-				if !pause(t.ctx) {
-					return nil
-				}
+			if t.passing(t.ctx, err) {
 				continue
 			}
 			return storage.E("accept peers", storage.KindIO, l.Addr().String(), err)
@@ -497,22 +481,15 @@ func (t *Transport) refuse(nc net.Conn) {
 	nc.Close()
 }
 
-// passing reports whether accepting failed for a reason that passes, and returns a pause to make then; it is false when ctx
-// ended before.
-func (t *Transport) passing(err error) (pause func(context.Context) bool, ok bool) {
+// passing reports whether accepting failed for a reason that passes (out of descriptors, say), after a pause for it.
+func (t *Transport) passing(ctx context.Context, err error) bool {
 	var temporary interface{ Temporary() bool }
 	if !errors.As(err, &temporary) || !temporary.Temporary() {
-		return nil, false
+		return false
 	}
 	t.cfg.Logger.Warn("connection of a peer not accepted", "error", err)
-	return func(ctx context.Context) bool {
-		select {
-		case <-time.After(t.cfg.BackoffMin):
-			return true
-		case <-ctx.Done():
-			return false
-		}
-	}, true
+	_ = clock.Sleep(ctx, t.cfg.BackoffMin) // when ctx ends, so does accepting
+	return true
 }
 
 // welcome reads an accepted connection's hello and adds the connection to its set.
@@ -603,9 +580,7 @@ func (t *Transport) heardOf(node storage.NodeID) {
 	if p == nil || p.set.Load() != nil {
 		return
 	}
-	p.mu.Lock()
-	p.failures, p.retryAt = 0, time.Time{}
-	p.mu.Unlock()
+	p.tryNow()
 	_, _ = p.connect() // whoever needs the connection learns what came of it
 }
 
@@ -623,20 +598,16 @@ func (t *Transport) join(h hello, nc net.Conn, protocol uint16, release func()) 
 	}
 	key := setKey{h.from, client, h.nonce}
 	s := t.inSets[key]
-	if s == nil && client {
-		s = t.newSet(0, nc.RemoteAddr().String(), h.nonce, false, false)
-		s.client, s.in = true, newInPeer(0)
-		t.inSets[key] = s
-		t.wg.Go(func() { t.serve(key, s) })
-	}
 	if s == nil {
 		for k, old := range t.inSets {
-			if k.node == h.from && !lone && !old.lone {
+			if k.node == h.from && !client && !lone && !old.lone {
 				old.fail(errors.New("the peer has opened newer connections"))
 			}
 		}
 		s = t.newSet(h.from, nc.RemoteAddr().String(), h.nonce, false, lone)
-		if s.in = t.inFrom[h.from]; s.in == nil {
+		if s.client = client; client {
+			s.in = newInPeer(0)
+		} else if s.in = t.inFrom[h.from]; s.in == nil {
 			s.in = newInPeer(h.from)
 			t.inFrom[h.from] = s.in
 		}

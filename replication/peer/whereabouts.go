@@ -8,6 +8,7 @@ import (
 	"time"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/clock"
 )
 
 // Place is where a node said that it is reached, and in which of its starts: of two places that with more starts is the newer.
@@ -229,10 +230,7 @@ func (t *Transport) askRefuser() {
 		case !asking:
 			return
 		case wait > 0:
-			select {
-			case <-time.After(wait):
-			case <-t.ctx.Done():
-			}
+			_ = clock.Sleep(t.ctx, wait)
 		default:
 			t.askAt(addr)
 		}

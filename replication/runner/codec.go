@@ -32,7 +32,11 @@ type enc struct{ b []byte }
 
 func (e *enc) u8(v uint8)   { e.b = append(e.b, v) }
 func (e *enc) u32(v uint32) { e.b = binary.LittleEndian.AppendUint32(e.b, v) }
-func (e *enc) u64(v uint64) { e.b = binary.LittleEndian.AppendUint64(e.b, v) }
+func (e *enc) u64(vs ...uint64) {
+	for _, v := range vs {
+		e.b = binary.LittleEndian.AppendUint64(e.b, v)
+	}
+}
 func (e *enc) bool(v bool) {
 	if v {
 		e.u8(1)
@@ -48,6 +52,20 @@ func (e *enc) rpcHeader(h raft.RPCHeader) {
 	e.u8(uint8(h.ProtocolVersion))
 	e.bytes(h.ID)
 	e.bytes(h.Addr)
+}
+
+// request begins a message of about that many bytes to the replica named to; response begins its answer.
+func request(bytes int, to raft.ServerID, h raft.RPCHeader) enc {
+	e := enc{make([]byte, 0, bytes)}
+	e.bytes([]byte(to))
+	e.rpcHeader(h)
+	return e
+}
+
+func response(h raft.RPCHeader) enc {
+	e := enc{make([]byte, 0, 64)}
+	e.rpcHeader(h)
+	return e
 }
 
 // dec takes fields off a header; the first field that does not fit sets bad, and all later ones are zero.
@@ -112,20 +130,14 @@ func (d *dec) done(what string) error {
 
 // encodeAppend encodes a request for the replica named to, with the entries' data beside it.
 func encodeAppend(to raft.ServerID, r *raft.AppendEntriesRequest) (header []byte, payload [][]byte) {
-	e := enc{make([]byte, 0, 128+len(r.Entries)*32)}
-	e.bytes([]byte(to))
-	e.rpcHeader(r.RPCHeader)
-	e.u64(r.Term)
-	e.u64(r.PrevLogEntry)
-	e.u64(r.PrevLogTerm)
-	e.u64(r.LeaderCommitIndex)
+	e := request(128+len(r.Entries)*32, to, r.RPCHeader)
+	e.u64(r.Term, r.PrevLogEntry, r.PrevLogTerm, r.LeaderCommitIndex)
 	e.u32(uint32(len(r.Entries)))
 	if len(r.Entries) > 0 {
 		payload = make([][]byte, 0, len(r.Entries))
 	}
 	for _, l := range r.Entries {
-		e.u64(l.Index)
-		e.u64(l.Term)
+		e.u64(l.Index, l.Term)
 		e.u8(uint8(l.Type))
 		var at int64
 		if !l.AppendedAt.IsZero() {
@@ -205,10 +217,8 @@ func ValidConfiguration(data []byte) (ok bool) {
 }
 
 func encodeAppendResponse(r *raft.AppendEntriesResponse, freeBytes int64) []byte {
-	e := enc{make([]byte, 0, 64)}
-	e.rpcHeader(r.RPCHeader)
-	e.u64(r.Term)
-	e.u64(r.LastLog)
+	e := response(r.RPCHeader)
+	e.u64(r.Term, r.LastLog)
 	e.bool(r.Success)
 	e.bool(r.NoRetryBackoff)
 	e.u64(uint64(freeBytes))
@@ -252,18 +262,18 @@ func decodeVote(header []byte) (to raft.ServerID, r *raft.RequestVoteRequest, er
 	return to, r, d.done("request vote")
 }
 
-func encodeVoteResponse(h raft.RPCHeader, term uint64, granted bool) []byte {
-	e := enc{make([]byte, 0, 64)}
-	e.rpcHeader(h)
+// encodeVerdict encodes the answer to a vote, a pre-vote or a snapshot.
+func encodeVerdict(h raft.RPCHeader, term uint64, yes bool) []byte {
+	e := response(h)
 	e.u64(term)
-	e.bool(granted)
+	e.bool(yes)
 	return e.b
 }
 
-func decodeVoteResponse(header []byte) (h raft.RPCHeader, term uint64, granted bool, err error) {
+func decodeVerdict(what string, header []byte) (h raft.RPCHeader, term uint64, yes bool, err error) {
 	d := dec{b: header}
-	h, term, granted = d.rpcHeader(), d.u64(), d.bool()
-	return h, term, granted, d.done("vote response")
+	h, term, yes = d.rpcHeader(), d.u64(), d.bool()
+	return h, term, yes, d.done(what)
 }
 
 func encodePreVote(to raft.ServerID, r *raft.RequestPreVoteRequest) []byte {
@@ -271,13 +281,9 @@ func encodePreVote(to raft.ServerID, r *raft.RequestPreVoteRequest) []byte {
 }
 
 // candidacy encodes what votes and pre-votes begin with.
-func candidacy(to raft.ServerID, h raft.RPCHeader, term, lastIndex, lastTerm uint64) *enc {
-	e := &enc{make([]byte, 0, 128)}
-	e.bytes([]byte(to))
-	e.rpcHeader(h)
-	e.u64(term)
-	e.u64(lastIndex)
-	e.u64(lastTerm)
+func candidacy(to raft.ServerID, h raft.RPCHeader, term, lastIndex, lastTerm uint64) enc {
+	e := request(128, to, h)
+	e.u64(term, lastIndex, lastTerm)
 	return e
 }
 
@@ -296,9 +302,7 @@ type timeoutNow struct {
 }
 
 func encodeTimeoutNow(to raft.ServerID, m timeoutNow) []byte {
-	e := enc{make([]byte, 0, 64)}
-	e.bytes([]byte(to))
-	e.rpcHeader(m.header)
+	e := request(64, to, m.header)
 	e.u64(m.term)
 	return e.b
 }
@@ -321,18 +325,13 @@ type installPart struct {
 
 func encodeInstall(to raft.ServerID, part installPart) []byte {
 	r := part.req
-	e := enc{make([]byte, 0, 256)}
-	e.bytes([]byte(to))
-	e.rpcHeader(r.RPCHeader)
+	e := request(256, to, r.RPCHeader)
 	e.u8(uint8(r.SnapshotVersion))
-	e.u64(r.Term)
-	e.u64(r.LastLogIndex)
-	e.u64(r.LastLogTerm)
+	e.u64(r.Term, r.LastLogIndex, r.LastLogTerm)
 	e.bytes(r.Configuration)
 	e.u64(r.ConfigurationIndex)
 	e.bytes([]byte(part.manifest))
-	e.u64(part.stream)
-	e.u64(part.offset)
+	e.u64(part.stream, part.offset)
 	e.bool(part.last)
 	return e.b
 }
@@ -349,20 +348,6 @@ func decodeInstall(header []byte) (to raft.ServerID, part installPart, err error
 		d.bad = true
 	}
 	return to, part, d.done("install snapshot")
-}
-
-func encodeInstallResponse(r *raft.InstallSnapshotResponse) []byte {
-	e := enc{make([]byte, 0, 64)}
-	e.rpcHeader(r.RPCHeader)
-	e.u64(r.Term)
-	e.bool(r.Success)
-	return e.b
-}
-
-func decodeInstallResponse(header []byte, r *raft.InstallSnapshotResponse) error {
-	d := dec{b: header}
-	*r = raft.InstallSnapshotResponse{RPCHeader: d.rpcHeader(), Term: d.u64(), Success: d.bool()}
-	return d.done("install snapshot response")
 }
 
 // A heartbeat is an AppendEntries without entries, previous entry and commit index; those of all groups between two

@@ -68,7 +68,7 @@ func FuzzAppendResponse(f *testing.F) {
 func FuzzVotes(f *testing.F) {
 	f.Add(encodeVote("store/1", &raft.RequestVoteRequest{RPCHeader: sampleHeader(), Term: 7, LastLogIndex: 9, LastLogTerm: 6, LeadershipTransfer: true}))
 	f.Add(encodePreVote("store/1", &raft.RequestPreVoteRequest{RPCHeader: sampleHeader(), Term: 7, LastLogIndex: 9, LastLogTerm: 6}))
-	f.Add(encodeVoteResponse(sampleHeader(), 7, true))
+	f.Add(encodeVerdict(sampleHeader(), 7, true))
 	f.Add(encodeTimeoutNow("store/1", timeoutNow{sampleHeader(), 7}))
 	f.Fuzz(func(t *testing.T, header []byte) {
 		if to, r, err := decodePreVote(header); err == nil {
@@ -80,9 +80,9 @@ func FuzzVotes(f *testing.F) {
 			again(t, r, func(r *raft.RequestVoteRequest) []byte { return encodeVote(to, r) },
 				func(b []byte) (*raft.RequestVoteRequest, error) { _, r, err := decodeVote(b); return r, err })
 		}
-		if h, term, granted, err := decodeVoteResponse(header); err == nil {
-			again(t, h, func(h raft.RPCHeader) []byte { return encodeVoteResponse(h, term, granted) },
-				func(b []byte) (raft.RPCHeader, error) { h, _, _, err := decodeVoteResponse(b); return h, err })
+		if h, term, granted, err := decodeVerdict("vote", header); err == nil {
+			again(t, h, func(h raft.RPCHeader) []byte { return encodeVerdict(h, term, granted) },
+				func(b []byte) (raft.RPCHeader, error) { h, _, _, err := decodeVerdict("vote", b); return h, err })
 		}
 		if to, m, err := decodeTimeoutNow(header); err == nil {
 			again(t, m, func(m timeoutNow) []byte { return encodeTimeoutNow(to, m) },
@@ -97,19 +97,10 @@ func FuzzInstall(f *testing.F) {
 		LastLogTerm: 6, Configuration: conf, ConfigurationIndex: 90}
 	f.Add(encodeInstall("store/1", installPart{req: req, manifest: "1-100-1", last: true}))
 	f.Add(encodeInstall("store/1", installPart{req: req, stream: 77, offset: 4 << 20}))
-	f.Add(encodeInstallResponse(&raft.InstallSnapshotResponse{RPCHeader: sampleHeader(), Term: 7, Success: true}))
 	f.Fuzz(func(t *testing.T, header []byte) {
 		if to, part, err := decodeInstall(header); err == nil {
 			again(t, part, func(part installPart) []byte { return encodeInstall(to, part) },
 				func(b []byte) (installPart, error) { _, part, err := decodeInstall(b); return part, err })
-		}
-		var resp raft.InstallSnapshotResponse
-		if err := decodeInstallResponse(header, &resp); err == nil {
-			again(t, resp, func(r raft.InstallSnapshotResponse) []byte { return encodeInstallResponse(&r) },
-				func(b []byte) (r raft.InstallSnapshotResponse, err error) {
-					err = decodeInstallResponse(b, &r)
-					return r, err
-				})
 		}
 	})
 }

@@ -109,7 +109,8 @@ func (t *Transport) sendInstall(target raft.ServerAddress, header, content []byt
 	if err != nil {
 		return err
 	}
-	return decodeInstallResponse(answer, resp)
+	resp.RPCHeader, resp.Term, resp.Success, err = decodeVerdict("install snapshot response", answer)
+	return err
 }
 
 // serveInstall takes a snapshot, or a chunk of one. With a manifest the pull comes first, because Raft's main loop is
@@ -126,7 +127,7 @@ func (t *Transport) serveInstall(in *peer.Inbound, part installPart) {
 		in.ReplyError(err)
 		return
 	}
-	in.Reply(encodeInstallResponse(resp), nil)
+	in.Reply(encodeVerdict(resp.RPCHeader, resp.Term, resp.Success), nil)
 	if installed && t.cfg.Installed != nil {
 		t.cfg.Installed(part.req)
 	}

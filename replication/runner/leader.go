@@ -63,7 +63,7 @@ func (i *Instance) Leading(ctx context.Context, op string) (term uint64, err err
 	}
 	ctx, cancel := context.WithTimeout(ctx, i.transport.cfg.HeartbeatTimeout)
 	defer cancel()
-	if i.transport.lease.awaitReady(ctx, term) && i.Leads() {
+	if l := i.transport.lease; l.await(ctx, term, func() bool { return l.ready }) && i.Leads() {
 		return term, nil
 	}
 	return 0, i.notLeader(op, 0)

@@ -78,18 +78,6 @@ func (l *lease) wakeLocked() {
 	}
 }
 
-// awaitReady waits until the Barrier of the term has completed; false when the term is over or ctx is done.
-func (l *lease) awaitReady(ctx context.Context, term uint64) bool {
-	return l.await(ctx, term, func() bool { return l.ready })
-}
-
-func (l *lease) changedLocked() <-chan struct{} {
-	if l.changed == nil {
-		l.changed = make(chan struct{})
-	}
-	return l.changed
-}
-
 // giveUp ends the lease for the rest of the term: leadership is about to be transferred.
 func (l *lease) giveUp(term uint64) {
 	l.mu.Lock()
@@ -150,7 +138,10 @@ func (l *lease) await(ctx context.Context, term uint64, ok func() bool) bool {
 			defer l.mu.Unlock()
 			return l.term == term
 		}
-		changed := l.changedLocked()
+		if l.changed == nil {
+			l.changed = make(chan struct{})
+		}
+		changed := l.changed
 		l.mu.Unlock()
 		select {
 		case <-changed:

@@ -296,10 +296,8 @@ func (t *Transport) heartbeat(term uint64) *raft.AppendEntriesRequest {
 
 // leads notes that this replica leads the term.
 func (t *Transport) leads(term uint64) {
-	for {
-		if old := t.ledTerm.Load(); term <= old || t.ledTerm.CompareAndSwap(old, term) {
-			return
-		}
+	for old := t.ledTerm.Load(); term > old && !t.ledTerm.CompareAndSwap(old, term); {
+		old = t.ledTerm.Load()
 	}
 }
 
@@ -592,11 +590,7 @@ func (t *Transport) replySuccess(in *peer.Inbound, term uint64, resp *raft.Appen
 	if err == nil && !t.promise.success(term, time.Now()) {
 		err = t.unavailable("append entries", errors.New("this replica has voted in a later term"))
 	}
-	if err != nil {
-		in.ReplyError(err)
-		return
-	}
-	in.Reply(encodeAppendResponse(resp, t.cfg.FreeBytes()), nil)
+	in.Answer(encodeAppendResponse(resp, t.cfg.FreeBytes()), nil, err)
 }
 
 // serveHeartbeat answers a heartbeat on Raft's fast path, beside its main loop, if that may be.
@@ -725,11 +719,9 @@ func (t *Transport) RequestVote(id raft.ServerID, target raft.ServerAddress, arg
 		return t.unavailable("request vote", errors.New("a promise to the present leader stands"))
 	}
 	header, err := t.call(target, peer.Control, methodRaftVote, encodeVote(id, args), nil, t.cfg.HeartbeatTimeout*2)
-	if err != nil {
-		return err
+	if err == nil {
+		resp.RPCHeader, resp.Term, resp.Granted, err = decodeVerdict("vote response", header)
 	}
-	h, term, granted, err := decodeVoteResponse(header)
-	*resp = raft.RequestVoteResponse{RPCHeader: h, Term: term, Granted: granted}
 	return err
 }
 
@@ -744,18 +736,16 @@ func (t *Transport) serveVote(in *peer.Inbound, req *raft.RequestVoteRequest) {
 		in.ReplyError(t.unavailable("request vote", errors.New("a promise to the present leader stands")))
 		return
 	}
-	in.Reply(encodeVoteResponse(resp.RPCHeader, resp.Term, resp.Granted), nil)
+	in.Reply(encodeVerdict(resp.RPCHeader, resp.Term, resp.Granted), nil)
 }
 
 // RequestPreVote asks whether a vote would be given; it binds nobody.
 func (t *Transport) RequestPreVote(id raft.ServerID, target raft.ServerAddress, args *raft.RequestPreVoteRequest,
 	resp *raft.RequestPreVoteResponse) error {
 	header, err := t.call(target, peer.Control, methodRaftPreVote, encodePreVote(id, args), nil, t.cfg.HeartbeatTimeout*2)
-	if err != nil {
-		return err
+	if err == nil {
+		resp.RPCHeader, resp.Term, resp.Granted, err = decodeVerdict("vote response", header)
 	}
-	h, term, granted, err := decodeVoteResponse(header)
-	*resp = raft.RequestPreVoteResponse{RPCHeader: h, Term: term, Granted: granted}
 	return err
 }
 
@@ -776,7 +766,7 @@ func (t *Transport) servePreVote(in *peer.Inbound, req *raft.RequestPreVoteReque
 		return
 	}
 	resp := out.(*raft.RequestPreVoteResponse)
-	in.Reply(encodeVoteResponse(resp.RPCHeader, resp.Term, resp.Granted), nil)
+	in.Reply(encodeVerdict(resp.RPCHeader, resp.Term, resp.Granted), nil)
 }
 
 // TimeoutNow asks a follower to take over. From here on this leader has no lease. The term is the newest that this
@@ -796,11 +786,8 @@ func (t *Transport) serveTimeoutNow(in *peer.Inbound, m timeoutNow) {
 		in.ReplyError(t.unavailable("timeout now", fmt.Errorf("term %d is over", m.term)))
 		return
 	}
-	if _, err := t.deliverSoon(raft.RPC{Command: &raft.TimeoutNowRequest{RPCHeader: m.header}}); err != nil {
-		in.ReplyError(err)
-		return
-	}
-	in.Reply(nil, nil)
+	_, err := t.deliverSoon(raft.RPC{Command: &raft.TimeoutNowRequest{RPCHeader: m.header}})
+	in.Answer(nil, nil, err)
 }
 
 func (t *Transport) currentTerm() uint64 {

@@ -45,11 +45,7 @@ type Sender struct {
 func (m Method[Q, A]) Handle(peers *peer.Transport, serve func(ctx context.Context, from Sender, q Q) (A, error)) {
 	peers.Handle(m.Number, peer.Terms{From: m.From, Order: peer.Concurrent}, func(in *peer.Inbound) {
 		body, err := m.answer(in, serve)
-		if err != nil {
-			in.ReplyError(err)
-			return
-		}
-		in.Reply(nil, [][]byte{body})
+		in.Answer(nil, body, err)
 	})
 }
 
