@@ -50,7 +50,7 @@ func TestShrinkToOneVoterWaitsForItsDisk(t *testing.T) {
 		changed := make(chan error, 1)
 		host := n.host
 		go func() {
-			changed <- host.ChangeMembership(context.Background(), 1, RemoveServer, string(serverID(other)), other, 0)
+			changed <- host.ChangeMembership(context.Background(), 1, runner.RemoveServer, string(serverID(other)), other, 0)
 		}()
 		<-time.After(300 * time.Millisecond)
 		select {
@@ -106,11 +106,11 @@ func TestGrowthKeepsWhatWasAcknowledged(t *testing.T) {
 			if err := h.nodes[n].host.CreateReplica(context.Background(), 1, storeID(n), storage.Incarnation(n), leader); err != nil {
 				t.Fatal(err)
 			}
-			h.change(1, AddNonvoter, n, storage.Incarnation(n))
+			h.change(1, runner.AddNonvoter, n, storage.Incarnation(n))
 			write()
 			h.nodes[leader].stall.begin()
 			release := time.AfterFunc(150*time.Millisecond, h.nodes[leader].stall.end)
-			h.change(1, AddVoter, n, storage.Incarnation(n))
+			h.change(1, runner.AddVoter, n, storage.Incarnation(n))
 			write()
 			release.Stop()
 			h.nodes[leader].stall.end()

@@ -12,6 +12,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/runner"
 )
 
 // flip inverts the first byte of a pattern in the log of a node that does not run.
@@ -87,7 +88,7 @@ func TestDamagedReplicaStaysOutAndComesBackAsANewMember(t *testing.T) {
 		}
 
 		h.nodes[1].start()
-		h.change(1, RemoveServer, 3, 3)
+		h.change(1, runner.RemoveServer, 3, 3)
 		for range 2 { // again is no error
 			if err := h.nodes[3].host.RemoveReplica(context.Background(), 1, storeID(3), 3); err != nil {
 				t.Fatal(err)
@@ -99,8 +100,8 @@ func TestDamagedReplicaStaysOutAndComesBackAsANewMember(t *testing.T) {
 		if err := h.nodes[3].host.CreateReplica(ctx, 1, storeID(3), 4, h.awaitLeader(1)); err != nil {
 			t.Fatal(err)
 		}
-		h.change(1, AddNonvoter, 3, 4)
-		h.change(1, AddVoter, 3, 4)
+		h.change(1, runner.AddNonvoter, 3, 4)
+		h.change(1, runner.AddVoter, 3, 4)
 		h.nodes[3].crash() // and the new one is sound after a restart, beside the old damage
 		h.nodes[3].start()
 		h.nodes[1].crash()

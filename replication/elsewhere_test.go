@@ -10,6 +10,7 @@ import (
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/extent"
 	"github.com/storaged/storaged/replication/op"
+	"github.com/storaged/storaged/replication/runner"
 )
 
 // unreadableBlocks is a group of three whose first blocks are written, block i full of byte 1+i.
@@ -155,7 +156,7 @@ func TestPullFromALeaderWithABadBlock(t *testing.T) {
 		if err := h.nodes[l].host.mustGroup(1).checkpoint(context.Background()); err != nil {
 			t.Fatal(err)
 		}
-		h.change(1, RemoveServer, b, storage.Incarnation(b))
+		h.change(1, runner.RemoveServer, b, storage.Incarnation(b))
 		if err := h.nodes[b].host.RemoveReplica(context.Background(), 1, storeID(b), storage.Incarnation(b)); err != nil {
 			t.Fatal(err)
 		}

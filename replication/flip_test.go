@@ -12,6 +12,7 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/op"
+	"github.com/storaged/storaged/replication/runner"
 )
 
 // lead has a node lead group 1.
@@ -117,15 +118,15 @@ func TestUndecodableEntryStopsItsReplica(t *testing.T) {
 			t.Fatalf("node %d leads with the vote of a damaged replica", l)
 		}
 		h.nodes[other].start()
-		h.change(1, RemoveServer, victim, storage.Incarnation(victim))
+		h.change(1, runner.RemoveServer, victim, storage.Incarnation(victim))
 		if err := h.nodes[victim].host.RemoveReplica(context.Background(), 1, storeID(victim), storage.Incarnation(victim)); err != nil {
 			t.Fatal(err)
 		}
 		if err := h.nodes[victim].host.CreateReplica(context.Background(), 1, storeID(victim), 9, h.awaitLeader(1)); err != nil {
 			t.Fatal(err)
 		}
-		h.change(1, AddNonvoter, victim, 9)
-		h.change(1, AddVoter, victim, 9)
+		h.change(1, runner.AddNonvoter, victim, 9)
+		h.change(1, runner.AddVoter, victim, 9)
 		h.nodes[other].crash()
 		h.equal(c.read(0, 2*storage.BlockSize), append(block(2), block(3)...), "with the new member")
 	})

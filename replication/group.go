@@ -390,7 +390,7 @@ func (g *group) confirmRead(ctx context.Context, mode op.ReadMode) error {
 		mode = g.host.cfg.ReadMode
 	}
 	if !in.MayRead(ctx, term, mode == op.ReadQuorum) {
-		return notLeader(name, g.id, 0)
+		return op.NotLeader(name, "group "+g.id.String(), g.id, 0)
 	}
 	return nil
 }

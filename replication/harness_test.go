@@ -407,7 +407,7 @@ func (h *harness) grow(id storage.GroupID, to ...storage.NodeID) {
 	h.t.Helper()
 	h.addLearners(id, to...)
 	for _, n := range to {
-		h.change(id, AddVoter, n, storage.Incarnation(n))
+		h.change(id, runner.AddVoter, n, storage.Incarnation(n))
 	}
 }
 
@@ -419,7 +419,7 @@ func (h *harness) addLearners(id storage.GroupID, to ...storage.NodeID) {
 		if err := h.nodes[n].host.CreateReplica(context.Background(), id, storeID(n), inc, leader); err != nil {
 			h.t.Fatalf("create replica on node %d: %v", n, err)
 		}
-		h.change(id, AddNonvoter, n, inc)
+		h.change(id, runner.AddNonvoter, n, inc)
 	}
 }
 
@@ -443,16 +443,16 @@ func (h *harness) learners(id storage.GroupID, others ...storage.NodeID) (leader
 	return leader
 }
 
-func (h *harness) change(id storage.GroupID, c Change, n storage.NodeID, inc storage.Incarnation) {
+func (h *harness) change(id storage.GroupID, c runner.Change, n storage.NodeID, inc storage.Incarnation) {
 	h.t.Helper()
-	h.eventually(fmt.Sprintf("change %d of node %d", c, n), func() bool {
+	h.eventually(fmt.Sprintf("change %s of node %d", c, n), func() bool {
 		leader := h.leaderOf(id)
 		if leader == 0 {
 			return false
 		}
 		err := h.nodes[leader].host.ChangeMembership(context.Background(), id, c, string(ServerID(storeID(n), inc)), n, 0)
 		if err != nil && !errors.Is(err, storage.ErrConflict) && !errors.Is(err, storage.ErrUnavailable) && !errors.Is(err, storage.ErrNotLeader) {
-			h.t.Fatalf("change %d of node %d: %v", c, n, err)
+			h.t.Fatalf("change %s of node %d: %v", c, n, err)
 		}
 		return err == nil
 	})

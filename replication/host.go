@@ -6,7 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"sort"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -217,7 +218,7 @@ func (h *Host) group(id storage.GroupID) (*group, error) {
 	g := h.groups[id]
 	h.mu.RUnlock()
 	if g == nil {
-		return nil, storage.E("find", storage.KindNotLeader, "group "+id.String(), &op.NotLeaderError{Group: id})
+		return nil, op.NotLeader("find", "group "+id.String(), id, 0)
 	}
 	return g, nil
 }
@@ -225,12 +226,7 @@ func (h *Host) group(id storage.GroupID) (*group, error) {
 func (h *Host) all() []*group {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
-	gs := make([]*group, 0, len(h.groups))
-	for _, g := range h.groups {
-		gs = append(gs, g)
-	}
-	sort.Slice(gs, func(i, j int) bool { return gs[i].id < gs[j].id })
-	return gs
+	return slices.SortedFunc(maps.Values(h.groups), func(a, b *group) int { return cmp.Compare(a.id, b.id) })
 }
 
 func (h *Host) watchDisks() {

@@ -1,9 +1,11 @@
 package replication
 
 import (
+	"cmp"
 	"context"
 	"errors"
-	"sort"
+	"fmt"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -59,7 +61,7 @@ func (h *Host) Status() []GroupStatus {
 		out = append(out, d.describe())
 	}
 	h.mu.RUnlock()
-	sort.Slice(out, func(i, j int) bool { return out[i].Group < out[j].Group })
+	slices.SortFunc(out, func(a, b GroupStatus) int { return cmp.Compare(a.Group, b.Group) })
 	return out
 }
 
@@ -104,16 +106,6 @@ func (g *group) describe() GroupStatus {
 	return s
 }
 
-// Change is one step of a group's membership.
-type Change uint8
-
-// The changes. Each is asked of the group's leader; asking again for what is so already is no error.
-const (
-	AddNonvoter Change = 1 + iota
-	AddVoter
-	RemoveServer
-)
-
 // caughtUp reports whether a replica has acknowledged anything in this term, and all but the last few entries.
 func caughtUp(acked, last uint64) bool { return acked > 0 && acked+PromotionLag >= last }
 
@@ -129,13 +121,10 @@ func (h *Host) awaitCaughtUp(ctx context.Context, in *instance, server raft.Serv
 	})
 }
 
-// changeTimeout bounds how long a change waits for its turn in the library's queue.
-const changeTimeout = 5 * time.Second
-
 // ChangeMembership makes one change of a group that this node leads: replica is a ServerID. With a configIndex it is
 // refused unless that is the newest configuration (GroupStatus.ConfigIndex). It returns nil only when the change is
 // committed, also one that was asked for before: who removes a replica relies on it.
-func (h *Host) ChangeMembership(ctx context.Context, id storage.GroupID, change Change, replica string,
+func (h *Host) ChangeMembership(ctx context.Context, id storage.GroupID, change runner.Change, replica string,
 	node storage.NodeID, configIndex uint64) error {
 	const name = "change membership"
 	server := raft.ServerID(replica)
@@ -153,45 +142,34 @@ func (h *Host) ChangeMembership(ctx context.Context, id storage.GroupID, change 
 			member, voter = true, m.Suffrage == raft.Voter
 		}
 	}
-	var submit func(*raft.Raft) raft.IndexFuture
+	refuse := func(kind storage.Kind, why string) error {
+		return storage.E(name, kind, "group "+id.String(), errors.New(why))
+	}
 	switch change {
-	case AddNonvoter:
-		if done = member; done {
-			break
-		}
-		submit = func(r *raft.Raft) raft.IndexFuture {
-			return r.AddNonvoter(server, runner.NodeAddress(node), configIndex, changeTimeout)
-		}
-	case AddVoter:
+	case runner.AddNonvoter:
+		done = member
+	case runner.AddVoter:
 		if done = voter; done {
 			break
 		}
 		if !member {
-			return storage.E(name, storage.KindConflict, "group "+id.String(), errors.New("the replica must catch up as a non-voter first"))
+			return refuse(storage.KindConflict, "the replica must catch up as a non-voter first")
 		}
 		if !h.awaitCaughtUp(ctx, in, server) {
-			return storage.E(name, storage.KindConflict, "group "+id.String(), errors.New("the replica has not caught up yet"))
+			return refuse(storage.KindConflict, "the replica has not caught up yet")
 		}
-		submit = func(r *raft.Raft) raft.IndexFuture {
-			return r.AddVoter(server, runner.NodeAddress(node), configIndex, changeTimeout)
+	case runner.RemoveServer:
+		if done = !member; !done && server == g.self {
+			return refuse(storage.KindConflict, "a leader is not removed: transfer leadership first")
 		}
-	case RemoveServer:
-		if done = !member; done {
-			break
-		}
-		if server == g.self {
-			return storage.E(name, storage.KindConflict, "group "+id.String(), errors.New("a leader is not removed: transfer leadership first"))
-		}
-		submit = func(r *raft.Raft) raft.IndexFuture { return r.RemoveServer(server, configIndex, changeTimeout) }
 	default:
-		return storage.E(name, storage.KindInvalid, "group "+id.String(), errors.New("unknown change"))
+		return refuse(storage.KindInvalid, fmt.Sprintf("unknown change %q", change))
 	}
 	if done { // in the newest configuration, which may still be lost: what follows it in the log says that it is not
-		_, err = runner.Do(context.Background(), in.Instance, name, func(r *raft.Raft) raft.Future { return r.Barrier(changeTimeout) })
+		_, err = runner.Do(context.Background(), in.Instance, name, func(r *raft.Raft) raft.Future { return r.Barrier(runner.ChangeTimeout) })
 		return err
 	}
-	_, err = runner.Do(context.Background(), in.Instance, name, submit)
-	return err
+	return in.Change(context.Background(), name, change, server, node, configIndex)
 }
 
 // TransferLeadership asks the given replica to lead a group that this node leads.

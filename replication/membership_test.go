@@ -9,6 +9,7 @@ import (
 	"time"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/runner"
 )
 
 // TestRepeatedChangeWaitsForItsCommit guards I8: a removal that is asked for again while it is only in the leader's log
@@ -25,7 +26,7 @@ func TestRepeatedChangeWaitsForItsCommit(t *testing.T) {
 		remove := func() <-chan error {
 			done := make(chan error, 1)
 			go func() {
-				done <- h.nodes[leader].host.ChangeMembership(context.Background(), 1, RemoveServer,
+				done <- h.nodes[leader].host.ChangeMembership(context.Background(), 1, runner.RemoveServer,
 					string(ServerID(storeID(b), storage.Incarnation(b))), b, 0)
 			}()
 			return done
@@ -64,7 +65,7 @@ func TestStatusOfAConfigurationThatIsNotCommitted(t *testing.T) {
 		}
 		done := make(chan error, 1)
 		go func() {
-			done <- h.nodes[leader].host.ChangeMembership(context.Background(), 1, RemoveServer, string(serverID(b)), b, 0)
+			done <- h.nodes[leader].host.ChangeMembership(context.Background(), 1, runner.RemoveServer, string(serverID(b)), b, 0)
 		}()
 		time.Sleep(200 * time.Millisecond)
 		if s := h.nodes[leader].host.Status()[0]; s.Role != "leader" || len(s.Replicas) != 2 || s.ConfigIndex <= before.ConfigIndex ||
@@ -84,7 +85,7 @@ func TestStatusOfAConfigurationThatIsNotCommitted(t *testing.T) {
 
 // promote asks the leader of group 1 once to make a learner a voter.
 func (h *harness) promote(leader, n storage.NodeID) error {
-	return h.nodes[leader].host.ChangeMembership(context.Background(), 1, AddVoter, string(ServerID(storeID(n), storage.Incarnation(n))), n, 0)
+	return h.nodes[leader].host.ChangeMembership(context.Background(), 1, runner.AddVoter, string(ServerID(storeID(n), storage.Incarnation(n))), n, 0)
 }
 
 // TestTwoVotersBackToBack: two learners that have caught up become voters with one call each, without a pause between them.
@@ -181,10 +182,10 @@ func TestVoteForAVoterThatIsNotKnown(t *testing.T) {
 			h.nodes[id].start()
 		}
 		h.learners(1, 2, 3)
-		h.change(1, AddVoter, 2, 2)
+		h.change(1, runner.AddVoter, 2, 2)
 		<-time.After(time.Second)
 		h.net.Isolate(nodeName(2))
-		h.change(1, AddVoter, 3, 3)
+		h.change(1, runner.AddVoter, 3, 3)
 		h.net.Isolate(nodeName(1))
 		h.net.Rejoin(nodeName(2))
 		h.eventually("the new voter to lead", func() bool { return h.leaderOf(1) == 3 })

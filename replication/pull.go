@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -115,10 +117,7 @@ func (s *pullServer) remove(name string) {
 func (s *pullServer) close() {
 	s.mu.Lock()
 	s.closed = true
-	names := make([]string, 0, len(s.open))
-	for n := range s.open {
-		names = append(names, n)
-	}
+	names := slices.Collect(maps.Keys(s.open))
 	s.mu.Unlock()
 	for _, n := range names {
 		s.remove(n)
@@ -145,16 +144,11 @@ const (
 
 func (s *pullServer) serveManifest(in *peer.Inbound) {
 	name, args, err := decodePull(in.Header[min(1, len(in.Header)):], 1)
-	if err != nil {
-		in.ReplyError(err)
-		return
+	var header, payload []byte
+	if err == nil {
+		header, payload, err = s.manifest(in.Context(), in.Group, in.Header[0], name, args[0], in.Payload)
 	}
-	header, payload, err := s.manifest(in.Context(), in.Group, in.Header[0], name, args[0], in.Payload)
-	if err != nil {
-		in.ReplyError(err)
-		return
-	}
-	in.Reply(header, [][]byte{payload})
+	in.Answer(header, payload, err)
 }
 
 func (s *pullServer) manifest(ctx context.Context, id storage.GroupID, what uint8, name string, arg uint32, after []byte) (header, payload []byte, err error) {
@@ -277,11 +271,7 @@ func (s *pullServer) serveVersion(in *peer.Inbound, read func(m *extent.Manifest
 	if err == nil {
 		payload, err = read(m, ref, first, n)
 	}
-	if err != nil {
-		in.ReplyError(err)
-		return
-	}
-	in.Reply(nil, [][]byte{payload})
+	in.Answer(nil, payload, err)
 }
 
 // puller pulls one manifest from one node into a staging area.

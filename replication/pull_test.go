@@ -375,8 +375,8 @@ func TestCreateReplicaGoesOn(t *testing.T) {
 		if s := h.nodes[2].host.Status(); s[0].LastIndex == 0 {
 			t.Fatalf("%+v", s)
 		}
-		h.change(1, AddNonvoter, 2, 2)
-		h.change(1, AddVoter, 2, 2)
+		h.change(1, runner.AddNonvoter, 2, 2)
+		h.change(1, runner.AddVoter, 2, 2)
 		h.has(c, 2, 400)
 	})
 }

@@ -192,31 +192,20 @@ func (h *Host) serveRead(in *peer.Inbound) {
 
 func (h *Host) serveStatus(in *peer.Inbound) {
 	req, err := op.DecodeStatusRequest(in.Header)
-	if err != nil {
-		in.ReplyError(err)
-		return
+	var resp op.StatusResponse
+	if err == nil {
+		resp.Runs, err = h.BlockStatus(in.Context(), in.Group, req)
 	}
-	runs, err := h.BlockStatus(in.Context(), in.Group, req)
-	if err != nil {
-		in.ReplyError(err)
-		return
-	}
-	resp := op.StatusResponse{Runs: runs}
-	in.Reply(resp.Append(nil), nil)
+	in.Answer(resp.Append(nil), nil, err)
 }
 
 func (h *Host) serveMapped(in *peer.Inbound) {
 	req, err := op.DecodeMappedRequest(in.Header)
-	if err != nil {
-		in.ReplyError(err)
-		return
+	var resp op.MappedResponse
+	if err == nil {
+		resp, err = h.MappedExtents(in.Context(), in.Group, req)
 	}
-	resp, err := h.MappedExtents(in.Context(), in.Group, req)
-	if err != nil {
-		in.ReplyError(err)
-		return
-	}
-	in.Reply(resp.Append(nil), nil)
+	in.Answer(resp.Append(nil), nil, err)
 }
 
 // buffer is a pooled read buffer. Pools are by size class: powers of two from one block to one extent.

@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/gateway/route"
@@ -141,12 +140,7 @@ func (a *actions) membershipHere(ctx context.Context, o control.MembershipOrder)
 	if o.Leader != a.self {
 		return a.notMine(o.Leader)
 	}
-	change, ok := map[control.Membership]replication.Change{control.AddNonvoter: replication.AddNonvoter,
-		control.AddVoter: replication.AddVoter, control.RemoveServer: replication.RemoveServer}[o.Change]
-	if !ok {
-		return storage.E("change membership", storage.KindInvalid, "group "+o.Group.String(), fmt.Errorf("unknown change %q", o.Change))
-	}
-	return a.host.ChangeMembership(ctx, o.Group, change, o.Key.String(), o.Node, o.ConfigIndex)
+	return a.host.ChangeMembership(ctx, o.Group, o.Change, o.Key.String(), o.Node, o.ConfigIndex)
 }
 
 func (a *actions) transferHere(ctx context.Context, o control.TransferOrder) error {

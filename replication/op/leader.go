@@ -15,6 +15,11 @@ type NotLeaderError struct {
 	Leader storage.NodeID // 0: not known
 }
 
+// NotLeader is the error of a request that only the leader of a group takes; leader is 0 if it is not known.
+func NotLeader(op, subject string, group storage.GroupID, leader storage.NodeID) error {
+	return storage.E(op, storage.KindNotLeader, subject, &NotLeaderError{Group: group, Leader: leader})
+}
+
 // Error implements error.
 func (e *NotLeaderError) Error() string {
 	if e.Leader == 0 {

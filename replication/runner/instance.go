@@ -239,7 +239,7 @@ func (i *Instance) translate(what string, err error) error {
 
 // notLeader is the error of a request that only the leader takes; leader is 0 if it is not known.
 func (i *Instance) notLeader(what string, leader storage.NodeID) error {
-	return storage.E(what, storage.KindNotLeader, i.cfg.Subject, &op.NotLeaderError{Group: i.cfg.Group, Leader: leader})
+	return op.NotLeader(what, i.cfg.Subject, i.cfg.Group, leader)
 }
 
 // Cancel has the instance stop: whoever waits for it, or is parked, is released. Stop follows.

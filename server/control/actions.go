@@ -4,6 +4,7 @@ import (
 	"context"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/runner"
 )
 
 // Actions is what the reconcilers do to the world outside the catalog. Package server implements it over the peer
@@ -51,21 +52,11 @@ type CreateOrder struct {
 	Source storage.NodeID `json:"source,omitempty"`
 }
 
-// Membership is a change of a group's configuration.
-type Membership string
-
-// The changes. What is so already is no error.
-const (
-	AddNonvoter  Membership = "add_nonvoter"
-	AddVoter     Membership = "add_voter" // of a non-voter that has caught up; refused otherwise
-	RemoveServer Membership = "remove"
-)
-
 // MembershipOrder asks a group's leader for a change of its configuration.
 type MembershipOrder struct {
 	ReplicaOrder
 	Leader storage.NodeID `json:"leader"`
-	Change Membership     `json:"change"`
+	Change runner.Change  `json:"change"`
 	// ConfigIndex is the configuration the change was decided on; the leader refuses it for a later one. 0: any.
 	ConfigIndex uint64 `json:"config_index,omitempty"`
 }

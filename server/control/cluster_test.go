@@ -307,9 +307,9 @@ func (k *cluster) DropReplica(ctx context.Context, o ReplicaOrder) error {
 func (k *cluster) ChangeMembership(ctx context.Context, o MembershipOrder) error {
 	return k.order(ctx, o.Group, fmt.Sprintf("change %v", o), func() error {
 		switch o.Change {
-		case AddNonvoter:
+		case runner.AddNonvoter:
 			return k.world.AddLearner(o.Group, o.Leader, o.Node, o.Key)
-		case AddVoter:
+		case runner.AddVoter:
 			return k.world.AddVoter(o.Group, o.Leader, o.Key)
 		default:
 			return k.world.Remove(o.Group, o.Leader, o.Key)

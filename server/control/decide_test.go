@@ -215,7 +215,7 @@ func TestMembersChangeByOne(t *testing.T) {
 		if len(stale) != 1 {
 			t.Fatalf("decided: %v", stale)
 		}
-		if err := c.leading().changeCatalog(t.Context(), serverChange{RemoveServer, leader%3 + 1}, newest); err != nil || c.Voters() != 2 {
+		if err := c.leading().changeCatalog(t.Context(), serverChange{runner.RemoveServer, leader%3 + 1}, newest); err != nil || c.Voters() != 2 {
 			t.Fatalf("the first change: %v; %d voters", err, c.Voters())
 		}
 		if err := stale[0].run(t.Context()); err == nil || len(c.inst.Configuration().Servers) != 2 {
@@ -247,9 +247,9 @@ func TestCatalogChangesConverge(t *testing.T) {
 			for _, ch := range changes {
 				at := slices.IndexFunc(servers, func(s raft.Server) bool { return s.ID == ServerID(ch.Node) })
 				switch {
-				case ch.Change == AddNonvoter && at < 0:
+				case ch.Change == runner.AddNonvoter && at < 0:
 					servers = append(servers, raft.Server{ID: ServerID(ch.Node), Address: runner.NodeAddress(ch.Node), Suffrage: raft.Nonvoter})
-				case ch.Change == AddVoter && at >= 0:
+				case ch.Change == runner.AddVoter && at >= 0:
 					servers[at].Suffrage = raft.Voter
 				default:
 					t.Fatalf("%v of %v", ch, servers)

@@ -390,7 +390,7 @@ func rotDisk(t *testing.T) {
 func TestFullDiskKeepsMembers(t *testing.T) {
 	for name, ask := range map[string]func(ctx context.Context, c *Controller, gone storage.NodeID) error{
 		"as it is asked": func(ctx context.Context, c *Controller, gone storage.NodeID) error {
-			return c.leading().changeCatalog(ctx, serverChange{RemoveServer, gone}, 0)
+			return c.leading().changeCatalog(ctx, serverChange{runner.RemoveServer, gone}, 0)
 		},
 		"found out too late": func(ctx context.Context, c *Controller, gone storage.NodeID) error {
 			_, err := runner.Do(ctx, c.inst, "remove", func(r *raft.Raft) raft.IndexFuture { return r.RemoveServer(ServerID(gone), 0, time.Second) })

@@ -8,8 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/hashicorp/raft"
-
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/runner"
 	"github.com/storaged/storaged/server/catalog"
@@ -138,7 +136,7 @@ func (l *leadership) groupTask(key string, s placement.Step) task {
 func (l *leadership) order(ctx context.Context, s placement.Step) error {
 	a := l.c.cfg.Actions
 	replica := ReplicaOrder{Group: s.Group, Node: s.Node, Key: s.Key}
-	change := func(m Membership) MembershipOrder {
+	change := func(m runner.Change) MembershipOrder {
 		return MembershipOrder{ReplicaOrder: replica, Leader: s.Leader, Change: m, ConfigIndex: s.ConfigIndex}
 	}
 	switch s.Kind {
@@ -147,20 +145,20 @@ func (l *leadership) order(ctx context.Context, s placement.Step) error {
 	case placement.StepCreate:
 		return a.CreateReplica(ctx, CreateOrder{ReplicaOrder: replica, Source: s.Leader})
 	case placement.StepAddLearner:
-		return a.ChangeMembership(ctx, change(AddNonvoter))
+		return a.ChangeMembership(ctx, change(runner.AddNonvoter))
 	case placement.StepPromote:
-		err := a.ChangeMembership(ctx, change(AddVoter))
+		err := a.ChangeMembership(ctx, change(runner.AddVoter))
 		for _, m := range s.Also { // back to back: an even number of voters bears no failure more than one fewer
 			if err != nil {
 				return err
 			}
-			next := change(AddVoter)
+			next := change(runner.AddVoter)
 			next.Key, next.Node, next.ConfigIndex = m.Key, m.Node, 0
 			err = a.ChangeMembership(ctx, next)
 		}
 		return err
 	case placement.StepRemove:
-		return a.ChangeMembership(ctx, change(RemoveServer))
+		return a.ChangeMembership(ctx, change(runner.RemoveServer))
 	case placement.StepTransfer:
 		return a.TransferLeader(ctx, TransferOrder{ReplicaOrder: replica, Leader: s.Leader})
 	case placement.StepDrop:
@@ -370,21 +368,10 @@ func (l *leadership) voters(v placement.View) []task {
 }
 
 func (l *leadership) changeCatalog(ctx context.Context, change serverChange, index uint64) error {
-	id, addr, timeout := ServerID(change.Node), runner.NodeAddress(change.Node), l.c.cfg.RequestTimeout
 	if err := l.c.barrier(ctx); err != nil { // an entry that may be refused: is there room? See disk.StoreLogs
 		return err
 	}
-	_, err := runner.Do(ctx, l.c.inst, "change the catalog's members", func(r *raft.Raft) raft.IndexFuture {
-		switch change.Change {
-		case AddNonvoter:
-			return r.AddNonvoter(id, addr, index, timeout)
-		case AddVoter:
-			return r.AddVoter(id, addr, index, timeout)
-		default:
-			return r.RemoveServer(id, index, timeout)
-		}
-	})
-	if err != nil {
+	if err := l.c.inst.Change(ctx, "change the catalog's members", change.Change, ServerID(change.Node), change.Node, index); err != nil {
 		return err
 	}
 	l.c.cfg.Logger.Info("the catalog's members changed", "change", change.Change, "node", change.Node)

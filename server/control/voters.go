@@ -13,7 +13,7 @@ const maxCatalogVoters = 5
 
 // serverChange is one change of the catalog's configuration.
 type serverChange struct {
-	Change Membership
+	Change runner.Change
 	Node   storage.NodeID
 }
 
@@ -42,17 +42,17 @@ func catalogChanges(servers []raft.Server, v placement.View, configIndex, lastIn
 			}
 			continue
 		case !in:
-			return []serverChange{{AddNonvoter, n.ID}}
+			return []serverChange{{runner.AddNonvoter, n.ID}}
 		}
 		usable++
 		report, heard := v.Reports[n.ID]
 		if suffrage != raft.Voter && heard && n.State == storage.NodeUp && report.CatalogIndex >= max(configIndex, 1) &&
 			report.CatalogIndex+placement.PromotionLag >= lastIndex {
-			ready = append(ready, serverChange{AddVoter, n.ID})
+			ready = append(ready, serverChange{runner.AddVoter, n.ID})
 		}
 	}
 	if removed != 0 {
-		return []serverChange{{RemoveServer, removed}}
+		return []serverChange{{runner.RemoveServer, removed}}
 	}
 	want := min(usable, maxCatalogVoters)
 	want -= (want + 1) % 2

@@ -34,7 +34,7 @@ func (e *RemovedError) Error() string {
 }
 
 func notLeader(leader storage.NodeID) error {
-	return storage.E("ask the catalog", storage.KindNotLeader, "catalog", &op.NotLeaderError{Group: storage.CatalogGroup, Leader: leader})
+	return op.NotLeader("ask the catalog", "catalog", storage.CatalogGroup, leader)
 }
 
 // readRequest is the body of MethodRead.

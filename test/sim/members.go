@@ -7,6 +7,7 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication"
+	"github.com/storaged/storaged/replication/runner"
 )
 
 // membership makes the changes of one group's members, one at a time, and repeats each until it is done: what the
@@ -133,14 +134,14 @@ func (r *run) growNow(ctx context.Context, m *membership, n *node) bool {
 				return err
 			}
 		}
-		change := func(c replication.Change) error {
+		change := func(c runner.Change) error {
 			return on(l, func(p *process) error { return p.host.ChangeMembership(ctx, m.group, c, id, n.id, 0) })
 		}
-		if err := change(replication.AddNonvoter); err != nil {
+		if err := change(runner.AddNonvoter); err != nil {
 			return err
 		}
 		member = true
-		return change(replication.AddVoter)
+		return change(runner.AddVoter)
 	})
 }
 
@@ -169,7 +170,7 @@ func (r *run) removeNow(ctx context.Context, g storage.GroupID, n *node) bool {
 			}
 			return errors.New("the leader must move first")
 		}
-		err := on(l, func(p *process) error { return p.host.ChangeMembership(ctx, g, replication.RemoveServer, id, n.id, 0) })
+		err := on(l, func(p *process) error { return p.host.ChangeMembership(ctx, g, runner.RemoveServer, id, n.id, 0) })
 		if err == nil {
 			m.here[n.id], m.left[n.id] = 0, inc
 		}
