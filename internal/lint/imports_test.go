@@ -40,7 +40,7 @@ type rule struct {
 }
 
 // forTests are the packages that serve tests only.
-var forTests = []string{"./test", "./bench", "./internal/testcluster", "./internal/simnet", "./internal/history", "./internal/lint",
+var forTests = []string{"./test", "./bench", "./internal/testcluster", "./internal/simnet", "./internal/history", "./internal/workload", "./internal/lint",
 	"./api/apitest", "./api/csi/csitest", "./nbd/nbdtest", "./server/catalog/catalogtest", "./internal/tlsfiles/tlstest"}
 
 var rules = []rule{{

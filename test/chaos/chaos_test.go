@@ -8,13 +8,12 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
-	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/storaged/storaged/internal/history"
 	"github.com/storaged/storaged/internal/testcluster"
 	"github.com/storaged/storaged/internal/testcluster/clustertest"
+	"github.com/storaged/storaged/internal/workload"
 	"github.com/storaged/storaged/nbd/nbdclient"
 )
 
@@ -42,18 +41,16 @@ func TestChaos(t *testing.T) {
 	if err := c.CreateVolume(t.Context(), volumeName, volumeBytes); err != nil {
 		t.Fatal(err)
 	}
-	w := &workload{seed: seed, clients: *clientsFlag, gateways: len(c.Nodes()), sizeBytes: volumeBytes, perSecond: 150,
-		windowEvery: 2 * time.Second, patience: 20 * time.Second, history: history.New(), answered: make([]atomic.Int64, *clientsFlag),
-		dial: func(ctx context.Context, gateway int) (device, error) {
+	calm := &calm{began: time.Now()}
+	w := workload.New(workload.Config{Seed: seed, Clients: *clientsFlag, Gateways: len(c.Nodes()), SizeBytes: volumeBytes, PerSecond: 150,
+		WindowEvery: 2 * time.Second, Patience: 20 * time.Second, Slow: calm.waited,
+		Dial: func(ctx context.Context, gateway int) (workload.Device, error) {
 			return nbdclient.Dial(ctx, nbdclient.Config{Network: "tcp", Address: c.Node(gateway).NBD, Export: volumeName + "?access=shared"})
-		}}
-	began := time.Now()
-	calm := &calm{began: began}
-	w.slow = calm.waited
+		}})
 	work, stopWork := context.WithCancel(t.Context())
 	defer stopWork()
 	worked := make(chan struct{})
-	go func() { defer close(worked); w.run(work) }()
+	go func() { defer close(worked); w.Run(work) }()
 
 	faulty, stopFaults := context.WithTimeout(t.Context(), *forFlag)
 	defer stopFaults()
@@ -68,12 +65,15 @@ func TestChaos(t *testing.T) {
 		return
 	}
 	for gateway := range c.Nodes() {
-		if err := w.readAll(t.Context(), gateway, w.window(began)+1); err != nil {
+		if err := w.ReadAll(t.Context(), gateway); err != nil {
 			t.Error(err)
 		}
 	}
-	total, _, _ := w.totalAnswered()
-	report, err := w.check()
+	total := int64(0)
+	for _, n := range w.Answered() {
+		total += n
+	}
+	report, err := w.Check()
 	t.Logf("%d requests answered, %d operations on %d cells checked, %d writes with unknown outcome", total, report.Operations,
 		report.Cells, report.Unknown)
 	if err != nil {
@@ -82,18 +82,16 @@ func TestChaos(t *testing.T) {
 }
 
 // awaitProgress wants every client to be answered again once everything is mended.
-func awaitProgress(t *testing.T, w *workload) {
+func awaitProgress(t *testing.T, w *workload.Workload) {
 	t.Helper()
-	var before []int64
-	for c := range w.answered {
-		before = append(before, w.answered[c].Load())
-	}
+	before := w.Answered()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	stuck := -1
+	var stuck int
+	var since int64
 	err := testcluster.Poll(ctx, 50*time.Millisecond, func() bool {
-		for c := range w.answered {
-			if w.answered[c].Load() < before[c]+20 {
+		for c, n := range w.Answered() {
+			if since = n - before[c]; since < 20 {
 				stuck = c
 				return false
 			}
@@ -101,8 +99,7 @@ func awaitProgress(t *testing.T, w *workload) {
 		return true
 	})
 	if err != nil {
-		t.Errorf("a minute after everything was mended, client %d was answered %d times only", stuck,
-			w.answered[stuck].Load()-before[stuck])
+		t.Errorf("a minute after everything was mended, client %d was answered %d times only", stuck, since)
 	}
 }
 

@@ -1,4 +1,4 @@
-package chaos
+package workload
 
 import (
 	"context"
@@ -6,12 +6,11 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"github.com/storaged/storaged/internal/history"
+	"github.com/storaged/storaged/internal/clock"
 )
 
 // memory is a volume in memory, reached through gateways that can be made to misbehave.
@@ -33,7 +32,7 @@ type memory struct {
 var errLost = errors.New("connection lost")
 
 func (m *memory) ReadAt(ctx context.Context, p []byte, off int64) error {
-	pause(ctx, time.Millisecond)
+	wait(ctx, time.Millisecond)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	from := m.data
@@ -45,7 +44,7 @@ func (m *memory) ReadAt(ctx context.Context, p []byte, off int64) error {
 }
 
 func (m *memory) WriteAt(ctx context.Context, p []byte, off int64) error {
-	pause(ctx, time.Millisecond)
+	wait(ctx, time.Millisecond)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.writes++
@@ -100,25 +99,33 @@ func TestWorkload(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				const size = 256 << 20
 				tc.mem.data = make([]byte, size)
-				w := &workload{seed: 1, clients: 6, gateways: 3, sizeBytes: size, perSecond: 100, windowEvery: 2 * time.Second,
-					patience: time.Second, history: history.New(), answered: make([]atomic.Int64, 6),
-					dial: func(_ context.Context, gateway int) (device, error) {
+				failed := make(chan error, 1<<20)
+				w := New(Config{Seed: 1, Clients: 6, Gateways: 3, SizeBytes: size, PerSecond: 100, WindowEvery: 2 * time.Second,
+					Patience: time.Second, Failed: func(_, _ int, err error) { failed <- err },
+					Dial: func(_ context.Context, gateway int) (Device, error) {
 						if gateway == 2 { // is down, and its connection a typed nil
 							return (*memory)(nil), errLost
 						}
 						return tc.mem, nil
-					}}
+					}})
 				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 				defer cancel()
-				w.run(ctx)
-				pause(t.Context(), time.Second) // what lands late
-				if err := w.readAll(t.Context(), 0, 5); err != nil {
+				w.Run(ctx)
+				wait(t.Context(), time.Second) // what lands late
+				if err := w.ReadAll(t.Context(), 0); err != nil {
 					t.Fatal(err)
 				}
-				if total, _, fewest := w.totalAnswered(); total < 3000 || fewest < 100 {
+				total, answered := int64(0), w.Answered()
+				for _, n := range answered {
+					total += n
+				}
+				if fewest := slices.Min(answered); total < 3000 || fewest < 100 {
 					t.Errorf("%d requests answered, %d of the client with fewest", total, fewest)
 				}
-				r, err := w.check()
+				if n := len(failed); n < 2 || (tc.mem.lateEvery > 0 && !tc.mem.repeat) != (n > 20) {
+					t.Errorf("%d errors were told", n)
+				}
+				r, err := w.Check()
 				if tc.want == "" && err != nil || tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want)) {
 					t.Errorf("want %q, got %v", tc.want, err)
 				}
@@ -130,56 +137,4 @@ func TestWorkload(t *testing.T) {
 	}
 }
 
-// journal is a target that writes down what is done to it.
-type journal struct {
-	broken int // faults that are not mended
-	lines  []string
-}
-
-func (j *journal) note(what string, broken int) error {
-	j.lines = append(j.lines, what)
-	j.broken += broken
-	return nil
-}
-func (j *journal) nodes() int                         { return 3 }
-func (j *journal) kill(int) error                     { return j.note("kill", 1) }
-func (j *journal) restart(context.Context, int) error { return j.note("restart", -1) }
-func (j *journal) pause(int) error                    { return j.note("pause", 1) }
-func (j *journal) resume(int) error                   { return j.note("resume", -1) }
-func (j *journal) partitions() bool                   { return true }
-func (j *journal) cut(a, b int) error                 { return j.link(a, b) }
-func (j *journal) oneWay(from, to int) error          { return j.link(from, to) }
-func (j *journal) isolate(int) error                  { return j.note("isolate", 1) }
-func (j *journal) heal() error                        { return j.note("heal", -1) }
-func (j *journal) leader(context.Context) int         { return 1 }
-func (j *journal) link(a, b int) error {
-	if a == b {
-		return errors.New("a node was cut from itself")
-	}
-	return j.note("link", 1)
-}
-
-// TestTorment: faults come one at a time, are mended, every kind comes, and a seed gives the same faults again.
-func TestTorment(t *testing.T) {
-	runs := [2]journal{}
-	for i := range runs {
-		synctest.Test(t, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
-			defer cancel()
-			if err := torment(ctx, &runs[i], 3, func(time.Time, time.Time) {}, t.Logf); err != nil {
-				t.Error(err)
-			}
-		})
-		if runs[i].broken != 0 {
-			t.Errorf("%d faults were not mended", runs[i].broken)
-		}
-	}
-	for _, what := range []string{"kill", "restart", "pause", "resume", "link", "isolate", "heal"} {
-		if !slices.Contains(runs[0].lines, what) {
-			t.Errorf("in five minutes there was no %s", what)
-		}
-	}
-	if !slices.Equal(runs[0].lines, runs[1].lines) {
-		t.Error("the same seed gave other faults")
-	}
-}
+func wait(ctx context.Context, d time.Duration) { _ = clock.Sleep(ctx, d) } // however it ends
