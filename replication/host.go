@@ -94,6 +94,7 @@ type Host struct {
 	groups map[storage.GroupID]*group         // guarded by mu
 	out    map[storage.GroupID]damagedReplica // replicas that stay out, none of them in groups; guarded by mu
 	closed bool                               // guarded by mu
+	format int                                // the highest that RaiseFormat was asked for; guarded by mu
 
 	changing chan struct{} // holds a token during a creation, a removal or the end: one at a time. No lock: a pull takes minutes
 
@@ -167,6 +168,21 @@ func (h *Host) goRun(f func()) {
 	if !h.closed {
 		h.wg.Go(f)
 	}
+}
+
+// RaiseFormat lets all stores write what is new in format n (extent.Store.RaiseFormat), those of earlier calls included. A store
+// that the Host gets later is raised to the highest n that it was asked for. It goes through all stores whatever one of them
+// answers, and may be called again.
+func (h *Host) RaiseFormat(n int) error {
+	h.mu.Lock()
+	h.format = max(h.format, n)
+	n = h.format
+	h.mu.Unlock()
+	var errs []error
+	for _, d := range h.disks {
+		errs = append(errs, d.store.RaiseFormat(n))
+	}
+	return errors.Join(errs...)
 }
 
 // stopDisk stops the replicas of a disk that has failed, so that those who wait for them are released.

@@ -169,12 +169,12 @@ func (c *cache) freeze() (frozen map[table.VersionKey]*page) {
 	return frozen
 }
 
-// persisted says that Pebble holds what freeze returned.
-func (c *cache) persisted(frozen map[table.VersionKey]*page) {
+// persisted says that Pebble holds what freeze returned, in the form by epoch or not.
+func (c *cache) persisted(frozen map[table.VersionKey]*page, byEpoch bool) {
 	c.persists++
 	c.store.unsaved.add(&c.unsaved, -int64(len(frozen)))
 	for v, p := range frozen {
-		p.dirtySince = 0
+		p.dirtySince, p.Indexed = 0, byEpoch
 		cp := c.pages[v.PageKey]
 		for i, old := range cp.older {
 			if old == p {

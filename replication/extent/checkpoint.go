@@ -96,14 +96,15 @@ func (f *Frozen) commit(c table.Checkpoint) error {
 		return storage.E("commit", storage.KindConflict, "checkpoint", errors.New("the replica was replaced meanwhile"))
 	}
 	record := table.GroupRecord{Set: f.set.id, From: g.log.NextNeeded(c.Index), Checkpoint: c}
-	if err := g.store.db.Commit(func(b *tabledb.Batch) { f.fill(b, &record) }); err != nil {
+	byEpoch := g.store.byEpoch()
+	if err := g.store.db.Commit(func(b *tabledb.Batch) { f.fill(b, &record, byEpoch) }); err != nil {
 		return err
 	}
 	g.mu.Lock()
 	g.record = record
 	f.done = true
 	f.set.live.Persisted()
-	g.cache.persisted(f.pages)
+	g.cache.persisted(f.pages, byEpoch)
 	g.mu.Unlock()
 	g.store.log.DurableCheckpoint(g.key, c.Index, c.Term, record.From)
 	return nil
@@ -111,14 +112,10 @@ func (f *Frozen) commit(c table.Checkpoint) error {
 
 // fill puts all of a checkpoint into one batch: tables, live counts, small state and applied index are never of
 // different moments.
-func (f *Frozen) fill(b *tabledb.Batch, record *table.GroupRecord) {
-	key := make([]byte, 0, table.PageKeyLen)
-	value := make([]byte, 0, table.MaxPageLen)
-	byEpoch := f.g.store.byEpoch()
+func (f *Frozen) fill(b *tabledb.Batch, record *table.GroupRecord, byEpoch bool) {
+	w := pageWriter{b: b, set: f.set.id, byEpoch: byEpoch}
 	for v, p := range f.pages {
-		key = table.AppendPageKey(key[:0], f.set.id, v.PageKey, v.Epoch)
-		value = p.AppendValue(value[:0], key, byEpoch)
-		b.Set(key, value)
+		w.put(v, &p.Page)
 	}
 	setLive(b, f.set.id, f.set.live.Next(), byEpoch)
 	setVolumes(b, f.volumes)

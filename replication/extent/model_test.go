@@ -3,11 +3,14 @@ package extent
 import (
 	"bytes"
 	"fmt"
+	"maps"
+	"math/bits"
 	"slices"
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/extent/table"
 	"github.com/storaged/storaged/replication/op"
+	"github.com/storaged/storaged/replication/segment"
 )
 
 // model is a group as plain as can be: everything in maps, nothing on a disk.
@@ -246,63 +249,87 @@ func (v *modelVolume) compareExtent(g *Group, id storage.VolumeID, x storage.Ext
 	return nil
 }
 
-// checkLive compares the live counts with all tables, those in memory and those in Pebble.
-func checkLive(g *Group) error {
-	walked := table.Counts{}
-	durable := table.Counts{}
+// pagesNow returns the versions of all pages as they are now, wherever they are, and those that Pebble holds. Entries may be missing.
+func pagesNow(g *Group) (now, durable map[table.VersionKey]*table.Page, err error) {
 	g.mu.RLock()
-	memory := map[table.VersionKey]*page{}
+	now, durable = map[table.VersionKey]*table.Page{}, map[table.VersionKey]*table.Page{}
 	if g.frozen != nil {
 		for k, p := range g.frozen.pages {
-			memory[k] = p
+			now[k] = &p.Page
 		}
 	}
 	for k, p := range g.cache.dirty {
-		memory[k] = p
+		now[k] = &p.Page
 	}
-	set := g.set
+	set := g.set.id
 	g.mu.RUnlock()
-	add := func(c table.Counts, p *page) { c.Count(&p.Page, 1) }
-	for _, p := range memory {
-		add(walked, p)
-	}
-	prefix := table.SetPrefix(table.KeyPage, set.id)
-	err := g.store.db.Scan(prefix, table.AfterPrefix(prefix), func(k, v []byte) (bool, error) {
-		p := new(page)
+	prefix := table.SetPrefix(table.KeyPage, set)
+	err = g.store.db.Scan(prefix, table.AfterPrefix(prefix), func(k, v []byte) (bool, error) {
+		p := new(table.Page)
 		if err := p.Decode(k, v); err != nil {
 			return false, err
 		}
 		_, key, _ := table.ParsePageKey(k)
-		if memory[key] == nil {
-			add(walked, p)
+		durable[key] = p
+		if now[key] == nil {
+			now[key] = p
 		}
-		add(durable, p)
 		return true, nil
 	})
+	return now, durable, err
+}
+
+func countPages(pages map[table.VersionKey]*table.Page) table.Counts {
+	c := table.Counts{}
+	for _, p := range pages {
+		c.Count(p, 1)
+	}
+	return c
+}
+
+// checkLive compares the live counts with all tables, those in memory and those in Pebble.
+func checkLive(g *Group) error {
+	pages, saved, err := pagesNow(g)
 	if err != nil {
 		return err
 	}
-	if now := set.live.Now(); !equalCounts(now, walked) {
-		return fmt.Errorf("live table.Counts %v, tables say %v", now, walked)
+	walked, durable := countPages(pages), countPages(saved)
+	g.mu.RLock()
+	set := g.set
+	g.mu.RUnlock()
+	if now := set.live.Now(); !maps.Equal(now, walked) {
+		return fmt.Errorf("live counts %v, tables say %v", now, walked)
 	}
 	stored, err := loadLive(g.store.db, set.id)
 	if err != nil {
 		return err
 	}
-	if !equalCounts(stored, durable) || !equalCounts(set.live.Durable(), durable) {
+	if !maps.Equal(stored, durable) || !maps.Equal(set.live.Durable(), durable) {
 		return fmt.Errorf("durable live counts %v, in memory %v, tables say %v", stored, set.live.Durable(), durable)
 	}
 	return nil
 }
 
-func equalCounts(a, b table.Counts) bool {
-	if len(a) != len(b) {
-		return false
+// checkOwn compares the live counts of a store that has written by epoch from the beginning with what they are to mean: own
+// counts each block once, refs each entry that is stored.
+func checkOwn(g *Group) error {
+	pages, _, err := pagesNow(g)
+	if err != nil {
+		return err
 	}
-	for k, v := range a {
-		if b[k] != v {
-			return false
+	blocks, stored := map[segment.Position]bool{}, int64(0)
+	for _, p := range pages {
+		for m := p.Stored(); m != 0; m &= m - 1 {
+			blocks[p.Entries[bits.TrailingZeros64(m)].Position()] = true
+			stored++
 		}
 	}
-	return true
+	var sum table.Count
+	for _, n := range g.set.live.Now() {
+		sum = sum.Plus(n)
+	}
+	if want := (table.Count{Refs: stored, Own: int64(len(blocks))}); sum != want {
+		return fmt.Errorf("counted are %+v, there are %+v", sum, want)
+	}
+	return nil
 }

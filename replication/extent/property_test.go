@@ -9,6 +9,7 @@ import (
 	"pgregory.net/rapid"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/extent/storedir"
 	"github.com/storaged/storaged/replication/op"
 )
 
@@ -50,6 +51,7 @@ func TestAgainstModel(t *testing.T) {
 			"restart":    d.restart,
 			"power cut":  d.powerCut,
 			"delete":     d.delete,
+			"format":     d.format,
 			"term":       func(*rapid.T) { d.r.term++ },
 			"":           d.check,
 		})
@@ -148,6 +150,13 @@ func (d *driver) session(rt *rapid.T) {
 
 func (d *driver) epoch(rt *rapid.T) {
 	d.apply(rt, request{o: op.Op{Kind: op.SetEpoch, Volume: 1, Epoch: storage.Epoch(rapid.IntRange(1, 4).Draw(rt, "epoch"))}})
+}
+
+// format has pages written by epoch from now on: whatever there is before, the other form or none.
+func (d *driver) format(rt *rapid.T) {
+	if err := d.r.s.RaiseFormat(storedir.NewestFormat); err != nil {
+		rt.Fatal(err)
+	}
 }
 
 func (d *driver) generation(rt *rapid.T) {

@@ -372,12 +372,11 @@ func (st *Staging) storeLocked(t, older *table.Version, counted table.Counts) er
 		}
 	}
 	return st.s.db.CommitNoSync(func(b *tabledb.Batch) {
+		w := pageWriter{b: b, set: st.set.id, byEpoch: byEpoch}
 		for i, p := range t.Pages {
-			if p == nil {
-				continue
+			if p != nil {
+				w.put(table.VersionKey{PageKey: table.PageKey{Volume: t.Volume, Extent: t.Extent, Page: uint8(i)}, Epoch: t.Epoch}, p)
 			}
-			k := table.AppendPageKey(nil, st.set.id, table.PageKey{Volume: t.Volume, Extent: t.Extent, Page: uint8(i)}, t.Epoch)
-			b.Set(k, p.AppendValue(nil, k, byEpoch))
 		}
 	})
 }

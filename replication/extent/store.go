@@ -26,7 +26,7 @@ import (
 type Store struct {
 	cfg      Config
 	identity storedir.Identity // but for the format, which is in format
-	format   atomic.Int64      // of the directory; storedir.FirstFormat to NewestFormat, ascends
+	format   atomic.Int64      // changed by RaiseFormat, under making
 	lock     io.Closer
 	db       *tabledb.DB
 	log      *segment.Log
@@ -184,7 +184,7 @@ func (s *Store) discardOrphans() error {
 		owned[g.set.id] = true
 	}
 	var orphans []table.SetID
-	for _, kind := range []byte{table.KeyPage, table.KeyLive, table.KeyVolume, table.KeyPurge} {
+	for _, kind := range setKinds() {
 		for from := []byte{kind}; ; {
 			k, _, ok, err := s.db.First(from, []byte{kind + 1})
 			if err != nil {
@@ -239,9 +239,6 @@ func (s *Store) openLog() error {
 
 // ID returns the store's id.
 func (s *Store) ID() storage.StoreID { return s.identity.Store }
-
-// byEpoch reports whether what is written takes the form by epoch. It stays so.
-func (s *Store) byEpoch() bool { return s.format.Load() >= storedir.PagesByEpoch }
 
 // Cluster returns the cluster that the store belongs to.
 func (s *Store) Cluster() storage.ClusterID { return s.identity.Cluster }

@@ -149,6 +149,26 @@ func setLive(b *tabledb.Batch, set table.SetID, live table.Counts, byEpoch bool)
 	}
 }
 
+// pageWriter puts pages of a set into a batch.
+type pageWriter struct {
+	b          *tabledb.Batch
+	set        table.SetID
+	byEpoch    bool
+	key, value []byte // used again
+}
+
+// put stores a version of a page, and its index key if it is the first time that the form by epoch asks for one.
+func (w *pageWriter) put(v table.VersionKey, p *table.Page) {
+	w.key = table.AppendPageKey(w.key[:0], w.set, v.PageKey, v.Epoch)
+	w.value = p.AppendValue(w.value[:0], w.key, w.byEpoch)
+	w.b.Set(w.key, w.value)
+	if w.byEpoch && !p.Indexed && v.Epoch > table.FirstEpoch {
+		w.key = table.AppendIndexKey(w.key[:0], w.set, v)
+		w.value = table.Seal(w.key, w.value[:0])
+		w.b.Set(w.key, w.value)
+	}
+}
+
 // setVolumes stores what a group knows of volumes, and removes what it has forgotten.
 func setVolumes(b *tabledb.Batch, changes []table.Change) {
 	for _, c := range changes {
@@ -166,9 +186,14 @@ func setGroup(b *tabledb.Batch, key segment.GroupKey, record *table.GroupRecord)
 	b.Set(k, record.AppendValue(nil, k))
 }
 
+// setKinds are the kinds of keys that a table set has.
+func setKinds() []byte {
+	return []byte{table.KeyPage, table.KeyIndex, table.KeyLive, table.KeyVolume, table.KeyPurge}
+}
+
 // dropSet removes everything of a table set.
 func dropSet(b *tabledb.Batch, set table.SetID) {
-	for _, kind := range []byte{table.KeyPage, table.KeyLive, table.KeyVolume, table.KeyPurge} {
+	for _, kind := range setKinds() {
 		prefix := table.SetPrefix(kind, set)
 		b.DeleteRange(prefix, table.AfterPrefix(prefix))
 	}

@@ -166,6 +166,8 @@ func (p purges) step(g *Group, set table.SetID, id storage.VolumeID, purgeKey []
 			b.Delete(k)
 		}
 		if done {
+			index := table.VolumeKey(table.KeyIndex, set, id)
+			b.DeleteRange(index, table.AfterPrefix(index))
 			b.Delete(purgeKey)
 		}
 		setLive(b, set, counts.After(delta), p.s.byEpoch())

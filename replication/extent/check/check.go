@@ -36,12 +36,13 @@ type Report struct {
 	Findings               int
 }
 
-// Run verifies a stopped store: every record of the log, every key of the tables, the live counts, and every block.
+// Run verifies a stopped store: every record of the log, every key of the tables, what versions inherit from each other, the live
+// counts, and every block.
 // It writes nothing. Findings are told by Config.Finding; the error says why the check could not be made:
 // KindConflict when the store is in use, KindNotFound, KindUnsupported, KindIO, KindCanceled.
 func Run(ctx context.Context, cfg Config) (Report, error) {
 	c := &checker{cfg: cfg, sets: map[table.SetID]*checkedSet{}}
-	err := c.run(ctx)
+	err := c.all(ctx)
 	return c.report, err
 }
 
@@ -52,6 +53,7 @@ type checker struct {
 	log    *segment.Reader
 	sets   map[table.SetID]*checkedSet // of groups
 	total  uint64
+	block  [storage.BlockSize]byte
 }
 
 // checkedSet is what the keys of one group's table set say.
@@ -62,7 +64,6 @@ type checkedSet struct {
 	walked  table.Counts // as the tables say
 
 	mapped, heads map[storage.VolumeID]int64 // blocks of newest versions: as stored where that is known, as the tables say
-	last          table.PageKey              // whose newest version was counted; pages come in order, newest versions first
 }
 
 func (c *checker) find(format string, args ...any) {
@@ -70,7 +71,7 @@ func (c *checker) find(format string, args ...any) {
 	c.cfg.Finding(fmt.Sprintf(format, args...))
 }
 
-func (c *checker) run(ctx context.Context) (err error) {
+func (c *checker) all(ctx context.Context) (err error) {
 	fs, dir := c.cfg.FS, c.cfg.Dir
 	if c.report.Identity, err = storedir.ReadIdentity(fs, dir); err != nil {
 		return err
@@ -132,6 +133,7 @@ func (c *checker) smallKeys() error {
 		each(table.KeyIncarnation, "incarnation", sealed),
 		each(table.KeyPurge, "purge", c.purge),
 		each(table.KeyCounter, "counter", sealed),
+		each(table.KeyIndex, "index", c.index),
 	)
 }
 
@@ -189,55 +191,140 @@ func (c *checker) live(k, v []byte) error {
 	return nil
 }
 
-// pages decodes every page and reads every block.
+// pages decodes every page and reads every block, the versions of a page together.
 func (c *checker) pages(ctx context.Context) error {
-	block := make([]byte, storage.BlockSize)
-	return c.db.Scan([]byte{table.KeyPage}, []byte{table.KeyPage + 1}, func(k, v []byte) (bool, error) {
+	var r run
+	err := c.db.Scan([]byte{table.KeyPage}, []byte{table.KeyPage + 1}, func(k, v []byte) (bool, error) {
 		if err := ctx.Err(); err != nil {
 			return false, storage.E("check", storage.KindCanceled, "store "+c.cfg.Dir, err)
 		}
-		set, key, ok := table.ParsePageKey(k)
-		s := c.sets[set]
+		id, key, ok := table.ParsePageKey(k)
+		s := c.sets[id]
 		if ok && s == nil {
 			return true, nil // left by a pull that was not installed; it is removed at the next start
+		}
+		if id != r.id || key.PageKey != r.key {
+			if err := c.run(&r); err != nil {
+				return false, err
+			}
+			r = run{id: id, set: s, key: key.PageKey}
 		}
 		var p table.Page
 		if err := p.Decode(k, v); err != nil {
 			c.find("tables: %v", err)
+			r.broken = true
 			return true, nil
 		}
 		c.report.Pages++
-		c.page(s, key, &p, block)
+		r.versions = append(r.versions, &p)
 		return true, nil
 	})
+	if err != nil {
+		return err
+	}
+	return c.run(&r)
 }
 
-func (c *checker) page(s *checkedSet, key table.VersionKey, p *table.Page, block []byte) {
-	if s.last != key.PageKey {
-		s.last = key.PageKey
-		s.heads[key.Volume] += int64(bits.OnesCount64(p.Bitmap()))
+// run is a page in all its versions, newest first.
+type run struct {
+	id       table.SetID
+	set      *checkedSet
+	key      table.PageKey
+	versions []*table.Page
+	broken   bool // there was one that could not be decoded
+}
+
+// run looks at the versions of a page from the oldest on: what each inherits is in the one before, and all its own blocks are
+// on the disk.
+func (c *checker) run(r *run) error {
+	if len(r.versions) > 0 {
+		r.set.heads[r.key.Volume] += int64(bits.OnesCount64(r.versions[0].Bitmap()))
 	}
-	s.walked.Count(p, 1)
-	for i := range p.Entries {
+	before := &table.Page{}
+	for i, p := range slices.Backward(r.versions) {
+		if p.Indexed && c.report.Identity.Format < storedir.PagesByEpoch {
+			c.find("%s is in the form by epoch, in a store of format %d", r.name(p), c.report.Identity.Format)
+		}
+		if !r.broken {
+			c.chain(r, before, p, i == len(r.versions)-1)
+		}
+		if err := c.indexed(r, p); err != nil {
+			return err
+		}
+		r.set.walked.Count(p, 1)
+		c.blocks(r, p)
+		before = p
+	}
+	return nil
+}
+
+// chain compares what a version has inherited with the version before, and makes it whole.
+func (c *checker) chain(r *run, before, p *table.Page, oldest bool) {
+	if p.Chain != 0 && (oldest || p.Chain <= before.Chain) {
+		c.find("%s needs %d older versions at most, and has more below it, or none", r.name(p), p.Chain)
+	}
+	if err := p.Inherit(before); err != nil {
+		c.find("%s: %v", r.name(p), err)
+	}
+	for m := p.Stored() &^ p.Own; m != 0; m &= m - 1 {
+		if i := bits.TrailingZeros64(m); p.Entries[i] != before.Entries[i] {
+			c.find("%s has inherited block %d at %s, the version before has it at %s", r.name(p), r.block(i), p.Entries[i].Position(), before.Entries[i].Position())
+		}
+	}
+}
+
+func (r *run) name(p *table.Page) string {
+	return fmt.Sprintf("group %s: page %d of extent %d of volume %d (epoch %d)", r.set.key, r.key.Page, r.key.Extent, r.key.Volume, p.Epoch)
+}
+
+func (r *run) block(i int) int { return int(r.key.Page)*table.BlocksPerPage + i }
+
+// indexed wants the index key of a version that must have one.
+func (c *checker) indexed(r *run, p *table.Page) error {
+	if !p.Indexed || p.Epoch <= table.FirstEpoch || r.set.deleted[r.key.Volume] {
+		return nil
+	}
+	key := table.AppendIndexKey(nil, r.id, table.VersionKey{PageKey: r.key, Epoch: p.Epoch})
+	value, err := c.db.Get(key)
+	if err == nil && value == nil {
+		c.find("%s is not in the index", r.name(p))
+	}
+	return err
+}
+
+// index wants the version of an index key.
+func (c *checker) index(k, v []byte) error {
+	id, key, err := table.DecodeIndex(k, v)
+	s := c.sets[id]
+	if err != nil || s == nil || s.deleted[key.Volume] { // which goes in one step, when the last page has gone
+		return err
+	}
+	value, err := c.db.Get(table.AppendPageKey(nil, id, key.PageKey, key.Epoch))
+	if err == nil && value == nil {
+		err = errors.New("there is no such page")
+	}
+	return err
+}
+
+// blocks reads the blocks that a version owns.
+func (c *checker) blocks(r *run, p *table.Page) {
+	if r.set.deleted[r.key.Volume] {
+		return
+	}
+	for m := p.Own; m != 0; m &= m - 1 {
+		i := bits.TrailingZeros64(m)
 		e := p.Entries[i]
-		if !e.Mapped() {
-			continue
-		}
-		if s.deleted[key.Volume] {
-			continue
-		}
 		c.report.Blocks++
 		if c.report.Blocks%4096 == 0 && c.cfg.Progress != nil {
 			c.cfg.Progress(c.report.Blocks, c.total)
 		}
-		err := c.log.ReadAt(e.Position(), block)
-		if err == nil && op.Sum(block) != e.Sum {
+		err := c.log.ReadAt(e.Position(), c.block[:])
+		if err == nil && op.Sum(c.block[:]) != e.Sum {
 			err = table.ErrSeal
 		}
 		if err != nil {
 			c.report.Damaged++
-			c.find("group %s: block %d of extent %d of volume %d (epoch %d) at %s: %v", s.key, int(key.Page)*table.BlocksPerPage+i,
-				key.Extent, key.Volume, key.Epoch, e.Position(), err)
+			c.find("group %s: block %d of extent %d of volume %d (epoch %d) at %s: %v", r.set.key, r.block(i), r.key.Extent, r.key.Volume, p.Epoch, e.Position(), err)
 		}
 	}
 }

@@ -20,6 +20,7 @@ const (
 	KeyPage        = 'p' // set, volume, extent, page, ^epoch
 	KeyStable      = 's' // group, incarnation, name
 	KeyVolume      = 'v' // set, volume: sessions, generation, epoch
+	KeyIndex       = 'x' // set, volume, epoch, extent, page: the page was written at an epoch after the volume's first
 )
 
 // SetID numbers a table set: the tables, live counts and volume states of one replica, or of one staging. An install
@@ -122,6 +123,32 @@ func ParsePageKey(k []byte) (set SetID, v VersionKey, ok bool) {
 		PageKey: PageKey{Volume: storage.VolumeID(be.Uint64(k[9:])), Extent: storage.ExtentIndex(be.Uint32(k[17:])), Page: k[21]},
 		Epoch:   storage.Epoch(^be.Uint64(k[22:])),
 	}, true
+}
+
+// indexKeyLen is the length of the keys that AppendIndexKey makes.
+const indexKeyLen = 1 + 8 + 8 + 8 + 4 + 1
+
+// AppendIndexKey appends the key that says of a version of a page that it is there. In their order, one scan finds the pages
+// that were written within a range of epochs.
+func AppendIndexKey(dst []byte, set SetID, v VersionKey) []byte {
+	dst = append(dst, KeyIndex)
+	for _, n := range []uint64{uint64(set), uint64(v.Volume), uint64(v.Epoch)} {
+		dst = be.AppendUint64(dst, n)
+	}
+	return append(be.AppendUint32(dst, uint32(v.Extent)), v.Page)
+}
+
+// DecodeIndex decodes a key made by AppendIndexKey, with its value, which is a checksum and nothing else.
+func DecodeIndex(key, value []byte) (set SetID, v VersionKey, err error) {
+	if _, err := UnsealLen(key, value, indexKeyLen, 0); err != nil {
+		return 0, v, Corrupt("decode index", "key %x: %w", key, err)
+	}
+	v = VersionKey{PageKey: PageKey{Volume: storage.VolumeID(be.Uint64(key[9:])), Extent: storage.ExtentIndex(be.Uint32(key[25:])), Page: key[29]},
+		Epoch: storage.Epoch(be.Uint64(key[17:]))}
+	if v.Page >= PagesPerExtent || v.Epoch <= FirstEpoch {
+		return 0, v, Corrupt("decode index", "page %d of epoch %d", v.Page, v.Epoch)
+	}
+	return SetID(be.Uint64(key[1:])), v, nil
 }
 
 // Seal appends the checksum of key and value to a value, so that a value under a wrong key is noticed as well.

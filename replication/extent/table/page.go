@@ -136,7 +136,7 @@ func (p *Page) Inherit(older *Page) error {
 // Follow makes a whole page the version that follows before, a whole page too; nil: it is the oldest. What lies where it lies in
 // before is inherited, everything else its own.
 func (p *Page) Follow(before *Page, byEpoch bool) {
-	p.Chain, p.Own = 0, p.Bitmap()
+	p.Chain, p.Own, p.Indexed = 0, p.Bitmap(), false
 	if before == nil || !byEpoch {
 		return
 	}

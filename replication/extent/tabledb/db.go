@@ -20,6 +20,11 @@ import (
 // closeTimeout is how long Close waits for a database that has failed, before it is abandoned.
 const closeTimeout = time.Second
 
+// formatMajorVersion is the version of Pebble's own formats. A build whose Pebble does not know it does not open the database any
+// more. So it does not follow Pebble: it may be raised one release after the first whose Pebble knows the new one, and where
+// builds may be mixed or taken back only by way of a format of the data directory (storedir.NewestFormat).
+const formatMajorVersion = pebble.FormatValueSeparation
+
 // tableFileShards is how many parts the open files of tables lie in, each with a lock of its own.
 const tableFileShards = 4
 
@@ -166,7 +171,7 @@ func (m *DB) options() *pebble.Options {
 		MemTableStopWritesThreshold: 4,
 		L0CompactionThreshold:       4,
 		L0StopWritesThreshold:       24,
-		FormatMajorVersion:          pebble.FormatNewest,
+		FormatMajorVersion:          formatMajorVersion,
 		DisableTableStats:           true,
 		Logger:                      pebbleLogger{m},
 		EventListener: &pebble.EventListener{
