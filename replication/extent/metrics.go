@@ -6,21 +6,21 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/registry"
 	"github.com/storaged/storaged/replication/extent/storedir"
 )
 
 // metrics are those of one store; all methods may be called on metrics that are not registered anywhere.
 type metrics struct {
-	registry    prometheus.Registerer
-	collectors  []prometheus.Collector
 	checkpoints prometheus.Histogram
 	pages       prometheus.Counter
 	corrupt     prometheus.Counter
+	unregister  func()
 }
 
 func newMetrics(r prometheus.Registerer, id storage.StoreID, files *storedir.FS, pulls func() int) (*metrics, error) {
 	labels := prometheus.Labels{"store": id.String()}
-	m := &metrics{registry: r,
+	m := &metrics{
 		checkpoints: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "storage_extent_checkpoint_seconds", ConstLabels: labels,
 			Help:    "Time to write a group's checkpoint, the wait for its log included. Worry when it nears the time between checkpoints.",
 			Buckets: prometheus.ExponentialBuckets(0.001, 2, 14)}),
@@ -35,28 +35,11 @@ func newMetrics(r prometheus.Registerer, id storage.StoreID, files *storedir.FS,
 	pulling := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "storage_extent_pulls", ConstLabels: labels,
 		Help: "Replicas of the store that are pulled from another node now, or were and are not installed yet. Worry when it is not 0 for long: what they hold is not free."},
 		func() float64 { return float64(pulls()) })
-	m.collectors = []prometheus.Collector{m.checkpoints, m.pages, m.corrupt, retries, pulling}
-	if r == nil {
-		return m, nil
-	}
-	for i, c := range m.collectors {
-		if err := r.Register(c); err != nil {
-			m.collectors = m.collectors[:i]
-			_ = m.unregister() // it never fails
-			return nil, storage.E("register metrics of", storage.KindInternal, "store "+id.String(), err)
-		}
+	var err error
+	if m.unregister, err = registry.Register(r, m.checkpoints, m.pages, m.corrupt, retries, pulling); err != nil {
+		return nil, storage.E("register metrics of", storage.KindInternal, "store "+id.String(), err)
 	}
 	return m, nil
-}
-
-// unregister takes the metrics back, so that a store can be opened again in the same process. It never fails.
-func (m *metrics) unregister() error {
-	if m.registry != nil {
-		for _, c := range m.collectors {
-			m.registry.Unregister(c)
-		}
-	}
-	return nil
 }
 
 func (m *metrics) checkpoint(pages int, d time.Duration) {

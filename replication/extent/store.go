@@ -99,7 +99,7 @@ func Open(cfg Config) (_ *Store, err error) {
 	if s.metrics, err = newMetrics(cfg.Metrics, s.identity.Store, files, s.Pulls); err != nil {
 		return nil, err
 	}
-	cleanup = append(cleanup, s.metrics.unregister)
+	cleanup = append(cleanup, func() error { s.metrics.unregister(); return nil })
 	if s.db, err = tabledb.Open(cfg.tables(s.fail)); err != nil {
 		return nil, err
 	}
@@ -490,7 +490,7 @@ func (s *Store) close() error {
 	if e := s.db.Close(); err == nil {
 		err = e
 	}
-	_ = s.metrics.unregister() // unregistering twice is harmless
+	s.metrics.unregister() // twice is harmless
 	if e := s.lock.Close(); err == nil && e != nil {
 		err = storage.E("close", storage.KindIO, "store "+s.cfg.Dir, e)
 	}

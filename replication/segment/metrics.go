@@ -2,12 +2,12 @@ package segment
 
 import (
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/storaged/storaged/internal/registry"
 )
 
 // metrics of one log. They work without a registry.
 type metrics struct {
-	registry   prometheus.Registerer
-	collectors []prometheus.Collector
 	records    prometheus.Counter
 	bytes      prometheus.Counter
 	batch      prometheus.Histogram
@@ -15,12 +15,12 @@ type metrics struct {
 	sync       prometheus.Histogram
 	prepared   prometheus.Counter
 	failed     prometheus.Gauge
+	unregister func()
 }
 
 func newMetrics(l *Log) (*metrics, error) {
 	latency := prometheus.ExponentialBuckets(20e-6, 2, 18) // 20 us to 2.6 s
 	m := &metrics{
-		registry: l.cfg.Metrics,
 		records: prometheus.NewCounter(prometheus.CounterOpts{Name: "storage_segment_append_records_total",
 			Help: "Records made durable."}),
 		bytes: prometheus.NewCounter(prometheus.CounterOpts{Name: "storage_segment_append_bytes_total",
@@ -45,26 +45,7 @@ func newMetrics(l *Log) (*metrics, error) {
 	cold := prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "storage_segment_cold_reads_total",
 		Help: "Reads that the page cache could not answer and the disk had to."},
 		func() float64 { return float64(l.disk.Cold()) })
-	m.collectors = []prometheus.Collector{m.records, m.bytes, m.batch, m.write, m.sync, m.prepared, m.failed, used, free,
-		cold}
-	if m.registry == nil {
-		return m, nil
-	}
-	for i, c := range m.collectors {
-		if err := m.registry.Register(c); err != nil {
-			m.collectors = m.collectors[:i]
-			m.unregister()
-			return nil, err
-		}
-	}
-	return m, nil
-}
-
-func (m *metrics) unregister() {
-	if m.registry == nil {
-		return
-	}
-	for _, c := range m.collectors {
-		m.registry.Unregister(c)
-	}
+	var err error
+	m.unregister, err = registry.Register(l.cfg.Metrics, m.records, m.bytes, m.batch, m.write, m.sync, m.prepared, m.failed, used, free, cold)
+	return m, err
 }

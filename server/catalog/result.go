@@ -27,26 +27,42 @@ type Result struct {
 // resultJSON adds the error to the encoded Result. Causes travel as text.
 type resultJSON struct {
 	resultFields
-	Err *errorJSON `json:"err,omitempty"`
+	Err *SentError `json:"err,omitempty"`
 }
 
 type resultFields Result
 
-type errorJSON struct {
+// SentError is an error on its way to another node. Its cause travels as text.
+type SentError struct {
 	Op      string       `json:"op"`
 	Kind    storage.Kind `json:"kind"`
 	Subject string       `json:"subject,omitempty"`
 	Text    string       `json:"text,omitempty"`
 }
 
+// Send returns an error as it travels.
+func Send(e *storage.Error) *SentError {
+	w := &SentError{Op: e.Op, Kind: e.Kind, Subject: e.Subject}
+	if e.Err != nil {
+		w.Text = e.Err.Error()
+	}
+	return w
+}
+
+// Received returns the error that was sent.
+func (w *SentError) Received() *storage.Error {
+	e := storage.E(w.Op, storage.FailureOf(uint64(w.Kind)), w.Subject, nil)
+	if w.Text != "" {
+		e.Err = errors.New(w.Text)
+	}
+	return e
+}
+
 // MarshalJSON implements json.Marshaler; the error's cause becomes text.
 func (r Result) MarshalJSON() ([]byte, error) {
 	w := resultJSON{resultFields: resultFields(r)}
 	if r.Err != nil {
-		w.Err = &errorJSON{Op: r.Err.Op, Kind: r.Err.Kind, Subject: r.Err.Subject}
-		if r.Err.Err != nil {
-			w.Err.Text = r.Err.Err.Error()
-		}
+		w.Err = Send(r.Err)
 	}
 	return json.Marshal(w)
 }
@@ -58,12 +74,8 @@ func (r *Result) UnmarshalJSON(b []byte) error {
 		return err
 	}
 	*r = Result(w.resultFields)
-	if w.Err == nil {
-		return nil
-	}
-	r.Err = storage.E(w.Err.Op, storage.FailureOf(uint64(w.Err.Kind)), w.Err.Subject, nil)
-	if w.Err.Text != "" {
-		r.Err.Err = errors.New(w.Err.Text)
+	if w.Err != nil {
+		r.Err = w.Err.Received()
 	}
 	return nil
 }

@@ -288,11 +288,6 @@ func (c *Controller) Read(ctx context.Context, fn func(*catalog.State)) error {
 // the next one.
 func (c *Controller) Changed() (index uint64, next <-chan struct{}) { return c.fsm.next() }
 
-// WaitIndex returns when this node's copy holds the command at index; KindUnavailable when ctx ends before.
-func (c *Controller) WaitIndex(ctx context.Context, index uint64) error {
-	return c.fsm.wait(ctx, index)
-}
-
 // Propose applies a command, on whatever node this is, and returns its result; a refusal is the error. It tries
 // again, which commands permit, until ctx is done. KindUnavailable: whether it was applied is not known.
 //

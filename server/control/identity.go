@@ -14,6 +14,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/diskio"
 	"github.com/storaged/storaged/server/catalog"
 )
 
@@ -72,7 +73,7 @@ func SaveIdentity(fsys vfs.FS, dir string, id Identity) error {
 	if err := fsys.MkdirAll(dir, 0o750); err != nil {
 		return storage.E(op, storage.KindIO, dir, err)
 	}
-	if err := syncDir(fsys, fsys.PathDir(dir)); err != nil { // the directory may be new
+	if err := diskio.SyncDir(fsys, fsys.PathDir(dir)); err != nil { // the directory may be new
 		return storage.E(op, storage.KindIO, dir, err)
 	}
 	return writeJSON(fsys, dir, identityFile, identityJSON{Version: fileVersion, Cluster: id.Cluster.String(), Node: id.Node,
@@ -97,40 +98,17 @@ func LoadIdentity(fsys vfs.FS, dir string) (Identity, error) {
 	return Identity{Cluster: cluster, Node: w.Node, HeartbeatTimeout: w.HeartbeatTimeout, Bootstrap: w.Bootstrap}, nil
 }
 
-// writeJSON replaces a file: write, sync, rename, sync the directory.
-func writeJSON(fsys vfs.FS, dir, name string, v any) (err error) {
+// writeJSON replaces a file.
+func writeJSON(fsys vfs.FS, dir, name string, v any) error {
 	path := fsys.PathJoin(dir, name)
-	fail := func(err error) error { return storage.E("write", storage.KindIO, path, err) }
 	b, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
 		return storage.E("write", storage.KindInternal, path, err)
 	}
-	f, err := fsys.Create(path+".tmp", vfs.WriteCategoryUnspecified)
-	if err != nil {
-		return fail(err)
-	}
-	_, err = f.Write(append(b, '\n'))
-	if err == nil {
-		err = f.Sync()
-	}
-	if err := errors.Join(err, f.Close()); err != nil {
-		return fail(err)
-	}
-	if err := fsys.Rename(path+".tmp", path); err != nil {
-		return fail(err)
-	}
-	if err := syncDir(fsys, dir); err != nil {
-		return fail(err)
+	if err := diskio.Replace(fsys, path, ".tmp", append(b, '\n')); err != nil {
+		return storage.E("write", storage.KindIO, path, err)
 	}
 	return nil
-}
-
-func syncDir(fsys vfs.FS, dir string) error {
-	d, err := fsys.OpenDir(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 func readJSON(fsys vfs.FS, dir, name string, v any) error {

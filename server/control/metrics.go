@@ -4,23 +4,24 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/registry"
 	"github.com/storaged/storaged/server/catalog"
 )
 
 // metrics are the figures of one Controller. A nil registry keeps them to itself.
 type metrics struct {
-	registry   prometheus.Registerer
-	collectors []prometheus.Collector
 	steps      *prometheus.CounterVec
+	unregister func()
 }
 
 func newMetrics(r prometheus.Registerer, c *Controller) (*metrics, error) {
-	m := &metrics{registry: r, steps: prometheus.NewCounterVec(prometheus.CounterOpts{
+	m := &metrics{steps: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "storage_catalog_steps_total",
 		Help: "Steps of the reconcilers on the catalog's leader. Worry when failures of one kind keep growing.",
 	}, []string{"kind", "outcome"})}
+	all := []prometheus.Collector{m.steps}
 	gauge := func(name, help string, value func() float64) {
-		m.collectors = append(m.collectors, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
+		all = append(all, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
 	}
 	gauge("storage_catalog_leader", "1 on the node that leads the catalog. Worry when no node has it.", func() float64 {
 		if c.inst.Leads() {
@@ -40,31 +41,15 @@ func newMetrics(r prometheus.Registerer, c *Controller) (*metrics, error) {
 			return -1
 		})
 	for _, state := range []storage.NodeState{storage.NodeUp, storage.NodeSuspect, storage.NodeDown, storage.NodeDraining} {
-		m.collectors = append(m.collectors, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "storage_catalog_nodes",
+		all = append(all, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "storage_catalog_nodes",
 			Help:        "Nodes by state, as this node's copy has them. Worry about any that is down.",
 			ConstLabels: prometheus.Labels{"state": string(state)}}, func() float64 { return float64(c.countNodes(state)) }))
 	}
-	m.collectors = append(m.collectors, m.steps)
-	if r == nil {
-		return m, nil
-	}
-	for i, x := range m.collectors {
-		if err := r.Register(x); err != nil {
-			m.collectors = m.collectors[:i]
-			m.unregister()
-			return nil, storage.E("register metrics", storage.KindInternal, "catalog", err)
-		}
+	var err error
+	if m.unregister, err = registry.Register(r, all...); err != nil {
+		return nil, storage.E("register metrics", storage.KindInternal, "catalog", err)
 	}
 	return m, nil
-}
-
-func (m *metrics) unregister() {
-	if m.registry == nil {
-		return
-	}
-	for _, x := range m.collectors {
-		m.registry.Unregister(x)
-	}
 }
 
 // step counts a task that has ended.

@@ -234,16 +234,10 @@ func (l *leadership) closeSession(s *catalog.State, x catalog.Session) []task {
 	if !ok || v.State == storage.VolumeDeleting {
 		return nil // the deletion closes it
 	}
-	return []task{{key: "session " + x.ID.String(), kind: "close session", text: "close it in every group",
-		run: func(ctx context.Context) error {
-			err := l.everywhere(ctx, v.Groups, func(ctx context.Context, g storage.GroupID) error {
-				return l.c.cfg.Actions.CloseSession(ctx, g, v.ID, x.ID)
-			})
-			if err != nil {
-				return err
-			}
-			return l.c.applyHere(ctx, catalog.CloseSession{Session: x.ID})
-		}}}
+	return []task{l.inGroups("session "+x.ID.String(), "close session", "close it in every group", v, catalog.CloseSession{Session: x.ID},
+		func(ctx context.Context, g storage.GroupID) error {
+			return l.c.cfg.Actions.CloseSession(ctx, g, v.ID, x.ID)
+		})}
 }
 
 // fenceAfter is how long whoever has begun a takeover is left alone with it.
@@ -264,16 +258,10 @@ func (l *leadership) fencesLocked(s *catalog.State, now time.Time) []task {
 		if now.Sub(since) < fenceAfter || v.State != storage.VolumeReady { // the groups refuse a deleted one as a whole
 			continue
 		}
-		todo = append(todo, task{key: "volume " + v.ID.String(), kind: "fence", text: "fence the former holder of " + v.Name + " in every group",
-			run: func(ctx context.Context) error {
-				err := l.everywhere(ctx, v.Groups, func(ctx context.Context, g storage.GroupID) error {
-					return l.c.cfg.Actions.SetGeneration(ctx, g, v.ID, v.Generation, at)
-				})
-				if err != nil {
-					return err
-				}
-				return l.c.applyHere(ctx, catalog.SetFenced{Volume: v.ID, Generation: v.Generation})
-			}})
+		todo = append(todo, l.inGroups("volume "+v.ID.String(), "fence", "fence the former holder of "+v.Name+" in every group", v,
+			catalog.SetFenced{Volume: v.ID, Generation: v.Generation}, func(ctx context.Context, g storage.GroupID) error {
+				return l.c.cfg.Actions.SetGeneration(ctx, g, v.ID, v.Generation, at)
+			}))
 	}
 	return todo
 }
@@ -307,24 +295,26 @@ func (l *leadership) deletions(s *catalog.State) []task {
 	var todo []task
 	at, session := s.Applied(), s.LastSession()
 	for _, v := range s.DeletingVolumes() {
-		todo = append(todo, task{key: "volume " + v.ID.String(), kind: "delete volume", text: "delete " + v.Name + " in every group",
-			run: func(ctx context.Context) error {
-				err := l.everywhere(ctx, v.Groups, func(ctx context.Context, g storage.GroupID) error {
-					return l.c.cfg.Actions.DeleteVolume(ctx, g, v.ID, at)
-				})
-				if err != nil {
-					return err
-				}
-				err = l.everywhere(ctx, v.Groups, func(ctx context.Context, g storage.GroupID) error {
-					return l.c.cfg.Actions.ForgetDeleted(ctx, g, session, at)
-				})
-				if err != nil {
-					return err
-				}
-				return l.c.applyHere(ctx, catalog.FinishDelete{Volume: v.ID})
-			}})
+		todo = append(todo, l.inGroups("volume "+v.ID.String(), "delete volume", "delete "+v.Name+" in every group", v,
+			catalog.FinishDelete{Volume: v.ID}, func(ctx context.Context, g storage.GroupID) error {
+				return l.c.cfg.Actions.DeleteVolume(ctx, g, v.ID, at)
+			}, func(ctx context.Context, g storage.GroupID) error {
+				return l.c.cfg.Actions.ForgetDeleted(ctx, g, session, at)
+			}))
 	}
 	return todo
+}
+
+// inGroups is a task that takes each step in every group of a volume before the next one, and then applies a command.
+func (l *leadership) inGroups(key, kind, text string, v storage.Volume, last catalog.Command, steps ...func(context.Context, storage.GroupID) error) task {
+	return task{key: key, kind: kind, text: text, run: func(ctx context.Context) error {
+		for _, step := range steps {
+			if err := l.everywhere(ctx, v.Groups, step); err != nil {
+				return err
+			}
+		}
+		return l.c.applyHere(ctx, last)
+	}}
 }
 
 // everywhere calls fn for every group, one after the other, each with a time-out of its own. It goes on after an

@@ -54,8 +54,8 @@ type JoinResponse struct {
 
 // reply is the answer to every method: Err, or what the method answers.
 type reply struct {
-	Err    *replyError    `json:"err,omitempty"`
-	Leader storage.NodeID `json:"leader,omitempty"` // with Err of KindNotLeader
+	Err    *catalog.SentError `json:"err,omitempty"`
+	Leader storage.NodeID     `json:"leader,omitempty"` // with Err of KindNotLeader
 
 	Removed *RemovedError `json:"removed,omitempty"` // with Err of KindPermission
 
@@ -65,28 +65,18 @@ type reply struct {
 	Join    *JoinResponse                      `json:"join,omitempty"`
 }
 
-type replyError struct {
-	Op      string       `json:"op"`
-	Kind    storage.Kind `json:"kind"`
-	Subject string       `json:"subject,omitempty"`
-	Text    string       `json:"text,omitempty"`
-}
-
 // failed makes a reply of an error.
 func failed(err error) reply {
 	var nl *op.NotLeaderError
 	if errors.As(err, &nl) {
-		return reply{Err: &replyError{Op: "ask the catalog", Kind: storage.KindNotLeader, Text: nl.Error()}, Leader: nl.Leader}
+		return reply{Err: &catalog.SentError{Op: "ask the catalog", Kind: storage.KindNotLeader, Text: nl.Error()}, Leader: nl.Leader}
 	}
 	var e *storage.Error
 	if !errors.As(err, &e) {
 		e = storage.E("ask the catalog", storage.KindOf(err), "", err)
 	}
-	r := reply{Err: &replyError{Op: e.Op, Kind: e.Kind, Subject: e.Subject}}
+	r := reply{Err: catalog.Send(e)}
 	errors.As(err, &r.Removed)
-	if e.Err != nil {
-		r.Err.Text = e.Err.Error()
-	}
 	return r
 }
 
@@ -95,18 +85,16 @@ func (r *reply) err() error {
 	if r.Err == nil {
 		return nil
 	}
-	kind := storage.FailureOf(uint64(r.Err.Kind))
+	e := r.Err.Received()
 	switch {
-	case kind == storage.KindNotLeader:
+	case e.Kind == storage.KindNotLeader:
 		return notLeader(r.Leader)
 	case r.Err.Kind == storage.KindNone:
 		return storage.E("ask the catalog", storage.KindInternal, r.Err.Subject, errors.New("an error of kind none: "+r.Err.Text))
 	case r.Removed != nil:
-		return storage.E(r.Err.Op, kind, r.Err.Subject, r.Removed)
-	case r.Err.Text == "":
-		return storage.E(r.Err.Op, kind, r.Err.Subject, nil)
+		e.Err = r.Removed
 	}
-	return storage.E(r.Err.Op, kind, r.Err.Subject, errors.New(r.Err.Text))
+	return e
 }
 
 func encodeReply(r reply) []byte {

@@ -126,22 +126,7 @@ func WriteIdentity(fsys vfs.FS, dir string, id Identity) error {
 	if err != nil {
 		return err
 	}
-	temporary := fsys.PathJoin(dir, identityName+".new")
-	f, err := fsys.Create(temporary, vfs.WriteCategoryUnspecified)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(append(data, '\n'))
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := fsys.Rename(temporary, fsys.PathJoin(dir, identityName)); err != nil {
-		return err
-	}
-	return diskio.SyncDir(fsys, dir)
+	return diskio.Replace(fsys, fsys.PathJoin(dir, identityName), ".new", append(data, '\n'))
 }
 
 // Make makes a directory and those above it that are missing, durably.
