@@ -33,10 +33,11 @@ type Replica struct {
 	Progress *Progress
 }
 
-// Progress says how far a transfer is: 0 <= DoneBytes <= TotalBytes once the total is known.
+// Progress says how far a transfer is: 0 <= DoneBytes <= TotalBytes once the total is known. storagectl prints it to programs as it
+// stands.
 type Progress struct {
-	DoneBytes int64
+	DoneBytes int64 `json:"done_bytes"`
 	// TotalBytes is 0 while it is not known.
-	TotalBytes int64
-	StartedAt  time.Time
+	TotalBytes int64     `json:"total_bytes,omitzero"`
+	StartedAt  time.Time `json:"started_at,omitzero"`
 }

@@ -71,16 +71,16 @@ type Reason struct {
 	NextStep string `json:"next_step"`
 }
 
-// Task is one replica on its way into its group.
+// Task is one replica on its way into its group. storagectl prints it to programs as it stands.
 type Task struct {
-	Kind  TaskKind
-	Group storage.GroupID
+	Kind  TaskKind        `json:"kind"`
+	Group storage.GroupID `json:"group"`
 	// Node is where the replica goes.
-	Node     storage.NodeID
-	NodeName string
+	Node     storage.NodeID `json:"node"`
+	NodeName string         `json:"node_name"`
 	// Step says what is being done now: "pulling", "catching up".
-	Step     string
-	Progress *Progress
+	Step     string    `json:"step"`
+	Progress *Progress `json:"progress,omitempty"`
 }
 
 // TaskKind says why a replica is made.

@@ -113,28 +113,29 @@ const (
 	StateFailed State = "failed"
 )
 
-// Attachment is a volume as a block device of this host.
+// Attachment is a volume as a block device of this host. storagectl prints it to programs as it stands.
 type Attachment struct {
-	Volume   string
-	VolumeID storage.VolumeID
-	// ID is the catalog's; 0 in a cluster that keeps none.
-	ID         storage.AttachmentID
-	Generation storage.Generation
-	Access     storage.Access
-	ReadOnly   bool
-	Via        Via // never ViaAuto
+	Volume   string           `json:"volume"`
+	VolumeID storage.VolumeID `json:"volume_id"`
 	// Device is the path of the block device: /dev/nbd0, /dev/loop3. Link is a path that leads to it for as long as the
 	// volume is attached, whatever device it is; empty without one.
-	Device, Link string
+	Device   string         `json:"device"`
+	Link     string         `json:"link,omitempty"`
+	Via      Via            `json:"via"` // never ViaAuto
+	Access   storage.Access `json:"access"`
+	ReadOnly bool           `json:"read_only"`
 	// Identity tells the device from another that has got its path since: whoever formats, mounts or shows it opens it by
 	// blockdev.OpenOwned(Device, Identity, ...) and keeps it open meanwhile. Zero without a device, and from gateways that do
 	// not say it.
-	Identity  blockdev.Identity
-	SizeBytes int64 // of the device
-	State     State
+	Identity  blockdev.Identity `json:"-"`
+	SizeBytes int64             `json:"size_bytes"` // of the device
+	State     State             `json:"state"`
 	// Reason says why State is what it is; empty when it is StateReady.
-	Reason string
-	Since  time.Time
+	Reason string `json:"reason,omitempty"`
+	// ID is the catalog's; 0 in a cluster that keeps none.
+	ID         storage.AttachmentID `json:"attachment_id,omitempty"`
+	Generation storage.Generation   `json:"generation"`
+	Since      time.Time            `json:"since,omitzero"`
 }
 
 // ItsDevice names the device in a message: "its device /dev/nbd0", or "its device" where that has no path.

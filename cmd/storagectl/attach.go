@@ -17,29 +17,6 @@ import (
 // socketVariable names the gateway's socket when --socket does not.
 const socketVariable = "STORAGECTL_SOCKET"
 
-// hostAttachmentView is what -o json and -o yaml print of an attachment of this host.
-type hostAttachmentView struct {
-	Volume       string     `json:"volume"`
-	VolumeID     uint64     `json:"volume_id"`
-	Device       string     `json:"device"`
-	Link         string     `json:"link,omitempty"`
-	Via          string     `json:"via"`
-	Access       string     `json:"access"`
-	ReadOnly     bool       `json:"read_only"`
-	SizeBytes    int64      `json:"size_bytes"`
-	State        string     `json:"state"`
-	Reason       string     `json:"reason,omitempty"`
-	AttachmentID uint64     `json:"attachment_id,omitempty"`
-	Generation   uint64     `json:"generation"`
-	Since        *time.Time `json:"since,omitempty"`
-}
-
-func viewHostAttachment(a host.Attachment) hostAttachmentView {
-	return hostAttachmentView{Volume: a.Volume, VolumeID: uint64(a.VolumeID), Device: a.Device, Link: a.Link, Via: string(a.Via),
-		Access: string(a.Access), ReadOnly: a.ReadOnly, SizeBytes: a.SizeBytes, State: string(a.State), Reason: a.Reason,
-		AttachmentID: uint64(a.ID), Generation: uint64(a.Generation), Since: viewTime(a.Since)}
-}
-
 // hostFlags are those of the commands that speak to the gateway of this host.
 type hostFlags struct{ socket string }
 
@@ -91,7 +68,7 @@ network block device, fuse a loop device over a FUSE file, for hosts whose kerne
 				if err != nil {
 					return err
 				}
-				return a.show(viewHostAttachment(at), func(w io.Writer, wide bool) {
+				return a.show(at, func(w io.Writer, wide bool) {
 					if fmt.Fprintln(w, at.Device); wide {
 						writeAttachments(w, a, []host.Attachment{at}, true)
 					}
@@ -151,7 +128,7 @@ func newAttachments(a *app) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return a.show(views(list, viewHostAttachment), func(w io.Writer, wide bool) { writeAttachments(w, a, list, wide) })
+				return a.show(append([]host.Attachment{}, list...), func(w io.Writer, wide bool) { writeAttachments(w, a, list, wide) })
 			})
 		},
 	}

@@ -11,6 +11,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/cobra"
+
+	"github.com/storaged/storaged/api/host"
 )
 
 func TestDocumentIsUpToDate(t *testing.T) {
@@ -83,7 +85,7 @@ func TestSchemaIsStable(t *testing.T) {
 		value any
 	}{
 		{"volume", volumeView{}}, {"node", nodeView{}}, {"group", groupView{}}, {"status", statusView{}},
-		{"version", versionView{}}, {"transfer", transferView{}}, {"bench", benchView{}}, {"error", errorView{}}, {"host attachment", hostAttachmentView{}},
+		{"version", versionView{}}, {"transfer", transferView{}}, {"bench", benchView{}}, {"error", errorView{}}, {"host attachment", host.Attachment{}},
 	} {
 		describe(&got, v.name, reflect.TypeOf(v.value))
 	}

@@ -129,14 +129,8 @@ type replicaView struct {
 	Role        string        `json:"role"`
 	Online      bool          `json:"online"`
 	LagEntries  *uint64       `json:"lag_entries,omitempty"`
-	Progress    *progressView `json:"progress,omitempty"`
+	Progress    *api.Progress `json:"progress,omitempty"`
 	Reason      string        `json:"reason,omitempty"` // why it is out of service for good
-}
-
-type progressView struct {
-	DoneBytes  int64      `json:"done_bytes"`
-	TotalBytes *int64     `json:"total_bytes,omitempty"`
-	StartedAt  *time.Time `json:"started_at,omitempty"`
 }
 
 func viewGroup(g api.Group) groupView {
@@ -147,16 +141,9 @@ func viewGroup(g api.Group) groupView {
 		Replicas: views(g.Replicas, func(r api.Replica) replicaView {
 			return replicaView{Node: uint32(r.Node), NodeName: r.NodeName, Store: r.Key.Store.String(),
 				Incarnation: uint32(r.Key.Incarnation), Role: string(r.Role), Online: r.Online, LagEntries: known(led, r.LagEntries),
-				Progress: viewProgress(r.Progress), Reason: r.Reason}
+				Progress: r.Progress, Reason: r.Reason}
 		}),
 	}
-}
-
-func viewProgress(p *api.Progress) *progressView {
-	if p == nil {
-		return nil
-	}
-	return &progressView{DoneBytes: p.DoneBytes, TotalBytes: known(p.TotalBytes > 0, p.TotalBytes), StartedAt: viewTime(p.StartedAt)}
 }
 
 type statusView struct {
@@ -176,7 +163,7 @@ type statusView struct {
 	UsedBytes           *int64       `json:"used_bytes,omitempty"`
 	FreeBytes           *int64       `json:"free_bytes,omitempty"`
 	StoresUnknown       *int         `json:"stores_unknown,omitempty"`
-	Tasks               []taskView   `json:"tasks"`
+	Tasks               []api.Task   `json:"tasks"`
 	CatalogLeader       uint32       `json:"catalog_leader"` // 0: nobody leads
 	CatalogLeaderName   string       `json:"catalog_leader_name"`
 	CatalogTerm         uint64       `json:"catalog_term"`
@@ -184,15 +171,6 @@ type statusView struct {
 	AnsweredBy          uint32       `json:"answered_by"`
 	AnsweredByName      string       `json:"answered_by_name"`
 	AgeSeconds          *float64     `json:"age_seconds,omitempty"`
-}
-
-type taskView struct {
-	Kind     string        `json:"kind"`
-	Group    uint32        `json:"group"`
-	Node     uint32        `json:"node"`
-	NodeName string        `json:"node_name"`
-	Step     string        `json:"step"`
-	Progress *progressView `json:"progress,omitempty"`
 }
 
 func viewStatus(s api.Status) statusView {
@@ -207,10 +185,7 @@ func viewStatus(s api.Status) statusView {
 		CatalogTerm: s.CatalogTerm, CatalogIndex: s.CatalogIndex, AnsweredBy: uint32(s.AnsweredBy),
 		AnsweredByName: s.AnsweredByName, AgeSeconds: known(s.Age >= 0, s.Age.Seconds()),
 		Reasons: append([]api.Reason{}, s.Reasons...),
-		Tasks: views(s.Tasks, func(t api.Task) taskView {
-			return taskView{Kind: string(t.Kind), Group: uint32(t.Group), Node: uint32(t.Node), NodeName: t.NodeName,
-				Step: t.Step, Progress: viewProgress(t.Progress)}
-		}),
+		Tasks:   append([]api.Task{}, s.Tasks...),
 	}
 }
 

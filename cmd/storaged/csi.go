@@ -11,14 +11,12 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 	"golang.org/x/sync/errgroup"
 	"k8s.io/klog/v2"
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api/client"
 	"github.com/storaged/storaged/api/csi"
-	"github.com/storaged/storaged/api/host"
 	"github.com/storaged/storaged/api/hostclient"
 	"github.com/storaged/storaged/api/hostfs"
 	"github.com/storaged/storaged/internal/doors"
@@ -30,24 +28,22 @@ import (
 
 // csiConfig are the settings of `storaged csi`.
 type csiConfig struct {
-	Mode       string
-	Socket     string
-	Name       string
-	Endpoints  []string
-	Cluster    string
-	API        tlsfiles.Client
-	Gateway    string
-	HostRoot   string
-	MaxVolumes int64
-	Topology   bool
-	Zones      []string
-	// KubeletPath is where the kubelet sees Socket; empty: nobody is told. KubeletDir is where it looks for those who tell.
-	KubeletPath string
-	KubeletDir  string
-	// ListenHTTP is the address of /livez; empty: it is not served.
-	ListenHTTP string
-	LogLevel   string
-	LogFormat  string
+	Mode        string   `flag:"mode" help:"which service to run: controller or node"`
+	Socket      string   `flag:"socket" default:"/csi/csi.sock" help:"unix socket to listen on"`
+	Name        string   `flag:"driver-name" default:"csi.storaged.io" help:"name of the driver; volumes refer to it for ever"`
+	Endpoints   []string `flag:"endpoint" help:"of the controller: API of one or more nodes of the cluster (host or host:port)"`
+	Cluster     string   `flag:"cluster" help:"of the controller: id of the cluster (storagectl status shows it); no other one is asked for anything"`
+	API         tlsfiles.Client
+	Gateway     string   `flag:"gateway" default:"/run/storaged/gateway.sock" help:"of the node service: socket of the host's gateway (storaged gateway)"`
+	HostRoot    string   `flag:"host-root" help:"of the node service: where the host's root directory is mounted, whose tools are used then"`
+	MaxVolumes  int64    `flag:"max-volumes" help:"of the node service: volumes that may be published on this host (0: the orchestrator decides)"`
+	Topology    bool     `flag:"topology" help:"hosts have zones (their gateways' --zone), and volumes can be kept to some; say it to controller and node services alike"`
+	Zones       []string `flag:"zones" help:"of the node service: zones that this host may be in; while its gateway says another one, or none, the driver does not register (empty: any)"`
+	KubeletPath string   `flag:"kubelet-registration-path" help:"of the node service: register it with the kubelet, which sees --socket at this path (empty: something else does)"`
+	KubeletDir  string   `flag:"kubelet-registry" default:"/registration" help:"of the node service: the kubelet's directory plugins_registry, as this process sees it"`
+	ListenHTTP  string   `flag:"listen-http" help:"address of /livez, which says whether the driver answers on its socket (empty: none)"`
+	LogLevel    string   `flag:"log-level" default:"info" help:"debug, info, warn or error"`
+	LogFormat   string   `flag:"log-format" default:"text" help:"text or json"`
 }
 
 func csiCommand() *cobra.Command {
@@ -80,28 +76,8 @@ matter there. Whoever asks and hears nothing, or 503, starts it anew.`,
 			return runCSI(cmd.Context(), config, cmd.ErrOrStderr())
 		},
 	}
-	bindCSIFlags(c.Flags(), &config)
+	bindFlags(c.Flags(), &config)
 	return c
-}
-
-// bindCSIFlags defines the flags of the configuration, with their defaults.
-func bindCSIFlags(f *pflag.FlagSet, config *csiConfig) {
-	f.StringVar(&config.Mode, "mode", "", "which service to run: controller or node")
-	f.StringVar(&config.Socket, "socket", "/csi/csi.sock", "unix socket to listen on")
-	f.StringVar(&config.Name, "driver-name", csi.DefaultName, "name of the driver; volumes refer to it for ever")
-	f.StringSliceVar(&config.Endpoints, "endpoint", nil, "of the controller: API of one or more nodes of the cluster (host or host:port)")
-	f.StringVar(&config.Cluster, "cluster", "", "of the controller: id of the cluster (storagectl status shows it); no other one is asked for anything")
-	bindFlags(f, &config.API)
-	f.StringVar(&config.Gateway, "gateway", host.DefaultSocket, "of the node service: socket of the host's gateway (storaged gateway)")
-	f.StringVar(&config.HostRoot, "host-root", "", "of the node service: where the host's root directory is mounted, whose tools are used then")
-	f.Int64Var(&config.MaxVolumes, "max-volumes", 0, "of the node service: volumes that may be published on this host (0: the orchestrator decides)")
-	f.BoolVar(&config.Topology, "topology", false, "hosts have zones (their gateways' --zone), and volumes can be kept to some; say it to controller and node services alike")
-	f.StringSliceVar(&config.Zones, "zones", nil, "of the node service: zones that this host may be in; while its gateway says another one, or none, the driver does not register (empty: any)")
-	f.StringVar(&config.KubeletPath, "kubelet-registration-path", "", "of the node service: register it with the kubelet, which sees --socket at this path (empty: something else does)")
-	f.StringVar(&config.KubeletDir, "kubelet-registry", "/registration", "of the node service: the kubelet's directory plugins_registry, as this process sees it")
-	f.StringVar(&config.ListenHTTP, "listen-http", "", "address of /livez, which says whether the driver answers on its socket (empty: none)")
-	f.StringVar(&config.LogLevel, "log-level", "info", "debug, info, warn or error")
-	f.StringVar(&config.LogFormat, "log-format", "text", "text or json")
 }
 
 // validate returns every problem at once.

@@ -107,7 +107,7 @@ func understands(args []string) error {
 		return errors.Join(fs.Parse(rest), config.validate())
 	case "csi":
 		var config csiConfig
-		bindCSIFlags(fs, &config)
+		bindFlags(fs, &config)
 		return errors.Join(fs.Parse(rest), config.validate())
 	}
 	return nil

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -43,8 +44,7 @@ type dockerConfig struct {
 
 func dockerCommand() *cobra.Command {
 	var config dockerConfig
-	var file string
-	c := &cobra.Command{
+	return configured(&cobra.Command{
 		Use:   "docker-plugin",
 		Short: "Run the volume plugin for Docker and Podman",
 		Long: `Run the volume plugin of this host for Docker and Podman until SIGTERM or SIGINT; as root, beside the host's gateway
@@ -56,20 +56,12 @@ keys are the flags' names. The command line wins over the environment, the envir
 		Example: `  storaged docker-plugin
   docker volume create -d storaged -o size=20G db
   docker run -v db:/var/lib/postgresql/data postgres`,
-		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := applySources(cmd.Flags(), file, os.LookupEnv); err != nil {
-				return err
-			}
-			if err := config.validate(); err != nil {
-				return err
-			}
-			return runDocker(cmd.Context(), config, cmd.ErrOrStderr())
-		},
-	}
-	bindFlags(c.Flags(), &config)
-	c.Flags().StringVar(&file, "config", "", configHelp)
-	return c
+	}, &config, func(ctx context.Context, stderr io.Writer) error {
+		if err := config.validate(); err != nil {
+			return err
+		}
+		return runDocker(ctx, config, stderr)
+	})
 }
 
 // validate returns every problem at once.
@@ -107,20 +99,6 @@ func dockerAlive(socket string, serves *atomic.Bool) func(context.Context) error
 	}
 }
 
-// beside runs f until stop is called, which waits for its end, or ctx ends.
-func beside(ctx context.Context, f func(context.Context)) (stop func()) {
-	ctx, cancel := context.WithCancel(ctx)
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		f(ctx)
-	}()
-	return func() {
-		cancel()
-		<-ended
-	}
-}
-
 // runDocker serves until ctx ends.
 func runDocker(ctx context.Context, c dockerConfig, stderr io.Writer) error {
 	log, err := logging.New(c.LogLevel, c.LogFormat, stderr)
@@ -136,7 +114,11 @@ func runDocker(ctx context.Context, c dockerConfig, stderr io.Writer) error {
 		return err
 	}
 	var serves atomic.Bool
-	defer beside(ctx, func(ctx context.Context) { dog.Run(ctx, log, dockerAlive(c.Socket, &serves)) })()
+	var watch sync.WaitGroup
+	defer watch.Wait()
+	watched, end := context.WithCancel(ctx)
+	defer end()
+	watch.Go(func() { dog.Run(watched, log, dockerAlive(c.Socket, &serves)) })
 	gateway, err := hostclient.New(c.Gateway)
 	if err != nil {
 		return err

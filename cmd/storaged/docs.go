@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"reflect"
 	"slices"
 	"strings"
 
@@ -13,7 +12,6 @@ import (
 	"github.com/spf13/pflag"
 
 	storage "github.com/storaged/storaged"
-	"github.com/storaged/storaged/server"
 )
 
 func docsCommand() *cobra.Command {
@@ -37,24 +35,19 @@ func docsCommand() *cobra.Command {
 func writeDocs(w io.Writer, root *cobra.Command) {
 	fmt.Fprintf(w, "# storaged\n\n<!-- Written by \"go generate ./cmd/storaged\" from the commands' help and server.Config; do not edit. -->\n")
 	commands := root.Commands()
-	slices.SortStableFunc(commands, func(a, b *cobra.Command) int { // what the program is for comes first
-		return cmp.Compare(b2i(a.Name() != "serve"), b2i(b.Name() != "serve"))
-	})
-	for _, c := range commands {
+	serve := slices.IndexFunc(commands, func(c *cobra.Command) bool { return c.Name() == "serve" })
+	for _, c := range slices.Concat(commands[serve:serve+1], commands[:serve], commands[serve+1:]) { // what the program is for comes first
 		if c.Hidden || !c.HasParent() || c.Name() == "help" || c.Name() == "completion" {
 			continue
 		}
-		fmt.Fprintf(w, "\n## %s %s\n\n%s\n", root.Name(), c.Name(), strings.TrimSpace(longOf(c)))
+		fmt.Fprintf(w, "\n## %s %s\n\n%s\n", root.Name(), c.Name(), strings.TrimSpace(cmp.Or(c.Long, c.Short+".")))
 		if c.Example != "" {
 			fmt.Fprintf(w, "\n```sh\n%s\n```\n", strings.ReplaceAll(strings.TrimSpace(c.Example), "\n  ", "\n"))
 		}
-		if c.Name() == "serve" {
-			writeSettings(w)
-		} else {
-			writeFlags(w, c.LocalFlags())
-		}
+		c.Flags().SortFlags = false // they stand in the struct's order
+		writeFlags(w, c.LocalFlags())
 		for _, below := range c.Commands() { // its flags are those of the command
-			fmt.Fprintf(w, "\n### %s\n\n%s\n\n```sh\n%s\n```\n", below.CommandPath(), strings.TrimSpace(longOf(below)), strings.TrimSpace(below.Example))
+			fmt.Fprintf(w, "\n### %s\n\n%s\n\n```sh\n%s\n```\n", below.CommandPath(), strings.TrimSpace(cmp.Or(below.Long, below.Short+".")), strings.TrimSpace(below.Example))
 		}
 	}
 	fmt.Fprintf(w, `
@@ -69,49 +62,24 @@ func writeDocs(w io.Writer, root *cobra.Command) {
 `)
 }
 
-func b2i(b bool) int {
-	if b {
-		return 1
-	}
-	return 0
-}
-
-func longOf(c *cobra.Command) string {
-	if c.Long != "" {
-		return c.Long
-	}
-	return c.Short + "."
-}
-
 // writeFlags writes a table of a command's flags.
 func writeFlags(w io.Writer, flags *pflag.FlagSet) {
 	if !flags.HasAvailableFlags() {
 		return
 	}
-	fmt.Fprintf(w, "\n| flag | default | what |\n|---|---|---|\n")
+	names := "flag"
+	if flags.Lookup("config") != nil {
+		names = "flag, key in the file"
+	}
+	fmt.Fprintf(w, "\n| %s | default | what |\n|---|---|---|\n", names)
 	flags.VisitAll(func(f *pflag.Flag) {
 		if f.Name == "help" {
 			return
 		}
 		def := ""
-		if f.DefValue != "" && f.DefValue != "[]" && f.DefValue != "0" {
+		if !slices.Contains([]string{"", "[]", "0", "false"}, f.DefValue) {
 			def = "`" + f.DefValue + "`"
 		}
 		fmt.Fprintf(w, "| `--%s` | %s | %s |\n", f.Name, def, strings.ReplaceAll(f.Usage, "|", "\\|"))
 	})
-}
-
-// writeSettings writes a table of the configuration's tags, in the struct's order.
-func writeSettings(w io.Writer) {
-	fmt.Fprintf(w, "\n| flag, key in the file | default | what |\n|---|---|---|\n")
-	t := reflect.TypeFor[server.Config]()
-	for i := range t.NumField() {
-		tag := t.Field(i).Tag
-		def := tag.Get("default")
-		if def != "" {
-			def = "`" + def + "`"
-		}
-		fmt.Fprintf(w, "| `--%s` | %s | %s |\n", tag.Get("flag"), def, strings.ReplaceAll(tag.Get("help"), "|", "\\|"))
-	}
-	fmt.Fprintf(w, "| `--config` | | %s |\n", configHelp)
 }

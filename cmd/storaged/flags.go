@@ -1,13 +1,16 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"reflect"
 	"strings"
 	"time"
 
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"go.yaml.in/yaml/v3"
 
@@ -33,6 +36,10 @@ func bindFlags(fs *pflag.FlagSet, c any) {
 			fs.BoolVar(p, name, def == "true", help)
 		case *int:
 			fs.IntVar(p, name, 0, help)
+		case *int64:
+			fs.Int64Var(p, name, 0, help)
+		case *[]string:
+			fs.StringSliceVar(p, name, nil, help)
 		case *time.Duration:
 			fs.DurationVar(p, name, 0, help)
 		case *size.Bytes:
@@ -45,8 +52,8 @@ func bindFlags(fs *pflag.FlagSet, c any) {
 			if err := f.Value.Set(def); err != nil {
 				panic(fmt.Sprintf("flag --%s: default %q: %v", name, def, err))
 			}
+			f.DefValue = def
 		}
-		f.DefValue = def
 	}
 }
 
@@ -62,6 +69,22 @@ func checkClusterID(text string) error {
 func clusterID(text string) storage.ClusterID {
 	id, _ := storage.ParseClusterID(text)
 	return id
+}
+
+// configured gives c the flags of the configuration that config points to, and fills it before run, also from the environment and a
+// file.
+func configured(c *cobra.Command, config any, run func(ctx context.Context, stderr io.Writer) error) *cobra.Command {
+	var file string
+	bindFlags(c.Flags(), config)
+	c.Flags().StringVar(&file, "config", "", configHelp)
+	c.Args = noArgs
+	c.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := applySources(cmd.Flags(), file, os.LookupEnv); err != nil {
+			return err
+		}
+		return run(cmd.Context(), cmd.ErrOrStderr())
+	}
+	return c
 }
 
 // envName is the environment variable of a flag: STORAGED_DATA_DIR for data-dir.

@@ -18,16 +18,27 @@ const flusherSet = "_STORAGED_IO_FLUSHER"
 // The kernel keeps it for each thread, and Go has several before any code of a program runs; a thread has what the one that
 // made it had, the first what the program had that was replaced by this one.
 func serveWrites() {
-	if os.Getenv(flusherSet) != "" {
-		_ = os.Unsetenv(flusherSet)
+	beginAnew(flusherSet, func() (undo func(), ok bool) {
+		undo = func() { _ = unix.Prctl(unix.PR_SET_IO_FLUSHER, 0, 0, 0, 0) }
+		return undo, unix.Prctl(unix.PR_SET_IO_FLUSHER, 1, 0, 0, 0) == nil
+	})
+}
+
+// beginAnew has the program replaced by itself, once, in a process that set has changed. It returns in the new one, which mark in its
+// environment tells, and where it cannot be done.
+func beginAnew(mark string, set func() (undo func(), ok bool)) {
+	if os.Getenv(mark) != "" {
+		_ = os.Unsetenv(mark)
 		return
 	}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	program, err := os.Executable()
-	if err != nil || unix.Prctl(unix.PR_SET_IO_FLUSHER, 1, 0, 0, 0) != nil {
+	if err != nil {
 		return
 	}
-	_ = syscall.Exec(program, os.Args, append(os.Environ(), flusherSet+"=1")) // returns only if it failed
-	_ = unix.Prctl(unix.PR_SET_IO_FLUSHER, 0, 0, 0, 0)
+	if undo, ok := set(); ok {
+		_ = syscall.Exec(program, os.Args, append(os.Environ(), mark+"=1")) // returns only if it failed
+		undo()
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"time"
 
@@ -20,8 +21,7 @@ const helperCommandName = "gateway-helper"
 
 func gatewayCommand() *cobra.Command {
 	var config hostgateway.Config
-	var file string
-	c := &cobra.Command{
+	c := configured(&cobra.Command{
 		Use:   "gateway --endpoint HOST[,HOST...]",
 		Short: "Run the gateway of a host, which attaches volumes as block devices",
 		Long: `Run the gateway of a host until SIGTERM or SIGINT; one runs per host, as root. It attaches volumes of a cluster to the
@@ -37,16 +37,9 @@ Every flag can be given in the environment too (--state-dir as STORAGED_STATE_DI
 keys are the flags' names. The command line wins over the environment, the environment over the file.`,
 		Example: `  storaged gateway --endpoint storage-1,storage-2,storage-3
   storagectl attach db`,
-		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := applySources(cmd.Flags(), file, os.LookupEnv); err != nil {
-				return err
-			}
-			return hostgateway.Run(cmd.Context(), config, []string{"/proc/self/exe", helperCommandName}, cmd.ErrOrStderr())
-		},
-	}
-	bindFlags(c.Flags(), &config)
-	c.Flags().StringVar(&file, "config", "", configHelp)
+	}, &config, func(ctx context.Context, stderr io.Writer) error {
+		return hostgateway.Run(ctx, config, []string{"/proc/self/exe", helperCommandName}, stderr)
+	})
 	c.AddCommand(hostDownCommand())
 	return c
 }
@@ -56,8 +49,7 @@ const tellTimeout = 15 * time.Second
 
 func hostDownCommand() *cobra.Command {
 	var config hostgateway.Config
-	var file string
-	c := &cobra.Command{
+	return configured(&cobra.Command{
 		Use:   "host-down",
 		Short: "Say that the host goes down, so that nothing waits for its devices for ever",
 		Long: `Say that this host goes down, as deploy/systemd/storaged-host-down.service does when it is shut down, to the gateway that
@@ -67,21 +59,13 @@ From then on, a device whose requests the cluster has not answered for --host-do
 gateway is stopped it leaves no device behind. Where no gateway runs, the devices that one has left are removed at once:
 what their users have not synced is lost. Everything that is attached is attached again when the host has started.`,
 		Example: `  storaged gateway host-down --config /etc/storaged/gateway.yaml`,
-		Args:    noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := applySources(cmd.Flags(), file, os.LookupEnv); err != nil {
-				return err
-			}
-			err := tellHostDown(cmd.Context(), config.Socket)
-			if !errors.Is(err, storage.ErrUnavailable) {
-				return err
-			}
-			return hostgateway.EndDevices(cmd.Context(), config, []string{"/proc/self/exe", helperCommandName}, cmd.ErrOrStderr())
-		},
-	}
-	bindFlags(c.Flags(), &config)
-	c.Flags().StringVar(&file, "config", "", configHelp)
-	return c
+	}, &config, func(ctx context.Context, stderr io.Writer) error {
+		err := tellHostDown(ctx, config.Socket)
+		if !errors.Is(err, storage.ErrUnavailable) {
+			return err
+		}
+		return hostgateway.EndDevices(ctx, config, []string{"/proc/self/exe", helperCommandName}, stderr)
+	})
 }
 
 func tellHostDown(ctx context.Context, socket string) error {

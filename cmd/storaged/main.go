@@ -89,8 +89,7 @@ const configHelp = "YAML file with the same settings"
 
 func serveCommand() *cobra.Command {
 	var config server.Config
-	var file string
-	c := &cobra.Command{
+	return configured(&cobra.Command{
 		Use:   "serve --data-dir DIR [--bootstrap] [--join HOST,...]",
 		Short: "Run a node",
 		Long: `Run a node until SIGTERM or SIGINT.
@@ -110,18 +109,10 @@ keys are the flags' names. The command line wins over the environment, the envir
 		Example: `  storaged serve --data-dir /var/lib/storaged --bootstrap
   storaged serve --data-dir /var/lib/storaged --bootstrap --join storage-1,storage-2,storage-3
   storaged serve --data-dir /var/lib/storaged --join storage-1 --zone rack-b`,
-		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := applySources(cmd.Flags(), file, os.LookupEnv); err != nil {
-				return err
-			}
-			leaveKernelShare()
-			return server.Run(cmd.Context(), config, cmd.ErrOrStderr())
-		},
-	}
-	bindFlags(c.Flags(), &config)
-	c.Flags().StringVar(&file, "config", "", configHelp)
-	return c
+	}, &config, func(ctx context.Context, stderr io.Writer) error {
+		leaveKernelShare()
+		return server.Run(ctx, config, stderr)
+	})
 }
 
 func versionCommand() *cobra.Command {

@@ -1,12 +1,6 @@
 package main
 
-import (
-	"os"
-	"runtime"
-	"syscall"
-
-	"golang.org/x/sys/unix"
-)
+import "golang.org/x/sys/unix"
 
 const (
 	// timerSlackNS is how late, in nanoseconds, the kernel may end a wait, so that it can end several at once
@@ -26,23 +20,12 @@ const (
 // program does, and only the kernel's slack reaches it: a thread has that of the thread that made it, the first that of
 // the program which was replaced by this one.
 func relaxTimers() {
-	if os.Getenv(slackSet) != "" {
-		_ = os.Unsetenv(slackSet)
-		return
-	}
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	before, err := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0)
-	if err != nil || before == 0 || before >= timerSlackNS { // 0: real-time scheduling, which knows no slack
-		return
-	}
-	program, err := os.Executable()
-	if err != nil {
-		return
-	}
-	if unix.Prctl(unix.PR_SET_TIMERSLACK, timerSlackNS, 0, 0, 0) != nil {
-		return
-	}
-	_ = syscall.Exec(program, os.Args, append(os.Environ(), slackSet+"=1")) // returns only if it failed
-	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(before), 0, 0, 0)
+	beginAnew(slackSet, func() (undo func(), ok bool) {
+		before, err := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0)
+		if err != nil || before == 0 || before >= timerSlackNS { // 0: real-time scheduling, which knows no slack
+			return nil, false
+		}
+		undo = func() { _ = unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(before), 0, 0, 0) }
+		return undo, unix.Prctl(unix.PR_SET_TIMERSLACK, timerSlackNS, 0, 0, 0) == nil
+	})
 }
