@@ -106,7 +106,7 @@ func (p *Plugin) show(ctx context.Context, a host.Attachment, rec record) error 
 // and given back since, gives way when nobody here uses it.
 func (p *Plugin) attach(ctx context.Context, rec record) (host.Attachment, error) {
 	subject := rec.subject()
-	here, err := p.attached(ctx, rec.Volume)
+	here, _, err := hostfs.AttachmentOf(ctx, p.config.Devices, rec.Volume)
 	if err != nil {
 		return host.Attachment{}, err
 	}
@@ -135,18 +135,6 @@ func (p *Plugin) attach(ctx context.Context, rec record) (host.Attachment, error
 		return a, storage.E("mount", storage.KindFenced, subject, fmt.Errorf("%s has failed: %s", a.ItsDevice(), a.Reason))
 	}
 	return a, nil
-}
-
-// attached returns the volume's attachment on this host; a zero one without.
-func (p *Plugin) attached(ctx context.Context, volume string) (host.Attachment, error) {
-	list, err := p.config.Devices.Attachments(ctx)
-	if err != nil {
-		return host.Attachment{}, err
-	}
-	if i := slices.IndexFunc(list, func(a host.Attachment) bool { return a.Volume == volume }); i >= 0 {
-		return list[i], nil
-	}
-	return host.Attachment{}, nil
 }
 
 // Unmount ends the use of the volume by that id. After the last one it is unmounted and detached, and another host may
@@ -206,7 +194,7 @@ func (p *Plugin) hide(ctx context.Context, volume string) error {
 // does not ask again by itself, and the volume must not stay here without a user.
 func (p *Plugin) Settle(ctx context.Context, name string) error {
 	volume := api.VolumeName(name)
-	a, err := p.attached(ctx, volume)
+	a, _, err := hostfs.AttachmentOf(ctx, p.config.Devices, volume)
 	if err == nil && a.Device != "" {
 		err = p.config.Mounts.Settle(ctx, hostfs.DiskOf(a))
 	}

@@ -56,8 +56,7 @@ func Open(config Config) (*Plugin, error) {
 		return nil, storage.E("open", storage.KindInvalid, "Docker plugin", fmt.Errorf("state directory %q is no absolute path, or the boot %q is empty",
 			config.StateDir, config.Boot))
 	}
-	p := &Plugin{config: config, log: config.Log}
-	p.log = cmp.Or(p.log, slog.New(slog.DiscardHandler))
+	p := &Plugin{config: config, log: cmp.Or(config.Log, slog.New(slog.DiscardHandler))}
 	var err error
 	p.records, err = openRecords(filepath.Join(config.StateDir, "volumes"), config.Boot)
 	return p, err

@@ -13,8 +13,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/docker/go-plugins-helpers/volume"
-
 	"github.com/storaged/storaged/api/csi/csitest"
 	"github.com/storaged/storaged/api/host"
 	"github.com/storaged/storaged/api/hostfs"
@@ -68,29 +66,28 @@ func TestServer(t *testing.T) {
 	if err := <-served; err != nil {
 		t.Error(err)
 	}
-	d := &driver{NewServer(p, nil), t.Context()}
-	d.s.stop()
-	if _, err := d.List(); err == nil || !strings.Contains(err.Error(), "stopping") {
+	s := NewServer(p, nil)
+	s.stop()
+	if _, err := s.call(t.Context(), "List", request{}); err == nil || !strings.Contains(err.Error(), "stopping") {
 		t.Errorf("a call after the end: %v", err)
 	}
 }
 
 // TestHungTool: a call of Docker's ends in time whatever hangs, and what it has begun is taken back when it has ended, unless another
-// call has come for it: Docker does not ask again. The line is the call of settle in driver.call.
+// call has come for it: Docker does not ask again. The line is the call of settle in Server.call.
 func TestHungTool(t *testing.T) {
 	for _, what := range []string{"look at", "format", "mount", "unmount"} {
 		for _, again := range []bool{false, true} {
 			synctest.Test(t, func(t *testing.T) {
 				s := newServer(t, csitest.New(), "host-a")
-				d := &driver{NewServer(s.start(), nil), t.Context()}
-				if err := d.Create(&volume.CreateRequest{Name: "db", Options: map[string]string{"size": "1GiB"}}); err != nil {
-					t.Fatal(err)
-				}
-				mount := func() error { _, err := d.Mount(&volume.MountRequest{Name: "db", ID: "c1"}); return err }
+				docker := NewServer(s.start(), nil)
+				ask := func(call string, r request) error { _, err := docker.call(t.Context(), call, r); return err }
+				must(none(ask("Create", request{Name: "db", Opts: map[string]string{"size": "1GiB"}})))(t)
+				mount := func() error { return ask("Mount", request{Name: "db", ID: "c1"}) }
 				call := mount
 				if what == "unmount" {
 					must(none(mount()))(t)
-					call = func() error { return d.Unmount(&volume.UnmountRequest{Name: "db", ID: "c1"}) }
+					call = func() error { return ask("Unmount", request{Name: "db", ID: "c1"}) }
 				}
 				release := s.host.Hang(what)
 				if err := call(); !errors.Is(err, hostfs.ErrPending) {
@@ -107,8 +104,8 @@ func TestHungTool(t *testing.T) {
 						t.Errorf("%s: the next container: %v", what, err)
 					}
 				}
-				d.s.settlers.Wait()
-				want := []string{"device of db", "mount " + d.s.plugin.mountpoint("db")}
+				docker.running.Wait()
+				want := []string{"device of db", "mount " + docker.plugin.mountpoint("db")}
 				if !again {
 					want = nil
 				}
