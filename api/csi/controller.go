@@ -56,19 +56,17 @@ var controllerCapabilities = []spec.ControllerServiceCapability_RPC_Type{
 
 // ControllerGetCapabilities implements the CSI Controller service.
 func (c *Controller) ControllerGetCapabilities(context.Context, *spec.ControllerGetCapabilitiesRequest) (*spec.ControllerGetCapabilitiesResponse, error) {
-	answer := &spec.ControllerGetCapabilitiesResponse{}
-	for _, t := range controllerCapabilities {
-		answer.Capabilities = append(answer.Capabilities, &spec.ControllerServiceCapability{
-			Type: &spec.ControllerServiceCapability_Rpc{Rpc: &spec.ControllerServiceCapability_RPC{Type: t}}})
-	}
-	return answer, nil
+	return &spec.ControllerGetCapabilitiesResponse{Capabilities: api.Each(controllerCapabilities,
+		func(t spec.ControllerServiceCapability_RPC_Type) *spec.ControllerServiceCapability {
+			return &spec.ControllerServiceCapability{Type: &spec.ControllerServiceCapability_Rpc{Rpc: &spec.ControllerServiceCapability_RPC{Type: t}}}
+		})}, nil
 }
 
 // volume finds a volume by its CSI id: NOT_FOUND when it is gone, also when a namesake is there.
 func (c *Controller) volume(ctx context.Context, id string) (api.Volume, error) {
-	ref, ok := parseVolumeID(id)
-	if !ok {
-		return api.Volume{}, noVolume(id)
+	ref, err := volumeRef(id)
+	if err != nil {
+		return api.Volume{}, err
 	}
 	v, err := c.cluster.Volume(forVolume(ctx, id), ref.Name)
 	if err == nil {
@@ -83,12 +81,9 @@ func (c *Controller) volume(ctx context.Context, id string) (api.Volume, error) 
 
 // lockVolume is what every call about a volume begins with: its id is read, the volume locked and looked up.
 func (c *Controller) lockVolume(ctx context.Context, id, call string) (v api.Volume, unlock func(), err error) {
-	if id == "" {
-		return v, nil, invalid("volume_id is missing")
-	}
-	ref, ok := parseVolumeID(id)
-	if !ok {
-		return v, nil, noVolume(id)
+	ref, err := volumeRef(id)
+	if err != nil {
+		return v, nil, err
 	}
 	if unlock, err = c.locks.lock(ref.Name, call); err != nil {
 		return v, nil, err
@@ -227,10 +222,10 @@ func (c *Controller) DeleteVolume(ctx context.Context, r *spec.DeleteVolumeReque
 	}
 	defer unlock()
 	err = c.cluster.DeleteVolume(forVolume(ctx, r.GetVolumeId()), ref.Name, ref.ID)
-	if err != nil && !errors.Is(err, storage.ErrNotFound) {
-		return nil, err
+	if errors.Is(err, storage.ErrNotFound) {
+		err = nil
 	}
-	return &spec.DeleteVolumeResponse{}, nil
+	return &spec.DeleteVolumeResponse{}, err
 }
 
 // ValidateVolumeCapabilities implements the CSI Controller service.
@@ -309,9 +304,7 @@ func (c *Controller) ControllerModifyVolume(ctx context.Context, r *spec.Control
 	}
 	defer unlock()
 	if limits != nil {
-		if _, err := c.cluster.ModifyVolume(ctx, v.Name, v.ID, api.VolumeChange{Limits: limits.Change()}); err != nil {
-			return nil, err
-		}
+		_, err = c.cluster.ModifyVolume(ctx, v.Name, v.ID, api.VolumeChange{Limits: limits.Change()})
 	}
-	return &spec.ControllerModifyVolumeResponse{}, nil
+	return &spec.ControllerModifyVolumeResponse{}, err
 }

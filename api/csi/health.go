@@ -85,9 +85,6 @@ func (c *Controller) groups(ctx context.Context) (map[storage.GroupID]api.Group,
 
 // ControllerGetVolumeHealth implements the CSI Controller service.
 func (c *Controller) ControllerGetVolumeHealth(ctx context.Context, r *spec.ControllerGetVolumeHealthRequest) (*spec.ControllerGetVolumeHealthResponse, error) {
-	if r.GetVolumeId() == "" {
-		return nil, invalid("volume_id is missing")
-	}
 	v, err := c.volume(ctx, r.GetVolumeId())
 	if err != nil {
 		return nil, err

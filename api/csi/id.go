@@ -53,6 +53,18 @@ func parseVolumeID(s string) (storage.VolumeRef, bool) {
 	return ref, storage.CheckVolumeName(name) == nil
 }
 
+// volumeRef is parseVolumeID for a call that needs the volume: INVALID_ARGUMENT without an id, NOT_FOUND for one that is not ours.
+func volumeRef(id string) (storage.VolumeRef, error) {
+	if id == "" {
+		return storage.VolumeRef{}, invalid("volume_id is missing")
+	}
+	ref, ok := parseVolumeID(id)
+	if !ok {
+		return ref, noVolume(id)
+	}
+	return ref, nil
+}
+
 // cutMark splits NAME.ID.MARK into NAME.ID and MARK.
 func cutMark(s string) (rest, mark string, ok bool) {
 	if strings.Count(s, ".") != 2 {

@@ -64,9 +64,6 @@ func (c *Controller) ListVolumes(ctx context.Context, r *spec.ListVolumesRequest
 
 // ControllerGetVolume implements the CSI Controller service.
 func (c *Controller) ControllerGetVolume(ctx context.Context, r *spec.ControllerGetVolumeRequest) (*spec.ControllerGetVolumeResponse, error) {
-	if r.GetVolumeId() == "" {
-		return nil, invalid("volume_id is missing")
-	}
 	v, err := c.volume(ctx, r.GetVolumeId())
 	if err != nil {
 		return nil, err

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/api"
 	"github.com/storaged/storaged/api/host"
 	"github.com/storaged/storaged/api/hostfs"
 )
@@ -51,9 +52,7 @@ type hostIdentity struct{ id, zone string }
 
 // NewNode returns the service.
 func NewNode(config NodeConfig) *Node {
-	log := config.Log
-	log = cmp.Or(log, slog.New(slog.DiscardHandler))
-	return &Node{config: config, devices: config.Devices, mounts: config.Mounts, log: log}
+	return &Node{config: config, devices: config.Devices, mounts: config.Mounts, log: cmp.Or(config.Log, slog.New(slog.DiscardHandler))}
 }
 
 // nodeCapabilities are those that NodeGetCapabilities tells.
@@ -68,12 +67,10 @@ var nodeCapabilities = []spec.NodeServiceCapability_RPC_Type{
 
 // NodeGetCapabilities implements the CSI Node service.
 func (n *Node) NodeGetCapabilities(context.Context, *spec.NodeGetCapabilitiesRequest) (*spec.NodeGetCapabilitiesResponse, error) {
-	answer := &spec.NodeGetCapabilitiesResponse{}
-	for _, t := range nodeCapabilities {
-		answer.Capabilities = append(answer.Capabilities, &spec.NodeServiceCapability{
-			Type: &spec.NodeServiceCapability_Rpc{Rpc: &spec.NodeServiceCapability_RPC{Type: t}}})
-	}
-	return answer, nil
+	return &spec.NodeGetCapabilitiesResponse{Capabilities: api.Each(nodeCapabilities,
+		func(t spec.NodeServiceCapability_RPC_Type) *spec.NodeServiceCapability {
+			return &spec.NodeServiceCapability{Type: &spec.NodeServiceCapability_Rpc{Rpc: &spec.NodeServiceCapability_RPC{Type: t}}}
+		})}, nil
 }
 
 // NodeGetInfo implements the CSI Node service.
@@ -116,19 +113,21 @@ func (n *Node) Changed(ctx context.Context) string {
 	return ""
 }
 
-// begin is what every call about a volume begins with: its id and the path are checked, and the volume is locked.
+// begin is what a call begins with that changes something about a volume at a path: its id and the path are checked, and the volume is
+// locked.
 func (n *Node) begin(id, pathField, path, call string) (ref storage.VolumeRef, unlock func(), err error) {
-	if id == "" {
-		return ref, nil, invalid("volume_id is missing")
-	}
 	if path == "" {
 		return ref, nil, invalid("%s is missing", pathField)
 	}
-	ref, ok := parseVolumeID(id)
-	if !ok {
-		return ref, nil, noVolume(id)
+	if ref, err = volumeRef(id); err != nil {
+		return ref, nil, err
 	}
-	unlock, err = n.locks.lock(id, call)
+	if unlock, err = n.locks.lock(id, call); err != nil {
+		return ref, nil, err
+	}
+	if err = checkPath(pathField, path); err != nil {
+		unlock()
+	}
 	return ref, unlock, err
 }
 
@@ -179,9 +178,6 @@ func (n *Node) find(ctx context.Context, ref storage.VolumeRef) (d device, ok bo
 
 // NodeGetVolumeStats implements the CSI Node service.
 func (n *Node) NodeGetVolumeStats(ctx context.Context, r *spec.NodeGetVolumeStatsRequest) (*spec.NodeGetVolumeStatsResponse, error) {
-	if r.GetVolumeId() == "" {
-		return nil, invalid("volume_id is missing")
-	}
 	if r.GetVolumePath() == "" {
 		return nil, invalid("volume_path is missing")
 	}
@@ -204,9 +200,9 @@ func (n *Node) NodeGetVolumeStats(ctx context.Context, r *spec.NodeGetVolumeStat
 
 // mounted returns the volume's device and its mount at path: NOT_FOUND if the volume is not there.
 func (n *Node) mounted(ctx context.Context, id, path string) (device, hostfs.Mount, error) {
-	ref, ok := parseVolumeID(id)
-	if !ok {
-		return device{}, hostfs.Mount{}, noVolume(id)
+	ref, err := volumeRef(id)
+	if err != nil {
+		return device{}, hostfs.Mount{}, err
 	}
 	d, ok, err := n.find(ctx, ref)
 	if err != nil {
@@ -235,7 +231,14 @@ func (n *Node) NodeExpandVolume(ctx context.Context, r *spec.NodeExpandVolumeReq
 			return nil, invalid("volume_capability: %v", err)
 		}
 	}
-	ref, unlock, err := n.begin(r.GetVolumeId(), "volume_path", r.GetVolumePath(), "NodeExpandVolume")
+	if r.GetVolumePath() == "" {
+		return nil, invalid("volume_path is missing")
+	}
+	ref, err := volumeRef(r.GetVolumeId())
+	if err != nil {
+		return nil, err
+	}
+	unlock, err := n.locks.lock(r.GetVolumeId(), "NodeExpandVolume")
 	if err != nil {
 		return nil, err
 	}
@@ -276,12 +279,9 @@ func (n *Node) grow(ctx context.Context, d device) error {
 
 // NodeGetVolumeHealth implements the CSI Node service.
 func (n *Node) NodeGetVolumeHealth(ctx context.Context, r *spec.NodeGetVolumeHealthRequest) (*spec.NodeGetVolumeHealthResponse, error) {
-	if r.GetVolumeId() == "" {
-		return nil, invalid("volume_id is missing")
-	}
-	ref, ok := parseVolumeID(r.GetVolumeId())
-	if !ok {
-		return nil, noVolume(r.GetVolumeId())
+	ref, err := volumeRef(r.GetVolumeId())
+	if err != nil {
+		return nil, err
 	}
 	d, ok, err := n.find(ctx, ref)
 	if err != nil {

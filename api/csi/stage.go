@@ -29,9 +29,6 @@ func (n *Node) NodeStageVolume(ctx context.Context, r *spec.NodeStageVolumeReque
 		return nil, err
 	}
 	defer unlock()
-	if err := checkPath("staging_target_path", r.GetStagingTargetPath()); err != nil {
-		return nil, err
-	}
 	request, err := parsePublishContext(r.GetPublishContext())
 	if err != nil {
 		return nil, err
@@ -176,9 +173,6 @@ func (n *Node) NodeUnstageVolume(ctx context.Context, r *spec.NodeUnstageVolumeR
 		return nil, err
 	}
 	defer unlock()
-	if err := checkPath("staging_target_path", r.GetStagingTargetPath()); err != nil {
-		return nil, err
-	}
 	if err := n.mounts.Unmount(ctx, r.GetStagingTargetPath()); err != nil {
 		return nil, err
 	}
@@ -204,9 +198,6 @@ func (n *Node) NodePublishVolume(ctx context.Context, r *spec.NodePublishVolumeR
 		return nil, err
 	}
 	defer unlock()
-	if err := checkPath("target_path", r.GetTargetPath()); err != nil {
-		return nil, err
-	}
 	if r.GetStagingTargetPath() == "" {
 		return nil, refuse(codes.FailedPrecondition, "staging_target_path is missing: stage the volume first")
 	}
@@ -221,10 +212,7 @@ func (n *Node) NodePublishVolume(ctx context.Context, r *spec.NodePublishVolumeR
 		return nil, refuse(codes.FailedPrecondition, "volume %s: %s on this host is %s: %s", ref.Name, d.ItsDevice(), d.State, d.Reason)
 	}
 	u.readOnly = u.readOnly || d.Attachment.ReadOnly
-	if err := n.publish(ctx, d, u, r.GetStagingTargetPath(), r.GetTargetPath()); err != nil {
-		return nil, err
-	}
-	return &spec.NodePublishVolumeResponse{}, nil
+	return &spec.NodePublishVolumeResponse{}, n.publish(ctx, d, u, r.GetStagingTargetPath(), r.GetTargetPath())
 }
 
 // publish binds what is staged to the target, unless it is there.
@@ -266,14 +254,8 @@ func (n *Node) NodeUnpublishVolume(ctx context.Context, r *spec.NodeUnpublishVol
 		return nil, err
 	}
 	defer unlock()
-	if err := checkPath("target_path", r.GetTargetPath()); err != nil {
-		return nil, err
-	}
 	if err := n.mounts.Unmount(ctx, r.GetTargetPath()); err != nil {
 		return nil, err
 	}
-	if err := n.mounts.Remove(ctx, r.GetTargetPath()); err != nil {
-		return nil, err
-	}
-	return &spec.NodeUnpublishVolumeResponse{}, nil
+	return &spec.NodeUnpublishVolumeResponse{}, n.mounts.Remove(ctx, r.GetTargetPath())
 }
