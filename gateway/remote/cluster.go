@@ -40,18 +40,18 @@ type Config struct {
 	// Machine is where it runs, and Name the host's name, for people.
 	Machine storage.Machine
 	Name    string
-	// AttemptTimeout bounds one question to a node beyond the time that it may take (default 2 s).
-	AttemptTimeout time.Duration
 	// Logger receives one line per event an operator would act on; nil discards.
 	Logger *slog.Logger
 }
+
+// attemptTimeout bounds one question to a node beyond the time that it may take.
+const attemptTimeout = 2 * time.Second
 
 // Cluster is what a gateway outside of the nodes sees. It is made by NewCluster and works while Run does. It implements
 // volume.Cluster.
 type Cluster struct {
 	*route.Router
 	config Config
-	soon   chan struct{} // capacity 1: a follow request is to be made anew
 
 	mu       sync.Mutex
 	node     storage.NodeID // whom to ask; 0: anyone; guarded by mu
@@ -59,6 +59,8 @@ type Cluster struct {
 	sessions map[storage.SessionID]bool
 	watched  map[Watch]*watched
 	answered bool // the last question was answered; guarded by mu
+	// again ends the follow request that is under way, for another one with what has changed here; nil before the first. Guarded by mu.
+	again context.CancelCauseFunc
 }
 
 // watched is a volume that somebody waits for changes of.
@@ -73,11 +75,8 @@ var _ volume.Cluster = (*Cluster)(nil)
 
 // NewCluster returns a Cluster that knows nothing but the nodes in the book.
 func NewCluster(config Config) *Cluster {
-	if config.AttemptTimeout <= 0 {
-		config.AttemptTimeout = 2 * time.Second
-	}
 	config.Logger = cmp.Or(config.Logger, slog.New(slog.DiscardHandler))
-	c := &Cluster{config: config, soon: make(chan struct{}, 1), sessions: map[storage.SessionID]bool{},
+	c := &Cluster{config: config, sessions: map[storage.SessionID]bool{},
 		watched: map[Watch]*watched{}}
 	c.Router = route.New(route.Config{Peers: config.Peers, Replicas: c.replicasOf})
 	return c
@@ -107,7 +106,7 @@ func (c *Cluster) Run(ctx context.Context) {
 
 // refreshBook asks the API, whose addresses are the operator's, for those of the nodes.
 func (c *Cluster) refreshBook(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, 2*c.config.AttemptTimeout)
+	ctx, cancel := context.WithTimeout(ctx, 2*attemptTimeout)
 	defer cancel()
 	nodes, err := c.config.API.Nodes(ctx)
 	if err != nil {
@@ -130,18 +129,9 @@ func AddressesOf(nodes []api.Node) map[storage.NodeID]string {
 
 // followOnce asks a node what is new, and takes it over. It is cut short when there is something new to say.
 func (c *Cluster) followOnce(ctx context.Context) error {
-	q := c.followRequest()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	stop := make(chan struct{})
-	defer close(stop)
-	go func() { // ends with followOnce
-		select {
-		case <-c.soon:
-			cancel(errSoon)
-		case <-stop:
-		}
-	}()
+	q := c.followRequest(cancel)
 	answer, err := ask(ctx, c, Follow, q, q.Wait)
 	if err != nil {
 		if errors.Is(context.Cause(ctx), errSoon) {
@@ -155,9 +145,10 @@ func (c *Cluster) followOnce(ctx context.Context) error {
 
 var errSoon = errors.New("there is something new to ask")
 
-func (c *Cluster) followRequest() FollowRequest {
+func (c *Cluster) followRequest(again context.CancelCauseFunc) FollowRequest {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.again = again
 	q := FollowRequest{Host: c.config.Host, Routes: c.routes.Version, Wait: FollowFor}
 	q.Sessions = slices.AppendSeq(q.Sessions, maps.Keys(c.sessions))
 	for key, w := range c.watched {
@@ -192,11 +183,10 @@ func (c *Cluster) takeOver(answer FollowAnswer) {
 	}
 }
 
-// again has Run ask again, with what has changed here.
-func (c *Cluster) again() {
-	select {
-	case c.soon <- struct{}{}:
-	default:
+// askAgainLocked has Run ask again, with what has changed here.
+func (c *Cluster) askAgainLocked() {
+	if c.again != nil {
+		c.again(errSoon)
 	}
 }
 
@@ -206,7 +196,7 @@ func ask[Q, A any](ctx context.Context, c *Cluster, m rpc.Method[Q, A], q Q, bey
 	if err != nil {
 		return answer, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, c.config.AttemptTimeout+beyond)
+	ctx, cancel := context.WithTimeout(ctx, attemptTimeout+beyond)
 	defer cancel()
 	answer, err = m.Call(ctx, c.config.Peers, to, q)
 	c.learnNode(to, err)
@@ -297,7 +287,7 @@ func (c *Cluster) WatchVolume(ctx context.Context, id storage.VolumeID, attachme
 	if w == nil {
 		w = &watched{changed: make(chan struct{})}
 		c.watched[key] = w
-		c.again()
+		c.askAgainLocked()
 	}
 	w.waiters++
 	w.left = false
@@ -348,7 +338,11 @@ func (c *Cluster) look(ctx context.Context, key Watch) (volume.VolumeState, erro
 }
 
 // Refresh has the state of all open volumes asked for at once, instead of waiting until the node notices.
-func (c *Cluster) Refresh() { c.again() }
+func (c *Cluster) Refresh() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.askAgainLocked()
+}
 
 // Volume implements volume.Cluster.
 func (c *Cluster) Volume(ctx context.Context, name string) (storage.Volume, error) {
@@ -412,15 +406,11 @@ func (b *Book) Nodes() []storage.NodeID {
 // After returns the node that follows id in the order of ids, the first after the last; 0 in an empty book.
 func (b *Book) After(id storage.NodeID) storage.NodeID {
 	nodes := b.Nodes()
-	for _, n := range nodes {
-		if n > id {
-			return n
-		}
-	}
 	if len(nodes) == 0 {
 		return 0
 	}
-	return nodes[0]
+	i, _ := slices.BinarySearch(nodes, id+1)
+	return nodes[i%len(nodes)]
 }
 
 // String lists the addresses, for logs.

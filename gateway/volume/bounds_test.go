@@ -383,11 +383,11 @@ func TestBufferIsTheCallersAfterReturn(t *testing.T) {
 }
 
 func TestConfigIsChecked(t *testing.T) {
-	_, err := volume.New(volume.Config{VolumeBytes: 1, GroupRequests: 5000, RetryMin: 2, RetryMax: 1, RequestParallel: -1, ClearParallel: -1, AttemptTimeout: -1, OrphanTimeout: -1})
+	_, err := volume.New(volume.Config{VolumeBytes: 1, GroupRequests: 5000, RetryMin: 2, RetryMax: 1, ClearParallel: -1, AttemptTimeout: -1})
 	if !errors.Is(err, storage.ErrInvalid) {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"Cluster", "VolumeBytes", "GroupRequests", "RetryMin", "RequestParallel", "ClearParallel", "AttemptTimeout", "OrphanTimeout"} {
+	for _, name := range []string{"Cluster", "VolumeBytes", "GroupRequests", "RetryMin", "ClearParallel", "AttemptTimeout"} {
 		if !strings.Contains(err.Error(), name) {
 			t.Errorf("%q does not name %s", err, name)
 		}

@@ -35,7 +35,7 @@ func (v *Volume) clearAll(ctx context.Context, off, end int64) error {
 			return err
 		}
 		cut, extents := found(looks, off, end)
-		if err := v.sendParts(ctx, r, cut, zeroPayload, helpers{min(int64(d.config().ClearParallel), extents) - 1, d.clearers}); err != nil {
+		if err := v.sendParts(ctx, r, cut, zeroPayload, helpers{min(int64(d.gateway.config.ClearParallel), extents) - 1, d.clearers}); err != nil {
 			return err
 		}
 		looks = slices.DeleteFunc(looks, func(l *look) bool { return l.next >= l.end })
@@ -67,7 +67,7 @@ func (d *device) looksOf(off, end int64) (looks []*look) {
 
 // lookAll asks the groups, a bounded number at a time, each for a bounded number of extents that hold something.
 func (v *Volume) lookAll(ctx context.Context, looks []*look) error {
-	parallel := make(chan struct{}, v.device.config().RequestParallel)
+	parallel := make(chan struct{}, requestParallel)
 	var wg sync.WaitGroup
 	for _, l := range looks {
 		parallel <- struct{}{}

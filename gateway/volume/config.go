@@ -22,12 +22,6 @@ type Config struct {
 	// RetryMin and RetryMax bound the pause between attempts, which doubles from one to the other and is scattered
 	// by up to a half (defaults 5 ms and 250 ms).
 	RetryMin, RetryMax time.Duration
-	// UnreadableTimeout is how long a request is repeated when the leader says that no replica of the group can read a block
-	// of it. After that it is answered with an error of KindIO (default 5 s).
-	UnreadableTimeout time.Duration
-	// OrphanTimeout is how long requests whose callers have left may hold back others before their session is
-	// closed (default 1 s).
-	OrphanTimeout time.Duration
 
 	// VolumeBytes bounds the bytes in flight of one volume (default 64 MiB).
 	VolumeBytes int64
@@ -36,8 +30,6 @@ type Config struct {
 	GatewayBytes int64
 	// GroupRequests bounds the mutations of one volume in flight in one group (default and at most SessionWindow).
 	GroupRequests int
-	// RequestParallel bounds the parts of one large request that are in flight together (default 8).
-	RequestParallel int
 	// ClearParallel bounds the extents that are cleared together for one volume (default 128), beside one for each request that
 	// clears. They carry no data; what they cost is a sync, and those that are in flight together share it.
 	ClearParallel int
@@ -53,6 +45,16 @@ type Config struct {
 	Metrics prometheus.Registerer
 }
 
+const (
+	// unreadableTimeout is how long a request is repeated when the leader says that no replica of the group can read a block
+	// of it. After that it is answered with an error of KindIO.
+	unreadableTimeout = 5 * time.Second
+	// orphanTimeout is how long requests whose callers have left may hold back others before their session is closed.
+	orphanTimeout = time.Second
+	// requestParallel bounds the parts of one large request that are in flight together.
+	requestParallel = 8
+)
+
 // requestOverheadBytes is what a request without payload counts towards the bytes in flight.
 const requestOverheadBytes = storage.BlockSize
 
@@ -63,12 +65,9 @@ func (c *Config) setDefaults() {
 	c.AttemptTimeout = cmp.Or(c.AttemptTimeout, 1500*time.Millisecond)
 	c.RetryMin = cmp.Or(c.RetryMin, 5*time.Millisecond)
 	c.RetryMax = cmp.Or(c.RetryMax, max(250*time.Millisecond, c.RetryMin))
-	c.UnreadableTimeout = cmp.Or(c.UnreadableTimeout, 5*time.Second)
-	c.OrphanTimeout = cmp.Or(c.OrphanTimeout, time.Second)
 	c.VolumeBytes = cmp.Or(c.VolumeBytes, 64<<20)
 	c.GatewayBytes = cmp.Or(c.GatewayBytes, max(512<<20, c.VolumeBytes))
 	c.GroupRequests = cmp.Or(c.GroupRequests, storage.SessionWindow)
-	c.RequestParallel = cmp.Or(c.RequestParallel, 8)
 	c.ClearParallel = cmp.Or(c.ClearParallel, 128)
 	if c.Jitter == nil {
 		c.Jitter = rand.Float64
@@ -83,12 +82,9 @@ func (c Config) Validate() error {
 	p.Check(c.Cluster != nil, "Cluster is missing")
 	p.Check(c.AttemptTimeout > 0, "AttemptTimeout %v is not positive", c.AttemptTimeout)
 	p.Check(c.RetryMin > 0 && c.RetryMax >= c.RetryMin, "RetryMin %v and RetryMax %v: want 0 < RetryMin <= RetryMax", c.RetryMin, c.RetryMax)
-	p.Check(c.UnreadableTimeout > 0, "UnreadableTimeout %v is not positive", c.UnreadableTimeout)
-	p.Check(c.OrphanTimeout > 0, "OrphanTimeout %v is not positive", c.OrphanTimeout)
 	p.Check(c.VolumeBytes >= storage.MaxEntryPayloadBytes, "VolumeBytes %d is less than one entry's %d", c.VolumeBytes, storage.MaxEntryPayloadBytes)
 	p.Check(c.GatewayBytes >= c.VolumeBytes, "GatewayBytes %d is less than VolumeBytes %d", c.GatewayBytes, c.VolumeBytes)
 	p.Check(c.GroupRequests >= 1 && c.GroupRequests <= storage.SessionWindow, "GroupRequests %d: want 1 to %d", c.GroupRequests, storage.SessionWindow)
-	p.Check(c.RequestParallel >= 1, "RequestParallel %d is not positive", c.RequestParallel)
 	p.Check(c.ClearParallel >= 1, "ClearParallel %d is not positive", c.ClearParallel)
 	return p.Err("configure gateway", "")
 }

@@ -68,8 +68,6 @@ type deviceKey struct {
 	OpenOptions
 }
 
-func (d *device) config() *Config { return &d.gateway.config }
-
 func (d *device) errorf(kind storage.Kind, op, why string) error {
 	return storage.E(op, kind, d.subject, errors.New(why))
 }
@@ -193,7 +191,7 @@ func (d *device) orphanLocked(r *request) {
 // watchOrphans closes the session when orphans do not end by themselves.
 func (d *device) watchOrphans() {
 	for {
-		ctx, cancel := context.WithTimeout(d.ctx, d.gateway.config.OrphanTimeout)
+		ctx, cancel := context.WithTimeout(d.ctx, orphanTimeout)
 		d.mu.Lock()
 		err := d.awaitLocked(ctx, func() bool { return d.orphans == 0 || d.failure != nil })
 		cancel()

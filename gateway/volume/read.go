@@ -3,7 +3,6 @@ package volume
 import (
 	"context"
 	"fmt"
-	"sync"
 	"time"
 
 	storage "github.com/storaged/storaged"
@@ -21,26 +20,11 @@ func (v *Volume) readAll(ctx context.Context, p []byte, off int64) error {
 		return v.readPart(ctx, first, p)
 	}
 	cut := cutter{next: nextData, off: off, end: end}
-	work := func() {
-		for {
-			part, ok := cut.take()
-			if !ok {
-				return
-			}
-			at := part.end() - int64(part.length) - off
-			if err := v.readPart(ctx, part, p[at:][:part.length]); err != nil {
-				cut.stop(err)
-			}
-		}
-	}
-	// These goroutines end before this function returns.
-	var wg sync.WaitGroup
-	for range min(v.device.gateway.config.RequestParallel, len(p)/storage.MaxEntryPayloadBytes+2) - 1 {
-		wg.Go(work)
-	}
-	work()
-	wg.Wait()
-	return cut.err
+	parts := int64(len(p)/storage.MaxEntryPayloadBytes + 2)
+	return cut.each(ctx, "read", v.device.subject, helpers{n: min(requestParallel, parts) - 1}, func(part part) error {
+		at := part.end() - int64(part.length) - off
+		return v.readPart(ctx, part, p[at:][:part.length])
+	})
 }
 
 // readPart fills dst with one part of an extent.
@@ -85,7 +69,7 @@ func (d *device) insistRead(ctx context.Context, what string, once func(attempt 
 			if !d.refresh(d.attempts.context()) {
 				return d.ended()
 			}
-		case kind == storage.KindIO && unreadable.past(d.gateway.config.UnreadableTimeout), !retryable(kind):
+		case kind == storage.KindIO && unreadable.past(unreadableTimeout), !retryable(kind):
 			return storage.E(what, kind, d.subject, err)
 		}
 		if ctx.Err() != nil {

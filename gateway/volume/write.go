@@ -194,7 +194,7 @@ const maxDamaged = 2
 func (d *device) unreadable(f *sending, err error) (done bool, outcome error) {
 	d.metrics.retry(storage.KindIO)
 	f.unread++
-	if !f.io.past(d.gateway.config.UnreadableTimeout) {
+	if !f.io.past(unreadableTimeout) {
 		return false, nil
 	}
 	err = refusal(op.Result{}, err, d.subject)
@@ -302,30 +302,49 @@ func (v *Volume) mutateAll(ctx context.Context, off, end int64, next func(off, e
 	defer d.unref(r)
 
 	parts := (end-off)/storage.MaxEntryPayloadBytes + 2
-	return v.sendParts(ctx, r, &cutter{next: next, off: off, end: end}, payload, helpers{n: min(int64(v.device.config().RequestParallel), parts) - 1})
+	return v.sendParts(ctx, r, &cutter{next: next, off: off, end: end}, payload, helpers{n: min(requestParallel, parts) - 1})
 }
 
-// sendParts sends the parts that cut hands out, a bounded number at a time, and returns the first error. After an error no
-// further part is begun.
+// sendParts sends the parts that cut hands out.
 func (v *Volume) sendParts(ctx context.Context, r *request, cut *cutter, payload func(part) []byte, h helpers) error {
-	d := v.device
-	work := func() {
+	return cut.each(ctx, "mutate", v.device.subject, h, func(p part) error {
 		pc := pieces.Get().(*piece)
-		for {
-			if ctx.Err() != nil {
-				break
-			}
-			p, ok := cut.take()
+		pc.fill(r, p, payload(p))
+		err := v.device.send(ctx, pc)
+		pc.release()
+		pieces.Put(pc)
+		return err
+	})
+}
+
+// helpers says how many goroutines work on the parts of a request beside the one that was called.
+type helpers struct {
+	n  int64
+	of *semaphore.Weighted // of them, as many as there are left here; nil: all
+}
+
+// cutter hands out the parts of a range to several goroutines.
+type cutter struct {
+	next func(off, end int64) part
+
+	mu       sync.Mutex
+	off, end int64 // what is not handed out yet; guarded by mu
+	err      error // the first; guarded by mu
+}
+
+// each does something with every part, with a bounded number of them at a time, and returns the first error. After an error, or
+// when ctx has ended, no further part is begun.
+func (c *cutter) each(ctx context.Context, what, subject string, h helpers, do func(part) error) error {
+	work := func() {
+		for ctx.Err() == nil {
+			p, ok := c.take()
 			if !ok {
 				break
 			}
-			pc.fill(r, p, payload(p))
-			if err := d.send(ctx, pc); err != nil {
-				cut.stop(err)
+			if err := do(p); err != nil {
+				c.stop(err)
 			}
 		}
-		pc.release()
-		pieces.Put(pc)
 	}
 	// These goroutines end before this function returns.
 	var wg sync.WaitGroup
@@ -343,27 +362,12 @@ func (v *Volume) sendParts(ctx context.Context, r *request, cut *cutter, payload
 	work()
 	wg.Wait()
 	switch {
-	case cut.err != nil:
-		return cut.err
-	case cut.off < cut.end:
-		return storage.E("mutate", storage.KindCanceled, d.subject, ctx.Err())
+	case c.err != nil:
+		return c.err
+	case c.off < c.end:
+		return storage.E(what, storage.KindCanceled, subject, ctx.Err())
 	}
 	return nil
-}
-
-// helpers says how many goroutines send parts of a request beside the one that was called.
-type helpers struct {
-	n  int64
-	of *semaphore.Weighted // of them, as many as there are left here; nil: all
-}
-
-// cutter hands out the parts of a range to several goroutines.
-type cutter struct {
-	next func(off, end int64) part
-
-	mu       sync.Mutex
-	off, end int64 // what is not handed out yet; guarded by mu
-	err      error // the first; guarded by mu
 }
 
 func (c *cutter) take() (part, bool) {

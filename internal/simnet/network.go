@@ -28,9 +28,11 @@ import (
 type Config struct {
 	Seed        uint64
 	BufferBytes int  // bytes that one direction of a connection holds before its writer blocks [256 KiB]
-	Backlog     int  // connections that wait to be accepted by one listener [128]
 	Link        Link // every link that SetLink did not change
 }
+
+// backlog is how many connections wait to be accepted by one listener.
+const backlog = 128
 
 // Link describes one direction between two hosts.
 type Link struct {
@@ -62,9 +64,6 @@ type linkState struct {
 func New(cfg Config) *Network {
 	if cfg.BufferBytes <= 0 {
 		cfg.BufferBytes = 256 << 10
-	}
-	if cfg.Backlog <= 0 {
-		cfg.Backlog = 128
 	}
 	n := &Network{cfg: cfg, hosts: make(map[string]*Host), links: make(map[linkKey]*linkState),
 		conns: make(map[*Conn]struct{})}
@@ -312,7 +311,7 @@ func (h *Host) dial(ctx context.Context, addr string) (*Conn, error) {
 		if l == nil {
 			return nil, syscall.ECONNREFUSED
 		}
-		if len(l.backlog) < n.cfg.Backlog {
+		if len(l.backlog) < backlog {
 			return n.connectLocked(h, l), nil
 		}
 		n.changed.Wait()

@@ -34,8 +34,6 @@ type Config struct {
 	Export string
 	// TLS makes the client insist on STARTTLS.
 	TLS *tls.Config
-	// Dial replaces net.Dialer.DialContext.
-	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// Contexts are the metadata contexts that Status will ask for. Those that the server does not have are left
 	// out of Info().Contexts; that is no error.
 	Contexts []string
@@ -97,15 +95,12 @@ func Dial(ctx context.Context, cfg Config) (*Client, error) {
 }
 
 func (cfg Config) dial(ctx context.Context) (net.Conn, error) {
-	if cfg.Dial != nil {
-		return cfg.Dial(ctx, cfg.Network, cfg.Address)
-	}
 	var d net.Dialer
 	return d.DialContext(ctx, cfg.Network, cfg.Address)
 }
 
-// New negotiates on a connection, which it takes over: it is closed when negotiation fails. Network, Address
-// and Dial of cfg are not used.
+// New negotiates on a connection, which it takes over: it is closed when negotiation fails. Network and
+// Address of cfg are not used.
 func New(ctx context.Context, nc net.Conn, cfg Config) (*Client, error) {
 	stop := context.AfterFunc(ctx, func() { _ = nc.Close() })
 	h := &handshake{nc: nc, in: wire.NewInbound(nc), cfg: cfg}
