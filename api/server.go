@@ -163,7 +163,7 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 		end()
 	})
 	defer stop()
-	return Serve(until, s.grpc, doors.Limit(listener, s.doors, s.refused), stopPatience)
+	return Serve(until, s.grpc, doors.Door{Shares: s.doors, Refused: s.refused}.Limit(listener), stopPatience)
 }
 
 // refused is told of each connection that is closed at once.

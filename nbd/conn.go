@@ -24,7 +24,7 @@ import (
 var (
 	errDisconnect = errors.New("the client disconnected")          // DISC or ABORT
 	errDrained    = errors.New("the server stops")                 // drain
-	errStalled    = errors.New("the client stalled")               // watch
+	errStalled    = errors.New("the client stalled")               // checkUp
 	errDismissed  = errors.New("the backend ended the connection") // Peer.Disconnect
 )
 
@@ -71,6 +71,8 @@ type conn struct {
 	idle    atomic.Int64   // workers waiting on work
 	running sync.WaitGroup // requests begun and not finished, and workers
 	served  atomic.Uint64  // requests begun
+	check   *time.Timer    // runs until the connection ends
+	seen    uint64         // served, as the last check saw it
 
 	writeSince atomic.Int64 // when the write in progress began, as in.now says it; 0 when none is
 	draining   atomic.Bool
@@ -115,6 +117,8 @@ func newConn(s *Server, id uint64, nc net.Conn, share *share) *conn {
 	_, c.unix = nc.LocalAddr().(*net.UnixAddr)
 	c.look = time.AfterFunc(hangUpEvery, c.lookForClient)
 	c.look.Stop()
+	c.check = time.AfterFunc(s.cfg.StallTimeout, c.checkUp)
+	c.check.Stop()
 	return c
 }
 
@@ -149,8 +153,8 @@ func (c *conn) peer() Peer {
 
 // run serves the connection to its end and returns why it ended; errDisconnect and errDrained are clean ends.
 func (c *conn) run() error {
-	stopWatch := c.watch()
-	defer stopWatch()
+	c.check.Reset(c.srv.cfg.StallTimeout / 4)
+	defer c.check.Stop()
 	err := c.handshake()
 	c.negotiated()
 	if err != nil {
@@ -202,43 +206,23 @@ func (c *conn) finish(err error) error {
 	return err
 }
 
-// watch ends the connection when its client stalls in the middle of a transfer, and lets go of workers that an idle
-// connection does not need. The returned function stops it.
-func (c *conn) watch() (stop func()) {
+// checkUp is what check does, again and again until the connection has ended: it ends the connection when its client stalls in the
+// middle of a transfer, and lets go of workers that an idle connection does not need.
+func (c *conn) checkUp() {
 	timeout := c.srv.cfg.StallTimeout
-	var (
-		mu      sync.Mutex
-		timer   *time.Timer
-		stopped bool
-		served  uint64
-	)
-	check := func() {
-		limit := c.in.Now() - int64(timeout)
-		for _, since := range []int64{c.in.StalledSince(), c.writeSince.Load()} {
-			if since != 0 && since <= limit {
-				c.end(errStalled)
-				return
-			}
-		}
-		if now := c.served.Load(); now != served {
-			served = now
-		} else {
-			c.dismissIdle()
-		}
-		mu.Lock()
-		defer mu.Unlock()
-		if !stopped {
-			timer.Reset(timeout / 4)
+	limit := c.in.Now() - int64(timeout)
+	for _, since := range []int64{c.in.StalledSince(), c.writeSince.Load()} {
+		if since != 0 && since <= limit {
+			c.end(errStalled)
 		}
 	}
-	mu.Lock()
-	defer mu.Unlock()
-	timer = time.AfterFunc(timeout/4, check)
-	return func() {
-		mu.Lock()
-		defer mu.Unlock()
-		stopped = true
-		timer.Stop()
+	if now := c.served.Load(); now != c.seen {
+		c.seen = now
+	} else {
+		c.dismissIdle()
+	}
+	if c.ctx.Err() == nil {
+		c.check.Reset(timeout / 4)
 	}
 }
 
@@ -272,9 +256,7 @@ func (c *conn) violation(format string, args ...any) error {
 
 // bounds is what requests are checked against now.
 func (c *conn) bounds() bounds {
-	return bounds{sizeBytes: c.sizeBytes.Load(), maxPayloadBytes: c.info.MaxPayloadBytes,
-		minBlockBytes: c.info.MinBlockBytes, preferredBytes: c.info.PreferredBlockBytes, readOnly: c.info.ReadOnly,
-		fastZero: c.info.FastZero, resizable: c.info.Resizable, features: c.features}
+	return bounds{sizeBytes: c.sizeBytes.Load(), info: &c.info, features: c.features}
 }
 
 // boundsFor is bounds, for a range that may be part of what the export has grown by.

@@ -106,7 +106,7 @@ func flagsAt(extents []Extent, at uint64) uint32 {
 }
 
 func TestFastZeroes(t *testing.T) {
-	b := bounds{fastZero: true, preferredBytes: 4096}
+	b := bounds{info: &ExportInfo{FastZero: true, PreferredBlockBytes: 4096}}
 	for _, tc := range []struct {
 		offset, length uint64
 		flags          uint16
@@ -120,14 +120,14 @@ func TestFastZeroes(t *testing.T) {
 			t.Errorf("%+v: %v, want %v", tc, got, tc.want)
 		}
 	}
-	b.fastZero = false
+	b.info.FastZero = false
 	if b.fastZeroes(wire.RequestHeader{Length: 4096}) {
 		t.Error("an export that is not fast")
 	}
 }
 
 func TestMinBlock(t *testing.T) {
-	b := bounds{sizeBytes: 1 << 20, minBlockBytes: 512, maxPayloadBytes: 1 << 20}
+	b := bounds{sizeBytes: 1 << 20, info: &ExportInfo{MinBlockBytes: 512, MaxPayloadBytes: 1 << 20}}
 	for _, h := range []wire.RequestHeader{{Cmd: wire.CmdRead, Offset: 1, Length: 512}, {Cmd: wire.CmdWrite, Offset: 512, Length: 511},
 		{Cmd: wire.CmdTrim, Offset: 100, Length: 412}} {
 		if r := b.check(h); r == nil || r.errno != wire.ErrnoInvalid {

@@ -8,14 +8,9 @@ import (
 
 // bounds is what a request of one connection is checked against.
 type bounds struct {
-	sizeBytes       uint64
-	maxPayloadBytes uint32
-	minBlockBytes   uint32
-	readOnly        bool
-	fastZero        bool
-	preferredBytes  uint32
-	resizable       bool
-	features        wire.Features
+	sizeBytes uint64      // of now
+	info      *ExportInfo // with defaults; all but its SizeBytes
+	features  wire.Features
 }
 
 // refusal is a request that is answered with an error without asking the export.
@@ -68,7 +63,7 @@ func (b *bounds) check(h wire.RequestHeader) *refusal {
 	case wire.CmdResize:
 		return b.checkResize(h)
 	case wire.CmdRead, wire.CmdWrite:
-		if h.Length > uint64(b.maxPayloadBytes) {
+		if h.Length > uint64(b.info.MaxPayloadBytes) {
 			return b.tooLong(h)
 		}
 	case wire.CmdBlockStatus:
@@ -82,7 +77,7 @@ func (b *bounds) check(h wire.RequestHeader) *refusal {
 			return refuse(wire.ErrnoInvalid, "the length is zero")
 		}
 	}
-	if b.readOnly && mutates(h.Cmd) {
+	if b.info.ReadOnly && mutates(h.Cmd) {
 		return refuse(wire.ErrnoPerm, "the export is read-only")
 	}
 	return b.checkRange(h.Cmd, h.Offset, h.Length)
@@ -112,9 +107,9 @@ func (b *bounds) checkFlags(h wire.RequestHeader) *refusal {
 
 func (b *bounds) checkResize(h wire.RequestHeader) *refusal {
 	switch {
-	case !b.resizable:
+	case !b.info.Resizable:
 		return refuse(wire.ErrnoInvalid, "the export does not resize on a client's request")
-	case b.readOnly:
+	case b.info.ReadOnly:
 		return refuse(wire.ErrnoPerm, "the export is read-only")
 	case h.Offset > math.MaxInt64 || h.Length != 0:
 		return refuse(wire.ErrnoInvalid, "bad size")
@@ -137,7 +132,7 @@ func (b *bounds) checkRange(cmd uint16, offset, length uint64) *refusal {
 		}
 		return refuse(wire.ErrnoInvalid, "the request reaches behind the end of the export")
 	}
-	if m := uint64(b.minBlockBytes); m > 1 && (offset%m != 0 || length%m != 0) {
+	if m := uint64(b.info.MinBlockBytes); m > 1 && (offset%m != 0 || length%m != 0) {
 		return refuse(wire.ErrnoInvalid, "the request is not aligned to the minimum block size")
 	}
 	return nil
@@ -150,10 +145,10 @@ func (b *bounds) behindEnd(offset, length uint64) bool {
 // fastZeroes reports whether zeroing the range is faster than writing it: it clears at least one whole block and
 // need not allocate.
 func (b *bounds) fastZeroes(h wire.RequestHeader) bool {
-	if !b.fastZero || h.Flags&wire.CmdFlagNoHole != 0 {
+	if !b.info.FastZero || h.Flags&wire.CmdFlagNoHole != 0 {
 		return false
 	}
-	p := uint64(b.preferredBytes)
+	p := uint64(b.info.PreferredBlockBytes)
 	first := (h.Offset + p - 1) / p * p
 	return first+p <= h.Offset+h.Length
 }

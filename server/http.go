@@ -53,21 +53,13 @@ func newProfileServer(h http.Handler) *http.Server {
 	return &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
 }
 
-// httpDoor bounds the connections of all listeners that speak HTTP: a quarter of them for one address.
-type httpDoor struct {
-	shares  *doors.Shares
-	refused func(net.Addr)
-}
-
-func newHTTPDoor(connections int, refusals *doors.Refusals, metrics prometheus.Registerer) (*httpDoor, error) {
+// newHTTPDoor bounds the connections of all listeners that speak HTTP: a quarter of them for one address.
+func newHTTPDoor(connections int, refusals *doors.Refusals, metrics prometheus.Registerer) (doors.Door, error) {
 	closed := prometheus.NewCounter(prometheus.CounterOpts{Name: "storage_http_refused_connections_total",
 		Help: "Connections for metrics, health and the profiler closed at once, because there were too many, in all or of their address. Worry when it grows."})
 	if err := metrics.Register(closed); err != nil {
-		return nil, storage.E("register", storage.KindInternal, "metrics of http", err)
+		return doors.Door{}, storage.E("register", storage.KindInternal, "metrics of http", err)
 	}
 	note := refusals.Port("HTTP", connections)
-	return &httpDoor{doors.NewShares(connections, max(2, connections/4)), func(from net.Addr) { closed.Inc(); note(from) }}, nil
+	return doors.Door{Shares: doors.NewShares(connections, max(2, connections/4)), Refused: func(from net.Addr) { closed.Inc(); note(from) }}, nil
 }
-
-// limit bounds the connections of a listener.
-func (d *httpDoor) limit(l net.Listener) net.Listener { return doors.Limit(l, d.shares, d.refused) }

@@ -42,7 +42,7 @@ func serveHTTP(t *testing.T, g prometheus.Gatherer) (address string) {
 	}
 	s := newHTTPServer(httpHandler(g, &status.View{}))
 	var wg sync.WaitGroup
-	wg.Go(func() { _ = s.Serve(door.limit(l)) })
+	wg.Go(func() { _ = s.Serve(door.Limit(l)) })
 	t.Cleanup(func() {
 		_ = s.Close()
 		wg.Wait()
@@ -89,7 +89,7 @@ func TestScrapesAreBounded(t *testing.T) {
 	wg.Wait()
 }
 
-// Connections are bounded for each address, and what is over the bound is closed at once. Line: httpDoor.limit.
+// Connections are bounded for each address, and what is over the bound is closed at once. Line: doors.Door.Limit.
 func TestHTTPConnectionsAreBounded(t *testing.T) {
 	address := serveHTTP(t, prometheus.NewRegistry())
 	for range maxHTTPConnections / 4 {

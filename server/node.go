@@ -61,7 +61,7 @@ type node struct {
 	listeners   listeners
 	descriptors descriptors     // as they are shared out
 	refusals    *doors.Refusals // connections that ports have closed at once
-	scrapers    *httpDoor       // of metrics, health and the profiler
+	scrapers    doors.Door      // of metrics, health and the profiler
 	speaker     peer.Speaker    // what greetings say of this process
 	identity    control.Identity
 	store       *extent.Store
@@ -205,7 +205,7 @@ func (n *node) answerPeople(context.Context) error {
 		return err
 	}
 	n.http = newHTTPServer(httpHandler(n.metrics, n.view))
-	n.goRun(&n.peersWG, "http", func() error { return ignoreClosed(n.http.Serve(n.scrapers.limit(n.listeners.http))) })
+	n.goRun(&n.peersWG, "http", func() error { return ignoreClosed(n.http.Serve(n.scrapers.Limit(n.listeners.http))) })
 	n.goRun(&n.serveWG, "api", func() error { return n.api.Serve(n.serveCtx, n.listeners.api) })
 	return nil
 }
@@ -400,7 +400,7 @@ func (n *node) startGateway(context.Context) error {
 func (n *node) serve(ctx context.Context) error {
 	if n.listeners.pprof != nil {
 		profiler := newProfileServer(pprofHandler())
-		n.goRun(&n.peersWG, "pprof", func() error { return ignoreClosed(profiler.Serve(n.scrapers.limit(n.listeners.pprof))) })
+		n.goRun(&n.peersWG, "pprof", func() error { return ignoreClosed(profiler.Serve(n.scrapers.Limit(n.listeners.pprof))) })
 	}
 	n.goRun(&n.serveWG, "nbd", func() error { return n.nbd.Serve(n.serveCtx, n.listeners.nbd) })
 	if n.listeners.unix != nil {

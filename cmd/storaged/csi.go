@@ -183,7 +183,7 @@ func listenProbes(address string) (net.Listener, error) {
 	if err != nil {
 		return nil, storage.E("listen on", storage.KindInvalid, "--listen-http "+address, err)
 	}
-	return doors.Limit(l, doors.NewShares(maxProbes, maxProbesAddress), nil), nil
+	return doors.Door{Shares: doors.NewShares(maxProbes, maxProbesAddress)}.Limit(l), nil
 }
 
 // serveProbes answers on l, which it closes, until ctx ends.

@@ -126,7 +126,7 @@ func (e *export) Status(ctx context.Context, off, n int64, metaContext string) (
 	if metaContext != nbd.ContextAllocation {
 		return nil, storage.E("block status", storage.KindUnsupported, "context "+metaContext, nil)
 	}
-	runs, err := e.Volume.Status(ctx, off, n, maxExtents, nil)
+	runs, err := e.Volume.Status(ctx, off, n, maxExtents)
 	if err != nil {
 		return nil, err
 	}

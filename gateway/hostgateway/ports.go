@@ -3,7 +3,6 @@ package hostgateway
 import (
 	"fmt"
 	"log/slog"
-	"net"
 
 	"golang.org/x/sys/unix"
 
@@ -13,13 +12,7 @@ import (
 
 // Most descriptors of the gateway are for its devices, and for connections to the nodes, which it makes again while the devices
 // wait. So clients that connect get only a part of them.
-type ports struct{ socket, http door }
-
-// door bounds the connections of a listener.
-type door struct {
-	shares  *doors.Shares
-	refused func(net.Addr)
-}
+type ports struct{ socket, http doors.Door }
 
 const (
 	maxPortConnections = 256
@@ -40,8 +33,6 @@ func sharePorts(logger *slog.Logger) (ports, error) {
 	}
 	each := int(min(maxPortConnections, limit.Cur/8))
 	refusals := doors.NewRefusals(logger)
-	return ports{socket: door{doors.NewShares(each, each), refusals.Port("socket", each)},
-		http: door{doors.NewShares(each, each/4), refusals.Port("HTTP", each)}}, nil
+	return ports{socket: doors.Door{Shares: doors.NewShares(each, each), Refused: refusals.Port("socket", each)},
+		http: doors.Door{Shares: doors.NewShares(each, each/4), Refused: refusals.Port("HTTP", each)}}, nil
 }
-
-func (d door) limit(l net.Listener) net.Listener { return doors.Limit(l, d.shares, d.refused) }

@@ -19,6 +19,7 @@ import (
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api/host"
 	"github.com/storaged/storaged/internal/clock"
+	"github.com/storaged/storaged/internal/doors"
 	"github.com/storaged/storaged/internal/logging"
 	"github.com/storaged/storaged/internal/unixsocket"
 )
@@ -94,16 +95,16 @@ func (g *Gateway) serve(ctx context.Context, listener net.Listener, ports ports)
 		g.wg.Go(func() { g.serveHTTP(ctx, server, ports.http) })
 		defer func() { _ = server.Close() }()
 	}
-	return host.NewServer(g, g.env.logger).Serve(ctx, ports.socket.limit(listener))
+	return host.NewServer(g, g.env.logger).Serve(ctx, ports.socket.Limit(listener))
 }
 
 // serveHTTP serves metrics and health until the server is closed. An address that cannot be had is tried again and again:
 // devices do not wait for metrics.
-func (g *Gateway) serveHTTP(ctx context.Context, server *http.Server, door door) {
+func (g *Gateway) serveHTTP(ctx context.Context, server *http.Server, door doors.Door) {
 	for pause := 100 * time.Millisecond; ctx.Err() == nil; pause = min(2*pause, 10*time.Second) {
 		l, err := net.Listen("tcp", g.config.ListenHTTP)
 		if err == nil {
-			err = server.Serve(door.limit(l))
+			err = server.Serve(door.Limit(l))
 		}
 		if errors.Is(err, http.ErrServerClosed) || ctx.Err() != nil {
 			return

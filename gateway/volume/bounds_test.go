@@ -59,7 +59,7 @@ func TestReadEndsWithItsContext(t *testing.T) {
 		if err := v.ReadAt(ctx, make([]byte, block), 0); !errors.Is(err, storage.ErrCanceled) {
 			t.Errorf("read: %v", err)
 		}
-		if _, err := v.Status(ctx, 0, block, 1, nil); !errors.Is(err, storage.ErrCanceled) {
+		if _, err := v.Status(ctx, 0, block, 1); !errors.Is(err, storage.ErrCanceled) {
 			t.Errorf("status: %v", err)
 		}
 	})

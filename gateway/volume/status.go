@@ -17,16 +17,13 @@ type Run struct {
 // statusExtents bounds how many extents one call asks for; the caller goes on from there.
 const statusExtents = 256
 
-// DirtySince, as an option of Status, asks which blocks were written since the snapshot of an epoch.
-type DirtySince struct{ Epoch storage.Epoch }
-
 // status returns the runs of a prefix of [off, end): at least one, at most limit. It asks extent by extent, and for a
 // bounded number of them.
-func (v *Volume) status(ctx context.Context, off, end int64, limit int, dirty *DirtySince) ([]Run, error) {
+func (v *Volume) status(ctx context.Context, off, end int64, limit int) ([]Run, error) {
 	var runs []Run
 	for n := 0; off < end && n < statusExtents; n++ {
 		p := nextExtent(off, end)
-		answer, err := v.statusPart(ctx, p, dirty)
+		answer, err := v.statusPart(ctx, p)
 		if err != nil {
 			if len(runs) > 0 {
 				break // what is known already is a proper answer
@@ -47,16 +44,13 @@ func (v *Volume) status(ctx context.Context, off, end int64, limit int, dirty *D
 	return runs, nil
 }
 
-func (v *Volume) statusPart(ctx context.Context, p part, dirty *DirtySince) (runs []op.Run, err error) {
+func (v *Volume) statusPart(ctx context.Context, p part) (runs []op.Run, err error) {
 	d := v.device
 	if err := d.acquire(ctx, requestOverheadBytes); err != nil {
 		return nil, err
 	}
 	defer d.giveBack(requestOverheadBytes)
 	req := op.StatusRequest{ReadRequest: op.ReadRequest{Volume: d.id, Extent: p.extent, Offset: p.offset, Length: p.length, Generation: d.generation, Epoch: op.HeadEpoch}}
-	if dirty != nil {
-		req.Dirty, req.Since = true, dirty.Epoch
-	}
 	err = d.insistRead(ctx, "status", func(attempt context.Context) (err error) {
 		runs, err = d.gateway.config.Cluster.Status(attempt, d.groups[d.laneOf(p.extent)], req)
 		if err != nil {

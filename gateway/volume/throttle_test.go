@@ -54,7 +54,7 @@ func TestLimits(t *testing.T) {
 		{"the tighter of two, requests", 10, 100 << 20, 21, write, 2 * time.Second},
 		{"flushes are free", 10, 1 << 20, 100, func(v *volume.Volume) error { return v.Flush(context.Background()) }, 0},
 		{"so is status", 10, 1 << 20, 100, func(v *volume.Volume) error {
-			_, err := v.Status(context.Background(), 0, storage.BlockSize, 1, nil)
+			_, err := v.Status(context.Background(), 0, storage.BlockSize, 1)
 			return err
 		}, 0},
 		{"discards have no bytes", 100, 1 << 20, 110, func(v *volume.Volume) error { return v.Discard(context.Background(), 0, 1<<20) }, time.Second},

@@ -148,9 +148,8 @@ func (v *Volume) Flush(ctx context.Context) (err error) {
 	return v.device.flush(ctx, v)
 }
 
-// Status describes a prefix of the n bytes from off in at least one and at most limit runs (limit at least 1). With
-// dirty set, runs that were written since that snapshot carry op.RunDirty.
-func (v *Volume) Status(ctx context.Context, off, n int64, limit int, dirty *DirtySince) (runs []Run, err error) {
+// Status describes a prefix of the n bytes from off in at least one and at most limit runs (limit at least 1).
+func (v *Volume) Status(ctx context.Context, off, n int64, limit int) (runs []Run, err error) {
 	m := &v.device.metrics.status
 	defer m.end(m.begin(), 0, &err)
 	if err := v.check("status", off, n); err != nil {
@@ -163,7 +162,7 @@ func (v *Volume) Status(ctx context.Context, off, n int64, limit int, dirty *Dir
 		return nil, err
 	}
 	defer v.device.endRead(v)
-	return v.status(ctx, off, off+n, limit, dirty)
+	return v.status(ctx, off, off+n, limit)
 }
 
 // Allocated reports whether any block of the volume is mapped: was written, and not discarded since. It includes every write

@@ -146,7 +146,7 @@ func TestZeroesAndDiscards(t *testing.T) {
 	must(v.Discard(t.Context(), 6*extent+10*block+1, block)) // no whole block
 	wantBytes(t, v, image, 0)
 
-	runs, err := v.Status(t.Context(), 5, v.SizeBytes()-5, 100, nil)
+	runs, err := v.Status(t.Context(), 5, v.SizeBytes()-5, 100)
 	must(err)
 	want := []volume.Run{
 		{LengthBytes: 2*block - 5, Flags: op.RunAllocated},
@@ -163,7 +163,7 @@ func TestZeroesAndDiscards(t *testing.T) {
 			t.Errorf("run %d is %v, want %v", i, runs[i], want[i])
 		}
 	}
-	if runs, err := v.Status(t.Context(), 5, v.SizeBytes()-5, 2, nil); err != nil || len(runs) != 2 {
+	if runs, err := v.Status(t.Context(), 5, v.SizeBytes()-5, 2); err != nil || len(runs) != 2 {
 		t.Errorf("limited to 2: %v, %v", runs, err)
 	}
 }

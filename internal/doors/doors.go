@@ -59,16 +59,19 @@ func AddressOf(a net.Addr) string {
 	}
 }
 
-// Limit returns a listener that hands out connections within the shares and closes all others. refused, if not nil, is told
-// of each of those.
-func Limit(l net.Listener, shares *Shares, refused func(net.Addr)) net.Listener {
-	return &listener{Listener: l, shares: shares, refused: refused}
+// Door bounds the connections of one or more listeners.
+type Door struct {
+	Shares *Shares
+	// Refused, if not nil, is told of each connection that is closed because there is no share for it.
+	Refused func(net.Addr)
 }
+
+// Limit returns a listener that hands out connections within the shares and closes all others.
+func (d Door) Limit(l net.Listener) net.Listener { return &listener{l, d} }
 
 type listener struct {
 	net.Listener
-	shares  *Shares
-	refused func(net.Addr)
+	door Door
 }
 
 // Accept implements net.Listener.
@@ -78,13 +81,13 @@ func (l *listener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		leave := l.shares.Enter(AddressOf(nc.RemoteAddr()))
+		leave := l.door.Shares.Enter(AddressOf(nc.RemoteAddr()))
 		if leave != nil {
 			return &conn{nc, leave}, nil
 		}
 		_ = nc.Close()
-		if l.refused != nil {
-			l.refused(nc.RemoteAddr())
+		if l.door.Refused != nil {
+			l.door.Refused(nc.RemoteAddr())
 		}
 	}
 }

@@ -63,7 +63,7 @@ func TestLimit(t *testing.T) {
 		t.Fatal(err)
 	}
 	refused := make(chan net.Addr, 1)
-	l := Limit(inner, NewShares(8, 2), func(a net.Addr) { refused <- a })
+	l := Door{NewShares(8, 2), func(a net.Addr) { refused <- a }}.Limit(inner)
 	defer l.Close()
 	accepted := make(chan net.Conn, 8)
 	go func() {
