@@ -98,9 +98,9 @@ func TestSeriesDoNotDependOnExports(t *testing.T) {
 		if err := errors.Join(c.Flush(bg), c.Close()); err != nil {
 			t.Fatal(err)
 		}
+		f.conns.Wait() // the server counts how the connection has ended
 		if after := count(); i > 0 && after != before {
 			t.Fatalf("%d series before and %d after export %s", before, after, name)
 		}
 	}
-	f.conns.Wait()
 }
