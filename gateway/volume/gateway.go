@@ -227,20 +227,10 @@ func (g *Gateway) attach(ctx context.Context, key deviceKey) (storage.Attachment
 	if key.Attachment != 0 {
 		return storage.Attachment{ID: key.Attachment}, nil
 	}
-	for n := 0; ; n++ {
+	return askCatalog(ctx, g, "attach", key.name, func() (storage.Attachment, bool, error) {
 		a, err := g.config.Cluster.Attach(ctx, key.name, key.OpenOptions)
-		switch {
-		case err == nil && (a.ID == 0 || a.Volume == 0):
-			return a, storage.E("attach", storage.KindInternal, "volume "+key.name, errIncomplete)
-		case err == nil:
-			return a, nil
-		case ctx.Err() != nil:
-			return a, storage.E("attach", storage.KindCanceled, "volume "+key.name, ctx.Err())
-		case !retryable(storage.KindOf(err)):
-			return a, err
-		}
-		g.pause(ctx, n)
-	}
+		return a, a.ID != 0 && a.Volume != 0, err
+	})
 }
 
 // detach gives up an attachment of the gateway's own.
@@ -253,32 +243,39 @@ func (g *Gateway) detach(key deviceKey, a storage.Attachment, closed bool) {
 	}
 }
 
-// openSession asks the catalog for a session until it answers.
+// openSession asks the catalog for a session.
 func (g *Gateway) openSession(ctx context.Context, key deviceKey, at storage.AttachmentID) (SessionInfo, error) {
-	subject := "volume " + key.name
 	clock := newAttemptClock(ctx, g.config.AttemptTimeout)
 	req := SessionRequest{ReadOnly: key.ReadOnly, Attachment: at, After: storage.SessionID(g.after.Load())}
-	for n := 0; ; n++ {
+	info, err := askCatalog(ctx, g, "open session", key.name, func() (SessionInfo, bool, error) {
 		info, err := g.config.Cluster.OpenSession(clock.context(), key.name, req)
-		kind := storage.KindOf(err)
-		switch {
-		case err == nil && (info.ID <= req.After || info.Volume == 0 || len(info.Groups) == 0 || info.SizeBytes < 0):
-			return SessionInfo{}, storage.E("open session", storage.KindInternal, subject, errIncomplete)
-		case err == nil:
-			raise(&g.after, uint64(info.ID))
-			return info, nil
-		case ctx.Err() != nil:
-			return SessionInfo{}, storage.E("open session", storage.KindCanceled, subject, ctx.Err())
-		case !retryable(kind):
-			return SessionInfo{}, storage.E("open session", kind, subject, err)
+		if err != nil {
+			err = storage.E("open session", storage.KindOf(err), "volume "+key.name, err)
 		}
-		g.pause(ctx, n)
+		return info, info.ID > req.After && info.Volume != 0 && len(info.Groups) > 0 && info.SizeBytes >= 0, err
+	})
+	if err == nil {
+		raise(&g.after, uint64(info.ID))
 	}
+	return info, err
 }
 
-// pause sleeps before attempt n+1, shorter if ctx ends.
-func (g *Gateway) pause(ctx context.Context, n int) {
-	_ = clock.Sleep(ctx, backoffFor(n, g.config.RetryMin, g.config.RetryMax, g.config.Jitter())) // who tries again sees the end
+// askCatalog asks until there is an answer that is final. whole reports that nothing is missing in it.
+func askCatalog[T any](ctx context.Context, g *Gateway, what, volume string, ask func() (answer T, whole bool, err error)) (T, error) {
+	for n := 0; ; n++ {
+		answer, whole, err := ask()
+		switch {
+		case err == nil && !whole:
+			return answer, storage.E(what, storage.KindInternal, "volume "+volume, errIncomplete)
+		case err == nil:
+			return answer, nil
+		case ctx.Err() != nil:
+			return answer, storage.E(what, storage.KindCanceled, "volume "+volume, ctx.Err())
+		case !retryable(storage.KindOf(err)):
+			return answer, err
+		}
+		_ = clock.Sleep(ctx, backoffFor(n, g.config.RetryMin, g.config.RetryMax, g.config.Jitter())) // the next attempt sees the end
+	}
 }
 
 // distinct returns the distinct groups of a placement, and for each of its places the index of its group among them.

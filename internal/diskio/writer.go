@@ -1,6 +1,7 @@
 package diskio
 
 import (
+	"bytes"
 	"errors"
 	"io"
 
@@ -18,18 +19,13 @@ type Span struct{ From, To int64 }
 type Writer struct {
 	part   [][]byte // what one system call writes of the vectors
 	cached bool     // the file system refused a write past its cache once
-	joined []byte   // for files without a descriptor
 }
 
 // WriteAt writes the vectors at the offset of the file. What lies in the cold parts, which ascend, goes past the page
 // cache if the file system can do that. It may change the elements of vectors.
 func (w *Writer) WriteAt(f vfs.File, vectors [][]byte, offset int64, cold []Span) error {
 	if f.Fd() == vfs.InvalidFd {
-		w.joined = w.joined[:0]
-		for _, v := range vectors {
-			w.joined = append(w.joined, v...)
-		}
-		_, err := f.WriteAt(w.joined, offset)
+		_, err := f.WriteAt(bytes.Join(vectors, nil), offset)
 		return err
 	}
 	fd, rest := int(f.Fd()), vectors

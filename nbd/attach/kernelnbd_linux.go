@@ -82,7 +82,7 @@ func (d *NBD) find(name string) (index uint32, found bool) {
 	for _, n := range d.listed(name) {
 		probe := d.order(name)
 		probe.index, probe.hasIndex = n, true
-		if err := d.kernel.reconfigure(probe); !errors.Is(err, unix.EINVAL) { // any other answer leaves it in doubt
+		if _, err := d.kernel.do(nbdCmdReconfigure, probe); !errors.Is(err, unix.EINVAL) { // any other answer leaves it in doubt
 			return n, true
 		}
 	}
@@ -145,7 +145,7 @@ func (d *NBD) connect(ctx context.Context, r Request) (*nbdDevice, error) {
 	order.sockets = []uint32{uint32(end.file.Fd())}
 	end.handed.Store(true)
 	d.connecting.Lock()
-	index, err := d.kernel.connect(order)
+	index, err := d.kernel.do(nbdCmdConnect, order)
 	d.connecting.Unlock()
 	if err != nil {
 		_ = end.file.Close()
@@ -204,7 +204,7 @@ func (d *NBD) Detach(ctx context.Context, r Request) error {
 			return nil
 		}
 		endRetries(pathOf(index))
-		err := d.kernel.disconnect(nbdOrder{index: index, hasIndex: true})
+		_, err := d.kernel.do(nbdCmdDisconnect, nbdOrder{index: index, hasIndex: true})
 		d.giveBack(index)
 		if err == nil {
 			err = clock.Sleep(ctx, 10*time.Millisecond)
@@ -367,7 +367,7 @@ func (v *nbdDevice) replace(ctx context.Context, index uint32) error {
 	order.index, order.hasIndex, order.sockets = index, true, []uint32{uint32(end.file.Fd())}
 	end.handed.Store(true) // before the kernel has it: it may end at once, and would not be replaced
 	for deadline := time.Now().Add(netlinkTimeout); ; {
-		err := v.driver.kernel.reconfigure(order)
+		_, err := v.driver.kernel.do(nbdCmdReconfigure, order)
 		switch {
 		case err == nil:
 			return nil
@@ -451,7 +451,7 @@ func (v *nbdDevice) Resize(ctx context.Context) error {
 	_ = end.file.Close()
 	order := v.driver.order(v.name)
 	order.index, order.hasIndex, order.sizeBytes, order.blockBytes = v.index, true, end.info.SizeBytes, BlockSize
-	if err := v.driver.kernel.reconfigure(order); err != nil {
+	if _, err := v.driver.kernel.do(nbdCmdReconfigure, order); err != nil {
 		return storage.E("resize", storage.KindIO, "device "+v.Path(), err)
 	}
 	return nil
@@ -523,7 +523,8 @@ func (v *nbdDevice) letGo(ctx context.Context) error {
 func (v *nbdDevice) setClosing(closing bool) error {
 	order := v.driver.order(v.name)
 	order.index, order.hasIndex, order.hasClosing, order.closing = v.index, true, true, closing
-	return v.driver.kernel.reconfigure(order)
+	_, err := v.driver.kernel.do(nbdCmdReconfigure, order)
+	return err
 }
 
 // Stop implements Device. What the server does not answer within its drain time-out waits in the kernel.

@@ -43,6 +43,16 @@ func (k *fakeKernel) dir() string { return filepath.Join(k.sysfs, "block/nbd5") 
 
 func (k *fakeKernel) available() error { return nil }
 
+func (k *fakeKernel) do(command uint8, o nbdOrder) (uint32, error) {
+	switch command {
+	case nbdCmdConnect:
+		return k.connect(o)
+	case nbdCmdReconfigure:
+		return 0, k.reconfigure(o)
+	}
+	return 0, k.disconnect()
+}
+
 // take duplicates the descriptors of an order, as the kernel does.
 func take(o nbdOrder) (conns []net.Conn) {
 	for _, fd := range o.sockets {
@@ -95,7 +105,7 @@ func (k *fakeKernel) reconfigure(o nbdOrder) error {
 	return unix.ENOSPC
 }
 
-func (k *fakeKernel) disconnect(nbdOrder) error {
+func (k *fakeKernel) disconnect() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.disconnectLocked()
@@ -344,7 +354,7 @@ func TestKilledWhileDetaching(t *testing.T) {
 // one in letGo that looks for it.
 func TestDetachOfLostDevice(t *testing.T) {
 	driver, kernel, dev := usedDevice(t, "true")
-	if err := kernel.disconnect(nbdOrder{}); err != nil {
+	if err := kernel.disconnect(); err != nil {
 		t.Fatal(err)
 	}
 	if err := dev.Detach(t.Context(), false); err != nil {

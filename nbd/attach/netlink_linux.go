@@ -104,9 +104,8 @@ func decodeIndex(data []byte) (uint32, error) {
 // nbdKernel carries orders out. The kernel's is netlinkKernel.
 type nbdKernel interface {
 	available() error
-	connect(o nbdOrder) (index uint32, err error)
-	reconfigure(o nbdOrder) error
-	disconnect(o nbdOrder) error
+	// do returns the index of the device that nbdCmdConnect has made; 0 for other commands.
+	do(command uint8, o nbdOrder) (index uint32, err error)
 }
 
 // netlinkKernel is the kernel. Each call makes a connection of its own.
@@ -140,44 +139,31 @@ func (k netlinkKernel) available() error {
 	return c.Close()
 }
 
-// do sends an order and returns the answer's attributes, nil where the answer is an acknowledgement only.
-func (k netlinkKernel) do(command uint8, o nbdOrder, flags netlink.HeaderFlags) ([]byte, error) {
+func (k netlinkKernel) do(command uint8, o nbdOrder) (index uint32, err error) {
 	data, err := o.encode()
-	if err != nil {
-		return nil, err
-	}
-	c, family, err := k.dial()
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = c.Close() }()
-	answers, err := c.Execute(genetlink.Message{Header: genetlink.Header{Command: command, Version: nbdVersion}, Data: data},
-		family.ID, netlink.Request|flags)
-	if err != nil {
-		return nil, fmt.Errorf("nbd order %d: %w", command, err)
-	}
-	for _, a := range answers {
-		if len(a.Data) > 0 {
-			return a.Data, nil
-		}
-	}
-	return nil, nil
-}
-
-func (k netlinkKernel) connect(o nbdOrder) (uint32, error) {
-	data, err := k.do(nbdCmdConnect, o, 0) // answered with the index
 	if err != nil {
 		return 0, err
 	}
-	return decodeIndex(data)
-}
-
-func (k netlinkKernel) reconfigure(o nbdOrder) error {
-	_, err := k.do(nbdCmdReconfigure, o, netlink.Acknowledge)
-	return err
-}
-
-func (k netlinkKernel) disconnect(o nbdOrder) error {
-	_, err := k.do(nbdCmdDisconnect, o, netlink.Acknowledge)
-	return err
+	c, family, err := k.dial()
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = c.Close() }()
+	flags := netlink.Request | netlink.Acknowledge
+	if command == nbdCmdConnect {
+		flags = netlink.Request // the answer is the index
+	}
+	answers, err := c.Execute(genetlink.Message{Header: genetlink.Header{Command: command, Version: nbdVersion}, Data: data}, family.ID, flags)
+	switch {
+	case err != nil:
+		return 0, fmt.Errorf("nbd order %d: %w", command, err)
+	case command != nbdCmdConnect:
+		return 0, nil
+	}
+	for _, a := range answers {
+		if len(a.Data) > 0 {
+			return decodeIndex(a.Data)
+		}
+	}
+	return decodeIndex(nil)
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -239,24 +240,14 @@ func (c *Cluster) ExpireIn(name string, g storage.GroupID) {
 func (c *Cluster) Sessions() []storage.SessionID {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var ids []storage.SessionID
-	for id := range c.sessions {
-		ids = append(ids, id)
-	}
-	slices.Sort(ids)
-	return ids
+	return slices.Sorted(maps.Keys(c.sessions))
 }
 
 // LiveIn returns the sessions of a volume that are open in a group, in ascending order.
 func (c *Cluster) LiveIn(name string, g storage.GroupID) []storage.SessionID {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var ids []storage.SessionID
-	for id := range c.groups[g].volume(c.volumes[name].id).live {
-		ids = append(ids, id)
-	}
-	slices.Sort(ids)
-	return ids
+	return slices.Sorted(maps.Keys(c.groups[g].volume(c.volumes[name].id).live))
 }
 
 // Node is the cluster as one instance of one node's gateway sees it. It implements volume.Cluster.
