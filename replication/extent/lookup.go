@@ -9,27 +9,30 @@ import (
 
 // load reads the newest version with an epoch not above e from Pebble, whole; nil if there is none.
 func (g *Group) load(set table.SetID, k table.PageKey, e storage.Epoch) (*page, error) {
-	return loadPage(g.store.db, set, k, 0, e)
+	p, err := loadPage(g.store.db, set, k, 0, e)
+	g.store.loaded()
+	return p, err
 }
 
-// applyPageLocked returns a page for the goroutine that applies. It may give up the lock while it reads Pebble: nobody
-// else changes tables, and what Pebble holds of a page that is not in memory does not change meanwhile.
+// applyPageLocked returns a page for the goroutine that applies. It may give up the lock while it reads Pebble.
 func (g *Group) applyPageLocked(k table.PageKey) (*cachedPage, error) {
-	if s := g.cache.pages[k]; s != nil {
-		s.used.set()
-		return s, nil
+	for {
+		if s := g.cache.pages[k]; s != nil {
+			s.used.set()
+			return s, nil
+		}
+		set, persists := g.set.id, g.cache.persists
+		g.mu.Unlock()
+		p, err := g.load(set, k, storage.Epoch(math.MaxUint64))
+		g.mu.Lock()
+		if err != nil {
+			return nil, err
+		}
+		// I1: blocks of the page that were loaded may have been moved and the page written meanwhile.
+		if g.cache.pages[k] == nil && g.cache.persists == persists {
+			return g.cache.insert(k, p), nil
+		}
 	}
-	set := g.set.id
-	g.mu.Unlock()
-	p, err := g.load(set, k, storage.Epoch(math.MaxUint64))
-	g.mu.Lock()
-	if err != nil {
-		return nil, err
-	}
-	if s := g.cache.pages[k]; s != nil {
-		return s, nil
-	}
-	return g.cache.insert(k, p), nil
 }
 
 // lookup copies the entries of blocks [first, first+len(out)) of the newest version with an epoch not above e. Each
@@ -45,7 +48,7 @@ func (g *Group) lookupPage(k table.PageKey, e storage.Epoch, at int, out []table
 		g.mu.RLock()
 		s := g.cache.pages[k]
 		set, persists := g.set.id, g.cache.persists
-		var inMemory *page
+		older := false
 		if s != nil {
 			p, sure := s.at(e)
 			if sure {
@@ -54,17 +57,21 @@ func (g *Group) lookupPage(k table.PageKey, e storage.Epoch, at int, out []table
 				s.used.set()
 				return nil
 			}
-			if p != nil { // dirty or frozen, it may change: keep a copy in case it is the one
-				inMemory = p.clone()
-			}
+			older = len(s.older) > 0
 		}
 		g.mu.RUnlock()
 
-		want := e
-		if s == nil {
-			want = storage.Epoch(math.MaxUint64)
+		var p *page
+		var stored []*page
+		var err error
+		switch {
+		case s == nil:
+			p, err = g.load(set, k, storage.Epoch(math.MaxUint64))
+		case older: // it may be one of those, or inherit from one
+			stored, err = g.loadAll(set, k)
+		default:
+			p, err = g.load(set, k, e)
 		}
-		p, err := g.load(set, k, want)
 		if err != nil {
 			return err
 		}
@@ -80,12 +87,14 @@ func (g *Group) lookupPage(k table.PageKey, e storage.Epoch, at int, out []table
 			g.mu.Unlock()
 			continue
 		}
-		g.mu.Unlock()
-		if inMemory != nil && (p == nil || inMemory.Epoch >= p.Epoch) {
-			p = inMemory
+		if older {
+			p, err = g.cache.asOf(k, stored, e)
 		}
-		copyEntries(out, p, at)
-		return nil
+		if err == nil {
+			copyEntries(out, p, at)
+		}
+		g.mu.Unlock()
+		return err
 	}
 }
 

@@ -474,3 +474,16 @@ func TestCheckFindsDamage(t *testing.T) {
 		t.Errorf("a wrong live count: %q", found)
 	}
 }
+
+// TestDataRecordsAreRuns: blocks of one data record follow each other, because its header names the first one only.
+func TestDataRecordsAreRuns(t *testing.T) {
+	for _, test := range []struct {
+		places []int
+		limit  int
+		want   int
+	}{{[]int{5}, 9, 1}, {[]int{5, 6, 7}, 9, 3}, {[]int{5, 6, 7}, 2, 2}, {[]int{5, 6, 8}, 9, 2}, {[]int{5, 7}, 9, 1}} {
+		if got := runOf(test.places, test.limit); got != test.want {
+			t.Errorf("%v: %d, want %d", test.places, got, test.want)
+		}
+	}
+}

@@ -52,6 +52,7 @@ func TestAgainstModel(t *testing.T) {
 			"power cut":  d.powerCut,
 			"delete":     d.delete,
 			"format":     d.format,
+			"move":       d.move,
 			"term":       func(*rapid.T) { d.r.term++ },
 			"":           d.check,
 		})
@@ -166,6 +167,27 @@ func (d *driver) generation(rt *rapid.T) {
 func (d *driver) delete(rt *rapid.T) {
 	if rapid.IntRange(0, 9).Draw(rt, "really") == 0 {
 		d.apply(rt, request{o: op.Op{Kind: op.DeleteVolume, Volume: storage.VolumeID(rapid.IntRange(1, 2).Draw(rt, "volume"))}})
+	}
+}
+
+// move copies some blocks of volume 1, of any version, and re-points them: nobody sees a difference.
+func (d *driver) move(rt *rapid.T) {
+	x := storage.ExtentIndex(rapid.IntRange(0, propExtents-1).Draw(rt, "extent"))
+	epoch := storage.Epoch(rapid.IntRange(1, 5).Draw(rt, "epoch"))
+	first := rapid.IntRange(0, propBlocks-1).Draw(rt, "first")
+	defer d.r.s.live.HoldFrom(d.r.s.log.Durable().Segment())()
+	var moves []Move
+	for b := first; b < min(first+rapid.IntRange(1, 70).Draw(rt, "n"), propBlocks); b++ {
+		m, ok, err := d.r.copied(x, b, epoch)
+		if err != nil {
+			rt.Fatal(err)
+		}
+		if ok {
+			moves = append(moves, m)
+		}
+	}
+	if _, err := d.r.g.Repoint(d.r.g.set.id, moves); err != nil {
+		rt.Fatal(err)
 	}
 }
 

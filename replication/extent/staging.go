@@ -289,10 +289,10 @@ func (st *Staging) PutBlocks(ref table.Ref, first int, payload []byte) error {
 		return err
 	}
 	// From before the blocks are in a segment until they are counted, none that may hold them is recycled.
-	defer st.s.live.HoldFrom(st.set.id, st.s.log.Durable().Segment())()
+	defer st.s.live.HoldFrom(st.s.log.Durable().Segment())()
 	payload = bytes.Clone(payload) // the log keeps it by reference
 	for len(places) > 0 {
-		k := min(len(places), st.s.blocksPerRecord())
+		k := runOf(places, st.s.blocksPerRecord())
 		if err := st.appendLocked(ref, p, places[:k], payload[:k*storage.BlockSize]); err != nil {
 			return err
 		}
@@ -307,6 +307,15 @@ func (st *Staging) PutBlocks(ref table.Ref, first int, payload []byte) error {
 // blocksPerRecord is how many blocks fit well into one record: all of a call, unless segments are very small.
 func (s *Store) blocksPerRecord() int {
 	return max(1, min(table.MaxRun, int(s.cfg.SegmentBytes/4/storage.BlockSize)))
+}
+
+// runOf returns how many of the places, at most limit, follow each other from the first on: what one data record may hold.
+func runOf(places []int, limit int) int {
+	n := 1
+	for n < min(len(places), limit) && places[n] == places[0]+n {
+		n++
+	}
+	return n
 }
 
 // appendLocked puts blocks into the log and notes their places.

@@ -63,6 +63,8 @@ type Store struct {
 
 	stop    context.CancelFunc
 	stopped sync.WaitGroup
+
+	loaded func() // called when a page was read from Pebble, before the lock is taken; for tests
 }
 
 // Open opens the store in Config.Dir, or makes one. Errors are of KindConflict when the directory is in use by another
@@ -79,7 +81,7 @@ func Open(cfg Config) (_ *Store, err error) {
 		return nil, storage.E("make directory of", storage.KindIO, "store "+cfg.Dir, err)
 	}
 	s := &Store{cfg: cfg, files: files, logger: cfg.Logger, groups: map[segment.GroupKey]*Group{}, stagings: map[table.SetID]*Staging{},
-		openMans: map[*Manifest]struct{}{}}
+		openMans: map[*Manifest]struct{}{}, loaded: func() {}}
 	var cleanup []func() error
 	defer func() {
 		if err != nil {

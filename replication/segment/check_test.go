@@ -34,6 +34,12 @@ func TestData(t *testing.T) {
 	if _, _, err := l.AppendData(h, nil); !errors.Is(err, storage.ErrInvalid) {
 		t.Fatalf("no data: %v", err)
 	}
+	for first, payload := range map[uint16][]byte{1000: payload[1:], storage.BlocksPerExtent - 2: payload} { // part of a block; a block too many
+		h.FirstBlock = first
+		if _, _, err := l.AppendData(h, payload); !errors.Is(err, storage.ErrInvalid) {
+			t.Fatalf("from block %d: %v", first, err)
+		}
+	}
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -7,8 +7,8 @@ import (
 	storage "github.com/storaged/storaged"
 )
 
-// AppendData appends a record of blocks that belong to no log: blocks that repair received or that compaction moved. It
-// returns where the payload begins, and the position that must be durable for the record to be. The payload is kept
+// AppendData appends a record of whole blocks that belong to no log: those that follow each other in an extent, and that repair
+// received or compaction moved. It returns where the payload begins, and the position that must be durable for the record to be. The payload is kept
 // by reference and must not be modified any more. No group needs the record: whoever refers to it keeps its segment
 // from being recycled. Errors are those of GroupLog.Append.
 func (l *Log) AppendData(h DataHeader, payload []byte) (data, end Position, err error) {
@@ -16,6 +16,10 @@ func (l *Log) AppendData(h DataHeader, payload []byte) (data, end Position, err 
 	if len(payload) == 0 || len(payload) > maxPayloadBytes || size > l.cfg.maxRecordBytes() {
 		return 0, 0, storage.E("append data", storage.KindInvalid, "group "+h.Group.String(),
 			fmt.Errorf("%d bytes; a record has 1 to %d", len(payload), l.cfg.maxRecordBytes()-recordHeaderBytes-prefixBytes))
+	}
+	if n := len(payload) / storage.BlockSize; len(payload)%storage.BlockSize != 0 || int(h.FirstBlock)+n > storage.BlocksPerExtent {
+		return 0, 0, storage.E("append data", storage.KindInvalid, "group "+h.Group.String(),
+			fmt.Errorf("%d bytes from block %d of an extent on are no whole blocks of it", len(payload), h.FirstBlock))
 	}
 	r := &record{data: payload, prefix: h.encodePrefix()}
 	sum := crc32.Update(crc32.Checksum(r.prefix[:], castagnoli), castagnoli, payload)

@@ -83,7 +83,7 @@ func TestAppendRefuses(t *testing.T) {
 		t.Errorf("dropped group: %v", err)
 	}
 	_ = l.Close()
-	if _, _, err := l.AppendData(DataHeader{}, []byte{1}); !errors.Is(err, storage.ErrUnavailable) {
+	if _, _, err := l.AppendData(DataHeader{}, make([]byte, storage.BlockSize)); !errors.Is(err, storage.ErrUnavailable) {
 		t.Errorf("closed log: %v", err)
 	}
 	if err := l.Wait(context.Background(), l.End()+1); !errors.Is(err, storage.ErrUnavailable) {

@@ -147,7 +147,7 @@ func TestCloseWaitsForReads(t *testing.T) {
 		})))
 		cfg.CacheBytes = 1
 		l := openLog(t, cfg)
-		data := bytes.Repeat([]byte("data"), 1000)
+		data := bytes.Repeat([]byte("data"), storage.BlockSize/4)
 		at, end, err := l.AppendData(DataHeader{}, data)
 		if err != nil {
 			t.Fatal(err)

@@ -11,8 +11,8 @@ import (
 type Index struct {
 	mu   sync.Mutex // guards all below; taken before the locks of sets
 	sets map[table.SetID]*Set
-	// held: from these segments on there may be blocks of a set that are not counted yet.
-	held map[table.SetID]segment.SegmentNo
+	// held: from these segments on there may be blocks that no set counts yet.
+	held map[*segment.SegmentNo]struct{}
 }
 
 // Add adds a set.
@@ -32,18 +32,19 @@ func (x *Index) Drop(id table.SetID) {
 	delete(x.sets, id)
 }
 
-// HoldFrom has every segment from no on count as in use until release is called. One call for a set at a time.
-func (x *Index) HoldFrom(id table.SetID, no segment.SegmentNo) (release func()) {
+// HoldFrom has every segment from no on count as in use until release is called.
+func (x *Index) HoldFrom(no segment.SegmentNo) (release func()) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.held == nil {
-		x.held = map[table.SetID]segment.SegmentNo{}
+		x.held = map[*segment.SegmentNo]struct{}{}
 	}
-	x.held[id] = no
+	hold := &no
+	x.held[hold] = struct{}{}
 	return func() {
 		x.mu.Lock()
 		defer x.mu.Unlock()
-		delete(x.held, id)
+		delete(x.held, hold)
 	}
 }
 
@@ -51,8 +52,8 @@ func (x *Index) HoldFrom(id table.SetID, no segment.SegmentNo) (release func()) 
 func (x *Index) InUse(no segment.SegmentNo) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	for _, from := range x.held {
-		if no >= from {
+	for from := range x.held {
+		if no >= *from {
 			return true
 		}
 	}
