@@ -2,7 +2,6 @@ package dockerplugin
 
 import (
 	"errors"
-	"fmt"
 	"maps"
 	"slices"
 	"strconv"
@@ -29,7 +28,7 @@ func (o options) request(volume string) host.Request {
 // parseOptions reads the options of the volume that subject names; sizeBytes is 0 when none was said. It returns every problem at once.
 func parseOptions(subject string, given map[string]string) (o options, sizeBytes int64, err error) {
 	o.Access = storage.AccessExclusive
-	var problems []error
+	var p storage.Problems
 	for _, key := range slices.Sorted(maps.Keys(given)) {
 		value, err := given[key], error(nil)
 		switch key {
@@ -54,22 +53,17 @@ func parseOptions(subject string, given map[string]string) (o options, sizeBytes
 		default:
 			err = errors.New("there is no such option; use size, access, fs, read_only or take_over")
 		}
-		if err != nil {
-			problems = append(problems, fmt.Errorf("option %s=%s: %w", key, value, err))
-		}
+		p.Check(err == nil, "option %s=%s: %w", key, value, err)
 	}
 	switch {
 	case o.Access == storage.AccessShared && !o.ReadOnly:
-		problems = append(problems, errors.New("option access=shared: ext4 and xfs are destroyed when a second host mounts them for "+
+		p.Add(errors.New("option access=shared: ext4 and xfs are destroyed when a second host mounts them for " +
 			"writing; use access=readers"))
 	case o.Access == storage.AccessShared: // what several hosts mount, nobody may write to
 		o.Access = storage.AccessReaders
 	}
 	o.ReadOnly = o.ReadOnly || o.Access == storage.AccessReaders
-	if len(problems) > 0 {
-		return o, 0, storage.E("create", storage.KindInvalid, subject, errors.Join(problems...))
-	}
-	return o, sizeBytes, nil
+	return o, sizeBytes, p.Err("create", subject)
 }
 
 // parseBool is strconv.ParseBool with an error that says what to do.

@@ -152,10 +152,7 @@ func (p *Plugin) Create(ctx context.Context, name string, given map[string]strin
 	}
 	switch {
 	case errors.Is(err, storage.ErrNotFound):
-		if sizeBytes == 0 {
-			sizeBytes = p.config.DefaultSizeBytes
-		}
-		if sizeBytes == 0 {
+		if sizeBytes = cmp.Or(sizeBytes, p.config.DefaultSizeBytes); sizeBytes == 0 {
 			return storage.E("create", storage.KindInvalid, rec.subject(), errors.New("there is none of that name; to make it, say how large: -o size=10G"))
 		}
 		if err := hostfs.CheckSize(o.FSType, sizeBytes); err != nil {

@@ -7,8 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
-	"unicode/utf8"
+	"text/tabwriter"
 
 	"go.yaml.in/yaml/v3"
 
@@ -127,36 +128,33 @@ func (t *table) write(w io.Writer, none string) {
 		fmt.Fprintln(w, none)
 		return
 	}
-	widths := make([]int, len(t.head))
-	all := append([][]string{t.head}, t.rows...)
-	for _, row := range all {
-		for i, cell := range row {
-			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
-		}
+	columns := newColumns(w)
+	for _, row := range append([][]string{t.head}, t.rows...) {
+		fmt.Fprintln(columns, strings.Join(row, "\t"))
 	}
-	for _, row := range all {
-		var line strings.Builder
-		for i, cell := range row {
-			line.WriteString(cell)
-			line.WriteString(strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell)+2))
-		}
-		fmt.Fprintln(w, strings.TrimRight(line.String(), " "))
+	_ = columns.Flush() // the output keeps its first error
+}
+
+// section writes the table below an empty line, if it has rows.
+func (t *table) section(w io.Writer) {
+	if len(t.rows) > 0 {
+		fmt.Fprintln(w)
+		t.write(w, "")
 	}
 }
 
+// newColumns lines up what is written to it between tabs.
+func newColumns(w io.Writer) *tabwriter.Writer { return tabwriter.NewWriter(w, 0, 0, 2, ' ', 0) }
+
 // facts prints what one object is, a line a fact. Facts without a value are left out.
 func facts(w io.Writer, pairs ...string) {
-	width := 0
-	for i := 0; i < len(pairs); i += 2 {
-		if pairs[i+1] != "" {
-			width = max(width, len(pairs[i]))
+	columns := newColumns(w)
+	for fact := range slices.Chunk(pairs, 2) {
+		if fact[1] != "" {
+			fmt.Fprintf(columns, "%s:\t%s\n", fact[0], fact[1])
 		}
 	}
-	for i := 0; i < len(pairs); i += 2 {
-		if pairs[i+1] != "" {
-			fmt.Fprintf(w, "%-*s  %s\n", width+1, pairs[i]+":", pairs[i+1])
-		}
-	}
+	_ = columns.Flush() // the output keeps its first error
 }
 
 // orDash stands in for what is empty, so that columns keep their places.

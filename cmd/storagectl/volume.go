@@ -200,30 +200,21 @@ func (a *app) writeVolume(w io.Writer, v api.Volume, _ bool) {
 		fmt.Fprintln(w, "\nNobody has it open.")
 		return
 	}
-	if len(v.Attachments) > 0 {
-		fmt.Fprintln(w)
-		t := newTable("ATTACHMENT", "HOLDER", "ACCESS", "MODE", "GENERATION", "SINCE")
-		for _, h := range v.Attachments {
-			t.row(h.ID.String(), holderLabel(h), string(h.Access), mode(h.ReadOnly), h.Generation.String(), a.age(h.Since)+" ago")
-		}
-		t.write(w, "")
+	attachments := newTable("ATTACHMENT", "HOLDER", "ACCESS", "MODE", "GENERATION", "SINCE")
+	for _, h := range v.Attachments {
+		attachments.row(h.ID.String(), holderLabel(h), string(h.Access), mode(h.ReadOnly), h.Generation.String(), a.age(h.Since)+" ago")
 	}
-	if len(v.Sessions) > 0 {
-		fmt.Fprintln(w)
-		t := newTable("SESSION", "GATEWAY", "MODE", "GENERATION", "OPENED")
-		for _, s := range v.Sessions {
-			t.row(s.ID.String(), nodeLabel(s.Node, s.NodeName), mode(s.ReadOnly), s.Generation.String(), a.age(s.OpenedAt)+" ago")
-		}
-		t.write(w, "")
+	attachments.section(w)
+	sessions := newTable("SESSION", "GATEWAY", "MODE", "GENERATION", "OPENED")
+	for _, s := range v.Sessions {
+		sessions.row(s.ID.String(), nodeLabel(s.Node, s.NodeName), mode(s.ReadOnly), s.Generation.String(), a.age(s.OpenedAt)+" ago")
 	}
-	if len(v.Connections) > 0 {
-		fmt.Fprintln(w)
-		t := newTable("CLIENT", "GATEWAY", "MODE", "CONNECTED")
-		for _, c := range v.Connections {
-			t.row(c.Client, nodeLabel(c.Node, c.NodeName), mode(c.ReadOnly), a.age(c.OpenedAt)+" ago")
-		}
-		t.write(w, "")
+	sessions.section(w)
+	clients := newTable("CLIENT", "GATEWAY", "MODE", "CONNECTED")
+	for _, c := range v.Connections {
+		clients.row(c.Client, nodeLabel(c.Node, c.NodeName), mode(c.ReadOnly), a.age(c.OpenedAt)+" ago")
 	}
+	clients.section(w)
 }
 
 // holderLabel names a holder by its id, with the host if that is called otherwise, and says when it was not heard of.

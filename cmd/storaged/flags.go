@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -112,7 +111,7 @@ func applySources(fs *pflag.FlagSet, file string, lookup func(string) (string, b
 			values[k] = fmt.Sprint(v)
 		}
 	}
-	var errs []error
+	var p storage.Problems
 	fs.VisitAll(func(f *pflag.Flag) {
 		if f.Changed || f.Name == "config" || f.Name == "help" {
 			return
@@ -125,12 +124,8 @@ func applySources(fs *pflag.FlagSet, file string, lookup func(string) (string, b
 		if !ok {
 			return
 		}
-		if err := fs.Set(f.Name, v); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %s: %w", from, f.Name, err))
-		}
+		err := fs.Set(f.Name, v)
+		p.Check(err == nil, "%s: %s: %w", from, f.Name, err)
 	})
-	if len(errs) > 0 {
-		return storage.E("configuration", storage.KindInvalid, "", errors.Join(errs...))
-	}
-	return nil
+	return p.Err("configuration", "")
 }

@@ -7,6 +7,7 @@
 package testcluster
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -67,17 +68,12 @@ type Cluster struct {
 
 // New prepares a cluster and picks its addresses. It starts nothing.
 func New(cfg Config) (*Cluster, error) {
-	if cfg.Nodes == 0 {
-		cfg.Nodes = 3
-	}
+	cfg.Nodes, cfg.ReadyTimeout = cmp.Or(cfg.Nodes, 3), cmp.Or(cfg.ReadyTimeout, 30*time.Second)
 	if len(cfg.Command) == 0 {
 		cfg.Command = []string{"storaged"}
 	}
 	if cfg.Host == nil {
 		cfg.Host = func(int) string { return "127.0.0.1" }
-	}
-	if cfg.ReadyTimeout == 0 {
-		cfg.ReadyTimeout = 30 * time.Second
 	}
 	if st, err := os.Stat(cfg.Dir); err != nil {
 		return nil, fmt.Errorf("testcluster: %w", err)
@@ -326,13 +322,18 @@ func votersUp(g *storagev1.Group) (n int) {
 
 // Leaders returns how many groups each node leads, by node name.
 func (c *Cluster) Leaders(ctx context.Context) (map[string]int, error) {
+	return c.leaders(ctx, func(uint32) bool { return true })
+}
+
+// leaders is Leaders for the groups of which counts says so.
+func (c *Cluster) leaders(ctx context.Context, counts func(id uint32) bool) (map[string]int, error) {
 	groups, err := c.Groups(ctx)
 	if err != nil {
 		return nil, err
 	}
 	leads := map[string]int{}
 	for _, g := range groups {
-		if g.LeaderName != "" {
+		if g.LeaderName != "" && counts(g.Id) {
 			leads[g.LeaderName]++
 		}
 	}
@@ -348,17 +349,7 @@ func (c *Cluster) LeadersOf(ctx context.Context, volume string) (map[string]int,
 	if err != nil {
 		return nil, err
 	}
-	groups, err := c.Groups(ctx)
-	if err != nil {
-		return nil, err
-	}
-	leads := map[string]int{}
-	for _, g := range groups {
-		if g.LeaderName != "" && slices.Contains(v.GetGroups(), g.Id) {
-			leads[g.LeaderName]++
-		}
-	}
-	return leads, nil
+	return c.leaders(ctx, func(id uint32) bool { return slices.Contains(v.GetGroups(), id) })
 }
 
 // TempDir makes a directory for a cluster below base (the system's temporary directory when empty).

@@ -111,14 +111,7 @@ func (d *nbdDevice) WriteZeroes(ctx context.Context, off, n int64) error {
 	if !errors.Is(err, storage.ErrUnsupported) {
 		return err
 	}
-	for n > 0 {
-		part := min(n, int64(len(zeroBuffer)))
-		if err := c.WriteAt(ctx, zeroBuffer[:part], off); err != nil {
-			return err
-		}
-		off, n = off+part, n-part
-	}
-	return nil
+	return eachZeroes(off, n, func(p []byte, off int64) error { return c.WriteAt(ctx, p, off) })
 }
 
 // Runs implements Device. A server that does not say what is allocated is taken to hold data everywhere.

@@ -66,16 +66,18 @@ func (e *Export) Copy(ctx context.Context, out Sink, sizeBytes int64) (int64, er
 	return read, err
 }
 
+// send hands v on, unless ctx ends.
+func send[T any](ctx context.Context, to chan<- T, v T) error {
+	select {
+	case to <- v:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // plan asks what the volume holds and starts the reads.
 func (e *Export) plan(ctx context.Context, g *errgroup.Group, size int64, free <-chan []byte, parts chan<- part) error {
-	send := func(p part) error {
-		select {
-		case parts <- p:
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
 	for off := int64(0); off < size; {
 		runs, err := e.Device.Runs(ctx, off, min(size-off, statusPieceBytes))
 		if err != nil {
@@ -99,7 +101,7 @@ func (e *Export) plan(ctx context.Context, g *errgroup.Group, size int64, free <
 						return err
 					})
 				}
-				if err := send(p); err != nil {
+				if err := send(ctx, parts, p); err != nil {
 					return err
 				}
 				off += p.n

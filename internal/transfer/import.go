@@ -97,14 +97,6 @@ func (i *Import) writeAll(ctx context.Context, work <-chan piece, free chan<- []
 // read cuts the source into pieces. Neighbouring zeroes are gathered into large ones.
 func (i *Import) read(ctx context.Context, src Source, free chan []byte, work chan<- piece) (int64, error) {
 	size := i.Device.SizeBytes()
-	send := func(p piece) error {
-		select {
-		case work <- p:
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
 	var off int64
 	var zero piece // gathered, not sent yet
 	for {
@@ -116,7 +108,7 @@ func (i *Import) read(ctx context.Context, src Source, free chan []byte, work ch
 		}
 		n, hole, err := src.Next(buf[:pieceBytes-off%pieceBytes])
 		if errors.Is(err, io.EOF) {
-			return off, i.sendZeroes(zero, send)
+			return off, i.sendZeroes(ctx, &zero, work)
 		}
 		if err != nil {
 			return off, err
@@ -134,33 +126,31 @@ func (i *Import) read(ctx context.Context, src Source, free chan []byte, work ch
 			free <- buf
 		} else {
 			i.Sum.Data(data)
-			if err := i.sendZeroes(zero, send); err != nil {
+			if err := i.sendZeroes(ctx, &zero, work); err != nil {
 				return off, err
 			}
-			zero = piece{}
-			if err := send(piece{off: off, data: data}); err != nil {
+			if err := send(ctx, work, piece{off: off, data: data}); err != nil {
 				return off, err
 			}
 		}
 		off += n
 		if zero.n >= zeroPieceBytes {
-			if err := i.sendZeroes(zero, send); err != nil {
+			if err := i.sendZeroes(ctx, &zero, work); err != nil {
 				return off, err
 			}
-			zero = piece{}
 		}
 	}
 }
 
-// sendZeroes hands gathered zeroes on, in pieces; a volume that was just made holds nothing else.
-func (i *Import) sendZeroes(zero piece, send func(piece) error) error {
+// sendZeroes hands gathered zeroes on, in pieces, until none are left; a volume that was just made holds nothing else.
+func (i *Import) sendZeroes(ctx context.Context, zero *piece, work chan<- piece) error {
 	if i.Blank {
 		i.Progress(zero.n)
-		return nil
+		*zero = piece{}
 	}
 	for zero.n > 0 {
 		n := min(zero.n, zeroPieceBytes)
-		if err := send(piece{off: zero.off, n: n}); err != nil {
+		if err := send(ctx, work, piece{off: zero.off, n: n}); err != nil {
 			return err
 		}
 		zero.off, zero.n = zero.off+n, zero.n-n

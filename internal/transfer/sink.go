@@ -119,16 +119,7 @@ func (s streamSink) Data(p []byte, _ int64) error {
 }
 
 // Zeroes implements Sink.
-func (s streamSink) Zeroes(off, n int64) error {
-	for n > 0 {
-		part := min(n, int64(len(zeroBuffer)))
-		if err := s.Data(zeroBuffer[:part], off); err != nil {
-			return err
-		}
-		n -= part
-	}
-	return nil
-}
+func (s streamSink) Zeroes(off, n int64) error { return eachZeroes(off, n, s.Data) }
 
 // Commit implements Sink.
 func (s streamSink) Commit(int64) error { return nil }
@@ -158,16 +149,7 @@ func (s *deviceSink) Data(p []byte, off int64) error {
 }
 
 // Zeroes implements Sink.
-func (s *deviceSink) Zeroes(off, n int64) error {
-	for n > 0 {
-		part := min(n, int64(len(zeroBuffer)))
-		if err := s.Data(zeroBuffer[:part], off); err != nil {
-			return err
-		}
-		off, n = off+part, n-part
-	}
-	return nil
-}
+func (s *deviceSink) Zeroes(off, n int64) error { return eachZeroes(off, n, s.Data) }
 
 // Commit implements Sink.
 func (s *deviceSink) Commit(int64) error {

@@ -12,6 +12,18 @@ import (
 // zeroBuffer is what is written where a server cannot write zeroes by itself; nobody changes it.
 var zeroBuffer = make([]byte, 1<<20)
 
+// eachZeroes calls do for n zeroes at off, as many at a time as zeroBuffer holds.
+func eachZeroes(off, n int64, do func(p []byte, off int64) error) error {
+	for n > 0 {
+		part := min(n, int64(len(zeroBuffer)))
+		if err := do(zeroBuffer[:part], off); err != nil {
+			return err
+		}
+		off, n = off+part, n-part
+	}
+	return nil
+}
+
 // isZero reports whether p holds zeroes only.
 func isZero(p []byte) bool {
 	for len(p) > len(zeroBuffer) {
