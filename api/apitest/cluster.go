@@ -21,6 +21,12 @@ import (
 
 // Cluster is an api.Cluster in memory.
 type Cluster struct {
+	*state
+	around func(op string, do func() error) error // of each call; nil: as it is
+}
+
+// state is what all Clusters share that come from one.
+type state struct {
 	mu             sync.Mutex
 	now            func() time.Time
 	lastID         storage.VolumeID
@@ -40,7 +46,7 @@ var _ api.Cluster = (*Cluster)(nil)
 // New returns a healthy cluster without volumes: three nodes a, b and c and two groups. The time of what is made comes
 // from now.
 func New(now func() time.Time) *Cluster {
-	c := &Cluster{now: now, volumes: map[string]api.Volume{}, requests: map[string]storage.VolumeID{}}
+	c := &Cluster{state: &state{now: now, volumes: map[string]api.Volume{}, requests: map[string]storage.VolumeID{}}}
 	for i := range 3 {
 		c.nodes = append(c.nodes, sampleNode(i, now()))
 	}
@@ -115,50 +121,75 @@ func (c *Cluster) Close(volume string) {
 	c.volumes[volume] = v
 }
 
-// beginLocked counts a call and returns its outcome if it is not to be carried out.
-func (c *Cluster) beginLocked(ctx context.Context, op string) error {
-	if err := ctx.Err(); err != nil {
-		return storage.E(op, storage.KindCanceled, "", err)
+// Around returns the same cluster with around about each of its calls.
+func (c *Cluster) Around(around func(op string, do func() error) error) *Cluster {
+	return &Cluster{state: c.state, around: around}
+}
+
+// call carries one call out, unless it is to fail.
+func call[A any](ctx context.Context, c *Cluster, op string, do func() (A, error)) (answer A, err error) {
+	err = c.do(ctx, op, func() (err error) {
+		answer, err = do()
+		return err
+	})
+	if err != nil { // perhaps after it was carried out
+		var none A
+		return none, err
 	}
-	c.calls++
-	if c.fault != nil {
-		return c.fault(c.calls)
+	return answer, nil
+}
+
+// do is call for what returns nothing.
+func (c *Cluster) do(ctx context.Context, op string, do func() error) error {
+	locked := func() error {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if err := ctx.Err(); err != nil {
+			return storage.E(op, storage.KindCanceled, "", err)
+		}
+		c.calls++
+		if c.fault != nil {
+			if err := c.fault(c.calls); err != nil {
+				return err
+			}
+		}
+		return do()
 	}
-	return nil
+	if c.around == nil {
+		return locked()
+	}
+	return c.around(op, locked)
 }
 
 // CreateVolume implements api.Cluster.
 func (c *Cluster) CreateVolume(ctx context.Context, v api.NewVolume) (api.Volume, error) {
 	const op = "create"
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if err := c.beginLocked(ctx, op); err != nil {
-		return api.Volume{}, err
-	}
-	if have, ok := c.volumes[v.Name]; ok {
-		if v.RequestID != "" && c.requests[v.RequestID] == have.ID && have.SizeBytes == v.SizeBytes && have.Limits == v.Limits && maps.Equal(have.Labels, v.Labels) {
-			return copyVolume(have), nil
+	return call(ctx, c, op, func() (api.Volume, error) {
+		if have, ok := c.volumes[v.Name]; ok {
+			if v.RequestID != "" && c.requests[v.RequestID] == have.ID && have.SizeBytes == v.SizeBytes && have.Limits == v.Limits && maps.Equal(have.Labels, v.Labels) {
+				return copyVolume(have), nil
+			}
+			return api.Volume{}, storage.E(op, storage.KindExists, "volume "+v.Name, errors.New("a volume of that name exists"))
 		}
-		return api.Volume{}, storage.E(op, storage.KindExists, "volume "+v.Name, errors.New("a volume of that name exists"))
-	}
-	if err := c.roomLocked(op, "volume "+v.Name, 0, v.SizeBytes, v.Overcommit); err != nil {
-		return api.Volume{}, err
-	}
-	stripe := v.Groups
-	if stripe == 0 || stripe > len(c.groups) {
-		stripe = len(c.groups)
-	}
-	c.lastID++
-	made := api.Volume{Volume: storage.Volume{ID: c.lastID, Name: v.Name, SizeBytes: v.SizeBytes, State: storage.VolumeReady, Epoch: 1, Generation: 1,
-		CreatedAt: c.now(), Limits: v.Limits, Labels: maps.Clone(v.Labels)}}
-	for _, g := range c.groups[:stripe] {
-		made.Groups = append(made.Groups, g.ID)
-	}
-	c.volumes[v.Name] = made
-	if v.RequestID != "" {
-		c.requests[v.RequestID] = made.ID
-	}
-	return copyVolume(made), nil
+		if err := c.roomLocked(op, "volume "+v.Name, 0, v.SizeBytes, v.Overcommit); err != nil {
+			return api.Volume{}, err
+		}
+		stripe := v.Groups
+		if stripe == 0 || stripe > len(c.groups) {
+			stripe = len(c.groups)
+		}
+		c.lastID++
+		made := api.Volume{Volume: storage.Volume{ID: c.lastID, Name: v.Name, SizeBytes: v.SizeBytes, State: storage.VolumeReady, Epoch: 1, Generation: 1,
+			CreatedAt: c.now(), Limits: v.Limits, Labels: maps.Clone(v.Labels)}}
+		for _, g := range c.groups[:stripe] {
+			made.Groups = append(made.Groups, g.ID)
+		}
+		c.volumes[v.Name] = made
+		if v.RequestID != "" {
+			c.requests[v.RequestID] = made.ID
+		}
+		return copyVolume(made), nil
+	})
 }
 
 // overcommit is how many times as large as what the stores hold all volumes together may be.
@@ -183,171 +214,144 @@ func (c *Cluster) roomLocked(op, subject string, before, bytes int64, beyond boo
 // Volume implements api.Cluster.
 func (c *Cluster) Volume(ctx context.Context, name string) (api.Volume, error) {
 	const op = "show"
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if err := c.beginLocked(ctx, op); err != nil {
-		return api.Volume{}, err
-	}
-	v, ok := c.volumes[name]
-	if !ok {
-		return api.Volume{}, notFound(op, name)
-	}
-	return copyVolume(v), nil
+	return call(ctx, c, op, func() (api.Volume, error) {
+		v, ok := c.volumes[name]
+		if !ok {
+			return api.Volume{}, notFound(op, name)
+		}
+		return copyVolume(v), nil
+	})
 }
 
 // Volumes implements api.Cluster.
 func (c *Cluster) Volumes(ctx context.Context, f api.VolumeFilter, after string, limit int) ([]api.Volume, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if err := c.beginLocked(ctx, "list volumes"); err != nil {
-		return nil, err
-	}
-	var list []api.Volume
-	for _, name := range slices.Sorted(maps.Keys(c.volumes)) {
-		if name > after && len(list) < limit && f.Labels.Matches(c.volumes[name].Labels) {
-			list = append(list, copyVolume(c.volumes[name]))
+	return call(ctx, c, "list volumes", func() ([]api.Volume, error) {
+		var list []api.Volume
+		for _, name := range slices.Sorted(maps.Keys(c.volumes)) {
+			if name > after && len(list) < limit && f.Labels.Matches(c.volumes[name].Labels) {
+				list = append(list, copyVolume(c.volumes[name]))
+			}
 		}
-	}
-	return list, nil
+		return list, nil
+	})
 }
 
 // ResizeVolume implements api.Cluster.
 func (c *Cluster) ResizeVolume(ctx context.Context, name string, size api.NewSize) (api.Volume, error) {
 	const op = "resize"
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if err := c.beginLocked(ctx, op); err != nil {
-		return api.Volume{}, err
-	}
-	v, ok := c.volumes[name]
-	switch {
-	case !ok:
-		return api.Volume{}, notFound(op, name)
-	case size.Bytes < v.SizeBytes:
-		return api.Volume{}, storage.E(op, storage.KindInvalid, "volume "+name,
-			fmt.Errorf("it has %d bytes and cannot shrink to %d", v.SizeBytes, size.Bytes))
-	}
-	if err := c.roomLocked(op, "volume "+name, v.SizeBytes, size.Bytes, size.Overcommit); err != nil {
-		return api.Volume{}, err
-	}
-	v.SizeBytes = size.Bytes
-	c.volumes[name] = v
-	return copyVolume(v), nil
+	return call(ctx, c, op, func() (api.Volume, error) {
+		v, ok := c.volumes[name]
+		switch {
+		case !ok:
+			return api.Volume{}, notFound(op, name)
+		case size.Bytes < v.SizeBytes:
+			return api.Volume{}, storage.E(op, storage.KindInvalid, "volume "+name,
+				fmt.Errorf("it has %d bytes and cannot shrink to %d", v.SizeBytes, size.Bytes))
+		}
+		if err := c.roomLocked(op, "volume "+name, v.SizeBytes, size.Bytes, size.Overcommit); err != nil {
+			return api.Volume{}, err
+		}
+		v.SizeBytes = size.Bytes
+		c.volumes[name] = v
+		return copyVolume(v), nil
+	})
 }
 
 // ModifyVolume implements api.Cluster.
 func (c *Cluster) ModifyVolume(ctx context.Context, name string, id storage.VolumeID, change api.VolumeChange) (api.Volume, error) {
 	const op = "modify"
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if err := c.beginLocked(ctx, op); err != nil {
-		return api.Volume{}, err
-	}
-	v, ok := c.volumes[name]
-	if !ok || id != 0 && v.ID != id {
-		return api.Volume{}, notFound(op, name)
-	}
-	labels := change.Labels.Of(v.Labels)
-	if err := storage.CheckLabels(labels); err != nil {
-		return api.Volume{}, storage.E(op, storage.KindInvalid, "volume "+name, errors.Unwrap(err))
-	}
-	v.Limits, v.Labels = change.Limits.Of(v.Limits), labels
-	c.volumes[name] = v
-	return copyVolume(v), nil
+	return call(ctx, c, op, func() (api.Volume, error) {
+		v, ok := c.volumes[name]
+		if !ok || id != 0 && v.ID != id {
+			return api.Volume{}, notFound(op, name)
+		}
+		labels := change.Labels.Of(v.Labels)
+		if err := storage.CheckLabels(labels); err != nil {
+			return api.Volume{}, storage.E(op, storage.KindInvalid, "volume "+name, errors.Unwrap(err))
+		}
+		v.Limits, v.Labels = change.Limits.Of(v.Limits), labels
+		c.volumes[name] = v
+		return copyVolume(v), nil
+	})
 }
 
 // DeleteVolume implements api.Cluster.
 func (c *Cluster) DeleteVolume(ctx context.Context, name string, id storage.VolumeID) error {
 	const op = "delete"
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if err := c.beginLocked(ctx, op); err != nil {
-		return err
-	}
-	v, ok := c.volumes[name]
-	switch {
-	case !ok || id != 0 && v.ID != id:
-		return notFound(op, name)
-	case len(v.Sessions) > 0:
-		return storage.E(op, storage.KindConflict, "volume "+name,
-			fmt.Errorf("it is open through node %s", v.Sessions[0].NodeName))
-	}
-	if len(v.Attachments) > 0 {
-		return storage.E(op, storage.KindConflict, "volume "+name, fmt.Errorf("it is attached by %s", v.Attachments[0].Holder.ID))
-	}
-	delete(c.volumes, name)
-	return nil
+	return c.do(ctx, op, func() error {
+		v, ok := c.volumes[name]
+		switch {
+		case !ok || id != 0 && v.ID != id:
+			return notFound(op, name)
+		case len(v.Sessions) > 0:
+			return storage.E(op, storage.KindConflict, "volume "+name,
+				fmt.Errorf("it is open through node %s", v.Sessions[0].NodeName))
+		}
+		if len(v.Attachments) > 0 {
+			return storage.E(op, storage.KindConflict, "volume "+name, fmt.Errorf("it is attached by %s", v.Attachments[0].Holder.ID))
+		}
+		delete(c.volumes, name)
+		return nil
+	})
 }
 
 // Nodes implements api.Cluster.
 func (c *Cluster) Nodes(ctx context.Context) ([]api.Node, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if err := c.beginLocked(ctx, "list nodes"); err != nil {
-		return nil, err
-	}
-	list := slices.Clone(c.nodes)
-	for i := range list {
-		list[i].Stores = slices.Clone(list[i].Stores)
-	}
-	return slices.SortedFunc(slices.Values(list), func(a, b api.Node) int { return cmp.Compare(a.ID, b.ID) }), nil
+	return call(ctx, c, "list nodes", func() ([]api.Node, error) {
+		list := slices.Clone(c.nodes)
+		for i := range list {
+			list[i].Stores = slices.Clone(list[i].Stores)
+		}
+		return slices.SortedFunc(slices.Values(list), func(a, b api.Node) int { return cmp.Compare(a.ID, b.ID) }), nil
+	})
 }
 
 // RemoveNode implements api.Cluster.
 func (c *Cluster) RemoveNode(ctx context.Context, id storage.NodeID) error {
 	const op = "remove"
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if err := c.beginLocked(ctx, op); err != nil {
-		return err
-	}
-	if c.removed[id] {
+	return c.do(ctx, op, func() error {
+		if c.removed[id] {
+			return nil
+		}
+		at := slices.IndexFunc(c.nodes, func(n api.Node) bool { return n.ID == id })
+		if at < 0 {
+			return storage.E(op, storage.KindNotFound, "node "+id.String(), errors.New("there is no such node"))
+		}
+		if n := c.nodes[at]; n.State != storage.NodeDown {
+			return storage.E(op, storage.KindConflict, "node "+n.Name,
+				fmt.Errorf("it is %s; stop storaged there for good and wait until the node is shown as down", n.State))
+		}
+		c.nodes = slices.Delete(c.nodes, at, at+1)
+		if c.removed == nil {
+			c.removed = map[storage.NodeID]bool{}
+		}
+		c.removed[id] = true
 		return nil
-	}
-	at := slices.IndexFunc(c.nodes, func(n api.Node) bool { return n.ID == id })
-	if at < 0 {
-		return storage.E(op, storage.KindNotFound, "node "+id.String(), errors.New("there is no such node"))
-	}
-	if n := c.nodes[at]; n.State != storage.NodeDown {
-		return storage.E(op, storage.KindConflict, "node "+n.Name,
-			fmt.Errorf("it is %s; stop storaged there for good and wait until the node is shown as down", n.State))
-	}
-	c.nodes = slices.Delete(c.nodes, at, at+1)
-	if c.removed == nil {
-		c.removed = map[storage.NodeID]bool{}
-	}
-	c.removed[id] = true
-	return nil
+	})
 }
 
 // Groups implements api.Cluster.
 func (c *Cluster) Groups(ctx context.Context) ([]api.Group, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if err := c.beginLocked(ctx, "list groups"); err != nil {
-		return nil, err
-	}
-	list := slices.Clone(c.groups)
-	for i := range list {
-		list[i].Replicas = slices.Clone(list[i].Replicas)
-	}
-	return list, nil
+	return call(ctx, c, "list groups", func() ([]api.Group, error) {
+		list := slices.Clone(c.groups)
+		for i := range list {
+			list[i].Replicas = slices.Clone(list[i].Replicas)
+		}
+		return list, nil
+	})
 }
 
 // Status implements api.Cluster.
 func (c *Cluster) Status(ctx context.Context) (api.Status, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if err := c.beginLocked(ctx, "show"); err != nil {
-		return api.Status{}, err
-	}
-	s := c.status
-	s.Reasons, s.Tasks = slices.Clone(s.Reasons), slices.Clone(s.Tasks)
-	s.Volumes = len(c.volumes)
-	for _, v := range c.volumes {
-		s.ProvisionedBytes += v.SizeBytes
-	}
-	return s, nil
+	return call(ctx, c, "show", func() (api.Status, error) {
+		s := c.status
+		s.Reasons, s.Tasks = slices.Clone(s.Reasons), slices.Clone(s.Tasks)
+		s.Volumes = len(c.volumes)
+		for _, v := range c.volumes {
+			s.ProvisionedBytes += v.SizeBytes
+		}
+		return s, nil
+	})
 }
 
 func notFound(op, name string) error {

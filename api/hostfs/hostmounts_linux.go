@@ -176,9 +176,7 @@ func (h *hostMounts) Format(ctx context.Context, d Disk, fsType string, readOnly
 	default:
 		return found, eraseMark(device) // of a mkfs that was finished, and not looked at any more
 	}
-	if fsType == "" {
-		fsType = Ext4
-	}
+	fsType = cmp.Or(fsType, Ext4)
 	return fsType, underMark(device, func() error {
 		if unfinished { // or what blkid sees of it would be taken for a file system when this one is cut short, too
 			if err := wipe(device, wipeBytes); err != nil {
@@ -324,32 +322,30 @@ func eraseMark(device string) error {
 }
 
 func setMark(device string, text []byte) error {
-	f, err := claim("mark", device)
-	if err != nil {
+	return overwrite("mark", device, func(f *os.File) error {
+		at, ok, err := markAt(f)
+		if err == nil && ok {
+			_, err = f.WriteAt(text, at)
+		}
 		return err
-	}
-	at, ok, err := markAt(f)
-	if err == nil && ok {
-		_, err = f.WriteAt(text, at)
-	}
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return storage.E("mark", storage.KindIO, "device "+device, err)
-	}
-	return nil
+	})
 }
 
-// claim opens the device for writing, for itself alone: tools for file systems claim it too, and one may be at work that a
-// process before this one has begun. KindConflict then.
-func claim(op, device string) (*os.File, error) {
+// overwrite lets write change the device for itself alone, and makes the change durable: tools for file systems claim the device
+// too, and one may be at work that a process before this one has begun. KindConflict then.
+func overwrite(op, device string, write func(*os.File) error) error {
 	f, err := os.OpenFile(device, os.O_RDWR|unix.O_EXCL, 0)
-	switch {
-	case errors.Is(err, unix.EBUSY):
-		return nil, storage.E(op, storage.KindConflict, "device "+device, fmt.Errorf("%w: something works on it or has mounted it, a mkfs that was "+
+	if errors.Is(err, unix.EBUSY) {
+		return storage.E(op, storage.KindConflict, "device "+device, fmt.Errorf("%w: something works on it or has mounted it, a mkfs that was "+
 			"begun before for example; ask again when it has ended", err))
-	case err != nil:
-		return nil, storage.E(op, storage.KindIO, "device "+device, err)
 	}
-	return f, nil
+	if err == nil {
+		err = errors.Join(write(f), f.Sync(), f.Close())
+	}
+	if err != nil {
+		return storage.E(op, storage.KindIO, "device "+device, err)
+	}
+	return nil
 }
 
 // xfsInProgress reports whether the superblock of an XFS says that mkfs has not finished: sb_inprogress, at byte 126.
@@ -364,21 +360,16 @@ func allZero(b []byte) bool {
 // wipe zeroes the first n bytes of the device, the first 64 KiB of them last: they say that the rest is to be wiped.
 func wipe(device string, n int) error {
 	head := min(n, headBytes)
-	f, err := claim("wipe", device)
-	if err != nil {
+	return overwrite("wipe", device, func(f *os.File) error {
+		_, err := f.WriteAt(make([]byte, n-head), int64(head))
+		if err == nil {
+			err = f.Sync()
+		}
+		if err == nil {
+			_, err = f.WriteAt(make([]byte, head), 0)
+		}
 		return err
-	}
-	_, err = f.WriteAt(make([]byte, n-head), int64(head))
-	if err == nil {
-		err = f.Sync()
-	}
-	if err == nil {
-		_, err = f.WriteAt(make([]byte, head), 0)
-	}
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return storage.E("wipe", storage.KindIO, "device "+device, err)
-	}
-	return nil
+	})
 }
 
 // Settle implements Mounts: nothing goes on here after its call.

@@ -118,10 +118,13 @@ func get[A any](w *World, op string, do func() (A, error)) (answer A, err error)
 }
 
 // Client is a way to the cluster, with faults.
-type Client struct{ w *World }
+type Client struct {
+	*apitest.Cluster
+	w *World
+}
 
 // Client returns a way to the world's cluster that implements csi.Cluster.
-func (w *World) Client() *Client { return &Client{w: w} }
+func (w *World) Client() *Client { return &Client{Cluster: w.cluster.Around(w.step), w: w} }
 
 var _ csi.Cluster = (*Client)(nil)
 
@@ -146,59 +149,14 @@ func (c *Client) CreateVolume(ctx context.Context, v api.NewVolume) (api.Volume,
 	})
 }
 
-// Volume implements csi.Cluster.
-func (c *Client) Volume(ctx context.Context, name string) (api.Volume, error) {
-	return get(c.w, "show", func() (api.Volume, error) { return c.w.cluster.Volume(ctx, name) })
-}
-
 // Volumes implements csi.Cluster.
 func (c *Client) Volumes(ctx context.Context, f api.VolumeFilter, after string, limit int) ([]api.Volume, error) {
-	return get(c.w, "list volumes", func() ([]api.Volume, error) { return c.w.cluster.Volumes(ctx, f, after, all(limit)) })
-}
-
-// ResizeVolume implements csi.Cluster.
-func (c *Client) ResizeVolume(ctx context.Context, name string, size api.NewSize) (api.Volume, error) {
-	return get(c.w, "resize", func() (api.Volume, error) { return c.w.cluster.ResizeVolume(ctx, name, size) })
-}
-
-// DeleteVolume implements csi.Cluster.
-func (c *Client) DeleteVolume(ctx context.Context, name string, id storage.VolumeID) error {
-	return c.w.step("delete", func() error { return c.w.cluster.DeleteVolume(ctx, name, id) })
-}
-
-// Attach implements csi.Cluster.
-func (c *Client) Attach(ctx context.Context, n api.NewAttachment) (api.Attachment, error) {
-	return get(c.w, "attach", func() (api.Attachment, error) { return c.w.cluster.Attach(ctx, n) })
-}
-
-// Detach implements csi.Cluster.
-func (c *Client) Detach(ctx context.Context, d api.Detachment) error {
-	return c.w.step("detach", func() error { return c.w.cluster.Detach(ctx, d) })
+	return c.Cluster.Volumes(ctx, f, after, all(limit))
 }
 
 // Attachments implements csi.Cluster.
 func (c *Client) Attachments(ctx context.Context, f api.AttachmentFilter, after storage.AttachmentID, limit int) ([]api.Attachment, error) {
-	return get(c.w, "list attachments", func() ([]api.Attachment, error) { return c.w.cluster.Attachments(ctx, f, after, all(limit)) })
-}
-
-// Nodes implements csi.Cluster.
-func (c *Client) Nodes(ctx context.Context) ([]api.Node, error) {
-	return get(c.w, "list nodes", func() ([]api.Node, error) { return c.w.cluster.Nodes(ctx) })
-}
-
-// Groups implements csi.Cluster.
-func (c *Client) Groups(ctx context.Context) ([]api.Group, error) {
-	return get(c.w, "list groups", func() ([]api.Group, error) { return c.w.cluster.Groups(ctx) })
-}
-
-// Status implements csi.Cluster.
-func (c *Client) Status(ctx context.Context) (api.Status, error) {
-	return get(c.w, "show status", func() (api.Status, error) { return c.w.cluster.Status(ctx) })
-}
-
-// ModifyVolume implements csi.Cluster.
-func (c *Client) ModifyVolume(ctx context.Context, name string, id storage.VolumeID, change api.VolumeChange) (api.Volume, error) {
-	return get(c.w, "modify", func() (api.Volume, error) { return c.w.cluster.ModifyVolume(ctx, name, id, change) })
+	return c.Cluster.Attachments(ctx, f, after, all(limit))
 }
 
 // all turns the limit of csi.Cluster into that of api.Cluster.
