@@ -101,10 +101,8 @@ func ErrorFromStatus(err error, op, subject string) error {
 	if !ok {
 		return storage.E(op, storage.KindOf(err), subject, err)
 	}
-	for _, d := range st.Details() {
-		if detail, ok := d.(*pb.ErrorDetail); ok {
-			return errorFromDetail(detail)
-		}
+	if detail := detailOf(st); detail != nil {
+		return errorFromDetail(detail)
 	}
 	kind := kindOfCode(st.Code())
 	switch st.Code() {
@@ -121,15 +119,17 @@ func ErrorFromStatus(err error, op, subject string) error {
 // because there was no answer.
 func Answered(err error) bool {
 	st, ok := status.FromError(err)
-	if !ok {
-		return false
-	}
+	return ok && detailOf(st) != nil
+}
+
+// detailOf returns the detail of a status; nil without one.
+func detailOf(st *status.Status) *pb.ErrorDetail {
 	for _, d := range st.Details() {
-		if _, ok := d.(*pb.ErrorDetail); ok {
-			return true
+		if detail, ok := d.(*pb.ErrorDetail); ok {
+			return detail
 		}
 	}
-	return false
+	return nil
 }
 
 func errorFromDetail(d *pb.ErrorDetail) error {

@@ -23,8 +23,7 @@ func (p *Plugin) Mount(ctx context.Context, name, user string) (string, error) {
 	defer unlock()
 	switch {
 	case !known || rec.ID == 0:
-		return "", storage.E(op, storage.KindNotFound, rec.subject(), errors.New("it is not known on this host; `docker volume create -d` "+
-			"makes it, or takes it in"))
+		return "", unknown(op, rec)
 	case user == "" || len(user) > maxUserBytes:
 		return "", storage.E(op, storage.KindInvalid, rec.subject(), fmt.Errorf("the id of the mount has %d characters, want 1 to %d", len(user), maxUserBytes))
 	case len(rec.Users) >= maxUsers && !slices.Contains(rec.Users, user):

@@ -254,10 +254,8 @@ func (p *Plugin) Get(ctx context.Context, name string) (Volume, error) {
 		return Volume{}, err
 	}
 	unlock()
-	none := storage.E("look up", storage.KindNotFound, rec.subject(), errors.New("it is not known on this host; `docker volume create -d` "+
-		"makes it, or takes it in"))
 	if !known || rec.ID == 0 {
-		return Volume{}, none
+		return Volume{}, unknown("look up", rec)
 	}
 	v, err := p.config.Cluster.Volume(ctx, rec.Volume)
 	if err == nil {
@@ -267,11 +265,16 @@ func (p *Plugin) Get(ctx context.Context, name string) (Volume, error) {
 	case errors.Is(err, storage.ErrUnavailable):
 		return p.stale(rec, name), nil
 	case errors.Is(err, storage.ErrNotFound), err == nil && v.ID != rec.ID:
-		return Volume{}, none
+		return Volume{}, unknown("look up", rec)
 	case err != nil:
 		return Volume{}, err
 	}
 	return Volume{Volume: v, As: name, Mountpoint: p.shown(rec)}, nil
+}
+
+func unknown(op string, rec record) error {
+	return storage.E(op, storage.KindNotFound, rec.subject(), errors.New("it is not known on this host; `docker volume create -d` "+
+		"makes it, or takes it in"))
 }
 
 // List returns the volumes that Get would return, in the order of the cluster's names. Each is called as Docker has called

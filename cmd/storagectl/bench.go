@@ -19,12 +19,13 @@ import (
 	"github.com/storaged/storaged/internal/transfer"
 )
 
-// benchJobs are the access patterns, as fio names them.
-var benchJobs = []struct {
-	name          string
-	random        bool
-	reads, writes bool
-}{
+// benchJob is an access pattern, as fio names it.
+type benchJob struct {
+	name                  string
+	random, reads, writes bool
+}
+
+var benchJobs = []benchJob{
 	{"randread", true, true, false},
 	{"randwrite", true, false, true},
 	{"randrw", true, true, true},
@@ -34,11 +35,7 @@ var benchJobs = []struct {
 }
 
 func benchJobNames() []string {
-	names := make([]string, len(benchJobs))
-	for i, j := range benchJobs {
-		names[i] = j.name
-	}
-	return names
+	return views(benchJobs, func(j benchJob) string { return j.name })
 }
 
 func newBench(a *app) *cobra.Command {
@@ -89,14 +86,14 @@ type bench struct {
 	destroy                                  bool
 	seed                                     uint64
 
-	random, reads, writes bool
-	device                transfer.Device
-	slots                 int64         // blocks in the span
-	next                  atomic.Int64  // of sequential jobs
-	answered              atomic.Int64  // nanoseconds since the beginning at the last answer
-	stall                 atomic.Int64  // longest time between two answers, in nanoseconds
-	began                 time.Time     // of the monotonic clock
-	length                time.Duration // how long requests are sent
+	benchJob // that job names
+	device   transfer.Device
+	slots    int64         // blocks in the span
+	next     atomic.Int64  // of sequential jobs
+	answered atomic.Int64  // nanoseconds since the beginning at the last answer
+	stall    atomic.Int64  // longest time between two answers, in nanoseconds
+	began    time.Time     // of the monotonic clock
+	length   time.Duration // how long requests are sent
 }
 
 // maxBenchBytes bounds the memory of all requests in flight.
@@ -109,17 +106,10 @@ func (b *bench) check() error {
 	if at < 0 {
 		problems = append(problems, fmt.Errorf("there is no job %q; use %s", b.job, strings.Join(benchJobNames(), ", ")))
 	} else {
-		b.random, b.reads, b.writes = benchJobs[at].random, benchJobs[at].reads, benchJobs[at].writes
+		b.benchJob = benchJobs[at]
 	}
-	within := func(flag string, value, least, most int) {
-		if value < least || value > most {
-			problems = append(problems, fmt.Errorf("--%s is %d; use %d to %d", flag, value, least, most))
-		}
-	}
-	within("depth", b.depth, 1, 4096)
-	within("seconds", b.seconds, 1, 86400)
-	within("read-percent", b.readPercent, 0, 100)
-	within("connections", b.connections, 1, 64)
+	problems = append(problems, within("depth", b.depth, 1, 4096), within("seconds", b.seconds, 1, 86400),
+		within("read-percent", b.readPercent, 0, 100), within("connections", b.connections, 1, 64))
 	if *b.block < 512 || *b.block > 32<<20 {
 		problems = append(problems, fmt.Errorf("--block-size is %d bytes; use 512 to %d", *b.block, 32<<20))
 	} else if *b.block*int64(b.depth) > maxBenchBytes {

@@ -33,13 +33,14 @@ func newDocs(a *app) *cobra.Command {
 			Short: "Write a manual page for every command",
 			Args:  takes("DIR"),
 			RunE: func(c *cobra.Command, args []string) error {
-				if err := os.MkdirAll(args[0], 0o755); err != nil {
-					return storage.E("write", storage.KindIO, args[0], err)
-				}
 				c.Root().DisableAutoGenTag = true
 				epoch := time.Unix(0, 0).UTC() // the same pages from the same sources
 				header := &doc.GenManHeader{Section: "1", Source: "storaged", Manual: "storaged", Date: &epoch}
-				if err := doc.GenManTree(c.Root(), header, args[0]); err != nil {
+				err := os.MkdirAll(args[0], 0o755)
+				if err == nil {
+					err = doc.GenManTree(c.Root(), header, args[0])
+				}
+				if err != nil {
 					return storage.E("write", storage.KindIO, args[0], err)
 				}
 				return nil
@@ -50,10 +51,11 @@ func newDocs(a *app) *cobra.Command {
 }
 
 func saveFile(path string, text []byte) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return storage.E("write", storage.KindIO, path, err)
+	err := os.MkdirAll(filepath.Dir(path), 0o755)
+	if err == nil {
+		err = os.WriteFile(path, text, 0o644)
 	}
-	if err := os.WriteFile(path, text, 0o644); err != nil {
+	if err != nil {
 		return storage.E("write", storage.KindIO, path, err)
 	}
 	return nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -80,16 +81,18 @@ func (e *exporter) run(ctx context.Context) error {
 		return err
 	}
 	view := transferView{Volume: e.volume, File: e.path, Bytes: size, DataBytes: data, ZeroBytes: size - data, SHA256: job.Sum.String()}
-	view.took(e.app.now().Sub(began))
 	to := e.app.out
 	if e.path == "-" {
 		to = e.app.err
 	}
-	return e.app.showTransfer(to, view, "exported", e.flags.quiet)
+	return e.app.showTransfer(to, view, "exported", began, e.flags.quiet)
 }
 
 // showTransfer prints the outcome to w, which standard output is only if no data went there.
-func (a *app) showTransfer(w io.Writer, view transferView, verb string, quiet bool) error {
+func (a *app) showTransfer(w io.Writer, view transferView, verb string, began time.Time, quiet bool) error {
+	if took := a.now().Sub(began).Seconds(); took > 0 {
+		view.Seconds, view.MBPerS = took, float64(view.Bytes)/1e6/took
+	}
 	to := *a
 	to.out = w
 	return to.show(view, func(w io.Writer, _ bool) {

@@ -117,8 +117,7 @@ func (i *importer) run(ctx context.Context) error {
 		return i.incomplete(err)
 	}
 	view := transferView{Volume: i.volume, File: i.path, Bytes: n, DataBytes: sent, ZeroBytes: n - sent, SHA256: job.Sum.String()}
-	view.took(i.app.now().Sub(began))
-	return i.app.showTransfer(i.app.out, view, "imported", i.flags.quiet)
+	return i.app.showTransfer(i.app.out, view, "imported", began, i.flags.quiet)
 }
 
 // makeVolume makes the volume as large as the source, or as the flag says.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -25,11 +26,13 @@ func (f *transferFlags) register(c *cobra.Command) {
 }
 
 func (f *transferFlags) check() error {
-	if f.jobs < 1 || f.jobs > transfer.MaxJobs {
-		return fmt.Errorf("--jobs is %d; use 1 to %d", f.jobs, transfer.MaxJobs)
-	}
-	if f.connections < 1 || f.connections > 64 {
-		return fmt.Errorf("--connections is %d; use 1 to 64", f.connections)
+	return cmp.Or(within("jobs", f.jobs, 1, transfer.MaxJobs), within("connections", f.connections, 1, 64))
+}
+
+// within refuses a flag's value that is not among those from least to most.
+func within(flag string, value, least, most int) error {
+	if value < least || value > most {
+		return fmt.Errorf("--%s is %d; use %d to %d", flag, value, least, most)
 	}
 	return nil
 }
@@ -44,13 +47,6 @@ type transferView struct {
 	Seconds   float64 `json:"seconds"`
 	MBPerS    float64 `json:"mb_per_s"`
 	SHA256    string  `json:"sha256,omitempty"`
-}
-
-func (v *transferView) took(d time.Duration) {
-	v.Seconds = d.Seconds()
-	if d > 0 {
-		v.MBPerS = float64(v.Bytes) / 1e6 / d.Seconds()
-	}
 }
 
 // summary says in one line what was done.
