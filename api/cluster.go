@@ -21,16 +21,17 @@ type Cluster interface {
 	// Volume returns the volume of that name, with sessions and connections. KindNotFound.
 	Volume(ctx context.Context, name string) (Volume, error)
 
-	// Volumes returns at most limit volumes of those the filter selects whose names are greater than after (bytewise), in ascending order of names.
-	// It may leave out sessions, connections and AllocatedBytes.
+	// Volumes returns, in ascending order of names, at most limit of the volumes that the filter selects and whose names are
+	// greater than after (bytewise). It may leave out sessions, connections and AllocatedBytes.
 	Volumes(ctx context.Context, f VolumeFilter, after string, limit int) ([]Volume, error)
 
 	// ResizeVolume sets the size and returns the volume as it is then. KindNotFound; KindInvalid for a smaller size than
 	// the volume has.
 	ResizeVolume(ctx context.Context, name string, size NewSize) (Volume, error)
 
-	// ModifyVolume changes the volume's limits and labels, also where it is in use, and returns the volume as it is then. Again
-	// is no error. KindInvalid, and nothing is changed: it would have too many labels. KindNotFound, also when id is not 0 and the volume of that name has another.
+	// ModifyVolume changes the volume's limits and labels, also while it is in use, and returns the volume as it is then.
+	// Repeating it is no error. KindInvalid when it would have too many labels: nothing is changed then. KindNotFound, also when
+	// id is not 0 and the volume of that name has another.
 	ModifyVolume(ctx context.Context, name string, id storage.VolumeID, change VolumeChange) (Volume, error)
 
 	// DeleteVolume removes the volume; what it held is freed in the background. When id is not 0 and the volume of that
@@ -55,7 +56,7 @@ type Cluster interface {
 	Nodes(ctx context.Context) ([]Node, error)
 
 	// RemoveNode removes a node that is down for ever; its replicas are made again elsewhere in the background. KindNotFound;
-	// KindConflict, with what to do, while the node is up or data would be lost. Again is no error.
+	// KindConflict, with what to do, while the node is up or data would be lost. Repeating it is no error.
 	RemoveNode(ctx context.Context, id storage.NodeID) error
 
 	// Groups returns every data group, by id.

@@ -94,8 +94,8 @@ func (n *Node) NodeGetInfo(ctx context.Context, _ *spec.NodeGetInfoRequest) (*sp
 	return answer, nil
 }
 
-// Changed says what of that which NodeGetInfo has told is not so any more: the host's gateway runs under another id, or in another
-// zone. Volumes would be published at a host that there is not. Empty: nothing has changed, or that is not known.
+// Changed says which answer of NodeGetInfo is wrong by now: the host's gateway runs under another id, or in another zone. The
+// orchestrator would publish volumes at a host that does not exist. Empty: nothing has changed, or it is not known whether.
 func (n *Node) Changed(ctx context.Context) string {
 	told := n.told.Load()
 	if told == nil {

@@ -29,7 +29,7 @@ type Registration struct {
 	// Retry is how long after the first refusal the driver registers again; after each further one twice as long, up to a
 	// minute. 0: one second.
 	Retry time.Duration
-	// Changed says what of that which the kubelet was told of the host is not so any more; empty: all is. It is asked every
+	// Changed says which answer about the host that the kubelet was given is wrong by now; empty: none. It is asked every
 	// LookEvery while the driver is registered, and may take as long. Nil: nothing changes.
 	Changed func(context.Context) string
 	// LookEvery is ten seconds if it is 0.

@@ -54,8 +54,8 @@ func (n *Node) NodeStageVolume(ctx context.Context, r *spec.NodeStageVolumeReque
 	return &spec.NodeStageVolumeResponse{}, nil
 }
 
-// attach makes the volume a device of this host, or changes nothing: what it has attached and cannot use it gives up, but not
-// what was attached before, which somebody may use.
+// attach makes the volume a device of this host, or changes nothing. It gives up what it has attached and cannot use, but not
+// what was attached before: somebody may use that.
 func (n *Node) attach(ctx context.Context, ref storage.VolumeRef, request host.Request) (device, error) {
 	before, was, err := hostfs.AttachmentOf(ctx, n.devices, ref.Name)
 	if err != nil {

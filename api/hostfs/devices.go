@@ -24,8 +24,8 @@ var _ Devices = host.Gateway(nil)
 // device that nobody serves cannot be asked whether it is in use, and its users get errors either way. Without it a device that
 // was lost with the gateway could be given up by nobody but a person. KindConflict while it is in use. It may be repeated.
 //
-// It waits for what works on the device still, a mkfs whose caller has left for example. Of a failed device nobody waits: to be
-// taken away is what ends that.
+// It waits for work that still goes on at the device, for example a mkfs whose caller has left. It does not wait for a failed
+// device: only its removal ends such work.
 func Release(ctx context.Context, devices Devices, mounts Mounts, volume string) error {
 	a, attached, err := AttachmentOf(ctx, devices, volume)
 	if err != nil {

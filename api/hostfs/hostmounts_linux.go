@@ -202,7 +202,7 @@ func checkBlank(ctx context.Context, device *os.File, allocated Allocation) erro
 	if err := device.Sync(); err != nil {
 		return storage.E(op, storage.KindIO, subject, err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, askTime) // nobody may be there any more who has patience of his own
+	ctx, cancel := context.WithTimeout(ctx, askTime) // the caller, who would end it, may have left
 	defer cancel()
 	found, err := allocated(ctx)
 	switch {

@@ -37,12 +37,12 @@ type Mounts interface {
 	// Real returns path as List shows it: without symbolic links above its last element.
 	Real(path string) string
 	// Device returns the block device that the disk is. KindNotFound when there is nothing; KindInvalid when it is none;
-	// KindConflict when it is another by now, which is what the methods below answer then, too.
+	// KindConflict when another device has the path by now. The methods below answer the same.
 	Device(ctx context.Context, d Disk) (BlockDevice, error)
-	// Settle waits until nothing works on the device that a call has begun which is over.
+	// Settle waits for the work on the device that calls have left running.
 	Settle(ctx context.Context, d Disk) error
 	// Format makes a file system of fsType on the device if the device is blank, and returns the type that is there then.
-	// Blank is what nothing is allocated of, or what an attempt to format has left that was cut short. An empty fsType
+	// A device is blank if nothing of it is allocated, or if an attempt to format it was cut short. An empty fsType
 	// accepts any, and means ext4 when the device is blank. KindConflict: the device holds something else, or, with
 	// readOnly, nothing. KindIO: it cannot be read. An error of allocated is returned: what is not known to be blank is not
 	// formatted.

@@ -36,7 +36,7 @@ type slots struct {
 // ones are one.
 type task struct {
 	op, subject, terms string
-	// look: it changes nothing and is asked again each time; what it has found with nobody there to hear is not kept.
+	// look: it changes nothing and is asked again each time; an error that no caller was left to hear is not kept.
 	look bool
 }
 

@@ -10,10 +10,10 @@ import (
 // tracebackVariable is how an operator tells Go what a crash is to look like; what is said there holds.
 const tracebackVariable = "GOTRACEBACK"
 
-// crashBySignal has a panic, and a signal that asks for the stacks (SIGABRT of a watchdog, SIGQUIT), end this process by SIGABRT, after
-// the stacks of all goroutines. Go ends with exit code 2 otherwise, which is that of what the operator has to change, and after which
-// the units of deploy/systemd do not start a program again: a node would stay away, and a gateway's devices would wait for good. It
-// leaves no core, as without: a node's memory is its users' data.
+// crashBySignal has a panic, and a signal that asks for the stacks (SIGABRT of a watchdog, SIGQUIT), print the stacks of all
+// goroutines and end this process by SIGABRT. By default Go exits with code 2. Here that code says that the operator must change
+// something, and after it the units of deploy/systemd do not restart a program: a node would stay away, and a gateway's devices
+// would wait for good. As by default, no core is left: a node's memory is its users' data.
 func crashBySignal() {
 	if _, said := os.LookupEnv(tracebackVariable); said {
 		return

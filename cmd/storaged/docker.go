@@ -88,8 +88,8 @@ func awaitGateway(ctx context.Context, gateway hostfs.Devices, log *slog.Logger)
 	}
 }
 
-// dockerAlive returns what the watchdog asks: whether the plugin answers, once it serves. Before, it waits for the gateway, which to be
-// started anew would not shorten.
+// dockerAlive returns what the watchdog asks: whether the plugin answers, once it serves. Before that it waits for the gateway, and
+// a restart would not shorten the wait.
 func dockerAlive(socket string, serves *atomic.Bool) func(context.Context) error {
 	return func(ctx context.Context) error {
 		if !serves.Load() {

@@ -7,8 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// LoopFile returns the file that a loop device was said to lie over when it was made, cut off after 63 bytes: that of a gateway's is
-// no path any more, and sysfs shows "/disk". It is "" where the device does not answer soon, because its gateway does not run.
+// LoopFile returns the name of the file that a loop device was made with, cut off after 63 bytes. sysfs does not tell it: for a
+// gateway's device, whose file has no path any more, it shows "/disk". It is "" if the device does not answer soon, because its
+// gateway does not run.
 func LoopFile(device string) string {
 	answer := make(chan string, 1)
 	go func() { answer <- askLoop(device) }() // ends with the wait for a gateway, of another test say

@@ -126,9 +126,9 @@ func (net *Network) Heal() error {
 	return err
 }
 
-// Close removes the namespaces and the bridge. The processes in them have ended before. The kernel takes a namespace apart later, and the
-// devices that lead into it only then: those are removed first, so that the next network may have their names. The bridge goes last: who
-// makes one of that name has the network's number.
+// Close removes the namespaces and the bridge, after the processes in them have ended. The kernel takes a namespace apart later, and
+// with it the devices that lead there. They are removed first, so that the next network can use their names. The bridge goes last:
+// whoever makes one of that name gets the network's number.
 func (net *Network) Close() error {
 	var err error
 	for i := range net.nodes {

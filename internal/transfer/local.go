@@ -10,10 +10,10 @@ import (
 	storage "github.com/storaged/storaged"
 )
 
-// Output is the path, in errors, of what has none.
+// Output stands for the path in errors about standard output.
 const Output = "the output"
 
-// localError is an error of the file at this end.
+// LocalError turns an error of the file at this end into a storage.Error.
 func LocalError(op, path string, err error) error {
 	if err == nil {
 		return nil
