@@ -112,7 +112,8 @@ func NewServer(config Config) (*Server, error) {
 		slots:   doors.NewShares(config.Limits.InFlight, max(1, config.Limits.InFlight/2)),
 		watches: doors.NewShares(config.Limits.Watches, max(1, config.Limits.Watches/4)),
 		doors:   doors.NewShares(config.Limits.Connections, max(1, config.Limits.Connections/4))}
-	if err := s.metrics.register(config.Metrics); err != nil {
+	var err error
+	if s.metrics, err = newMetrics(config.Metrics); err != nil {
 		return nil, err
 	}
 	options := []grpc.ServerOption{
@@ -168,7 +169,7 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 
 // refused is told of each connection that is closed at once.
 func (s *Server) refused(from net.Addr) {
-	s.metrics.refused()
+	s.metrics.closed.Inc()
 	if s.config.Refused != nil {
 		s.config.Refused(from)
 	}
