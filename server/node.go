@@ -149,35 +149,28 @@ func (n *node) openDirectory(context.Context) error {
 	if err := n.dir().Make(n.config.ReserveBytes); err != nil {
 		return err
 	}
-	version := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "storage_build_info",
+	built := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "storage_build_info",
 		Help: "1, with what was built as labels."}, []string{"version", "revision"})
-	version.WithLabelValues(versionOf()).Set(1)
-	for _, c := range []prometheus.Collector{version, collectors.NewGoCollector(),
-		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})} {
-		if err := n.metrics.Register(c); err != nil {
-			return storage.E("register", storage.KindInternal, "metrics", err)
-		}
-	}
+	built.WithLabelValues(version.Version, version.Revision()).Set(1)
+	n.metrics.MustRegister(built, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})) // the first
 	return nil
 }
-
-func versionOf() (string, string) { return version.Version, version.Revision() }
 
 func (n *node) listen(context.Context) error {
 	open := func(into *net.Listener, network, addr, flag string) error {
 		if addr == "" {
 			return nil
 		}
+		var err error
 		if network == "unix" {
-			if err := unixsocket.Clear(addr); err != nil {
-				return storage.E("listen", storage.KindInvalid, "--"+flag+" "+addr, err)
-			}
+			err = unixsocket.Clear(addr)
 		}
-		l, err := net.Listen(network, addr)
+		if err == nil {
+			*into, err = net.Listen(network, addr)
+		}
 		if err != nil {
 			return storage.E("listen", storage.KindInvalid, "--"+flag+" "+addr, err)
 		}
-		*into = l
 		return nil
 	}
 	c, l := &n.config, &n.listeners

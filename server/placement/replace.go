@@ -34,7 +34,7 @@ func (l loss) String() string {
 func (p *planner) lost(r storage.Replica) loss {
 	n, known := p.v.node(r.Node)
 	report, heard := p.v.Reports[r.Node]
-	own, holds := report.replica(p.g.ID, r.Key)
+	own, holds := report.Replica(p.g.ID, r.Key)
 	switch {
 	case !known || n.State == storage.NodeRemoved:
 		return lossRemoved

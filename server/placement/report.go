@@ -118,8 +118,8 @@ type NodeReport struct {
 	CatalogIndex uint64 `json:"catalog_index,omitempty"`
 }
 
-// replica finds a group's replica in the report.
-func (n NodeReport) replica(group storage.GroupID, key storage.ReplicaKey) (ReplicaReport, bool) {
+// Replica finds a group's replica in the report.
+func (n NodeReport) Replica(group storage.GroupID, key storage.ReplicaKey) (ReplicaReport, bool) {
 	for _, r := range n.Replicas {
 		if r.Group == group && r.Key == key {
 			return r, true
@@ -128,7 +128,8 @@ func (n NodeReport) replica(group storage.GroupID, key storage.ReplicaKey) (Repl
 	return ReplicaReport{}, false
 }
 
-func (n NodeReport) store(id storage.StoreID) (StoreReport, bool) {
+// Store finds a store in the report.
+func (n NodeReport) Store(id storage.StoreID) (StoreReport, bool) {
 	for _, s := range n.Stores {
 		if s.ID == id {
 			return s, true

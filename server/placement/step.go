@@ -97,7 +97,7 @@ func (p *planner) step(kind StepKind, r storage.Replica) Step {
 // bootstrap has the first replica made. The group holds no data before it is ready, so asking again is safe.
 func (p *planner) bootstrap() Step {
 	r := p.g.Replicas[0]
-	if report, ok := p.v.Reports[r.Node].replica(p.g.ID, r.Key); ok && report.State == ReplicaLeader && report.committed() {
+	if report, ok := p.v.Reports[r.Node].Replica(p.g.ID, r.Key); ok && report.State == ReplicaLeader && report.committed() {
 		return p.step(StepSetReady, r)
 	}
 	if !p.v.works(r.Node) {
@@ -194,7 +194,7 @@ func (p *planner) handOver() (Step, bool) {
 func (p *planner) drop(r storage.Replica) Step {
 	report, heard := p.v.Reports[r.Node]
 	n, known := p.v.node(r.Node)
-	if _, holds := report.replica(p.g.ID, r.Key); heard && holds && p.v.storeWorks(r.Node, r.Key.Store) {
+	if _, holds := report.Replica(p.g.ID, r.Key); heard && holds && p.v.storeWorks(r.Node, r.Key.Store) {
 		return p.step(StepDrop, r)
 	}
 	if !heard && known && n.State != storage.NodeDown && n.State != storage.NodeRemoved {
@@ -250,7 +250,7 @@ func (p *planner) join() (Step, bool) {
 			p.waiting = "node " + r.Node.String() + ", which is to hold a new replica, is not heard of"
 			continue
 		}
-		report, holds := p.v.Reports[r.Node].replica(p.g.ID, r.Key)
+		report, holds := p.v.Reports[r.Node].Replica(p.g.ID, r.Key)
 		switch {
 		case holds && report.OutOfService():
 			p.waiting = "replica " + r.Key.String() + " is " + string(report.State)

@@ -42,7 +42,7 @@ func (v View) works(id storage.NodeID) bool {
 
 // storeWorks reports whether the node was heard from and says that the store is in service.
 func (v View) storeWorks(node storage.NodeID, store storage.StoreID) bool {
-	s, ok := v.Reports[node].store(store)
+	s, ok := v.Reports[node].Store(store)
 	return ok && s.Failed == ""
 }
 
@@ -66,7 +66,7 @@ func (v View) Leader(g storage.Group) (storage.NodeID, ReplicaReport, bool) {
 	var best ReplicaReport
 	var node storage.NodeID
 	for _, r := range g.Replicas {
-		report, ok := v.Reports[r.Node].replica(g.ID, r.Key)
+		report, ok := v.Reports[r.Node].Replica(g.ID, r.Key)
 		if ok && report.State == ReplicaLeader && (node == 0 || report.Term > best.Term) {
 			node, best = r.Node, report
 		}
@@ -78,7 +78,7 @@ func (v View) Leader(g storage.Group) (storage.NodeID, ReplicaReport, bool) {
 // included. Without that last condition a replica which never answered would count in a young group, whose log has
 // only a few entries.
 func (v View) caughtUp(g storage.Group, leader ReplicaReport, m Member) bool {
-	own, ok := v.Reports[m.Node].replica(g.ID, m.Key)
+	own, ok := v.Reports[m.Node].Replica(g.ID, m.Key)
 	if !ok || !v.works(m.Node) || own.OutOfService() || own.State == ReplicaPulling {
 		return false
 	}
@@ -145,7 +145,7 @@ func Choose(v View, replicas []storage.Replica) (storage.NodeID, storage.StoreID
 }
 
 func (v View) candidate(n storage.Node, s storage.Store, replicas int) (candidate, bool) {
-	report, ok := v.Reports[n.ID].store(s.ID)
+	report, ok := v.Reports[n.ID].Store(s.ID)
 	if !ok || report.Failed != "" || report.FreeBytes <= 0 {
 		return candidate{}, false
 	}

@@ -18,20 +18,16 @@ import (
 // askTimeout bounds a question of a host to the catalog: its gateway asks another node, or again, long before.
 const askTimeout = 10 * time.Second
 
-// hosts is the desk's end for the gateways of hosts.
-type hosts struct{ desk *Desk }
-
 // Serve enters the methods by which gateways of hosts ask the desk. To be called before the peers run.
 func (d *Desk) Serve(peers *peer.Transport) {
-	h := hosts{d}
-	remote.Open.Handle(peers, h.open)
-	remote.Close.Handle(peers, h.close)
-	remote.Follow.Handle(peers, h.follow)
+	remote.Open.Handle(peers, d.serveOpen)
+	remote.Close.Handle(peers, d.serveClose)
+	remote.Follow.Handle(peers, d.serveFollow)
 }
 
 func onHost(id string) Gateway { return Gateway{Gateway: catalog.Gateway{Host: id}} }
 
-func (h hosts) open(ctx context.Context, from rpc.Sender, q remote.OpenRequest) (volume.SessionInfo, error) {
+func (d *Desk) serveOpen(ctx context.Context, from rpc.Sender, q remote.OpenRequest) (volume.SessionInfo, error) {
 	if err := q.Check(); err != nil {
 		return volume.SessionInfo{}, storage.E("open session", storage.KindInvalid, "volume "+q.Volume, err)
 	}
@@ -39,7 +35,7 @@ func (h hosts) open(ctx context.Context, from rpc.Sender, q remote.OpenRequest) 
 	defer cancel()
 	g := onHost(q.Host)
 	g.Instance, g.Machine, g.From = q.Instance, q.Machine, whence(q.Name, from.Address)
-	return h.desk.Open(ctx, g, q.Volume, volume.SessionRequest{ReadOnly: q.ReadOnly, Attachment: q.Attachment, After: q.After})
+	return d.Open(ctx, g, q.Volume, volume.SessionRequest{ReadOnly: q.ReadOnly, Attachment: q.Attachment, After: q.After})
 }
 
 // whence is a host's name and address, for people.
@@ -50,27 +46,27 @@ func whence(name, address string) string {
 	return strings.TrimSpace(name + " at " + address)
 }
 
-func (h hosts) close(ctx context.Context, _ rpc.Sender, q remote.CloseRequest) (struct{}, error) {
+func (d *Desk) serveClose(ctx context.Context, _ rpc.Sender, q remote.CloseRequest) (struct{}, error) {
 	if err := q.Check(); err != nil {
 		return struct{}{}, storage.E("close session", storage.KindInvalid, "session "+q.Session.String(), err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	return struct{}{}, h.desk.Close(ctx, onHost(q.Host), q.Session)
+	return struct{}{}, d.Close(ctx, onHost(q.Host), q.Session)
 }
 
-// follow answers when something is new to the gateway, or after the time that it waits for.
-func (h hosts) follow(ctx context.Context, _ rpc.Sender, q remote.FollowRequest) (answer remote.FollowAnswer, err error) {
+// serveFollow answers when something is new to the gateway, or after the time that it waits for.
+func (d *Desk) serveFollow(ctx context.Context, _ rpc.Sender, q remote.FollowRequest) (answer remote.FollowAnswer, err error) {
 	if err := q.Check(); err != nil {
 		return answer, storage.E("follow", storage.KindInvalid, "host "+q.Host, err)
 	}
-	h.desk.keep(onHost(q.Host), q.Sessions...)
+	d.keep(onHost(q.Host), q.Sessions...)
 	ctx, cancel := context.WithTimeout(ctx, max(0, min(q.Wait, remote.FollowFor)))
 	defer cancel()
 	for {
-		_, changed := h.desk.catalog.Changed()
-		answer.Volumes, _ = h.desk.News(ctx, q.Volumes) // of what cannot be asked nothing is said
-		h.desk.catalog.View(func(s *catalog.State) {
+		_, changed := d.catalog.Changed()
+		answer.Volumes, _ = d.News(ctx, q.Volumes) // of what cannot be asked nothing is said
+		d.catalog.View(func(s *catalog.State) {
 			if r := routesOf(s); r.Version != q.Routes && len(r.Nodes) > 0 {
 				answer.Routes = &r
 			}

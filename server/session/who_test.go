@@ -34,14 +34,13 @@ var askers = map[string]func(t *testing.T, d *Desk) asker{
 			}}
 	},
 	"a host": func(t *testing.T, d *Desk) asker {
-		h := hosts{d}
 		return asker{holder: storage.Holder{ID: "web", Kind: storage.HolderHost, Host: "web"},
 			open: func(req volume.SessionRequest) (volume.SessionInfo, error) {
-				return h.open(t.Context(), rpc.Sender{Address: "10.0.0.7"}, remote.OpenRequest{Volume: "v", Host: "web", Instance: "instance",
+				return d.serveOpen(t.Context(), rpc.Sender{Address: "10.0.0.7"}, remote.OpenRequest{Volume: "v", Host: "web", Instance: "instance",
 					Attachment: req.Attachment, After: req.After, ReadOnly: req.ReadOnly})
 			},
 			watch: func(id storage.VolumeID, at storage.AttachmentID) (volume.VolumeState, error) {
-				a, err := h.follow(t.Context(), rpc.Sender{}, remote.FollowRequest{Host: "web", Wait: time.Second,
+				a, err := d.serveFollow(t.Context(), rpc.Sender{}, remote.FollowRequest{Host: "web", Wait: time.Second,
 					Volumes: []remote.Followed{{Watch: remote.Watch{Volume: id, Attachment: at}}}})
 				if err != nil || len(a.Volumes) != 1 {
 					return volume.VolumeState{}, err
@@ -137,14 +136,14 @@ func TestSessionsAreKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeCatalog(t)
 		d := NewDesk(f)
-		local, h := NewLocal(d, 1, "a", "instance"), hosts{d}
+		local := NewLocal(d, 1, "a", "instance")
 		v, at := f.volume("v")
 		own, err := local.OpenSession(t.Context(), "v", volume.SessionRequest{Attachment: at})
 		if err != nil {
 			t.Fatal(err)
 		}
 		mine := f.Must(catalog.Attach{Volume: storage.ByID(v.ID), Holder: other, Access: storage.AccessShared, At: time.Now().UTC()}).Attachment
-		theirs, err := h.open(t.Context(), rpc.Sender{}, remote.OpenRequest{Volume: "v", Host: other.ID, Instance: "i", Attachment: mine.ID})
+		theirs, err := d.serveOpen(t.Context(), rpc.Sender{}, remote.OpenRequest{Volume: "v", Host: other.ID, Instance: "i", Attachment: mine.ID})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -155,7 +154,7 @@ func TestSessionsAreKept(t *testing.T) {
 			}
 		}
 		name := func(ids ...storage.SessionID) {
-			if _, err := h.follow(t.Context(), rpc.Sender{}, remote.FollowRequest{Host: other.ID, Sessions: ids}); err != nil {
+			if _, err := d.serveFollow(t.Context(), rpc.Sender{}, remote.FollowRequest{Host: other.ID, Sessions: ids}); err != nil {
 				t.Error(err)
 			}
 		}
@@ -168,12 +167,12 @@ func TestSessionsAreKept(t *testing.T) {
 		kept(own.ID)
 		name(theirs.ID, own.ID)
 		for _, q := range []remote.CloseRequest{{Host: other.ID, Session: theirs.ID}, {Host: other.ID, Session: own.ID}} {
-			if _, err := h.close(t.Context(), rpc.Sender{}, q); err != nil {
+			if _, err := d.serveClose(t.Context(), rpc.Sender{}, q); err != nil {
 				t.Error(err)
 			}
 		}
 		kept(own.ID)
-		if _, err := h.close(t.Context(), rpc.Sender{}, remote.CloseRequest{Session: own.ID}); !errors.Is(err, storage.ErrInvalid) {
+		if _, err := d.serveClose(t.Context(), rpc.Sender{}, remote.CloseRequest{Session: own.ID}); !errors.Is(err, storage.ErrInvalid) {
 			t.Errorf("a close of nobody: %v", err)
 		}
 		if err := local.CloseSession(t.Context(), own.ID); err != nil {

@@ -139,29 +139,23 @@ func apiStore(s storage.Store, report placement.NodeReport, heard bool) api.Stor
 	if !heard {
 		out.State = api.StoreUnknown
 	}
-	for _, r := range report.Stores {
-		if r.ID != s.ID {
-			continue
-		}
-		out.CapacityBytes, out.UsedBytes, out.FreeBytes = r.CapacityBytes, r.UsedBytes, r.FreeBytes
-		switch {
-		case r.Failed != "":
-			out.State = api.StoreFailed
-		case r.FreeBytes < fullBytes: // the next write may be refused
-			out.State = api.StoreFull
-		}
+	r, ok := report.Store(s.ID)
+	if !ok {
+		return out
+	}
+	out.CapacityBytes, out.UsedBytes, out.FreeBytes = r.CapacityBytes, r.UsedBytes, r.FreeBytes
+	switch {
+	case r.Failed != "":
+		out.State = api.StoreFailed
+	case r.FreeBytes < fullBytes: // the next write may be refused
+		out.State = api.StoreFull
 	}
 	return out
 }
 
 // replica finds what a node says about its replica.
 func (p *picture) replica(r storage.Replica, group storage.GroupID) (placement.ReplicaReport, bool) {
-	for _, rep := range p.reports[r.Node].Report.Replicas {
-		if rep.Group == group && rep.Key == r.Key {
-			return rep, true
-		}
-	}
-	return placement.ReplicaReport{}, false
+	return p.reports[r.Node].Report.Replica(group, r.Key)
 }
 
 // staleReport is the age from which a report no longer counts.

@@ -2,6 +2,7 @@ package status
 
 import (
 	"fmt"
+	"slices"
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/server/catalog"
@@ -42,12 +43,7 @@ func (v *View) unborn(fresh catalog.Freshness) string {
 
 // hearsOthers reports whether there is a living connection to another node.
 func (v *View) hearsOthers() bool {
-	for _, id := range v.Catalog.Known() {
-		if id != v.Self && v.Peers.Connected(id) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(v.Catalog.Known(), func(id storage.NodeID) bool { return id != v.Self && v.Peers.Connected(id) })
 }
 
 // Starting reports whether the cluster was never whole, as far as this node knows.

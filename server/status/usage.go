@@ -12,6 +12,7 @@ import (
 	"github.com/storaged/storaged/replication/peer"
 	"github.com/storaged/storaged/replication/peer/rpc"
 	"github.com/storaged/storaged/server/catalog"
+	"golang.org/x/sync/errgroup"
 )
 
 // What volumes hold is asked for when they are shown. Each group counts the mapped blocks of a volume as it applies entries, so an
@@ -108,15 +109,11 @@ func (v *View) askUsage(ctx context.Context, node storage.NodeID, q usageRequest
 	return a, nil
 }
 
-// fillUsage sets what each volume holds, as the leaders of its groups count it now. If one of them does not answer, it stays -1:
-// not known.
-func (v *View) fillUsage(ctx context.Context, p *picture, volumes []api.Volume) {
-	p.fillUsage(ctx, v.askUsage, volumes)
-}
-
 // askUsage asks a node how many blocks its replicas map.
 type askUsage func(ctx context.Context, node storage.NodeID, q usageRequest) (usageAnswer, error)
 
+// fillUsage sets what each volume holds, as the leaders of its groups count it now. If one of them does not answer, it stays -1:
+// not known.
 func (p *picture) fillUsage(ctx context.Context, ask askUsage, volumes []api.Volume) {
 	ids := make([]storage.VolumeID, len(volumes))
 	used := map[storage.GroupID]bool{}
@@ -136,15 +133,13 @@ func (p *picture) fillUsage(ctx context.Context, ask askUsage, volumes []api.Vol
 	defer cancel()
 	var mu sync.Mutex // guards blocks and counted
 	blocks, counted := make([]int64, len(volumes)), map[storage.GroupID]bool{}
-	slots := make(chan struct{}, usageParallel)
-	var wg sync.WaitGroup
+	var asking errgroup.Group
+	asking.SetLimit(usageParallel)
 	for node, groups := range byNode {
-		wg.Go(func() {
-			slots <- struct{}{}
-			defer func() { <-slots }()
+		asking.Go(func() error {
 			a, err := ask(ctx, node, usageRequest{Groups: groups, Volumes: ids})
 			if err != nil {
-				return // its groups stay uncounted
+				return err // nobody asks for it: its groups stay uncounted
 			}
 			mu.Lock()
 			defer mu.Unlock()
@@ -154,9 +149,10 @@ func (p *picture) fillUsage(ctx context.Context, ask askUsage, volumes []api.Vol
 			for _, g := range groups {
 				counted[g] = !slices.Contains(a.Missing, g)
 			}
+			return nil
 		})
 	}
-	wg.Wait()
+	_ = asking.Wait()
 	for i := range volumes {
 		all := !slices.ContainsFunc(volumes[i].Groups, func(g storage.GroupID) bool { return !counted[g] })
 		if all && blocks[i] >= 0 {

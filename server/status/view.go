@@ -120,7 +120,7 @@ func (v *View) Volume(ctx context.Context, name string) (api.Volume, error) {
 	p := v.look(ctx)
 	shown.Connections = p.connections(name)
 	one := []api.Volume{shown}
-	v.fillUsage(ctx, p, one)
+	p.fillUsage(ctx, v.askUsage, one)
 	return one[0], nil
 }
 
@@ -164,7 +164,7 @@ func (v *View) Volumes(ctx context.Context, f api.VolumeFilter, after string, li
 	}
 	out := p.list(f, after, limit)
 	if len(out) <= maxUsageVolumes {
-		v.fillUsage(ctx, p, out)
+		p.fillUsage(ctx, v.askUsage, out)
 	}
 	return out, nil
 }

@@ -50,6 +50,20 @@ type config struct {
 	members []placement.Member
 }
 
+// majority reports whether more than half of the voters are as is asked.
+func (c config) majority(is func(placement.Member) bool) bool {
+	voters, n := 0, 0
+	for _, m := range c.members {
+		if m.Voter {
+			voters++
+			if is(m) {
+				n++
+			}
+		}
+	}
+	return n > voters/2
+}
+
 // newest returns the configuration in force in the replica's own eyes.
 func (r *replica) newest() config {
 	if r == nil || len(r.configs) == 0 {
@@ -110,9 +124,14 @@ func (w *World) AddNode(id storage.NodeID, store storage.StoreID) {
 // SetUp starts or stops a node. Groups whose leader stopped elect another one, if they can; all followers that are up
 // catch up.
 func (w *World) SetUp(id storage.NodeID, up bool) {
+	w.set(func() { w.nodes[id].up = up })
+}
+
+// set changes something of a node, and has all groups elect and follow.
+func (w *World) set(change func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.nodes[id].up = up
+	change()
 	for gid, g := range w.groups {
 		w.electLocked(gid, g)
 		w.followLocked(gid, g)
@@ -122,13 +141,7 @@ func (w *World) SetUp(id storage.NodeID, up bool) {
 // SetSlow makes a node's disk one that takes nothing for now: the node answers and votes, and acknowledges no entry. Nor
 // can what its own groups append be committed with its help.
 func (w *World) SetSlow(id storage.NodeID, slow bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.nodes[id].slow = slow
-	for gid, g := range w.groups {
-		w.electLocked(gid, g)
-		w.followLocked(gid, g)
-	}
+	w.set(func() { w.nodes[id].slow = slow })
 }
 
 // Damage makes a node's replica of a group one that has lost something it acknowledged. It reports whether the group
@@ -168,16 +181,7 @@ func (w *World) Spare(id storage.NodeID, group storage.GroupID) bool {
 	if g == nil {
 		return false
 	}
-	voters, well := 0, 0
-	for _, m := range g.newest().members {
-		if m.Voter {
-			voters++
-			if m.Node != id && w.worksLocked(group, m) {
-				well++
-			}
-		}
-	}
-	return well > voters/2
+	return g.newest().majority(func(m placement.Member) bool { return m.Node != id && w.worksLocked(group, m) })
 }
 
 func (w *World) settleLocked(id storage.GroupID) (led bool) {
@@ -552,17 +556,7 @@ func (w *World) countLocked(id storage.GroupID, g *group) {
 }
 
 func (w *World) majorityLocked(id storage.GroupID, members []placement.Member) bool {
-	voters, up := 0, 0
-	for _, m := range members {
-		if !m.Voter {
-			continue
-		}
-		voters++
-		if r := w.replicaLocked(id, m); w.worksLocked(id, m) && r.last > 0 {
-			up++
-		}
-	}
-	return up > voters/2
+	return config{members: members}.majority(func(m placement.Member) bool { return w.worksLocked(id, m) && w.replicaLocked(id, m).last > 0 })
 }
 
 func (w *World) electLocked(id storage.GroupID, g *group) {
@@ -586,18 +580,13 @@ func (w *World) electLocked(id storage.GroupID, g *group) {
 
 // electableLocked reports whether a replica is a voter and gets the votes of a majority, by its own configuration.
 func (w *World) electableLocked(id storage.GroupID, on storage.NodeID, r *replica) bool {
-	voters, votes, self := 0, 0, false
-	for _, m := range r.newest().members {
-		if !m.Voter {
-			continue
-		}
-		voters++
-		if v := w.replicaLocked(id, m); w.worksLocked(id, m) && !v.longer(r) {
-			votes++
-			self = self || m.Node == on && m.Key == r.key
-		}
-	}
-	return self && votes > voters/2
+	self := false
+	elected := r.newest().majority(func(m placement.Member) bool {
+		votes := w.worksLocked(id, m) && !w.replicaLocked(id, m).longer(r)
+		self = self || votes && m.Node == on && m.Key == r.key
+		return votes
+	})
+	return self && elected
 }
 
 // beginLocked begins a term: the leader appends an entry of its own, and what the others hold beyond its log is lost.
