@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -167,9 +168,9 @@ func (s *logStore) DeleteRange(first, last uint64) error {
 func (s *logStore) votersBefore(index uint64) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for i := len(s.configs) - 1; i >= 0; i-- {
-		if s.configs[i].index < index {
-			return s.configs[i].voters
+	for _, c := range slices.Backward(s.configs) {
+		if c.index < index {
+			return c.voters
 		}
 	}
 	return 0
@@ -187,15 +188,10 @@ func (s *logStore) addConfig(c configAt) {
 func (s *logStore) dropConfigsFrom(index uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := len(s.configs)
-	for n > 0 && s.configs[n-1].index >= index {
-		n--
+	if at := slices.IndexFunc(s.configs, func(c configAt) bool { return c.index >= index }); at >= 0 {
+		s.configs = s.configs[:at]
 	}
-	s.configs = s.configs[:n]
 }
-
-// configIndex returns where the newest configuration lies in the log; 0 for none.
-func (s *logStore) configIndex() uint64 { return s.newest().index }
 
 // newest returns the newest configuration in the log, which may not be committed, and where it lies. The library tells the one
 // without the other.

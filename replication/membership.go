@@ -117,7 +117,7 @@ func (h *Host) awaitCaughtUp(ctx context.Context, in *instance, server raft.Serv
 	ctx, cancel := context.WithTimeout(ctx, h.cfg.HeartbeatTimeout)
 	defer cancel()
 	return in.AwaitAcked(ctx, server, func(acked uint64) bool {
-		return caughtUp(acked, in.LastIndex()) && acked >= in.log.configIndex()
+		return caughtUp(acked, in.LastIndex()) && acked >= in.log.newest().index
 	})
 }
 

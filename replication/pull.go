@@ -1,6 +1,8 @@
 package replication
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -318,19 +320,16 @@ func (g *group) pull(ctx context.Context, from storage.NodeID, name string, req 
 
 // open opens a manifest at the source, or asks for the header of the one that is open under the name.
 func (p *puller) open(ctx context.Context) (header table.ManifestHeader, err error) {
+	what := uint8(manifestHeader)
 	if p.name == "" {
-		var name, data []byte
-		if name, data, err = p.ask(ctx, manifestOpen, 0, nil); err == nil {
-			p.name = string(name)
-			header, err = table.DecodeManifestHeader(data)
-		}
+		what = manifestOpen
+	}
+	name, data, err := p.ask(ctx, what, 0, nil)
+	if err != nil {
 		return header, err
 	}
-	_, data, err := p.ask(ctx, manifestHeader, 0, nil)
-	if err == nil {
-		header, err = table.DecodeManifestHeader(data)
-	}
-	return header, err
+	p.name = cmp.Or(p.name, string(name))
+	return table.DecodeManifestHeader(data)
 }
 
 func (p *puller) close() {
@@ -348,16 +347,14 @@ func (p *puller) ask(ctx context.Context, what uint8, arg uint32, payload []byte
 func (p *puller) call(ctx context.Context, m peer.Method, header, payload []byte, replyBytes int) (h, answer []byte, err error) {
 	ctx, cancel := context.WithTimeout(ctx, pullStallTimeout)
 	defer cancel()
-	req := &peer.Request{Method: m, Group: p.g.id, Header: header, ReplyBytes: replyBytes, SumsInAnswer: m == methodBlocks}
-	if len(payload) > 0 {
-		req.Payload = [][]byte{payload}
-	}
+	req := &peer.Request{Method: m, Group: p.g.id, Header: header, Payload: [][]byte{payload}, ReplyBytes: replyBytes,
+		SumsInAnswer: m == methodBlocks}
 	resp, err := p.g.host.cfg.Peers.Call(ctx, p.from, peer.Bulk, req)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer resp.Release()
-	return append([]byte(nil), resp.Header...), append([]byte(nil), resp.Payload...), nil
+	return bytes.Clone(resp.Header), bytes.Clone(resp.Payload), nil
 }
 
 // all pulls the small state and every extent version that is not here already.

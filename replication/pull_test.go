@@ -304,7 +304,7 @@ func TestBootstrapGoesOnAfterACrash(t *testing.T) {
 		n.start()
 		g, err := n.host.openReplica(1, storeID(1), 1)
 		if err == nil {
-			err = g.disk.store.Stable(g.extents.Key()).SetUint64([]byte("CurrentTerm"), 1)
+			err = g.disk.store.Stable(g.extents.Key()).Set([]byte("CurrentTerm"), []byte{7: 1})
 		}
 		if err != nil {
 			t.Fatal(err)

@@ -183,11 +183,7 @@ func (h *Host) serveRead(in *peer.Inbound) {
 		in.ReplyError(err)
 		return
 	}
-	var payload [][]byte
-	if len(data.Payload) > 0 {
-		payload = [][]byte{data.Payload}
-	}
-	in.ReplyThen(data.Header.Append(nil), payload, data.Release)
+	in.ReplyThen(data.Header.Append(nil), [][]byte{data.Payload}, data.Release)
 }
 
 func (h *Host) serveStatus(in *peer.Inbound) {

@@ -1,9 +1,12 @@
 package replication
 
 import (
+	"encoding/binary"
+
 	"github.com/hashicorp/raft"
 
 	"github.com/storaged/storaged/replication/extent"
+	"github.com/storaged/storaged/replication/extent/table"
 )
 
 // stableStore is raft.StableStore in the store's Pebble: every Set is synced before it returns, so a vote lives on
@@ -19,20 +22,16 @@ var _ raft.StableStore = (*stableStore)(nil)
 
 // Set stores a value.
 func (s *stableStore) Set(key, val []byte) error {
-	return s.write(func() error { return s.store.Set(key, val) })
+	defer s.pending.begin()()
+	if err := s.store.Set(key, val); err != nil {
+		return s.parked(err)
+	}
+	return nil
 }
 
 // SetUint64 stores a number.
 func (s *stableStore) SetUint64(key []byte, val uint64) error {
-	return s.write(func() error { return s.store.SetUint64(key, val) })
-}
-
-func (s *stableStore) write(set func() error) error {
-	defer s.pending.begin()()
-	if err := set(); err != nil {
-		return s.parked(err)
-	}
-	return nil
+	return s.Set(key, binary.BigEndian.AppendUint64(nil, val))
 }
 
 // Get returns a value, empty when there is none.
@@ -45,8 +44,12 @@ func (s *stableStore) Get(key []byte) (v []byte, err error) {
 
 // GetUint64 returns a number, 0 when there is none.
 func (s *stableStore) GetUint64(key []byte) (v uint64, err error) {
-	if v, err = s.store.GetUint64(key); err != nil {
-		return 0, s.parked(err)
+	b, err := s.Get(key)
+	if err != nil || b == nil {
+		return 0, err
 	}
-	return v, nil
+	if len(b) != 8 {
+		return 0, s.parked(table.Corrupt("get", "%q has %d bytes", key, len(b)))
+	}
+	return binary.BigEndian.Uint64(b), nil
 }

@@ -1,8 +1,6 @@
 package extent
 
 import (
-	"encoding/binary"
-
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/extent/table"
 	"github.com/storaged/storaged/replication/extent/tabledb"
@@ -10,7 +8,7 @@ import (
 )
 
 // Stable keeps a replica's term and vote on the disk of its log, durably. It is what the Raft library calls a stable
-// store. An error of Set means that the disk has failed for good.
+// store, but for numbers. An error of Set means that the disk has failed for good.
 type Stable struct {
 	store *Store
 	key   segment.GroupKey
@@ -48,21 +46,4 @@ func (t *Stable) Get(key []byte) ([]byte, error) {
 		return nil, table.Corrupt("get", "%q of group %s: %w", key, t.key, err)
 	}
 	return body, nil
-}
-
-// SetUint64 is Set of a number.
-func (t *Stable) SetUint64(key []byte, value uint64) error {
-	return t.Set(key, binary.BigEndian.AppendUint64(nil, value))
-}
-
-// GetUint64 is Get of a number; 0 if none was set.
-func (t *Stable) GetUint64(key []byte) (uint64, error) {
-	v, err := t.Get(key)
-	if err != nil || v == nil {
-		return 0, err
-	}
-	if len(v) != 8 {
-		return 0, table.Corrupt("get", "%q of group %s has %d bytes", key, t.key, len(v))
-	}
-	return binary.BigEndian.Uint64(v), nil
 }

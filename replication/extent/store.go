@@ -242,9 +242,6 @@ func (s *Store) openLog() error {
 // ID returns the store's id.
 func (s *Store) ID() storage.StoreID { return s.identity.Store }
 
-// Cluster returns the cluster that the store belongs to.
-func (s *Store) Cluster() storage.ClusterID { return s.identity.Cluster }
-
 // Log returns the store's segment log.
 func (s *Store) Log() *segment.Log { return s.log }
 

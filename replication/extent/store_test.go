@@ -59,8 +59,8 @@ func TestIdentityAndLock(t *testing.T) {
 	}
 	cfg.Cluster, cfg.Store = storage.ClusterID{}, storage.StoreID{}
 	s = openStore(t, cfg)
-	if s.ID() != (storage.StoreID{9}) || s.Cluster() != testCluster {
-		t.Errorf("%s of %s", s.ID(), s.Cluster())
+	if s.ID() != (storage.StoreID{9}) || s.identity.Cluster != testCluster {
+		t.Errorf("%s of %s", s.ID(), s.identity.Cluster)
 	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
@@ -71,10 +71,10 @@ func TestStableAndIncarnations(t *testing.T) {
 	cfg := testConfig(memFS(t))
 	s := openStore(t, cfg)
 	st := s.Stable(testKey)
-	if n, err := st.GetUint64([]byte("term")); n != 0 || err != nil {
-		t.Errorf("%d, %v", n, err)
+	if v, err := st.Get([]byte("term")); v != nil || err != nil {
+		t.Errorf("%q, %v", v, err)
 	}
-	if err := errors.Join(st.SetUint64([]byte("term"), 77), st.Set([]byte("vote"), []byte("x"))); err != nil {
+	if err := errors.Join(st.Set([]byte("term"), []byte("77")), st.Set([]byte("vote"), []byte("x"))); err != nil {
 		t.Fatal(err)
 	}
 	var last storage.Incarnation
@@ -103,8 +103,8 @@ func TestStableAndIncarnations(t *testing.T) {
 	if _, err := s.CreateGroup(key); !errors.Is(err, storage.ErrConflict) {
 		t.Errorf("an incarnation came back: %v", err)
 	}
-	if n, err := s.Stable(testKey).GetUint64([]byte("term")); n != 77 || err != nil {
-		t.Errorf("%d, %v", n, err)
+	if v, err := s.Stable(testKey).Get([]byte("term")); string(v) != "77" || err != nil {
+		t.Errorf("%q, %v", v, err)
 	}
 	if v, err := s.Stable(testKey).Get([]byte("vote")); string(v) != "x" || err != nil {
 		t.Errorf("%q, %v", v, err)

@@ -101,11 +101,7 @@ func (t *Transport) sendInline(id raft.ServerID, target raft.ServerAddress, args
 
 func (t *Transport) sendInstall(target raft.ServerAddress, header, content []byte, timeout time.Duration,
 	resp *raft.InstallSnapshotResponse) error {
-	var payload [][]byte
-	if len(content) > 0 {
-		payload = [][]byte{content}
-	}
-	answer, err := t.call(target, peer.Bulk, methodRaftInstallSnapshot, header, payload, timeout)
+	answer, err := t.call(target, peer.Bulk, methodRaftInstallSnapshot, header, [][]byte{content}, timeout)
 	if err != nil {
 		return err
 	}

@@ -147,25 +147,25 @@ func (g *GroupLog) Append(entries []Entry) (end Position, err error) {
 // prepare makes the records of an append, without the lock.
 func (g *GroupLog) prepare(entries []Entry) (records []record, total int64, err error) {
 	records = make([]record, len(entries))
+	refuse := func(format string, args ...any) ([]record, int64, error) {
+		return nil, 0, storage.E("append", storage.KindInvalid, "group "+g.key.String(), fmt.Errorf(format, args...))
+	}
 	largest := g.l.cfg.maxRecordBytes()
 	for i := range entries {
 		e, r := &entries[i], &records[i]
 		if e.Index != entries[0].Index+uint64(i) || e.Index == 0 {
-			return nil, 0, storage.E("append", storage.KindInvalid, "group "+g.key.String(),
-				fmt.Errorf("entries %d and %d are not contiguous", entries[0].Index, e.Index))
+			return refuse("entries %d and %d are not contiguous", entries[0].Index, e.Index)
 		}
 		payload := prefixBytes + len(e.Extensions) + len(e.Data)
 		if len(e.Extensions) > largest || len(e.Data) > largest || alignedBytes(payload) > largest {
-			return nil, 0, storage.E("append", storage.KindInvalid, "group "+g.key.String(),
-				fmt.Errorf("entry %d has %d bytes; a record has at most %d", e.Index, payload, largest))
+			return refuse("entry %d has %d bytes; a record has at most %d", e.Index, payload, largest)
 		}
 		r.group, r.ext, r.data = g, e.Extensions, e.Data
 		r.cold = e.Cold && len(e.Data) >= coldBytes
 		p := entryPrefix{kind: e.Type, extensions: uint32(len(e.Extensions)), appendedAt: e.AppendedAt}
 		r.prefix = p.encode()
 		if len(e.BlockSums)%4 != 0 || len(e.BlockSums)/4*storage.BlockSize > len(e.Data) {
-			return nil, 0, storage.E("append", storage.KindInvalid, "group "+g.key.String(),
-				fmt.Errorf("entry %d has %d bytes, and %d of block sums", e.Index, len(e.Data), len(e.BlockSums)))
+			return refuse("entry %d has %d bytes, and %d of block sums", e.Index, len(e.Data), len(e.BlockSums))
 		}
 		sum := crc32.Update(0, castagnoli, r.prefix[:])
 		sum = crc32.Update(sum, castagnoli, e.Extensions)

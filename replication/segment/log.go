@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -92,7 +93,7 @@ type note struct {
 
 // Damaged returns the replicas that have lost records which were durable once. Each must be replaced by a new member
 // under the next incarnation. A torn tail is not damage.
-func (l *Log) Damaged() []Damage { return append([]Damage(nil), l.damaged...) }
+func (l *Log) Damaged() []Damage { return slices.Clone(l.damaged) }
 
 // Group returns the log of a group, or nil if the disk does not hold it.
 func (l *Log) Group(key GroupKey) *GroupLog {

@@ -95,18 +95,6 @@ const (
 	SegmentSealed
 )
 
-// String returns the state in a word.
-func (s SegmentState) String() string {
-	switch s {
-	case SegmentFree:
-		return "free"
-	case SegmentOpen:
-		return "open"
-	default:
-		return "sealed"
-	}
-}
-
 // SegmentInfo describes one segment.
 type SegmentInfo struct {
 	No SegmentNo

@@ -43,10 +43,15 @@ func (l *Log) nextToPrepare() (s, old *segmentFile) {
 		}
 		l.prepare.Wait()
 	}
+	return s, l.takeRecycledLocked()
+}
+
+// takeRecycledLocked returns a file that is to be used again; nil if there is none.
+func (l *Log) takeRecycledLocked() (old *segmentFile) {
 	if len(l.recycled) > 0 {
 		old, l.recycled = l.recycled[0], l.recycled[1:]
 	}
-	return s, old
+	return old
 }
 
 // wantedLocked returns the segment with the lowest number that is not ready, or plans another one if fewer than
@@ -67,15 +72,7 @@ func (l *Log) wantedLocked() *segmentFile {
 // prepareOne makes a segment ready. A lack of space does not fail the disk: the records that want the segment wait until there
 // is some, unless the log is closed or about to be.
 func (l *Log) prepareOne(s, old *segmentFile) {
-	var (
-		f   vfs.File
-		err error
-	)
-	if old != nil {
-		f, err = l.reuse(s, old)
-	} else {
-		f, err = l.create(s)
-	}
+	f, err := l.make(s, old)
 	if err == nil {
 		l.mu.Lock()
 		s.file, s.ready = f, true
@@ -170,6 +167,14 @@ func (l *Log) logStartLocked() Position {
 		start = min(start, g.need)
 	}
 	return start
+}
+
+// make makes the file of a segment, of the recycled one if there is one.
+func (l *Log) make(s, old *segmentFile) (vfs.File, error) {
+	if old != nil {
+		return l.reuse(s, old)
+	}
+	return l.create(s)
 }
 
 // reuse gives a recycled file the new number. The order matters: after the rename no record in the file is valid any

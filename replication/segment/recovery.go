@@ -212,11 +212,7 @@ func (r *recovery) start() Position {
 	start := ^Position(0)
 	for _, g := range r.l.groups {
 		r.proven = max(r.proven, g.need)
-		if g.need == 0 {
-			start = min(start, beginning)
-		} else {
-			start = min(start, g.need)
-		}
+		start = min(start, cmp.Or(g.need, beginning))
 	}
 	if len(r.l.groups) == 0 {
 		start = beginning
@@ -243,10 +239,7 @@ func (r *recovery) syncFound() error {
 		if err = r.l.preparing.Sync(f); err == nil && f.Fd() != vfs.InvalidFd {
 			_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED) // advice only
 		}
-		if cerr := f.Close(); err == nil {
-			err = cerr
-		}
-		if err != nil {
+		if err = errors.Join(err, f.Close()); err != nil {
 			return err
 		}
 	}

@@ -1,5 +1,7 @@
 package segment
 
+import "sort"
+
 // record is a record in memory: from its append until it is durable, and after that for as long as the cache keeps
 // it. All fields are set by the append and not changed afterwards.
 type record struct {
@@ -51,18 +53,11 @@ func (q *recordRing) pop() *record {
 
 // find returns the record that holds the byte at p, or nil.
 func (q *recordRing) find(p Position) *record {
-	lo, hi := q.first, q.next // the last record with position <= p
-	for lo < hi {
-		if mid := lo + (hi-lo)/2; q.at(mid).header.position <= p {
-			lo = mid + 1
-		} else {
-			hi = mid
-		}
-	}
-	if lo == q.first {
+	later := sort.Search(int(q.next-q.first), func(i int) bool { return q.at(q.first+uint64(i)).header.position > p })
+	if later == 0 {
 		return nil
 	}
-	if r := q.at(lo - 1); p < r.end() {
+	if r := q.at(q.first + uint64(later) - 1); p < r.end() {
 		return r
 	}
 	return nil

@@ -384,19 +384,7 @@ func (r *recovery) beginSegment(end Position) error {
 	l.current, l.offset = s, segmentHeaderBytes
 	l.durable.Store(uint64(l.endLocked()))
 	l.marked = l.endLocked()
-	var old *segmentFile
-	if len(l.recycled) > 0 {
-		old, l.recycled = l.recycled[0], l.recycled[1:]
-	}
-	var (
-		f   vfs.File
-		err error
-	)
-	if old != nil {
-		f, err = l.reuse(s, old)
-	} else {
-		f, err = l.create(s)
-	}
+	f, err := l.make(s, l.takeRecycledLocked()) // nobody else has the log yet
 	if err != nil {
 		return err
 	}

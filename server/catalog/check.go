@@ -98,11 +98,16 @@ func checkLabel(op, what, s string) error {
 	if len(s) > MaxNameBytes {
 		return invalid(op, what, "it has %d characters; use at most %d", len(s), MaxNameBytes)
 	}
+	return checkCharacters(op, what, s, "name", "-._")
+}
+
+// checkCharacters accepts letters and digits, and behind the first of them also what is listed. called is what s is called.
+func checkCharacters(op, what, s, called, also string) error {
 	for i, c := range s {
 		letter := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
-		if !letter && (i == 0 || c != '-' && c != '.' && c != '_') {
-			return invalid(op, what+" "+strconv.Quote(s),
-				"character %q is not allowed there; use letters and digits, and within the name also - . _", c)
+		if !letter && (i == 0 || !strings.ContainsRune(also, c)) {
+			return invalid(op, what+" "+strconv.Quote(s), "character %q is not allowed there; use letters and digits, and within the %s also %s",
+				c, called, strings.Join(strings.Split(also, ""), " "))
 		}
 	}
 	return nil
@@ -334,12 +339,5 @@ func checkHolderID(op, id string) error {
 	if id == "" || len(id) > storage.MaxHolderBytes {
 		return invalid(op, "holder", "its id has %d characters; use 1 to %d", len(id), storage.MaxHolderBytes)
 	}
-	for i, c := range id {
-		letter := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
-		if !letter && (i == 0 || !strings.ContainsRune("-._:/@", c)) {
-			return invalid(op, "holder "+strconv.Quote(id),
-				"character %q is not allowed there; use letters and digits, and within the id also - . _ : / @", c)
-		}
-	}
-	return nil
+	return checkCharacters(op, "holder", id, "id", "-._:/@")
 }

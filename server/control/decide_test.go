@@ -204,7 +204,7 @@ func TestMembersChangeByOne(t *testing.T) {
 				newest = i
 			}
 		}
-		if index := c.fsm.configIndex(); index != newest || newest == 0 {
+		if index := c.fsm.config.Load(); index != newest || newest == 0 {
 			t.Fatalf("the newest configuration is said to lie at %d; it is at %d", index, newest)
 		}
 		v := placement.View{}
@@ -330,7 +330,7 @@ func TestTasksRunOnePerKeyAndRest(t *testing.T) {
 		if hold("z", "x") {
 			t.Error("a task began after the end")
 		}
-		ts.wait()
+		ts.wg.Wait()
 	})
 }
 

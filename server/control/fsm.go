@@ -72,9 +72,6 @@ func (f *fsm) noteConfig(index uint64) {
 	}
 }
 
-// configIndex returns where the newest configuration lies that is known to be committed; 0 for none.
-func (f *fsm) configIndex() uint64 { return f.config.Load() }
-
 func (f *fsm) broadcastLocked() {
 	close(f.changed)
 	f.changed = make(chan struct{})

@@ -26,7 +26,7 @@ func TestConfigIndexWithinAView(t *testing.T) {
 			runtime.Gosched()
 		}
 		got := make(chan uint64, 1)
-		go func() { got <- f.configIndex() }()
+		go func() { got <- f.config.Load() }()
 		select {
 		case index := <-got:
 			if index != 7 {

@@ -337,13 +337,12 @@ func (l *leadership) everywhere(ctx context.Context, groups []storage.GroupID, f
 
 // voters brings the catalog's own configuration in step with the nodes.
 func (l *leadership) voters(v placement.View) []task {
-	const key = "catalog"
-	index := l.c.fsm.configIndex() // before the members: what is decided on those of a later change is refused
+	index := l.c.fsm.config.Load() // before the members: what is decided on those of a later change is refused
 	changes := catalogChanges(l.c.inst.Configuration().Servers, v, index, l.c.inst.LastIndex())
 	if len(changes) == 0 {
 		return nil
 	}
-	return []task{{key: key, kind: "catalog membership", text: fmt.Sprint(changes), run: func(ctx context.Context) error {
+	return []task{{key: "catalog", kind: "catalog membership", text: fmt.Sprint(changes), run: func(ctx context.Context) error {
 		for i, change := range changes {
 			at := index
 			if i > 0 {

@@ -174,7 +174,7 @@ func (c *Controller) reign(ctx context.Context) {
 	c.lead = nil
 	c.mu.Unlock()
 	cancel()
-	l.tasks.wait()
+	l.tasks.wg.Wait()
 	c.cfg.Logger.Info("this node leads the catalog no longer", "term", term)
 }
 

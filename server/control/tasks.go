@@ -98,6 +98,3 @@ func (t *tasks) finish(x task, err error, now time.Time) {
 	t.mu.Unlock()
 	t.done(x, err)
 }
-
-// wait returns when every task has ended; their context is done by then.
-func (t *tasks) wait() { t.wg.Wait() }
