@@ -2,9 +2,12 @@ package extent
 
 import (
 	"context"
+	"fmt"
 	"testing"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/extent/storedir"
+	"github.com/storaged/storaged/replication/extent/table"
 	"github.com/storaged/storaged/replication/op"
 	"github.com/storaged/storaged/replication/segment"
 )
@@ -76,4 +79,92 @@ func BenchmarkRead(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// BenchmarkCheckpoint writes checkpoints of 1,024 pages, in each of which one block was written: again and again at one epoch, or
+// each time at a later one.
+func BenchmarkCheckpoint(b *testing.B) {
+	for _, c := range []struct {
+		name   string
+		format int
+		step   storage.Epoch
+	}{{"one epoch, format 1", 1, 0}, {"one epoch", storedir.PagesByEpoch, 0}, {"epochs, format 1", 1, 1}, {"epochs", storedir.PagesByEpoch, 1}} {
+		b.Run(c.name, func(b *testing.B) {
+			r, epoch := benchRig(b), storage.Epoch(1)
+			if err := r.s.RaiseFormat(c.format); err != nil {
+				b.Fatal(err)
+			}
+			fillExtents(r, 64)
+			r.checkpoint()
+			b.ReportAllocs()
+			b.ResetTimer()
+			for n := range b.N {
+				b.StopTimer()
+				epoch += c.step
+				writeEachPage(r, 64, n, epoch)
+				f, err := r.g.Freeze()
+				if err != nil {
+					b.Fatal(err)
+				}
+				index, term := r.g.Applied()
+				b.StartTimer()
+				if err := f.Persist(index, term, nil, 0); err != nil {
+					b.Fatal(err)
+				}
+				b.StopTimer()
+				f.Release()
+				r.g.Log().Compact(r.index)
+				b.StartTimer()
+			}
+		})
+	}
+}
+
+// BenchmarkLoad loads the newest version of a page from the tables, of pages in so many versions.
+func BenchmarkLoad(b *testing.B) {
+	for _, versions := range []int{1, 2, 8, 16} {
+		b.Run(fmt.Sprint(versions, " versions"), func(b *testing.B) {
+			r := benchRig(b)
+			if err := r.s.RaiseFormat(storedir.PagesByEpoch); err != nil {
+				b.Fatal(err)
+			}
+			fillExtents(r, 16)
+			for e := range versions - 1 {
+				writeEachPage(r, 16, e, storage.Epoch(e+2))
+			}
+			r.checkpoint()
+			x := uint32(1)
+			b.ReportAllocs()
+			b.ResetTimer()
+			for range b.N {
+				x = x*1664525 + 1013904223
+				k := table.PageKey{Volume: 1, Extent: storage.ExtentIndex(x >> 28), Page: uint8(x >> 24 & 15)}
+				if p, err := r.g.load(r.g.set.id, k, op.HeadEpoch); err != nil || p == nil {
+					b.Fatal(p, err)
+				}
+			}
+		})
+	}
+}
+
+func fillExtents(r *rig, extents storage.ExtentIndex) {
+	for x := range extents {
+		for off := uint32(0); off < storage.ExtentSize; off += storage.MaxEntryPayloadBytes {
+			r.ok(r.write(x, off, blocks(uint64(x), 256)))
+		}
+	}
+}
+
+// writeEachPage writes a block of every page.
+func writeEachPage(r *rig, extents storage.ExtentIndex, at int, epoch storage.Epoch) {
+	payload := blocks(uint64(at), 1)
+	var requests []request
+	for x := range extents {
+		for page := range uint32(table.PagesPerExtent) {
+			q := r.write(x, (page*table.BlocksPerPage+uint32(at)%table.BlocksPerPage)*storage.BlockSize, payload)
+			q.o.Epoch = epoch
+			requests = append(requests, q)
+		}
+	}
+	r.propose(requests...)
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/storaged/storaged/replication/extent/check"
 	"github.com/storaged/storaged/replication/extent/storedir"
 	"github.com/storaged/storaged/replication/extent/table"
+	"github.com/storaged/storaged/replication/extent/tabledb"
 	"github.com/storaged/storaged/replication/op"
 )
 
@@ -332,6 +333,24 @@ func TestIndex(t *testing.T) {
 		if n := keys(t, s.s, kind); n != 0 {
 			t.Errorf("%d keys of kind %c of a deleted volume", n, kind)
 		}
+	}
+}
+
+// A page that needs a version which is gone is damaged: it is not taken for one with holes.
+//
+// Guards I5, in tables.go: the end of loadPage. Without it this test failed.
+func TestLostVersionIsDamage(t *testing.T) {
+	s := epochsRig(t, 3)
+	key := table.AppendPageKey(nil, s.g.set.id, table.PageKey{Volume: 1}, 1)
+	if err := s.s.db.Commit(func(b *tabledb.Batch) { b.Delete(key) }); err != nil {
+		t.Fatal(err)
+	}
+	s.restart()
+	if _, _, err := readAt(s.g, op.HeadEpoch, 0, 0, storage.BlockSize); !errors.Is(err, storage.ErrCorrupt) {
+		t.Errorf("it is read as %v", err)
+	}
+	if _, err := loadTables(s.s.db, s.g.set.id, table.ExtentID{Volume: 1}); !errors.Is(err, storage.ErrCorrupt) {
+		t.Errorf("and pulled as %v", err)
 	}
 }
 

@@ -29,6 +29,9 @@
 //   - No read returns bytes that fail the crc32c kept with the mapping (I5).
 //   - A segment is recycled only when no table refers to it, neither in memory nor in a durable checkpoint, staging
 //     or open manifest (I1, I6).
+//   - A version of a page is put together from what was written at its epoch and from the versions below, whose blocks do not
+//     change under it; of one that cannot be, nothing is read (I4, I5).
+//   - Nothing is written in a form that an earlier build does not know before the data directory says so (RaiseFormat).
 //   - A replica that receives a manifest is what it was until Install, and all of the manifest after it (I7, I8).
 //   - Memory is bounded: pages that could be read again by CacheBytes, pages that were changed since the last checkpoint by
 //     what AwaitRoom lets in. Apply never waits for a checkpoint (I9).

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"math/bits"
 	"slices"
+	"testing"
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/extent/table"
@@ -310,6 +311,29 @@ func checkLive(g *Group) error {
 	return nil
 }
 
+// liveBlocks returns how many blocks there are, each counted once.
+func liveBlocks(t testing.TB, g *Group) int {
+	t.Helper()
+	pages, _, err := pagesNow(g)
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks, _ := placesOf(pages)
+	return len(blocks)
+}
+
+// placesOf returns where the blocks of the pages lie, and how many entries are stored.
+func placesOf(pages map[table.VersionKey]*table.Page) (blocks map[segment.Position]bool, stored int64) {
+	blocks = map[segment.Position]bool{}
+	for _, p := range pages {
+		for m := p.Stored(); m != 0; m &= m - 1 {
+			blocks[p.Entries[bits.TrailingZeros64(m)].Position()] = true
+			stored++
+		}
+	}
+	return blocks, stored
+}
+
 // checkOwn compares the live counts of a store that has written by epoch from the beginning with what they are to mean: own
 // counts each block once, refs each entry that is stored.
 func checkOwn(g *Group) error {
@@ -317,13 +341,7 @@ func checkOwn(g *Group) error {
 	if err != nil {
 		return err
 	}
-	blocks, stored := map[segment.Position]bool{}, int64(0)
-	for _, p := range pages {
-		for m := p.Stored(); m != 0; m &= m - 1 {
-			blocks[p.Entries[bits.TrailingZeros64(m)].Position()] = true
-			stored++
-		}
-	}
+	blocks, stored := placesOf(pages)
 	var sum table.Count
 	for _, n := range g.set.live.Now() {
 		sum = sum.Plus(n)

@@ -17,6 +17,7 @@ import (
 	"github.com/storaged/storaged/gateway/volume"
 	"github.com/storaged/storaged/replication"
 	"github.com/storaged/storaged/replication/extent"
+	"github.com/storaged/storaged/replication/extent/storedir"
 	"github.com/storaged/storaged/replication/peer"
 	"github.com/storaged/storaged/replication/runner"
 	"github.com/storaged/storaged/replication/segment"
@@ -148,6 +149,11 @@ func (p *process) serve(logger *slog.Logger, host *atomic.Pointer[replication.Ho
 		return err
 	}
 	host.Store(p.host)
+	if (n.starts+int(n.id))%2 == 0 { // one after the other, so that replicas of both formats pull from each other
+		if err := p.host.RaiseFormat(storedir.NewestFormat); err != nil {
+			return err
+		}
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	p.stop = cancel
 	go func() {

@@ -245,21 +245,23 @@ func (c *checker) run(r *run) error {
 		if p.Indexed && c.report.Identity.Format < storedir.PagesByEpoch {
 			c.find("%s is in the form by epoch, in a store of format %d", r.name(p), c.report.Identity.Format)
 		}
+		read := p.Own
 		if !r.broken {
-			c.chain(r, before, p, i == len(r.versions)-1)
+			read |= c.chain(r, before, p, i == len(r.versions)-1)
 		}
 		if err := c.indexed(r, p); err != nil {
 			return err
 		}
 		r.set.walked.Count(p, 1)
-		c.blocks(r, p)
+		c.blocks(r, p, read)
 		before = p
 	}
 	return nil
 }
 
-// chain compares what a version has inherited with the version before, and makes it whole.
-func (c *checker) chain(r *run, before, p *table.Page, oldest bool) {
+// chain compares what a version has inherited with the version before, and makes it whole. It returns what lies elsewhere: a
+// block that was moved below one version only.
+func (c *checker) chain(r *run, before, p *table.Page, oldest bool) (elsewhere uint64) {
 	if p.Chain != 0 && (oldest || p.Chain <= before.Chain) {
 		c.find("%s needs %d older versions at most, and has more below it, or none", r.name(p), p.Chain)
 	}
@@ -267,10 +269,15 @@ func (c *checker) chain(r *run, before, p *table.Page, oldest bool) {
 		c.find("%s: %v", r.name(p), err)
 	}
 	for m := p.Stored() &^ p.Own; m != 0; m &= m - 1 {
-		if i := bits.TrailingZeros64(m); p.Entries[i] != before.Entries[i] {
-			c.find("%s has inherited block %d at %s, the version before has it at %s", r.name(p), r.block(i), p.Entries[i].Position(), before.Entries[i].Position())
+		i := bits.TrailingZeros64(m)
+		if p.Entries[i].Sum != before.Entries[i].Sum {
+			c.find("%s has inherited block %d with checksum %08x, the version before has %08x", r.name(p), r.block(i), p.Entries[i].Sum, before.Entries[i].Sum)
+		}
+		if p.Entries[i] != before.Entries[i] {
+			elsewhere |= 1 << i
 		}
 	}
+	return elsewhere
 }
 
 func (r *run) name(p *table.Page) string {
@@ -306,12 +313,12 @@ func (c *checker) index(k, v []byte) error {
 	return err
 }
 
-// blocks reads the blocks that a version owns.
-func (c *checker) blocks(r *run, p *table.Page) {
+// blocks reads blocks of a version.
+func (c *checker) blocks(r *run, p *table.Page, which uint64) {
 	if r.set.deleted[r.key.Volume] {
 		return
 	}
-	for m := p.Own; m != 0; m &= m - 1 {
+	for m := which; m != 0; m &= m - 1 {
 		i := bits.TrailingZeros64(m)
 		e := p.Entries[i]
 		c.report.Blocks++
