@@ -91,9 +91,7 @@ func BenchmarkCheckpoint(b *testing.B) {
 	}{{"one epoch, format 1", 1, 0}, {"one epoch", storedir.PagesByEpoch, 0}, {"epochs, format 1", 1, 1}, {"epochs", storedir.PagesByEpoch, 1}} {
 		b.Run(c.name, func(b *testing.B) {
 			r, epoch := benchRig(b), storage.Epoch(1)
-			if err := r.s.RaiseFormat(c.format); err != nil {
-				b.Fatal(err)
-			}
+			raise(b, r.s, c.format)
 			fillExtents(r, 64)
 			r.checkpoint()
 			b.ReportAllocs()
@@ -125,9 +123,7 @@ func BenchmarkLoad(b *testing.B) {
 	for _, versions := range []int{1, 2, 8, 16} {
 		b.Run(fmt.Sprint(versions, " versions"), func(b *testing.B) {
 			r := benchRig(b)
-			if err := r.s.RaiseFormat(storedir.PagesByEpoch); err != nil {
-				b.Fatal(err)
-			}
+			raise(b, r.s, storedir.PagesByEpoch)
 			fillExtents(r, 16)
 			for e := range versions - 1 {
 				writeEachPage(r, 16, e, storage.Epoch(e+2))
@@ -142,6 +138,37 @@ func BenchmarkLoad(b *testing.B) {
 				if p, err := r.g.load(r.g.set.id, k, op.HeadEpoch); err != nil || p == nil {
 					b.Fatal(p, err)
 				}
+			}
+		})
+	}
+}
+
+// BenchmarkPull pulls an extent in so many versions into an empty replica, which gives it up.
+func BenchmarkPull(b *testing.B) {
+	for _, versions := range []int{1, 25, 100, 200} {
+		b.Run(fmt.Sprint(versions, " versions"), func(b *testing.B) {
+			r := benchRig(b)
+			raise(b, r.s, storedir.PagesByEpoch)
+			fillExtents(r, 1)
+			for e := range versions - 1 {
+				writeEachPage(r, 1, e, storage.Epoch(e+2))
+			}
+			r.checkpoint()
+			to := newRig(b, testConfig(memFS(b)))
+			raise(b, to.s, storedir.PagesByEpoch)
+			b.ResetTimer()
+			for range b.N {
+				m, err := r.g.OpenManifest()
+				if err != nil {
+					b.Fatal(err)
+				}
+				st, err := to.s.Stage(testKey, header(b, m))
+				if err != nil {
+					b.Fatal(err)
+				}
+				pull(b, m, st)
+				st.Abort()
+				m.Close()
 			}
 		})
 	}

@@ -41,8 +41,13 @@ func newSide(t *testing.T, format int) *side {
 
 func (s *side) raise(format int) {
 	s.t.Helper()
-	if err := s.s.RaiseFormat(format); err != nil {
-		s.t.Fatal(err)
+	raise(s.t, s.s, format)
+}
+
+func raise(t testing.TB, s *Store, format int) {
+	t.Helper()
+	if err := s.RaiseFormat(format); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -209,6 +214,9 @@ func (h *forms) finish(rt *rapid.T) {
 			}
 		}
 		refs = append(refs, all)
+	}
+	if n := newForms(h.sides[0].t, h.sides[0].s); n != 0 {
+		rt.Fatalf("an earlier build could not read %d keys of a store that was not raised", n)
 	}
 	for i, s := range h.sides {
 		if fmt.Sprint(refs[i]) != fmt.Sprint(refs[0]) {

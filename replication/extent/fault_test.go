@@ -160,6 +160,9 @@ func faultyWorkload(t *testing.T, r *rig, what func() string) (acked int) {
 		}
 		m.apply(q, 1)
 		acked = i + 1
+		if i == 8 { // it fails the disk, or comes to nothing
+			_ = r.s.RaiseFormat(storedir.NewestFormat)
+		}
 		if i%6 == 5 {
 			if r.tryCheckpoint() == nil {
 				r.g.Log().Compact(r.g.Checkpointed().Index)

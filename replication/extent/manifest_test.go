@@ -3,6 +3,7 @@ package extent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -11,6 +12,7 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/extent/check"
+	"github.com/storaged/storaged/replication/extent/storedir"
 	"github.com/storaged/storaged/replication/extent/table"
 	"github.com/storaged/storaged/replication/op"
 )
@@ -182,7 +184,14 @@ func TestManifestIntoEmptyReplica(t *testing.T) {
 // Guards I7 and I8: install's one batch, and Commit's wait for the log. Each was taken apart once (two batches; no
 // wait), and this test failed.
 func TestPowerCutDuringInstall(t *testing.T) {
+	for format := 1; format <= storedir.NewestFormat; format++ {
+		t.Run(fmt.Sprintf("format %d", format), func(t *testing.T) { powerCutDuringInstall(t, format) })
+	}
+}
+
+func powerCutDuringInstall(t *testing.T, format int) {
 	src, after := sourceRig(t, len(workload()))
+	raise(t, src.s, format)
 	man, err := src.g.OpenManifest()
 	if err != nil {
 		t.Fatal(err)
@@ -193,6 +202,7 @@ func TestPowerCutDuringInstall(t *testing.T) {
 	cfg := testConfig(c.wrap())
 	cfg.SegmentBytes = 64 * kib
 	r, before := newRig(t, cfg), newModel()
+	raise(t, r.s, format)
 	for _, q := range workload()[:9] {
 		r.ok(q)
 		before.apply(q, 1)
@@ -239,6 +249,17 @@ func TestPowerCutDuringInstall(t *testing.T) {
 		}
 		if err := errors.Join(m.compare(g, crashExtents, crashBlocks), checkLive(g)); err != nil {
 			t.Fatalf("cut at %s, applied %d: %v", cut.call, index, err)
+		}
+		for _, kind := range setKinds() {
+			err := s.db.Scan([]byte{kind}, []byte{kind + 1}, func(k, _ []byte) (bool, error) {
+				if set, _ := table.SetOf(k); set != g.set.id {
+					t.Errorf("cut at %s: key %x is of no replica", cut.call, k)
+				}
+				return true, nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
 		}
 		_ = s.Close()
 	}
