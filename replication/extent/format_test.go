@@ -101,8 +101,9 @@ func TestRaiseFormat(t *testing.T) {
 	want("raised", storedir.NewestFormat, false)
 	raised := readFile(t, s.fs, testDir+"/store.json")
 	s.raise(1)
-	s.raise(storedir.NewestFormat)
 	want("raised to an earlier one", storedir.NewestFormat, false)
+	s.raise(storedir.NewestFormat)
+	want("raised again", storedir.NewestFormat, false)
 	s.restart()
 	want("opened again", storedir.NewestFormat, false)
 	if again := readFile(t, s.fs, testDir+"/store.json"); !bytes.Equal(again, raised) {

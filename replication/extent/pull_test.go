@@ -158,7 +158,12 @@ func TestPullAroundDamage(t *testing.T) {
 func TestVersionsArePulledInOrder(t *testing.T) {
 	src, dst := newPullSource(t, storedir.PagesByEpoch), newSide(t, storedir.PagesByEpoch)
 	defer func() { _ = dst.s.Close() }()
-	src.goOn(6)
+	for e := range uint32(2) { // pages of their own: they share nothing
+		q := src.write(0, e*storage.MaxEntryPayloadBytes, blocks(uint64(e), 1))
+		q.o.Epoch = storage.Epoch(e + 1)
+		src.ok(q)
+	}
+	src.checkpoint()
 	man, err := src.g.OpenManifest()
 	if err != nil {
 		t.Fatal(err)
