@@ -78,6 +78,25 @@ func TestPageByEpochIsNotStoredWhole(t *testing.T) {
 	q.AppendValue(nil, AppendPageKey(nil, 1, PageKey{}, 2), false)
 }
 
+func TestLiveCounts(t *testing.T) {
+	key := LiveKey(1, 2)
+	for _, n := range []Count{{3, 3}, {3, 2}, {3, 0}} {
+		if set, no, got, err := DecodeLive(key, LiveValue(key, n, true)); err != nil || set != 1 || no != 2 || got != n {
+			t.Errorf("%d %d %+v, want %+v: %v", set, no, got, n, err)
+		}
+	}
+	if _, _, got, err := DecodeLive(key, LiveValue(key, Count{3, 3}, false)); err != nil || got != (Count{3, 3}) {
+		t.Errorf("one number is %+v: %v", got, err)
+	}
+	later := Seal(key, append([]byte{3}, make([]byte, 16)...))
+	for _, bad := range [][]byte{LiveValue(key, Count{}, true), LiveValue(key, Count{}, false), LiveValue(key, Count{-1, -1}, false),
+		LiveValue(key, Count{2, 3}, true), LiveValue(key, Count{2, -1}, true), LiveValue(key, Count{-1, -2}, true), later} {
+		if _, _, n, err := DecodeLive(key, bad); !errors.Is(err, storage.ErrCorrupt) {
+			t.Errorf("%x: %+v, %v", bad, n, err)
+		}
+	}
+}
+
 func TestIndexKeys(t *testing.T) {
 	v := VersionKey{PageKey: PageKey{Volume: 2, Extent: 3, Page: 4}, Epoch: 5}
 	key := AppendIndexKey(nil, 1, v)
