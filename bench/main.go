@@ -23,6 +23,7 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/storaged/storaged/internal/clock"
@@ -268,15 +269,12 @@ func measureStall(ctx context.Context, cfg config, sys *server, w io.Writer) (ti
 		return 0, err
 	}
 	fmt.Fprintf(w, "freezing %s, which leads, for %v under random writes at depth 1: ", node.Name, cfg.freeze)
-	type outcome struct {
-		m   measure
-		err error
-	}
-	done := make(chan outcome, 1)
-	go func() {
-		m, err := runFio(ctx, stallJob, sys.stallURI, cfg.sizeBytes, (cfg.freeze + 6*time.Second).Truncate(time.Second), 0)
-		done <- outcome{m, err}
-	}()
+	var m measure
+	var fio errgroup.Group
+	fio.Go(func() (err error) {
+		m, err = runFio(ctx, stallJob, sys.stallURI, cfg.sizeBytes, (cfg.freeze + 6*time.Second).Truncate(time.Second), 0)
+		return err
+	})
 	err = clock.Sleep(ctx, 3*time.Second)
 	if err == nil {
 		err = node.Pause()
@@ -285,10 +283,9 @@ func measureStall(ctx context.Context, cfg config, sys *server, w io.Writer) (ti
 		err = clock.Sleep(ctx, cfg.freeze)
 		err = errors.Join(err, node.Resume())
 	}
-	o := <-done
-	if err = errors.Join(err, o.err); err != nil {
+	if err = errors.Join(err, fio.Wait()); err != nil {
 		return 0, err
 	}
-	fmt.Fprintf(w, "longest request %v\n", o.m.longest.Round(time.Millisecond))
-	return o.m.longest, nil
+	fmt.Fprintf(w, "longest request %v\n", m.longest.Round(time.Millisecond))
+	return m.longest, nil
 }

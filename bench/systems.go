@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -182,11 +183,7 @@ func startNbdkit(ctx context.Context, name, file string, sizeBytes int64, fua bo
 	if err != nil {
 		return nil, err
 	}
-	err = f.Truncate(sizeBytes)
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
-	}
-	if err != nil {
+	if err := errors.Join(f.Truncate(sizeBytes), f.Close()); err != nil {
 		return nil, err
 	}
 	ports, err := testcluster.FreePorts("127.0.0.1", 1)

@@ -68,17 +68,9 @@ func (c *Controller) ControllerGetVolume(ctx context.Context, r *spec.Controller
 	if err != nil {
 		return nil, err
 	}
-	attachments, err := c.cluster.Attachments(ctx, api.AttachmentFilter{Volume: v.Name}, 0, 0)
-	if err != nil {
-		return nil, err
-	}
-	status := &spec.ControllerGetVolumeResponse_VolumeStatus{}
-	for _, a := range attachments {
-		if a.Holder.Kind == storage.HolderHost && a.Volume == v.ID {
-			status.PublishedNodeIds = append(status.PublishedNodeIds, NodeID(a.Holder.ID))
-		}
-	}
-	return &spec.ControllerGetVolumeResponse{Volume: c.describe(v), Status: status}, nil
+	hosts, err := c.hostsOf(ctx, storage.VolumeRef{Name: v.Name, ID: v.ID})
+	return &spec.ControllerGetVolumeResponse{Volume: c.describe(v),
+		Status: &spec.ControllerGetVolumeResponse_VolumeStatus{PublishedNodeIds: api.Each(hosts, NodeID)}}, err
 }
 
 // GetCapacity implements the CSI Controller service. Volumes take space as they are written, and every zone reaches all

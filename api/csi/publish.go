@@ -142,6 +142,11 @@ func (c *Controller) publishedAt(ctx context.Context, ref storage.VolumeRef, nod
 		}
 		return nil, nil // no node of ours: nothing was ever published there
 	}
+	return c.hostsOf(ctx, ref)
+}
+
+// hostsOf returns the hosts that have the volume; none if there is no such volume.
+func (c *Controller) hostsOf(ctx context.Context, ref storage.VolumeRef) ([]string, error) {
 	list, err := c.cluster.Attachments(ctx, api.AttachmentFilter{Volume: ref.Name}, 0, 0)
 	if errors.Is(err, storage.ErrNotFound) {
 		return nil, nil

@@ -13,7 +13,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 	mount "k8s.io/mount-utils"
@@ -130,16 +129,15 @@ func (h *hostMounts) Device(_ context.Context, d Disk) (BlockDevice, error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFBLK {
 		return BlockDevice{}, storage.E(op, storage.KindInvalid, subject, errors.New("it is no block device"))
 	}
-	size, readOnly := uint64(0), int32(0)
-	for _, q := range []struct {
-		request uintptr
-		answer  unsafe.Pointer
-	}{{unix.BLKGETSIZE64, unsafe.Pointer(&size)}, {unix.BLKROGET, unsafe.Pointer(&readOnly)}} {
-		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), q.request, uintptr(q.answer)); errno != 0 {
-			return BlockDevice{}, storage.E(op, storage.KindIO, subject, errno)
-		}
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return BlockDevice{}, storage.E(op, storage.KindIO, subject, err)
 	}
-	return BlockDevice{Number: st.Rdev, SizeBytes: int64(size), ReadOnly: readOnly != 0}, nil
+	readOnly, err := unix.IoctlGetUint32(fd, unix.BLKROGET)
+	if err != nil {
+		return BlockDevice{}, storage.E(op, storage.KindIO, subject, err)
+	}
+	return BlockDevice{Number: st.Rdev, SizeBytes: size, ReadOnly: readOnly != 0}, nil
 }
 
 // Options of the tools: a volume reads as zeroes before it is written, there is nothing to discard.
