@@ -107,13 +107,13 @@ func (id ClusterID) IsZero() bool { return id == ClusterID{} }
 // IsZero reports whether the identifier was never set.
 func (id StoreID) IsZero() bool { return id == StoreID{} }
 
-// ParseClusterID is the inverse of ClusterID.String.
+// ParseClusterID is the inverse of ClusterID.String. With an error the id is zero.
 func ParseClusterID(s string) (ClusterID, error) {
 	b, err := parseUUID(s)
 	return ClusterID(b), err
 }
 
-// ParseStoreID is the inverse of StoreID.String.
+// ParseStoreID is the inverse of StoreID.String. With an error the id is zero.
 func ParseStoreID(s string) (StoreID, error) {
 	b, err := parseUUID(s)
 	return StoreID(b), err

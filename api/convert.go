@@ -189,10 +189,7 @@ func storeFromProto(s *pb.Store) Store {
 
 // storeID reads an identifier that the other end formatted; a malformed one is only shown to people and reads as zero.
 func storeID(s string) storage.StoreID {
-	id, err := storage.ParseStoreID(s)
-	if err != nil {
-		return storage.StoreID{}
-	}
+	id, _ := storage.ParseStoreID(s)
 	return id
 }
 
@@ -254,10 +251,7 @@ func StatusToProto(s Status) *pb.ClusterStatus {
 
 // StatusFromProto reads a message; absent fields are zero values.
 func StatusFromProto(s *pb.ClusterStatus) Status {
-	id, err := storage.ParseClusterID(s.GetClusterId())
-	if err != nil {
-		id = storage.ClusterID{}
-	}
+	id, _ := storage.ParseClusterID(s.GetClusterId())
 	return Status{
 		ClusterID: id, Health: healths.FromProto(s.GetHealth()), Reasons: Each(s.GetReasons(), reasonFromProto),
 		ReplicasWanted: int(s.GetReplicasWanted()), NodesTotal: int(s.GetNodesTotal()), NodesUp: int(s.GetNodesUp()),

@@ -81,8 +81,8 @@ func clusterOf(header metadata.MD) (storage.ClusterID, bool) {
 	if len(values) != 1 {
 		return storage.ClusterID{}, false
 	}
-	id, err := storage.ParseClusterID(values[0])
-	return id, err == nil && !id.IsZero()
+	id, _ := storage.ParseClusterID(values[0])
+	return id, !id.IsZero()
 }
 
 // settle finds out, before the first request, which cluster several endpoints belong to. If one of them belonged to a second,

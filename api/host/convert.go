@@ -80,12 +80,7 @@ func InfoToProto(i Info) *pb.InfoResponse {
 
 // InfoFromProto is the inverse of InfoToProto. A cluster id that cannot be read is left zero.
 func InfoFromProto(m *pb.InfoResponse) Info {
-	i := Info{HostID: m.GetHostId(), Zone: m.GetZone(), Version: m.GetVersion(), Endpoints: m.GetEndpoints()}
-	for _, v := range m.GetVias() {
-		i.Vias = append(i.Vias, vias.FromProto(v))
-	}
-	if m.GetClusterId() != "" {
-		i.Cluster, _ = storage.ParseClusterID(m.GetClusterId())
-	}
-	return i
+	cluster, _ := storage.ParseClusterID(m.GetClusterId())
+	return Info{HostID: m.GetHostId(), Zone: m.GetZone(), Version: m.GetVersion(), Endpoints: m.GetEndpoints(),
+		Vias: api.Each(m.GetVias(), vias.FromProto), Cluster: cluster}
 }

@@ -554,6 +554,3 @@ func (h *hostMounts) Usage(_ context.Context, path string) (Usage, error) {
 	return Usage{TotalBytes: int64(st.Blocks) * block, UsedBytes: int64(st.Blocks-st.Bfree) * block, AvailableBytes: int64(st.Bavail) * block,
 		TotalInodes: int64(st.Files), UsedInodes: int64(st.Files - st.Ffree), AvailableInodes: int64(st.Ffree)}, nil
 }
-
-// Supported returns why the node service does not run on this system; nil: it does.
-func Supported() error { return nil }

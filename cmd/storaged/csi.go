@@ -130,9 +130,6 @@ func runCSI(ctx context.Context, c csiConfig, stderr io.Writer) error {
 		served.Controller = csi.NewController(csi.ControllerConfig{Name: c.Name, Cluster: cluster, ClusterID: cluster.Cluster, Topology: c.Topology})
 		ready = func(ctx context.Context) error { _, err := cluster.Version(ctx); return err }
 	} else {
-		if err := hostfs.Supported(); err != nil {
-			return err
-		}
 		gateway, err := hostclient.New(c.Gateway)
 		if err != nil {
 			return err

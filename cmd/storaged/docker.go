@@ -106,9 +106,6 @@ func runDocker(ctx context.Context, c dockerConfig, stderr io.Writer) error {
 		return err
 	}
 	klog.SetSlogLogger(log) // k8s.io/mount-utils logs there
-	if err := hostfs.Supported(); err != nil {
-		return err
-	}
 	dog, err := watchdog.FromEnvironment(os.LookupEnv, os.Getpid())
 	if err != nil {
 		return err
