@@ -8,17 +8,10 @@ import (
 	"github.com/storaged/storaged/nbd/internal/wire"
 )
 
-// commandNames are the values of the label "operation".
-var commandNames = [wire.CmdEnd]string{wire.CmdRead: "read", wire.CmdWrite: "write", wire.CmdDisc: "disconnect", wire.CmdFlush: "flush",
+// commandNames are the values of the label "operation". DISC has no reply: its place counts commands that nobody knows.
+var commandNames = [wire.CmdEnd]string{wire.CmdRead: "read", wire.CmdWrite: "write", wire.CmdDisc: "unknown", wire.CmdFlush: "flush",
 	wire.CmdTrim: "trim", wire.CmdCache: "cache", wire.CmdWriteZeroes: "write_zeroes", wire.CmdBlockStatus: "block_status",
 	wire.CmdResize: "resize"}
-
-func commandName(cmd uint16) string {
-	if cmd < wire.CmdEnd {
-		return commandNames[cmd]
-	}
-	return "unknown"
-}
 
 // metrics are those of one Server. Without a registerer they count for nobody.
 type metrics struct {
@@ -73,11 +66,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Buckets: []float64{.00005, .0001, .0002, .0004, .0008, .0016, .0032, .0064, .0128, .05, .2, 1, 5, 20}},
 			labels),
 	}
-	for cmd := range wire.CmdEnd {
-		name := commandName(cmd)
-		if cmd == wire.CmdDisc { // it has no reply; its place counts commands that nobody knows
-			name = "unknown"
-		}
+	for cmd, name := range commandNames {
 		m.ops[cmd] = opMetrics{requests: m.requests.WithLabelValues(name), bytes: m.bytes.WithLabelValues(name),
 			errors: m.errors.WithLabelValues(name), latency: m.latency.WithLabelValues(name)}
 	}

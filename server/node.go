@@ -381,7 +381,7 @@ func (n *node) startGateway(context.Context) error {
 	if err != nil {
 		return err
 	}
-	exports := export.New(export.Config{Gateway: n.gateway})
+	exports := export.New(n.gateway)
 	n.exports.Store(exports)
 	n.nbd, err = nbd.NewServer(nbd.Config{Backend: exports, TLS: tlsConfig,
 		RequireTLS: n.config.NBDTLSRequire || n.config.NBDClientCA != "", MaxConnections: n.descriptors.nbd,

@@ -8,5 +8,5 @@ import (
 // Attached returns an open volume as an export, for a device of a host instead of a connection. The export's Close gives
 // the handle up.
 func Attached(v *volume.Volume) nbd.Export {
-	return &export{backend: &Backend{}, Volume: v, readOnly: v.ReadOnly(), forget: func() {}}
+	return &export{v, func() {}}
 }

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"fmt"
-	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -27,8 +26,7 @@ type Connection struct {
 // connections are the open exports of a Backend. The server of connections bounds how many there are.
 type connections struct {
 	mu   sync.Mutex
-	last uint64
-	open map[uint64]Connection // guarded by mu, as last
+	open map[*Connection]struct{} // guarded by mu
 }
 
 // add enters a connection and returns what takes it out again.
@@ -37,18 +35,17 @@ func (c *connections) add(volume string, readOnly bool, peer nbd.Peer) (remove f
 	if a := peer.RemoteAddr; a != nil && a.String() != "" && a.String() != "@" {
 		client = a.String()
 	}
+	entry := &Connection{Volume: volume, Client: client, ReadOnly: readOnly, Since: time.Now()}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.last++
-	id := c.last
 	if c.open == nil {
-		c.open = map[uint64]Connection{}
+		c.open = map[*Connection]struct{}{}
 	}
-	c.open[id] = Connection{Volume: volume, Client: client, ReadOnly: readOnly, Since: time.Now()}
+	c.open[entry] = struct{}{}
 	return func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		delete(c.open, id)
+		delete(c.open, entry)
 	}
 }
 
@@ -89,8 +86,11 @@ func cut(name string) string {
 
 // Connections returns who has an export open, the oldest first. It may be called concurrently.
 func (b *Backend) Connections() []Connection {
+	var list []Connection
 	b.connections.mu.Lock()
-	list := slices.Collect(maps.Values(b.connections.open))
+	for c := range b.connections.open {
+		list = append(list, *c)
+	}
 	b.connections.mu.Unlock()
 	slices.SortFunc(list, func(x, y Connection) int {
 		return cmp.Or(x.Since.Compare(y.Since), cmp.Compare(x.Client, y.Client))

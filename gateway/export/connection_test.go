@@ -32,7 +32,7 @@ func TestConnections(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	b := export.New(export.Config{Gateway: g})
+	b := export.New(g)
 	if _, err := b.Open(t.Context(), "none", nbd.Peer{}); err == nil || len(b.Connections()) != 0 {
 		t.Fatalf("a volume that is not there: %v, %+v", err, b.Connections())
 	}
@@ -81,7 +81,7 @@ func TestReaders(t *testing.T) {
 				t.Error(err)
 			}
 		}()
-		backends = append(backends, export.New(export.Config{Gateway: g}))
+		backends = append(backends, export.New(g))
 	}
 	peer := nbd.Peer{RemoteAddr: &net.UnixAddr{Net: "unix"}}
 	for i, b := range backends {
@@ -103,13 +103,13 @@ func TestReaders(t *testing.T) {
 // named. The same client may have several connections, and another client gets in when it has gone. The lines are the Client
 // in Backend.Open and ForClient in the server's Attach.
 func TestExclusiveForOneClient(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, n *node) {
+	bubble(t, func(t *testing.T, n *node) {
 		g, err := volume.New(volume.Config{Cluster: n.cluster.Start(2)})
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer func() { _ = g.Close(t.Context()) }()
-		b := export.New(export.Config{Gateway: g})
+		b := export.New(g)
 		at := func(ip byte, port int) nbd.Peer {
 			return nbd.Peer{RemoteAddr: &net.TCPAddr{IP: net.IPv4(10, 0, 0, ip), Port: port}}
 		}

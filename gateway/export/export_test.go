@@ -31,7 +31,7 @@ type node struct {
 }
 
 // bubble runs f in virtual time.
-func bubble(t *testing.T, edit func(*export.Config), f func(t *testing.T, n *node)) {
+func bubble(t *testing.T, f func(t *testing.T, n *node)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		c := volumetest.New()
@@ -46,11 +46,7 @@ func bubble(t *testing.T, edit func(*export.Config), f func(t *testing.T, n *nod
 				t.Error(err)
 			}
 		})
-		config := export.Config{Gateway: g}
-		if edit != nil {
-			edit(&config)
-		}
-		s, err := nbd.NewServer(nbd.Config{Backend: export.New(config)})
+		s, err := nbd.NewServer(nbd.Config{Backend: export.New(g)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -86,7 +82,7 @@ func (n *node) mustConnect() (*nbdclient.Client, net.Conn) {
 func filled(n int, b byte) []byte { return bytes.Repeat([]byte{b}, n) }
 
 func TestVolumeOverNBD(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, n *node) {
+	bubble(t, func(t *testing.T, n *node) {
 		client, _ := n.mustConnect()
 		ctx := t.Context()
 		if size := client.Info().SizeBytes; size != 8*extent {
@@ -116,13 +112,16 @@ func TestVolumeOverNBD(t *testing.T) {
 }
 
 func TestNamesAndErrors(t *testing.T) {
-	bubble(t, func(c *export.Config) { c.ReadOnly = true }, func(t *testing.T, n *node) {
+	bubble(t, func(t *testing.T, n *node) {
 		for _, name := range []string{"", "other", "No Name"} {
 			if _, _, err := n.connect(name); err == nil {
 				t.Errorf("export %q can be opened", name)
 			}
 		}
-		client, _ := n.mustConnect()
+		client, _, err := n.connect("data?read-only")
+		if err != nil {
+			t.Fatal(err)
+		}
 		if !client.Info().ReadOnly {
 			t.Error("the export is not read-only")
 		}
@@ -136,7 +135,7 @@ func TestNamesAndErrors(t *testing.T) {
 // client comes back and writes newer data. Nothing old appears.
 // Line: admitLocked in gateway/volume/device.go. Tried: without its wait the old copy lands on the newer data.
 func TestReconnectOverNBD(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, n *node) {
+	bubble(t, func(t *testing.T, n *node) {
 		old, conn := n.mustConnect()
 		if err := old.WriteAt(t.Context(), filled(block, 9), extent); err != nil {
 			t.Fatal(err)
@@ -185,13 +184,13 @@ func TestReconnectOverNBD(t *testing.T) {
 
 // A backend lists and describes volumes without opening them.
 func TestListAndStat(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, n *node) {
+	bubble(t, func(t *testing.T, n *node) {
 		g, err := volume.New(volume.Config{Cluster: n.cluster.Start(2)})
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer g.Close(context.Background())
-		b := export.New(export.Config{Gateway: g})
+		b := export.New(g)
 		infos, err := b.Exports(t.Context())
 		if err != nil || len(infos) != 1 || infos[0].Name != "data" {
 			t.Errorf("%v, %v", infos, err)

@@ -17,7 +17,7 @@ import (
 //	NAME?access=shared&read-only
 //	NAME?access=readers             read-only, beside others who only read too
 //
-// KindNotFound for names that no volume can have, KindInvalid for options that are not known.
+// KindNotFound for names that no volume can have, as clients expect of exports that do not exist; KindInvalid for options that are not known.
 func ParseName(export string) (name string, options volume.OpenOptions, err error) {
 	name, rest, has := strings.Cut(export, "?")
 	if err := storage.CheckVolumeName(name); err != nil {

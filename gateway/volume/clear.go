@@ -4,7 +4,8 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"sync"
+
+	"golang.org/x/sync/errgroup"
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/op"
@@ -48,7 +49,6 @@ type look struct {
 	lane      int
 	next, end storage.ExtentIndex // what is not looked at yet
 	extents   []storage.ExtentIndex
-	err       error
 }
 
 // looksOf returns one for each group that has extents of [off, end).
@@ -67,22 +67,12 @@ func (d *device) looksOf(off, end int64) (looks []*look) {
 
 // lookAll asks the groups, a bounded number at a time, each for a bounded number of extents that hold something.
 func (v *Volume) lookAll(ctx context.Context, looks []*look) error {
-	parallel := make(chan struct{}, requestParallel)
-	var wg sync.WaitGroup
+	var groups errgroup.Group
+	groups.SetLimit(requestParallel)
 	for _, l := range looks {
-		parallel <- struct{}{}
-		wg.Go(func() {
-			l.err = v.look(ctx, l)
-			<-parallel
-		})
+		groups.Go(func() error { return v.look(ctx, l) })
 	}
-	wg.Wait()
-	for _, l := range looks {
-		if l.err != nil {
-			return l.err
-		}
-	}
-	return nil
+	return groups.Wait()
 }
 
 func (v *Volume) look(ctx context.Context, l *look) error {

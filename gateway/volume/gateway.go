@@ -167,20 +167,25 @@ func (g *Gateway) fill(ctx context.Context, key deviceKey) error {
 	g.mu.Unlock()
 	if err != nil && d != nil {
 		d.forgetSession(d.fresh.ID)
-		g.bury(d, true)
+		g.dispose(d, true)
 	}
 	return err
 }
 
-// bury shuts a device down and gives back what it has of others. closed: see Cluster.Detach.
-func (g *Gateway) bury(d *device, closed bool) {
+// dispose shuts a device down and gives back what it has of others. closed: see Cluster.Detach.
+func (g *Gateway) dispose(d *device, closed bool) {
 	d.shutdown()
 	g.dropThrottle(d)
 	g.detach(d.key, d.attachment, closed)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	delete(g.devices, d)
-	g.forgetMetricsLocked(d)
+	for key := range g.slots {
+		if key.name == d.key.name {
+			return // its series count for whoever has the volume open, or opens it, on other terms
+		}
+	}
+	g.metrics.forget(d.key.name)
 }
 
 // newDevice attaches the volume, unless the options name an attachment, and opens it. When it fails, it returns the
@@ -342,25 +347,8 @@ func (g *Gateway) retire(d *device) {
 		g.mu.Unlock()
 	}
 	d.forgetLast()
-	g.bury(d, closed)
+	g.dispose(d, closed)
 	close(d.retirement)
-}
-
-// forgetMetricsLocked removes the series of a device's volume unless it has others to count for.
-func (g *Gateway) forgetMetricsLocked(d *device) {
-	if !g.servesLocked(d.key.name) {
-		g.metrics.forget(d.key.name)
-	}
-}
-
-// servesLocked reports whether the volume can be opened once more, or is being opened, on whatever terms.
-func (g *Gateway) servesLocked(name string) bool {
-	for key := range g.slots {
-		if key.name == name {
-			return true
-		}
-	}
-	return false
 }
 
 // forget makes the name free for another opening, when a volume has failed.

@@ -55,27 +55,17 @@ func (i *Identity) UnmarshalText(text []byte) (err error) {
 
 // ParseIdentity is the inverse of Identity.String.
 func ParseIdentity(text string) (Identity, error) {
-	bad := storage.E("read", storage.KindInvalid, "device identity "+strconv.Quote(text), errors.New("it is none that this version knows"))
-	fields := strings.Fields(text)
-	numbers := func(texts ...string) (out [3]uint64, err error) {
-		for i, t := range texts {
-			if out[i], err = strconv.ParseUint(t, 10, 64); err != nil {
-				return out, bad
-			}
-		}
-		return out, nil
+	var id Identity
+	var err error
+	if strings.HasPrefix(text, "nbd ") {
+		_, err = fmt.Sscanf(text, "nbd %s %d", &id.Backend, &id.Sequence)
+	} else if text != "" {
+		_, err = fmt.Sscanf(text, "loop %d %d %d", &id.FileDevice, &id.FileInode, &id.Sequence)
 	}
-	switch {
-	case len(fields) == 0:
-		return Identity{}, nil
-	case fields[0] == "loop" && len(fields) == 4:
-		n, err := numbers(fields[1:]...)
-		return Identity{FileDevice: n[0], FileInode: n[1], Sequence: n[2]}, err
-	case fields[0] == "nbd" && len(fields) == 3:
-		n, err := numbers(fields[2])
-		return Identity{Backend: fields[1], Sequence: n[0]}, err
+	if err != nil || id.String() != text {
+		return Identity{}, storage.E("read", storage.KindInvalid, "device identity "+strconv.Quote(text), errors.New("it is none that this version knows"))
 	}
-	return Identity{}, bad
+	return id, nil
 }
 
 // differs returns in words what tells the device that was found from the one that is wanted; nil if nothing does.

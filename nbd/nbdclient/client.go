@@ -102,17 +102,9 @@ func (cfg Config) dial(ctx context.Context) (net.Conn, error) {
 // New negotiates on a connection, which it takes over: it is closed when negotiation fails. Network and
 // Address of cfg are not used.
 func New(ctx context.Context, nc net.Conn, cfg Config) (*Client, error) {
-	stop := context.AfterFunc(ctx, func() { _ = nc.Close() })
-	h := &handshake{nc: nc, in: wire.NewInbound(nc), cfg: cfg}
-	err := h.enter()
-	if !stop() && err == nil {
-		err = ctx.Err()
-	}
+	h, err := negotiate(ctx, nc, cfg, (*handshake).enter)
 	if err != nil {
 		_ = nc.Close()
-		if ctx.Err() != nil {
-			err = ctx.Err()
-		}
 		return nil, clientError("open", cfg.Export, err)
 	}
 	cfg.MaxRequests = cmp.Or(cfg.MaxRequests, 128)

@@ -30,24 +30,30 @@ type handshake struct {
 	flags    uint16
 }
 
+// negotiate does what there is to do on a connection to a server, and closes it when ctx ends before that.
+func negotiate(ctx context.Context, nc net.Conn, cfg Config, do func(*handshake) error) (*handshake, error) {
+	stop := context.AfterFunc(ctx, func() { _ = nc.Close() })
+	h := &handshake{nc: nc, in: wire.NewInbound(nc), cfg: cfg}
+	err := do(h)
+	if !stop() {
+		err = ctx.Err()
+	}
+	return h, err
+}
+
 // List returns the names of the exports of a server. Export and Contexts of cfg are not used.
 func List(ctx context.Context, cfg Config) ([]string, error) {
 	nc, err := cfg.dial(ctx)
 	if err != nil {
 		return nil, storage.E("dial", storage.KindUnavailable, "NBD server "+cfg.Address, err)
 	}
-	stop := context.AfterFunc(ctx, func() { _ = nc.Close() })
-	defer stop()
-	h := &handshake{nc: nc, in: wire.NewInbound(nc), cfg: cfg}
-	defer func() { _ = h.nc.Close() }()
-	names, err := h.list()
-	if err != nil {
-		if ctx.Err() != nil {
-			err = ctx.Err()
-		}
-		return nil, clientError("list", cfg.Address, err)
-	}
-	return names, nil
+	var names []string
+	h, err := negotiate(ctx, nc, cfg, func(h *handshake) (err error) {
+		names, err = h.list()
+		return err
+	})
+	_ = h.nc.Close()
+	return names, clientError("list", cfg.Address, err)
 }
 
 func (h *handshake) list() (names []string, err error) {

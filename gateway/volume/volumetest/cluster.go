@@ -3,6 +3,7 @@ package volumetest
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -58,10 +59,10 @@ type catalogSession struct {
 	attachment storage.AttachmentID
 }
 
-// catalogAttachment is the attachment of a node, whatever its instance, or one that a test has made.
+// catalogAttachment is the attachment of a node, whatever its instance.
 type catalogAttachment struct {
 	volume  string
-	node    storage.NodeID // 0: a test's
+	node    storage.NodeID
 	options volume.OpenOptions
 	refs    int
 }
@@ -163,30 +164,6 @@ func (c *Cluster) TakeOver(name string) {
 			}
 		}
 	}, &op.Op{Kind: op.SetGeneration})
-}
-
-// AttachBy makes an attachment for a test, on shared terms, which is not in the way of others.
-func (c *Cluster) AttachBy(name string) storage.AttachmentID {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.nextAtt++
-	c.attached[c.nextAtt] = &catalogAttachment{volume: name, options: volume.OpenOptions{Access: storage.AccessShared}, refs: 1}
-	return c.nextAtt
-}
-
-// DetachBy ends an attachment, and closes its sessions in every group.
-func (c *Cluster) DetachBy(name string, id storage.AttachmentID) {
-	c.change(name, func(v *catalogVolume) {
-		delete(c.attached, id)
-		for sid, s := range c.sessions {
-			if s.attachment == id {
-				delete(c.sessions, sid)
-				for _, g := range v.groups {
-					c.groups[g].volume(v.id).close(sid)
-				}
-			}
-		}
-	}, nil)
 }
 
 // Attachments returns the ids of a volume's attachments, in ascending order.
@@ -377,7 +354,7 @@ func (n *Node) Attach(ctx context.Context, name string, options volume.OpenOptio
 				at.ID = id
 				a.refs++
 			case !a.options.Access.Beside(options.Access):
-				return storage.Attachment{}, storage.E("attach", storage.KindConflict, "volume "+name, text("attached by node "+a.node.String()))
+				return storage.Attachment{}, storage.E("attach", storage.KindConflict, "volume "+name, errors.New("attached by node "+a.node.String()))
 			}
 		}
 		if at.ID == 0 {
@@ -416,7 +393,7 @@ func (n *Node) OpenSession(ctx context.Context, name string, req volume.SessionR
 			return volume.SessionInfo{}, notFound(name)
 		}
 		if a := c.attached[req.Attachment]; a == nil || a.volume != name {
-			return volume.SessionInfo{}, storage.E("open session", storage.KindFenced, "volume "+name, text(lost))
+			return volume.SessionInfo{}, storage.E("open session", storage.KindFenced, "volume "+name, errors.New(lost))
 		}
 		info := volume.SessionInfo{
 			ID: c.sessionLocked(n, name, req), Volume: v.id, SizeBytes: v.SizeBytes, Groups: slices.Clone(v.groups), Epoch: v.Epoch, Generation: v.Generation,

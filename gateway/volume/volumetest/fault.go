@@ -1,6 +1,7 @@
 package volumetest
 
 import (
+	"errors"
 	"time"
 
 	storage "github.com/storaged/storaged"
@@ -54,12 +55,8 @@ type Fault struct {
 
 // Unavailable is the error of a lost call.
 func Unavailable(why string) error {
-	return storage.E("call", storage.KindUnavailable, "fake cluster", text(why))
+	return storage.E("call", storage.KindUnavailable, "fake cluster", errors.New(why))
 }
 
 // NotLeader is the error of a call that reached a replica that does not lead.
 func NotLeader() error { return storage.E("call", storage.KindNotLeader, "fake cluster", nil) }
-
-type text string
-
-func (t text) Error() string { return string(t) }

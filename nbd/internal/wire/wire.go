@@ -118,7 +118,6 @@ const (
 	ChunkBlockStatusExt uint16 = 6
 	ChunkErrorBit       uint16 = 1 << 15
 	ChunkError                 = ChunkErrorBit | 1
-	chunkErrorOffset           = ChunkErrorBit | 2
 )
 
 // Error values.
