@@ -36,6 +36,8 @@
 //	checkpoint  a group's tables and small state, written to the database as of one index; recovery begins there
 //	manifest    a checkpoint that another node pulls, with the segments that it refers to pinned
 //	staging     what has arrived of a manifest and is not installed yet
+//	router      who leads a group, as a gateway knows it (package route)
+//	dispatcher  what hands a node's frames of Raft to its groups, and sends the heartbeats of all of them together (package runner)
 //	index, term the position of an entry in a group's log, and the reign it was proposed in
 //
 // # Words with more than one meaning
@@ -47,7 +49,6 @@
 //	           host; the interface to that process (host.Gateway); and the catalog's entry of it (catalog.Gateway)
 //	cluster    the nodes together; types named Cluster are what their package asks of them: api.Cluster what people ask,
 //	           volume.Cluster what a gateway asks; catalog.Cluster is its settings
-//	router     who leads a group, as a gateway knows it (package route); in package runner what hands a node's frames to its groups
 //	transport  how messages travel: of bytes between nodes (package peer), of hashicorp/raft's requests over it (package runner)
 //	device     a block device of a host (nbd/attach); inside of package volume what all handles of a volume share; in package
 //	           transfer the bytes of a volume that are copied

@@ -83,7 +83,7 @@ func (g *group) startLocked() error {
 		return err
 	}
 	in.transport = runner.NewTransport(runner.TransportConfig{
-		Group: g.id, Self: g.self, Node: g.host.cfg.Node, Peers: g.host.cfg.Peers, Router: g.host.cfg.Router,
+		Group: g.id, Self: g.self, Node: g.host.cfg.Node, Peers: g.host.cfg.Peers, Dispatcher: g.host.cfg.Dispatcher,
 		HeartbeatTimeout: g.host.cfg.HeartbeatTimeout, Logger: g.logger,
 		Gate:       g.gate,
 		Silent:     g.disk.silent,

@@ -131,8 +131,8 @@ func (n *simNode) start() {
 	if err != nil {
 		t.Fatal(err)
 	}
-	router := runner.NewRouter(n.peers, span)
-	config := Config{Node: n.id, Stores: []*extent.Store{n.store}, Peers: n.peers, Router: router, Logger: logger}
+	dispatcher := runner.NewDispatcher(n.peers, span)
+	config := Config{Node: n.id, Stores: []*extent.Store{n.store}, Peers: n.peers, Dispatcher: dispatcher, Logger: logger}
 	if n.h.configure != nil {
 		n.h.configure(&config)
 	}

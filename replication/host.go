@@ -26,10 +26,10 @@ import (
 
 // Config describes a Host.
 type Config struct {
-	Node   storage.NodeID
-	Stores []*extent.Store // opened; the Host does not close them
-	Peers  *peer.Transport // not running yet: the Host enters its methods
-	Router *runner.Router  // shared with the catalog's transport
+	Node       storage.NodeID
+	Stores     []*extent.Store    // opened; the Host does not close them
+	Peers      *peer.Transport    // not running yet: the Host enters its methods
+	Dispatcher *runner.Dispatcher // shared with the catalog's transport
 
 	// HeartbeatTimeout is one value per cluster, from the catalog. Default 500 ms.
 	HeartbeatTimeout time.Duration
@@ -78,7 +78,7 @@ func (c *Config) Validate() error {
 	var p storage.Problems
 	p.Check(c.Node != 0, "node is 0")
 	p.Check(len(c.Stores) > 0, "no store")
-	p.Check(c.Peers != nil && c.Router != nil, "no peers")
+	p.Check(c.Peers != nil && c.Dispatcher != nil, "no peers")
 	p.Check(c.MaxAppendEntries >= 0 && c.MaxAppendEntries <= runner.MaxEntriesPerCall, "max append entries %d is not within 1 to %d", c.MaxAppendEntries, runner.MaxEntriesPerCall)
 	p.Check(c.ReadBytes >= storage.ExtentSize, "read bytes %d are less than an extent's %d", c.ReadBytes, storage.ExtentSize)
 	return p.Err("configure host", "")

@@ -66,7 +66,7 @@ type node struct {
 	identity    control.Identity
 	store       *extent.Store
 	peers       *peer.Transport
-	rafts       *runner.Router
+	rafts       *runner.Dispatcher
 	catalogRT   *runner.Transport // the catalog's Raft transport
 	host        *replication.Host
 	control     *control.Controller
@@ -300,13 +300,13 @@ func (n *node) startPeers(context.Context) error {
 	if err != nil {
 		return err
 	}
-	n.rafts = runner.NewRouter(n.peers, n.identity.HeartbeatTimeout)
+	n.rafts = runner.NewDispatcher(n.peers, n.identity.HeartbeatTimeout)
 	mode := op.ReadLease
 	if n.config.ReadMode == "quorum" {
 		mode = op.ReadQuorum
 	}
 	n.host, err = replication.NewHost(replication.Config{Node: n.identity.Node, Stores: []*extent.Store{n.store}, Peers: n.peers,
-		Router: n.rafts, HeartbeatTimeout: n.identity.HeartbeatTimeout, ReadMode: mode,
+		Dispatcher: n.rafts, HeartbeatTimeout: n.identity.HeartbeatTimeout, ReadMode: mode,
 		MaxAppendEntries: n.config.MaxAppendEntries, Logger: n.logger, Metrics: n.metrics,
 		OnLeadership: func() { n.control.ReportSoon() }}) // replicas start after the control has been made
 	return err
@@ -317,7 +317,7 @@ func (n *node) startPeers(context.Context) error {
 func (n *node) startControl(context.Context) error {
 	self := n.identity.Node
 	n.catalogRT = runner.NewTransport(runner.TransportConfig{Group: storage.CatalogGroup, Self: control.ServerID(self),
-		Node: self, Peers: n.peers, Router: n.rafts, HeartbeatTimeout: n.identity.HeartbeatTimeout, Logger: n.logger,
+		Node: self, Peers: n.peers, Dispatcher: n.rafts, HeartbeatTimeout: n.identity.HeartbeatTimeout, Logger: n.logger,
 		Silent: n.mute.Load, Verify: catalog.VerifyEntry, Damaged: func(err error) { n.control.Halt(err) }})
 	r := route.New(route.Config{Self: self, Host: n.host, Peers: n.peers, Replicas: n.replicasOf,
 		HeartbeatTimeout: n.identity.HeartbeatTimeout})

@@ -13,7 +13,7 @@ import (
 
 // TestIdleHeartbeatsTravelTogether guards the wake-ups of an idle cluster: eight groups on three nodes, whose heartbeats
 // leave each node in one frame to each other node, four times a heartbeat time-out, at the same instants on all. The
-// library asks for them as soon as the ones before are answered. Take beatOn out of Router.flush, and the library asks
+// library asks for them as soon as the ones before are answered. Take beatOn out of Dispatcher.flush, and the library asks
 // at some time of its own for each group and follower.
 func TestIdleHeartbeatsTravelTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -58,7 +58,7 @@ func TestIdleHeartbeatsTravelTogether(t *testing.T) {
 }
 
 // followed starts groups with a replica on each of the nodes, and returns the nodes' routers when every group has a leader.
-func followed(t *testing.T, nodes, groups int) ([]*Router, func()) {
+func followed(t *testing.T, nodes, groups int) ([]*Dispatcher, func()) {
 	t.Helper()
 	ps, rs, stop := simulated(t, nodes)
 	var c raft.Configuration
@@ -71,7 +71,7 @@ func followed(t *testing.T, nodes, groups int) ([]*Router, func()) {
 		for i, s := range c.Servers {
 			in := New(Config{Subject: "group", OnLeadership: func() {}, Logger: slog.New(slog.DiscardHandler)})
 			tr := NewTransport(TransportConfig{Group: storage.GroupID(g + 1), Self: s.ID, Node: storage.NodeID(i + 1), Peers: ps[i],
-				Router: rs[i], HeartbeatTimeout: span})
+				Dispatcher: rs[i], HeartbeatTimeout: span})
 			conf, store, snaps := Settings(s.ID, span, slog.New(slog.DiscardHandler)), raft.NewInmemStore(), raft.NewInmemSnapshotStore()
 			err := raft.BootstrapCluster(conf, store, store, snaps, tr, c)
 			if err == nil {

@@ -122,13 +122,13 @@ func (i *Instance) ask(term uint64) {
 			continue
 		}
 		asked = true
-		t.cfg.Router.heartbeat(t, node, s.ID, t.heartbeat(term), &raft.AppendEntriesResponse{}, func(error) { ended() })
+		t.cfg.Dispatcher.heartbeat(t, node, s.ID, t.heartbeat(term), &raft.AppendEntriesResponse{}, func(error) { ended() })
 	}
 	if !asked {
 		ended()
 		return
 	}
-	t.cfg.Router.FlushHeartbeats()
+	t.cfg.Dispatcher.FlushHeartbeats()
 }
 
 // Acked returns the highest index that a server has acknowledged durable in this term; 0 for none.

@@ -40,7 +40,7 @@ type TransportConfig struct {
 	Self             raft.ServerID  // this replica
 	Node             storage.NodeID // this node; also Raft's address
 	Peers            *peer.Transport
-	Router           *Router // merged heartbeats; the transport is entered there
+	Dispatcher       *Dispatcher // merged heartbeats; the transport is entered there
 	HeartbeatTimeout time.Duration
 	Logger           *slog.Logger
 
@@ -73,7 +73,7 @@ type TransportConfig struct {
 }
 
 // Transport is raft.Transport of one replica. It holds acknowledgements (gate), keeps promises (promise), books the
-// leader's lease (lease), merges heartbeats (Router), and splits requests that are too long for a frame.
+// leader's lease (lease), merges heartbeats (Dispatcher), and splits requests that are too long for a frame.
 type Transport struct {
 	cfg      TransportConfig
 	promise  *promise
@@ -102,7 +102,7 @@ var (
 	_ raft.WithPreVote = (*Transport)(nil)
 )
 
-// NewTransport makes the transport of one replica and enters it in the router. Close takes it out again.
+// NewTransport makes the transport of one replica and enters it in the dispatcher. Close takes it out again.
 func NewTransport(cfg TransportConfig) *Transport {
 	if cfg.Gate == nil {
 		cfg.Gate = openGate
@@ -124,11 +124,11 @@ func NewTransport(cfg TransportConfig) *Transport {
 		lease: newLease(cfg.HeartbeatTimeout), consumer: make(chan raft.RPC), beating: make(chan struct{}, 1)}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	t.close = sync.OnceFunc(func() {
-		t.cfg.Router.remove(t)
+		t.cfg.Dispatcher.remove(t)
 		t.cancel()
 		t.wg.Wait()
 	})
-	cfg.Router.add(t)
+	cfg.Dispatcher.add(t)
 	return t
 }
 
@@ -168,7 +168,7 @@ func (t *Transport) firstBeat(id raft.ServerID, term uint64) bool {
 	return last != term
 }
 
-// Close takes the transport out of the router and releases everyone who waits in it.
+// Close takes the transport out of the dispatcher and releases everyone who waits in it.
 func (t *Transport) Close() error {
 	t.close()
 	return nil
@@ -232,7 +232,7 @@ func (t *Transport) appendOnce(id raft.ServerID, node storage.NodeID, args *raft
 	answer, patience := new(raft.AppendEntriesResponse), appendPatience
 	if beat {
 		patience = 2 * t.cfg.HeartbeatTimeout
-		t.cfg.Router.heartbeat(t, node, id, args, answer, fn)
+		t.cfg.Dispatcher.heartbeat(t, node, id, args, answer, fn)
 	} else {
 		patience = max(patience, 4*t.cfg.HeartbeatTimeout)
 		req := *args // its slice of entries is made anew for every request

@@ -51,7 +51,7 @@ func TestEntriesBelowTheCheckpointAreLeftOut(t *testing.T) {
 }
 
 // simulated starts nodes that can reach each other, without replicas.
-func simulated(t *testing.T, nodes int) (ps []*peer.Transport, rs []*Router, stop func()) {
+func simulated(t *testing.T, nodes int) (ps []*peer.Transport, rs []*Dispatcher, stop func()) {
 	n := simnet.New(simnet.Config{Seed: 1, Link: simnet.Link{Delay: 100 * time.Microsecond}})
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
@@ -69,7 +69,7 @@ func simulated(t *testing.T, nodes int) (ps []*peer.Transport, rs []*Router, sto
 		if err != nil {
 			t.Fatal(err)
 		}
-		ps, rs = append(ps, p), append(rs, NewRouter(p, span))
+		ps, rs = append(ps, p), append(rs, NewDispatcher(p, span))
 		running.Go(func() { _ = p.Run(ctx) })
 	}
 	return ps, rs, func() {
@@ -87,7 +87,7 @@ func twoTransports(t *testing.T) (a, b *Transport, stop func()) {
 	var ts []*Transport
 	for i, p := range ps {
 		id := storage.NodeID(i + 1)
-		ts = append(ts, NewTransport(TransportConfig{Group: 9, Self: raft.ServerID(id.String()), Node: id, Peers: p, Router: rs[i], HeartbeatTimeout: span}))
+		ts = append(ts, NewTransport(TransportConfig{Group: 9, Self: raft.ServerID(id.String()), Node: id, Peers: p, Dispatcher: rs[i], HeartbeatTimeout: span}))
 	}
 	return ts[0], ts[1], func() {
 		for _, tr := range ts {

@@ -51,7 +51,7 @@ type process struct {
 	disk  *disk
 	store *extent.Store
 	peers *peer.Transport
-	route *runner.Router
+	route *runner.Dispatcher
 	host  *replication.Host
 	stop  context.CancelFunc
 	ended chan struct{} // the peers have ended
@@ -142,9 +142,9 @@ func (p *process) serve(logger *slog.Logger, host *atomic.Pointer[replication.Ho
 	if err != nil {
 		return err
 	}
-	p.route = runner.NewRouter(p.peers, heartbeatTimeout)
+	p.route = runner.NewDispatcher(p.peers, heartbeatTimeout)
 	p.host, err = replication.NewHost(replication.Config{Node: n.id, Stores: []*extent.Store{p.store}, Peers: p.peers,
-		Router: p.route, HeartbeatTimeout: heartbeatTimeout, Logger: logger})
+		Dispatcher: p.route, HeartbeatTimeout: heartbeatTimeout, Logger: logger})
 	if err != nil {
 		return err
 	}

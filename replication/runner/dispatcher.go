@@ -12,7 +12,7 @@ import (
 	"github.com/storaged/storaged/replication/peer"
 )
 
-// Router brings Raft's messages of all groups of a node to their transports, and merges the heartbeats of all groups
+// Dispatcher brings Raft's messages of all groups of a node to their transports, and merges the heartbeats of all groups
 // between two nodes into one frame per tick. The ticks are multiples of the period on the wall clock (package clock), the
 // same for all peers and groups, so that a node wakes once for all of them.
 //
@@ -20,7 +20,7 @@ import (
 // heartbeat time-out after the answer to the last: one wake-up for each group and follower. So with every frame the
 // groups in it are asked to verify their leadership, which makes the library ask for the next heartbeat as soon as this
 // one is answered. That one waits here for the next tick. Where it does not come, the library's own timers go on as ever.
-type Router struct {
+type Dispatcher struct {
 	peers *peer.Transport
 	tick  time.Duration
 
@@ -46,11 +46,11 @@ type beatCall struct {
 	done func(error)
 }
 
-// NewRouter registers Raft's methods with peers, which must not run yet. Heartbeats travel every quarter of the heartbeat
+// NewDispatcher registers Raft's methods with peers, which must not run yet. Heartbeats travel every quarter of the heartbeat
 // time-out. The lease holds for four fifths of it from the sending, so that a frame may come late by a quarter, or get
 // lost, and the next still renews it.
-func NewRouter(peers *peer.Transport, heartbeatTimeout time.Duration) *Router {
-	r := &Router{peers: peers, tick: heartbeatTimeout / 4,
+func NewDispatcher(peers *peer.Transport, heartbeatTimeout time.Duration) *Dispatcher {
+	r := &Dispatcher{peers: peers, tick: heartbeatTimeout / 4,
 		groups: map[storage.GroupID]*Transport{}, pending: map[storage.NodeID]*beatQueue{}}
 	peers.Handle(methodRaftAppend, peer.Terms{From: peer.Members, Order: peer.Ordered, SumsInRequests: true}, r.serveAppend)
 	peers.Handle(methodRaftHeartbeats, peer.Terms{From: peer.Members, Order: peer.Concurrent}, r.serveHeartbeats)
@@ -61,13 +61,13 @@ func NewRouter(peers *peer.Transport, heartbeatTimeout time.Duration) *Router {
 	return r
 }
 
-func (r *Router) add(t *Transport) {
+func (r *Dispatcher) add(t *Transport) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.groups[t.cfg.Group] = t
 }
 
-func (r *Router) remove(t *Transport) {
+func (r *Dispatcher) remove(t *Transport) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.groups[t.cfg.Group] == t {
@@ -76,7 +76,7 @@ func (r *Router) remove(t *Transport) {
 }
 
 // find returns the transport of a group if the message is meant for the replica that is here now.
-func (r *Router) find(group storage.GroupID, to raft.ServerID) (*Transport, error) {
+func (r *Dispatcher) find(group storage.GroupID, to raft.ServerID) (*Transport, error) {
 	r.mu.RLock()
 	t := r.groups[group]
 	r.mu.RUnlock()
@@ -90,14 +90,14 @@ func (r *Router) find(group storage.GroupID, to raft.ServerID) (*Transport, erro
 	return t, nil
 }
 
-func (r *Router) serveAppend(in *peer.Inbound) {
+func (r *Dispatcher) serveAppend(in *peer.Inbound) {
 	serving(r, func(header []byte) (raft.ServerID, *raft.AppendEntriesRequest, error) {
 		return decodeAppend(header, in.TakePayload())
 	}, (*Transport).serveAppend)(in)
 }
 
 // serving returns the handler of a message to one replica, whose transport serves it.
-func serving[T any](r *Router, decode func(header []byte) (to raft.ServerID, msg T, err error), serve func(*Transport, *peer.Inbound, T)) func(*peer.Inbound) {
+func serving[T any](r *Dispatcher, decode func(header []byte) (to raft.ServerID, msg T, err error), serve func(*Transport, *peer.Inbound, T)) func(*peer.Inbound) {
 	return func(in *peer.Inbound) {
 		to, msg, err := decode(in.Header)
 		var t *Transport
@@ -112,7 +112,7 @@ func serving[T any](r *Router, decode func(header []byte) (to raft.ServerID, msg
 	}
 }
 
-func (r *Router) serveHeartbeats(in *peer.Inbound) {
+func (r *Dispatcher) serveHeartbeats(in *peer.Inbound) {
 	hs, err := decodeHeartbeats(in.Header)
 	if err != nil {
 		in.ReplyError(err)
@@ -135,7 +135,7 @@ func (r *Router) serveHeartbeats(in *peer.Inbound) {
 }
 
 // heartbeat puts one heartbeat into the next frame to its node. done is called once.
-func (r *Router) heartbeat(t *Transport, node storage.NodeID, id raft.ServerID, req *raft.AppendEntriesRequest,
+func (r *Dispatcher) heartbeat(t *Transport, node storage.NodeID, id raft.ServerID, req *raft.AppendEntriesRequest,
 	resp *raft.AppendEntriesResponse, done func(error)) {
 	if t.cfg.Silent() {
 		done(t.unavailable("heartbeat", ErrSilent))
@@ -172,7 +172,7 @@ func (r *Router) heartbeat(t *Transport, node storage.NodeID, id raft.ServerID, 
 const catchUp = 32
 
 // setLocked sets the time of the next frame to a node. beatMu is held.
-func (r *Router) setLocked(q *beatQueue, node storage.NodeID, wait time.Duration) {
+func (r *Dispatcher) setLocked(q *beatQueue, node storage.NodeID, wait time.Duration) {
 	if q.timer == nil {
 		q.timer = time.AfterFunc(wait, func() { r.flush(node, true) })
 	} else {
@@ -181,7 +181,7 @@ func (r *Router) setLocked(q *beatQueue, node storage.NodeID, wait time.Duration
 }
 
 // FlushHeartbeats sends at once what waits: a quorum read needs the answers.
-func (r *Router) FlushHeartbeats() {
+func (r *Dispatcher) FlushHeartbeats() {
 	r.beatMu.Lock()
 	nodes := make([]storage.NodeID, 0, len(r.pending))
 	for n, q := range r.pending {
@@ -196,7 +196,7 @@ func (r *Router) FlushHeartbeats() {
 }
 
 // flush sends what waits for a node. At a tick the library is asked to go on at once.
-func (r *Router) flush(node storage.NodeID, tick bool) {
+func (r *Dispatcher) flush(node storage.NodeID, tick bool) {
 	r.beatMu.Lock()
 	q := r.pending[node]
 	calls := q.calls
@@ -255,7 +255,7 @@ func finishHeartbeats(calls []*beatCall, sent time.Time, resp *peer.Response, er
 }
 
 // Close drops what waits. Transports close on their own.
-func (r *Router) Close() {
+func (r *Dispatcher) Close() {
 	r.beatMu.Lock()
 	r.closed = true
 	var calls []*beatCall
