@@ -21,21 +21,39 @@ func longSentences(s source) (offences []string) {
 		return nil
 	}
 	for _, group := range s.file.Comments {
-		for _, sentence := range sentenceEnd.Split(group.Text(), -1) {
-			if n := len(strings.Fields(sentence)); n > maxSentenceWords {
-				offences = append(offences, fmt.Sprintf("%s: a sentence of %d words, at most %d: %.60s...", s.at(group), n, maxSentenceWords,
-					strings.Join(strings.Fields(sentence), " ")))
-			}
+		for _, long := range longIn(group.Text()) {
+			offences = append(offences, s.at(group)+": "+long)
 		}
 	}
 	return offences
 }
 
-// TestSentences holds the length of sentences in comments.
+func longIn(text string) (long []string) {
+	for _, sentence := range sentenceEnd.Split(text, -1) {
+		if words := strings.Fields(sentence); len(words) > maxSentenceWords {
+			long = append(long, fmt.Sprintf("a sentence of %d words, at most %d: %.60s...", len(words), maxSentenceWords, strings.Join(words, " ")))
+		}
+	}
+	return long
+}
+
+// notProse is what a document holds beside sentences: blocks of code, headings, and the borders of a table's cells.
+var notProse = regexp.MustCompile("(?ms)^```.*?^```|^    [^\n]*|^#+ [^\n]*|\\|")
+
+func longInDocument(text string) []string {
+	return longIn(notProse.ReplaceAllString(strings.ReplaceAll(text, "**", ""), "\n\n"))
+}
+
+// TestSentences holds the length of sentences in comments and documents.
 func TestSentences(t *testing.T) {
 	for _, s := range parseModule(t) {
 		for _, o := range longSentences(s) {
 			t.Error(o)
+		}
+	}
+	for path, text := range documents(t, ".md") {
+		for _, long := range longInDocument(text) {
+			t.Errorf("%s: %s", path, long)
 		}
 	}
 }
@@ -57,6 +75,17 @@ func TestSentencesBite(t *testing.T) {
 		}
 		if got := longSentences(source{path: "a.go", file: file, fset: fset}); len(got) != want {
 			t.Errorf("%q: %q, want %d", code, got, want)
+		}
+	}
+	for text, want := range map[string]int{
+		words + "\n" + words: 1,
+		words + ".\n" + words + ":\n\n- " + words + "\n- " + words: 0,
+		"| " + words + " | " + words + " |\n":                      0,
+		"```\n" + words + " " + words + "\n```\n":                  0,
+		"# " + words + "\n" + words:                                0,
+	} {
+		if got := longInDocument(text); len(got) != want {
+			t.Errorf("%q: %q, want %d", text, got, want)
 		}
 	}
 }
