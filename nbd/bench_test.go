@@ -13,8 +13,8 @@ import (
 	"github.com/storaged/storaged/nbd/nbdtest"
 )
 
-// BenchmarkServer measures requests through the server by the package's own client, which shares the processors with
-// it, with an export that answers at once and with one that takes as long as a replicated write.
+// BenchmarkServer measures requests through the server by our own client, which shares the processors with it. Some exports
+// answer at once, others take as long as a replicated write.
 func BenchmarkServer(b *testing.B) {
 	for _, bm := range []struct {
 		name    string

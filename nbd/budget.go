@@ -18,9 +18,9 @@ import (
 // it for as long as it likes. So nobody gets what others would then have to wait for:
 //
 //   - Each connection has a few blocks of its own (floorBytes). Small requests wait for nobody.
-//   - Out of the common rest, a connection holds at most a part (connParts) of what is left for others while it does so,
-//     all connections to an export together, and all of one address, a larger one. As what is left shrinks with each that
-//     takes, so does what the next may take, and never to nothing. Who holds nothing yet may take as much as it leaves.
+//   - Of the common rest, a connection holds at most a part (connParts) of what it leaves for others. All connections to an
+//     export together may hold a larger part, and all of one address too. What is left shrinks with each that takes, and so
+//     does what the next may take, but never to nothing. Who holds nothing yet may take as much as it leaves.
 //   - While somebody who holds nothing waits, those who hold something leave room for him.
 type Budget struct {
 	connections int   // entered <= connections

@@ -5,9 +5,9 @@
 //
 // # What it keeps true
 //
-//   - Nothing is allocated for a length from the network before the length was checked, and the memory of all
-//     requests in flight is bounded per connection, and per server or several of them (Budget), whatever clients send.
-//     Who does not take his replies, or uses a volume that is stuck, leaves room for the others.
+//   - Nothing is allocated for a length from the network before the length was checked. Whatever clients send, the memory of
+//     requests in flight is bounded for each connection, and for one or more servers together (Budget). A client that does not
+//     take its replies, or uses a volume that is stuck, leaves room for the others.
 //   - A request is either answered exactly once or its connection ends, and then the export learns that something
 //     was left unanswered. The stream of replies is never out of step: after a failed write nothing more is written.
 //   - A flush starts after the mutations that its connection had in flight before it have returned.

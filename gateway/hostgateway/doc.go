@@ -1,7 +1,7 @@
 // Package hostgateway is the composition root of a host's gateway (`storaged gateway`): one process per host that holds
 // the host's block devices and serves them from the cluster. It puts together the gateway (gateway/volume), its way to
-// the cluster (gateway/remote), the drivers of devices (nbd/attach) and the socket over which storagectl, the CSI node
-// service and the Docker plugin ask for volumes (api/host).
+// the cluster (gateway/remote), the drivers of devices (nbd/attach) and a socket (api/host). Over the socket storagectl, the
+// CSI node service and the Docker plugin ask for volumes.
 //
 // What it keeps true:
 //

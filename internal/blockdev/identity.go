@@ -20,9 +20,9 @@ import (
 
 // Identity is what a block device is told by, whatever its path. The zero value is not known, and equal to none.
 type Identity struct {
-	// FileDevice and FileInode are st_dev and st_ino of the file that a loop device lies over; 0: it is none.
+	// FileDevice and FileInode are st_dev and st_ino of the file that a loop device lies over; 0 for other devices.
 	FileDevice, FileInode uint64
-	// Backend is the backend identifier of a kernel NBD device; empty: it is none.
+	// Backend is the backend identifier of a kernel NBD device; empty for other devices.
 	Backend string
 	// Sequence is the kernel's number of what the device is (BLKGETDISKSEQ), which never comes again before the host is
 	// started anew; 0: not known, on Linux before 5.15.

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestColdWrite writes vectors with cold parts to a real file and reads them back, whether the file system can write past
-// its cache or not, and looks whether the cold parts have left the cache.
+// TestColdWrite writes vectors with cold parts to a real file and reads them back, whether or not the file system can write
+// past its cache. Then it looks whether the cold parts have left the cache.
 func TestColdWrite(t *testing.T) {
 	const begin = 64
 	for _, refused := range []bool{false, true} {

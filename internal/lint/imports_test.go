@@ -26,8 +26,8 @@ type listed struct {
 	Deps         []string // everything that the package itself needs, transitively
 }
 
-// rule forbids packages to know others. Paths are relative to the module when they begin with "./" ("./" alone
-// is the root package), and match a package and everything below it, unless they end in "$", which means that
+// rule forbids packages to know others. Paths that begin with "./" are relative to the module; "./" alone
+// is the root package. A path matches a package and everything below it; with "$" at its end it matches the
 // package alone.
 type rule struct {
 	why     string

@@ -1,8 +1,7 @@
 // Package logging makes the logger that a program's flags ask for, and lets hashicorp's libraries write to it.
 //
-// What it keeps true: a message
-// that a library repeats (a peer that does not answer, for every group, twice a second) is written once an interval
-// with the number of times it was left out, and the memory for that is bounded. A logger may be used concurrently.
+// A message that a library repeats (a peer that does not answer, for every group, twice a second) is written once an
+// interval, with the number of times it was left out. The memory for that is bounded. A logger may be used concurrently.
 package logging
 
 import (

@@ -11,8 +11,8 @@
 // For FUSE the kernel keeps requests as long as the descriptor of the connection is open somewhere. A Keeper, a process
 // of its own that does nothing else, holds it. For NBD the kernel itself keeps them, for the dead-connection time-out.
 //
-// What could hang on a device that nobody serves (opening its file, asking its size) is done by helper processes
-// (Helper), so that a gateway that is killed can always end, and its successor begin.
+// To open the file of a device that nobody serves, or to ask its size, may take for ever. Helper processes (Helper) do that,
+// so that a gateway that is killed can always end, and its successor begin.
 //
 // The package knows nothing of volumes. Everything exported may be used concurrently, but a Device's Resize and Detach,
 // which the owner calls one after another.

@@ -15,13 +15,13 @@ import (
 	storage "github.com/storaged/storaged"
 )
 
-// keeperGroup is the control group that a keeper on the host moves to, at the root: whoever ends a container ends what is in
-// the container's group.
+// keeperGroup is the control group, below the root, that a keeper on the host moves to. What stayed in the container's group
+// would end with the container.
 const keeperGroup = "storaged-keeper"
 
-// moveToHost takes this process out of its container, into the control groups and the mount namespace of the process whose
-// directory in /proc is init, the host's first, and runs the program anew there with these arguments. It returns only if that
-// failed. The container must see the host's processes (hostPID: true in a pod), and be privileged.
+// moveToHost takes this process out of its container, and runs the program anew with these arguments. init is the directory in
+// /proc of the host's first process, whose control groups and mount namespace it moves to. It returns only if that failed.
+// The container must see the host's processes (hostPID: true in a pod), and be privileged.
 func moveToHost(init string, args []string) error {
 	fail := func(what string, err error) error {
 		return storage.E("move the keeper to the host", storage.KindUnsupported, what, fmt.Errorf("%w; the gateway's container needs the host's processes (hostPID: true) and all privileges", err))

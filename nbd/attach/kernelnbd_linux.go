@@ -75,9 +75,9 @@ const backendPrefix = "storaged/"
 // NBDBackend is what the kernel's NBD device of a name says that it is. deploy/udev knows devices by it.
 func NBDBackend(name string) string { return backendPrefix + name }
 
-// find returns the index of the device of a name that the kernel has connected. One that was disconnected while it was in use
-// stays in sysfs until its last user has closed it, and answers errors; it is none any more. The kernel tells them apart only
-// when it is asked for a change: here for what is so already.
+// find returns the index of the connected device of a name. A device that was disconnected while it was in use stays in sysfs until
+// its last user has closed it, and answers errors; it does not count. The kernel tells the two apart only when it is asked for a
+// change: here it is asked for what it has already.
 func (d *NBD) find(name string) (index uint32, found bool) {
 	for _, n := range d.listed(name) {
 		probe := d.order(name)
