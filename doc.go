@@ -17,6 +17,8 @@
 //	            name, never used twice
 //	node        one storaged process that serves one or more stores
 //	host        a machine that attaches volumes; it may or may not run a node
+//	version in force  what nodes may say to each other and write to their disks, a number of the cluster: builds that do not know
+//	            it do not run there
 //	catalog     the Raft group that holds the cluster's metadata
 //	segment     an append-only file of fixed size; Raft entries and data live in segments
 //	extent table  1,024 locations (segment, offset, crc32c): where each block of one extent version lies

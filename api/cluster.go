@@ -62,6 +62,11 @@ type Cluster interface {
 	// Groups returns every data group, by id.
 	Groups(ctx context.Context) ([]Group, error)
 
+	// Upgrade puts a version of the cluster in force, for ever, and returns the one that is in force then. 0 is the newest that every
+	// node knows. Again, or one below, is no error. KindConflict, with what to do, while a node does not know the version, or was not
+	// heard; KindUnsupported: nobody knows it.
+	Upgrade(ctx context.Context, version int) (inForce int, err error)
+
 	// Status sums the cluster up. It answers from what the node knows as long as the node runs, and says how old that is.
 	Status(ctx context.Context) (Status, error)
 }

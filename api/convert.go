@@ -245,7 +245,7 @@ func StatusToProto(s Status) *pb.ClusterStatus {
 		FreeBytes: s.FreeBytes, Tasks: Each(s.Tasks, taskToProto), CatalogLeader: uint32(s.CatalogLeader),
 		CatalogLeaderName: s.CatalogLeaderName, CatalogTerm: s.CatalogTerm, CatalogIndex: s.CatalogIndex,
 		AnsweredBy: uint32(s.AnsweredBy), AnsweredByName: s.AnsweredByName, Age: durationpb.New(s.Age),
-		StoresUnknown: uint32(s.StoresUnknown),
+		StoresUnknown: uint32(s.StoresUnknown), Version: uint32(s.Version), VersionKnown: uint32(s.VersionKnown),
 	}
 }
 
@@ -261,7 +261,7 @@ func StatusFromProto(s *pb.ClusterStatus) Status {
 		FreeBytes: s.GetFreeBytes(), Tasks: Each(s.GetTasks(), taskFromProto), CatalogLeader: storage.NodeID(s.GetCatalogLeader()),
 		CatalogLeaderName: s.GetCatalogLeaderName(), CatalogTerm: s.GetCatalogTerm(), CatalogIndex: s.GetCatalogIndex(),
 		AnsweredBy: storage.NodeID(s.GetAnsweredBy()), AnsweredByName: s.GetAnsweredByName(), Age: s.GetAge().AsDuration(),
-		StoresUnknown: int(s.GetStoresUnknown()),
+		StoresUnknown: int(s.GetStoresUnknown()), Version: int(s.GetVersion()), VersionKnown: int(s.GetVersionKnown()),
 	}
 }
 

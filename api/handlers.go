@@ -242,6 +242,15 @@ func (s *cluster) Status(ctx context.Context, _ *pb.GetStatusRequest) (*pb.GetSt
 	return &pb.GetStatusResponse{Status: StatusToProto(status)}, err
 }
 
+// Upgrade implements pb.ClusterServer.
+func (s *cluster) Upgrade(ctx context.Context, r *pb.UpgradeClusterRequest) (*pb.UpgradeClusterResponse, error) {
+	version, err := s.cluster.Upgrade(ctx, int(r.GetVersion()))
+	if err != nil {
+		return nil, err
+	}
+	return &pb.UpgradeClusterResponse{Version: uint32(version)}, nil
+}
+
 // Version implements pb.ClusterServer.
 func (s *cluster) Version(context.Context, *pb.GetVersionRequest) (*pb.GetVersionResponse, error) {
 	return VersionToProto(s.version), nil

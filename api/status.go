@@ -9,7 +9,11 @@ import (
 // Status sums a cluster up.
 type Status struct {
 	ClusterID storage.ClusterID
-	Health    Health
+	// Version is the version of the cluster that is in force, 0: not known. VersionKnown is the newest that every node knows, 0: not
+	// known, because a node was not heard.
+	Version      int
+	VersionKnown int
+	Health       Health
 	// Reasons say why Health is not HealthOK, the worst first.
 	Reasons []Reason
 	// ReplicasWanted is the number of replicas that every group is meant to have.

@@ -54,7 +54,7 @@ func New(now func() time.Time) *Cluster {
 		c.groups = append(c.groups, sampleGroup(i, c.nodes))
 	}
 	c.status = api.Status{
-		ClusterID: storage.ClusterID{0xc1, 15: 1}, Health: api.HealthOK, ReplicasWanted: 3, NodesTotal: 3, NodesUp: 3,
+		ClusterID: storage.ClusterID{0xc1, 15: 1}, Version: 6, VersionKnown: 6, Health: api.HealthOK, ReplicasWanted: 3, NodesTotal: 3, NodesUp: 3,
 		GroupsTotal: 2, GroupsFull: 2, CatalogLeader: 1, CatalogLeaderName: "a", CatalogTerm: 4, CatalogIndex: 118,
 		AnsweredBy: 2, AnsweredByName: "b", Age: 120 * time.Millisecond,
 		CapacityBytes: 300 << 30, UsedBytes: 30 << 30, FreeBytes: 255 << 30,
@@ -339,6 +339,25 @@ func (c *Cluster) Groups(ctx context.Context) ([]api.Group, error) {
 		}
 		return list, nil
 	})
+}
+
+// Upgrade implements api.Cluster. What every node knows is in the status.
+func (c *Cluster) Upgrade(ctx context.Context, version int) (inForce int, err error) {
+	const op = "upgrade"
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.beginLocked(ctx, op); err != nil {
+		return 0, err
+	}
+	version = cmp.Or(version, c.status.VersionKnown, c.status.Version+1)
+	switch {
+	case version > c.status.Version && c.status.VersionKnown == 0:
+		return 0, storage.E(op, storage.KindConflict, "cluster", fmt.Errorf("not every node knows version %d: node c was not heard: start it, or remove it if it is lost", version))
+	case version > max(c.status.Version, c.status.VersionKnown):
+		return 0, storage.E(op, storage.KindUnsupported, "cluster", fmt.Errorf("there is no version %d, this node knows 1 to %d", version, c.status.VersionKnown))
+	}
+	c.status.Version = max(c.status.Version, version)
+	return c.status.Version, nil
 }
 
 // Status implements api.Cluster.

@@ -28,6 +28,7 @@ func Conformance(t *testing.T, open func(t *testing.T) api.Cluster) {
 		{"delete", conformDelete},
 		{"readers", conformReaders},
 		{"shows the cluster", conformShows},
+		{"upgrade", conformUpgrade},
 		{"canceled", conformCanceled},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -283,6 +284,24 @@ func conformShows(t *testing.T, ctx context.Context, c api.Cluster) {
 	}
 	if s.Volumes != 1 || s.ProvisionedBytes != 8<<20 {
 		t.Errorf("status counts %d volumes of %d bytes, want 1 of %d", s.Volumes, s.ProvisionedBytes, 8<<20)
+	}
+}
+
+// conformUpgrade: what every node knows is put in force once, and nothing beyond it.
+func conformUpgrade(t *testing.T, ctx context.Context, c api.Cluster) {
+	s, err := c.Status(ctx)
+	if err != nil || s.Version == 0 || s.VersionKnown < s.Version {
+		t.Fatalf("status: version %d, every node knows %d, %v", s.Version, s.VersionKnown, err)
+	}
+	for _, to := range []int{0, s.VersionKnown, 1} {
+		if v, err := c.Upgrade(ctx, to); v != s.VersionKnown || err != nil {
+			t.Errorf("upgrade to %d: version %d is in force, %v; want %d", to, v, err, s.VersionKnown)
+		}
+	}
+	_, err = c.Upgrade(ctx, s.VersionKnown+1)
+	wantKind(t, "an upgrade to what nobody knows", err, storage.KindUnsupported)
+	if s, err = c.Status(ctx); err != nil || s.Version != s.VersionKnown {
+		t.Errorf("after the upgrade: version %d, every node knows %d, %v", s.Version, s.VersionKnown, err)
 	}
 }
 

@@ -449,6 +449,12 @@ func (c *Client) Status(ctx context.Context) (api.Status, error) {
 	return api.StatusFromProto(answer.GetStatus()), err
 }
 
+// Upgrade implements api.Cluster.
+func (c *Client) Upgrade(ctx context.Context, version int) (inForce int, err error) {
+	answer, err := call(ctx, c, "upgrade", "cluster", pb.NewClusterClient, pb.ClusterClient.Upgrade, &pb.UpgradeClusterRequest{Version: uint32(version)})
+	return int(answer.GetVersion()), err
+}
+
 // Version returns what the node that answers runs.
 func (c *Client) Version(ctx context.Context) (api.Version, error) {
 	answer, err := call(ctx, c, "show", "version", pb.NewClusterClient, pb.ClusterClient.Version, &pb.GetVersionRequest{})

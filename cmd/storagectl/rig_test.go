@@ -212,6 +212,10 @@ func (r *rig) scene(name string) {
 				{Severity: api.HealthDegraded, Subject: "node a", Text: "down for 3m20s",
 					NextStep: "start it again, or remove it so that its replicas are made anew"},
 			}
+		case "upgrading": // the last node was restarted with a new release
+			status.Version = 5
+		case "unheard": // another one, but node c has not said anything yet
+			status.Version, status.VersionKnown = 5, 0
 		case "numbers": // node c is called 1, and down
 			(*nodes)[2].Name, (*nodes)[2].State = "1", storage.NodeDown
 		case "starting": // the second group has not had a leader yet

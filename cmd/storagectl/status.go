@@ -125,7 +125,7 @@ func (a *app) writeStatus(w io.Writer, s api.Status) {
 	if !catalogRead(s) { // there may be plenty of all this
 		nodes, groups, volumes, stores = "not known", "not known", "not known", "not known"
 	}
-	facts(w, "Cluster", s.ClusterID.String(), "Health", string(s.Health), "Nodes", nodes, "Groups", groups, "Catalog", lead,
+	facts(w, "Cluster", s.ClusterID.String(), "Version", describeVersion(s), "Health", string(s.Health), "Nodes", nodes, "Groups", groups, "Catalog", lead,
 		"Volumes", volumes, "Stores", stores, "Answer", fmt.Sprintf("from node %s, %s", nodeLabel(s.AnsweredBy, s.AnsweredByName), age))
 	if len(s.Reasons) > 0 {
 		fmt.Fprintln(w, "\nWhat is the matter:")

@@ -148,6 +148,8 @@ func viewGroup(g api.Group) groupView {
 
 type statusView struct {
 	ClusterID           string       `json:"cluster_id"`
+	Version             *int         `json:"version,omitempty"`
+	VersionKnown        *int         `json:"version_known,omitempty"`
 	Health              string       `json:"health"`
 	Reasons             []api.Reason `json:"reasons"`
 	ReplicasWanted      int          `json:"replicas_wanted"`
@@ -177,7 +179,7 @@ func viewStatus(s api.Status) statusView {
 	read := catalogRead(s)
 	space := read && s.StoresHeard()
 	return statusView{
-		ClusterID: s.ClusterID.String(), Health: string(s.Health), ReplicasWanted: s.ReplicasWanted, NodesTotal: known(read, s.NodesTotal),
+		ClusterID: s.ClusterID.String(), Version: known(s.Version != 0, s.Version), VersionKnown: known(s.VersionKnown != 0, s.VersionKnown), Health: string(s.Health), ReplicasWanted: s.ReplicasWanted, NodesTotal: known(read, s.NodesTotal),
 		NodesUp: known(read, s.NodesUp), GroupsTotal: known(read, s.GroupsTotal), GroupsFull: known(read, s.GroupsFull),
 		GroupsWithoutLeader: known(read, s.GroupsWithoutLeader), Volumes: known(read, s.Volumes), ProvisionedBytes: known(read, s.ProvisionedBytes),
 		UsableBytes: known(read && s.UsableBytes > 0, s.UsableBytes), CapacityBytes: known(read, s.CapacityBytes), UsedBytes: known(space, s.UsedBytes), FreeBytes: known(space, s.FreeBytes),

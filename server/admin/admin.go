@@ -189,6 +189,22 @@ func (c *Cluster) Detach(ctx context.Context, d api.Detachment) error {
 	return c.Desk.Detach(ctx, catalog.Detach{Volume: ref, Holder: d.HolderID, Attachment: d.Attachment, Machine: d.Machine})
 }
 
+// Upgrade implements api.Cluster. The catalog's leader checks that every node knows the version.
+func (c *Cluster) Upgrade(ctx context.Context, version int) (inForce int, err error) {
+	if version == 0 {
+		s, err := c.Status(ctx)
+		if err != nil {
+			return 0, err
+		}
+		version = cmp.Or(s.VersionKnown, catalog.Version) // with a node that was not heard the leader refuses it, and says which
+	}
+	if _, err := c.propose(ctx, catalog.RaiseVersion{To: version}); err != nil {
+		return 0, err
+	}
+	err = c.Catalog.Read(ctx, func(s *catalog.State) { inForce = s.InForce() })
+	return inForce, err
+}
+
 // RemoveNode implements api.Cluster.
 func (c *Cluster) RemoveNode(ctx context.Context, id storage.NodeID) error {
 	_, err := c.propose(ctx, catalog.SetNodeState{Node: id, State: storage.NodeRemoved})

@@ -30,10 +30,7 @@ func (s *State) ApplyCommand(index uint64, c Command) Result {
 	res := Result{Index: index}
 	err := c.check()
 	if err == nil {
-		_, first := c.(InitCluster)
-		if !first && !s.Initialised() {
-			err = storage.E(c.name(), storage.KindUnavailable, "cluster", errors.New("the cluster is not initialised yet"))
-		} else {
+		if err = s.Permits(c); err == nil {
 			err = c.apply(s, &res)
 		}
 	}
@@ -41,6 +38,26 @@ func (s *State) ApplyCommand(index uint64, c Command) Result {
 		return res
 	}
 	return Result{Index: index, Err: asError(err)}
+}
+
+// InForce returns the version that commands may say: BaseVersion, until a later one is recorded in Cluster.Version.
+func (s *State) InForce() int { return max(s.cluster.Version, BaseVersion) }
+
+// Permits returns why a command is not applied, whatever it asks for: there is no cluster yet, or what it says came with a later
+// version than the one in force. All copies decide alike, and a leader asks before it proposes: a build that does not know the
+// command stops where it finds it.
+func (s *State) Permits(c Command) error {
+	_, first := c.(InitCluster)
+	_, raise := c.(RaiseVersion)
+	switch v := versionOf(c); {
+	case first:
+	case !s.Initialised():
+		return refuse(c.name(), storage.KindUnavailable, "cluster", "the cluster is not initialised yet")
+	case !raise && v > s.InForce():
+		return refuse(c.name(), storage.KindConflict, "cluster", "it came with version %d, and version %d is in force: run "+
+			"`storagectl cluster upgrade` once every node runs a release that knows it", v, s.InForce())
+	}
+	return nil
 }
 
 func asError(err error) *storage.Error {
@@ -65,6 +82,13 @@ func (c InitCluster) apply(s *State, _ *Result) error {
 			"this catalog belongs to it already; use an empty data directory for another cluster")
 	}
 	s.cluster = c.Cluster.withDefaults()
+	return nil
+}
+
+func (c RaiseVersion) apply(s *State, _ *Result) error {
+	if c.To > s.InForce() {
+		s.cluster.Version = c.To
+	}
 	return nil
 }
 

@@ -23,9 +23,12 @@ type fixture struct {
 	index uint64
 }
 
-func newFixture(t *testing.T) *fixture {
+func newFixture(t *testing.T) *fixture { return newFixtureOf(t, Version) }
+
+// newFixtureOf is a cluster that was made at a version; 0: before there was one.
+func newFixtureOf(t *testing.T, version int) *fixture {
 	f := &fixture{t: t, s: New()}
-	f.ok(InitCluster{Cluster{ID: storage.ClusterID{1}, CreatedAt: testTime}})
+	f.ok(InitCluster{Cluster{ID: storage.ClusterID{1}, Version: version, CreatedAt: testTime}})
 	return f
 }
 
@@ -580,7 +583,10 @@ func TestDecodeRefuses(t *testing.T) {
 	}{
 		{``, storage.KindInvalid},
 		{`{}`, storage.KindUnsupported},
-		{`{"v":6,"cmd":"close_session","body":{"session":1}}`, storage.KindUnsupported},
+		{fmt.Sprintf(`{"v":%d,"cmd":"close_session","body":{"session":1}}`, Version+1), storage.KindUnsupported},
+		{fmt.Sprintf(`{"v":%d,"cmd":"raise_version","body":{"to":%[1]d}}`, Version+1), storage.KindUnsupported},
+		{`{"v":6,"cmd":"raise_version","body":{"to":0}}`, storage.KindUnsupported},
+		{`{"v":5,"cmd":"raise_version","body":{"to":5}}`, storage.KindInvalid},
 		{`{"v":1,"cmd":"close_session","body":{"session":1},"x":1}`, storage.KindInvalid},
 		{`{"v":1,"cmd":"close_session","body":{"session":1,"x":1}}`, storage.KindInvalid},
 		{`{"v":1,"cmd":"close_session","body":{"session":-1}}`, storage.KindInvalid},

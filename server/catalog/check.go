@@ -40,7 +40,7 @@ func (c InitCluster) check() error {
 }
 
 func (c Cluster) withDefaults() Cluster {
-	c.Version = cmp.Or(c.Version, 1) // whatever this binary knows: logs from before it are applied as they were
+	c.Version = cmp.Or(c.Version, 1) // whatever this build knows: logs from before there was a version are applied as they were
 	c.Replicas = cmp.Or(c.Replicas, DefaultReplicas)
 	c.Groups = cmp.Or(c.Groups, DefaultGroups)
 	c.HeartbeatTimeout = cmp.Or(c.HeartbeatTimeout, DefaultHeartbeatTimeout)
@@ -238,6 +238,13 @@ func (c SetVolumeLabels) check() error {
 		return err
 	}
 	return c.LabelChange.Check()
+}
+
+func (c RaiseVersion) check() error {
+	if c.To < 1 || c.To > Version {
+		return storage.E("upgrade", storage.KindUnsupported, "cluster", fmt.Errorf("there is no version %d, this node knows 1 to %d", c.To, Version))
+	}
+	return nil
 }
 
 func (c DeleteVolume) check() error { return checkRef("delete volume", c.Volume) }

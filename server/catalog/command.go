@@ -28,6 +28,12 @@ type InitCluster struct {
 	Cluster Cluster `json:"cluster"` // zero fields but ID and CreatedAt take the defaults
 }
 
+// RaiseVersion puts a version in force: from then on the nodes may use what came with it, and builds that do not know it
+// stop. Again, or with a lower version than is in force: no change. The caller must know that every node knows the version.
+type RaiseVersion struct {
+	To int `json:"to"`
+}
+
 // AddNode makes a node known, up, and answers with its id. Again with the same stores: the id given the first time.
 type AddNode struct {
 	Name   string          `json:"name"` // empty: "node-<id>"
@@ -245,11 +251,11 @@ const (
 	nameAttach         = "attach"
 	nameDetach         = "detach"
 	nameSetFenced      = "set_fenced"
+	nameRaiseVersion   = "raise_version"
 
 	nameBeginSnapshot  = "begin_snapshot"  // reserved: pause the gateways
 	nameCommitSnapshot = "commit_snapshot" // reserved: epoch e -> e+1
 	nameAbortSnapshot  = "abort_snapshot"  // reserved
-	nameRaiseVersion   = "raise_version"   // reserved: Cluster.Version
 )
 
 func (InitCluster) name() string     { return nameInitCluster }
@@ -273,6 +279,7 @@ func (ExpireSessions) name() string  { return nameExpireSessions }
 func (Attach) name() string          { return nameAttach }
 func (Detach) name() string          { return nameDetach }
 func (SetFenced) name() string       { return nameSetFenced }
+func (RaiseVersion) name() string    { return nameRaiseVersion }
 
 // envelope is the encoded form of a command.
 type envelope struct {
@@ -281,10 +288,17 @@ type envelope struct {
 	Body    json.RawMessage `json:"body"`
 }
 
+// versionRaise is the version that RaiseVersion came with.
+const versionRaise = 6
+
 // versionOf returns the lowest version of the rules that knows the command. A node with older rules says that it does not know the
 // command, and still takes the commands that were known before.
 func versionOf(c Command) int {
 	switch c := c.(type) {
+	case RaiseVersion:
+		return max(versionRaise, c.To) // who does not know the version stops here
+	case InitCluster:
+		return max(1, c.Cluster.Version)
 	case SetVolumeLabels:
 		return 5
 	case SetVolumeLimits:
@@ -476,7 +490,9 @@ func decodeBody(name string, body []byte) (Command, error) {
 		return decodeAs[Detach](body)
 	case nameSetFenced:
 		return decodeAs[SetFenced](body)
-	case nameBeginSnapshot, nameCommitSnapshot, nameAbortSnapshot, nameRaiseVersion:
+	case nameRaiseVersion:
+		return decodeAs[RaiseVersion](body)
+	case nameBeginSnapshot, nameCommitSnapshot, nameAbortSnapshot:
 		return nil, storage.E("decode command", storage.KindUnsupported, name,
 			errors.New("this version has no such command yet; upgrade the node"))
 	default:

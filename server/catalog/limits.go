@@ -9,7 +9,12 @@ import "time"
 //	3  which configuration a replica's role was taken from
 //	4  attachments for readers only; limits of what is provisioned
 //	5  labels of volumes
-const Version = 5
+//	6  the version in force is raised by a command; formats of version 2 in stores
+const Version = 6
+
+// BaseVersion is the newest version that may be used in a cluster that has never raised its own. All builds that run in such
+// clusters know it. What came later is refused until Cluster.Version says that every node knows it.
+const BaseVersion = 4
 
 // Limits of the catalog. Commands beyond them are refused with KindInvalid, or KindNoSpace when a table is full.
 const (

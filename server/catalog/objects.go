@@ -12,8 +12,10 @@ import (
 
 // Cluster holds the settings that are one per cluster.
 type Cluster struct {
-	ID      storage.ClusterID `json:"id"`
-	Version int               `json:"version"` // rules in force; <= Version of the binary
+	ID storage.ClusterID `json:"id"`
+	// Version is what the nodes may say to each other and write to their disks: the version in force, see State.InForce. It never
+	// falls, and a build that does not know it does not run in the cluster.
+	Version int `json:"version"`
 	// HeartbeatTimeout is the one value that elections, promises and leases of all groups build on.
 	HeartbeatTimeout time.Duration `json:"heartbeat_timeout_ns"`
 	Replicas         int           `json:"replicas"` // replicas wanted of every group, odd

@@ -37,9 +37,11 @@ func randomCommand(t *rapid.T, s *State) Command {
 	holder := rapid.SampledFrom([]storage.Holder{{ID: "h", Kind: storage.HolderHost}, {ID: "g", Kind: storage.HolderHost}, storage.NBDHolder(1, "x", false),
 		storage.NBDHolder(2, "y", false), storage.NBDHolder(2, "y", true)}).Draw(t, "holder")
 	attachment := storage.AttachmentID(rapid.IntRange(0, 12).Draw(t, "attachment"))
-	switch rapid.IntRange(0, 26).Draw(t, "command") {
+	switch rapid.IntRange(0, 27).Draw(t, "command") {
 	case 0:
-		return InitCluster{Cluster{ID: storage.ClusterID{byte(small("cluster"))}, CreatedAt: at}}
+		return InitCluster{Cluster{ID: storage.ClusterID{byte(small("cluster"))}, Version: rapid.IntRange(0, Version).Draw(t, "version"), CreatedAt: at}}
+	case 27:
+		return RaiseVersion{To: rapid.IntRange(1, Version).Draw(t, "to")}
 	case 1:
 		return AddNode{Name: rapid.SampledFrom([]string{"", "x", "y"}).Draw(t, "node name"), Addrs: storage.Addrs{Peer: "h:1"}, Stores: stores, At: at}
 	case 2:
@@ -111,9 +113,17 @@ type watch struct {
 	sessions map[storage.SessionID]Session
 	lastIncs map[storage.GroupID]storage.Incarnation
 	attached map[storage.AttachmentID]storage.Attachment
+	version  int
 }
 
 func (w *watch) check(t *rapid.T, s *State) {
+	if s.InForce() < w.version {
+		t.Fatalf("version %d came after %d", s.InForce(), w.version)
+	}
+	w.version = s.InForce()
+	if v, ok := s.VolumeByName("a"); ok && len(v.Labels) > 0 && s.InForce() < 5 {
+		t.Fatalf("labels in version %d", s.InForce())
+	}
 	for _, n := range s.Nodes() {
 		if at, ok := w.nodes[n.ID]; ok && !at.Equal(n.AddedAt) {
 			t.Fatalf("node id %v was used twice", n.ID)
@@ -181,11 +191,11 @@ func (w *watch) check(t *rapid.T, s *State) {
 func TestRandomCommands(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		a, b := New(), New()
-		w := watch{map[storage.NodeID]time.Time{}, map[storage.VolumeID]storage.Volume{}, map[storage.SessionID]Session{}, map[storage.GroupID]storage.Incarnation{}, nil}
+		w := watch{map[storage.NodeID]time.Time{}, map[storage.VolumeID]storage.Volume{}, map[storage.SessionID]Session{}, map[storage.GroupID]storage.Incarnation{}, nil, 0}
 		var index uint64
 		lastIDs := [5]uint64{}
 		if rapid.Bool().Draw(t, "begun") { // otherwise most commands find no cluster
-			for _, c := range []Command{InitCluster{Cluster{ID: storage.ClusterID{1}}},
+			for _, c := range []Command{InitCluster{Cluster{ID: storage.ClusterID{1}, Version: rapid.SampledFrom([]int{0, 5, Version}).Draw(t, "made at")}},
 				AddNode{Addrs: storage.Addrs{Peer: "h:1"}, Stores: []storage.Store{{ID: storeID(1), CapacityBytes: 1}}},
 				AddNode{Addrs: storage.Addrs{Peer: "h:2"}, Stores: []storage.Store{{ID: storeID(2), CapacityBytes: 1}}},
 				AddGroup{1, 1, storeID(1)}, SetGroupReady{1},

@@ -19,7 +19,7 @@ var update = flag.Bool("update", false, "rewrite testdata")
 
 // full is a state with something of everything.
 func full(t *testing.T) *State {
-	f := newFixture(t)
+	f := newFixtureOf(t, 0)
 	for n := byte(1); n <= 3; n++ {
 		f.node(n)
 	}
@@ -95,6 +95,13 @@ func TestGoldenSnapshot(t *testing.T) {
 		t.Errorf("the golden snapshot of version 4 holds %+v", list)
 	}
 	labels := map[string]string{"env": "prod", "example.com/team": "shop", "a": ""}
+	if command, err = Encode(RaiseVersion{To: 6}); err != nil {
+		t.Fatal(err)
+	}
+	s = s.Clone()
+	if r := s.Apply(s.Applied()+1, command); r.Err != nil {
+		t.Fatal(r.Err)
+	}
 	if command, err = Encode(SetVolumeLabels{Volume: storage.ByName("web-data"), LabelChange: storage.LabelChange{Set: labels}}); err != nil {
 		t.Fatal(err)
 	}
@@ -102,9 +109,9 @@ func TestGoldenSnapshot(t *testing.T) {
 	if r := s.Apply(s.Applied()+1, command); r.Err != nil {
 		t.Fatal(r.Err)
 	}
-	s = golden(t, s, "testdata/snapshot_v5.golden")
-	if v, _ := s.VolumeByName("web-data"); !maps.Equal(v.Labels, labels) {
-		t.Errorf("the golden snapshot of version 5 holds %+v", v)
+	s = golden(t, s, "testdata/snapshot_v6.golden")
+	if v, _ := s.VolumeByName("web-data"); !maps.Equal(v.Labels, labels) || s.InForce() != 6 {
+		t.Errorf("the golden snapshot of version 6 holds version %d and %+v", s.InForce(), v)
 	}
 }
 
@@ -204,13 +211,13 @@ func TestImpossibleSnapshots(t *testing.T) {
 
 // TestOddLabels: a snapshot is refused whose only fault is a label.
 func TestOddLabels(t *testing.T) {
-	snapshot, err := os.ReadFile("testdata/snapshot_v5.golden")
+	snapshot, err := os.ReadFile("testdata/snapshot_v6.golden")
 	if err != nil {
 		t.Fatal(err)
 	}
 	body := string(snapshot[snapshotHeaderBytes:])
 	for label, kind := range map[string]storage.Kind{`"env":"test"`: storage.KindNone, `"env":"te st"`: storage.KindCorrupt, `"-":""`: storage.KindCorrupt} {
-		if _, err := Restore(bytes.NewReader(seal(5, strings.ReplaceAll(body, `"env":"prod"`, label)))); storage.KindOf(err) != kind {
+		if _, err := Restore(bytes.NewReader(seal(6, strings.ReplaceAll(body, `"env":"prod"`, label)))); storage.KindOf(err) != kind {
 			t.Errorf("with %s: %v, want %v", label, err, kind)
 		}
 	}
@@ -249,6 +256,7 @@ func FuzzDecode(f *testing.F) {
 		Attach{Volume: storage.ByName("v"), Holder: storage.Holder{ID: "h", Kind: storage.HolderHost}, Access: storage.AccessShared, TakeOver: true, IfGeneration: 2},
 		Detach{Volume: storage.ByID(1), Holder: "h"}, SetFenced{1, 2}, SetVolumeLimits{Volume: storage.ByName("v"), LimitsChange: storage.LimitsChange{MaxIOPS: new(int64)}},
 		SetVolumeLabels{Volume: storage.ByName("v"), LabelChange: storage.LabelChange{Set: map[string]string{"k": "v"}, Remove: []string{"a.b/c"}}},
+		RaiseVersion{Version},
 	} {
 		b, err := Encode(c)
 		if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -126,9 +127,17 @@ func (c *Controller) serve(ctx context.Context, from storage.NodeID, m Method, b
 	return failed(storage.E("ask the catalog", storage.KindUnsupported, "", fmt.Errorf("there is no method %d", m)))
 }
 
-// servePropose proposes a command. It checks the command first, so that an invalid one does not reach the log.
+// servePropose proposes a command. It checks the command first, so that an invalid one does not reach the log, nor one that some
+// node may not know: such a node would stop.
 func (c *Controller) servePropose(ctx context.Context, body []byte) reply {
-	if _, err := catalog.Decode(body); err != nil {
+	cmd, err := catalog.Decode(body)
+	if err != nil {
+		return failed(err)
+	}
+	if !c.inst.Leads() {
+		return failed(notLeader(c.Leader()))
+	}
+	if err := c.permits(cmd); err != nil {
 		return failed(err)
 	}
 	result, err := c.apply(ctx, body)
@@ -136,6 +145,41 @@ func (c *Controller) servePropose(ctx context.Context, body []byte) reply {
 		return failed(err)
 	}
 	return reply{Result: &result}
+}
+
+// permits returns why a command must not reach the log: not every node knows it.
+func (c *Controller) permits(cmd catalog.Command) (err error) {
+	raise, ok := cmd.(catalog.RaiseVersion)
+	if !ok {
+		c.fsm.view(func(s *catalog.State) { err = s.Permits(cmd) })
+		return err
+	}
+	l := c.leading()
+	if l == nil {
+		return storage.E("upgrade", storage.KindUnavailable, "cluster", errors.New("the leader was just elected"))
+	}
+	return l.allKnow(raise.To, time.Now())
+}
+
+// allKnow returns which nodes are not known to know a version of the cluster.
+func (l *leadership) allKnow(version int, now time.Time) error {
+	l.mu.Lock()
+	fresh := l.freshLocked(now)
+	l.mu.Unlock()
+	var lines []string
+	l.c.fsm.view(func(s *catalog.State) {
+		for _, x := range placement.IgnorantOf(version, catalog.BaseVersion, s.Nodes(), fresh) {
+			if x.Knows == 0 {
+				lines = append(lines, fmt.Sprintf("node %s was not heard: start it, or remove it if it is lost", x.Node.Name))
+			} else {
+				lines = append(lines, fmt.Sprintf("node %s knows version %d: start it with the new release", x.Node.Name, x.Knows))
+			}
+		}
+	})
+	if len(lines) == 0 {
+		return nil
+	}
+	return storage.E("upgrade", storage.KindConflict, "cluster", fmt.Errorf("not every node knows version %d: %s", version, strings.Join(lines, "; ")))
 }
 
 // apply proposes an encoded command on this node, which must lead.
@@ -219,13 +263,9 @@ func (c *Controller) serveReport(from storage.NodeID, body []byte) reply {
 // serveJoin takes a node in. A node that does not lead passes the request of a stranger on to the leader; a node of the
 // cluster is told to ask the leader itself.
 func (c *Controller) serveJoin(ctx context.Context, from storage.NodeID, body []byte) reply {
-	cmd, err := catalog.Decode(body)
+	add, knows, err := decodeJoin(body)
 	if err != nil {
 		return failed(err)
-	}
-	add, ok := cmd.(catalog.AddNode)
-	if !ok {
-		return failed(storage.E("join", storage.KindInvalid, "", errors.New("the request is no description of a node")))
 	}
 	if !c.inst.Leads() {
 		if from != 0 {
@@ -240,10 +280,14 @@ func (c *Controller) serveJoin(ctx context.Context, from storage.NodeID, body []
 	// The number of the node that made the cluster is in its identity, and it is the first that is taken in: a node
 	// taken in before it would get its number. While there is no node, nobody else leads, so a look at this copy is
 	// enough.
-	var nodes int
-	c.fsm.view(func(s *catalog.State) { nodes = len(s.Nodes()) })
-	if nodes == 0 {
+	var nodes, inForce int
+	c.fsm.view(func(s *catalog.State) { nodes, inForce = len(s.Nodes()), s.InForce() })
+	switch {
+	case nodes == 0:
 		return failed(storage.E("join", storage.KindUnavailable, "node "+add.Name, errors.New("the cluster is being made; ask again")))
+	case knows < inForce:
+		return failed(storage.E("join", storage.KindUnsupported, "node "+add.Name, fmt.Errorf(
+			"its build knows the cluster's versions up to %d, and version %d is in force: start it with the release that the other nodes run", knows, inForce)))
 	}
 	add.At = time.Now().UTC()
 	if body, err = catalog.Encode(add); err != nil {

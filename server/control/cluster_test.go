@@ -29,6 +29,8 @@ type cluster struct {
 	dir   string // on disk, with bolt; empty: in memory
 	world *placementtest.World
 	tune  func(*Config)
+	// version is what the cluster is made at; 0: the newest.
+	version int
 
 	mu    sync.Mutex // guards the fields below
 	nodes map[storage.NodeID]*member
@@ -85,7 +87,7 @@ func (k *cluster) addNode(id storage.NodeID) *Controller {
 		m.stores = &RaftStores{Log: mem, Stable: mem, Snapshots: raft.NewInmemSnapshotStore()}
 	}
 	if id == 1 {
-		ident, err := NewCluster(catalog.Cluster{ID: storage.ClusterID{9}, CreatedAt: time.Now().UTC()})
+		ident, err := NewCluster(catalog.Cluster{ID: storage.ClusterID{9}, Version: k.version, CreatedAt: time.Now().UTC()})
 		if err == nil {
 			err = SaveIdentity(m.cfg.FS, m.cfg.Dir, ident)
 		}

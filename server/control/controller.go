@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -336,15 +337,18 @@ func kick(ch chan struct{}) {
 // Join asks a node of a cluster, through call, to take this node in; call carries MethodJoin to any node. SaveJoin
 // then writes the answer down.
 func Join(ctx context.Context, self catalog.AddNode, call func(ctx context.Context, body []byte) ([]byte, error)) (JoinResponse, error) {
-	body, err := catalog.Encode(self)
+	add, err := catalog.Encode(self)
 	if err != nil {
 		return JoinResponse{}, err
 	}
-	b, err := call(ctx, body)
+	body, err := json.Marshal(joinRequest{Node: add, Knows: catalog.Version})
 	if err != nil {
-		return JoinResponse{}, err
+		return JoinResponse{}, storage.E("join", storage.KindInternal, "", err)
 	}
-	r, err := decodeReply(b)
+	r, err := joinBy(ctx, body, call)
+	if errors.Is(err, storage.ErrCorrupt) { // a build before version 6 takes the command alone
+		r, err = joinBy(ctx, add, call)
+	}
 	if err != nil {
 		return JoinResponse{}, err
 	}
@@ -352,6 +356,14 @@ func Join(ctx context.Context, self catalog.AddNode, call func(ctx context.Conte
 		return JoinResponse{}, storage.E("join", storage.KindInternal, "", errors.New("the answer names no node"))
 	}
 	return *r.Join, nil
+}
+
+func joinBy(ctx context.Context, body []byte, call func(ctx context.Context, body []byte) ([]byte, error)) (reply, error) {
+	b, err := call(ctx, body)
+	if err != nil {
+		return reply{}, err
+	}
+	return decodeReply(b)
 }
 
 // SaveJoin makes dir the directory of the node that the cluster has taken in. The same answer again changes nothing.

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -38,6 +39,7 @@ type Identity struct {
 
 // NewCluster is the identity of the first node of a new cluster. Zero settings take the catalog's defaults.
 func NewCluster(c catalog.Cluster) (Identity, error) {
+	c.Version = cmp.Or(c.Version, catalog.Version)
 	if _, err := catalog.Encode(catalog.InitCluster{Cluster: c}); err != nil {
 		return Identity{}, err
 	}

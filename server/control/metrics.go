@@ -33,6 +33,11 @@ func newMetrics(r prometheus.Registerer, c *Controller) (*metrics, error) {
 		index, _ := c.fsm.next()
 		return float64(index)
 	})
+	gauge("storage_catalog_version", "Version of the cluster that is in force. Worry when it stays behind long after the last node was upgraded.", func() float64 {
+		var v int
+		c.fsm.view(func(s *catalog.State) { v = s.InForce() })
+		return float64(v)
+	})
 	gauge("storage_catalog_age_seconds", "Time since this node heard the catalog's leader, -1 if never. Worry above a few seconds.",
 		func() float64 {
 			if f := c.Freshness(); f.Age != catalog.NeverHeard {

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -46,7 +47,7 @@ func (c *Controller) report(ctx context.Context) {
 		return
 	}
 	report := c.cfg.Report()
-	report.Node, report.CatalogIndex = c.id.Node, c.inst.LastIndex()
+	report.Node, report.CatalogIndex, report.Knows = c.id.Node, c.inst.LastIndex(), cmp.Or(report.Knows, catalog.Version)
 	if leader == c.id.Node {
 		if l := c.leading(); l != nil {
 			l.take(report, time.Now())

@@ -17,6 +17,7 @@ import (
 const (
 	maxReportBytes  = 8 << 20
 	maxRequestBytes = catalog.MaxCommandBytes
+	maxJoinBytes    = 2 * catalog.MaxCommandBytes // a command in base64
 	maxReplyBytes   = 64 << 20
 )
 
@@ -42,6 +43,30 @@ type readRequest struct {
 	Reports bool `json:"reports,omitempty"` // otherwise: an index
 	// Standing asks for nothing: any node answers, unless it knows that the one that asks was removed.
 	Standing bool `json:"standing,omitempty"`
+}
+
+// joinRequest is the body of MethodJoin. Builds before version 6 sent the command alone, and take nothing else.
+type joinRequest struct {
+	Node  []byte `json:"node"`  // an encoded catalog.AddNode
+	Knows int    `json:"knows"` // the newest version of the cluster that the node knows
+}
+
+func decodeJoin(body []byte) (add catalog.AddNode, knows int, err error) {
+	r := joinRequest{Node: body, Knows: catalog.BaseVersion}
+	if len(body) > 0 && body[0] == '{' {
+		if err := decodeRequest(body, maxJoinBytes, &r); err != nil {
+			return add, 0, err
+		}
+	}
+	cmd, err := catalog.Decode(r.Node)
+	if err != nil {
+		return add, 0, err
+	}
+	add, ok := cmd.(catalog.AddNode)
+	if !ok {
+		return add, 0, storage.E("join", storage.KindInvalid, "", errors.New("the request is no description of a node"))
+	}
+	return add, r.Knows, nil
 }
 
 // JoinResponse tells a new node who it is.

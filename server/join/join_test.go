@@ -46,7 +46,14 @@ func (n *network) Close() error { n.closed++; return nil }
 
 func (n *network) CallAddr(_ context.Context, addr string, req *peer.Request) (*peer.Response, error) {
 	n.asked = append(n.asked, addr)
-	cmd, err := catalog.Decode(req.Payload[0])
+	var said struct { // see control.Join
+		Node  []byte
+		Knows int
+	}
+	if err := json.Unmarshal(req.Payload[0], &said); err != nil || said.Knows != catalog.Version {
+		n.t.Errorf("%q: %v", req.Payload[0], err)
+	}
+	cmd, err := catalog.Decode(said.Node)
 	if err != nil || req.Method != peer.Method(control.MethodJoin) {
 		n.t.Errorf("method %d with %v, %v", req.Method, cmd, err)
 	}

@@ -114,6 +114,8 @@ type NodeReport struct {
 	Unready []string `json:"unready,omitempty"`
 	// Refusing has a line for each of the node's ports that has lately closed connections for lack of room.
 	Refusing []string `json:"refusing,omitempty"`
+	// Knows is the newest version of the cluster that the node's build knows; 0: it says none. Package control fills it in.
+	Knows int `json:"knows,omitempty"`
 	// CatalogIndex is the last index of the node's copy of the catalog's log. Package control fills it in.
 	CatalogIndex uint64 `json:"catalog_index,omitempty"`
 }

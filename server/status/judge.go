@@ -39,11 +39,31 @@ func (p *picture) status() api.Status {
 	s.Reasons = append(s.Reasons, judgeSize(p.cluster.Replicas, len(nodes))...)
 	s.Reasons = append(s.Reasons, sums.judge(p.cluster.Replicas, len(nodes))...)
 	slices.SortStableFunc(s.Reasons, func(a, b api.Reason) int { return cmp.Compare(rank[a.Severity], rank[b.Severity]) })
+	s.Version, s.VersionKnown = p.versions()
 	s.Health = api.HealthOK
 	if len(s.Reasons) > 0 {
 		s.Health = s.Reasons[0].Severity
 	}
 	return s
+}
+
+// versions returns the version of the cluster that is in force, and the newest that every node knows; 0: not known.
+func (p *picture) versions() (inForce, known int) {
+	if p.cluster.ID.IsZero() {
+		return 0, 0
+	}
+	inForce, known = max(p.cluster.Version, catalog.BaseVersion), catalog.Version
+	for _, n := range p.nodes {
+		heard, ok := p.reports[n.ID]
+		switch {
+		case n.State == storage.NodeRemoved:
+		case !ok || heard.Age >= staleReport:
+			return inForce, 0
+		default:
+			known = min(known, max(heard.Report.Knows, catalog.BaseVersion))
+		}
+	}
+	return inForce, max(known, inForce) // who does not know what is in force does not run
 }
 
 // rank orders reasons, the worst first.

@@ -295,7 +295,7 @@ func TestSums(t *testing.T) {
 	s.Reasons = nil
 	tasks := s.Tasks
 	s.Tasks = nil
-	want := api.Status{Health: api.HealthStarting, ReplicasWanted: 3, NodesTotal: 3, NodesUp: 2, GroupsTotal: 3, Volumes: 2,
+	want := api.Status{Version: 4, Health: api.HealthStarting, ReplicasWanted: 3, NodesTotal: 3, NodesUp: 2, GroupsTotal: 3, Volumes: 2,
 		ProvisionedBytes: 12, UsableBytes: 11, CapacityBytes: 300 << 30, UsedBytes: 80 << 30, FreeBytes: 120 << 30, StoresUnknown: 1,
 		CatalogLeader: 2, CatalogLeaderName: "b", CatalogIndex: 17, AnsweredBy: 1, AnsweredByName: "a", Age: time.Second}
 	if !reflect.DeepEqual(s, want) {
@@ -304,6 +304,19 @@ func TestSums(t *testing.T) {
 	if len(tasks) != 2 || tasks[0].Step != "catching up" || tasks[0].NodeName != "b" || tasks[0].Group != 1 ||
 		tasks[1].Step != "pulling" || tasks[1].NodeName != "c" || tasks[1].Group != 2 || tasks[1].Kind != api.TaskGrow {
 		t.Errorf("tasks: %+v", tasks)
+	}
+	p.report(1, func(r *placement.NodeReport) { r.Knows = 6 })
+	p.report(2, func(r *placement.NodeReport) { r.Knows = 5 })
+	if s := p.status(); s.VersionKnown != 0 {
+		t.Errorf("every node knows version %d, and one was not heard", s.VersionKnown)
+	}
+	p.nodes[2].State, p.cluster.Version = storage.NodeRemoved, 5
+	if s := p.status(); s.Version != 5 || s.VersionKnown != 5 {
+		t.Errorf("version %d is in force, and every node knows %d", s.Version, s.VersionKnown)
+	}
+	p.ages(2, time.Minute)
+	if s := p.status(); s.VersionKnown != 0 {
+		t.Errorf("every node knows version %d, and one was heard long ago", s.VersionKnown)
 	}
 	p.fresh.Age = catalog.NeverHeard
 	if s := p.status(); s.Age != -1 {

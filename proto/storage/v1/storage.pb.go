@@ -3170,7 +3170,11 @@ type ClusterStatus struct {
 	// Stores whose nodes were not heard. They are in capacity_bytes, and not in used_bytes and free_bytes.
 	StoresUnknown uint32 `protobuf:"varint,23,opt,name=stores_unknown,json=storesUnknown,proto3" json:"stores_unknown,omitempty"`
 	// How much data the stores hold with all copies, were they empty; 0: not known.
-	UsableBytes   int64 `protobuf:"varint,24,opt,name=usable_bytes,json=usableBytes,proto3" json:"usable_bytes,omitempty"`
+	UsableBytes int64 `protobuf:"varint,24,opt,name=usable_bytes,json=usableBytes,proto3" json:"usable_bytes,omitempty"`
+	// The version of the cluster that is in force; 0: not known.
+	Version uint32 `protobuf:"varint,25,opt,name=version,proto3" json:"version,omitempty"`
+	// The newest version that every node knows; 0: not known, because a node was not heard.
+	VersionKnown  uint32 `protobuf:"varint,26,opt,name=version_known,json=versionKnown,proto3" json:"version_known,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3373,6 +3377,20 @@ func (x *ClusterStatus) GetUsableBytes() int64 {
 	return 0
 }
 
+func (x *ClusterStatus) GetVersion() uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *ClusterStatus) GetVersionKnown() uint32 {
+	if x != nil {
+		return x.VersionKnown
+	}
+	return 0
+}
+
 // A Reason is one thing that is not as it should be, in words for people.
 type Reason struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -3532,6 +3550,96 @@ func (x *Task) GetProgress() *Progress {
 	return nil
 }
 
+type UpgradeClusterRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 0: the newest version that every node knows.
+	Version       uint32 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpgradeClusterRequest) Reset() {
+	*x = UpgradeClusterRequest{}
+	mi := &file_storage_v1_storage_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpgradeClusterRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpgradeClusterRequest) ProtoMessage() {}
+
+func (x *UpgradeClusterRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_v1_storage_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpgradeClusterRequest.ProtoReflect.Descriptor instead.
+func (*UpgradeClusterRequest) Descriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *UpgradeClusterRequest) GetVersion() uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+type UpgradeClusterResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The version that is in force.
+	Version       uint32 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpgradeClusterResponse) Reset() {
+	*x = UpgradeClusterResponse{}
+	mi := &file_storage_v1_storage_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpgradeClusterResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpgradeClusterResponse) ProtoMessage() {}
+
+func (x *UpgradeClusterResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_v1_storage_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpgradeClusterResponse.ProtoReflect.Descriptor instead.
+func (*UpgradeClusterResponse) Descriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *UpgradeClusterResponse) GetVersion() uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
 type GetVersionRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -3540,7 +3648,7 @@ type GetVersionRequest struct {
 
 func (x *GetVersionRequest) Reset() {
 	*x = GetVersionRequest{}
-	mi := &file_storage_v1_storage_proto_msgTypes[43]
+	mi := &file_storage_v1_storage_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3552,7 +3660,7 @@ func (x *GetVersionRequest) String() string {
 func (*GetVersionRequest) ProtoMessage() {}
 
 func (x *GetVersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[43]
+	mi := &file_storage_v1_storage_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3565,7 +3673,7 @@ func (x *GetVersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVersionRequest.ProtoReflect.Descriptor instead.
 func (*GetVersionRequest) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{43}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{45}
 }
 
 type GetVersionResponse struct {
@@ -3582,7 +3690,7 @@ type GetVersionResponse struct {
 
 func (x *GetVersionResponse) Reset() {
 	*x = GetVersionResponse{}
-	mi := &file_storage_v1_storage_proto_msgTypes[44]
+	mi := &file_storage_v1_storage_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3594,7 +3702,7 @@ func (x *GetVersionResponse) String() string {
 func (*GetVersionResponse) ProtoMessage() {}
 
 func (x *GetVersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[44]
+	mi := &file_storage_v1_storage_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3607,7 +3715,7 @@ func (x *GetVersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVersionResponse.ProtoReflect.Descriptor instead.
 func (*GetVersionResponse) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{44}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *GetVersionResponse) GetVersion() string {
@@ -3656,7 +3764,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_storage_v1_storage_proto_msgTypes[45]
+	mi := &file_storage_v1_storage_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3668,7 +3776,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[45]
+	mi := &file_storage_v1_storage_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3681,7 +3789,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{45}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ErrorDetail) GetOp() string {
@@ -3943,7 +4051,7 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"started_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\"\x12\n" +
 	"\x10GetStatusRequest\"F\n" +
 	"\x11GetStatusResponse\x121\n" +
-	"\x06status\x18\x01 \x01(\v2\x19.storage.v1.ClusterStatusR\x06status\"\x9a\a\n" +
+	"\x06status\x18\x01 \x01(\v2\x19.storage.v1.ClusterStatusR\x06status\"\xd9\a\n" +
 	"\rClusterStatus\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12*\n" +
@@ -3975,7 +4083,9 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\x10answered_by_name\x18\x15 \x01(\tR\x0eansweredByName\x12+\n" +
 	"\x03age\x18\x16 \x01(\v2\x19.google.protobuf.DurationR\x03age\x12%\n" +
 	"\x0estores_unknown\x18\x17 \x01(\rR\rstoresUnknown\x12!\n" +
-	"\fusable_bytes\x18\x18 \x01(\x03R\vusableBytes\"\x83\x01\n" +
+	"\fusable_bytes\x18\x18 \x01(\x03R\vusableBytes\x12\x18\n" +
+	"\aversion\x18\x19 \x01(\rR\aversion\x12#\n" +
+	"\rversion_known\x18\x1a \x01(\rR\fversionKnown\"\x83\x01\n" +
 	"\x06Reason\x12.\n" +
 	"\bseverity\x18\x01 \x01(\x0e2\x12.storage.v1.HealthR\bseverity\x12\x18\n" +
 	"\asubject\x18\x02 \x01(\tR\asubject\x12\x12\n" +
@@ -3987,7 +4097,11 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\x04node\x18\x03 \x01(\rR\x04node\x12\x1b\n" +
 	"\tnode_name\x18\x04 \x01(\tR\bnodeName\x12\x12\n" +
 	"\x04step\x18\x05 \x01(\tR\x04step\x120\n" +
-	"\bprogress\x18\x06 \x01(\v2\x14.storage.v1.ProgressR\bprogress\"\x13\n" +
+	"\bprogress\x18\x06 \x01(\v2\x14.storage.v1.ProgressR\bprogress\"1\n" +
+	"\x15UpgradeClusterRequest\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\rR\aversion\"2\n" +
+	"\x16UpgradeClusterResponse\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\rR\aversion\"\x13\n" +
 	"\x11GetVersionRequest\"\x81\x01\n" +
 	"\x12GetVersionResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x16\n" +
@@ -4076,10 +4190,11 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\x03Get\x12\x1a.storage.v1.GetNodeRequest\x1a\x1b.storage.v1.GetNodeResponse\x12G\n" +
 	"\x06Remove\x12\x1d.storage.v1.RemoveNodeRequest\x1a\x1e.storage.v1.RemoveNodeResponse2O\n" +
 	"\x06Groups\x12E\n" +
-	"\x04List\x12\x1d.storage.v1.ListGroupsRequest\x1a\x1e.storage.v1.ListGroupsResponse2\x9a\x01\n" +
+	"\x04List\x12\x1d.storage.v1.ListGroupsRequest\x1a\x1e.storage.v1.ListGroupsResponse2\xec\x01\n" +
 	"\aCluster\x12E\n" +
 	"\x06Status\x12\x1c.storage.v1.GetStatusRequest\x1a\x1d.storage.v1.GetStatusResponse\x12H\n" +
-	"\aVersion\x12\x1d.storage.v1.GetVersionRequest\x1a\x1e.storage.v1.GetVersionResponse2\xe0\x01\n" +
+	"\aVersion\x12\x1d.storage.v1.GetVersionRequest\x1a\x1e.storage.v1.GetVersionResponse\x12P\n" +
+	"\aUpgrade\x12!.storage.v1.UpgradeClusterRequest\x1a\".storage.v1.UpgradeClusterResponse2\xe0\x01\n" +
 	"\vAttachments\x12?\n" +
 	"\x06Attach\x12\x19.storage.v1.AttachRequest\x1a\x1a.storage.v1.AttachResponse\x12?\n" +
 	"\x06Detach\x12\x19.storage.v1.DetachRequest\x1a\x1a.storage.v1.DetachResponse\x12O\n" +
@@ -4098,7 +4213,7 @@ func file_storage_v1_storage_proto_rawDescGZIP() []byte {
 }
 
 var file_storage_v1_storage_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
-var file_storage_v1_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_storage_v1_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
 var file_storage_v1_storage_proto_goTypes = []any{
 	(VolumeState)(0),                // 0: storage.v1.VolumeState
 	(HolderKind)(0),                 // 1: storage.v1.HolderKind
@@ -4152,58 +4267,60 @@ var file_storage_v1_storage_proto_goTypes = []any{
 	(*ClusterStatus)(nil),           // 49: storage.v1.ClusterStatus
 	(*Reason)(nil),                  // 50: storage.v1.Reason
 	(*Task)(nil),                    // 51: storage.v1.Task
-	(*GetVersionRequest)(nil),       // 52: storage.v1.GetVersionRequest
-	(*GetVersionResponse)(nil),      // 53: storage.v1.GetVersionResponse
-	(*ErrorDetail)(nil),             // 54: storage.v1.ErrorDetail
-	nil,                             // 55: storage.v1.CreateVolumeRequest.LabelsEntry
-	nil,                             // 56: storage.v1.ModifyVolumeRequest.SetLabelsEntry
-	nil,                             // 57: storage.v1.Volume.LabelsEntry
-	(*timestamppb.Timestamp)(nil),   // 58: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 59: google.protobuf.Duration
+	(*UpgradeClusterRequest)(nil),   // 52: storage.v1.UpgradeClusterRequest
+	(*UpgradeClusterResponse)(nil),  // 53: storage.v1.UpgradeClusterResponse
+	(*GetVersionRequest)(nil),       // 54: storage.v1.GetVersionRequest
+	(*GetVersionResponse)(nil),      // 55: storage.v1.GetVersionResponse
+	(*ErrorDetail)(nil),             // 56: storage.v1.ErrorDetail
+	nil,                             // 57: storage.v1.CreateVolumeRequest.LabelsEntry
+	nil,                             // 58: storage.v1.ModifyVolumeRequest.SetLabelsEntry
+	nil,                             // 59: storage.v1.Volume.LabelsEntry
+	(*timestamppb.Timestamp)(nil),   // 60: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 61: google.protobuf.Duration
 }
 var file_storage_v1_storage_proto_depIdxs = []int32{
 	21, // 0: storage.v1.CreateVolumeRequest.limits:type_name -> storage.v1.VolumeLimits
-	55, // 1: storage.v1.CreateVolumeRequest.labels:type_name -> storage.v1.CreateVolumeRequest.LabelsEntry
+	57, // 1: storage.v1.CreateVolumeRequest.labels:type_name -> storage.v1.CreateVolumeRequest.LabelsEntry
 	22, // 2: storage.v1.CreateVolumeResponse.volume:type_name -> storage.v1.Volume
 	22, // 3: storage.v1.GetVolumeResponse.volume:type_name -> storage.v1.Volume
 	22, // 4: storage.v1.ListVolumesResponse.volumes:type_name -> storage.v1.Volume
 	22, // 5: storage.v1.ResizeVolumeResponse.volume:type_name -> storage.v1.Volume
-	56, // 6: storage.v1.ModifyVolumeRequest.set_labels:type_name -> storage.v1.ModifyVolumeRequest.SetLabelsEntry
+	58, // 6: storage.v1.ModifyVolumeRequest.set_labels:type_name -> storage.v1.ModifyVolumeRequest.SetLabelsEntry
 	22, // 7: storage.v1.ModifyVolumeResponse.volume:type_name -> storage.v1.Volume
 	0,  // 8: storage.v1.Volume.state:type_name -> storage.v1.VolumeState
-	58, // 9: storage.v1.Volume.created_at:type_name -> google.protobuf.Timestamp
+	60, // 9: storage.v1.Volume.created_at:type_name -> google.protobuf.Timestamp
 	23, // 10: storage.v1.Volume.sessions:type_name -> storage.v1.Session
 	32, // 11: storage.v1.Volume.connections:type_name -> storage.v1.Connection
 	25, // 12: storage.v1.Volume.attachments:type_name -> storage.v1.Attachment
 	21, // 13: storage.v1.Volume.limits:type_name -> storage.v1.VolumeLimits
-	57, // 14: storage.v1.Volume.labels:type_name -> storage.v1.Volume.LabelsEntry
-	58, // 15: storage.v1.Session.opened_at:type_name -> google.protobuf.Timestamp
+	59, // 14: storage.v1.Volume.labels:type_name -> storage.v1.Volume.LabelsEntry
+	60, // 15: storage.v1.Session.opened_at:type_name -> google.protobuf.Timestamp
 	1,  // 16: storage.v1.Holder.kind:type_name -> storage.v1.HolderKind
 	24, // 17: storage.v1.Attachment.holder:type_name -> storage.v1.Holder
 	2,  // 18: storage.v1.Attachment.access:type_name -> storage.v1.Access
-	58, // 19: storage.v1.Attachment.since:type_name -> google.protobuf.Timestamp
+	60, // 19: storage.v1.Attachment.since:type_name -> google.protobuf.Timestamp
 	24, // 20: storage.v1.AttachRequest.holder:type_name -> storage.v1.Holder
 	2,  // 21: storage.v1.AttachRequest.access:type_name -> storage.v1.Access
 	25, // 22: storage.v1.AttachResponse.attachment:type_name -> storage.v1.Attachment
 	25, // 23: storage.v1.ListAttachmentsResponse.attachments:type_name -> storage.v1.Attachment
-	58, // 24: storage.v1.Connection.opened_at:type_name -> google.protobuf.Timestamp
+	60, // 24: storage.v1.Connection.opened_at:type_name -> google.protobuf.Timestamp
 	39, // 25: storage.v1.ListNodesResponse.nodes:type_name -> storage.v1.Node
 	39, // 26: storage.v1.GetNodeResponse.node:type_name -> storage.v1.Node
 	3,  // 27: storage.v1.Node.state:type_name -> storage.v1.NodeState
 	40, // 28: storage.v1.Node.addresses:type_name -> storage.v1.NodeAddresses
 	41, // 29: storage.v1.Node.stores:type_name -> storage.v1.Store
-	58, // 30: storage.v1.Node.seen_at:type_name -> google.protobuf.Timestamp
+	60, // 30: storage.v1.Node.seen_at:type_name -> google.protobuf.Timestamp
 	4,  // 31: storage.v1.Store.state:type_name -> storage.v1.StoreState
 	44, // 32: storage.v1.ListGroupsResponse.groups:type_name -> storage.v1.Group
 	45, // 33: storage.v1.Group.replicas:type_name -> storage.v1.Replica
 	5,  // 34: storage.v1.Replica.role:type_name -> storage.v1.ReplicaRole
 	46, // 35: storage.v1.Replica.progress:type_name -> storage.v1.Progress
-	58, // 36: storage.v1.Progress.started_at:type_name -> google.protobuf.Timestamp
+	60, // 36: storage.v1.Progress.started_at:type_name -> google.protobuf.Timestamp
 	49, // 37: storage.v1.GetStatusResponse.status:type_name -> storage.v1.ClusterStatus
 	6,  // 38: storage.v1.ClusterStatus.health:type_name -> storage.v1.Health
 	50, // 39: storage.v1.ClusterStatus.reasons:type_name -> storage.v1.Reason
 	51, // 40: storage.v1.ClusterStatus.tasks:type_name -> storage.v1.Task
-	59, // 41: storage.v1.ClusterStatus.age:type_name -> google.protobuf.Duration
+	61, // 41: storage.v1.ClusterStatus.age:type_name -> google.protobuf.Duration
 	6,  // 42: storage.v1.Reason.severity:type_name -> storage.v1.Health
 	7,  // 43: storage.v1.Task.kind:type_name -> storage.v1.TaskKind
 	46, // 44: storage.v1.Task.progress:type_name -> storage.v1.Progress
@@ -4219,27 +4336,29 @@ var file_storage_v1_storage_proto_depIdxs = []int32{
 	37, // 54: storage.v1.Nodes.Remove:input_type -> storage.v1.RemoveNodeRequest
 	42, // 55: storage.v1.Groups.List:input_type -> storage.v1.ListGroupsRequest
 	47, // 56: storage.v1.Cluster.Status:input_type -> storage.v1.GetStatusRequest
-	52, // 57: storage.v1.Cluster.Version:input_type -> storage.v1.GetVersionRequest
-	26, // 58: storage.v1.Attachments.Attach:input_type -> storage.v1.AttachRequest
-	28, // 59: storage.v1.Attachments.Detach:input_type -> storage.v1.DetachRequest
-	30, // 60: storage.v1.Attachments.List:input_type -> storage.v1.ListAttachmentsRequest
-	10, // 61: storage.v1.Volumes.Create:output_type -> storage.v1.CreateVolumeResponse
-	12, // 62: storage.v1.Volumes.Get:output_type -> storage.v1.GetVolumeResponse
-	14, // 63: storage.v1.Volumes.List:output_type -> storage.v1.ListVolumesResponse
-	16, // 64: storage.v1.Volumes.Resize:output_type -> storage.v1.ResizeVolumeResponse
-	18, // 65: storage.v1.Volumes.Modify:output_type -> storage.v1.ModifyVolumeResponse
-	20, // 66: storage.v1.Volumes.Delete:output_type -> storage.v1.DeleteVolumeResponse
-	34, // 67: storage.v1.Nodes.List:output_type -> storage.v1.ListNodesResponse
-	36, // 68: storage.v1.Nodes.Get:output_type -> storage.v1.GetNodeResponse
-	38, // 69: storage.v1.Nodes.Remove:output_type -> storage.v1.RemoveNodeResponse
-	43, // 70: storage.v1.Groups.List:output_type -> storage.v1.ListGroupsResponse
-	48, // 71: storage.v1.Cluster.Status:output_type -> storage.v1.GetStatusResponse
-	53, // 72: storage.v1.Cluster.Version:output_type -> storage.v1.GetVersionResponse
-	27, // 73: storage.v1.Attachments.Attach:output_type -> storage.v1.AttachResponse
-	29, // 74: storage.v1.Attachments.Detach:output_type -> storage.v1.DetachResponse
-	31, // 75: storage.v1.Attachments.List:output_type -> storage.v1.ListAttachmentsResponse
-	61, // [61:76] is the sub-list for method output_type
-	46, // [46:61] is the sub-list for method input_type
+	54, // 57: storage.v1.Cluster.Version:input_type -> storage.v1.GetVersionRequest
+	52, // 58: storage.v1.Cluster.Upgrade:input_type -> storage.v1.UpgradeClusterRequest
+	26, // 59: storage.v1.Attachments.Attach:input_type -> storage.v1.AttachRequest
+	28, // 60: storage.v1.Attachments.Detach:input_type -> storage.v1.DetachRequest
+	30, // 61: storage.v1.Attachments.List:input_type -> storage.v1.ListAttachmentsRequest
+	10, // 62: storage.v1.Volumes.Create:output_type -> storage.v1.CreateVolumeResponse
+	12, // 63: storage.v1.Volumes.Get:output_type -> storage.v1.GetVolumeResponse
+	14, // 64: storage.v1.Volumes.List:output_type -> storage.v1.ListVolumesResponse
+	16, // 65: storage.v1.Volumes.Resize:output_type -> storage.v1.ResizeVolumeResponse
+	18, // 66: storage.v1.Volumes.Modify:output_type -> storage.v1.ModifyVolumeResponse
+	20, // 67: storage.v1.Volumes.Delete:output_type -> storage.v1.DeleteVolumeResponse
+	34, // 68: storage.v1.Nodes.List:output_type -> storage.v1.ListNodesResponse
+	36, // 69: storage.v1.Nodes.Get:output_type -> storage.v1.GetNodeResponse
+	38, // 70: storage.v1.Nodes.Remove:output_type -> storage.v1.RemoveNodeResponse
+	43, // 71: storage.v1.Groups.List:output_type -> storage.v1.ListGroupsResponse
+	48, // 72: storage.v1.Cluster.Status:output_type -> storage.v1.GetStatusResponse
+	55, // 73: storage.v1.Cluster.Version:output_type -> storage.v1.GetVersionResponse
+	53, // 74: storage.v1.Cluster.Upgrade:output_type -> storage.v1.UpgradeClusterResponse
+	27, // 75: storage.v1.Attachments.Attach:output_type -> storage.v1.AttachResponse
+	29, // 76: storage.v1.Attachments.Detach:output_type -> storage.v1.DetachResponse
+	31, // 77: storage.v1.Attachments.List:output_type -> storage.v1.ListAttachmentsResponse
+	62, // [62:78] is the sub-list for method output_type
+	46, // [46:62] is the sub-list for method input_type
 	46, // [46:46] is the sub-list for extension type_name
 	46, // [46:46] is the sub-list for extension extendee
 	0,  // [0:46] is the sub-list for field type_name
@@ -4258,7 +4377,7 @@ func file_storage_v1_storage_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_storage_v1_storage_proto_rawDesc), len(file_storage_v1_storage_proto_rawDesc)),
 			NumEnums:      9,
-			NumMessages:   49,
+			NumMessages:   51,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

@@ -626,6 +626,7 @@ var Groups_ServiceDesc = grpc.ServiceDesc{
 const (
 	Cluster_Status_FullMethodName  = "/storage.v1.Cluster/Status"
 	Cluster_Version_FullMethodName = "/storage.v1.Cluster/Version"
+	Cluster_Upgrade_FullMethodName = "/storage.v1.Cluster/Upgrade"
 )
 
 // ClusterClient is the client API for Cluster service.
@@ -638,6 +639,10 @@ type ClusterClient interface {
 	Status(ctx context.Context, in *GetStatusRequest, opts ...grpc.CallOption) (*GetStatusResponse, error)
 	// Version says what the node that answers runs.
 	Version(ctx context.Context, in *GetVersionRequest, opts ...grpc.CallOption) (*GetVersionResponse, error)
+	// Upgrade puts a version of the cluster in force, for ever: nodes may then use what came with it, and releases that do not know
+	// it cannot run in the cluster any more. FAILED_PRECONDITION, with which and what to do: a node does not know the version, or was
+	// not heard. Repeating it is no error.
+	Upgrade(ctx context.Context, in *UpgradeClusterRequest, opts ...grpc.CallOption) (*UpgradeClusterResponse, error)
 }
 
 type clusterClient struct {
@@ -668,6 +673,16 @@ func (c *clusterClient) Version(ctx context.Context, in *GetVersionRequest, opts
 	return out, nil
 }
 
+func (c *clusterClient) Upgrade(ctx context.Context, in *UpgradeClusterRequest, opts ...grpc.CallOption) (*UpgradeClusterResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UpgradeClusterResponse)
+	err := c.cc.Invoke(ctx, Cluster_Upgrade_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ClusterServer is the server API for Cluster service.
 // All implementations must embed UnimplementedClusterServer
 // for forward compatibility.
@@ -678,6 +693,10 @@ type ClusterServer interface {
 	Status(context.Context, *GetStatusRequest) (*GetStatusResponse, error)
 	// Version says what the node that answers runs.
 	Version(context.Context, *GetVersionRequest) (*GetVersionResponse, error)
+	// Upgrade puts a version of the cluster in force, for ever: nodes may then use what came with it, and releases that do not know
+	// it cannot run in the cluster any more. FAILED_PRECONDITION, with which and what to do: a node does not know the version, or was
+	// not heard. Repeating it is no error.
+	Upgrade(context.Context, *UpgradeClusterRequest) (*UpgradeClusterResponse, error)
 	mustEmbedUnimplementedClusterServer()
 }
 
@@ -693,6 +712,9 @@ func (UnimplementedClusterServer) Status(context.Context, *GetStatusRequest) (*G
 }
 func (UnimplementedClusterServer) Version(context.Context, *GetVersionRequest) (*GetVersionResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Version not implemented")
+}
+func (UnimplementedClusterServer) Upgrade(context.Context, *UpgradeClusterRequest) (*UpgradeClusterResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Upgrade not implemented")
 }
 func (UnimplementedClusterServer) mustEmbedUnimplementedClusterServer() {}
 func (UnimplementedClusterServer) testEmbeddedByValue()                 {}
@@ -751,6 +773,24 @@ func _Cluster_Version_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Cluster_Upgrade_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UpgradeClusterRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServer).Upgrade(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cluster_Upgrade_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServer).Upgrade(ctx, req.(*UpgradeClusterRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Cluster_ServiceDesc is the grpc.ServiceDesc for Cluster service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -765,6 +805,10 @@ var Cluster_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Version",
 			Handler:    _Cluster_Version_Handler,
+		},
+		{
+			MethodName: "Upgrade",
+			Handler:    _Cluster_Upgrade_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -31,7 +31,7 @@ func New(t *testing.T) *Catalog {
 func (c *Catalog) Cluster(groups int) {
 	c.t.Helper()
 	at, store := time.Unix(1_800_000_000, 0).UTC(), storage.StoreID{1}
-	c.Must(catalog.InitCluster{Cluster: catalog.Cluster{ID: storage.ClusterID{1}, Replicas: 1, Groups: groups, CreatedAt: at}})
+	c.Must(catalog.InitCluster{Cluster: catalog.Cluster{ID: storage.ClusterID{1}, Version: catalog.Version, Replicas: 1, Groups: groups, CreatedAt: at}})
 	n := c.Must(catalog.AddNode{Name: "a", Addrs: storage.Addrs{Peer: "a:7001"}, At: at,
 		Stores: []storage.Store{{ID: store, CapacityBytes: 1 << 40}}}).Node
 	for range groups {
