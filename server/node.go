@@ -344,6 +344,7 @@ func (n *node) startControl(context.Context) error {
 		return err
 	}
 	n.goRun(&n.controlWG, "seek", func() error { seeker.Run(n.controlCtx); return nil })
+	n.goRun(&n.controlWG, "version", func() error { followVersion(n.controlCtx, n.control, n.host.RaiseFormat, n.logger); return nil })
 	n.goRun(&n.controlWG, "control", func() error { return n.control.Run(n.controlCtx) })
 	return nil
 }

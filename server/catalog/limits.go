@@ -16,6 +16,14 @@ const Version = 6
 // clusters know it. What came later is refused until Cluster.Version says that every node knows it.
 const BaseVersion = 4
 
+// StoreFormat returns the format of stores that came with a version of the cluster or before.
+func StoreFormat(version int) int {
+	if version >= 6 {
+		return 2
+	}
+	return 1
+}
+
 // Limits of the catalog. Commands beyond them are refused with KindInvalid, or KindNoSpace when a table is full.
 const (
 	// MaxCommandBytes bounds one encoded command.
