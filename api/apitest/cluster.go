@@ -344,20 +344,18 @@ func (c *Cluster) Groups(ctx context.Context) ([]api.Group, error) {
 // Upgrade implements api.Cluster. What every node knows is in the status.
 func (c *Cluster) Upgrade(ctx context.Context, version int) (inForce int, err error) {
 	const op = "upgrade"
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if err := c.beginLocked(ctx, op); err != nil {
-		return 0, err
-	}
-	version = cmp.Or(version, c.status.VersionKnown, c.status.Version+1)
-	switch {
-	case version > c.status.Version && c.status.VersionKnown == 0:
-		return 0, storage.E(op, storage.KindConflict, "cluster", fmt.Errorf("not every node knows version %d: node c was not heard: start it, or remove it if it is lost", version))
-	case version > max(c.status.Version, c.status.VersionKnown):
-		return 0, storage.E(op, storage.KindUnsupported, "cluster", fmt.Errorf("there is no version %d, this node knows 1 to %d", version, c.status.VersionKnown))
-	}
-	c.status.Version = max(c.status.Version, version)
-	return c.status.Version, nil
+	return call(ctx, c, op, func() (int, error) {
+		to := cmp.Or(version, c.status.VersionKnown, c.status.Version+1)
+		switch {
+		case to > c.status.Version && c.status.VersionKnown == 0:
+			return 0, storage.E(op, storage.KindConflict, "cluster", fmt.Errorf(
+				"not every node knows version %d: node c was not heard: start it, or remove it if it is lost", to))
+		case to > max(c.status.Version, c.status.VersionKnown):
+			return 0, storage.E(op, storage.KindUnsupported, "cluster", fmt.Errorf("there is no version %d, this node knows 1 to %d", to, c.status.VersionKnown))
+		}
+		c.status.Version = max(c.status.Version, to)
+		return c.status.Version, nil
+	})
 }
 
 // Status implements api.Cluster.
