@@ -220,9 +220,5 @@ func list[A, B any](view func(A) B) func([]A) []B {
 
 // views converts a list; the result is never nil, so that it prints as [] and not as null.
 func views[A, B any](in []A, view func(A) B) []B {
-	out := make([]B, len(in))
-	for i, a := range in {
-		out[i] = view(a)
-	}
-	return out
+	return append([]B{}, api.Each(in, view)...)
 }

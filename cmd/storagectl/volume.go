@@ -134,11 +134,7 @@ func nodeLabel(id storage.NodeID, name string) string {
 }
 
 func joinIDs(ids []storage.GroupID) string {
-	texts := make([]string, len(ids))
-	for i, id := range ids {
-		texts[i] = id.String()
-	}
-	return strings.Join(texts, ",")
+	return strings.Join(views(ids, storage.GroupID.String), ",")
 }
 
 // age is how long ago t was, for people.
