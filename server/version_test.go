@@ -22,8 +22,11 @@ type changing struct {
 	next chan struct{}
 }
 
-func (c *changing) Changed() (uint64, <-chan struct{})             { return c.s.Applied(), c.next }
-func (c *changing) View(fn func(*catalog.State)) catalog.Freshness { fn(c.s); return catalog.Freshness{} }
+func (c *changing) Changed() (uint64, <-chan struct{}) { return c.s.Applied(), c.next }
+func (c *changing) View(fn func(*catalog.State)) catalog.Freshness {
+	fn(c.s)
+	return catalog.Freshness{}
+}
 
 func (c *changing) apply(cmd catalog.Command) {
 	c.s.ApplyCommand(c.s.Applied()+1, cmd)
