@@ -91,6 +91,10 @@ var rules = []rule{{
 	of:  []string{"./replication/extent/reclaim", "./replication/extent/live"}, forbid: []string{"./"},
 	allow: []string{"./$", "./replication/segment", "./replication/op", "./replication/extent/table", "./internal"}, deep: true,
 }, {
+	why: "compaction sees the store through an interface",
+	of:  []string{"./replication/extent/compact"}, forbid: []string{"./"},
+	allow: []string{"./$", "./replication/segment", "./replication/op", "./replication/extent/table", "./replication/extent/live", "./internal"}, deep: true,
+}, {
 	why: "peer carries frames, whatever is in them",
 	of:  []string{"./replication/peer"}, forbid: []string{"./", "github.com/hashicorp/raft"},
 	allow: []string{"./$", "./replication/peer", "./internal"}, deep: true,
@@ -271,6 +275,7 @@ func TestRulesBite(t *testing.T) {
 		{"Pebble's file systems in the store", listed{ImportPath: own("replication/extent"), Imports: []string{"github.com/cockroachdb/pebble/v2/vfs"}}, 0},
 		{"tables in their database", listed{ImportPath: own("replication/extent/tabledb"), Imports: []string{own("replication/extent/table")}}, 1},
 		{"the store in its workers", listed{ImportPath: own("replication/extent/reclaim"), Imports: []string{own("replication/extent")}}, 1},
+		{"the store in its compaction", listed{ImportPath: own("replication/extent/compact"), Imports: []string{own("replication/extent")}}, 1},
 		{"the database in the workers", listed{ImportPath: own("replication/extent/reclaim"), Imports: []string{own("replication/extent/tabledb")}}, 1},
 		{"op in nbd", listed{ImportPath: own("nbd"), Imports: []string{own("replication/op")}}, 1},
 		{"op in the gateway", listed{ImportPath: own("gateway/volume"), Imports: []string{own("replication/op")}}, 0},

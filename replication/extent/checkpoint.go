@@ -48,7 +48,7 @@ func (g *Group) Freeze() (*Frozen, error) {
 		f.purges = append(f.purges, table.VolumeKey(table.KeyPurge, g.set.id, id))
 	}
 	clear(g.purgeDue)
-	g.frozen = f
+	g.frozen, g.movedAt = f, time.Time{}
 	g.set.live.Freeze()
 	g.wanted.Store(false)
 	g.dueAnnounced = false

@@ -50,6 +50,9 @@ type Config struct {
 	ReserveBytes int64
 	// CapacityBytes bounds what the store uses of its file system. 0: all of it.
 	CapacityBytes int64
+	// Compact has the store move live blocks out of segments that are full of dead ones. Without it these are not used again until all
+	// in them is dead.
+	Compact bool
 	// OnCheckpointDue is called when a group should be checkpointed, once until its next Freeze. It is called by
 	// the goroutine that applies or by one of the store's own, and must not block nor call back.
 	OnCheckpointDue func(segment.GroupKey)

@@ -12,6 +12,7 @@
 //   - table: tables, the small state and their formats, as values
 //   - live: which segments the tables refer to
 //   - reclaim: the workers that give back space
+//   - compact: moves live blocks out of segments that are full of dead ones, by way of Repoint
 //   - tabledb: Pebble on a disk that may fail or be full
 //   - storedir: the data directory
 //   - check: verifies a stopped store
@@ -19,8 +20,8 @@
 // # What it does not do
 //
 // It knows nothing of the Raft library, of peers or of leases: whoever calls Read must know that it may. It does not choose
-// when checkpoints are taken (it asks for them by OnCheckpointDue). It does not compact half-empty segments, and repairs no
-// block by itself (docs/adr/0033-workers-beside-the-store.md).
+// when checkpoints are taken (it asks for them by OnCheckpointDue). It repairs no block by itself
+// (docs/adr/0033-workers-beside-the-store.md).
 //
 // # What it keeps true
 //

@@ -3,6 +3,7 @@ package extent
 import (
 	"sync"
 	"sync/atomic"
+	"time"
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/extent/live"
@@ -37,6 +38,7 @@ type Group struct {
 	purgeDue      map[storage.VolumeID]struct{} // deleted since: the next checkpoint says that their tables are to be removed
 	frozen        *Frozen                       // between Freeze and Release
 	removed       bool
+	movedAt       time.Time      // since when there are moved blocks that no freeze took
 	damage        *storage.Error // why nothing is applied any more; nil: it is. Set by the goroutine that applies
 
 	sinceFreeze atomic.Int64 // bytes of log applied since the last Freeze; changed by way of store.written

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/extent/live"
 	"github.com/storaged/storaged/replication/extent/table"
 	"github.com/storaged/storaged/replication/op"
 	"github.com/storaged/storaged/replication/segment"
@@ -300,6 +301,11 @@ func checkLive(g *Group) error {
 	g.mu.RUnlock()
 	if now := set.live.Now(); !maps.Equal(now, walked) {
 		return fmt.Errorf("live counts %v, tables say %v", now, walked)
+	}
+	total := table.Counts{}
+	g.store.live.Segments(func(no segment.SegmentNo, s live.Segment) { total[no] = s.Count })
+	if len(g.store.Groups()) == 1 && g.store.Pulls() == 0 && !maps.Equal(total, walked) {
+		return fmt.Errorf("all sets together refer to %v, tables say %v", total, walked)
 	}
 	stored, err := loadLive(g.store.db, set.id)
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"math"
 	"slices"
+	"time"
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/extent/table"
@@ -109,7 +110,10 @@ func (g *Group) repointLocked(moves map[table.PageKey][]Move, stored map[table.P
 func (g *Group) repointed(changed int, delta table.Counts, err error) error {
 	if changed > 0 {
 		g.cache.persists++ // who loads a page meanwhile loads it again
-		g.set.live.Change(delta)
+		if g.movedAt.IsZero() {
+			g.movedAt = time.Now()
+		}
+		g.set.live.Move(delta)
 		g.store.written.add(&g.sinceFreeze, int64(changed)*storage.BlockSize)
 	}
 	return err

@@ -14,6 +14,7 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/diskio"
+	"github.com/storaged/storaged/replication/extent/compact"
 	"github.com/storaged/storaged/replication/extent/live"
 	"github.com/storaged/storaged/replication/extent/reclaim"
 	"github.com/storaged/storaged/replication/extent/storedir"
@@ -61,6 +62,8 @@ type Store struct {
 	live   live.Index // which segments the table sets of groups and stagings refer to
 	worker *reclaim.Worker
 
+	compaction compaction // of this store
+
 	stop    context.CancelFunc
 	stopped sync.WaitGroup
 
@@ -98,6 +101,7 @@ func Open(cfg Config) (_ *Store, err error) {
 		return nil, err
 	}
 	s.format.Store(int64(s.identity.Format))
+	s.compaction.Store = s
 	if s.metrics, err = newMetrics(cfg.Metrics, s.identity.Store, files, s.Pulls); err != nil {
 		return nil, err
 	}
@@ -124,9 +128,15 @@ func Open(cfg Config) (_ *Store, err error) {
 		return nil, err
 	}
 	s.worker = s.newWorker()
+	if s.compaction.m, err = newCompactionMetrics(cfg.Metrics, s.identity.Store, s.compaction.Room); err != nil {
+		return nil, err
+	}
 	ctx, stop := context.WithCancel(context.Background())
 	s.stop = stop
 	s.stopped.Go(func() { s.worker.Run(ctx) })
+	if cfg.Compact {
+		s.stopped.Go(func() { compact.New(s.compaction, s.compaction.m, s.logger).Run(ctx) })
+	}
 	return s, nil
 }
 
@@ -489,7 +499,8 @@ func (s *Store) close() error {
 	if e := s.db.Close(); err == nil {
 		err = e
 	}
-	s.metrics.unregister() // twice is harmless
+	s.metrics.unregister()
+	s.compaction.m.unregister() // twice is harmless
 	if e := s.lock.Close(); err == nil && e != nil {
 		err = storage.E("close", storage.KindIO, "store "+s.cfg.Dir, e)
 	}

@@ -65,7 +65,7 @@ func (c *checker) find(at Position, format string, args ...any) {
 
 // walk walks over one segment, up to its seal or its end.
 func (c *checker) walk(s *scanSegment) error {
-	if !s.headerOK {
+	if !s.headerOK && s.header.no == 0 { // one of another number is whole: a power cut ended the recycling
 		c.find(PositionOf(s.no, 0), "the header of the segment is damaged; its records can be read without it")
 	}
 	for at := PositionOf(s.no, segmentHeaderBytes); int64(at.Offset())+recordHeaderBytes <= s.sizeBytes; {

@@ -79,6 +79,28 @@ func TestCheck(t *testing.T) {
 		}
 		flip(t, fs, at[key(2)][4]+c.offset)
 	}
+	// A file that was being recycled has its new name, and what it had before.
+	recycled := vfs.NewMem()
+	l := openLog(t, testConfig(recycled))
+	g, err := l.CreateGroup(key(1), 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := uint64(1); l.End().Segment() < 4; i++ {
+		mustWait(t, l, mustAppend(t, g, testEntry(i, 1, 3000)))
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := recycled.Remove("log/" + segmentName(2)); err != nil {
+		t.Fatal(err)
+	}
+	if err := recycled.Rename("log/"+segmentName(1), "log/"+segmentName(2)); err != nil {
+		t.Fatal(err)
+	}
+	if f := check(recycled); len(f) != 1 || !strings.Contains(f[0], "no valid record from here") {
+		t.Fatalf("recycling was cut short: %q", f)
+	}
 	if _, err := Check(fs, "log", storage.StoreID{8}, func(string) {}); !errors.Is(err, storage.ErrConflict) {
 		t.Fatalf("other store: %v", err)
 	}

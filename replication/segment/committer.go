@@ -141,6 +141,7 @@ func (c *committer) writeSegment(records []*record, mark Position) (op string, e
 	c.writer.Evict(s.file, c.cold)
 	c.l.metrics.write.Observe(written.Sub(start).Seconds())
 	c.l.metrics.sync.Observe(time.Since(written).Seconds())
+	c.l.noteBatch(time.Since(start))
 	return "", nil
 }
 

@@ -1,6 +1,7 @@
 package segment
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -98,18 +99,23 @@ func (l *Log) Segments() []SegmentInfo {
 func (l *Log) Space() (usedBytes, freeSegmentBytes int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	return l.usedBytes, l.freeBytes
+}
+
+// walkSpaceLocked is what Space counts, from all segments.
+func (l *Log) walkSpaceLocked() (used, free int64) {
 	for _, s := range l.segments {
 		switch {
 		case s.state != SegmentFree || s.claimed || s == l.current:
-			usedBytes += int64(s.capacity)
+			used += int64(s.capacity)
 		case s.ready:
-			freeSegmentBytes += int64(s.capacity)
+			free += int64(s.capacity)
 		}
 	}
 	for _, s := range l.recycled {
-		freeSegmentBytes += int64(s.capacity)
+		free += int64(s.capacity)
 	}
-	return usedBytes, freeSegmentBytes
+	return used, free
 }
 
 // Pin keeps the segment from being recycled until unpin is called. Calling unpin again does nothing. Pinning a
@@ -146,25 +152,12 @@ func (l *Log) Recycle(no SegmentNo, inUse func() bool) error {
 	if l.failure != nil {
 		return l.failure
 	}
-	s := l.segments[no]
-	refuse := func(why string) error {
-		return storage.E("recycle segment", storage.KindConflict, no.String(), fmt.Errorf("%s", why))
-	}
-	switch {
-	case s == nil:
-		return storage.E("recycle segment", storage.KindNotFound, no.String(), nil)
-	case s.state != SegmentSealed:
-		return refuse("it is not sealed")
-	case s.pins > 0 || s.reads > 0:
-		return refuse("it is being read")
-	}
-	for _, g := range l.groups {
-		if why := g.needsLocked(no); why != "" {
-			return refuse(fmt.Sprintf("group %s needs it: %s", g.key, why))
-		}
+	s, err := l.unneededLocked(no)
+	if err != nil {
+		return err
 	}
 	if inUse() {
-		return refuse("a table refers to it")
+		return storage.E("recycle segment", storage.KindConflict, no.String(), errors.New("a table refers to it"))
 	}
 	for _, g := range l.groups {
 		g.dropThroughLocked(no)
@@ -173,6 +166,8 @@ func (l *Log) Recycle(no SegmentNo, inUse func() bool) error {
 	// From here on its file belongs to the preparer: nobody else may close it to keep within MaxOpenFiles.
 	l.openLRU = slices.DeleteFunc(l.openLRU, func(o *segmentFile) bool { return o == s })
 	l.recycled = append(l.recycled, s)
+	l.usedBytes -= int64(s.capacity)
+	l.freeBytes += int64(s.capacity)
 	l.prepFull = false
 	l.prepare.Signal()
 	return nil

@@ -59,6 +59,8 @@ type Log struct {
 	stuck    bool                       // the committer finds no space for records
 	openLRU  []*segmentFile             // segments with an open file for reading, oldest use first
 
+	usedBytes, freeBytes int64 // of segments that hold records, and of those that are there and free; walkSpaceLocked says the same
+
 	notes       []note // ascending by position; notes[:notesFirst] are gone
 	notesFirst  int
 	notesActive bool // the committer runs callbacks just now
@@ -68,6 +70,8 @@ type Log struct {
 	lastAppend int64 // see now
 	closingDue bool  // the idle timer asks for a closing record
 	marked     Position
+
+	batches latencies // since SyncLatency was asked last
 
 	failure       error
 	closing       bool
@@ -281,6 +285,10 @@ func (l *Log) rollLocked(now int64) {
 	next := l.future[0]
 	l.future = l.future[1:]
 	next.claimed = true
+	l.usedBytes += int64(next.capacity)
+	if next.ready {
+		l.freeBytes -= int64(next.capacity)
+	}
 	// The seal never is the last record of a batch, because a record follows it before the lock is given up. So no
 	// durable position lies behind a seal, where recovery would find nothing.
 	l.placeLocked(&record{header: recordHeader{kind: kindSeal, index: uint64(next.no)}}, now)

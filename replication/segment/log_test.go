@@ -22,7 +22,14 @@ func openLog(t testing.TB, cfg Config) *Log {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = l.Close() })
+	t.Cleanup(func() {
+		_ = l.Close()
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if used, free := l.walkSpaceLocked(); l.failure == nil && (used != l.usedBytes || free != l.freeBytes) {
+			t.Errorf("%d bytes are said to be used and %d free, they are %d and %d", l.usedBytes, l.freeBytes, used, free)
+		}
+	})
 	return l
 }
 

@@ -50,6 +50,7 @@ func (l *Log) nextToPrepare() (s, old *segmentFile) {
 func (l *Log) takeRecycledLocked() (old *segmentFile) {
 	if len(l.recycled) > 0 {
 		old, l.recycled = l.recycled[0], l.recycled[1:]
+		l.freeBytes -= int64(old.capacity)
 	}
 	return old
 }
@@ -76,6 +77,9 @@ func (l *Log) prepareOne(s, old *segmentFile) {
 	if err == nil {
 		l.mu.Lock()
 		s.file, s.ready = f, true
+		if !s.claimed {
+			l.freeBytes += int64(s.capacity)
+		}
 		l.unready = l.unready[1:]
 		l.prepFull = false
 		l.committed.Signal()
@@ -122,6 +126,7 @@ func (l *Log) GiveBack(n int64) (given int64) {
 		}
 		s := l.recycled[last]
 		l.recycled = l.recycled[:last]
+		l.freeBytes -= int64(s.capacity)
 		l.mu.Unlock()     // nobody else knows it any more
 		_ = s.closeFile() // it is synced, and not needed
 		if err := l.cfg.FS.Remove(l.path(segmentName(s.no))); err != nil {
@@ -141,6 +146,7 @@ func (l *Log) keepRecycled(s *segmentFile, err error) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		l.recycled = append(l.recycled, s)
+		l.freeBytes += int64(s.capacity)
 	}
 }
 

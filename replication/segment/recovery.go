@@ -46,6 +46,7 @@ func Open(cfg Config) (*Log, error) {
 		l.preparing.Close()
 		return nil, openError(cfg.Dir, err)
 	}
+	l.usedBytes, l.freeBytes = l.walkSpaceLocked()
 	l.background.Add(2)
 	c := &committer{l: l}
 	go c.run()

@@ -13,6 +13,8 @@ type Index struct {
 	sets map[table.SetID]*Set
 	// held: from these segments on there may be blocks that no set counts yet.
 	held map[*segment.SegmentNo]struct{}
+
+	totals totals
 }
 
 // Add adds a set.
@@ -23,13 +25,17 @@ func (x *Index) Add(id table.SetID, set *Set) {
 		x.sets = map[table.SetID]*Set{}
 	}
 	x.sets[id] = set
+	set.join(&x.totals)
 }
 
 // Drop forgets a set that is gone, durably.
 func (x *Index) Drop(id table.SetID) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	delete(x.sets, id)
+	if set := x.sets[id]; set != nil {
+		set.leave()
+		delete(x.sets, id)
+	}
 }
 
 // HoldFrom has every segment from no on count as in use until release is called.

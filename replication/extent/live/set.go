@@ -16,6 +16,7 @@ type Set struct {
 	durable table.Counts // what Pebble holds
 	frozen  table.Counts // change from there to the frozen state, if there is one
 	pending table.Counts // change from there to now
+	totals  *totals      // of the Index that the set is in; nil: none
 }
 
 // NewSet returns the counts of a set of which the database holds durable.
@@ -24,13 +25,37 @@ func NewSet(durable table.Counts) *Set {
 }
 
 // Change notes what applying entries changed.
-func (l *Set) Change(d table.Counts) {
+func (l *Set) Change(d table.Counts) { l.change(d, true) }
+
+// Move notes what a change of places changed.
+func (l *Set) Move(d table.Counts) { l.change(d, false) }
+
+func (l *Set) change(d table.Counts, written bool) {
 	if len(d) == 0 {
 		return
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.pending.Add(d)
+	if l.totals != nil {
+		l.totals.add(d, 1, written)
+	}
+}
+
+// join makes the set count in totals.
+func (l *Set) join(t *totals) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.totals = t
+	t.add(l.nowLocked(), 1, false)
+}
+
+// leave is the opposite of join.
+func (l *Set) leave() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.totals.add(l.nowLocked(), -1, false)
+	l.totals = nil
 }
 
 // Freeze makes now the frozen state. There must be none.
@@ -83,6 +108,16 @@ func (l *Set) ChangeDurable(d table.Counts) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.durable.Add(d)
+	if l.totals != nil {
+		l.totals.add(d, 1, false)
+	}
+}
+
+// refersTo reports whether the present state refers to the segment.
+func (l *Set) refersTo(no segment.SegmentNo) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.durable[no].Refs+l.frozen[no].Refs+l.pending[no].Refs != 0
 }
 
 // InUse reports whether the durable, the frozen or the present state refers to the segment.
@@ -105,6 +140,10 @@ func (l *Set) Durable() table.Counts {
 func (l *Set) Now() table.Counts {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	return l.nowLocked()
+}
+
+func (l *Set) nowLocked() table.Counts {
 	n := maps.Clone(l.durable)
 	n.Add(l.frozen)
 	n.Add(l.pending)

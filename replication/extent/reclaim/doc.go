@@ -5,6 +5,5 @@
 // checkpoints, if they still are what the worker takes them for (Tables), and replicas (Replica). It keeps no state of its own
 // that a start would miss: what is to be purged is durable, and everything else is looked at again.
 //
-// It moves no block: a segment is given back when all in it is overwritten, discarded or deleted
-// (docs/adr/0033-workers-beside-the-store.md says how compaction joins).
+// It moves no block: a segment is given back when all in it is overwritten, discarded, deleted, or moved (package compact).
 package reclaim

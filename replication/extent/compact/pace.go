@@ -1,0 +1,148 @@
+package compact
+
+import (
+	"context"
+	"time"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/clock"
+)
+
+// Room says how full a disk is. Bytes, unless the name says something else.
+type Room struct {
+	Capacity, Free, Reserve int64
+	// Used is what segments take that hold records.
+	Used, SegmentBytes int64
+	// LiveBlocks live in them; WrittenBlocks were written since the start.
+	LiveBlocks, WrittenBlocks int64
+}
+
+// Garbage is what segments take beyond what their live blocks would, packed.
+func (r *Room) Garbage() int64 { return max(0, r.Used-PackedBytes(r.LiveBlocks, r.SegmentBytes)) }
+
+// share returns which part of the capacity is free above the reserve.
+func (r *Room) share() float64 { return float64(r.Free-r.Reserve) / float64(max(1, r.Capacity)) }
+
+const (
+	// beginShare and beginGarbage are when compaction begins: less of the capacity is free, or more of it is garbage.
+	beginShare, beginGarbage = 0.15, 0.30
+	// urgentShare is from where on clients may feel it: without it they would have to wait.
+	urgentShare = 0.03
+	// idleAfter is how long nothing is written before there is time for what is not urgent.
+	idleAfter = 5 * time.Second
+
+	paceEvery = time.Second
+	// leastBytes is what is copied in a second at least once it is to be done, and idleBytes while nobody writes.
+	leastBytes, idleBytes = 8 << 20, 32 << 20
+	leastBrake            = 1.0 / 16
+)
+
+// need says what is to be done now.
+type need uint8
+
+const (
+	nothing need = iota
+	idle         // what costs little, because nobody writes
+	due
+	urgent
+)
+
+// pace decides whether blocks are copied, and how fast. The worker's goroutine owns it.
+type pace struct {
+	room    func() Room
+	latency func() time.Duration // of syncs since it was asked last, see segment.Log.SyncLatency
+
+	looked  time.Time
+	now     Room
+	written int64     // blocks, at the last look
+	quiet   time.Time // since when nothing is written
+	clients float64   // bytes a second that clients write
+
+	rest  time.Duration // latency while nothing is copied, a moving average
+	brake float64       // part of the rate that clients leave us, leastBrake to 1
+	used  bool          // something was copied since the last look
+
+	tokens float64
+	use    float64 // of the present victims
+}
+
+// look brings everything up to date, once in paceEvery.
+func (p *pace) look(now time.Time) need {
+	passed := now.Sub(p.looked)
+	if p.looked.IsZero() {
+		p.brake, p.quiet, passed = 1, now, paceEvery
+		p.written = p.room().WrittenBlocks
+	} else if passed < paceEvery {
+		return p.need(now)
+	}
+	p.looked = now
+	p.now = p.room()
+	n := p.now.WrittenBlocks - p.written
+	p.written = p.now.WrittenBlocks
+	if n > 0 {
+		p.quiet = now
+	}
+	p.clients += (float64(n*storage.BlockSize)/passed.Seconds() - p.clients) / 2
+	p.feel(p.latency())
+	p.tokens = min(p.tokens+p.rate(now)*passed.Seconds(), p.rate(now)*paceEvery.Seconds())
+	return p.need(now)
+}
+
+// feel moves the brake: half as fast when syncs take half as long again as at rest, and a tenth of the rate more otherwise.
+func (p *pace) feel(latency time.Duration) {
+	switch {
+	case latency == 0:
+	case !p.used && p.rest == 0:
+		p.rest = latency
+	case !p.used:
+		p.rest += (latency - p.rest) / 8
+	case p.rest > 0 && latency > p.rest+p.rest/2:
+		p.brake = max(leastBrake, p.brake/2)
+		p.used = false
+		return
+	}
+	p.brake = min(1, p.brake+0.1)
+	p.used = false
+}
+
+func (p *pace) need(now time.Time) need {
+	switch share := p.now.share(); {
+	case share < urgentShare:
+		return urgent
+	case share < beginShare, float64(p.now.Garbage()) > beginGarbage*float64(p.now.Capacity):
+		return due
+	case now.Sub(p.quiet) >= idleAfter:
+		return idle
+	}
+	return nothing
+}
+
+// rate returns the bytes to be copied in a second. To keep up with clients, victims of which u lives are copied u/(1-u) times as fast
+// as clients write; the less room there is, the more is done ahead.
+func (p *pace) rate(now time.Time) float64 {
+	if p.need(now) == idle {
+		return idleBytes * p.brake
+	}
+	share := p.now.share()
+	ahead := 1 + (0.10-share)/0.05*3 // 1 at a tenth, 4 at half of that
+	if share > 0.10 {
+		ahead = max(0, (beginShare-share)/0.05)
+	}
+	keepUp := p.clients * p.use / (1 - min(p.use, MaxUse))
+	return max(leastBytes, keepUp*ahead) * p.brake
+}
+
+// wait returns when n bytes may be copied, at once if it is urgent.
+func (p *pace) wait(ctx context.Context, n int64) error {
+	p.used = true
+	for p.look(time.Now()) != urgent {
+		if p.tokens > 0 {
+			p.tokens -= float64(n)
+			return ctx.Err()
+		}
+		if err := clock.Sleep(ctx, paceEvery/4); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
+}

@@ -1,0 +1,117 @@
+package compact
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+const mib = 1 << 20
+
+// roomOf returns a disk of 1,000 MiB with so many free above a reserve of 10, and so much alive.
+func roomOf(free, liveBlocks int64) Room {
+	return Room{Capacity: 1000 * mib, Free: (free + 10) * mib, Reserve: 10 * mib, Used: (990 - free) * mib, SegmentBytes: mib, LiveBlocks: liveBlocks}
+}
+
+// TestNeed: what is free, and what is garbage, decide whether blocks are moved; while nobody writes there is always time.
+func TestNeed(t *testing.T) {
+	full := Capacity(mib)
+	for _, test := range []struct {
+		name string
+		room Room
+		want need
+	}{
+		{"plenty", roomOf(500, 400*full), nothing},
+		{"a third is garbage", roomOf(500, 150*full), due},
+		{"less than 15 % free", roomOf(149, 800*full), due},
+		{"less than 3 % free", roomOf(29, 800*full), urgent},
+		{"below the reserve", roomOf(-5, 900*full), urgent},
+	} {
+		now := time.Now()
+		written := int64(0)
+		p := pace{room: func() Room { r := test.room; r.WrittenBlocks = written; return r }, latency: func() time.Duration { return 0 }}
+		for range 8 {
+			written++
+			now = now.Add(time.Second)
+			if got := p.look(now); got != test.want {
+				t.Errorf("%s: %d, want %d", test.name, got, test.want)
+			}
+		}
+		now = now.Add(idleAfter)
+		if got := p.look(now); got != max(test.want, idle) {
+			t.Errorf("%s, nobody writes: %d, want %d", test.name, got, max(test.want, idle))
+		}
+	}
+}
+
+// TestRate: the less room there is, the more is moved for what clients write; slow syncs brake, and quick ones let go.
+func TestRate(t *testing.T) {
+	room, latency := roomOf(100, 700*Capacity(mib)), time.Millisecond
+	p := pace{room: func() Room { return room }, latency: func() time.Duration { return latency }}
+	now := time.Now()
+	look := func() float64 {
+		now = now.Add(time.Second)
+		room.WrittenBlocks += 100 * mib / 4096
+		p.look(now)
+		return p.rate(now) / mib
+	}
+	for range 20 {
+		look()
+	}
+	p.use = 0.5 // as much is moved as is written
+	for _, test := range []struct {
+		free int64
+		want float64
+	}{{149, 8}, {125, 50}, {100, 100}, {75, 250}, {50, 400}} {
+		room.Free = (test.free + 10) * mib
+		if got := look(); got < 0.97*test.want || got > 1.03*test.want {
+			t.Errorf("%d MiB free: %.0f MiB/s, want about %.0f", test.free, got, test.want)
+		}
+	}
+	latency = 2 * time.Millisecond
+	p.used = true
+	half := look()
+	for range 9 {
+		p.used = true
+		look()
+	}
+	if least := look(); half < 190 || half > 210 || least < 24 || least > 70 {
+		t.Errorf("syncs are slow: %.0f, then %.0f MiB/s", half, least)
+	}
+	latency = time.Millisecond
+	for range 12 {
+		p.used = true
+		look()
+	}
+	if p.brake != 1 {
+		t.Errorf("syncs are quick again: brake %v", p.brake)
+	}
+}
+
+// TestWait keeps the rate, and does not wait when it is urgent.
+func TestWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		room := roomOf(100, 700*Capacity(mib))
+		p := pace{room: func() Room { room.WrittenBlocks++; return room }, latency: func() time.Duration { return 0 }}
+		start := time.Now()
+		for range 100 {
+			if err := p.wait(t.Context(), mib); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if d := time.Since(start); d < 10*time.Second || d > 14*time.Second {
+			t.Errorf("100 MiB at 8 MiB/s took %v", d)
+		}
+		room.Free = 12 * mib
+		time.Sleep(paceEvery)
+		start = time.Now()
+		for range 100 {
+			if err := p.wait(t.Context(), mib); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if d := time.Since(start); d != 0 {
+			t.Errorf("it is urgent, and 100 MiB took %v", d)
+		}
+	})
+}

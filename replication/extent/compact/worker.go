@@ -1,0 +1,255 @@
+package compact
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/clock"
+	"github.com/storaged/storaged/replication/extent/live"
+	"github.com/storaged/storaged/replication/extent/table"
+	"github.com/storaged/storaged/replication/segment"
+)
+
+const (
+	// every is how often the disk is looked at.
+	every = time.Second / 4
+	// stubbornFor is for how long a segment is left alone from which not all could be moved.
+	stubbornFor = 10 * time.Minute
+	// refusedFor is the same for one that could not be recycled if it were empty.
+	refusedFor = 2 * time.Second
+	// sweepAt is how many stubborn segments are worth a pass over all tables.
+	sweepAt = 32
+
+	// maxEmptied bounds the victims that wait for checkpoints, emptiedFor how long they count.
+	maxEmptied = 8
+	emptiedFor = 2 * time.Minute
+
+	// batchBlocks are copied before the log is waited for.
+	batchBlocks = 256
+)
+
+// Block is a live block that lies in a victim.
+type Block struct {
+	Group segment.GroupKey
+	Set   table.SetID
+	Page  table.PageKey
+	At    int           // which entry of the page
+	Epoch storage.Epoch // of a version that has it there
+	From  table.Entry
+}
+
+// ErrUnreadable is in the error of a block, or of a segment, that the disk does not give back as it was written.
+var ErrUnreadable = errors.New("it cannot be read")
+
+// Disk is the disk as far as compaction goes.
+type Disk interface {
+	Room() Room
+	// Segments calls fn with every segment that a table refers to at present, and how much lives in it.
+	Segments(fn func(no segment.SegmentNo, s live.Segment))
+	// MayEmpty returns nil if a segment could be recycled once its blocks are moved and checkpointed, and they may be moved.
+	MayEmpty(no segment.SegmentNo) error
+	// References returns how many entries refer to a segment at present.
+	References(no segment.SegmentNo) int64
+	// Find returns the blocks of a segment that tables refer to and that the segment's records lead to, in the order of tables.
+	Find(no segment.SegmentNo) ([]Block, error)
+	// Sweep calls fn with blocks of these segments that tables refer to, whatever the records say.
+	Sweep(ctx context.Context, nos map[segment.SegmentNo]struct{}, fn func([]Block) error) error
+	// Move copies blocks and makes the tables refer to the copies, as far as they still refer to the blocks. At ErrUnreadable the blocks
+	// before the one that cannot be read are moved.
+	Move(ctx context.Context, blocks []Block) error
+	// Checkpoint asks for checkpoints of the replicas soon.
+	Checkpoint(groups map[segment.GroupKey]struct{})
+	// SyncLatency says how long syncs of the log took since it was asked last.
+	SyncLatency() time.Duration
+	// Trim gives free segments that are not needed soon back to the file system, a few at a time.
+	Trim()
+}
+
+// Metrics is told what was done. All methods must return at once.
+type Metrics interface {
+	Victim()
+	Skipped()
+	Damaged()
+}
+
+// Worker compacts a disk.
+type Worker struct {
+	disk    Disk
+	metrics Metrics
+	logger  *slog.Logger
+	pace    pace
+
+	// left are segments that are left alone until then, and why; emptied are victims that wait for a checkpoint, and since when.
+	left    map[segment.SegmentNo]leave
+	emptied map[segment.SegmentNo]time.Time
+	told    map[segment.SegmentNo]struct{} // segments with a bad block that were reported
+}
+
+type leave struct {
+	until    time.Time
+	stubborn bool // something in it was not found, or not moved
+}
+
+// New returns a worker that waits for Run.
+func New(d Disk, m Metrics, logger *slog.Logger) *Worker {
+	return &Worker{disk: d, metrics: m, logger: logger, pace: pace{room: d.Room, latency: d.SyncLatency},
+		left: map[segment.SegmentNo]leave{}, emptied: map[segment.SegmentNo]time.Time{}, told: map[segment.SegmentNo]struct{}{}}
+}
+
+// Run works until ctx is done.
+func (w *Worker) Run(ctx context.Context) {
+	tick := clock.NewTimer(every)
+	defer tick.Stop()
+	trimmed := time.Now()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			for w.step(ctx, now) && ctx.Err() == nil {
+				now = time.Now()
+			}
+			if now.Sub(trimmed) >= time.Second {
+				trimmed = now
+				w.disk.Trim()
+			}
+			tick.Again()
+		}
+	}
+}
+
+// step empties one segment, if that is to be done and possible; false if there is nothing more to do now.
+func (w *Worker) step(ctx context.Context, now time.Time) bool {
+	need := w.pace.look(now)
+	if need == nothing || !w.mayBegin(now) {
+		return false
+	}
+	no, live, ok := w.victim(now, need)
+	if !ok {
+		return need == urgent && w.sweep(ctx, now, 1) || w.sweep(ctx, now, sweepAt)
+	}
+	w.pace.use = float64(live) / float64(Capacity(w.pace.now.SegmentBytes))
+	return w.empty(ctx, no)
+}
+
+// mayBegin reports whether there is room for the copies of a round, and not too much waits for checkpoints.
+func (w *Worker) mayBegin(now time.Time) bool {
+	for no, since := range w.emptied {
+		if now.Sub(since) >= emptiedFor || errors.Is(w.disk.MayEmpty(no), storage.ErrNotFound) {
+			delete(w.emptied, no)
+		}
+	}
+	// I1 and no deadlock: copies never take the last room, which the log needs for what it has promised to take.
+	return len(w.emptied) < maxEmptied && w.pace.now.Free >= 3*w.pace.now.SegmentBytes
+}
+
+// victim chooses the segment to be emptied.
+func (w *Worker) victim(now time.Time, need need) (no segment.SegmentNo, live int64, ok bool) {
+	for no, l := range w.left {
+		if !now.Before(l.until) {
+			delete(w.left, no)
+		}
+	}
+	c := w.candidates(need)
+	for _, s := range c.best {
+		if w.disk.MayEmpty(s.No) == nil {
+			return s.No, s.Live, true
+		}
+		w.left[s.No] = leave{until: now.Add(refusedFor)}
+	}
+	return 0, 0, false
+}
+
+func (w *Worker) candidates(need need) choice {
+	c := choice{capacity: Capacity(w.pace.now.SegmentBytes), maxUse: MaxUse}
+	if need == idle {
+		c.maxUse = idleUse
+	}
+	w.disk.Segments(func(no segment.SegmentNo, s live.Segment) {
+		if _, left := w.left[no]; !left && s.Refs > 0 {
+			c.offer(Candidate{no, s.Own, s.Gap})
+		}
+	})
+	return c
+}
+
+// empty moves what lives in a segment.
+func (w *Worker) empty(ctx context.Context, no segment.SegmentNo) bool {
+	w.metrics.Victim()
+	blocks, err := w.disk.Find(no)
+	groups := map[segment.GroupKey]struct{}{}
+	if err == nil {
+		err = w.move(ctx, blocks, groups)
+	}
+	w.disk.Checkpoint(groups)
+	if ctx.Err() != nil {
+		return false
+	}
+	w.settle(no, time.Now(), err)
+	return err == nil || errors.Is(err, ErrUnreadable)
+}
+
+// move moves blocks at the pace, and notes whose they are.
+func (w *Worker) move(ctx context.Context, blocks []Block, groups map[segment.GroupKey]struct{}) error {
+	for len(blocks) > 0 {
+		n := min(len(blocks), batchBlocks)
+		if err := w.pace.wait(ctx, int64(n)*copyBytes); err != nil {
+			return err
+		}
+		for _, b := range blocks[:n] {
+			groups[b.Group] = struct{}{}
+		}
+		if err := w.disk.Move(ctx, blocks[:n]); err != nil {
+			return err
+		}
+		blocks = blocks[n:]
+	}
+	return nil
+}
+
+// settle notes what became of a victim.
+func (w *Worker) settle(no segment.SegmentNo, now time.Time, err error) {
+	if w.disk.References(no) == 0 {
+		w.emptied[no] = now
+		delete(w.left, no)
+		return
+	}
+	w.metrics.Skipped()
+	w.left[no] = leave{until: now.Add(stubbornFor), stubborn: err == nil}
+	if errors.Is(err, ErrUnreadable) {
+		w.metrics.Damaged()
+		if _, told := w.told[no]; !told {
+			w.told[no] = struct{}{}
+			w.logger.Error("a block cannot be read: its segment is not given back", "segment", no, "error", err)
+		}
+	} else if err != nil {
+		w.left[no] = leave{until: now.Add(refusedFor)}
+	}
+}
+
+// sweep goes over all tables to find what the records of stubborn segments do not lead to, if there are at least so many.
+func (w *Worker) sweep(ctx context.Context, now time.Time, least int) bool {
+	nos := map[segment.SegmentNo]struct{}{}
+	for no, l := range w.left {
+		if l.stubborn && w.disk.MayEmpty(no) == nil {
+			nos[no] = struct{}{}
+		}
+	}
+	if len(nos) < least {
+		return false
+	}
+	groups := map[segment.GroupKey]struct{}{}
+	err := w.disk.Sweep(ctx, nos, func(blocks []Block) error { return w.move(ctx, blocks, groups) })
+	w.disk.Checkpoint(groups)
+	for no := range nos {
+		w.settle(no, now, err)
+		if l, left := w.left[no]; left {
+			l.stubborn = false // once is enough until its time is over
+			w.left[no] = l
+		}
+	}
+	return false
+}

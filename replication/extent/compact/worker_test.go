@@ -1,0 +1,186 @@
+package compact
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/extent/live"
+	"github.com/storaged/storaged/replication/extent/table"
+	"github.com/storaged/storaged/replication/segment"
+)
+
+// fakeDisk is a disk of segments in memory. Moved blocks go nowhere. It is used by one goroutine at a time.
+type fakeDisk struct {
+	room     Room
+	segments map[segment.SegmentNo]*fakeSegment
+	moved    []segment.SegmentNo // of each batch
+	asked    int                 // for checkpoints
+	finds    []segment.SegmentNo
+	sweeps   int
+	trims    int
+	said     bytes.Buffer
+
+	victims, skipped, damaged int
+}
+
+type fakeSegment struct {
+	live   int64
+	hidden int64 // of those, the records do not lead to
+	needed bool
+	bad    bool // the first block cannot be read
+	gone   bool // recycled
+}
+
+func (d *fakeDisk) Room() Room { d.room.WrittenBlocks++; return d.room }
+
+func (d *fakeDisk) Segments(fn func(segment.SegmentNo, live.Segment)) {
+	for no, s := range d.segments {
+		if s.live > 0 {
+			fn(no, live.Segment{Count: table.Count{Refs: s.live, Own: s.live}})
+		}
+	}
+}
+
+func (d *fakeDisk) MayEmpty(no segment.SegmentNo) error {
+	switch s := d.segments[no]; {
+	case s == nil || s.gone:
+		return storage.E("compact", storage.KindNotFound, "", nil)
+	case s.needed:
+		return storage.E("compact", storage.KindConflict, "", nil)
+	}
+	return nil
+}
+
+func (d *fakeDisk) References(no segment.SegmentNo) int64 { return d.segments[no].live }
+
+func (d *fakeDisk) blocks(no segment.SegmentNo, n int64) (blocks []Block) {
+	for range n {
+		blocks = append(blocks, Block{Group: segment.GroupKey{Group: 1}, From: table.Entry{Segment: no}})
+	}
+	return blocks
+}
+
+func (d *fakeDisk) Find(no segment.SegmentNo) ([]Block, error) {
+	d.finds = append(d.finds, no)
+	return d.blocks(no, d.segments[no].live-d.segments[no].hidden), nil
+}
+
+func (d *fakeDisk) Sweep(_ context.Context, nos map[segment.SegmentNo]struct{}, fn func([]Block) error) error {
+	d.sweeps++
+	for no := range nos {
+		d.segments[no].hidden = 0
+		if err := fn(d.blocks(no, d.segments[no].live)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *fakeDisk) Move(_ context.Context, blocks []Block) error {
+	for _, b := range blocks {
+		s := d.segments[b.From.Segment]
+		if s.bad {
+			return fmt.Errorf("%w: %w", ErrUnreadable, storage.ErrCorrupt)
+		}
+		s.live--
+	}
+	d.moved = append(d.moved, blocks[0].From.Segment)
+	return nil
+}
+
+func (d *fakeDisk) Checkpoint(groups map[segment.GroupKey]struct{}) { d.asked += len(groups) }
+func (d *fakeDisk) SyncLatency() time.Duration                      { return 0 }
+func (d *fakeDisk) Trim()                                           { d.trims++ }
+func (d *fakeDisk) Victim()                                         { d.victims++ }
+func (d *fakeDisk) Skipped()                                        { d.skipped++ }
+func (d *fakeDisk) Damaged()                                        { d.damaged++ }
+
+func newFakeDisk(n int, live int64) *fakeDisk {
+	d := &fakeDisk{room: roomOf(100, 700*Capacity(mib)), segments: map[segment.SegmentNo]*fakeSegment{}}
+	for i := range n {
+		d.segments[segment.SegmentNo(i+1)] = &fakeSegment{live: live}
+	}
+	return d
+}
+
+// run runs a worker on the disk for some time.
+func (d *fakeDisk) run(t *testing.T, times ...time.Duration) {
+	ctx, stop := context.WithCancel(t.Context())
+	w := New(d, d, slog.New(slog.NewTextHandler(&d.said, nil)))
+	done := make(chan struct{})
+	go func() { defer close(done); w.Run(ctx) }()
+	for _, d := range times {
+		time.Sleep(d)
+		synctest.Wait()
+	}
+	stop()
+	<-done
+}
+
+// TestWorker moves what lives in the emptiest segments, leaves those alone that the log needs, and those that are full; it waits for
+// checkpoints when too many victims do.
+func TestWorker(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newFakeDisk(12, 100)
+		d.segments[3].live, d.segments[5].needed, d.segments[7].live = 20, true, Capacity(mib)
+		d.run(t, 2*time.Second)
+		if want := []segment.SegmentNo{3, 1, 2, 4, 6, 8, 9, 10}; !slices.Equal(d.finds, want) {
+			t.Errorf("emptied %v, want %v", d.finds, want)
+		}
+		if d.asked != maxEmptied || d.victims != maxEmptied || d.skipped != 0 || d.trims < 1 {
+			t.Errorf("%d checkpoints asked for, %d victims, %d skipped, %d trims", d.asked, d.victims, d.skipped, d.trims)
+		}
+		for _, no := range d.finds {
+			d.segments[no].gone = true
+		}
+		d.segments[5].needed = false
+		d.run(t, 4*time.Second)
+		if d.segments[5].live+d.segments[11].live+d.segments[12].live != 0 || d.segments[7].live != Capacity(mib) {
+			t.Errorf("emptied %v", d.finds)
+		}
+	})
+}
+
+// TestWorkerHasNothingToDo while there is room, and does nothing while there is none for the copies.
+func TestWorkerHasNothingToDo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newFakeDisk(9, 10)
+		d.room = roomOf(500, 400*Capacity(mib))
+		d.run(t, time.Minute)
+		d.room = roomOf(-8, 400*Capacity(mib))
+		d.run(t, time.Minute)
+		if len(d.finds) != 0 {
+			t.Errorf("emptied %v", d.finds)
+		}
+	})
+}
+
+// TestWorkerIsStubborn: what the records do not lead to is looked for in all tables, once many segments have some of it or room is
+// short; a segment with a block that cannot be read is left, and that is said once.
+func TestWorkerIsStubborn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newFakeDisk(3, 10)
+		d.segments[1].hidden, d.segments[2].bad = 4, true
+		d.run(t, time.Minute)
+		if d.segments[1].live != 4 || d.segments[2].live != 10 || d.sweeps != 0 {
+			t.Errorf("%d and %d left, %d sweeps", d.segments[1].live, d.segments[2].live, d.sweeps)
+		}
+		d.segments[1].live = 10
+		d.room = roomOf(20, 700*Capacity(mib)) // urgent
+		d.run(t, 2*stubbornFor+time.Minute)
+		if d.segments[1].live != 0 || d.sweeps != 1 || d.segments[2].live != 10 {
+			t.Errorf("%d and %d left, %d sweeps", d.segments[1].live, d.segments[2].live, d.sweeps)
+		}
+		if n := strings.Count(d.said.String(), "not given back"); d.damaged != 4 || n != 2 { // once by each worker
+			t.Errorf("%d damaged, said %d times: %s", d.damaged, n, d.said.String())
+		}
+	})
+}

@@ -1,0 +1,351 @@
+package extent
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/extent/compact"
+	"github.com/storaged/storaged/replication/extent/live"
+	"github.com/storaged/storaged/replication/extent/table"
+	"github.com/storaged/storaged/replication/op"
+	"github.com/storaged/storaged/replication/segment"
+)
+
+const (
+	// unsavedFor is how long a replica may have moved blocks that no checkpoint has taken. After that it counts as one that writes
+	// none, and its blocks are left alone.
+	unsavedFor = time.Minute
+	// roomPatience bounds the wait for checkpoints before blocks are moved.
+	roomPatience = 5 * time.Second
+	// sweepPages are looked at in one scan of a sweep.
+	sweepPages = 256
+	// maxCopyBlocks go into one record at most.
+	maxCopyBlocks = 64
+	// trimSegments are given back at most each time.
+	trimSegments = 4
+)
+
+// compaction is what compact.Worker sees of a store.
+type compaction struct {
+	*Store
+	m *compactionMetrics
+}
+
+func (c compaction) Room() compact.Room {
+	space := c.Space()
+	used, _ := c.log.Space()
+	alive, written := c.live.Blocks()
+	return compact.Room{Capacity: space.CapacityBytes, Free: space.FreeBytes, Reserve: space.ReserveBytes, Used: used,
+		SegmentBytes: c.cfg.SegmentBytes, LiveBlocks: alive, WrittenBlocks: written}
+}
+
+func (c compaction) Segments(fn func(segment.SegmentNo, live.Segment)) { c.live.Segments(fn) }
+
+func (c compaction) References(no segment.SegmentNo) int64 { return c.live.References(no) }
+
+func (c compaction) SyncLatency() time.Duration { return c.log.SyncLatency() }
+
+func (c compaction) Checkpoint(groups map[segment.GroupKey]struct{}) {
+	for key := range groups {
+		if g := c.Group(key); g != nil {
+			g.RequestCheckpoint()
+		}
+	}
+}
+
+// Trim keeps what the reserve and the segments that are written ahead take, and some for a burst.
+func (c compaction) Trim() {
+	keep := c.Space().ReserveBytes + 4*int64(c.cfg.Segment.FreeSegments)*c.cfg.SegmentBytes
+	if _, free := c.log.Space(); free > keep {
+		c.m.trimmed.Add(float64(c.log.GiveBack(min(free-keep, trimSegments*c.cfg.SegmentBytes))) / float64(c.cfg.SegmentBytes))
+	}
+}
+
+func (c compaction) MayEmpty(no segment.SegmentNo) error {
+	if err := c.Failed(); err != nil {
+		return err
+	}
+	if _, err := c.log.Sealed(no); err != nil {
+		return err
+	}
+	for _, id := range c.live.ReferredBy(no) {
+		if g := (purges{c.Store}).replicaOf(id); g == nil || !g.mayMove() {
+			return storage.E("compact", storage.KindConflict, "segment "+no.String(), errors.New("a pull, or a replica that writes no checkpoints, has blocks there"))
+		}
+	}
+	return nil
+}
+
+// mayMove reports whether blocks of the replica may be moved: checkpoints are written of it.
+func (g *Group) mayMove() bool {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	return !g.removed && g.damage == nil && (g.movedAt.IsZero() || time.Since(g.movedAt) < unsavedFor)
+}
+
+// pageOf is a page of a replica's tables.
+type pageOf struct {
+	g   *Group
+	key table.PageKey
+}
+
+func comparePages(a, b pageOf) int {
+	return cmp.Or(compareKeys(a.g.key, b.g.key), cmp.Compare(a.key.Volume, b.key.Volume), cmp.Compare(a.key.Extent, b.key.Extent),
+		cmp.Compare(a.key.Page, b.key.Page))
+}
+
+// Find takes from the records only of which pages there are blocks: where these lie, the pages say.
+func (c compaction) Find(no segment.SegmentNo) (blocks []compact.Block, err error) {
+	replicas := map[storage.GroupID][]*Group{}
+	for _, key := range c.Groups() {
+		if g := c.Group(key); g != nil {
+			replicas[key.Group] = append(replicas[key.Group], g)
+		}
+	}
+	found := map[pageOf]struct{}{}
+	err = c.log.ReadSealed(no, func(r segment.SealedRecord) error {
+		v, x, first, n := blocksOf(&r)
+		for b := first - first%table.BlocksPerPage; b < first+n; b += table.BlocksPerPage {
+			for _, g := range replicas[r.Group] {
+				found[pageOf{g, table.PageKey{Volume: v, Extent: x, Page: uint8(b / table.BlocksPerPage)}}] = struct{}{}
+			}
+		}
+		return nil
+	})
+	if storage.KindOf(err) == storage.KindIO {
+		err = fmt.Errorf("%w: %w", compact.ErrUnreadable, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	pages := make([]pageOf, 0, len(found))
+	for p := range found {
+		pages = append(pages, p)
+	}
+	slices.SortFunc(pages, comparePages)
+	for _, p := range pages {
+		in, err := p.g.blocksIn(p.key, map[segment.SegmentNo]struct{}{no: {}})
+		if err != nil {
+			return nil, err
+		}
+		blocks = append(blocks, in...)
+	}
+	return blocks, nil
+}
+
+// blocksOf returns which blocks a record has; none if it has no blocks.
+func blocksOf(r *segment.SealedRecord) (v storage.VolumeID, x storage.ExtentIndex, first, n int) {
+	if r.Head == nil {
+		h := &r.Header
+		first, n = int(h.FirstBlock), r.Bytes/storage.BlockSize
+		if first+n > storage.BlocksPerExtent {
+			return 0, 0, 0, 0
+		}
+		return h.Volume, h.Extent, first, n
+	}
+	o, _, err := op.DecodeHeader(r.Head)
+	if err != nil || o.Kind != op.Write { // not everything in a group's log is an operation
+		return 0, 0, 0, 0
+	}
+	first, n = o.Blocks()
+	return o.Volume, o.Extent, first, n
+}
+
+// blocksIn returns the blocks of a page, in any version, that lie in one of the segments; each place once, in the order of blocks.
+func (g *Group) blocksIn(k table.PageKey, nos map[segment.SegmentNo]struct{}) (blocks []compact.Block, err error) {
+	for {
+		g.mu.RLock()
+		set, persists := g.set.id, g.cache.persists
+		g.mu.RUnlock()
+		stored, err := g.loadAll(set, k)
+		if err != nil {
+			return nil, err
+		}
+		g.mu.RLock()
+		if g.set.id != set || g.cache.persists != persists {
+			g.mu.RUnlock()
+			continue
+		}
+		versions, err := g.cache.versions(k, stored)
+		for _, p := range versions {
+			for at, e := range p.Entries {
+				if _, in := nos[e.Segment]; in {
+					blocks = append(blocks, compact.Block{Group: g.key, Set: set, Page: k, At: at, Epoch: p.Epoch, From: e})
+				}
+			}
+		}
+		g.mu.RUnlock()
+		slices.SortStableFunc(blocks, func(a, b compact.Block) int {
+			return cmp.Or(cmp.Compare(a.At, b.At), cmp.Compare(a.From.Position(), b.From.Position()))
+		})
+		return slices.CompactFunc(blocks, func(a, b compact.Block) bool { return a.At == b.At && a.From == b.From }), err
+	}
+}
+
+// Sweep looks at the pages that Pebble holds. What is in memory only is found once it is stored.
+func (c compaction) Sweep(ctx context.Context, nos map[segment.SegmentNo]struct{}, fn func([]compact.Block) error) error {
+	for _, key := range c.Groups() {
+		g := c.Group(key)
+		if g == nil {
+			continue
+		}
+		g.mu.RLock()
+		set := g.set.id
+		g.mu.RUnlock()
+		prefix := table.SetPrefix(table.KeyPage, set)
+		for from := prefix; from != nil; {
+			keys, next, err := c.pagesIn(from, table.AfterPrefix(prefix), nos)
+			if err != nil {
+				return err
+			}
+			from = next
+			for _, k := range keys {
+				blocks, err := g.blocksIn(k, nos)
+				if err == nil && len(blocks) > 0 {
+					err = fn(blocks)
+				}
+				if err == nil {
+					err = ctx.Err()
+				}
+				if err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// pagesIn returns which of the next pages in Pebble store an entry that lies in one of the segments, and where to go on; nil at the end.
+func (c compaction) pagesIn(from, to []byte, nos map[segment.SegmentNo]struct{}) (keys []table.PageKey, next []byte, err error) {
+	n := 0
+	err = c.db.Scan(from, to, func(k, v []byte) (bool, error) {
+		if n++; n > sweepPages {
+			next = slices.Clone(k)
+			return false, nil
+		}
+		var p table.Page
+		if err := p.Decode(k, v); err != nil {
+			return false, err
+		}
+		_, version, _ := table.ParsePageKey(k)
+		if m := len(keys); m > 0 && keys[m-1] == version.PageKey {
+			return true, nil
+		}
+		for _, e := range p.Entries {
+			if _, in := nos[e.Segment]; in {
+				keys = append(keys, version.PageKey)
+				break
+			}
+		}
+		return true, nil
+	})
+	return keys, next, err
+}
+
+// tablesOf names the tables of a replica.
+type tablesOf struct {
+	key segment.GroupKey
+	set table.SetID
+}
+
+func (c compaction) Move(ctx context.Context, blocks []compact.Block) error {
+	if err := c.roomFor(ctx, blocks); err != nil {
+		return err
+	}
+	// I1: from before a block is in a segment until it is counted, the segment is not recycled.
+	defer c.live.HoldFrom(c.log.Durable().Segment())()
+	moves := map[tablesOf][]Move{}
+	end, unread, err := c.copyBlocks(blocks, moves)
+	if err != nil {
+		return err
+	}
+	// I1: a checkpoint waits for its entries only, and a copy lies behind them. Without this wait it could name what a power cut takes.
+	if err := c.log.Wait(ctx, end); err != nil {
+		return err
+	}
+	for t, ms := range moves {
+		if g := c.Group(t.key); g != nil {
+			n, err := g.Repoint(t.set, ms)
+			c.m.moved.Add(float64(n))
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return unread
+}
+
+// roomFor returns when pages of so many blocks may be changed: they are in memory until a checkpoint.
+func (c compaction) roomFor(ctx context.Context, blocks []compact.Block) error {
+	if !c.Crowded() {
+		return nil
+	}
+	groups := map[segment.GroupKey]struct{}{}
+	for _, b := range blocks {
+		groups[b.Group] = struct{}{}
+	}
+	c.Checkpoint(groups)
+	ctx, cancel := context.WithTimeout(ctx, roomPatience)
+	defer cancel()
+	return c.AwaitRoom(ctx)
+}
+
+// copyBlocks appends copies to the log and notes where they are. It stops at a block that cannot be read: unread says why.
+func (c compaction) copyBlocks(blocks []compact.Block, moves map[tablesOf][]Move) (end segment.Position, unread, err error) {
+	for len(blocks) > 0 && unread == nil {
+		var n int
+		var payload []byte
+		if n, payload, unread = c.readRun(blocks); n == 0 {
+			break
+		}
+		first := &blocks[0]
+		h := segment.DataHeader{Group: first.Group.Group, Volume: first.Page.Volume, Extent: first.Page.Extent, Epoch: first.Epoch, FirstBlock: uint16(blockNo(first))}
+		var data segment.Position
+		if data, end, err = c.log.AppendData(h, payload); err != nil {
+			return 0, nil, err
+		}
+		c.m.copied.Add(float64(len(payload)))
+		for i, b := range blocks[:n] {
+			t := tablesOf{b.Group, b.Set}
+			moves[t] = append(moves[t], Move{b.Page, b.At, b.From, data + segment.Position(i*storage.BlockSize)})
+		}
+		blocks = blocks[n:]
+	}
+	return end, unread, nil
+}
+
+func blockNo(b *compact.Block) int { return int(b.Page.Page)*table.BlocksPerPage + b.At }
+
+// readRun reads the first blocks that follow each other in an extent: what one record may hold.
+func (c compaction) readRun(blocks []compact.Block) (n int, payload []byte, err error) {
+	first := &blocks[0]
+	for n = 1; n < min(len(blocks), c.blocksPerRecord(), maxCopyBlocks); n++ {
+		b := &blocks[n]
+		if b.Group != first.Group || b.Set != first.Set || b.Page.ID() != first.Page.ID() || blockNo(b) != blockNo(first)+n {
+			break
+		}
+	}
+	payload = make([]byte, n*storage.BlockSize)
+	for i := range n {
+		b, part := &blocks[i], payload[i*storage.BlockSize:][:storage.BlockSize]
+		err := c.log.ReadAt(b.From.Position(), part)
+		// I5: damage is not copied under a new checksum, nor does the last trace of it go.
+		if err == nil && op.Sum(part) != b.From.Sum {
+			c.metrics.corrupt.Inc()
+			err = storage.E("compact", storage.KindCorrupt, b.From.Position().String(), errors.New("checksum mismatch"))
+		}
+		if k := storage.KindOf(err); k == storage.KindIO || k == storage.KindCorrupt {
+			err = fmt.Errorf("%w: %w", compact.ErrUnreadable, err)
+		}
+		if err != nil {
+			return i, payload[:i*storage.BlockSize], err
+		}
+	}
+	return n, payload, nil
+}
