@@ -35,7 +35,7 @@ func newPullSource(t *testing.T, format int) *pullSource {
 func (s *pullSource) goOn(epochs int) {
 	for range epochs {
 		for range 1 + s.rng.IntN(3) {
-			x, first, n := storage.ExtentIndex(s.rng.IntN(2)), 50+s.rng.IntN(20), 1+s.rng.IntN(6)
+			x, first, n := storage.ExtentIndex(s.rng.IntN(2)), 50+6*s.rng.IntN(3), 1+s.rng.IntN(6)
 			q := s.write(x, uint32(first)*storage.BlockSize, blocks(s.rng.Uint64N(3), n)) // often what is there: it lies elsewhere
 			if s.rng.IntN(4) == 0 {
 				q = request{o: op.Op{Kind: op.Clear, Volume: 1, Extent: x, Offset: q.o.Offset, Length: q.o.Length, Session: 1, Seq: s.seq, Generation: 1}}
