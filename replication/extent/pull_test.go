@@ -201,3 +201,48 @@ func TestVersionsArePulledInOrder(t *testing.T) {
 	}
 	st.Abort()
 }
+
+// A table that is kept, and finds no room to be written, is kept when it is offered again, and counted once.
+//
+// Guards I6, in staging.go: storeLocked counts what it has written. Counted before, it failed.
+func TestKeptTableIsCountedOnce(t *testing.T) {
+	src, dst := newPullSource(t, storedir.PagesByEpoch), newSide(t, storedir.PagesByEpoch)
+	defer func() { _ = dst.s.Close() }()
+	do := func(q request) {
+		t.Helper()
+		src.ok(q)
+		src.m.apply(q, 1)
+	}
+	do(src.write(0, 0, blocks(1, 4)))
+	do(src.write(1, 0, blocks(2, 4)))
+	src.checkpoint()
+	src.into(t, dst)
+	do(src.clear(1, 0, storage.BlockSize))
+	src.checkpoint()
+	man, err := src.g.OpenManifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer man.Close()
+	st, err := dst.s.Stage(testKey, header(t, man))
+	if err != nil {
+		t.Fatal(err)
+	}
+	refs, err := man.Extents(table.Ref{}, 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dst.s.cfg.CapacityBytes = 1
+	if _, err := st.Want(refs); !errors.Is(err, storage.ErrNoSpace) {
+		t.Fatalf("without room: %v", err)
+	}
+	dst.s.cfg.CapacityBytes = 0
+	pull(t, man, st)
+	id, err := st.Commit(context.Background())
+	if err == nil {
+		err = dst.g.Install(id)
+	}
+	if err = errors.Join(err, checkLive(dst.g), src.m.compare(dst.g, 2, 8)); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -368,7 +368,6 @@ func (st *Staging) storeLocked(t, older *table.Version, counted table.Counts) er
 			counts.Count(p, 1)
 		}
 	}
-	st.set.live.Change(counts)
 	if st.makesRoom { // others are above the reserve, or stop there with their blocks
 		var n int64
 		for _, p := range t.Pages {
@@ -380,7 +379,7 @@ func (st *Staging) storeLocked(t, older *table.Version, counted table.Counts) er
 			return err
 		}
 	}
-	return st.s.db.CommitNoSync(func(b *tabledb.Batch) {
+	err := st.s.db.CommitNoSync(func(b *tabledb.Batch) {
 		w := pageWriter{b: b, set: st.set.id, byEpoch: byEpoch}
 		for i, p := range t.Pages {
 			if p != nil {
@@ -388,6 +387,10 @@ func (st *Staging) storeLocked(t, older *table.Version, counted table.Counts) er
 			}
 		}
 	})
+	if err == nil { // what found no room is tried again, and counted once; its segments are pinned, or counted for older versions
+		st.set.live.Change(counts)
+	}
+	return err
 }
 
 // Commit makes the staging durable and ready for Install, under the id it returns. KindConflict if something is
