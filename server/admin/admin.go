@@ -71,12 +71,14 @@ func (c *Cluster) CreateVolume(ctx context.Context, nv api.NewVolume) (api.Volum
 	return status.Volume(*r.Volume, nil, nil), nil
 }
 
-// provisionPercent is the limit that a request is held to; 0: none.
-func (c *Cluster) provisionPercent(overcommit bool) int {
-	if overcommit {
-		return 0
-	}
-	return c.ProvisionLimit
+// provisionPercent is the limit that a request is held to; 0: none. While nodes may not know the limit, nothing is held to it.
+func (c *Cluster) provisionPercent(overcommit bool) (percent int) {
+	c.Catalog.View(func(s *catalog.State) {
+		if !overcommit && s.InForce() >= catalog.ProvisionVersion {
+			percent = c.ProvisionLimit
+		}
+	})
+	return percent
 }
 
 // readyGroups counts the groups that a volume may be striped over. This node's copy may be old: only when it has fewer than are

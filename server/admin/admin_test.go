@@ -145,6 +145,26 @@ func TestProvisionLimit(t *testing.T) {
 	}
 }
 
+// TestBeforeTheUpgradeIsFinished: volumes are made and grown while some nodes may not know the limits of what is provisioned. Nothing
+// is held to the limits then (tried: without the look at the version in force both are refused).
+func TestBeforeTheUpgradeIsFinished(t *testing.T) {
+	state := catalogtest.New(t)
+	state.ClusterIn(0, 2)
+	c := over(state)
+	c.ProvisionLimit = 100
+	if _, err := c.CreateVolume(t.Context(), api.NewVolume{Name: "a", SizeBytes: 2 << 40}); err != nil {
+		t.Error(err)
+	}
+	if _, err := c.ResizeVolume(t.Context(), "a", api.NewSize{Bytes: 3 << 40}); err != nil {
+		t.Error(err)
+	}
+	state.Must(catalog.RaiseVersion{To: catalog.Version})
+	state.CatchUp()
+	if _, err := c.CreateVolume(t.Context(), api.NewVolume{Name: "b", SizeBytes: 1 << 30}); !errors.Is(err, storage.ErrNoSpace) {
+		t.Errorf("beyond the limit, when all nodes know it: %v", err)
+	}
+}
+
 // TestMeantVolume: a volume that is named and numbered is meant only while the name is that volume's, as the leader knows it; what
 // is not there is detached.
 func TestMeantVolume(t *testing.T) {

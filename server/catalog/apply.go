@@ -30,7 +30,7 @@ func (s *State) ApplyCommand(index uint64, c Command) Result {
 	res := Result{Index: index}
 	err := c.check()
 	if err == nil {
-		if err = s.Permits(c); err == nil {
+		if err = s.permits(c, max(s.InForce(), unruledVersion)); err == nil {
 			err = c.apply(s, &res)
 		}
 	}
@@ -43,17 +43,20 @@ func (s *State) ApplyCommand(index uint64, c Command) Result {
 // InForce returns the version that commands may say: BaseVersion, until a later one is recorded in Cluster.Version.
 func (s *State) InForce() int { return max(s.cluster.Version, BaseVersion) }
 
-// Permits returns why a command is not applied, whatever it asks for: there is no cluster yet, or what it says came with a later
-// version than the one in force. All copies decide alike, and a leader asks before it proposes: a build that does not know the
-// command stops where it finds it.
-func (s *State) Permits(c Command) error {
+// Permits returns why a leader does not propose a command, whatever it asks for: there is no cluster yet, or what it says came with a
+// later version than the one in force. A build that does not know the command would stop where it finds it.
+func (s *State) Permits(c Command) error { return s.permits(c, s.InForce()) }
+
+// permits returns why a command is refused where a version, and what came before it, may be used. What reaches the log all the same is
+// judged with unruledVersion at least, by all copies alike.
+func (s *State) permits(c Command, version int) error {
 	_, first := c.(InitCluster)
 	_, raise := c.(RaiseVersion)
 	switch v := versionOf(c); {
 	case first:
 	case !s.Initialised():
 		return refuse(c.name(), storage.KindUnavailable, "cluster", "the cluster is not initialised yet")
-	case !raise && v > s.InForce():
+	case !raise && v > version:
 		return refuse(c.name(), storage.KindConflict, "cluster", "it came with version %d, and version %d is in force: run "+
 			"`storagectl cluster upgrade` once every node runs a release that knows it", v, s.InForce())
 	}

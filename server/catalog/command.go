@@ -291,6 +291,9 @@ type envelope struct {
 // versionRaise is the version that RaiseVersion came with.
 const versionRaise = 6
 
+// ProvisionVersion is the version that ProvisionPercent came with.
+const ProvisionVersion = 4
+
 // versionOf returns the lowest version of the rules that knows the command. A node with older rules says that it does not know the
 // command, and still takes the commands that were known before.
 func versionOf(c Command) int {
@@ -313,14 +316,14 @@ func versionOf(c Command) int {
 		}
 	case ResizeVolume:
 		if c.ProvisionPercent != 0 {
-			return 4
+			return ProvisionVersion
 		}
 	case CreateVolume:
 		if len(c.Labels) > 0 {
 			return 5
 		}
 		if c.ProvisionPercent != 0 {
-			return 4
+			return ProvisionVersion
 		}
 		if c.Limits != (storage.VolumeLimits{}) || c.Groups != 0 {
 			return 2

@@ -14,7 +14,10 @@ const Version = 6
 
 // BaseVersion is the newest version that may be used in a cluster that has never raised its own. All builds that run in such
 // clusters know it. What came later is refused until Cluster.Version says that every node knows it.
-const BaseVersion = 4
+const BaseVersion = 3
+
+// unruledVersion is the newest version of builds that know no version in force. They apply all that they know, and so must others.
+const unruledVersion = 5
 
 // StoreFormat returns the format of stores that came with a version of the cluster or before.
 func StoreFormat(version int) int {

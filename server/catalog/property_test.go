@@ -212,8 +212,8 @@ func TestRandomCommands(t *testing.T) {
 		for range rapid.IntRange(1, 80).Draw(t, "commands") {
 			c := randomCommand(t, a)
 			raw, err := Encode(c)
-			if err != nil {
-				continue
+			if err != nil || a.Initialised() && a.Permits(c) != nil {
+				continue // a leader does not bring it into the log
 			}
 			index++
 			before, clone := body(t, a), a.Clone()

@@ -99,12 +99,17 @@ func Restore(r io.Reader) (*State, error) {
 	return s, nil
 }
 
-// version returns the lowest version that has all that the body holds, and the version in force if one was put in force: who does
-// not know it takes no part.
+// version returns the lowest version that has all that the body holds, and the version in force at least if one was put in force: who
+// does not know it takes no part.
 func (b *snapshotBody) version() uint32 {
 	if b.Cluster != nil && b.Cluster.Version > BaseVersion {
-		return uint32(b.Cluster.Version)
+		return max(uint32(b.Cluster.Version), b.lowest())
 	}
+	return b.lowest()
+}
+
+// lowest returns the lowest version that has all that the body holds.
+func (b *snapshotBody) lowest() uint32 {
 	if slices.ContainsFunc(b.Volumes, func(v storage.Volume) bool { return len(v.Labels) > 0 }) {
 		return 5
 	}

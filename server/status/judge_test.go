@@ -295,7 +295,7 @@ func TestSums(t *testing.T) {
 	s.Reasons = nil
 	tasks := s.Tasks
 	s.Tasks = nil
-	want := api.Status{Version: 4, Health: api.HealthStarting, ReplicasWanted: 3, NodesTotal: 3, NodesUp: 2, GroupsTotal: 3, Volumes: 2,
+	want := api.Status{Version: catalog.BaseVersion, Health: api.HealthStarting, ReplicasWanted: 3, NodesTotal: 3, NodesUp: 2, GroupsTotal: 3, Volumes: 2,
 		ProvisionedBytes: 12, UsableBytes: 11, CapacityBytes: 300 << 30, UsedBytes: 80 << 30, FreeBytes: 120 << 30, StoresUnknown: 1,
 		CatalogLeader: 2, CatalogLeaderName: "b", CatalogIndex: 17, AnsweredBy: 1, AnsweredByName: "a", Age: time.Second}
 	if !reflect.DeepEqual(s, want) {

@@ -30,8 +30,14 @@ func New(t *testing.T) *Catalog {
 // Cluster makes a cluster of one node, named a, and so many groups that are ready. The copy has it.
 func (c *Catalog) Cluster(groups int) {
 	c.t.Helper()
+	c.ClusterIn(catalog.Version, groups)
+}
+
+// ClusterIn is Cluster with a version in force; 0: none was ever put in force.
+func (c *Catalog) ClusterIn(version, groups int) {
+	c.t.Helper()
 	at, store := time.Unix(1_800_000_000, 0).UTC(), storage.StoreID{1}
-	c.Must(catalog.InitCluster{Cluster: catalog.Cluster{ID: storage.ClusterID{1}, Version: catalog.Version, Replicas: 1, Groups: groups, CreatedAt: at}})
+	c.Must(catalog.InitCluster{Cluster: catalog.Cluster{ID: storage.ClusterID{1}, Version: version, Replicas: 1, Groups: groups, CreatedAt: at}})
 	n := c.Must(catalog.AddNode{Name: "a", Addrs: storage.Addrs{Peer: "a:7001"}, At: at,
 		Stores: []storage.Store{{ID: store, CapacityBytes: 1 << 40}}}).Node
 	for range groups {
@@ -61,6 +67,9 @@ func (c *Catalog) Must(cmd catalog.Command) catalog.Result {
 func (c *Catalog) apply(cmd catalog.Command) (catalog.Result, error) {
 	b, err := catalog.Encode(cmd)
 	if err != nil {
+		return catalog.Result{}, err
+	}
+	if err := c.Leader.Permits(cmd); err != nil {
 		return catalog.Result{}, err
 	}
 	c.log = append(c.log, b)
