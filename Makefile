@@ -8,7 +8,7 @@ STRIP    ?=
 LDFLAGS  := $(STRIP) -X github.com/storaged/storaged/internal/version.Version=$(VERSION)
 # Every binary that is given to somebody is made so, deploy/Dockerfile's and the lab's too: static, and the same wherever it is built.
 BUILD    := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
-TAGS     := interop,e2e,netns,chaos,devices,lab,docker,kube
+TAGS     := interop,e2e,netns,chaos,devices,lab,docker,kube,upgrade
 # Block devices of this host are tested where it is root's, and has FUSE, loop devices and the tools of file systems.
 DEVICES  := $(shell [ "$$(id -u)" = 0 ] && [ -w /dev/fuse ] && [ -w /dev/loop-control ] && \
               PATH=$$PATH:/usr/sbin:/sbin && for p in mkfs.ext4 mkfs.xfs e2fsck xfs_repair blkdiscard; do \
@@ -26,8 +26,10 @@ DEPLOY   ?=
 LAB      ?=
 KUBE     ?=
 POWERCUT ?=
+# The commit of the release before this one.
+BEFORE   ?= f484692
 
-.PHONY: help build demo test unit race interop e2e chaos-short chaos powercut lab lab-short lab-run lab-systemd lab-systemd-run kube fuzz bench bench-quick deploy-check fmt fmt-check tidy-check vet lint \
+.PHONY: help build demo test unit race interop e2e chaos-short chaos upgrade-test powercut lab lab-short lab-run lab-systemd lab-systemd-run kube fuzz bench bench-quick deploy-check fmt fmt-check tidy-check vet lint \
         generate generate-check deps deps-install ci clean
 
 help: ## say what there is
@@ -72,6 +74,13 @@ chaos: build ## the same, long (CHAOS_FOR=10m), its tools, how long writers wait
 	$(GO) test -tags chaos -timeout 0 -count 1 -v -run '^TestChaos$$' ./test/chaos -storaged $(abspath $(BIN))/storaged -for $(CHAOS_FOR) $(CHAOS_ARGS)
 	$(GO) test -tags chaos -timeout 0 -count 1 -v -run '^TestOutage$$' ./test/chaos -storaged $(abspath $(BIN))/storaged -outages 10
 	$(GO) test -timeout 0 -count 1 -run '^TestSchedules$$' ./test/sim -sim.from=$$(date +%s)000 -sim.seconds=$(SIM_SECONDS)
+
+upgrade-test: build ## three nodes and a host go from the release before to this one, back, and forward again (BEFORE=COMMIT)
+	@[ -n "$(DEVICES)" ] || echo "left out: a host's gateway; it needs root, /dev/fuse, loop devices, e2fsprogs and xfsprogs"
+	@set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; mkdir "$$dir/tree"; \
+	  git archive -o "$$dir/tree.tar" $(BEFORE); tar -xf "$$dir/tree.tar" -C "$$dir/tree"; \
+	  $(MAKE) --no-print-directory -C "$$dir/tree" build BIN="$$dir/bin" VERSION=$(BEFORE); \
+	  $(GO) test -tags upgrade -timeout 15m -count 1 -v -run '^TestUpgrade$$' ./test/upgrade -before "$$dir/bin" -present $(abspath $(BIN)) $(if $(DEVICES),-host)
 
 powercut: build ## nodes on disks that lose what was not flushed, on ext4 and xfs (root; POWERCUT="-cuts 100"; test/powercut/README.md)
 	@[ -n "$(DEVICES)" ] || echo "left out: power cuts; they need root, /dev/fuse, loop devices, e2fsprogs and xfsprogs"

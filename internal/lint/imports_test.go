@@ -15,7 +15,7 @@ import (
 const module = "github.com/storaged/storaged"
 
 // buildTags are the tags under which tests of this module hide; with them, every file is seen.
-const buildTags = "interop,e2e,netns,chaos,devices,docker,lab"
+const buildTags = "interop,e2e,netns,chaos,devices,docker,lab,upgrade"
 
 // listed is what `go list` says about one package.
 type listed struct {
