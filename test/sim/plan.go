@@ -23,6 +23,7 @@ type Plan struct {
 	LinkDelay       time.Duration
 	LinkJitter      time.Duration
 	SegmentBytes    int64
+	Compact         bool // stores move blocks all the time
 	CheckpointBytes int64
 	RetainBytes     int64
 	CacheBytes      int64
@@ -81,6 +82,9 @@ func NewPlan(seed uint64) *Plan {
 	p.RetainBytes = pick[int64](r, -1, 64<<10, 16<<20)
 	p.CacheBytes = pick[int64](r, 64<<10, 8<<20)
 	p.LogCacheBytes = pick[int64](r, 1, 1<<20)
+	if p.Compact = seed%2 == 0; p.Compact {
+		p.SegmentBytes = 64 << 10
+	}
 	for g := range p.Groups {
 		p.Members = append(p.Members, p.members(r, g))
 	}
@@ -164,9 +168,9 @@ func (p *Plan) track(r *rand.Rand) (steps []Step) {
 // String lists the plan for people.
 func (p *Plan) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "seed %d: %d groups, %d volumes, %d clients, %v of load, grown first: %v, sync up to %v, link %v+%v, segments of %d KiB, "+
+	fmt.Fprintf(&b, "seed %d: %d groups, %d volumes, %d clients, %v of load, grown first: %v, sync up to %v, link %v+%v, segments of %d KiB, compacted: %v, "+
 		"checkpoints every %d KiB, retain %d\n", p.Seed, p.Groups, p.Volumes, p.Clients, p.Load, p.GrowFirst, p.SyncDelay, p.LinkDelay,
-		p.LinkJitter, p.SegmentBytes>>10, p.CheckpointBytes>>10, p.RetainBytes)
+		p.LinkJitter, p.SegmentBytes>>10, p.Compact, p.CheckpointBytes>>10, p.RetainBytes)
 	for g, ms := range p.Members {
 		fmt.Fprintf(&b, "  group %d begins on node %d:", g+1, first(g))
 		for _, m := range ms {
