@@ -29,6 +29,7 @@ type disk struct {
 	unreadable unreadable
 	stable     pendingSets
 	free       atomic.Int64
+	exhausted  atomic.Bool  // waiting makes no room for what allocates
 	writable   atomic.Int64 // above the reserve
 	reserve    atomic.Int64
 	reads      *semaphore.Weighted // the disk's part of Config.ReadBytes: one that hangs does not hold the others'
@@ -48,6 +49,7 @@ func newDisk(s *extent.Store, cfg *Config) *disk {
 func (d *disk) look(now time.Time) {
 	s := d.store.Space()
 	d.free.Store(s.FreeBytes)
+	d.exhausted.Store(s.Exhausted)
 	d.reserve.Store(s.ReserveBytes)
 	d.writable.Store(s.WritableBytes())
 	if err := d.store.Failed(); err != nil {
@@ -99,7 +101,15 @@ func (d *disk) checkpointDue() {
 	}
 }
 
-func (d *disk) freeBytes() int64    { return d.free.Load() }
+// toldBytes is what others are told of the room: the free bytes, or below zero their complement when waiting makes no more.
+func (d *disk) toldBytes() int64 {
+	free := max(0, d.free.Load())
+	if d.exhausted.Load() {
+		return ^free
+	}
+	return free
+}
+
 func (d *disk) reserveBytes() int64 { return d.reserve.Load() }
 
 // fail marks the disk failed for good. The process and its other disks live on.

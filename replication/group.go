@@ -13,6 +13,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/clock"
 	"github.com/storaged/storaged/replication/extent"
 	"github.com/storaged/storaged/replication/extent/table"
 	"github.com/storaged/storaged/replication/op"
@@ -87,7 +88,7 @@ func (g *group) startLocked() error {
 		HeartbeatTimeout: g.host.cfg.HeartbeatTimeout, Logger: g.logger,
 		Gate:       g.gate,
 		Silent:     g.disk.silent,
-		FreeBytes:  g.disk.freeBytes,
+		FreeBytes:  g.disk.toldBytes,
 		Room:       g.disk.awaitRoom,
 		Checkpoint: func() uint64 { return g.extents.Checkpointed().Index },
 		Pull:       g.pull,
@@ -265,7 +266,7 @@ func (g *group) propose(ctx context.Context, data []byte) (op.Result, error) {
 		return op.Result{}, storage.E(name, storage.KindInvalid, "group "+g.id.String(), errors.New("a request may not name a read term"))
 	}
 	if o.Kind == op.Write {
-		if err := g.checkSpace(in, len(payload)); err != nil {
+		if err := g.awaitSpace(ctx, in, &o, int64(len(payload))); err != nil {
 			return op.Result{}, err
 		}
 	}
@@ -367,15 +368,37 @@ func (g *group) unmerged(err error) error {
 	return err
 }
 
-// checkSpace refuses an allocating write before it is proposed when a voter is below its reserve.
-func (g *group) checkSpace(in *instance, n int) error {
-	servers := in.Configuration().Servers
-	free := in.transport.MinFreeBytes(g.disk.freeBytes(), servers)
-	if reserve := g.disk.reserveBytes(); free-int64(n) < reserve {
-		return storage.E("write", storage.KindNoSpace, "group "+g.id.String(),
-			fmt.Errorf("the fullest replica has %d bytes left and keeps %d in reserve; delete volumes, discard blocks or add stores", free, reserve))
+// spaceLook is how often a write that waits for room looks whether there is some.
+const spaceLook = 50 * time.Millisecond
+
+// awaitSpace lets a write wait, no longer than admissionPatience, while a voter is below its reserve but makes room, and refuses it
+// before it is proposed otherwise. What overwrites blocks that are mapped needs no more room in the end: it is let in down to half of
+// the reserve, so that journals are replayed and file systems checked in a full volume.
+func (g *group) awaitSpace(ctx context.Context, in *instance, o *op.Op, n int64) error {
+	ctx, cancel := context.WithTimeout(ctx, admissionPatience)
+	defer cancel()
+	for {
+		free, exhausted := in.transport.Room(g.disk.toldBytes(), in.Configuration().Servers)
+		reserve := g.disk.reserveBytes()
+		if !exhausted && free-n >= reserve {
+			return nil
+		}
+		if free-n >= reserve/2 && g.disk.store.Compacts() {
+			if overwrites, err := g.extents.Maps(o); err != nil || overwrites {
+				return err
+			}
+		}
+		full := fmt.Errorf("the fullest replica has %d bytes left and keeps %d in reserve; delete volumes, discard blocks or add stores", free, reserve)
+		if exhausted && free-n >= reserve {
+			full = errors.New("what lives takes all the room that it may have on the fullest replica; delete volumes, discard blocks or add stores")
+		}
+		if exhausted || !g.disk.store.Compacts() {
+			return storage.E("write", storage.KindNoSpace, "group "+g.id.String(), full)
+		}
+		if err := clock.Sleep(ctx, spaceLook); err != nil {
+			return storage.E("write", storage.KindUnavailable, "group "+g.id.String(), full)
+		}
 	}
-	return nil
 }
 
 // confirmRead returns when this replica may answer a read from its own table: it leads, its Barrier is done, and

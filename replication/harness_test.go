@@ -39,6 +39,7 @@ type harness struct {
 	cacheBytes  int64 // of entries, in memory
 	tableBytes  int64 // of table pages, in memory
 	configure   func(*Config)
+	store       func(*extent.Config)
 	damage      atomic.Pointer[func(to storage.NodeID, b []byte)] // changes what a node reads from its peers; nil: nothing
 }
 
@@ -108,14 +109,17 @@ func (n *simNode) start() {
 	fs := errorfs.Wrap(n.disk, &n.stall)
 	var host atomic.Pointer[Host]
 	var err error
-	n.store, err = extent.Open(extent.Config{FS: fs, Dir: "store", Cluster: simCluster, Store: storeID(n.id),
+	stores := extent.Config{FS: fs, Dir: "store", Cluster: simCluster, Store: storeID(n.id),
 		SegmentBytes: 4 << 20, Segment: segment.Config{FreeSegments: 1, RetainBytes: n.h.retainBytes, CacheBytes: n.h.cacheBytes}, ReserveBytes: 1 << 20, CapacityBytes: 1 << 30, CacheBytes: n.h.tableBytes,
 		OnCheckpointDue: func(k segment.GroupKey) {
 			if h := host.Load(); h != nil {
 				h.CheckpointDue(k)
 			}
-		}, Logger: logger})
-	if err != nil {
+		}, Logger: logger}
+	if n.h.store != nil {
+		n.h.store(&stores)
+	}
+	if n.store, err = extent.Open(stores); err != nil {
 		t.Fatalf("node %d: %v", n.id, err)
 	}
 	self := n.h.net.Host(nodeName(n.id))

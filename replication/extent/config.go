@@ -17,6 +17,7 @@ import (
 const (
 	DefaultCheckpointBytes = 256 << 20
 	DefaultCacheBytes      = 32 << 20
+	DefaultMaxFill         = 0.90
 	defaultReserveSegments = 8
 )
 
@@ -53,6 +54,8 @@ type Config struct {
 	// Compact has the store move live blocks out of segments that are full of dead ones. Without it these are not used again until all
 	// in them is dead.
 	Compact bool
+	// MaxFill is which part of the room above the reserve may live with Compact.
+	MaxFill float64
 	// OnCheckpointDue is called when a group should be checkpointed, once until its next Freeze. It is called by
 	// the goroutine that applies or by one of the store's own, and must not block nor call back.
 	OnCheckpointDue func(segment.GroupKey)
@@ -60,6 +63,14 @@ type Config struct {
 	OnFailure func(error)
 	Logger    *slog.Logger
 	Metrics   prometheus.Registerer
+}
+
+// maxFill is which part may live; 0 without compaction.
+func (c *Config) maxFill() float64 {
+	if !c.Compact {
+		return 0
+	}
+	return c.MaxFill
 }
 
 // tables is what the tables' database is opened with.
@@ -76,6 +87,7 @@ func (c *Config) setDefaults() {
 	c.BlockCacheBytes = cmp.Or(c.BlockCacheBytes, tabledb.DefaultBlockCacheBytes)
 	c.TableFiles = cmp.Or(c.TableFiles, tabledb.DefaultTableFiles)
 	c.Segment.FreeSegments = cmp.Or(c.Segment.FreeSegments, segment.DefaultFreeSegments)
+	c.MaxFill = cmp.Or(c.MaxFill, DefaultMaxFill)
 	c.ReserveBytes = cmp.Or(c.ReserveBytes, defaultReserveSegments*c.SegmentBytes)
 	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 	if c.OnCheckpointDue == nil {
@@ -102,5 +114,6 @@ func (c *Config) Validate() error {
 	} {
 		p.Check(v.n >= v.low, "%s %d: want at least %d", v.name, v.n, v.low)
 	}
+	p.Check(c.MaxFill > 0 && c.MaxFill <= 0.97, "a fill of %v: want one above 0, at most 0.97", c.MaxFill)
 	return p.Err("open store", c.Dir)
 }

@@ -2,9 +2,11 @@ package extent
 
 import (
 	"math"
+	"slices"
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/extent/table"
+	"github.com/storaged/storaged/replication/op"
 )
 
 // load reads the newest version with an epoch not above e from Pebble, whole; nil if there is none.
@@ -41,6 +43,16 @@ func (g *Group) lookup(v storage.VolumeID, x storage.ExtentIndex, e storage.Epoc
 	return table.Pieces(first, len(out), func(pageNo uint8, at, from, to int) error {
 		return g.lookupPage(table.PageKey{Volume: v, Extent: x, Page: pageNo}, e, at, out[from:to])
 	})
+}
+
+// Maps reports whether the newest version maps every block of an operation's range.
+func (g *Group) Maps(o *op.Op) (bool, error) {
+	first, n := o.Blocks()
+	entries := make([]table.Entry, n)
+	if err := g.lookup(o.Volume, o.Extent, op.HeadEpoch, first, entries); err != nil {
+		return false, err
+	}
+	return !slices.ContainsFunc(entries, func(e table.Entry) bool { return !e.Mapped() }), nil
 }
 
 func (g *Group) lookupPage(k table.PageKey, e storage.Epoch, at int, out []table.Entry) error {

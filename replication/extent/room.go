@@ -7,6 +7,8 @@ import (
 	"time"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/extent/compact"
+	"github.com/storaged/storaged/replication/extent/live"
 	"github.com/storaged/storaged/replication/extent/reclaim"
 	"github.com/storaged/storaged/replication/extent/tabledb"
 	"github.com/storaged/storaged/replication/segment"
@@ -25,13 +27,28 @@ type Space struct {
 	// ReserveBytes: below it, writes that allocate should be refused before they are proposed. It is Config.ReserveBytes, or
 	// what segments written ahead and the tables may need if that is more.
 	ReserveBytes int64
+	// Exhausted: what lives takes all that it may. A write that allocates finds no room by waiting; what overwrites does. Without
+	// compaction nothing finds any by waiting, and it is the same as Full.
+	Exhausted bool
+
+	writable int64
 }
 
 // Full reports whether writes that allocate should be refused.
 func (s Space) Full() bool { return s.FreeBytes < s.ReserveBytes }
 
-// WritableBytes is what can still be written: what is free above the reserve. It is the figure that users see.
-func (s Space) WritableBytes() int64 { return max(0, s.FreeBytes-s.ReserveBytes) }
+// WritableBytes is what can still be written: what is free above the reserve, or can be made so. It is the figure that users see.
+func (s Space) WritableBytes() int64 { return s.writable }
+
+// judge fills in what follows from how full the store is. Of what segments and tables take or may take, but for the reserve, maxFill
+// may live: the fuller, the more is written for each block.
+func (s *Space) judge(used, tables, live int64, maxFill float64) {
+	s.Exhausted, s.writable = s.Full(), max(0, s.FreeBytes-s.ReserveBytes)
+	if maxFill > 0 && s.FreeBytes < 1<<61 {
+		left := int64(maxFill*float64(used+tables+s.FreeBytes-s.ReserveBytes)) - tables - live
+		s.Exhausted, s.writable = left <= 0, max(0, left)
+	}
+}
 
 // maxCompactionBytes is up to where Pebble adds tables to a compaction: 25 files.
 const maxCompactionBytes = 25 * tabledb.MaxTableFileBytes
@@ -50,9 +67,10 @@ func LeastReserve(freeSegments int, segmentBytes int64) int64 {
 
 // room is what a store knows of the room on its disk, and decides from it.
 type room struct {
-	cfg *Config
-	db  *tabledb.DB
-	log *segment.Log
+	cfg  *Config
+	db   *tabledb.DB
+	log  *segment.Log
+	live *live.Index
 
 	mu              sync.Mutex // guards all below; held across the file system's answer so that one asks for all
 	asked           time.Time
@@ -61,6 +79,9 @@ type room struct {
 	need            int64 // tablesNeed
 	known, reported bool
 }
+
+// Compacts reports whether the store makes room by itself.
+func (s *Store) Compacts() bool { return s.cfg.Compact }
 
 // Space returns how full the store is. It costs a few hundred nanoseconds and may be 100 ms old. When nothing is known
 // (a file system that does not say, and no configured capacity), it answers that there is plenty.
@@ -73,6 +94,9 @@ func (r *room) space() Space {
 	defer r.mu.Unlock()
 	out := Space{CapacityBytes: 1 << 62, FreeBytes: 1 << 62,
 		ReserveBytes: max(r.cfg.ReserveBytes, int64(r.cfg.Segment.FreeSegments)*r.cfg.SegmentBytes+r.need)}
+	if r.cfg.Compact { // half of it is for what overwrites, and the rest must have room for copies
+		out.ReserveBytes = max(out.ReserveBytes, 4*compact.LeastSegments*r.cfg.SegmentBytes)
+	}
 	if r.known {
 		out.CapacityBytes, out.FreeBytes = r.total, r.avail+free
 	}
@@ -85,6 +109,11 @@ func (r *room) space() Space {
 	}
 	if out.FreeBytes < 0 || r.db.Short() {
 		out.FreeBytes = 0
+	}
+	blocks, _ := r.live.Blocks()
+	out.judge(used, r.tables, compact.PackedBytes(blocks, r.cfg.SegmentBytes), r.cfg.maxFill())
+	if r.log.Full() || r.db.Short() { // the file system has no room: there is none for copies either
+		out.Exhausted, out.writable = true, 0
 	}
 	return out
 }

@@ -48,7 +48,7 @@ type TransportConfig struct {
 	Gate Gate
 	// Silent reports that this replica must not be heard (failed or hung disk); nil for never.
 	Silent func() bool
-	// FreeBytes is sent with every answer; nil for unknown.
+	// FreeBytes is sent with every answer, see Room; nil for unknown.
 	FreeBytes func() int64
 	// Room returns when entries may be taken, or why not before ctx is done; nil for always. It never waits for anything
 	// that needs this transport.
@@ -806,12 +806,15 @@ func (t *Transport) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAd
 	return newPipeline(t, id, node), nil
 }
 
-// MinFreeBytes returns the smallest free space that the given followers have told, and own for this node.
-func (t *Transport) MinFreeBytes(own int64, servers []raft.Server) int64 {
+// Room returns the smallest free space that the given followers have told, and own for this node. exhausted says that one of them
+// does not get more by waiting: it has told the complement, which is below zero.
+func (t *Transport) Room(own int64, servers []raft.Server) (free int64, exhausted bool) {
+	free, exhausted = max(own, ^own), own < 0
 	for _, s := range servers {
 		if v, ok := t.free.Load(s.ID); ok && s.Suffrage == raft.Voter && s.ID != t.cfg.Self {
-			own = min(own, v.(int64))
+			told := v.(int64)
+			free, exhausted = min(free, max(told, ^told)), exhausted || told < 0
 		}
 	}
-	return own
+	return free, exhausted
 }

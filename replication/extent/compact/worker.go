@@ -27,6 +27,9 @@ const (
 	maxEmptied = 8
 	emptiedFor = 2 * time.Minute
 
+	// LeastSegments is how many segments must be free for a round to begin: those that the copies may roll into, and one to spare.
+	LeastSegments = 3
+
 	// batchBlocks are copied before the log is waited for.
 	batchBlocks = 256
 )
@@ -143,7 +146,7 @@ func (w *Worker) mayBegin(now time.Time) bool {
 		}
 	}
 	// I1 and no deadlock: copies never take the last room, which the log needs for what it has promised to take.
-	return len(w.emptied) < maxEmptied && w.pace.now.Free >= 3*w.pace.now.SegmentBytes
+	return len(w.emptied) < maxEmptied && w.pace.now.Free >= LeastSegments*w.pace.now.SegmentBytes
 }
 
 // victim chooses the segment to be emptied.
