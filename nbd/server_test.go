@@ -296,8 +296,8 @@ func eventually(t testing.TB, what string, cond func() bool) {
 	}
 }
 
-// TestHangUpWhileFull: a client that leaves while it is not read from, because its requests in flight take all the room, is
-// seen to have left, and not when one of them is answered.
+// TestHangUpWhileFull: nothing is read from a client whose requests in flight take all the room. When it leaves, that is seen at
+// once, and not only when one of them is answered.
 func TestHangUpWhileFull(t *testing.T) {
 	for name, change := range map[string]func(*nbd.Config){
 		"connection": func(c *nbd.Config) { c.MaxConnRequests = 2 },

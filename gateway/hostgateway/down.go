@@ -18,9 +18,9 @@ import (
 	"github.com/storaged/storaged/nbd/attach"
 )
 
-// This file is about the end of the host. Then an umount, a sync or a service that writes may wait for a device whose cluster
-// cannot be reached and whose gateway is stopped, and no later gateway will serve it. So the waiting is bounded, and no device is
-// left behind. docs/attach.md says what comes when.
+// This file is about the end of the host. An umount, a sync or a service that writes may then wait for a device whose cluster cannot
+// be reached and whose gateway is stopped. No later gateway will serve it. So the waiting is bounded, and no device is left behind.
+// docs/attach.md says what comes when.
 
 const whyDown = "the host goes down, and the cluster did not answer; its devices are attached again when it has started"
 

@@ -13,9 +13,9 @@ import (
 	"github.com/storaged/storaged/gateway/volume/volumetest"
 )
 
-// On a host that goes down, users get an error when the cluster has not answered for the given time, however long they had waited
-// before, and nobody waits after that. What the cluster answers in time lands, also when it was away for most of that time. The
-// lines are the comparisons with patience in failIfStuck. Tried: without them the test hangs.
+// On a host that goes down, users get an error when the cluster has not answered for the given time. How long they had waited before
+// does not matter, and nobody waits after that. What the cluster answers in time lands, also when it was away for most of that time.
+// The lines are the comparisons with patience in failIfStuck. Tried: without them the test hangs.
 func TestStuckVolumeFails(t *testing.T) {
 	const patience = 30 * time.Second
 	away := func(method volumetest.Method) func(volumetest.Call) volumetest.Fault {

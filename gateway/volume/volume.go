@@ -234,8 +234,7 @@ func (v *Volume) leave() <-chan struct{} {
 	return d.gateway.release(d)
 }
 
-// watchLocked sees to it that the requests of a caller are orphaned as soon as its context ends, and not only when
-// the attempt in which its goroutine sits comes back.
+// watchLocked has the requests of a caller orphaned as soon as its context ends, while its goroutine may still wait for an attempt.
 func (v *Volume) watchLocked(ctx context.Context) {
 	done := ctx.Done()
 	if done == nil || done == v.watched {

@@ -1,12 +1,11 @@
-// Package clock says when what is done again and again is done next, so that a process wakes once for all of it.
+// Package clock says when periodic work is done next, so that a process wakes once for all of it.
 //
-// Every wake-up of an idle process costs far more than what it does then. What need not happen at a time of its own
-// happens at multiples of its period on the wall clock: tasks of one period coincide, tasks of multiples of it too, and
-// where clocks are set by the network so do those of several nodes, which saves the wake-ups by each other's messages.
-// Nothing may depend on nodes agreeing about the time, or on a step of the wall clock: a wait is never longer than
-// 17/16 of the period.
+// Every wake-up of an idle process costs far more than what it does then. So periodic work happens at multiples of its period
+// on the wall clock: tasks of one period coincide, and so do tasks of multiples of it. Where clocks are set by the network, the
+// tasks of several nodes coincide too, which saves the wake-ups by each other's messages. Nothing may depend on nodes
+// agreeing about the time, or on a step of the wall clock: a wait is never longer than 17/16 of the period.
 //
-// It has no state; and works on virtual time.
+// It has no state, and works on virtual time.
 package clock
 
 import "time"

@@ -70,7 +70,7 @@ func testRing(t *testing.T) *uring {
 	return u
 }
 
-// TestReader reads a file from the disk and from the page cache by more goroutines than the ring has places, at any
+// TestReader reads a file from the disk and from the page cache by more goroutines than the ring has places. It reads at any
 // offset, across the end and behind it, and wants what pread returns.
 func TestReader(t *testing.T) {
 	f, content := diskFile(t, 3<<20+123)

@@ -25,8 +25,8 @@ func NewShares(total, each int) *Shares {
 	return &Shares{total: total, each: min(each, total), by: map[string]int{}}
 }
 
-// Enter takes one. It returns what gives it back, which may be called repeatedly; nil: there is none left, or not for
-// this address.
+// Enter takes one. It returns a function that gives it back, which may be called repeatedly; nil if none is left, in all or for this
+// address.
 func (s *Shares) Enter(address string) (leave func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -162,8 +162,8 @@ func (n *Network) HealAll() {
 	})
 }
 
-// Freeze stops a host as SIGSTOP stops a process: its calls of the network do not return (but with an error after
-// their deadline), nothing leaves it, while what is sent to it is taken into its buffers until they are full.
+// Freeze stops a host as SIGSTOP stops a process. Its calls of the network return only with an error, after their deadline.
+// Nothing leaves it. What is sent to it goes into its buffers until they are full.
 func (n *Network) Freeze(host string) { n.change(func() { n.hostLocked(host).frozen = true }) }
 
 // Thaw ends Freeze.

@@ -670,9 +670,8 @@ func TestAfterMountNamespace(t *testing.T) {
 	}
 }
 
-// A keeper that moves to the host is in the host's mount namespace and in a control group of its own, so that the end of the
-// container, by whichever of the two, is not its end; and it serves the next gateway. One that cannot move says why, and no device
-// is made without it. The lines are those in moveToHost.
+// A keeper that moves to the host is in the host's mount namespace and in a control group of its own. So it outlives the container,
+// and serves the next gateway. One that cannot move says why, and no device is made without it. The lines are those in moveToHost.
 func TestKeeperOnHost(t *testing.T) {
 	dir := t.TempDir()
 	host := exec.CommandContext(t.Context(), "sleep", "600") // stands for the first process of the host

@@ -264,9 +264,9 @@ func usedDevice(t *testing.T, helper ...string) (*NBD, *fakeKernel, *nbdDevice) 
 	return driver, kernel, dev
 }
 
-// A device that is removed by force while it is mounted stays in sysfs until it is unmounted: it is not there any more all
-// the same, neither for the detach, which would otherwise disconnect it again and again until its deadline, nor for whoever
-// attaches the volume anew. The line is the one in find that asks the kernel.
+// A device that is removed by force while it is mounted stays in sysfs until it is unmounted. It does not count all the same: the
+// detach would disconnect it again and again until its deadline, and nobody could attach the volume anew. The line is the one in
+// find that asks the kernel.
 func TestForcedDetachOfUsedDevice(t *testing.T) {
 	driver, kernel, dev := usedDevice(t, "false")
 	kernel.open()
