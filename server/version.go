@@ -20,6 +20,7 @@ type catalogCopy interface {
 // followVersion has the stores raised to the format of the version in force, as soon as this node's copy of the catalog shows it,
 // until ctx is done. A store remembers its format: a node that starts without a leader goes on with what it wrote before.
 func followVersion(ctx context.Context, c catalogCopy, raise func(format int) error, logger *slog.Logger) {
+	said := ""
 	for raised := 0; ; {
 		_, changed := c.Changed()
 		var format int
@@ -30,8 +31,11 @@ func followVersion(ctx context.Context, c catalogCopy, raise func(format int) er
 			if err == nil {
 				raised = format
 			} else {
-				logger.Warn("the format of a store was not raised; it is tried again", "format", format, "error", err)
 				again = time.After(raiseAgain)
+				if err.Error() != said { // a disk that has failed stays so
+					said = err.Error()
+					logger.Warn("the format of a store was not raised; it is tried again", "format", format, "error", err)
+				}
 			}
 		}
 		select {
