@@ -133,7 +133,7 @@ func TestNamesAndErrors(t *testing.T) {
 
 // Guards I3 end to end: the first copy of a write is held on its way to the group, the client's connection ends, the
 // client comes back and writes newer data. Nothing old appears.
-// Line: admitLocked in gateway/volume/device.go. Tried: without its wait the old copy lands on the newer data.
+// Line: admitLocked in gateway/volume/trunk.go. Tried: without its wait the old copy lands on the newer data.
 func TestReconnectOverNBD(t *testing.T) {
 	bubble(t, func(t *testing.T, n *node) {
 		old, conn := n.mustConnect()

@@ -22,21 +22,21 @@ func (v *Volume) clearAll(ctx context.Context, off, end int64) error {
 	if first := nextClear(off, end); first.end() == end {
 		return v.mutateOne(ctx, first, nil)
 	}
-	d := v.device
+	t := v.trunk
 	r := new(request)
-	if err := d.begin(ctx, v, r); err != nil {
+	if err := t.begin(ctx, v, r); err != nil {
 		return err
 	}
-	defer d.unref(r)
-	for looks := d.looksOf(off, end); len(looks) > 0; {
+	defer t.unref(r)
+	for looks := t.looksOf(off, end); len(looks) > 0; {
 		if err := ctx.Err(); err != nil {
-			return storage.E("mutate", storage.KindCanceled, d.subject, err)
+			return storage.E("mutate", storage.KindCanceled, t.subject, err)
 		}
 		if err := v.lookAll(ctx, looks); err != nil {
 			return err
 		}
 		cut, extents := found(looks, off, end)
-		if err := v.sendParts(ctx, r, cut, zeroPayload, helpers{min(int64(d.gateway.config.ClearParallel), extents) - 1, d.clearers}); err != nil {
+		if err := v.sendParts(ctx, r, cut, zeroPayload, helpers{min(int64(t.gateway.config.ClearParallel), extents) - 1, t.clearers}); err != nil {
 			return err
 		}
 		looks = slices.DeleteFunc(looks, func(l *look) bool { return l.next >= l.end })
@@ -52,12 +52,12 @@ type look struct {
 }
 
 // looksOf returns one for each group that has extents of [off, end).
-func (d *device) looksOf(off, end int64) (looks []*look) {
+func (t *trunk) looksOf(off, end int64) (looks []*look) {
 	first := storage.ExtentIndex(off / storage.ExtentSize)
 	last := storage.ExtentIndex((end - 1) / storage.ExtentSize)
-	seen := make([]bool, len(d.groups))
-	for x := first; x <= last && int(x-first) < len(d.stripes); x++ {
-		if lane := d.laneOf(x); !seen[lane] {
+	seen := make([]bool, len(t.groups))
+	for x := first; x <= last && int(x-first) < len(t.stripes); x++ {
+		if lane := t.laneOf(x); !seen[lane] {
 			seen[lane] = true
 			looks = append(looks, &look{lane: lane, next: x, end: last + 1})
 		}
@@ -76,18 +76,18 @@ func (v *Volume) lookAll(ctx context.Context, looks []*look) error {
 }
 
 func (v *Volume) look(ctx context.Context, l *look) error {
-	d := v.device
-	if err := d.acquire(ctx, requestOverheadBytes); err != nil {
+	t := v.trunk
+	if err := t.acquire(ctx, requestOverheadBytes); err != nil {
 		return err
 	}
-	defer d.giveBack(requestOverheadBytes)
-	req := op.MappedRequest{Volume: d.id, First: l.next, End: l.end, Generation: d.generation}
-	return d.insistRead(ctx, "look for what is mapped", func(attempt context.Context) error {
-		answer, err := d.gateway.config.Cluster.MappedExtents(attempt, d.groups[l.lane], req)
+	defer t.giveBack(requestOverheadBytes)
+	req := op.MappedRequest{Volume: t.id, First: l.next, End: l.end, Generation: t.generation}
+	return t.insistRead(ctx, "look for what is mapped", func(attempt context.Context) error {
+		answer, err := t.gateway.config.Cluster.MappedExtents(attempt, t.groups[l.lane], req)
 		if err != nil {
 			return err
 		}
-		if err := d.checkMapped(&req, &answer, l.lane); err != nil {
+		if err := t.checkMapped(&req, &answer, l.lane); err != nil {
 			return err
 		}
 		l.next, l.extents = answer.Next, answer.Extents
@@ -96,10 +96,10 @@ func (v *Volume) look(ctx context.Context, l *look) error {
 }
 
 // checkMapped returns an error unless the answer is one to the request.
-func (d *device) checkMapped(req *op.MappedRequest, answer *op.MappedResponse, lane int) error {
+func (t *trunk) checkMapped(req *op.MappedRequest, answer *op.MappedResponse, lane int) error {
 	wrong := answer.Next <= req.First || answer.Next > req.End
 	for i, x := range answer.Extents {
-		wrong = wrong || x < req.First || x >= answer.Next || i > 0 && x <= answer.Extents[i-1] || d.laneOf(x) != lane
+		wrong = wrong || x < req.First || x >= answer.Next || i > 0 && x <= answer.Extents[i-1] || t.laneOf(x) != lane
 	}
 	if wrong {
 		return storage.E("look for what is mapped", storage.KindInternal, "",

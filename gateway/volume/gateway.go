@@ -27,18 +27,18 @@ type Gateway struct {
 	attempts *attemptClock  // of what outlives a volume
 	wg       sync.WaitGroup // retirements
 
-	mu      sync.Mutex // taken before device.mu
-	closed  bool
-	slots   map[deviceKey]*slot // of volumes that can be opened once more, or are being opened
-	devices map[*device]bool    // all that were not shut down
+	mu     sync.Mutex // taken before trunk.mu
+	closed bool
+	slots  map[trunkKey]*slot // of volumes that can be opened once more, or are being opened
+	trunks map[*trunk]bool    // all that were not shut down
 
-	throttles map[storage.VolumeID]*throttle // of the devices
+	throttles map[storage.VolumeID]*throttle // of the trunks
 }
 
-// slot is a volume at the gateway. The device is nil while it is being opened.
+// slot is a volume at the gateway. The trunk is nil while it is being opened.
 type slot struct {
-	ready  chan struct{} // closed when device is set, or the slot was removed
-	device *device
+	ready chan struct{} // closed when trunk is set, or the slot was removed
+	trunk *trunk
 }
 
 // New returns a gateway. It fails with KindInvalid if the configuration does.
@@ -48,10 +48,10 @@ func New(config Config) (*Gateway, error) {
 	}
 	config.setDefaults()
 	g := &Gateway{
-		config:  config,
-		budget:  semaphore.NewWeighted(config.GatewayBytes),
-		slots:   map[deviceKey]*slot{},
-		devices: map[*device]bool{},
+		config: config,
+		budget: semaphore.NewWeighted(config.GatewayBytes),
+		slots:  map[trunkKey]*slot{},
+		trunks: map[*trunk]bool{},
 
 		throttles: map[storage.VolumeID]*throttle{},
 	}
@@ -85,14 +85,14 @@ func (g *Gateway) Open(ctx context.Context, name string, options OpenOptions) (*
 	if err != nil {
 		return nil, storage.E("open", storage.KindInvalid, "volume "+name, err)
 	}
-	key := deviceKey{name: name, OpenOptions: options}
+	key := trunkKey{name: name, OpenOptions: options}
 	for {
-		d, wait, err := g.lookup(key)
+		t, wait, err := g.lookup(key)
 		if err != nil {
 			return nil, err
 		}
-		if d != nil {
-			return &Volume{device: d, name: name}, nil
+		if t != nil {
+			return &Volume{trunk: t, name: name}, nil
 		}
 		if wait == nil { // the slot is ours to fill
 			if err := g.fill(ctx, key); err != nil {
@@ -127,9 +127,9 @@ func (o OpenOptions) normal() (OpenOptions, error) {
 	return o, nil
 }
 
-// lookup returns a device with one more reference, or what to wait for, or neither: then the caller has made the slot
+// lookup returns a trunk with one more reference, or what to wait for, or neither: then the caller has made the slot
 // and must fill it.
-func (g *Gateway) lookup(key deviceKey) (d *device, wait <-chan struct{}, err error) {
+func (g *Gateway) lookup(key trunkKey) (t *trunk, wait <-chan struct{}, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.closed {
@@ -139,58 +139,58 @@ func (g *Gateway) lookup(key deviceKey) (d *device, wait <-chan struct{}, err er
 	switch {
 	case s == nil:
 		g.slots[key] = &slot{ready: make(chan struct{})}
-	case s.device == nil:
+	case s.trunk == nil:
 		return nil, s.ready, nil
 	default:
-		s.device.refs++
-		return s.device, nil, nil
+		s.trunk.refs++
+		return s.trunk, nil, nil
 	}
 	return nil, nil, nil
 }
 
 // fill opens the volume and puts it into the slot that lookup made; it removes the slot if that fails.
-func (g *Gateway) fill(ctx context.Context, key deviceKey) error {
-	d, err := g.newDevice(ctx, key)
+func (g *Gateway) fill(ctx context.Context, key trunkKey) error {
+	t, err := g.newTrunk(ctx, key)
 	g.mu.Lock()
 	s := g.slots[key]
 	if err == nil && g.closed {
 		err = storage.E("open", storage.KindCanceled, "volume "+key.name, errGatewayClosed)
 	}
 	if err == nil {
-		s.device = d
-		g.devices[d] = true
-		d.wg.Go(d.watch)
+		s.trunk = t
+		g.trunks[t] = true
+		t.wg.Go(t.watch)
 	} else {
 		delete(g.slots, key)
 	}
 	close(s.ready)
 	g.mu.Unlock()
-	if err != nil && d != nil {
-		d.forgetSession(d.fresh.ID)
-		g.dispose(d, true)
+	if err != nil && t != nil {
+		t.forgetSession(t.fresh.ID)
+		g.dispose(t, true)
 	}
 	return err
 }
 
-// dispose shuts a device down and gives back what it has of others. closed: see Cluster.Detach.
-func (g *Gateway) dispose(d *device, closed bool) {
-	d.shutdown()
-	g.dropThrottle(d)
-	g.detach(d.key, d.attachment, closed)
+// dispose shuts a trunk down and gives back what it has of others. closed: see Cluster.Detach.
+func (g *Gateway) dispose(t *trunk, closed bool) {
+	t.shutdown()
+	g.dropThrottle(t)
+	g.detach(t.key, t.attachment, closed)
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	delete(g.devices, d)
+	delete(g.trunks, t)
 	for key := range g.slots {
-		if key.name == d.key.name {
+		if key.name == t.key.name {
 			return // its series count for whoever has the volume open, or opens it, on other terms
 		}
 	}
-	g.metrics.forget(d.key.name)
+	g.metrics.forget(t.key.name)
 }
 
-// newDevice attaches the volume, unless the options name an attachment, and opens it. When it fails, it returns the
-// device if that is to be forgotten and shut down.
-func (g *Gateway) newDevice(ctx context.Context, key deviceKey) (*device, error) {
+// newTrunk attaches the volume, unless the options name an attachment, and opens it. When it fails, it returns the
+// trunk if that is to be forgotten and shut down.
+func (g *Gateway) newTrunk(ctx context.Context, key trunkKey) (*trunk, error) {
 	at, err := g.attach(ctx, key)
 	if err != nil {
 		return nil, err
@@ -200,7 +200,7 @@ func (g *Gateway) newDevice(ctx context.Context, key deviceKey) (*device, error)
 		g.detach(key, at, true)
 		return nil, err
 	}
-	d := &device{
+	t := &trunk{
 		gateway:    g,
 		key:        key,
 		subject:    "volume " + key.name,
@@ -215,20 +215,20 @@ func (g *Gateway) newDevice(ctx context.Context, key deviceKey) (*device, error)
 		fresh:      info,
 		throttle:   g.throttleOf(info.Volume),
 	}
-	d.throttle.set(info.Revision, info.Limits)
-	d.stripes, d.groups = distinct(info.Groups)
-	d.sizeBytes.Store(info.SizeBytes)
-	d.epoch.Store(uint64(info.Epoch))
-	d.ctx, d.cancel = context.WithCancel(g.ctx)
-	d.attempts = newAttemptClock(d.ctx, g.config.AttemptTimeout)
-	if err := d.closePredecessors(ctx, info); err != nil {
-		return d, err
+	t.throttle.set(info.Revision, info.Limits)
+	t.stripes, t.groups = distinct(info.Groups)
+	t.sizeBytes.Store(info.SizeBytes)
+	t.epoch.Store(uint64(info.Epoch))
+	t.ctx, t.cancel = context.WithCancel(g.ctx)
+	t.attempts = newAttemptClock(t.ctx, g.config.AttemptTimeout)
+	if err := t.closePredecessors(ctx, info); err != nil {
+		return t, err
 	}
-	return d, nil
+	return t, nil
 }
 
 // attach returns the attachment that a volume is used under, the gateway's own if the options name none.
-func (g *Gateway) attach(ctx context.Context, key deviceKey) (storage.Attachment, error) {
+func (g *Gateway) attach(ctx context.Context, key trunkKey) (storage.Attachment, error) {
 	if key.Attachment != 0 {
 		return storage.Attachment{ID: key.Attachment}, nil
 	}
@@ -239,7 +239,7 @@ func (g *Gateway) attach(ctx context.Context, key deviceKey) (storage.Attachment
 }
 
 // detach gives up an attachment of the gateway's own.
-func (g *Gateway) detach(key deviceKey, a storage.Attachment, closed bool) {
+func (g *Gateway) detach(key trunkKey, a storage.Attachment, closed bool) {
 	if key.Attachment != 0 {
 		return
 	}
@@ -249,7 +249,7 @@ func (g *Gateway) detach(key deviceKey, a storage.Attachment, closed bool) {
 }
 
 // openSession asks the catalog for a session.
-func (g *Gateway) openSession(ctx context.Context, key deviceKey, at storage.AttachmentID) (SessionInfo, error) {
+func (g *Gateway) openSession(ctx context.Context, key trunkKey, at storage.AttachmentID) (SessionInfo, error) {
 	clock := newAttemptClock(ctx, g.config.AttemptTimeout)
 	req := SessionRequest{ReadOnly: key.ReadOnly, Attachment: at, After: storage.SessionID(g.after.Load())}
 	info, err := askCatalog(ctx, g, "open session", key.name, func() (SessionInfo, bool, error) {
@@ -298,69 +298,69 @@ func distinct(placement []storage.GroupID) (stripes []int, groups []storage.Grou
 	return stripes, groups
 }
 
-// release drops one handle of d. When it was the last, the device is retired, and what is returned is closed when
+// release drops one handle of t. When it was the last, the trunk is retired, and what is returned is closed when
 // that has ended.
-func (g *Gateway) release(d *device) (retired <-chan struct{}) {
+func (g *Gateway) release(t *trunk) (retired <-chan struct{}) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !g.devices[d] {
+	if !g.trunks[t] {
 		return nil
 	}
-	d.refs--
-	if d.refs > 0 {
+	t.refs--
+	if t.refs > 0 {
 		return nil
 	}
-	return g.retireLocked(d)
+	return g.retireLocked(t)
 }
 
-func (g *Gateway) retireLocked(d *device) <-chan struct{} {
-	if d.retirement == nil {
-		d.retirement = make(chan struct{})
-		g.wg.Go(func() { g.retire(d) })
+func (g *Gateway) retireLocked(t *trunk) <-chan struct{} {
+	if t.retirement == nil {
+		t.retirement = make(chan struct{})
+		g.wg.Go(func() { g.retire(t) })
 	}
-	return d.retirement
+	return t.retirement
 }
 
-// retire waits until nothing is in flight and the session is closed, and then shuts the device down, unless somebody has
+// retire waits until nothing is in flight and the session is closed, and then shuts the trunk down, unless somebody has
 // opened the volume once more meanwhile.
-func (g *Gateway) retire(d *device) {
+func (g *Gateway) retire(t *trunk) {
 	var closed bool // every session in every group
 	for {
-		_ = d.quiesce(g.ctx) // on an error the gateway is closing, and the device has ended
+		_ = t.quiesce(g.ctx) // on an error the gateway is closing, and the trunk has ended
 		g.mu.Lock()
-		d.mu.Lock()
-		closed = d.failure == nil && d.idleLocked()
-		idle := d.failure != nil || closed
-		d.mu.Unlock()
-		reopened := d.refs > 0 && !g.closed && g.devices[d] && g.slots[d.key] != nil && g.slots[d.key].device == d
+		t.mu.Lock()
+		closed = t.failure == nil && t.idleLocked()
+		idle := t.failure != nil || closed
+		t.mu.Unlock()
+		reopened := t.refs > 0 && !g.closed && g.trunks[t] && g.slots[t.key] != nil && g.slots[t.key].trunk == t
 		if reopened {
-			close(d.retirement)
-			d.retirement = nil
+			close(t.retirement)
+			t.retirement = nil
 			g.mu.Unlock()
 			return
 		}
 		if idle || g.ctx.Err() != nil {
-			g.removeLocked(d)
+			g.removeLocked(t)
 			g.mu.Unlock()
 			break
 		}
 		g.mu.Unlock()
 	}
-	d.forgetLast()
-	g.dispose(d, closed)
-	close(d.retirement)
+	t.forgetLast()
+	g.dispose(t, closed)
+	close(t.retirement)
 }
 
 // forget makes the name free for another opening, when a volume has failed.
-func (g *Gateway) forget(d *device) {
+func (g *Gateway) forget(t *trunk) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.removeLocked(d)
+	g.removeLocked(t)
 }
 
-func (g *Gateway) removeLocked(d *device) {
-	if s := g.slots[d.key]; s != nil && s.device == d {
-		delete(g.slots, d.key)
+func (g *Gateway) removeLocked(t *trunk) {
+	if s := g.slots[t.key]; s != nil && s.trunk == t {
+		delete(g.slots, t.key)
 	}
 }
 
@@ -370,10 +370,10 @@ func (g *Gateway) removeLocked(d *device) {
 func (g *Gateway) Close(ctx context.Context) error {
 	g.mu.Lock()
 	g.closed = true
-	for d := range g.devices {
-		d.drain()
-		d.refs = 0
-		g.retireLocked(d)
+	for t := range g.trunks {
+		t.drain()
+		t.refs = 0
+		g.retireLocked(t)
 	}
 	g.mu.Unlock()
 
@@ -394,13 +394,13 @@ func (g *Gateway) Close(ctx context.Context) error {
 	return err
 }
 
-// endAll ends every device without waiting.
+// endAll ends every trunk without waiting.
 func (g *Gateway) endAll() {
 	g.mu.Lock()
-	devices := slices.Collect(maps.Keys(g.devices))
+	trunks := slices.Collect(maps.Keys(g.trunks))
 	g.mu.Unlock()
-	for _, d := range devices {
-		d.end(d.errorf(storage.KindCanceled, "use", errGatewayClosed.Error()))
+	for _, t := range trunks {
+		t.end(t.errorf(storage.KindCanceled, "use", errGatewayClosed.Error()))
 	}
 	g.cancel()
 }

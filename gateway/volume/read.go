@@ -21,7 +21,7 @@ func (v *Volume) readAll(ctx context.Context, p []byte, off int64) error {
 	}
 	cut := cutter{next: nextData, off: off, end: end}
 	parts := int64(len(p)/storage.MaxEntryPayloadBytes + 2)
-	return cut.each(ctx, "read", v.device.subject, helpers{n: min(requestParallel, parts) - 1}, func(part part) error {
+	return cut.each(ctx, "read", v.trunk.subject, helpers{n: min(requestParallel, parts) - 1}, func(part part) error {
 		at := part.end() - int64(part.length) - off
 		return v.readPart(ctx, part, p[at:][:part.length])
 	})
@@ -29,15 +29,15 @@ func (v *Volume) readAll(ctx context.Context, p []byte, off int64) error {
 
 // readPart fills dst with one part of an extent.
 func (v *Volume) readPart(ctx context.Context, p part, dst []byte) error {
-	d := v.device
+	t := v.trunk
 	weight := max(int64(p.length), requestOverheadBytes)
-	if err := d.acquire(ctx, weight); err != nil {
+	if err := t.acquire(ctx, weight); err != nil {
 		return err
 	}
-	defer d.giveBack(weight)
-	req := op.ReadRequest{Volume: d.id, Extent: p.extent, Offset: p.offset, Length: p.length, Generation: d.generation, Epoch: op.HeadEpoch}
-	return d.insistRead(ctx, "read", func(attempt context.Context) error {
-		data, err := d.gateway.config.Cluster.Read(attempt, d.groups[d.laneOf(p.extent)], req)
+	defer t.giveBack(weight)
+	req := op.ReadRequest{Volume: t.id, Extent: p.extent, Offset: p.offset, Length: p.length, Generation: t.generation, Epoch: op.HeadEpoch}
+	return t.insistRead(ctx, "read", func(attempt context.Context) error {
+		data, err := t.gateway.config.Cluster.Read(attempt, t.groups[t.laneOf(p.extent)], req)
 		if err != nil {
 			return err
 		}
@@ -46,38 +46,38 @@ func (v *Volume) readPart(ctx context.Context, p part, dst []byte) error {
 	})
 }
 
-// insistRead repeats once until it succeeds, or fails for good, or ctx or the device has ended. Bytes that fail
+// insistRead repeats once until it succeeds, or fails for good, or ctx or the trunk has ended. Bytes that fail
 // their checksum are asked for once more.
-func (d *device) insistRead(ctx context.Context, what string, once func(attempt context.Context) error) error {
+func (t *trunk) insistRead(ctx context.Context, what string, once func(attempt context.Context) error) error {
 	corrupt, refused := 0, 0
 	var unreadable unreadable
 	for n := 0; ; n++ {
-		err := once(d.attempts.context())
+		err := once(t.attempts.context())
 		kind := storage.KindOf(err)
 		switch {
 		case err == nil:
 			return nil
-		case d.ctx.Err() != nil:
-			return d.ended()
+		case t.ctx.Err() != nil:
+			return t.ended()
 		case kind == storage.KindCorrupt && corrupt == 0:
 			corrupt++
-			d.metrics.retry(kind)
-			d.gateway.config.Logger.Warn("read failed its checksum; trying once more", "volume", d.key.name, "error", err)
+			t.metrics.retry(kind)
+			t.gateway.config.Logger.Warn("read failed its checksum; trying once more", "volume", t.key.name, "error", err)
 			continue
 		case (kind == storage.KindFenced || kind == storage.KindNotFound) && refused < readRefusedTries:
 			refused++
-			if !d.refresh(d.attempts.context()) {
-				return d.ended()
+			if !t.refresh(t.attempts.context()) {
+				return t.ended()
 			}
 		case kind == storage.KindIO && unreadable.past(unreadableTimeout), !retryable(kind):
-			return storage.E(what, kind, d.subject, err)
+			return storage.E(what, kind, t.subject, err)
 		}
 		if ctx.Err() != nil {
-			return storage.E(what, storage.KindCanceled, d.subject, ctx.Err())
+			return storage.E(what, storage.KindCanceled, t.subject, ctx.Err())
 		}
-		d.metrics.retry(kind)
+		t.metrics.retry(kind)
 		if kind != storage.KindNotLeader || n > 0 {
-			d.pause(ctx, n, nil)
+			t.pause(ctx, n, nil)
 		}
 	}
 }

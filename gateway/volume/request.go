@@ -17,11 +17,11 @@ type request struct {
 
 	// refs counts the caller, until it returns, and every piece that goes on without it. The request ends at zero.
 	refs atomic.Int32
-	// orphaned: the caller has left, or will not answer. Set once, under device.mu. From then on the request counts
-	// in device.orphans until it ends, and what was not applied under its present number is dropped.
+	// orphaned: the caller has left, or will not answer. Set once, under trunk.mu. From then on the request counts
+	// in trunk.orphans until it ends, and what was not applied under its present number is dropped.
 	orphaned atomic.Bool
 
-	// The list of the device's requests in the order of their start; guarded by device.mu.
+	// The list of the trunk's requests in the order of their start; guarded by trunk.mu.
 	prev, next *request
 	start      uint64
 }
@@ -41,7 +41,7 @@ type piece struct {
 // fill makes the piece a clear of p's whole blocks, or a write of payload, which lies at p.
 func (pc *piece) fill(req *request, p part, payload []byte) {
 	pc.req, pc.payload = req, payload
-	pc.op = op.Op{Kind: op.Clear, Volume: req.volume.device.id, Extent: p.extent, Offset: p.offset, Length: p.length}
+	pc.op = op.Op{Kind: op.Clear, Volume: req.volume.trunk.id, Extent: p.extent, Offset: p.offset, Length: p.length}
 	if !p.clear {
 		pc.sums = op.AppendSums(pc.sums[:0], p.offset, payload)
 		pc.op.Kind, pc.op.Sums = op.Write, pc.sums

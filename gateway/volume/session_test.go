@@ -27,7 +27,7 @@ func holdWrites(session storage.SessionID) (func(volumetest.Call) volumetest.Fau
 
 // Guards I3 (design, section 9): the first copy of a write is held on its way, its client reconnects and writes newer
 // data. The newer write is sent only after the old session was closed in every group, so the old copy is refused.
-// Lines: admitLocked (device.go) waits for orphans; watchLocked (volume.go) notices the end of the connection while
+// Lines: admitLocked (trunk.go) waits for orphans; watchLocked (volume.go) notices the end of the connection while
 // its request is still inside an attempt; watchOrphans rotates. Tried: without the first or the second the newer
 // write is lost; without the third it waits for ever.
 func TestReconnectIsServedAfterOldSessionIsClosed(t *testing.T) {
@@ -74,7 +74,7 @@ func TestReconnectIsServedAfterOldSessionIsClosed(t *testing.T) {
 
 // The same for a request that begins when its connection has ended already: it was read from the socket, and its goroutine
 // came to run only after endCaller had looked for what is in flight.
-// Line: begin (device.go) refuses a context that has ended. Tried: without it the newer write is lost.
+// Line: begin (trunk.go) refuses a context that has ended. Tried: without it the newer write is lost.
 func TestWriteOfAnEndedConnectionDoesNotBegin(t *testing.T) {
 	bubble(t, func(t *testing.T, c *volumetest.Cluster) {
 		r := record(c)
@@ -261,7 +261,7 @@ func TestEpochRisesUnderWrites(t *testing.T) {
 }
 
 // Guards I3 (design, section 9): a restarted gateway closes its predecessor's sessions in every group before it serves.
-// Line: closePredecessors in newDevice (gateway.go). Tried: without it the predecessor's write lands on the newer one.
+// Line: closePredecessors in newTrunk (gateway.go). Tried: without it the predecessor's write lands on the newer one.
 func TestRestartedGatewayClosesItsPredecessorsSessions(t *testing.T) {
 	bubble(t, func(t *testing.T, c *volumetest.Cluster) {
 		r := record(c)

@@ -45,14 +45,14 @@ func (v *Volume) status(ctx context.Context, off, end int64, limit int) ([]Run, 
 }
 
 func (v *Volume) statusPart(ctx context.Context, p part) (runs []op.Run, err error) {
-	d := v.device
-	if err := d.acquire(ctx, requestOverheadBytes); err != nil {
+	t := v.trunk
+	if err := t.acquire(ctx, requestOverheadBytes); err != nil {
 		return nil, err
 	}
-	defer d.giveBack(requestOverheadBytes)
-	req := op.StatusRequest{ReadRequest: op.ReadRequest{Volume: d.id, Extent: p.extent, Offset: p.offset, Length: p.length, Generation: d.generation, Epoch: op.HeadEpoch}}
-	err = d.insistRead(ctx, "status", func(attempt context.Context) (err error) {
-		runs, err = d.gateway.config.Cluster.Status(attempt, d.groups[d.laneOf(p.extent)], req)
+	defer t.giveBack(requestOverheadBytes)
+	req := op.StatusRequest{ReadRequest: op.ReadRequest{Volume: t.id, Extent: p.extent, Offset: p.offset, Length: p.length, Generation: t.generation, Epoch: op.HeadEpoch}}
+	err = t.insistRead(ctx, "status", func(attempt context.Context) (err error) {
+		runs, err = t.gateway.config.Cluster.Status(attempt, t.groups[t.laneOf(p.extent)], req)
 		if err != nil {
 			return err
 		}

@@ -28,7 +28,7 @@ type throttle struct {
 	requests, bytes *rate.Limiter // nil: no limit
 	changed         chan struct{} // closed, and replaced, when the limits change
 
-	refs int // devices; guarded by gateway.mu
+	refs int // trunks; guarded by gateway.mu
 }
 
 func newThrottle() *throttle {
@@ -177,25 +177,25 @@ func (t *throttle) charge(r *reservation) {
 }
 
 // pace waits until one more request of n bytes may begin within the volume's limits.
-func (d *device) pace(ctx context.Context, n int64) error {
-	if !d.throttle.limited.Load() {
+func (t *trunk) pace(ctx context.Context, n int64) error {
+	if !t.throttle.limited.Load() {
 		return nil
 	}
 	begin := time.Now()
-	d.metrics.all.waiting.Inc()
-	waited, err := d.throttle.wait(ctx, d.ctx.Done(), n)
-	d.metrics.all.waiting.Dec()
+	t.metrics.all.waiting.Inc()
+	waited, err := t.throttle.wait(ctx, t.ctx.Done(), n)
+	t.metrics.all.waiting.Dec()
 	if waited {
-		d.metrics.all.throttled.Inc()
-		d.metrics.throttledSeconds.Add(time.Since(begin).Seconds())
+		t.metrics.all.throttled.Inc()
+		t.metrics.throttledSeconds.Add(time.Since(begin).Seconds())
 	}
 	if err != nil {
-		return storage.E("wait for the limits", storage.KindCanceled, d.subject, err)
+		return storage.E("wait for the limits", storage.KindCanceled, t.subject, err)
 	}
 	return nil
 }
 
-// throttleOf returns the throttle of a volume, which its devices at this gateway share. It is given back by
+// throttleOf returns the throttle of a volume, which its trunks at this gateway share. It is given back by
 // dropThrottle.
 func (g *Gateway) throttleOf(id storage.VolumeID) *throttle {
 	g.mu.Lock()
@@ -209,10 +209,10 @@ func (g *Gateway) throttleOf(id storage.VolumeID) *throttle {
 	return t
 }
 
-func (g *Gateway) dropThrottle(d *device) {
+func (g *Gateway) dropThrottle(t *trunk) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if d.throttle.refs--; d.throttle.refs == 0 {
-		delete(g.throttles, d.id)
+	if t.throttle.refs--; t.throttle.refs == 0 {
+		delete(g.throttles, t.id)
 	}
 }

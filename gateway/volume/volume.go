@@ -19,10 +19,10 @@ import (
 // and KindNotFound are final: the volume was taken over by another holder or detached, and the error says by whom and when,
 // or deleted. KindNoSpace says that the stores are full.
 type Volume struct {
-	device *device
-	name   string
+	trunk *trunk
+	name  string
 
-	// Guarded by device.mu.
+	// Guarded by trunk.mu.
 	closed  bool
 	active  int             // requests of this handle in flight
 	watched <-chan struct{} // the Done channel that endCaller waits for; the last one seen
@@ -30,53 +30,53 @@ type Volume struct {
 }
 
 // Attachment returns the attachment that the volume is used under.
-func (v *Volume) Attachment() storage.AttachmentID { return v.device.attachment.ID }
+func (v *Volume) Attachment() storage.AttachmentID { return v.trunk.attachment.ID }
 
 // Generation returns the generation that its requests carry.
-func (v *Volume) Generation() storage.Generation { return v.device.generation }
+func (v *Volume) Generation() storage.Generation { return v.trunk.generation }
 
 // Name returns the name under which the volume was opened.
 func (v *Volume) Name() string { return v.name }
 
 // ReadOnly reports whether the handle refuses mutations.
-func (v *Volume) ReadOnly() bool { return v.device.key.ReadOnly }
+func (v *Volume) ReadOnly() bool { return v.trunk.key.ReadOnly }
 
 // SizeBytes returns the volume's size as last heard of; it only grows.
-func (v *Volume) SizeBytes() int64 { return v.device.sizeBytes.Load() }
+func (v *Volume) SizeBytes() int64 { return v.trunk.sizeBytes.Load() }
 
 // Err returns why the volume failed for good at this gateway; nil while it has not.
 func (v *Volume) Err() error {
-	v.device.mu.Lock()
-	defer v.device.mu.Unlock()
-	return v.device.failure
+	v.trunk.mu.Lock()
+	defer v.trunk.mu.Unlock()
+	return v.trunk.failure
 }
 
 // ReadAt fills p from off. No byte of it failed its checksum (KindCorrupt otherwise).
 func (v *Volume) ReadAt(ctx context.Context, p []byte, off int64) (err error) {
-	m := &v.device.metrics.read
+	m := &v.trunk.metrics.read
 	defer m.end(m.begin(), int64(len(p)), &err)
 	if err := v.check("read", off, int64(len(p))); err != nil {
 		return err
 	}
-	if err := v.device.pace(ctx, int64(len(p))); err != nil {
+	if err := v.trunk.pace(ctx, int64(len(p))); err != nil {
 		return err
 	}
-	if err := v.device.beginRead(ctx, v); err != nil {
+	if err := v.trunk.beginRead(ctx, v); err != nil {
 		return err
 	}
-	defer v.device.endRead(v)
+	defer v.trunk.endRead(v)
 	return v.readAll(ctx, p, off)
 }
 
 // WriteAt stores p at off, durably. p must not be modified until it returns; afterwards it is not used any more.
 func (v *Volume) WriteAt(ctx context.Context, p []byte, off int64) (err error) {
-	m := &v.device.metrics.write
+	m := &v.trunk.metrics.write
 	defer m.end(m.begin(), int64(len(p)), &err)
 	n := int64(len(p))
 	if err := v.checkMutation("write", off, n); err != nil {
 		return err
 	}
-	if err := v.device.pace(ctx, n); err != nil {
+	if err := v.trunk.pace(ctx, n); err != nil {
 		return err
 	}
 	if first := nextData(off, off+n); int(first.length) == len(p) {
@@ -90,18 +90,18 @@ func (v *Volume) WriteAt(ctx context.Context, p []byte, off int64) (err error) {
 // WriteZeroes makes n bytes from off read as zeroes, durably. Whole blocks become holes unless noHole is set:
 // then zeroes are written to all of them like other data, so that they stay allocated, at the cost of other data.
 func (v *Volume) WriteZeroes(ctx context.Context, off, n int64, noHole bool) (err error) {
-	m := &v.device.metrics.zero
+	m := &v.trunk.metrics.zero
 	defer m.end(m.begin(), n, &err)
 	if err := v.checkMutation("write zeroes", off, n); err != nil {
 		return err
 	}
 	if noHole { // zeroes that stay allocated are written like other data
-		if err := v.device.pace(ctx, n); err != nil {
+		if err := v.trunk.pace(ctx, n); err != nil {
 			return err
 		}
 		return v.mutateAll(ctx, off, off+n, nextData, zeroPayload)
 	}
-	if err := v.device.pace(ctx, 0); err != nil {
+	if err := v.trunk.pace(ctx, 0); err != nil {
 		return err
 	}
 	first, end := blockCeil(off), blockFloor(off+n)
@@ -125,7 +125,7 @@ func (v *Volume) WriteZeroes(ctx context.Context, off, n int64, noHole bool) (er
 // Discard says that n bytes from off are not needed any more. Whole blocks among them read as zeroes afterwards; what
 // lies in blocks that the range covers in part stays as it is.
 func (v *Volume) Discard(ctx context.Context, off, n int64) (err error) {
-	m := &v.device.metrics.discard
+	m := &v.trunk.metrics.discard
 	defer m.end(m.begin(), n, &err)
 	if err := v.checkMutation("discard", off, n); err != nil {
 		return err
@@ -134,7 +134,7 @@ func (v *Volume) Discard(ctx context.Context, off, n int64) (err error) {
 	if first >= end {
 		return nil
 	}
-	if err := v.device.pace(ctx, 0); err != nil {
+	if err := v.trunk.pace(ctx, 0); err != nil {
 		return err
 	}
 	return v.clearAll(ctx, first, end)
@@ -143,38 +143,38 @@ func (v *Volume) Discard(ctx context.Context, off, n int64) (err error) {
 // Flush waits until every mutation that had started on this volume at this gateway is answered. What was
 // acknowledged is durable already.
 func (v *Volume) Flush(ctx context.Context) (err error) {
-	m := &v.device.metrics.flush
+	m := &v.trunk.metrics.flush
 	defer m.end(m.begin(), 0, &err)
-	return v.device.flush(ctx, v)
+	return v.trunk.flush(ctx, v)
 }
 
 // Status describes a prefix of the n bytes from off in at least one and at most limit runs (limit at least 1).
 func (v *Volume) Status(ctx context.Context, off, n int64, limit int) (runs []Run, err error) {
-	m := &v.device.metrics.status
+	m := &v.trunk.metrics.status
 	defer m.end(m.begin(), 0, &err)
 	if err := v.check("status", off, n); err != nil {
 		return nil, err
 	}
 	if limit < 1 {
-		return nil, storage.E("status", storage.KindInvalid, v.device.subject, fmt.Errorf("a limit of %d runs", limit))
+		return nil, storage.E("status", storage.KindInvalid, v.trunk.subject, fmt.Errorf("a limit of %d runs", limit))
 	}
-	if err := v.device.beginRead(ctx, v); err != nil {
+	if err := v.trunk.beginRead(ctx, v); err != nil {
 		return nil, err
 	}
-	defer v.device.endRead(v)
+	defer v.trunk.endRead(v)
 	return v.status(ctx, off, off+n, limit)
 }
 
 // Allocated reports whether any block of the volume is mapped: was written, and not discarded since. It includes every write
 // that was acknowledged before it began.
 func (v *Volume) Allocated(ctx context.Context) (found bool, err error) {
-	m := &v.device.metrics.status
+	m := &v.trunk.metrics.status
 	defer m.end(m.begin(), 0, &err)
-	if err := v.device.beginRead(ctx, v); err != nil {
+	if err := v.trunk.beginRead(ctx, v); err != nil {
 		return false, err
 	}
-	defer v.device.endRead(v)
-	for looks := v.device.looksOf(0, v.SizeBytes()); len(looks) > 0; {
+	defer v.trunk.endRead(v)
+	for looks := v.trunk.looksOf(0, v.SizeBytes()); len(looks) > 0; {
 		if err := v.lookAll(ctx, looks); err != nil {
 			return false, err
 		}
@@ -195,10 +195,10 @@ func (v *Volume) Detach() { v.leave() }
 // is closed in every group. What ctx does not wait for goes on in the background until the Gateway is closed.
 func (v *Volume) Close(ctx context.Context) error {
 	retired := v.leave()
-	d := v.device
-	d.mu.Lock()
-	err := d.awaitLocked(ctx, func() bool { return v.active == 0 })
-	d.mu.Unlock()
+	t := v.trunk
+	t.mu.Lock()
+	err := t.awaitLocked(ctx, func() bool { return v.active == 0 })
+	t.mu.Unlock()
 	if err == nil && retired != nil {
 		select {
 		case <-retired:
@@ -207,31 +207,31 @@ func (v *Volume) Close(ctx context.Context) error {
 		}
 	}
 	if err != nil {
-		return storage.E("close", storage.KindCanceled, d.subject, err)
+		return storage.E("close", storage.KindCanceled, t.subject, err)
 	}
 	return nil
 }
 
-// leave gives the handle up. It returns the end of the device's retirement if the handle was the last.
+// leave gives the handle up. It returns the end of the trunk's retirement if the handle was the last.
 func (v *Volume) leave() <-chan struct{} {
-	d := v.device
-	d.mu.Lock()
+	t := v.trunk
+	t.mu.Lock()
 	if v.closed {
-		d.mu.Unlock()
+		t.mu.Unlock()
 		return nil
 	}
 	v.closed = true
-	for r := d.first; r != nil; r = r.next {
+	for r := t.first; r != nil; r = r.next {
 		if r.volume == v {
-			d.orphanLocked(r)
+			t.orphanLocked(r)
 		}
 	}
 	if v.unwatch != nil {
 		v.unwatch()
 	}
-	d.broadcastLocked()
-	d.mu.Unlock()
-	return d.gateway.release(d)
+	t.broadcastLocked()
+	t.mu.Unlock()
+	return t.gateway.release(t)
 }
 
 // watchLocked has the requests of a caller orphaned as soon as its context ends, while its goroutine may still wait for an attempt.
@@ -246,19 +246,19 @@ func (v *Volume) watchLocked(ctx context.Context) {
 
 // endCaller orphans the handle's requests whose context has ended.
 func (v *Volume) endCaller() {
-	d := v.device
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for r := d.first; r != nil; r = r.next {
+	t := v.trunk
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for r := t.first; r != nil; r = r.next {
 		if r.volume == v && r.ctx.Err() != nil {
-			d.orphanLocked(r)
+			t.orphanLocked(r)
 		}
 	}
 }
 
 func (v *Volume) checkMutation(what string, off, n int64) error {
 	if v.ReadOnly() {
-		return storage.E(what, storage.KindPermission, v.device.subject, fmt.Errorf("it is open read-only"))
+		return storage.E(what, storage.KindPermission, v.trunk.subject, fmt.Errorf("it is open read-only"))
 	}
 	return v.check(what, off, n)
 }
@@ -266,7 +266,7 @@ func (v *Volume) checkMutation(what string, off, n int64) error {
 func (v *Volume) check(what string, off, n int64) error {
 	size := v.SizeBytes()
 	if off < 0 || n < 1 || off > size || n > size-off {
-		return storage.E(what, storage.KindInvalid, v.device.subject,
+		return storage.E(what, storage.KindInvalid, v.trunk.subject,
 			fmt.Errorf("%d bytes at %d: the range is empty or leaves the volume's %d bytes", n, off, size))
 	}
 	return nil

@@ -36,22 +36,22 @@ var errDropped = storage.E("mutate", storage.KindCanceled, "", errors.New("not a
 
 // send brings a piece to a known outcome, for as long as ctx lasts; afterwards the outcome is found out in the
 // background, from a copy of the payload. The piece holds its share of the bytes in flight meanwhile.
-func (d *device) send(ctx context.Context, pc *piece) error {
-	if err := d.acquire(ctx, pc.weight); err != nil {
+func (t *trunk) send(ctx context.Context, pc *piece) error {
+	if err := t.acquire(ctx, pc.weight); err != nil {
 		return err
 	}
 	f := sending{piece: pc}
-	err := d.carryOut(ctx, &f)
+	err := t.carryOut(ctx, &f)
 	if !errors.Is(err, errLeft) {
-		d.giveBack(pc.weight)
+		t.giveBack(pc.weight)
 		return err
 	}
-	d.detach(f)
-	return storage.E("mutate", storage.KindCanceled, d.subject, ctx.Err())
+	t.detach(f)
+	return storage.E("mutate", storage.KindCanceled, t.subject, ctx.Err())
 }
 
 // detach lets a sending go on without its caller.
-func (d *device) detach(f sending) {
+func (t *trunk) detach(f sending) {
 	pc := *f.piece
 	pc.payload = bytes.Clone(pc.payload)
 	pc.header, pc.sums = bytes.Clone(pc.header), append([]uint32(nil), pc.sums...)
@@ -59,51 +59,51 @@ func (d *device) detach(f sending) {
 	f.piece = &pc
 	r := pc.req
 	r.refs.Add(1)
-	d.mu.Lock()
-	d.orphanLocked(r)
-	d.mu.Unlock()
-	d.wg.Go(func() {
-		if err := d.carryOut(d.ctx, &f); err != nil && d.ctx.Err() == nil {
-			d.gateway.config.Logger.Info("request of a caller that left", "volume", d.key.name, "outcome", err)
+	t.mu.Lock()
+	t.orphanLocked(r)
+	t.mu.Unlock()
+	t.wg.Go(func() {
+		if err := t.carryOut(t.ctx, &f); err != nil && t.ctx.Err() == nil {
+			t.gateway.config.Logger.Info("request of a caller that left", "volume", t.key.name, "outcome", err)
 		}
-		d.giveBack(pc.weight)
-		d.unref(r)
+		t.giveBack(pc.weight)
+		t.unref(r)
 	})
 }
 
 // carryOut returns the outcome of the piece, or errLeft when ctx ended and a number is held that may have been sent.
-func (d *device) carryOut(ctx context.Context, f *sending) error {
+func (t *trunk) carryOut(ctx context.Context, f *sending) error {
 	for {
 		if f.session == nil {
-			if err := d.takeNumber(ctx, f); err != nil {
+			if err := t.takeNumber(ctx, f); err != nil {
 				return err
 			}
 		}
-		done, err := d.try(ctx, f)
+		done, err := t.try(ctx, f)
 		if done {
 			return err
 		}
 		if f.reissues > 1 {
-			d.pause(ctx, f.reissues, nil)
+			t.pause(ctx, f.reissues, nil)
 		}
 	}
 }
 
 // takeNumber takes a number of the present session. Nothing is in flight for the piece before it, nor when it fails.
-func (d *device) takeNumber(ctx context.Context, f *sending) error {
+func (t *trunk) takeNumber(ctx context.Context, f *sending) error {
 	for {
 		if f.piece.req.orphaned.Load() {
 			return errDropped
 		}
-		s, err := d.usable(ctx)
+		s, err := t.usable(ctx)
 		if err != nil {
 			return err
 		}
-		i := d.laneOf(f.piece.op.Extent)
+		i := t.laneOf(f.piece.op.Extent)
 		seq, ok := s.lanes[i].take(ctx, s.ctx.Done())
 		switch {
 		case !ok && ctx.Err() != nil:
-			return storage.E("mutate", storage.KindCanceled, d.subject, ctx.Err())
+			return storage.E("mutate", storage.KindCanceled, t.subject, ctx.Err())
 		case !ok:
 			continue // the session is closing
 		}
@@ -114,44 +114,44 @@ func (d *device) takeNumber(ctx context.Context, f *sending) error {
 
 // try repeats the piece under its number until the outcome is known (done), or the session is over and the piece was
 // not applied under it (not done: f.session is nil again).
-func (d *device) try(ctx context.Context, f *sending) (done bool, err error) {
+func (t *trunk) try(ctx context.Context, f *sending) (done bool, err error) {
 	s := f.session
 	lane := s.lanes[f.lane]
 	for {
 		if s.ctx.Err() != nil {
-			return d.decide(ctx, f)
+			return t.decide(ctx, f)
 		}
-		f.epoch = storage.Epoch(d.epoch.Load())
-		data := f.piece.encode(s.id, f.seq, f.epoch, d.generation)
-		res, err := d.gateway.config.Cluster.Propose(s.attempts.context(), lane.group, data)
+		f.epoch = storage.Epoch(t.epoch.Load())
+		data := f.piece.encode(s.id, f.seq, f.epoch, t.generation)
+		res, err := t.gateway.config.Cluster.Propose(s.attempts.context(), lane.group, data)
 		f.attempts++
 		switch kind := kindOf(res, err); {
 		case kind == storage.KindNone:
 			lane.finish(f.seq)
 			return true, nil
 		case kind == storage.KindIO && err != nil:
-			if done, err := d.unreadable(f, err); done {
+			if done, err := t.unreadable(f, err); done {
 				return true, err
 			}
 		case retryable(kind):
-			d.metrics.retry(kind)
+			t.metrics.retry(kind)
 			if kind == storage.KindNotLeader && f.attempts == 1 {
 				continue // the cluster has heard the hint
 			}
 		case kind == storage.KindFenced:
-			d.metrics.retry(kind)
-			if d.refresh(s.attempts.context()) && err == nil && res.Detail == 0 { // neither epoch nor generation
-				d.rotate(s, "fenced", res.Err("mutate", d.subject))
+			t.metrics.retry(kind)
+			if t.refresh(s.attempts.context()) && err == nil && res.Detail == 0 { // neither epoch nor generation
+				t.rotate(s, "fenced", res.Err("mutate", t.subject))
 			}
 		case kind == storage.KindNotFound && err == nil:
-			d.fail(res.Err("mutate", d.subject))
-			return true, d.ended()
+			t.fail(res.Err("mutate", t.subject))
+			return true, t.ended()
 		case kind == storage.KindCorrupt && err != nil && f.damagedOnTheWay():
-			d.metrics.retry(kind)
+			t.metrics.retry(kind)
 		case kind == storage.KindConflict, kind == storage.KindNotFound:
 			// A block that was merged in another term, or a node that does not know the group: nothing final.
-			d.metrics.retry(kind)
-			d.refresh(s.attempts.context())
+			t.metrics.retry(kind)
+			t.refresh(s.attempts.context())
 		default:
 			// Guards I1: a number is free again only if the group has refused it, or the leader has, for lack of space or
 			// because of damage, and nothing else was sent under it. Any other error may come from an answer which cannot be
@@ -159,19 +159,19 @@ func (d *device) try(ctx context.Context, f *sending) (done bool, err error) {
 			// applied.
 			free := f.attempts == 1 && (err == nil && kind != storage.KindInternal || kind == storage.KindNoSpace) ||
 				f.attempts == 0 && kind == storage.KindCorrupt
-			err = refusal(res, err, d.subject)
+			err = refusal(res, err, t.subject)
 			if free {
 				lane.giveBack(f.seq)
 				return true, err
 			}
 			f.unsure = err
-			d.rotate(s, "refused after retries", err)
+			t.rotate(s, "refused after retries", err)
 		}
-		if ctx.Err() != nil && d.ctx.Err() == nil {
+		if ctx.Err() != nil && t.ctx.Err() == nil {
 			return true, errLeft
 		}
 		if s.ctx.Err() == nil {
-			d.pause(ctx, max(f.attempts+f.damaged, 1)-1, s.ctx.Done())
+			t.pause(ctx, max(f.attempts+f.damaged, 1)-1, s.ctx.Done())
 		}
 	}
 }
@@ -191,33 +191,33 @@ const maxDamaged = 2
 // unreadable takes the answer that a block which the piece changes in part cannot be read by any replica. After a while that
 // is the piece's outcome, so that its number does not hold up the lane. Guards I1: the number is free only if that was the
 // answer to everything that was sent under it; else the session's windows say what was applied.
-func (d *device) unreadable(f *sending, err error) (done bool, outcome error) {
-	d.metrics.retry(storage.KindIO)
+func (t *trunk) unreadable(f *sending, err error) (done bool, outcome error) {
+	t.metrics.retry(storage.KindIO)
 	f.unread++
 	if !f.io.past(unreadableTimeout) {
 		return false, nil
 	}
-	err = refusal(op.Result{}, err, d.subject)
+	err = refusal(op.Result{}, err, t.subject)
 	if f.unread == f.attempts {
 		f.session.lanes[f.lane].giveBack(f.seq)
 		return true, err
 	}
 	f.unsure = err
-	d.rotate(f.session, "block cannot be read", err)
+	t.rotate(f.session, "block cannot be read", err)
 	return false, nil
 }
 
 // decide waits until the session is closed in every group. Its window says whether the piece was applied; if it was
 // not, nothing that was sent for it will be.
-func (d *device) decide(ctx context.Context, f *sending) (done bool, err error) {
+func (t *trunk) decide(ctx context.Context, f *sending) (done bool, err error) {
 	s := f.session
 	select {
 	case <-s.over:
 	default:
 		select {
 		case <-s.over:
-		case <-d.ctx.Done():
-			return true, d.ended()
+		case <-t.ctx.Done():
+			return true, t.ended()
 		case <-ctx.Done():
 			return true, errLeft
 		}
@@ -229,7 +229,7 @@ func (d *device) decide(ctx context.Context, f *sending) (done bool, err error) 
 	case f.unsure != nil:
 		return true, f.unsure
 	case w == nil && f.attempts > 0:
-		return true, d.errorf(storage.KindUnavailable, "mutate",
+		return true, t.errorf(storage.KindUnavailable, "mutate",
 			"whether the request was applied is not known: its session ended and the group kept no record of it")
 	case f.piece.req.orphaned.Load():
 		return true, errDropped
@@ -241,14 +241,14 @@ func (d *device) decide(ctx context.Context, f *sending) (done bool, err error) 
 
 // refresh asks the catalog for the volume's present state and takes it over. It reports whether the volume is still
 // ours, as far as the catalog could be asked.
-func (d *device) refresh(attempt context.Context) bool {
-	st, err := d.gateway.config.Cluster.WatchVolume(attempt, d.id, d.attachment.ID, 0)
+func (t *trunk) refresh(attempt context.Context) bool {
+	st, err := t.gateway.config.Cluster.WatchVolume(attempt, t.id, t.attachment.ID, 0)
 	if storage.KindOf(err) == storage.KindNotFound {
-		d.fail(err)
+		t.fail(err)
 	} else if err == nil {
-		_ = d.adopt(st) // a volume that is not ours any more has failed by it
+		_ = t.adopt(st) // a volume that is not ours any more has failed by it
 	}
-	return d.ctx.Err() == nil
+	return t.ctx.Err() == nil
 }
 
 func refusal(res op.Result, err error, subject string) error {
@@ -271,16 +271,16 @@ var (
 
 // mutateOne sends one part.
 func (v *Volume) mutateOne(ctx context.Context, p part, payload []byte) error {
-	d := v.device
+	t := v.trunk
 	one := singles.Get().(*single)
-	if err := d.begin(ctx, v, &one.request); err != nil {
+	if err := t.begin(ctx, v, &one.request); err != nil {
 		singles.Put(one)
 		return err
 	}
 	one.piece.fill(&one.request, p, payload)
-	err := d.send(ctx, &one.piece)
+	err := t.send(ctx, &one.piece)
 	one.piece.release()
-	if d.unref(&one.request) {
+	if t.unref(&one.request) {
 		one.request.volume, one.request.ctx = nil, nil
 		singles.Put(one)
 	}
@@ -294,12 +294,12 @@ func (v *Volume) mutateAll(ctx context.Context, off, end int64, next func(off, e
 	if first.end() >= end {
 		return v.mutateOne(ctx, first, payload(first))
 	}
-	d := v.device
+	t := v.trunk
 	r := new(request)
-	if err := d.begin(ctx, v, r); err != nil {
+	if err := t.begin(ctx, v, r); err != nil {
 		return err
 	}
-	defer d.unref(r)
+	defer t.unref(r)
 
 	parts := (end-off)/storage.MaxEntryPayloadBytes + 2
 	return v.sendParts(ctx, r, &cutter{next: next, off: off, end: end}, payload, helpers{n: min(requestParallel, parts) - 1})
@@ -307,10 +307,10 @@ func (v *Volume) mutateAll(ctx context.Context, off, end int64, next func(off, e
 
 // sendParts sends the parts that cut hands out.
 func (v *Volume) sendParts(ctx context.Context, r *request, cut *cutter, payload func(part) []byte, h helpers) error {
-	return cut.each(ctx, "mutate", v.device.subject, h, func(p part) error {
+	return cut.each(ctx, "mutate", v.trunk.subject, h, func(p part) error {
 		pc := pieces.Get().(*piece)
 		pc.fill(r, p, payload(p))
-		err := v.device.send(ctx, pc)
+		err := v.trunk.send(ctx, pc)
 		pc.release()
 		pieces.Put(pc)
 		return err
