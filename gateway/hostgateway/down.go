@@ -34,11 +34,11 @@ func (g *Gateway) HostDown(context.Context) error {
 		return nil
 	}
 	g.env.logger.Info("the host goes down: devices answer errors when the cluster does not answer", "for", g.config.HostDownTimeout)
-	disks := g.all()
-	for _, d := range disks {
-		d.hurry()
+	holdings := g.all()
+	for _, h := range holdings {
+		h.hurry()
 	}
-	g.wg.Go(func() { g.endUnserved(disks) })
+	g.wg.Go(func() { g.endUnserved(holdings) })
 	return nil
 }
 
@@ -48,44 +48,44 @@ func (g *Gateway) goesDown() bool {
 	return g.down
 }
 
-func (g *Gateway) all() []*disk {
+func (g *Gateway) all() []*holding {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return slices.Collect(maps.Values(g.disks))
+	return slices.Collect(maps.Values(g.holdings))
 }
 
-// hurry has the disk's requests end with an error when the cluster does not answer them for a while.
-func (d *disk) hurry() {
-	d.mu.Lock()
-	handle := d.handle
-	d.mu.Unlock()
+// hurry has the holding's requests end with an error when the cluster does not answer them for a while.
+func (h *holding) hurry() {
+	h.mu.Lock()
+	handle := h.handle
+	h.mu.Unlock()
 	if handle != nil {
-		handle.FailIfStuck(d.gateway.config.HostDownTimeout, whyDown)
+		handle.FailIfStuck(h.gateway.config.HostDownTimeout, whyDown)
 	}
 }
 
 // endUnserved takes the devices apart, after a while, that an earlier gateway has made and this one does not serve yet: it has
 // not reached the cluster.
-func (g *Gateway) endUnserved(disks []*disk) {
+func (g *Gateway) endUnserved(holdings []*holding) {
 	if clock.Sleep(g.resuming, g.config.HostDownTimeout) != nil {
 		return // leave does it, or nobody
 	}
 	var wg sync.WaitGroup
-	for _, d := range disks {
+	for _, h := range holdings {
 		wg.Go(func() {
-			if d.served() != nil {
+			if h.served() != nil {
 				return
 			}
-			d.endResume()
+			h.endResume()
 			ctx, cancel := context.WithTimeout(g.ctx, partTimeout)
 			defer cancel()
-			done, err := g.turn(ctx, d.record.Volume)
+			done, err := g.turn(ctx, h.record.Volume)
 			if err != nil {
 				return // it is being attached or detached, and those have bounds of their own
 			}
 			defer done()
-			if d.served() == nil {
-				g.takeApart(ctx, d)
+			if h.served() == nil {
+				g.takeApart(ctx, h)
 			}
 		})
 	}
@@ -95,26 +95,26 @@ func (g *Gateway) endUnserved(disks []*disk) {
 // partTimeout bounds what it takes to take one device apart.
 const partTimeout = 20 * time.Second
 
-func (d *disk) served() attach.Device {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.device
+func (h *holding) served() attach.Device {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.device
 }
 
-// takeApart removes the device of a disk that is not served, by force, and keeps the record.
-func (g *Gateway) takeApart(ctx context.Context, d *disk) {
-	d.parted = true
-	d.set(host.StateDetaching, whyDown)
-	driver := g.drivers[d.record.Via]
-	if driver == nil || !mayHaveUsers(driver, d.noted()) {
+// takeApart removes the device of a holding that is not served, by force, and keeps the record.
+func (g *Gateway) takeApart(ctx context.Context, h *holding) {
+	h.parted = true
+	h.set(host.StateDetaching, whyDown)
+	driver := g.drivers[h.record.Via]
+	if driver == nil || !mayHaveUsers(driver, h.noted()) {
 		return
 	}
-	log := g.logOf(d.record.Volume)
-	if err := driver.Detach(ctx, d.noted()); err != nil {
-		log.Error("the device is left behind although the host goes down", "device", d.record.Device, "error", err)
+	log := g.logOf(h.record.Volume)
+	if err := driver.Detach(ctx, h.noted()); err != nil {
+		log.Error("the device is left behind although the host goes down", "device", h.record.Device, "error", err)
 		return
 	}
-	log.Warn("nobody serves the device, and the host goes down: it is removed by force; what its users have not synced is lost", "device", d.record.Device)
+	log.Warn("nobody serves the device, and the host goes down: it is removed by force; what its users have not synced is lost", "device", h.record.Device)
 }
 
 // leave takes all devices apart, before the gateway stops.
@@ -122,25 +122,25 @@ func (g *Gateway) leave() {
 	g.unresume()
 	g.resumed.Wait()
 	var wg sync.WaitGroup
-	for _, d := range g.all() {
-		wg.Go(func() { g.part(d) })
+	for _, h := range g.all() {
+		wg.Go(func() { g.part(h) })
 	}
 	wg.Wait()
 }
 
-// part takes the device of a disk apart. What is mounted of it is unmounted, as the end of the host would do it soon without a
+// part takes the device of a holding apart. What is mounted of it is unmounted, as the end of the host would do it soon without a
 // gateway; its users, who end at this moment, have ShutdownTimeout for that. What they have not let go then is written out before it
 // is taken away by force, and nobody comes across a mount of it any more.
-func (g *Gateway) part(d *disk) {
-	device := d.served()
+func (g *Gateway) part(h *holding) {
+	device := h.served()
 	if device == nil {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(g.ctx), partTimeout)
 		defer cancel()
-		g.takeApart(ctx, d)
+		g.takeApart(ctx, h)
 		return
 	}
-	d.set(host.StateDetaching, whyDown)
-	log := g.logOf(d.record.Volume)
+	h.set(host.StateDetaching, whyDown)
+	log := g.logOf(h.record.Volume)
 	err := g.detachUnused(device)
 	if err == nil {
 		log.Info("the device is removed", "device", device.Path())
@@ -207,7 +207,7 @@ func EndDevices(ctx context.Context, config Config, helper []string, logs io.Wri
 	}
 	records, err := g.state.records()
 	for _, r := range records {
-		g.disks[r.Volume] = &disk{gateway: g, record: r, state: host.StateConnecting}
+		g.holdings[r.Volume] = &holding{gateway: g, record: r, state: host.StateConnecting}
 	}
 	g.leave()
 	return errors.Join(err, g.close(ctx))

@@ -43,7 +43,7 @@ func TestHostDownTakesDevicesApart(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				g := goingDown(t, &fakeDriver{})
-				d := g.put(t, record{Volume: "v", VolumeID: 3, Attachment: 7, Access: storage.AccessExclusive, Via: host.ViaNBD, Device: "/dev/fake0"})
+				h := g.put(t, record{Volume: "v", VolumeID: 3, Attachment: 7, Access: storage.AccessExclusive, Via: host.ViaNBD, Device: "/dev/fake0"})
 				device := newFakeDevice()
 				var unused, forced atomic.Bool
 				begun := time.Now()
@@ -60,7 +60,7 @@ func TestHostDownTakesDevicesApart(t *testing.T) {
 					}
 					return nil
 				}
-				d.device, d.state = device, host.StateReady
+				h.device, h.state = device, host.StateReady
 				if err := g.HostDown(t.Context()); err != nil {
 					t.Fatal(err)
 				}
@@ -86,7 +86,7 @@ func TestHostDownWithoutCluster(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		driver := &fakeDriver{}
 		g := goingDown(t, driver)
-		d := g.put(t, record{Volume: "v", VolumeID: 3, Attachment: 7, Access: storage.AccessExclusive, Via: host.ViaNBD, Device: "/dev/fake0"})
+		h := g.put(t, record{Volume: "v", VolumeID: 3, Attachment: 7, Access: storage.AccessExclusive, Via: host.ViaNBD, Device: "/dev/fake0"})
 		g.resumed.Go(func() { g.resume("v") }) // waits for the cluster
 		for range 2 {
 			if err := g.HostDown(t.Context()); err != nil {
@@ -99,14 +99,14 @@ func TestHostDownWithoutCluster(t *testing.T) {
 		}
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
-		if got := driver.names(&driver.detached); len(got) != 1 || !d.parted {
+		if got := driver.names(&driver.detached); len(got) != 1 || !h.parted {
 			t.Errorf("taken apart: %v", got)
 		}
 		g.resume("v")
 		if got := driver.names(&driver.attached); len(got) != 0 {
 			t.Errorf("made anew: %v", got)
 		}
-		if err := g.add(&disk{gateway: g, record: record{Volume: "w"}}); !errors.Is(err, storage.ErrUnavailable) {
+		if err := g.add(&holding{gateway: g, record: record{Volume: "w"}}); !errors.Is(err, storage.ErrUnavailable) {
 			t.Errorf("attached while the host goes down: %v", err)
 		}
 	})

@@ -63,7 +63,7 @@ func newAway(t *testing.T) *away {
 }
 
 // attached returns a gateway with a volume attached, which the cluster knows of.
-func (a *away) attached(t *testing.T) (*Gateway, *disk, *fakeDriver) {
+func (a *away) attached(t *testing.T) (*Gateway, *holding, *fakeDriver) {
 	t.Helper()
 	driver := &fakeDriver{}
 	g := newTestGateway(t, driver)
@@ -78,20 +78,20 @@ func (a *away) attached(t *testing.T) (*Gateway, *disk, *fakeDriver) {
 		t.Fatal(err)
 	}
 	device := newFakeDevice()
-	d := g.put(t, record{Volume: "v", VolumeID: v.ID, Attachment: at.ID, Own: true, Access: storage.AccessExclusive, Via: host.ViaNBD, Device: device.Path()})
-	d.device, d.state = device, host.StateReady
+	h := g.put(t, record{Volume: "v", VolumeID: v.ID, Attachment: at.ID, Own: true, Access: storage.AccessExclusive, Via: host.ViaNBD, Device: device.Path()})
+	h.device, h.state = device, host.StateReady
 	g.link("v", device.Path(), 0)
 	t.Cleanup(func() {
 		g.unresume()
 		g.resumed.Wait()
 	})
-	return g, d, driver
+	return g, h, driver
 }
 
 // awaitGone waits until the gateway has forgotten the volume, or for long.
 func (g *Gateway) awaitGone(t *testing.T) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); g.disk("v") != nil && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(20 * time.Second); g.holding("v") != nil && time.Now().Before(deadline); {
 		<-time.After(10 * time.Millisecond)
 	}
 }
@@ -109,13 +109,13 @@ func (a *away) holders(t *testing.T) int {
 // cluster is told when it is back, without anybody's doing. The lines are noteRemoved and finishLater in Detach.
 func TestDetachedWhileTheClusterIsAway(t *testing.T) {
 	a := newAway(t)
-	g, d, _ := a.attached(t)
+	g, h, _ := a.attached(t)
 	a.is.Store(true)
 	err := g.Detach(t.Context(), "v", false)
 	if !errors.Is(err, storage.ErrUnavailable) || !strings.Contains(err.Error(), "its device is removed") {
 		t.Errorf("a detach that the cluster does not hear of is answered %v", err)
 	}
-	if s := d.describe(); s.State != host.StateDetaching || s.Device != "" || s.Link != "" {
+	if s := h.describe(); s.State != host.StateDetaching || s.Device != "" || s.Link != "" {
 		t.Errorf("afterwards it is %+v; want it detaching, and no device", s)
 	}
 	if _, err := os.Lstat(filepath.Join(g.config.LinkDir, "v")); !os.IsNotExist(err) {
@@ -123,8 +123,8 @@ func TestDetachedWhileTheClusterIsAway(t *testing.T) {
 	}
 	a.is.Store(false)
 	g.awaitGone(t)
-	if g.disk("v") != nil || a.holders(t) != 0 {
-		t.Errorf("the cluster is back: the disk is %v, and %d hold the volume", g.disk("v"), a.holders(t))
+	if g.holding("v") != nil || a.holders(t) != 0 {
+		t.Errorf("the cluster is back: the holding is %v, and %d hold the volume", g.holding("v"), a.holders(t))
 	}
 }
 
@@ -132,16 +132,16 @@ func TestDetachedWhileTheClusterIsAway(t *testing.T) {
 // is written down before any step that may take long. The line is noteGone in Detach.
 func TestDetachedAndKilled(t *testing.T) {
 	a := newAway(t)
-	g, d, driver := a.attached(t)
+	g, h, driver := a.attached(t)
 	a.is.Store(true)
 	var killed []record
-	d.device.(*fakeDevice).stop = func() {
+	h.device.(*fakeDevice).stop = func() {
 		var err error
 		if killed, err = g.state.records(); err != nil {
 			t.Error(err)
 		}
 	}
-	d.finishing = true // this one does nothing more
+	h.finishing = true // this one does nothing more
 	if g.Detach(t.Context(), "v", true) == nil || len(killed) != 1 {
 		t.Fatalf("detached without the cluster, or these are its records: %v", killed)
 	}
@@ -158,20 +158,20 @@ func TestDetachedAndKilled(t *testing.T) {
 	next.awaitGone(t)
 	next.unresume()
 	<-finished
-	if len(driver.attached) > 0 || next.disk("v") != nil || a.holders(t) != 0 {
-		t.Errorf("the next gateway has attached %v, keeps %v, and %d hold the volume", driver.attached, next.disk("v"), a.holders(t))
+	if len(driver.attached) > 0 || next.holding("v") != nil || a.holders(t) != 0 {
+		t.Errorf("the next gateway has attached %v, keeps %v, and %d hold the volume", driver.attached, next.holding("v"), a.holders(t))
 	}
 }
 
 // An attach that failed while the cluster was away is no obstacle to the next one. The line is the one in Attach that asks gone.
 func TestAttachAfterOneThatFailed(t *testing.T) {
 	a := newAway(t)
-	g, d, driver := a.attached(t)
-	d.device = nil
-	d.record.Device = ""
-	d.finishing = true // nobody does it in the background
+	g, h, driver := a.attached(t)
+	h.device = nil
+	h.record.Device = ""
+	h.finishing = true // nobody does it in the background
 	a.is.Store(true)
-	if err := g.undo(d); err == nil {
+	if err := g.undo(h); err == nil {
 		t.Fatal("undone without the cluster")
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
@@ -186,7 +186,7 @@ func TestAttachAfterOneThatFailed(t *testing.T) {
 		_, err = g.Attach(ctx, host.Request{Volume: "v", Access: storage.AccessExclusive, Via: host.ViaNBD})
 		cancel()
 	}
-	if a.holders(t) != 0 || g.disk("v") != nil || len(driver.detached) == 0 {
+	if a.holders(t) != 0 || g.holding("v") != nil || len(driver.detached) == 0 {
 		t.Errorf("answered %v; %d hold the volume, taken apart: %v", err, a.holders(t), driver.detached)
 	}
 }
@@ -194,12 +194,12 @@ func TestAttachAfterOneThatFailed(t *testing.T) {
 // What is left of a device that cannot be removed is not said to be removed: its users may write to it still.
 func TestDeviceThatStaysIsNotSaidToBeGone(t *testing.T) {
 	a := newAway(t)
-	g, d, driver := a.attached(t)
-	d.device, d.record.Gone = nil, true // a detach before this one was cut short
-	d.finishing = true                  // nobody does it in the background
+	g, h, driver := a.attached(t)
+	h.device, h.record.Gone = nil, true // a detach before this one was cut short
+	h.finishing = true                  // nobody does it in the background
 	driver.fails(errors.New("the kernel says no"))
 	err := g.Detach(t.Context(), "v", true)
-	for _, said := range []string{fmt.Sprint(err), d.describe().Reason} {
+	for _, said := range []string{fmt.Sprint(err), h.describe().Reason} {
 		if !strings.Contains(said, "not removed yet") || !strings.Contains(said, "the kernel says no") || strings.Contains(said, "is removed") {
 			t.Errorf("a device that is there is spoken of as %q", said)
 		}

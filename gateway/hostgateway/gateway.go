@@ -46,13 +46,13 @@ type Gateway struct {
 	unresume context.CancelFunc
 	resumed  sync.WaitGroup
 
-	mu      sync.Mutex
-	cluster *connection              // nil: the cluster was not reached yet; guarded by mu
-	disks   map[string]*disk         // by volume; guarded by mu
-	turns   map[string]chan struct{} // a volume's operations come one after another; guarded by mu
-	closing bool
-	down    bool          // the host goes down
-	reached chan struct{} // closed when cluster is set
+	mu       sync.Mutex
+	cluster  *connection              // nil: the cluster was not reached yet; guarded by mu
+	holdings map[string]*holding      // by volume; guarded by mu
+	turns    map[string]chan struct{} // a volume's operations come one after another; guarded by mu
+	closing  bool
+	down     bool          // the host goes down
+	reached  chan struct{} // closed when cluster is set
 }
 
 var _ host.Gateway = (*Gateway)(nil)
@@ -102,7 +102,7 @@ func newGateway(ctx context.Context, c Config, env environment) (g *Gateway, err
 		return nil, err
 	}
 	g = &Gateway{config: c, env: env, state: st, hostID: id, host: name, machine: machine, api: apiClient, keeper: keeper, drivers: drivers,
-		disks: map[string]*disk{}, turns: map[string]chan struct{}{}, reached: make(chan struct{})}
+		holdings: map[string]*holding{}, turns: map[string]chan struct{}{}, reached: make(chan struct{})}
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	g.resuming, g.unresume = context.WithCancel(g.ctx)
 	return g, nil
@@ -130,8 +130,8 @@ func (g *Gateway) start() error {
 		return err
 	}
 	for _, r := range records {
-		d := &disk{gateway: g, record: r, state: host.StateConnecting, reason: "the gateway has started and finds its devices again"}
-		g.disks[r.Volume] = d
+		h := &holding{gateway: g, record: r, state: host.StateConnecting, reason: "the gateway has started and finds its devices again"}
+		g.holdings[r.Volume] = h
 	}
 	g.resumed.Go(func() {
 		if g.connect() != nil {
@@ -214,7 +214,7 @@ func (g *Gateway) findCluster() (clusterFile, error) {
 		return known, err
 	}
 	g.mu.Lock()
-	inUse := len(g.disks) > 0
+	inUse := len(g.holdings) > 0
 	g.mu.Unlock()
 	ctx, cancel := context.WithTimeout(g.resuming, 10*time.Second)
 	defer cancel()
@@ -278,8 +278,8 @@ func (g *Gateway) close(ctx context.Context) error {
 	g.unresume()
 	g.resumed.Wait()
 	var wg sync.WaitGroup
-	for _, d := range g.all() {
-		wg.Go(func() { d.stop(ctx) })
+	for _, h := range g.all() {
+		wg.Go(func() { h.stop(ctx) })
 	}
 	wg.Wait()
 	c := g.way()
@@ -314,10 +314,10 @@ func (g *Gateway) turn(ctx context.Context, volume string) (done func(), err err
 	}
 }
 
-func (g *Gateway) disk(volume string) *disk {
+func (g *Gateway) holding(volume string) *holding {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.disks[volume]
+	return g.holdings[volume]
 }
 
 // driver returns the driver to use, and what it is called.
@@ -348,8 +348,8 @@ var viasInOrder = []host.Via{host.ViaNBD, host.ViaFUSE}
 // Attachments implements host.Gateway.
 func (g *Gateway) Attachments(context.Context) ([]host.Attachment, error) {
 	list := []host.Attachment{}
-	for _, d := range g.all() {
-		list = append(list, d.verified())
+	for _, h := range g.all() {
+		list = append(list, h.verified())
 	}
 	slices.SortFunc(list, func(a, b host.Attachment) int { return strings.Compare(a.Volume, b.Volume) })
 	return list, nil

@@ -31,19 +31,19 @@ func TestDeviceOfAnother(t *testing.T) {
 		},
 		"watch": func(t *testing.T, g *Gateway) error {
 			time.Sleep(2 * watchInterval) // virtual
-			return errors.New(g.disk("v").describe().Reason)
+			return errors.New(g.holding("v").describe().Reason)
 		},
 	}
 	for name, ask := range asks {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				g := newTestGateway(t, &fakeDriver{})
-				d := g.put(t, record{Volume: "v", VolumeID: 3, Attachment: 7, Access: storage.AccessExclusive, Via: host.ViaNBD})
+				h := g.put(t, record{Volume: "v", VolumeID: 3, Attachment: 7, Access: storage.AccessExclusive, Via: host.ViaNBD})
 				device := newFakeDevice()
-				if err := d.ready(device); err != nil {
+				if err := h.ready(device); err != nil {
 					t.Fatal(err)
 				}
-				if a := d.describe(); a.Identity != device.Identity() || a.Device != device.Path() {
+				if a := h.describe(); a.Identity != device.Identity() || a.Device != device.Path() {
 					t.Errorf("it is described as %+v", a)
 				}
 				device.another.Store(true)
@@ -53,7 +53,7 @@ func TestDeviceOfAnother(t *testing.T) {
 				if err := ask(t, g); err == nil || strings.Contains(err.Error(), "device  ") {
 					t.Errorf("the device has no path, and %q is said", err)
 				}
-				if a := d.describe(); a.State != host.StateFailed || a.Device != "" || a.Link != "" || !a.Identity.IsZero() {
+				if a := h.describe(); a.State != host.StateFailed || a.Device != "" || a.Link != "" || !a.Identity.IsZero() {
 					t.Errorf("it is described as %+v", a)
 				}
 				if _, err := os.Lstat(g.linkOf("v")); !os.IsNotExist(err) {

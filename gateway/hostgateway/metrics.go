@@ -19,8 +19,8 @@ func (deviceStates) Describe(ch chan<- *prometheus.Desc) { ch <- deviceStatesDes
 // Collect implements prometheus.Collector.
 func (s deviceStates) Collect(ch chan<- prometheus.Metric) {
 	count := map[host.State]int{host.StateConnecting: 0, host.StateReady: 0, host.StateDetaching: 0, host.StateFailed: 0}
-	for _, d := range s.gateway.all() {
-		count[d.verified().State]++
+	for _, h := range s.gateway.all() {
+		count[h.verified().State]++
 	}
 	for state, n := range count {
 		ch <- prometheus.MustNewConstMetric(deviceStatesDesc, prometheus.GaugeValue, float64(n), string(state))

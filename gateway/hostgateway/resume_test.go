@@ -109,7 +109,7 @@ func newTestGateway(t *testing.T, driver attach.Driver) *Gateway {
 	}
 	t.Cleanup(func() { _ = st.close() })
 	g := &Gateway{config: Config{LinkDir: t.TempDir()}, env: environment{logger: slog.New(slog.DiscardHandler)}, state: st, hostID: "h",
-		drivers: map[host.Via]attach.Driver{host.ViaNBD: driver}, disks: map[string]*disk{}, turns: map[string]chan struct{}{},
+		drivers: map[host.Via]attach.Driver{host.ViaNBD: driver}, holdings: map[string]*holding{}, turns: map[string]chan struct{}{},
 		reached: make(chan struct{})}
 	g.ctx, g.cancel = context.WithCancel(t.Context())
 	g.resuming, g.unresume = context.WithCancel(g.ctx)
@@ -120,17 +120,17 @@ func newTestGateway(t *testing.T, driver attach.Driver) *Gateway {
 	return g
 }
 
-// put enters a disk as a start of the gateway finds it.
-func (g *Gateway) put(t *testing.T, r record) *disk {
+// put enters a holding as a start of the gateway finds it.
+func (g *Gateway) put(t *testing.T, r record) *holding {
 	t.Helper()
 	if err := g.state.writeRecord(r); err != nil {
 		t.Fatal(err)
 	}
-	d := &disk{gateway: g, record: r, state: host.StateConnecting}
+	h := &holding{gateway: g, record: r, state: host.StateConnecting}
 	g.mu.Lock()
-	g.disks[r.Volume] = d
+	g.holdings[r.Volume] = h
 	g.mu.Unlock()
-	return d
+	return h
 }
 
 // A gateway that was killed while it asked the cluster about an attachment that the CSI controller had made finds a record
@@ -152,8 +152,8 @@ func TestAttachWithoutAnswerIsTakenBack(t *testing.T) {
 			if len(driver.attached) > 0 || len(driver.detached) != 1 {
 				t.Errorf("attached %v, detached %v; want what was begun taken apart, and nothing made", driver.attached, driver.detached)
 			}
-			if d := g.disk("v"); d != nil {
-				t.Errorf("the volume is still held: %+v", d.describe())
+			if h := g.holding("v"); h != nil {
+				t.Errorf("the volume is still held: %+v", h.describe())
 			}
 			if _, err := os.Stat(g.state.recordPath("v")); !os.IsNotExist(err) {
 				t.Errorf("the record is left: %v", err)
@@ -169,7 +169,7 @@ func TestForcedDetachEndsResume(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		driver := &fakeDriver{}
 		g := newTestGateway(t, driver)
-		d := g.put(t, record{Volume: "v", VolumeID: 3, Attachment: 7, Access: storage.AccessExclusive, Via: host.ViaNBD})
+		h := g.put(t, record{Volume: "v", VolumeID: 3, Attachment: 7, Access: storage.AccessExclusive, Via: host.ViaNBD})
 		var wg sync.WaitGroup
 		wg.Go(func() { g.resume("v") })
 		synctest.Wait() // it waits for the cluster
@@ -180,8 +180,8 @@ func TestForcedDetachEndsResume(t *testing.T) {
 		}
 		g.unresume()
 		wg.Wait()
-		if g.disk("v") != nil || len(driver.detached) != 1 {
-			t.Errorf("the volume is %+v; the driver has detached %v", d.describe(), driver.detached)
+		if g.holding("v") != nil || len(driver.detached) != 1 {
+			t.Errorf("the volume is %+v; the driver has detached %v", h.describe(), driver.detached)
 		}
 	})
 }
@@ -191,20 +191,20 @@ func TestForcedDetachEndsResume(t *testing.T) {
 func TestFailureDuringDetachIsKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newTestGateway(t, &fakeDriver{})
-		d := g.put(t, record{Volume: "v", VolumeID: 3, Attachment: 7, Access: storage.AccessExclusive, Via: host.ViaNBD})
+		h := g.put(t, record{Volume: "v", VolumeID: 3, Attachment: 7, Access: storage.AccessExclusive, Via: host.ViaNBD})
 		device := newFakeDevice()
 		device.detach = func(context.Context, bool) error {
 			close(device.ended)
-			<-d.watched
+			<-h.watched
 			return storage.E("detach", storage.KindIO, "device", errors.New("a fault of the test"))
 		}
-		if err := d.ready(device); err != nil {
+		if err := h.ready(device); err != nil {
 			t.Fatal(err)
 		}
 		if err := g.Detach(t.Context(), "v", false); !errors.Is(err, storage.ErrIO) {
 			t.Errorf("detach: %v", err)
 		}
-		if a := d.describe(); a.State != host.StateFailed || a.Reason == "" {
+		if a := h.describe(); a.State != host.StateFailed || a.Reason == "" {
 			t.Errorf("the device is gone, and is called %s (%s)", a.State, a.Reason)
 		}
 	})

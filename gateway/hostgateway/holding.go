@@ -21,8 +21,9 @@ import (
 	"github.com/storaged/storaged/nbd/attach"
 )
 
-// disk is an attached volume. What changes it has the volume's turn (Gateway.turn); the lock is for those who look.
-type disk struct {
+// holding is a volume that the host has, with its device. What changes it has the volume's turn (Gateway.turn); the lock is for
+// those who look.
+type holding struct {
 	gateway *Gateway
 
 	mu        sync.Mutex // guards what follows
@@ -36,44 +37,44 @@ type disk struct {
 	refresh   chan chan error // asks the watch to look at the size now; nil while nothing watches
 	unwatch   context.CancelFunc
 	watched   chan struct{} // closed when the watch has ended
-	finishing bool          // something in the background sees to it that the disk is given up; guarded by Gateway.mu
+	finishing bool          // something in the background sees to it that the holding is given up; guarded by Gateway.mu
 	// interrupt ends an attempt to resume the device, which waits for the cluster for as long as that takes; nil: none is made.
 	interrupt context.CancelFunc
 	parted    bool // its device was taken apart because the host goes down; guarded by the volume's turn
 }
 
 // describe returns what others see.
-func (d *disk) describe() host.Attachment {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	r := d.record
-	if d.foreign {
+func (h *holding) describe() host.Attachment {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	r := h.record
+	if h.foreign {
 		r.Device, r.Identity = "", blockdev.Identity{}
 	}
 	a := host.Attachment{Volume: r.Volume, VolumeID: r.VolumeID, ID: r.Attachment, Generation: r.Generation, Access: r.Access,
-		ReadOnly: r.ReadOnly, Via: r.Via, Device: r.Device, Identity: r.Identity, State: d.state, Reason: d.reason, Since: r.Since}
-	if d.device != nil && !d.foreign {
-		a.SizeBytes = d.device.SizeBytes()
+		ReadOnly: r.ReadOnly, Via: r.Via, Device: r.Device, Identity: r.Identity, State: h.state, Reason: h.reason, Since: r.Since}
+	if h.device != nil && !h.foreign {
+		a.SizeBytes = h.device.SizeBytes()
 	}
-	if link := d.gateway.linkOf(r.Volume); link != "" && r.Device != "" {
+	if link := h.gateway.linkOf(r.Volume); link != "" && r.Device != "" {
 		a.Link = link
 	}
 	return a
 }
 
 // verified returns what others see, of a device that was looked at once more: its path may have become another's.
-func (d *disk) verified() host.Attachment {
-	d.verify()
-	return d.describe()
+func (h *holding) verified() host.Attachment {
+	h.verify()
+	return h.describe()
 }
 
-// verify notes that the device at the path is not the disk's any more. That is asked again and again, because nobody is told
+// verify notes that the device at the path is not the holding's any more. That is asked again and again, because nobody is told
 // when a loop device is freed, or an NBD device disconnected, and its number given to the next who asks. It reports whether the
 // path may be used.
-func (d *disk) verify() bool {
-	d.mu.Lock()
-	device, state, foreign := d.device, d.state, d.foreign
-	d.mu.Unlock()
+func (h *holding) verify() bool {
+	h.mu.Lock()
+	device, state, foreign := h.device, h.state, h.foreign
+	h.mu.Unlock()
 	if device == nil || state != host.StateReady {
 		return !foreign
 	}
@@ -81,27 +82,27 @@ func (d *disk) verify() bool {
 	if err == nil {
 		return true
 	}
-	d.mu.Lock()
+	h.mu.Lock()
 	reason := err.Error() + "; detach the volume, and attach it again"
-	news := d.state == host.StateReady && d.device == device
+	news := h.state == host.StateReady && h.device == device
 	switch {
 	case news:
-		d.state, d.reason, d.foreign = host.StateFailed, reason, true
-	case d.state == host.StateDetaching: // matters if nothing comes of the detach
-		d.lost, d.foreign = reason, true
+		h.state, h.reason, h.foreign = host.StateFailed, reason, true
+	case h.state == host.StateDetaching: // matters if nothing comes of the detach
+		h.lost, h.foreign = reason, true
 	}
-	d.mu.Unlock()
+	h.mu.Unlock()
 	if news {
-		d.gateway.unlink(d.record.Volume)
-		d.gateway.logOf(d.record.Volume).Error("the volume has lost its device, whose path may be another's by now", "device", device.Path(), "error", err)
+		h.gateway.unlink(h.record.Volume)
+		h.gateway.logOf(h.record.Volume).Error("the volume has lost its device, whose path may be another's by now", "device", device.Path(), "error", err)
 	}
 	return false
 }
 
-func (d *disk) set(s host.State, reason string) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.state, d.reason = s, reason
+func (h *holding) set(s host.State, reason string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.state, h.reason = s, reason
 }
 
 // Attach implements host.Gateway.
@@ -114,19 +115,19 @@ func (g *Gateway) Attach(ctx context.Context, q host.Request) (host.Attachment, 
 		return host.Attachment{}, err
 	}
 	defer done()
-	d := g.disk(q.Volume)
-	if d != nil && d.gone() { // of an attachment that has ended here, and that the cluster was not told of
-		if err := g.finish(ctx, d); err != nil {
+	h := g.holding(q.Volume)
+	if h != nil && h.gone() { // of an attachment that has ended here, and that the cluster was not told of
+		if err := g.finish(ctx, h); err != nil {
 			return host.Attachment{}, storage.E("attach", storage.KindOf(err), "volume "+q.Volume, fmt.Errorf("what it was attached as before is not ended yet: %w", err))
 		}
-		d = nil
+		h = nil
 	}
-	if d != nil {
-		d.verify()
-		if err := d.sameTerms(q); err != nil {
+	if h != nil {
+		h.verify()
+		if err := h.sameTerms(q); err != nil {
 			return host.Attachment{}, err
 		}
-		return d.describe(), nil
+		return h.describe(), nil
 	}
 	driver, via, err := g.driver(q.Via)
 	if err != nil {
@@ -136,22 +137,22 @@ func (g *Gateway) Attach(ctx context.Context, q host.Request) (host.Attachment, 
 	if err != nil {
 		return host.Attachment{}, err
 	}
-	d = &disk{gateway: g, state: host.StateConnecting, record: record{Volume: q.Volume, Attachment: q.AttachmentID,
+	h = &holding{gateway: g, state: host.StateConnecting, record: record{Volume: q.Volume, Attachment: q.AttachmentID,
 		Own: q.AttachmentID == 0, Access: q.Access, ReadOnly: q.ReadOnly, Via: via}}
-	if err := g.add(d); err != nil {
+	if err := g.add(h); err != nil {
 		return host.Attachment{}, err
 	}
-	if err := g.bring(ctx, c, d, driver, q); err != nil {
-		return host.Attachment{}, errors.Join(err, g.undo(d))
+	if err := g.bring(ctx, c, h, driver, q); err != nil {
+		return host.Attachment{}, errors.Join(err, g.undo(h))
 	}
-	a := d.describe()
+	a := h.describe()
 	g.logOf(q.Volume).Info("attached", "device", a.Device, "via", a.Via, "access", a.Access, "attachment", a.ID, "generation", a.Generation)
 	return a, nil
 }
 
-// sameTerms returns nil if the disk is what is asked for, and can be used.
-func (d *disk) sameTerms(q host.Request) error {
-	a := d.describe()
+// sameTerms returns nil if the holding is what is asked for, and can be used.
+func (h *holding) sameTerms(q host.Request) error {
+	a := h.describe()
 	subject := "volume " + q.Volume
 	switch {
 	case a.State == host.StateFailed:
@@ -169,44 +170,44 @@ func (d *disk) sameTerms(q host.Request) error {
 	return nil
 }
 
-// add writes the disk down before anything is done for it.
-func (g *Gateway) add(d *disk) error {
+// add writes the holding down before anything is done for it.
+func (g *Gateway) add(h *holding) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.closing {
 		return errClosed
 	}
 	if g.down {
-		return storage.E("attach", storage.KindUnavailable, "volume "+d.record.Volume, errors.New(whyDown))
+		return storage.E("attach", storage.KindUnavailable, "volume "+h.record.Volume, errors.New(whyDown))
 	}
-	if err := g.state.writeRecord(d.record); err != nil {
+	if err := g.state.writeRecord(h.record); err != nil {
 		return err
 	}
-	g.disks[d.record.Volume] = d
+	g.holdings[h.record.Volume] = h
 	return nil
 }
 
-// bring takes a new disk from its record to a device.
-func (g *Gateway) bring(ctx context.Context, c *connection, d *disk, driver attach.Driver, q host.Request) error {
+// bring takes a new holding from its record to a device.
+func (g *Gateway) bring(ctx context.Context, c *connection, h *holding, driver attach.Driver, q host.Request) error {
 	at, err := g.attachment(ctx, q)
 	if err != nil {
 		return err
 	}
-	d.mu.Lock()
-	d.record.VolumeID, d.record.Attachment, d.record.Generation, d.record.Since = at.Volume, at.ID, at.Generation, at.Since
-	r := d.record
-	d.mu.Unlock()
+	h.mu.Lock()
+	h.record.VolumeID, h.record.Attachment, h.record.Generation, h.record.Since = at.Volume, at.ID, at.Generation, at.Since
+	r := h.record
+	h.mu.Unlock()
 	if err := g.state.writeRecord(r); err != nil {
 		return err
 	}
-	if err := d.open(ctx, c); err != nil {
+	if err := h.open(ctx, c); err != nil {
 		return err
 	}
-	device, err := driver.Attach(ctx, d.request(c))
+	device, err := driver.Attach(ctx, h.request(c))
 	if err != nil {
 		return err
 	}
-	return d.ready(device)
+	return h.ready(device)
 }
 
 // attachment asks for the right to use the volume, or looks at the one that is named.
@@ -234,14 +235,14 @@ func (g *Gateway) attachment(ctx context.Context, q host.Request) (api.Attachmen
 }
 
 // open opens the volume under its attachment, and keeps it open.
-func (d *disk) open(ctx context.Context, c *connection) error {
-	v, err := d.openVolume(ctx, c)
+func (h *holding) open(ctx context.Context, c *connection) error {
+	v, err := h.openVolume(ctx, c)
 	if err != nil {
 		return err
 	}
-	d.mu.Lock()
-	d.handle = v
-	d.mu.Unlock()
+	h.mu.Lock()
+	h.handle = v
+	h.mu.Unlock()
 	return nil
 }
 
@@ -250,43 +251,43 @@ func (d *disk) open(ctx context.Context, c *connection) error {
 // alive.
 const silence = 45 * time.Second
 
-// openAgain opens the volume of a disk that is written down.
-func (d *disk) openAgain(ctx context.Context, c *connection) error {
+// openAgain opens the volume of a holding that is written down.
+func (h *holding) openAgain(ctx context.Context, c *connection) error {
 	for until := time.Now().Add(silence); ; {
-		err := d.open(ctx, c)
+		err := h.open(ctx, c)
 		if !errors.Is(err, storage.ErrConflict) || time.Now().After(until) {
 			return err
 		}
-		d.set(host.StateConnecting, err.Error())
+		h.set(host.StateConnecting, err.Error())
 		if clock.Sleep(ctx, time.Second) != nil {
 			return err
 		}
 	}
 }
 
-func (d *disk) openVolume(ctx context.Context, c *connection) (*volume.Volume, error) {
-	d.mu.Lock()
-	r := d.record
-	d.mu.Unlock()
+func (h *holding) openVolume(ctx context.Context, c *connection) (*volume.Volume, error) {
+	h.mu.Lock()
+	r := h.record
+	h.mu.Unlock()
 	return c.volume.Open(ctx, r.Volume, volume.OpenOptions{ReadOnly: r.ReadOnly, Attachment: r.Attachment})
 }
 
-// noted returns what is known of the disk's device. What was noted before the host was started says nothing any more.
-func (d *disk) noted() attach.Request {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	r := attach.Request{Name: d.record.Volume, ReadOnly: d.record.ReadOnly}
-	if d.record.Boot != "" && d.record.Boot == d.gateway.boot() && !d.foreign {
-		r.Device, r.Identity = d.record.Device, d.record.Identity
+// noted returns what is known of the holding's device. What was noted before the host was started says nothing any more.
+func (h *holding) noted() attach.Request {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	r := attach.Request{Name: h.record.Volume, ReadOnly: h.record.ReadOnly}
+	if h.record.Boot != "" && h.record.Boot == h.gateway.boot() && !h.foreign {
+		r.Device, r.Identity = h.record.Device, h.record.Identity
 	}
 	return r
 }
 
-// request asks a driver for the disk's device.
-func (d *disk) request(c *connection) attach.Request {
-	r := d.noted()
+// request asks a driver for the holding's device.
+func (h *holding) request(c *connection) attach.Request {
+	r := h.noted()
 	r.Open = func(ctx context.Context) (nbd.Export, error) {
-		v, err := d.openVolume(ctx, c)
+		v, err := h.openVolume(ctx, c)
 		if err != nil {
 			return nil, err
 		}
@@ -296,94 +297,94 @@ func (d *disk) request(c *connection) attach.Request {
 }
 
 // ready notes that the device is served, and watches over it.
-func (d *disk) ready(device attach.Device) error {
-	d.mu.Lock()
-	if before := d.record.Identity.Sequence; before != device.Identity().Sequence {
-		d.gateway.unname(before)
+func (h *holding) ready(device attach.Device) error {
+	h.mu.Lock()
+	if before := h.record.Identity.Sequence; before != device.Identity().Sequence {
+		h.gateway.unname(before)
 	}
-	d.device, d.record.Device, d.record.Identity, d.foreign = device, device.Path(), device.Identity(), false
-	d.record.Boot = d.gateway.boot()
-	d.state, d.reason = host.StateReady, ""
-	r := d.record
-	d.mu.Unlock()
-	if err := d.gateway.state.writeRecord(r); err != nil {
+	h.device, h.record.Device, h.record.Identity, h.foreign = device, device.Path(), device.Identity(), false
+	h.record.Boot = h.gateway.boot()
+	h.state, h.reason = host.StateReady, ""
+	r := h.record
+	h.mu.Unlock()
+	if err := h.gateway.state.writeRecord(r); err != nil {
 		return err
 	}
 	if err := device.Settle(); err != nil {
-		d.gateway.logOf(r.Volume).Warn("what lies below the device still shows: it is in the way when the host is shut down", "device", r.Device, "error", err)
+		h.gateway.logOf(r.Volume).Warn("what lies below the device still shows: it is in the way when the host is shut down", "device", r.Device, "error", err)
 	}
-	d.gateway.link(r.Volume, r.Device, r.Identity.Sequence)
+	h.gateway.link(r.Volume, r.Device, r.Identity.Sequence)
 	announce(r.Device)
-	d.verify() // it may have been freed before the link was there to be taken away
-	d.watch()
-	if d.gateway.goesDown() {
-		d.hurry()
+	h.verify() // it may have been freed before the link was there to be taken away
+	h.watch()
+	if h.gateway.goesDown() {
+		h.hurry()
 	}
 	return nil
 }
 
 // undo takes back what bring has begun. What it cannot take back now is taken back later.
-func (g *Gateway) undo(d *disk) error {
+func (g *Gateway) undo(h *holding) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(g.ctx), 20*time.Second)
 	defer cancel()
-	d.stop(ctx)
-	err := d.noteGone()
+	h.stop(ctx)
+	err := h.noteGone()
 	if err == nil {
-		err = g.finish(ctx, d)
+		err = g.finish(ctx, h)
 	}
 	if err != nil {
-		d.set(host.StateDetaching, "it could not be attached, and what was begun is not taken back yet: "+err.Error())
-		g.finishLater(d)
+		h.set(host.StateDetaching, "it could not be attached, and what was begun is not taken back yet: "+err.Error())
+		g.finishLater(h)
 	}
 	return err
 }
 
-// gone reports whether the disk is to be removed, or has been, and was not given up yet.
-func (d *disk) gone() bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.record.Gone
+// gone reports whether the holding is to be removed, or has been, and was not given up yet.
+func (h *holding) gone() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.record.Gone
 }
 
-// noteGone writes down that the disk is to be removed, whoever finishes that.
-func (d *disk) noteGone() error {
-	d.mu.Lock()
-	d.record.Gone = true
-	r := d.record
-	d.mu.Unlock()
-	return d.gateway.state.writeRecord(r)
+// noteGone writes down that the holding is to be removed, whoever finishes that.
+func (h *holding) noteGone() error {
+	h.mu.Lock()
+	h.record.Gone = true
+	r := h.record
+	h.mu.Unlock()
+	return h.gateway.state.writeRecord(r)
 }
 
 // noteRemoved forgets a device that is removed: its path is the next one's.
-func (d *disk) noteRemoved() {
-	d.gateway.unlink(d.record.Volume)
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.gateway.unname(d.record.Identity.Sequence)
-	d.record.Device, d.record.Identity = "", blockdev.Identity{}
+func (h *holding) noteRemoved() {
+	h.gateway.unlink(h.record.Volume)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.gateway.unname(h.record.Identity.Sequence)
+	h.record.Device, h.record.Identity = "", blockdev.Identity{}
 }
 
-// finish removes what is left of a disk that is gone, ends its attachment, and forgets it. It may be repeated.
-func (g *Gateway) finish(ctx context.Context, d *disk) error {
-	if driver := g.drivers[d.record.Via]; driver != nil {
-		if err := driver.Detach(ctx, d.noted()); err != nil {
+// finish removes what is left of a holding that is gone, ends its attachment, and forgets it. It may be repeated.
+func (g *Gateway) finish(ctx context.Context, h *holding) error {
+	if driver := g.drivers[h.record.Via]; driver != nil {
+		if err := driver.Detach(ctx, h.noted()); err != nil {
 			return fmt.Errorf("what is left of its device is not removed yet: %w", err)
 		}
 	}
-	d.noteRemoved()
-	return g.giveUp(ctx, d)
+	h.noteRemoved()
+	return g.giveUp(ctx, h)
 }
 
 // finishLater goes on with that in the background, until it is done.
-func (g *Gateway) finishLater(d *disk) {
+func (g *Gateway) finishLater(h *holding) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.closing || d.finishing {
+	if g.closing || h.finishing {
 		return // the next gateway does it, or it is under way
 	}
-	d.finishing = true
+	h.finishing = true
 	g.resumed.Go(func() {
-		for pause := time.Second; clock.Sleep(g.resuming, pause) == nil && !g.tryToFinish(d); pause = min(2*pause, maxFinishPause) {
+		for pause := time.Second; clock.Sleep(g.resuming, pause) == nil && !g.tryToFinish(h); pause = min(2*pause, maxFinishPause) {
 		}
 	})
 }
@@ -392,8 +393,8 @@ func (g *Gateway) finishLater(d *disk) {
 const maxFinishPause = 10 * time.Second
 
 // tryToFinish reports whether nothing is left to be done.
-func (g *Gateway) tryToFinish(d *disk) bool {
-	name := d.record.Volume
+func (g *Gateway) tryToFinish(h *holding) bool {
+	name := h.record.Volume
 	ctx, cancel := context.WithTimeout(g.resuming, time.Minute)
 	defer cancel()
 	done, err := g.turn(ctx, name)
@@ -401,12 +402,12 @@ func (g *Gateway) tryToFinish(d *disk) bool {
 		return false
 	}
 	defer done()
-	if g.disk(name) != d {
+	if g.holding(name) != h {
 		return true // somebody else has finished it
 	}
-	if err := g.finish(ctx, d); err != nil {
+	if err := g.finish(ctx, h); err != nil {
 		if g.resuming.Err() == nil {
-			d.set(host.StateDetaching, err.Error())
+			h.set(host.StateDetaching, err.Error())
 		}
 		return false
 	}
@@ -414,12 +415,12 @@ func (g *Gateway) tryToFinish(d *disk) bool {
 	return true
 }
 
-// giveUp ends the attachment of a disk whose device is gone, and forgets the disk.
-func (g *Gateway) giveUp(ctx context.Context, d *disk) error {
-	if err := d.noteGone(); err != nil {
+// giveUp ends the attachment of a holding whose device is gone, and forgets the holding.
+func (g *Gateway) giveUp(ctx context.Context, h *holding) error {
+	if err := h.noteGone(); err != nil {
 		return err
 	}
-	r := d.record
+	r := h.record
 	if r.Own {
 		err := g.api.Detach(ctx, api.Detachment{Volume: storage.VolumeRef{Name: r.Volume}, HolderID: g.hostID, Attachment: r.Attachment,
 			Machine: g.machine})
@@ -433,73 +434,73 @@ func (g *Gateway) giveUp(ctx context.Context, d *disk) error {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	delete(g.disks, r.Volume)
+	delete(g.holdings, r.Volume)
 	return nil
 }
 
 // Detach implements host.Gateway.
 func (g *Gateway) Detach(ctx context.Context, name string, force bool) error {
-	if d := g.disk(name); d != nil && force {
-		d.endResume()
+	if h := g.holding(name); h != nil && force {
+		h.endResume()
 	}
 	done, err := g.turn(ctx, name)
 	if err != nil {
 		return err
 	}
 	defer done()
-	d := g.disk(name)
-	if d == nil {
+	h := g.holding(name)
+	if h == nil {
 		return nil
 	}
-	d.mu.Lock()
-	before, reason, device, via, gone := d.state, d.reason, d.device, d.record.Via, d.record.Gone
-	d.state = host.StateDetaching
-	d.mu.Unlock()
+	h.mu.Lock()
+	before, reason, device, via, gone := h.state, h.reason, h.device, h.record.Via, h.record.Gone
+	h.state = host.StateDetaching
+	h.mu.Unlock()
 	if gone {
-		err = g.finish(ctx, d)
-	} else if err = g.remove(ctx, d, device, via, force); err != nil {
-		d.keep(before, reason)
+		err = g.finish(ctx, h)
+	} else if err = g.remove(ctx, h, device, via, force); err != nil {
+		h.keep(before, reason)
 		return err
 	} else {
-		d.noteRemoved()
-		err = d.noteGone() // before what may take long: a gateway that is started then does not make the device anew
-		d.stop(ctx)
+		h.noteRemoved()
+		err = h.noteGone() // before what may take long: a gateway that is started then does not make the device anew
+		h.stop(ctx)
 		if err == nil {
-			err = g.giveUp(ctx, d)
+			err = g.giveUp(ctx, h)
 		}
 	}
 	if err != nil {
-		d.set(host.StateDetaching, err.Error())
-		g.finishLater(d)
+		h.set(host.StateDetaching, err.Error())
+		g.finishLater(h)
 		return storage.E("detach", storage.KindOf(err), "volume "+name, fmt.Errorf("%w; the gateway goes on trying, or try again", err))
 	}
 	g.logOf(name).Info("detached", "force", force)
 	return nil
 }
 
-// keep goes on with a disk that could not be detached, and may have failed meanwhile.
-func (d *disk) keep(state host.State, reason string) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.state, d.reason = state, reason
-	if d.lost != "" {
-		d.state, d.reason = host.StateFailed, d.lost
-		d.gateway.logOf(d.record.Volume).Error("the device failed while it was to be detached", "device", d.record.Device, "error", d.lost)
+// keep goes on with a holding that could not be detached, and may have failed meanwhile.
+func (h *holding) keep(state host.State, reason string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.state, h.reason = state, reason
+	if h.lost != "" {
+		h.state, h.reason = host.StateFailed, h.lost
+		h.gateway.logOf(h.record.Volume).Error("the device failed while it was to be detached", "device", h.record.Device, "error", h.lost)
 	}
 }
 
-func (g *Gateway) remove(ctx context.Context, d *disk, device attach.Device, via host.Via, force bool) error {
+func (g *Gateway) remove(ctx context.Context, h *holding, device attach.Device, via host.Via, force bool) error {
 	if device != nil {
 		return device.Detach(ctx, force)
 	}
 	driver := g.drivers[via]
 	if driver == nil {
-		return storage.E("detach", storage.KindUnsupported, "volume "+d.record.Volume, fmt.Errorf("this gateway has no driver %s", via))
+		return storage.E("detach", storage.KindUnsupported, "volume "+h.record.Volume, fmt.Errorf("this gateway has no driver %s", via))
 	}
-	if !force && mayHaveUsers(driver, d.noted()) {
-		return storage.E("detach", storage.KindConflict, "volume "+d.record.Volume, errors.New("its device is not served; only force removes it: its users then get errors"))
+	if !force && mayHaveUsers(driver, h.noted()) {
+		return storage.E("detach", storage.KindConflict, "volume "+h.record.Volume, errors.New("its device is not served; only force removes it: its users then get errors"))
 	}
-	return driver.Detach(ctx, d.noted())
+	return driver.Detach(ctx, h.noted())
 }
 
 // mayHaveUsers reports whether a device that is not served may still be open somewhere. One of which there is no device left, because
@@ -509,20 +510,20 @@ func mayHaveUsers(driver attach.Driver, r attach.Request) bool {
 	return !knows || d.Left(r)
 }
 
-// stop ends the serving of the disk and gives the volume up at this gateway. The device stays.
-func (d *disk) stop(ctx context.Context) {
-	d.mu.Lock()
-	unwatch, watched := d.unwatch, d.watched
-	d.unwatch = nil
-	d.mu.Unlock()
+// stop ends the serving of the holding and gives the volume up at this gateway. The device stays.
+func (h *holding) stop(ctx context.Context) {
+	h.mu.Lock()
+	unwatch, watched := h.unwatch, h.watched
+	h.unwatch = nil
+	h.mu.Unlock()
 	if unwatch != nil {
 		unwatch()
 		<-watched
 	}
-	d.mu.Lock()
-	device, handle := d.device, d.handle
-	d.device, d.handle = nil, nil
-	d.mu.Unlock()
+	h.mu.Lock()
+	device, handle := h.device, h.handle
+	h.device, h.handle = nil, nil
+	h.mu.Unlock()
 	if device != nil {
 		device.Stop(ctx)
 	}
@@ -537,106 +538,106 @@ func (d *disk) stop(ctx context.Context) {
 // that does not is to leave time for the rest.
 const sessionPatience = 5 * time.Second
 
-// resume goes on with a disk that is written down.
+// resume goes on with a holding that is written down.
 func (g *Gateway) resume(name string) {
-	d := g.disk(name)
-	if d == nil {
+	h := g.holding(name)
+	if h == nil {
 		return
 	}
-	ctx := d.beginResume()
-	defer d.endResume()
+	ctx := h.beginResume()
+	defer h.endResume()
 	done, err := g.turn(ctx, name)
 	if err != nil {
 		return // somebody else has the volume's turn: whoever stops the gateway, or detaches it by force
 	}
 	defer done()
-	if g.disk(name) != d || d.parted {
+	if g.holding(name) != h || h.parted {
 		return // it was detached, or the host goes down
 	}
 	log := g.logOf(name)
-	r := d.record
+	r := h.record
 	// A detach or an attach was interrupted. If the record holds only what was asked for, no device was made, and the caller asks
 	// again.
 	if r.Gone || r.VolumeID == 0 {
-		err := d.noteGone()
+		err := h.noteGone()
 		if err == nil {
-			err = g.finish(ctx, d)
+			err = g.finish(ctx, h)
 		}
 		if err != nil {
-			d.set(host.StateDetaching, "it is to be detached: "+err.Error())
+			h.set(host.StateDetaching, "it is to be detached: "+err.Error())
 			log.Warn("a volume is not detached yet", "error", err)
-			g.finishLater(d)
+			g.finishLater(h)
 		}
 		return
 	}
 	begun := time.Now()
-	switch err := g.resumeDevice(ctx, d); {
+	switch err := g.resumeDevice(ctx, h); {
 	case err == nil:
 	case g.resuming.Err() != nil: // the next gateway begins anew
 		return
 	case ctx.Err() != nil:
-		d.set(host.StateFailed, "it was not found again before it was to be detached by force")
+		h.set(host.StateFailed, "it was not found again before it was to be detached by force")
 		return
 	default:
 		log.Error("the device is lost", "device", r.Device, "error", err)
-		d.set(host.StateFailed, err.Error())
+		h.set(host.StateFailed, err.Error())
 		return
 	}
-	log.Info("the device is served again", "device", d.describe().Device, "took", time.Since(begun).Round(time.Millisecond))
+	log.Info("the device is served again", "device", h.describe().Device, "took", time.Since(begun).Round(time.Millisecond))
 }
 
 // beginResume returns the context of an attempt to resume the device. It ends with endResume: a forced detach must not wait
 // behind an attempt that may wait for ever.
-func (d *disk) beginResume() context.Context {
-	ctx, cancel := context.WithCancel(d.gateway.resuming)
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.interrupt = cancel
+func (h *holding) beginResume() context.Context {
+	ctx, cancel := context.WithCancel(h.gateway.resuming)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.interrupt = cancel
 	return ctx
 }
 
-func (d *disk) endResume() {
-	d.mu.Lock()
-	interrupt := d.interrupt
-	d.mu.Unlock()
+func (h *holding) endResume() {
+	h.mu.Lock()
+	interrupt := h.interrupt
+	h.mu.Unlock()
 	if interrupt != nil {
 		interrupt()
 	}
 }
 
-func (g *Gateway) resumeDevice(ctx context.Context, d *disk) error {
-	driver := g.drivers[d.record.Via]
+func (g *Gateway) resumeDevice(ctx context.Context, h *holding) error {
+	driver := g.drivers[h.record.Via]
 	if driver == nil {
-		return storage.E("resume", storage.KindUnsupported, "volume "+d.record.Volume, fmt.Errorf("this gateway has no driver %s", d.record.Via))
+		return storage.E("resume", storage.KindUnsupported, "volume "+h.record.Volume, fmt.Errorf("this gateway has no driver %s", h.record.Via))
 	}
 	c, err := g.connected(ctx)
 	if err != nil {
 		return err
 	}
-	request := d.request(c)
-	lost := d.openAgain(ctx, c) // waits for the cluster as long as it takes
+	request := h.request(c)
+	lost := h.openAgain(ctx, c) // waits for the cluster as long as it takes
 	if lost != nil {
 		if ctx.Err() != nil {
 			return lost
 		}
 		request.Open = func(context.Context) (nbd.Export, error) {
-			return &lostExport{err: lost, readOnly: d.record.ReadOnly}, nil
+			return &lostExport{err: lost, readOnly: h.record.ReadOnly}, nil
 		}
 	}
 	device, err := driver.Resume(ctx, request)
-	if lost == nil && makeAnew(d.record, err) {
+	if lost == nil && makeAnew(h.record, err) {
 		device, err = driver.Attach(ctx, request)
 	}
 	switch {
 	case err != nil:
 		return err
 	case lost != nil: // its requests get errors, instead of waiting for ever
-		d.mu.Lock()
-		d.device = device
-		d.mu.Unlock()
+		h.mu.Lock()
+		h.device = device
+		h.mu.Unlock()
 		return lost
 	}
-	return d.ready(device)
+	return h.ready(device)
 }
 
 // makeAnew reports whether a device that was not found as it was is made again. That is so when the host has rebooted since, or
@@ -673,20 +674,20 @@ func (e *lostExport) Close(bool) error                          { return nil }
 const watchInterval = time.Second
 
 // watch begins to watch over the device: it grows with its volume, and fails with it.
-func (d *disk) watch() {
-	ctx, cancel := context.WithCancel(d.gateway.ctx)
-	d.mu.Lock()
-	d.unwatch, d.watched, d.refresh = cancel, make(chan struct{}), make(chan chan error)
-	device, handle, watched, refresh := d.device, d.handle, d.watched, d.refresh
-	d.mu.Unlock()
-	d.gateway.wg.Go(func() {
+func (h *holding) watch() {
+	ctx, cancel := context.WithCancel(h.gateway.ctx)
+	h.mu.Lock()
+	h.unwatch, h.watched, h.refresh = cancel, make(chan struct{}), make(chan chan error)
+	device, handle, watched, refresh := h.device, h.handle, h.watched, h.refresh
+	h.mu.Unlock()
+	h.gateway.wg.Go(func() {
 		defer close(watched)
-		d.watchUntil(ctx, device, handle, refresh)
+		h.watchUntil(ctx, device, handle, refresh)
 	})
 }
 
-func (d *disk) watchUntil(ctx context.Context, device attach.Device, handle *volume.Volume, refresh chan chan error) {
-	log := d.gateway.logOf(d.record.Volume)
+func (h *holding) watchUntil(ctx context.Context, device attach.Device, handle *volume.Volume, refresh chan chan error) {
+	log := h.gateway.logOf(h.record.Volume)
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
 	for {
@@ -695,25 +696,25 @@ func (d *disk) watchUntil(ctx context.Context, device attach.Device, handle *vol
 		case <-ctx.Done():
 			return
 		case <-device.Ended():
-			if !d.verify() { // it was taken apart, and what lay below it has gone with it
+			if !h.verify() { // it was taken apart, and what lay below it has gone with it
 				return
 			}
 			const why = "the device was removed by somebody else, or its connection to the kernel was ended"
-			if ctx.Err() == nil && d.fail(why+"; detach it") {
+			if ctx.Err() == nil && h.fail(why+"; detach it") {
 				log.Error(why, "device", device.Path())
 			}
 			return
 		case <-tick.C:
 		case asked = <-refresh:
 		}
-		if !d.verify() {
+		if !h.verify() {
 			if asked != nil {
 				asked <- nil // the state says it
 			}
 			return
 		}
 		if err := handle.Err(); err != nil {
-			if d.fail(err.Error()) {
+			if h.fail(err.Error()) {
 				log.Error("the volume was lost: its device answers errors from now on", "device", device.Path(), "error", err)
 			}
 			if asked != nil {
@@ -722,7 +723,7 @@ func (d *disk) watchUntil(ctx context.Context, device attach.Device, handle *vol
 			return
 		}
 		var err error
-		if size := handle.SizeBytes(); size > device.SizeBytes() && d.serves() {
+		if size := handle.SizeBytes(); size > device.SizeBytes() && h.serves() {
 			if err = device.Resize(ctx); err != nil {
 				log.Warn("the device does not grow", "device", device.Path(), "size", size, "error", err)
 			} else {
@@ -736,23 +737,23 @@ func (d *disk) watchUntil(ctx context.Context, device attach.Device, handle *vol
 }
 
 // serves reports whether the device is there and is to stay.
-func (d *disk) serves() bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.state == host.StateReady
+func (h *holding) serves() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.state == host.StateReady
 }
 
 // fail notes why the device is of no use any more, and reports whether that is news. It is not news while the device is being
 // detached, unless the detach fails (keep).
-func (d *disk) fail(reason string) (news bool) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	switch d.state {
+func (h *holding) fail(reason string) (news bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch h.state {
 	case host.StateReady:
-		d.state, d.reason = host.StateFailed, reason
+		h.state, h.reason = host.StateFailed, reason
 		return true
 	case host.StateDetaching:
-		d.lost = reason
+		h.lost = reason
 	}
 	return false
 }
@@ -761,14 +762,14 @@ func (d *disk) fail(reason string) (news bool) {
 func (g *Gateway) Allocated(ctx context.Context, name string, attachmentID storage.AttachmentID) (bool, error) {
 	const op = "ask for the allocation of"
 	subject := "volume " + name
-	d := g.disk(name)
-	if d == nil {
+	h := g.holding(name)
+	if h == nil {
 		return false, storage.E(op, storage.KindNotFound, subject, errors.New("it is not attached here"))
 	}
-	a := d.verified()
-	d.mu.Lock()
-	handle := d.handle
-	d.mu.Unlock()
+	a := h.verified()
+	h.mu.Lock()
+	handle := h.handle
+	h.mu.Unlock()
 	switch {
 	case attachmentID != 0 && attachmentID != a.ID:
 		return false, storage.E(op, storage.KindNotFound, subject, fmt.Errorf("it is attached here under attachment %d, not %d", a.ID, attachmentID))
@@ -780,8 +781,8 @@ func (g *Gateway) Allocated(ctx context.Context, name string, attachmentID stora
 
 // Refresh implements host.Gateway.
 func (g *Gateway) Refresh(ctx context.Context, name string, sizeBytes int64) (host.Attachment, error) {
-	d := g.disk(name)
-	if d == nil {
+	h := g.holding(name)
+	if h == nil {
 		return host.Attachment{}, storage.E("refresh", storage.KindNotFound, "volume "+name, errors.New("it is not attached to this host"))
 	}
 	c, err := g.connected(ctx)
@@ -797,7 +798,7 @@ func (g *Gateway) Refresh(ctx context.Context, name string, sizeBytes int64) (ho
 	}
 	c.remote.Refresh()
 	for {
-		a := d.verified()
+		a := h.verified()
 		switch {
 		case a.State != host.StateReady:
 			return a, storage.E("refresh", storage.KindUnavailable, "volume "+name, fmt.Errorf("its device is %s: %s", a.State, a.Reason))
@@ -806,7 +807,7 @@ func (g *Gateway) Refresh(ctx context.Context, name string, sizeBytes int64) (ho
 		case v.SizeBytes < sizeBytes:
 			return a, storage.E("refresh", storage.KindInvalid, "volume "+name, fmt.Errorf("the volume has %d bytes, less than %d", v.SizeBytes, sizeBytes))
 		}
-		if err := d.look(ctx); err != nil {
+		if err := h.look(ctx); err != nil {
 			return a, err
 		}
 		_ = clock.Sleep(ctx, 20*time.Millisecond) // the next look sees the end
@@ -814,17 +815,17 @@ func (g *Gateway) Refresh(ctx context.Context, name string, sizeBytes int64) (ho
 }
 
 // look has the watch compare the device with its volume now.
-func (d *disk) look(ctx context.Context) error {
-	d.mu.Lock()
-	refresh, watched := d.refresh, d.watched
-	d.mu.Unlock()
+func (h *holding) look(ctx context.Context) error {
+	h.mu.Lock()
+	refresh, watched := h.refresh, h.watched
+	h.mu.Unlock()
 	answer := make(chan error, 1)
 	select {
 	case refresh <- answer:
 	case <-watched:
 		return nil
 	case <-ctx.Done():
-		return storage.E("refresh", storage.KindCanceled, "volume "+d.describe().Volume, ctx.Err())
+		return storage.E("refresh", storage.KindCanceled, "volume "+h.describe().Volume, ctx.Err())
 	}
 	select {
 	case err := <-answer:
@@ -832,7 +833,7 @@ func (d *disk) look(ctx context.Context) error {
 	case <-watched:
 		return nil
 	case <-ctx.Done():
-		return storage.E("refresh", storage.KindCanceled, "volume "+d.describe().Volume, ctx.Err())
+		return storage.E("refresh", storage.KindCanceled, "volume "+h.describe().Volume, ctx.Err())
 	}
 }
 
