@@ -30,7 +30,7 @@ type app struct {
 	// dial connects to an API endpoint; nil: TCP.
 	dial func(ctx context.Context, address string) (net.Conn, error)
 	// open connects to an export.
-	open func(ctx context.Context, t transfer.Target) (transfer.Device, error)
+	open func(ctx context.Context, t transfer.Target) (transfer.Content, error)
 
 	flags    globalFlags
 	settings settings // from flags, environment and file; set before a command runs
@@ -122,7 +122,7 @@ func asks[A, V any](a *app, ask func(ctx context.Context, c *client.Client, args
 
 // openVolume connects to the volume's export: at the address that was given, or at the node that answers for the
 // cluster, or at another one that is up. The volume must exist.
-func (a *app) openVolume(ctx context.Context, volume string, connections int) (transfer.Device, error) {
+func (a *app) openVolume(ctx context.Context, volume string, connections int) (transfer.Content, error) {
 	t := transfer.Target{Volume: volume, Connections: max(connections, 1)}
 	if a.settings.NBDTLS {
 		var err error

@@ -87,7 +87,7 @@ type bench struct {
 	seed                                     uint64
 
 	benchJob // that job names
-	device   transfer.Device
+	content  transfer.Content
 	slots    int64         // blocks in the span
 	next     atomic.Int64  // of sequential jobs
 	answered atomic.Int64  // nanoseconds since the beginning at the last answer
@@ -124,11 +124,11 @@ func (b *bench) run(ctx context.Context) error {
 			fmt.Errorf("the job %s overwrites what the volume holds; give --yes-destroy-data if that is meant", b.job))
 	}
 	var err error
-	if b.device, err = b.app.openVolume(ctx, b.volume, b.connections); err != nil {
+	if b.content, err = b.app.openVolume(ctx, b.volume, b.connections); err != nil {
 		return err
 	}
-	defer b.device.Close()
-	span := b.device.SizeBytes()
+	defer b.content.Close()
+	span := b.content.SizeBytes()
 	if b.span != nil {
 		span = min(span, *b.span)
 	}
@@ -186,10 +186,10 @@ func (b *bench) drive(ctx context.Context, random *rand.Rand, own *latencies) er
 		began := time.Now()
 		var err error
 		if read {
-			err = b.device.ReadAt(ctx, buf, off)
+			err = b.content.ReadAt(ctx, buf, off)
 		} else {
 			buf[random.IntN(len(buf))]++ // no two writes are the same
-			err = b.device.WriteAt(ctx, buf, off)
+			err = b.content.WriteAt(ctx, buf, off)
 		}
 		if err != nil {
 			return err

@@ -15,18 +15,18 @@ import (
 	"github.com/storaged/storaged/nbd/nbdtest"
 )
 
-// slowDevice answers after a time of the virtual clock, and hangs once.
-type slowDevice struct {
+// slowContent answers after a time of the virtual clock, and hangs once.
+type slowContent struct {
 	latency time.Duration
 	hangAt  time.Duration // since the beginning; for a second
 	began   time.Time
 }
 
-func (d *slowDevice) SizeBytes() int64 { return 1 << 20 }
-func (d *slowDevice) wait(ctx context.Context) error {
-	wait := d.latency
-	if at := time.Since(d.began); d.hangAt > 0 && at >= d.hangAt && at < d.hangAt+time.Second {
-		wait = d.hangAt + time.Second - at
+func (c *slowContent) SizeBytes() int64 { return 1 << 20 }
+func (c *slowContent) wait(ctx context.Context) error {
+	wait := c.latency
+	if at := time.Since(c.began); c.hangAt > 0 && at >= c.hangAt && at < c.hangAt+time.Second {
+		wait = c.hangAt + time.Second - at
 	}
 	select {
 	case <-time.After(wait):
@@ -35,23 +35,23 @@ func (d *slowDevice) wait(ctx context.Context) error {
 		return ctx.Err()
 	}
 }
-func (d *slowDevice) ReadAt(ctx context.Context, _ []byte, _ int64) error  { return d.wait(ctx) }
-func (d *slowDevice) WriteAt(ctx context.Context, _ []byte, _ int64) error { return d.wait(ctx) }
-func (d *slowDevice) WriteZeroes(ctx context.Context, _, _ int64) error    { return d.wait(ctx) }
-func (d *slowDevice) Flush(ctx context.Context) error                      { return d.wait(ctx) }
-func (d *slowDevice) Close() error                                         { return nil }
-func (d *slowDevice) Runs(_ context.Context, _, n int64) ([]transfer.Stretch, error) {
+func (c *slowContent) ReadAt(ctx context.Context, _ []byte, _ int64) error  { return c.wait(ctx) }
+func (c *slowContent) WriteAt(ctx context.Context, _ []byte, _ int64) error { return c.wait(ctx) }
+func (c *slowContent) WriteZeroes(ctx context.Context, _, _ int64) error    { return c.wait(ctx) }
+func (c *slowContent) Flush(ctx context.Context) error                      { return c.wait(ctx) }
+func (c *slowContent) Close() error                                         { return nil }
+func (c *slowContent) Runs(_ context.Context, _, n int64) ([]transfer.Stretch, error) {
 	return []transfer.Stretch{{Bytes: n}}, nil
 }
 
-// The figures are those of the device: its rate, its latencies, and the time in which it hung.
+// The figures are those of the volume: its rate, its latencies, and the time in which it hung.
 func TestBenchMeasures(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &bench{job: "randread", block: new(int64(4096)), depth: 4, seconds: 10, readPercent: 70, connections: 1, seed: 1}
 		if err := b.check(); err != nil {
 			t.Fatal(err)
 		}
-		b.device, b.slots = &slowDevice{latency: 10 * time.Millisecond, hangAt: 3 * time.Second, began: time.Now()}, 256
+		b.content, b.slots = &slowContent{latency: 10 * time.Millisecond, hangAt: 3 * time.Second, began: time.Now()}, 256
 		v, err := b.measure(context.Background(), 10*time.Second)
 		if err != nil {
 			t.Fatal(err)

@@ -52,12 +52,12 @@ type exporter struct {
 
 func (e *exporter) run(ctx context.Context) error {
 	subject := "volume " + e.volume
-	device, err := e.app.openVolume(ctx, e.volume, e.flags.connections)
+	content, err := e.app.openVolume(ctx, e.volume, e.flags.connections)
 	if err != nil {
 		return storage.E("export", storage.KindOf(err), subject, err)
 	}
-	defer device.Close()
-	size := device.SizeBytes()
+	defer content.Close()
+	size := content.SizeBytes()
 	if e.length != nil {
 		if *e.length > size {
 			return storage.E("export", storage.KindInvalid, subject,
@@ -71,7 +71,7 @@ func (e *exporter) run(ctx context.Context) error {
 	}
 	began := e.app.now()
 	progress := e.app.newProgress("export "+e.volume, size, e.flags.quiet)
-	job := transfer.Export{Device: device, Subject: subject, Jobs: e.flags.jobs, Sum: transfer.NewDigest(e.flags.checksum), Progress: progress.add}
+	job := transfer.Export{Content: content, Subject: subject, Jobs: e.flags.jobs, Sum: transfer.NewDigest(e.flags.checksum), Progress: progress.add}
 	data, err := job.Copy(ctx, out, size)
 	progress.stop()
 	if err != nil {

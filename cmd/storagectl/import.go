@@ -94,23 +94,23 @@ func (i *importer) run(ctx context.Context) error {
 			return err
 		}
 	}
-	device, err := i.app.openVolume(ctx, i.volume, i.flags.connections)
+	content, err := i.app.openVolume(ctx, i.volume, i.flags.connections)
 	if err != nil {
 		return i.incomplete(err)
 	}
-	defer device.Close()
-	if n := src.SizeBytes(); n > device.SizeBytes() {
+	defer content.Close()
+	if n := src.SizeBytes(); n > content.SizeBytes() {
 		return storage.E("import", storage.KindInvalid, i.subject(), fmt.Errorf("%s has %s, the volume only %s; grow it with 'storagectl volume resize %s --size %d'",
-			i.path, formatSize(n), formatSize(device.SizeBytes()), i.volume, roundUp(n)))
+			i.path, formatSize(n), formatSize(content.SizeBytes()), i.volume, roundUp(n)))
 	}
 	began := i.app.now()
 	progress := i.app.newProgress("import "+i.volume, src.SizeBytes(), i.flags.quiet)
 	i.stage.Store(stageFilled)
-	job := transfer.Import{Device: device, Subject: i.subject(), Jobs: i.flags.jobs, Blank: i.create, Sum: transfer.NewDigest(i.flags.checksum),
+	job := transfer.Import{Content: content, Subject: i.subject(), Jobs: i.flags.jobs, Blank: i.create, Sum: transfer.NewDigest(i.flags.checksum),
 		Progress: progress.add}
 	n, sent, err := job.Copy(ctx, src)
 	if err == nil {
-		err = device.Flush(ctx)
+		err = content.Flush(ctx)
 	}
 	progress.stop()
 	if err != nil {

@@ -79,8 +79,8 @@ func (r *rig) app(stdout, stderr io.Writer) *app {
 	return a
 }
 
-// open is transfer.Dial over a server of its own: every device is one connection's worth of a server, ended with the test.
-func (r *rig) open(ctx context.Context, t transfer.Target) (transfer.Device, error) {
+// open is transfer.Dial over a server of its own: every Content is one connection's worth of a server, ended with the test.
+func (r *rig) open(ctx context.Context, t transfer.Target) (transfer.Content, error) {
 	server, err := nbd.NewServer(nbd.Config{Backend: r.volumes, DrainTimeout: 50 * time.Millisecond})
 	if err != nil {
 		return nil, err

@@ -16,8 +16,8 @@ import (
 	"github.com/storaged/storaged/nbd/nbdclient"
 )
 
-// Device is a volume's bytes as import, export and bench use them. Its methods may be called concurrently.
-type Device interface {
+// Content is a volume's bytes as import, export and bench use them. Its methods may be called concurrently.
+type Content interface {
 	SizeBytes() int64
 	ReadAt(ctx context.Context, p []byte, off int64) error
 	WriteAt(ctx context.Context, p []byte, off int64) error
@@ -41,22 +41,22 @@ type Target struct {
 	Address string // host:port, or "unix:" and a path
 	Volume  string
 	TLS     *tls.Config // nil: plain
-	// Connections share the work of one device; at least 1.
+	// Connections share the work on one volume; at least 1.
 	Connections int
 }
 
 // nbdPort is where nodes serve NBD unless they are told otherwise.
 const nbdPort = "10809"
 
-// nbdDevice is a device over one or more NBD connections to one server.
-type nbdDevice struct {
+// nbdContent is the Content of a volume over one or more NBD connections to one server.
+type nbdContent struct {
 	clients []*nbdclient.Client
 	next    atomic.Uint64
 	status  bool // the server knows base:allocation
 }
 
 // Dial connects over NBD to the export that t names, with as many connections as t says if the server allows several.
-func Dial(ctx context.Context, t Target) (Device, error) {
+func Dial(ctx context.Context, t Target) (Content, error) {
 	config := nbdclient.Config{Network: "tcp", Export: t.Volume, TLS: t.TLS, Contexts: []string{nbd.ContextAllocation}}
 	if path, ok := strings.CutPrefix(t.Address, "unix:"); ok {
 		config.Network, config.Address = "unix", path
@@ -71,42 +71,42 @@ func Dial(ctx context.Context, t Target) (Device, error) {
 		config.TLS = t.TLS.Clone()
 		config.TLS.ServerName, _, _ = net.SplitHostPort(config.Address)
 	}
-	d := &nbdDevice{}
+	nc := &nbdContent{}
 	for range max(t.Connections, 1) {
 		c, err := nbdclient.Dial(ctx, config)
 		if err != nil {
-			return nil, errors.Join(err, d.Close())
+			return nil, errors.Join(err, nc.Close())
 		}
-		d.clients = append(d.clients, c)
+		nc.clients = append(nc.clients, c)
 		if !c.Info().MultiConn {
 			break
 		}
 	}
-	d.status = slices.Contains(d.clients[0].Info().Contexts, nbd.ContextAllocation)
-	return d, nil
+	nc.status = slices.Contains(nc.clients[0].Info().Contexts, nbd.ContextAllocation)
+	return nc, nil
 }
 
 // client spreads requests over the connections.
-func (d *nbdDevice) client() *nbdclient.Client {
-	return d.clients[d.next.Add(1)%uint64(len(d.clients))]
+func (nc *nbdContent) client() *nbdclient.Client {
+	return nc.clients[nc.next.Add(1)%uint64(len(nc.clients))]
 }
 
-// SizeBytes implements Device.
-func (d *nbdDevice) SizeBytes() int64 { return int64(d.clients[0].Info().SizeBytes) }
+// SizeBytes implements Content.
+func (nc *nbdContent) SizeBytes() int64 { return int64(nc.clients[0].Info().SizeBytes) }
 
-// ReadAt implements Device.
-func (d *nbdDevice) ReadAt(ctx context.Context, p []byte, off int64) error {
-	return d.client().ReadAt(ctx, p, off)
+// ReadAt implements Content.
+func (nc *nbdContent) ReadAt(ctx context.Context, p []byte, off int64) error {
+	return nc.client().ReadAt(ctx, p, off)
 }
 
-// WriteAt implements Device.
-func (d *nbdDevice) WriteAt(ctx context.Context, p []byte, off int64) error {
-	return d.client().WriteAt(ctx, p, off)
+// WriteAt implements Content.
+func (nc *nbdContent) WriteAt(ctx context.Context, p []byte, off int64) error {
+	return nc.client().WriteAt(ctx, p, off)
 }
 
-// WriteZeroes implements Device.
-func (d *nbdDevice) WriteZeroes(ctx context.Context, off, n int64) error {
-	c := d.client()
+// WriteZeroes implements Content.
+func (nc *nbdContent) WriteZeroes(ctx context.Context, off, n int64) error {
+	c := nc.client()
 	err := c.WriteZeroes(ctx, off, n, false)
 	if !errors.Is(err, storage.ErrUnsupported) {
 		return err
@@ -114,12 +114,12 @@ func (d *nbdDevice) WriteZeroes(ctx context.Context, off, n int64) error {
 	return eachZeroes(off, n, func(p []byte, off int64) error { return c.WriteAt(ctx, p, off) })
 }
 
-// Runs implements Device. A server that does not say what is allocated is taken to hold data everywhere.
-func (d *nbdDevice) Runs(ctx context.Context, off, n int64) ([]Stretch, error) {
-	if !d.status {
+// Runs implements Content. A server that does not say what is allocated is taken to hold data everywhere.
+func (nc *nbdContent) Runs(ctx context.Context, off, n int64) ([]Stretch, error) {
+	if !nc.status {
 		return []Stretch{{Bytes: n}}, nil
 	}
-	extents, err := d.client().Status(ctx, off, n, nbd.ContextAllocation)
+	extents, err := nc.client().Status(ctx, off, n, nbd.ContextAllocation)
 	if err != nil {
 		return nil, err
 	}
@@ -137,13 +137,13 @@ func (d *nbdDevice) Runs(ctx context.Context, off, n int64) ([]Stretch, error) {
 	return runs, nil
 }
 
-// Flush implements Device. With several connections the server promises that one flush is for all.
-func (d *nbdDevice) Flush(ctx context.Context) error { return d.clients[0].Flush(ctx) }
+// Flush implements Content. With several connections the server promises that one flush is for all.
+func (nc *nbdContent) Flush(ctx context.Context) error { return nc.clients[0].Flush(ctx) }
 
-// Close implements Device.
-func (d *nbdDevice) Close() error {
+// Close implements Content.
+func (nc *nbdContent) Close() error {
 	var problems []error
-	for _, c := range d.clients {
+	for _, c := range nc.clients {
 		problems = append(problems, c.Close())
 	}
 	return errors.Join(problems...)

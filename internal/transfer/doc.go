@@ -3,7 +3,7 @@
 //
 // It keeps holes holes: what holds nothing but zeroes is not sent where it need not be. A file appears under its name
 // when it is whole and durable, or not at all. It knows no command line and no API: who asks for a transfer makes the
-// volume, names it, and says how it went. A Device may be used concurrently; one Import or Export runs once.
+// volume, names it, and says how it went. A Content may be used concurrently; one Import or Export runs once.
 package transfer
 
 // Sizes of transfers.

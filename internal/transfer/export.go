@@ -17,10 +17,10 @@ type part struct {
 	done   chan error
 }
 
-// Export copies the beginning of a device.
+// Export copies the beginning of a volume.
 type Export struct {
-	Device   Device
-	Subject  string // names the device in errors
+	Content  Content
+	Subject  string // names the volume in errors
 	Jobs     int    // reads in flight, 1 to MaxJobs
 	Sum      Digest // of all bytes
 	Progress func(bytes int64)
@@ -79,7 +79,7 @@ func send[T any](ctx context.Context, to chan<- T, v T) error {
 // plan asks what the volume holds and starts the reads.
 func (e *Export) plan(ctx context.Context, g *errgroup.Group, size int64, free <-chan []byte, parts chan<- part) error {
 	for off := int64(0); off < size; {
-		runs, err := e.Device.Runs(ctx, off, min(size-off, statusPieceBytes))
+		runs, err := e.Content.Runs(ctx, off, min(size-off, statusPieceBytes))
 		if err != nil {
 			return err
 		}
@@ -96,7 +96,7 @@ func (e *Export) plan(ctx context.Context, g *errgroup.Group, size int64, free <
 						return ctx.Err()
 					}
 					g.Go(func() error {
-						err := e.Device.ReadAt(ctx, p.buf, p.off)
+						err := e.Content.ReadAt(ctx, p.buf, p.off)
 						p.done <- err
 						return err
 					})

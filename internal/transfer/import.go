@@ -19,23 +19,23 @@ type piece struct {
 	n    int64
 }
 
-// Import fills a device from its beginning.
+// Import fills a volume from its beginning.
 type Import struct {
-	Device  Device
-	Subject string // names the device in errors
+	Content Content
+	Subject string // names the volume in errors
 	Jobs    int    // writes in flight, 1 to MaxJobs
-	// Blank says that the device reads as zeroes and nobody else writes to it: zeroes are left out. Elsewhere the device is
+	// Blank says that the volume reads as zeroes and nobody else writes to it: zeroes are left out. Elsewhere the volume is
 	// told to be zero there.
 	Blank    bool
 	Sum      Digest // of all bytes
 	Progress func(bytes int64)
 
-	sent atomic.Int64 // bytes of data that the device took
+	sent atomic.Int64 // bytes of data that the volume took
 }
 
 // Copy reads the source in one goroutine and writes from Jobs others. Buffers go around: at most one a job, and one
 // that is being filled. It returns how many bytes the source had, and how many of them were sent. Nothing is durable
-// before the device is flushed.
+// before the volume is flushed.
 //
 // The reader is not waited for when writing fails: it may hang in a read of standard input, which nothing can take back.
 // It ends with its next read, or with the process.
@@ -96,7 +96,7 @@ func (i *Import) writeAll(ctx context.Context, work <-chan piece, free chan<- []
 
 // read cuts the source into pieces. Neighbouring zeroes are gathered into large ones.
 func (i *Import) read(ctx context.Context, src Source, free chan []byte, work chan<- piece) (int64, error) {
-	size := i.Device.SizeBytes()
+	size := i.Content.SizeBytes()
 	var off int64
 	var zero piece // gathered, not sent yet
 	for {
@@ -161,7 +161,7 @@ func (i *Import) sendZeroes(ctx context.Context, zero *piece, work chan<- piece)
 // write carries a piece out.
 func (i *Import) write(ctx context.Context, p piece) error {
 	if p.data == nil {
-		err := i.Device.WriteZeroes(ctx, p.off, p.n)
+		err := i.Content.WriteZeroes(ctx, p.off, p.n)
 		i.Progress(p.n)
 		return err
 	}
@@ -172,9 +172,9 @@ func (i *Import) write(ctx context.Context, p piece) error {
 		case zero && i.Blank:
 			return nil
 		case zero:
-			return i.Device.WriteZeroes(ctx, off, n)
+			return i.Content.WriteZeroes(ctx, off, n)
 		}
-		if err := i.Device.WriteAt(ctx, data, off); err != nil {
+		if err := i.Content.WriteAt(ctx, data, off); err != nil {
 			return err
 		}
 		i.sent.Add(n)
