@@ -35,7 +35,7 @@ func TestBehindCatchesUp(t *testing.T) {
 		v.stall.end()
 		h.eventually("all is written", func() bool { return done.Load() == writers*each })
 		begun := time.Now()
-		last := func(n storage.NodeID) uint64 { return h.nodes[n].host.mustGroup(1).extents.Log().LastIndex() }
+		last := func(n storage.NodeID) uint64 { return h.nodes[n].replicas.mustGroup(1).extents.Log().LastIndex() }
 		lag := last(leader) - last(victim)
 		for last(victim) < last(leader) && time.Since(begun) < 10*time.Minute {
 			time.Sleep(10 * time.Millisecond)

@@ -12,7 +12,7 @@ import (
 )
 
 // TestClientsProposeWhatGatewaysPropose guards I2 and I4: what fences and freezes volumes is the catalog's to propose, so
-// a client of the peer protocol, which is a host's gateway, is refused (tried: without mayPropose in Host.servePropose
+// a client of the peer protocol, which is a host's gateway, is refused (tried: without mayPropose in Replicas.servePropose
 // any client sets the generation of any volume, and fences whoever has it).
 func TestClientsProposeWhatGatewaysPropose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

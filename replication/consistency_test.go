@@ -17,7 +17,7 @@ import (
 
 // readAt asks one node, which may not lead, for a block's first byte.
 func (c *client) readAt(n storage.NodeID, block uint32, mode op.ReadMode) (byte, error) {
-	d, err := c.h.nodes[n].host.Read(context.Background(), c.group, op.ReadRequest{Volume: c.volume, Offset: block * storage.BlockSize,
+	d, err := c.h.nodes[n].replicas.Read(context.Background(), c.group, op.ReadRequest{Volume: c.volume, Offset: block * storage.BlockSize,
 		Length: storage.BlockSize, Epoch: op.HeadEpoch, Mode: mode})
 	if err != nil {
 		return 0, err
@@ -48,9 +48,9 @@ func TestShrinkToOneVoterWaitsForItsDisk(t *testing.T) {
 		done := c.pending(leader, 0, block(2))
 		synctest.Wait()
 		changed := make(chan error, 1)
-		host := n.host
+		replicas := n.replicas
 		go func() {
-			changed <- host.ChangeMembership(context.Background(), 1, runner.RemoveServer, string(serverID(other)), other, 0)
+			changed <- replicas.ChangeMembership(context.Background(), 1, runner.RemoveServer, string(serverID(other)), other, 0)
 		}()
 		<-time.After(300 * time.Millisecond)
 		select {
@@ -82,7 +82,7 @@ func TestGrowthKeepsWhatWasAcknowledged(t *testing.T) {
 		for id := storage.NodeID(1); id <= 3; id++ {
 			h.nodes[id].start()
 		}
-		if err := h.nodes[1].host.Bootstrap(context.Background(), 1, storeID(1), 1); err != nil {
+		if err := h.nodes[1].replicas.Bootstrap(context.Background(), 1, storeID(1), 1); err != nil {
 			t.Fatal(err)
 		}
 		c := h.open(1, 7, 1)
@@ -103,7 +103,7 @@ func TestGrowthKeepsWhatWasAcknowledged(t *testing.T) {
 		write()
 		for _, n := range []storage.NodeID{2, 3} {
 			leader := h.awaitLeader(1)
-			if err := h.nodes[n].host.CreateReplica(context.Background(), 1, storeID(n), storage.Incarnation(n), leader); err != nil {
+			if err := h.nodes[n].replicas.CreateReplica(context.Background(), 1, storeID(n), storage.Incarnation(n), leader); err != nil {
 				t.Fatal(err)
 			}
 			h.change(1, runner.AddNonvoter, n, storage.Incarnation(n))
@@ -158,7 +158,7 @@ func TestDuplicateAfterALaterWriteIsNotApplied(t *testing.T) {
 		defer h.close()
 		old := c.writeOp(0, block(1))
 		send := func(n storage.NodeID, o op.Op, data []byte) op.Result {
-			r, err := h.nodes[n].host.Propose(context.Background(), 1, [][]byte{o.AppendHeader(nil), data})
+			r, err := h.nodes[n].replicas.Propose(context.Background(), 1, [][]byte{o.AppendHeader(nil), data})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -220,7 +220,7 @@ func TestDeposedLeaderNamesNothingEmpty(t *testing.T) {
 		h, c, leader := three(t)
 		defer h.close()
 		ask := func(n storage.NodeID) (op.MappedResponse, error) {
-			return h.nodes[n].host.MappedExtents(context.Background(), 1, op.MappedRequest{Volume: c.volume, End: 9, Generation: 1})
+			return h.nodes[n].replicas.MappedExtents(context.Background(), 1, op.MappedRequest{Volume: c.volume, End: 9, Generation: 1})
 		}
 		if a, err := ask(leader); err != nil || a.Next != 9 || len(a.Extents) != 0 {
 			t.Fatalf("an empty volume: %+v, %v", a, err)
@@ -251,7 +251,7 @@ func TestNothingIsDestroyedByALease(t *testing.T) {
 		ask := func(mode op.ReadMode) error {
 			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Millisecond)
 			defer cancel()
-			_, err := h.nodes[leader].host.MappedExtents(ctx, 1, op.MappedRequest{Volume: c.volume, End: 9, Generation: 1, Mode: mode})
+			_, err := h.nodes[leader].replicas.MappedExtents(ctx, 1, op.MappedRequest{Volume: c.volume, End: 9, Generation: 1, Mode: mode})
 			return err
 		}
 		h.net.Isolate(nodeName(leader))
@@ -287,7 +287,7 @@ func TestLeaseCountsFromTheSendTime(t *testing.T) {
 				if h.instance(id).State() == raft.Leader {
 					led++
 				}
-				if h.nodes[id].host.mustGroup(1).leaseValid() {
+				if h.nodes[id].replicas.mustGroup(1).leaseValid() {
 					t.Fatal("a lease, though every answer is to a request of more than 0.8 heartbeat time-outs ago")
 				}
 			}
@@ -399,7 +399,7 @@ func TestUnreadableLogStopsAtOnce(t *testing.T) {
 			_ = <-c.pending(leader, storage.BlockSize, block(9)) // what is sent before it is written is not read from the disk
 			return false
 		})
-		stopping := h.nodes[leader].host
+		stopping := h.nodes[leader].replicas
 		h.eventually("the replica to stop", func() bool { return stopping.Status()[0].Role == "damaged" })
 		began := time.Now()
 		h.nodes[leader].shutdown()
@@ -410,7 +410,7 @@ func TestUnreadableLogStopsAtOnce(t *testing.T) {
 	})
 }
 
-// TestVotingOnABrokenStore: the library's main loop is in the store of terms and votes when the disk fails, and the host still stops.
+// TestVotingOnABrokenStore: the library's main loop is in the store of terms and votes when the disk fails, and the node still stops.
 // Guards group.park (tried: without Goexit the error reaches the library, which panics).
 func TestVotingOnABrokenStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -433,7 +433,7 @@ func TestStartOnABrokenStore(t *testing.T) {
 		defer h.close()
 		c.write(0, block(1))
 		a, _ := others(leader)
-		g := h.nodes[a].host.mustGroup(1)
+		g := h.nodes[a].replicas.mustGroup(1)
 		h.nodes[a].stall.breaks("store/meta")
 		g.restart()
 		if h.instance(a) != nil {
@@ -492,7 +492,7 @@ func TestBytesProposedAreBounded(t *testing.T) {
 	})
 }
 
-// TestBytesReadAreBounded guards I9: without acquireWithin in Host.Read (tried) every request gets a buffer, whoever holds
+// TestBytesReadAreBounded guards I9: without acquireWithin in Replicas.Read (tried) every request gets a buffer, whoever holds
 // the answers to the others.
 func TestBytesReadAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -501,13 +501,13 @@ func TestBytesReadAreBounded(t *testing.T) {
 		defer h.close()
 		n := h.nodes[1]
 		n.start()
-		if err := n.host.Bootstrap(context.Background(), 1, storeID(1), 1); err != nil {
+		if err := n.replicas.Bootstrap(context.Background(), 1, storeID(1), 1); err != nil {
 			t.Fatal(err)
 		}
 		c := h.open(1, 7, 1)
 		c.write(0, block(1))
 		read := func(ctx context.Context, length uint32) (*op.ReadData, error) {
-			return n.host.Read(ctx, 1, op.ReadRequest{Volume: 7, Length: length, Epoch: op.HeadEpoch})
+			return n.replicas.Read(ctx, 1, op.ReadRequest{Volume: 7, Length: length, Epoch: op.HeadEpoch})
 		}
 		whole, err := read(t.Context(), storage.ExtentSize)
 		if err != nil {
@@ -524,7 +524,7 @@ func TestBytesReadAreBounded(t *testing.T) {
 		} else {
 			d.Release()
 		}
-		if _, err := n.host.Read(t.Context(), 1, op.ReadRequest{Volume: 7, Length: 1, Generation: 0, Session: 99}); err == nil {
+		if _, err := n.replicas.Read(t.Context(), 1, op.ReadRequest{Volume: 7, Length: 1, Generation: 0, Session: 99}); err == nil {
 			t.Error("read under a session that is not open")
 		}
 		if d, err := read(t.Context(), storage.ExtentSize); err != nil { // what was refused holds no room
@@ -550,7 +550,7 @@ func TestCorruptBlockIsNeverReturned(t *testing.T) {
 			t.Fatalf("read %#x, %v", b, err)
 		}
 		o := c.writeOp(100, []byte("partial"))
-		if _, err := n.host.Propose(context.Background(), 1, [][]byte{o.AppendHeader(nil), []byte("partial")}); storage.KindOf(err) != storage.KindIO {
+		if _, err := n.replicas.Propose(context.Background(), 1, [][]byte{o.AppendHeader(nil), []byte("partial")}); storage.KindOf(err) != storage.KindIO {
 			t.Fatalf("a partial write beside bytes that are lost: %v", err)
 		}
 		c.write(0, block(3))

@@ -36,47 +36,47 @@ func (d damagedReplica) describe() GroupStatus {
 }
 
 // keepOut notes that a replica is damaged.
-func (h *Host) keepOut(d *disk, key segment.GroupKey, reason string) {
-	h.cfg.Logger.Error("replica is damaged and stays out: it comes back as a new member", "group", key.Group,
+func (rs *Replicas) keepOut(d *disk, key segment.GroupKey, reason string) {
+	rs.cfg.Logger.Error("replica is damaged and stays out: it comes back as a new member", "group", key.Group,
 		"store", d.store.ID(), "incarnation", key.Incarnation, "reason", reason)
-	h.mu.Lock()
-	h.out[key.Group] = damagedReplica{disk: d, key: key, reason: reason}
-	h.mu.Unlock()
+	rs.mu.Lock()
+	rs.out[key.Group] = damagedReplica{disk: d, key: key, reason: reason}
+	rs.mu.Unlock()
 }
 
 // setAside stops a replica that runs, and keeps it out: it holds an entry that it cannot apply. It returns at once, and
 // does nothing the second time.
 func (g *group) setAside(err error) {
-	h := g.host
+	rs := g.node
 	d := damagedReplica{disk: g.disk, key: g.extents.Key(), reason: err.Error(), ran: g, newer: storage.KindOf(err) == storage.KindUnsupported}
 	if d.newer {
 		d.reason = "its log holds an entry of a later version of storaged; upgrade this node: " + d.reason
 	}
-	h.mu.Lock()
-	ours := h.groups[g.id] == g
+	rs.mu.Lock()
+	ours := rs.groups[g.id] == g
 	if ours {
-		delete(h.groups, g.id)
-		h.out[g.id] = d
+		delete(rs.groups, g.id)
+		rs.out[g.id] = d
 	}
-	h.mu.Unlock()
+	rs.mu.Unlock()
 	if !ours {
 		return
 	}
-	h.cfg.Logger.Error("replica cannot apply an entry and stops", "group", g.id, "store", g.disk.store.ID(),
+	rs.cfg.Logger.Error("replica cannot apply an entry and stops", "group", g.id, "store", g.disk.store.ID(),
 		"incarnation", d.key.Incarnation, "comes_back_as_new_member", !d.newer, "reason", d.reason)
-	h.goRun(g.stop)
+	rs.goRun(g.stop)
 }
 
 // removeDamaged forgets a damaged replica and frees its space. The caller holds changing.
-func (h *Host) removeDamaged(d damagedReplica) error {
+func (rs *Replicas) removeDamaged(d damagedReplica) error {
 	if d.ran != nil {
 		d.ran.stop()
 	}
 	if err := d.disk.store.RemoveGroup(d.key); err != nil && !errors.Is(err, storage.ErrNotFound) {
 		return err
 	}
-	h.mu.Lock()
-	delete(h.out, d.key.Group)
-	h.mu.Unlock()
+	rs.mu.Lock()
+	delete(rs.out, d.key.Group)
+	rs.mu.Unlock()
 	return nil
 }

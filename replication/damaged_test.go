@@ -58,7 +58,7 @@ func TestDamagedReplicaStaysOutAndComesBackAsANewMember(t *testing.T) {
 		for id := storage.NodeID(1); id <= 3; id++ {
 			h.nodes[id].start()
 		}
-		if err := h.nodes[1].host.Bootstrap(context.Background(), 1, storeID(1), 1); err != nil {
+		if err := h.nodes[1].replicas.Bootstrap(context.Background(), 1, storeID(1), 1); err != nil {
 			t.Fatal(err)
 		}
 		c := h.open(1, 7, 1)
@@ -68,13 +68,13 @@ func TestDamagedReplicaStaysOutAndComesBackAsANewMember(t *testing.T) {
 		}
 		h.eventually("node 3 to apply all", func() bool {
 			leader := h.leaderOf(1)
-			return leader != 0 && h.nodes[3].host.Status()[0].AppliedIndex >= h.nodes[leader].host.Status()[0].CommitIndex
+			return leader != 0 && h.nodes[3].replicas.Status()[0].AppliedIndex >= h.nodes[leader].replicas.Status()[0].CommitIndex
 		})
 		h.nodes[3].crash()
 		h.nodes[3].flip(block(0xe3))
 		h.nodes[1].crash() // node 2 is the only one that knows all
 		h.nodes[3].start()
-		s := h.nodes[3].host.Status()
+		s := h.nodes[3].replicas.Status()
 		if len(s) != 1 || s[0].Role != "damaged" || s[0].Self != ServerID(storeID(3), 3) || !strings.Contains(s[0].Reason, "damaged") {
 			t.Fatalf("status %+v", s)
 		}
@@ -83,21 +83,21 @@ func TestDamagedReplicaStaysOutAndComesBackAsANewMember(t *testing.T) {
 			t.Fatalf("node %d leads with the vote of a damaged replica", leader)
 		}
 		ctx := context.Background()
-		if err := h.nodes[3].host.CreateReplica(ctx, 1, storeID(3), 4, 2); storage.KindOf(err) != storage.KindConflict {
+		if err := h.nodes[3].replicas.CreateReplica(ctx, 1, storeID(3), 4, 2); storage.KindOf(err) != storage.KindConflict {
 			t.Fatalf("a new replica beside the damaged one: %v, want a conflict", err)
 		}
 
 		h.nodes[1].start()
 		h.change(1, runner.RemoveServer, 3, 3)
 		for range 2 { // again is no error
-			if err := h.nodes[3].host.RemoveReplica(context.Background(), 1, storeID(3), 3); err != nil {
+			if err := h.nodes[3].replicas.RemoveReplica(context.Background(), 1, storeID(3), 3); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if s := h.nodes[3].host.Status(); len(s) != 0 {
+		if s := h.nodes[3].replicas.Status(); len(s) != 0 {
 			t.Fatalf("status after the drop: %+v", s)
 		}
-		if err := h.nodes[3].host.CreateReplica(ctx, 1, storeID(3), 4, h.awaitLeader(1)); err != nil {
+		if err := h.nodes[3].replicas.CreateReplica(ctx, 1, storeID(3), 4, h.awaitLeader(1)); err != nil {
 			t.Fatal(err)
 		}
 		h.change(1, runner.AddNonvoter, 3, 4)

@@ -32,5 +32,5 @@
 // in hand. A goroutine of the library that meets a disk it cannot go on without is parked until its instance stops
 // (runner.Instance.Park); everyone who stops an instance cancels it first and waits with a limit.
 //
-// It knows nothing of NBD, of volumes' names, or of the catalog. A Host may be used by any number of goroutines.
+// It knows nothing of NBD, of volumes' names, or of the catalog. Replicas may be used by any number of goroutines.
 package replication

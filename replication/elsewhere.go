@@ -45,7 +45,7 @@ func (g *group) readCopy(ctx context.Context, u extent.Unreadable, dst []byte) e
 	if in == nil {
 		return storage.E("read copy", storage.KindUnavailable, "group "+g.id.String(), errors.New("the replica is stopped"))
 	}
-	ctx, cancel := context.WithTimeout(ctx, copyPatience*g.host.cfg.HeartbeatTimeout)
+	ctx, cancel := context.WithTimeout(ctx, copyPatience*g.node.cfg.HeartbeatTimeout)
 	defer cancel()
 	for {
 		again, errs := false, []error{u.Err}
@@ -61,7 +61,7 @@ func (g *group) readCopy(ctx context.Context, u extent.Unreadable, dst []byte) e
 			again = again || kind != storage.KindIO && kind != storage.KindCorrupt
 			errs = append(errs, fmt.Errorf("node %s: %w", s.Address, err))
 		}
-		if clock.Sleep(ctx, g.host.cfg.HeartbeatTimeout/8) != nil || !again {
+		if clock.Sleep(ctx, g.node.cfg.HeartbeatTimeout/8) != nil || !again {
 			return storage.E("read copy", storage.KindIO, "group "+g.id.String(), errors.Join(errs...))
 		}
 	}
@@ -74,11 +74,11 @@ func (g *group) readCopyFrom(ctx context.Context, s raft.Server, u extent.Unread
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, g.host.cfg.HeartbeatTimeout)
+	ctx, cancel := context.WithTimeout(ctx, g.node.cfg.HeartbeatTimeout)
 	defer cancel()
 	req := op.ReadRequest{Volume: u.Volume, Extent: u.Extent, Offset: uint32(u.Block * storage.BlockSize),
 		Length: storage.BlockSize, Epoch: u.Epoch}
-	resp, err := g.host.cfg.Peers.Call(ctx, node, peer.Data, &peer.Request{Method: methodReadCopy, Group: g.id, Header: req.Append(nil), SumsInAnswer: true})
+	resp, err := g.node.cfg.Peers.Call(ctx, node, peer.Data, &peer.Request{Method: methodReadCopy, Group: g.id, Header: req.Append(nil), SumsInAnswer: true})
 	if err != nil {
 		return err
 	}
@@ -91,14 +91,14 @@ func (g *group) readCopyFrom(ctx context.Context, s raft.Server, u extent.Unread
 }
 
 // serveReadCopy answers with one block as this replica has it, and no word about how new that is: who asks knows its sum.
-func (h *Host) serveReadCopy(in *peer.Inbound) {
+func (rs *Replicas) serveReadCopy(in *peer.Inbound) {
 	req, err := op.DecodeReadRequest(in.Header)
 	if err == nil && req.Length != storage.BlockSize {
 		err = storage.E("read copy", storage.KindInvalid, "group "+in.Group.String(), fmt.Errorf("%d bytes: want one block", req.Length))
 	}
 	var g *group
 	if err == nil {
-		g, err = h.group(in.Group)
+		g, err = rs.group(in.Group)
 	}
 	if err == nil && g.disk.silent() {
 		err = storage.E("read copy", storage.KindUnavailable, "group "+in.Group.String(), runner.ErrSilent)
@@ -171,7 +171,7 @@ func (d *disk) unreadableBlock(g *group, u extent.Unreadable, now time.Time) {
 	if n < d.unreadable.limit {
 		return
 	}
-	if lone := g.host.loneVoter(d); lone != 0 {
+	if lone := g.node.loneVoter(d); lone != 0 {
 		d.logger.Error("the disk is not failed, because a group has no other voter", "store", d.store.ID(), "group", lone)
 		return
 	}
@@ -180,8 +180,8 @@ func (d *disk) unreadableBlock(g *group, u extent.Unreadable, now time.Time) {
 }
 
 // loneVoter returns a group of which this disk holds the only voter; 0 for none.
-func (h *Host) loneVoter(d *disk) storage.GroupID {
-	for _, g := range h.all() {
+func (rs *Replicas) loneVoter(d *disk) storage.GroupID {
+	for _, g := range rs.all() {
 		in := g.inst.Load()
 		if g.disk != d || in == nil {
 			continue

@@ -32,8 +32,8 @@ func unreadableBlocks(t *testing.T, blocks uint32, configure func(*Config)) (*ha
 	l := h.awaitLeader(1)
 	h.eventually("all have all", func() bool {
 		for _, n := range h.nodes {
-			applied, _ := n.host.mustGroup(1).extents.Applied()
-			if applied != h.nodes[l].host.mustGroup(1).extents.Log().LastIndex() {
+			applied, _ := n.replicas.mustGroup(1).extents.Applied()
+			if applied != h.nodes[l].replicas.mustGroup(1).extents.Log().LastIndex() {
 				return false
 			}
 		}
@@ -49,7 +49,7 @@ func (h *harness) loses(node storage.NodeID, block uint32) {
 	var at extent.Unreadable
 	n.stall.unreadable("store/log/")
 	req := op.ReadRequest{Volume: 7, Offset: block * storage.BlockSize, Length: storage.BlockSize, Epoch: op.HeadEpoch}
-	err := n.host.mustGroup(1).extents.Read(req, make([]byte, storage.BlockSize), make([]uint32, 1), make([]bool, 1),
+	err := n.replicas.mustGroup(1).extents.Read(req, make([]byte, storage.BlockSize), make([]uint32, 1), make([]bool, 1),
 		func(u extent.Unreadable, _ []byte) error { at = u; return u.Err })
 	n.stall.unreadable("")
 	if err == nil {
@@ -59,7 +59,7 @@ func (h *harness) loses(node storage.NodeID, block uint32) {
 }
 
 func (h *harness) tryRead(node storage.NodeID, block uint32) (byte, error) {
-	d, err := h.nodes[node].host.Read(context.Background(), 1, op.ReadRequest{Volume: 7, Offset: block * storage.BlockSize,
+	d, err := h.nodes[node].replicas.Read(context.Background(), 1, op.ReadRequest{Volume: 7, Offset: block * storage.BlockSize,
 		Length: storage.BlockSize, Epoch: op.HeadEpoch})
 	if err != nil {
 		return 0, err
@@ -71,7 +71,7 @@ func (h *harness) tryRead(node storage.NodeID, block uint32) (byte, error) {
 func (c *client) partialWrite(node storage.NodeID, block uint32) error {
 	p := []byte("0123456789")
 	o := c.writeOp(block*storage.BlockSize+10, p)
-	r, err := c.h.nodes[node].host.Propose(context.Background(), 1, [][]byte{o.AppendHeader(nil), p})
+	r, err := c.h.nodes[node].replicas.Propose(context.Background(), 1, [][]byte{o.AppendHeader(nil), p})
 	if err != nil {
 		c.seq-- // nothing was proposed
 		return err
@@ -98,7 +98,7 @@ func TestUnreadableBlockIsReadElsewhere(t *testing.T) {
 		if err := c.partialWrite(l, 0); err != nil {
 			t.Errorf("a partial write: %v", err)
 		}
-		if err := h.nodes[l].host.TransferLeadership(context.Background(), 1, string(ServerID(storeID(a), storage.Incarnation(a))), a); err != nil {
+		if err := h.nodes[l].replicas.TransferLeadership(context.Background(), 1, string(ServerID(storeID(a), storage.Incarnation(a))), a); err != nil {
 			t.Fatal(err)
 		}
 		h.eventually("the other leads", func() bool { return h.leaderOf(1) == a })
@@ -153,15 +153,15 @@ func TestPullFromALeaderWithABadBlock(t *testing.T) {
 		h, c, l := unreadableBlocks(t, 4, nil)
 		defer h.close()
 		a, b := others(l)
-		if err := h.nodes[l].host.mustGroup(1).checkpoint(context.Background()); err != nil {
+		if err := h.nodes[l].replicas.mustGroup(1).checkpoint(context.Background()); err != nil {
 			t.Fatal(err)
 		}
 		h.change(1, runner.RemoveServer, b, storage.Incarnation(b))
-		if err := h.nodes[b].host.RemoveReplica(context.Background(), 1, storeID(b), storage.Incarnation(b)); err != nil {
+		if err := h.nodes[b].replicas.RemoveReplica(context.Background(), 1, storeID(b), storage.Incarnation(b)); err != nil {
 			t.Fatal(err)
 		}
 		h.loses(l, 0)
-		if err := h.nodes[b].host.CreateReplica(context.Background(), 1, storeID(b), 9, l); err != nil {
+		if err := h.nodes[b].replicas.CreateReplica(context.Background(), 1, storeID(b), 9, l); err != nil {
 			t.Fatal(err)
 		}
 		_ = a

@@ -21,7 +21,7 @@ func (h *harness) lead(n storage.NodeID) {
 	h.eventually("it to lead", func() bool {
 		l := h.leaderOf(1)
 		if l != n && l != 0 {
-			_ = h.nodes[l].host.TransferLeadership(context.Background(), 1, string(serverID(n)), n)
+			_ = h.nodes[l].replicas.TransferLeadership(context.Background(), 1, string(serverID(n)), n)
 		}
 		return l == n
 	})
@@ -68,7 +68,7 @@ func TestFlippedEntryIsNotAcknowledged(t *testing.T) {
 				h.lead(victim)
 				h.equal(w.read(0, storage.BlockSize), block(2), "at the node to which the bits flipped")
 				for id := range h.nodes {
-					if s := h.nodes[id].host.Status()[0]; s.Role == "damaged" {
+					if s := h.nodes[id].replicas.Status()[0]; s.Role == "damaged" {
 						t.Errorf("node %d: %+v", id, s)
 					}
 				}
@@ -87,7 +87,7 @@ func TestUndecodableEntryStopsItsReplica(t *testing.T) {
 		c.write(0, block(1))
 		time.Sleep(2 * time.Second)
 		victim, other := others(leader)
-		g := h.nodes[victim].host.mustGroup(1)
+		g := h.nodes[victim].replicas.mustGroup(1)
 		c.write(0, block(2))
 		time.Sleep(time.Millisecond)
 		index := g.extents.Log().LastIndex()
@@ -101,8 +101,8 @@ func TestUndecodableEntryStopsItsReplica(t *testing.T) {
 		e.Data[30] ^= 4
 		g.extents.Log().LastIndex() // its lock tells the race detector that the flip comes first
 		c.write(storage.BlockSize, block(3))
-		h.eventually("the replica to be set aside", func() bool { return h.nodes[victim].host.Status()[0].Role == "damaged" })
-		s := h.nodes[victim].host.Status()[0]
+		h.eventually("the replica to be set aside", func() bool { return h.nodes[victim].replicas.Status()[0].Role == "damaged" })
+		s := h.nodes[victim].replicas.Status()[0]
 		if !strings.Contains(s.Reason, "checksum mismatch") || s.Self != serverID(victim) {
 			t.Errorf("status %+v", s)
 		}
@@ -119,10 +119,10 @@ func TestUndecodableEntryStopsItsReplica(t *testing.T) {
 		}
 		h.nodes[other].start()
 		h.change(1, runner.RemoveServer, victim, storage.Incarnation(victim))
-		if err := h.nodes[victim].host.RemoveReplica(context.Background(), 1, storeID(victim), storage.Incarnation(victim)); err != nil {
+		if err := h.nodes[victim].replicas.RemoveReplica(context.Background(), 1, storeID(victim), storage.Incarnation(victim)); err != nil {
 			t.Fatal(err)
 		}
-		if err := h.nodes[victim].host.CreateReplica(context.Background(), 1, storeID(victim), 9, h.awaitLeader(1)); err != nil {
+		if err := h.nodes[victim].replicas.CreateReplica(context.Background(), 1, storeID(victim), 9, h.awaitLeader(1)); err != nil {
 			t.Fatal(err)
 		}
 		h.change(1, runner.AddNonvoter, victim, 9)
@@ -151,8 +151,8 @@ func TestEntryThatNobodyTakes(t *testing.T) {
 				defer h.close()
 				w.write(0, block(1))
 				go apply(h.instance(leader), c.data)
-				h.eventually("the leader to stop", func() bool { return h.nodes[leader].host.Status()[0].Role == c.role })
-				if s := h.nodes[leader].host.Status()[0]; !strings.Contains(s.Reason, c.reason) {
+				h.eventually("the leader to stop", func() bool { return h.nodes[leader].replicas.Status()[0].Role == c.role })
+				if s := h.nodes[leader].replicas.Status()[0]; !strings.Contains(s.Reason, c.reason) {
 					t.Errorf("status %+v", s)
 				}
 				w.write(storage.BlockSize, block(2))

@@ -44,7 +44,7 @@ func TestFormatIsRaisedNodeByNode(t *testing.T) {
 					t.Helper()
 					for _, id := range ids {
 						for range 2 {
-							if err := h.nodes[id].host.RaiseFormat(storedir.PagesByEpoch); err != nil {
+							if err := h.nodes[id].replicas.RaiseFormat(storedir.PagesByEpoch); err != nil {
 								t.Fatal(err)
 							}
 						}
@@ -107,13 +107,13 @@ func TestFormatIsRaisedBesideAFailedDisk(t *testing.T) {
 		n := h.nodes[1]
 		n.start()
 		fault.on = true
-		if err := n.host.RaiseFormat(storedir.PagesByEpoch); !errors.Is(err, storage.ErrIO) {
+		if err := n.replicas.RaiseFormat(storedir.PagesByEpoch); !errors.Is(err, storage.ErrIO) {
 			t.Errorf("with a disk that fails: %v", err)
 		}
 		if second.Failed() == nil || raised(t, disk, "second") || !raised(t, n.disk, "store") {
 			t.Errorf("the disk has failed: %v; raised are %v and %v", second.Failed(), raised(t, disk, "second"), raised(t, n.disk, "store"))
 		}
-		if err := n.host.RaiseFormat(storedir.NewestFormat + 1); !errors.Is(err, storage.ErrUnsupported) {
+		if err := n.replicas.RaiseFormat(storedir.NewestFormat + 1); !errors.Is(err, storage.ErrUnsupported) {
 			t.Errorf("an unknown format: %v", err)
 		}
 	})

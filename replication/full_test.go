@@ -27,13 +27,13 @@ func stopWithoutRoom(t *testing.T, path string) {
 	}
 	h.bootstrapVoters(1, 1, 2, 3)
 	h.bootstrapVoters(2, 3)
-	h.nodes[3].host.HandOver(context.Background())
+	h.nodes[3].replicas.HandOver(context.Background())
 	c := h.open(1, 7, 1)
 	c.write(0, block(1))
 	n := h.nodes[3]
 	n.stall.fills(path)
 	removed := make(chan error, 1)
-	go func() { removed <- n.host.RemoveReplica(context.Background(), 2, storeID(3), 3) }()
+	go func() { removed <- n.replicas.RemoveReplica(context.Background(), 2, storeID(3), 3) }()
 	time.Sleep(10 * time.Second)
 	select {
 	case err := <-removed:
@@ -43,7 +43,7 @@ func stopWithoutRoom(t *testing.T, path string) {
 	begun := time.Now()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	if err := n.host.Close(ctx); err != nil {
+	if err := n.replicas.Close(ctx); err != nil {
 		t.Error(err)
 	}
 	select {
@@ -68,10 +68,10 @@ func stopWithoutRoom(t *testing.T, path string) {
 	time.Sleep(2 * time.Second) // the leader has heard that there is room
 	c.write(0, block(3))
 	h.eventually("node 3 has caught up", func() bool {
-		a, b := n.host.mustGroup(1).extents.Log().LastIndex(), h.nodes[1].host.mustGroup(1).extents.Log().LastIndex()
+		a, b := n.replicas.mustGroup(1).extents.Log().LastIndex(), h.nodes[1].replicas.mustGroup(1).extents.Log().LastIndex()
 		return a == b
 	})
-	if err := n.host.RemoveReplica(context.Background(), 2, storeID(3), 3); err != nil {
+	if err := n.replicas.RemoveReplica(context.Background(), 2, storeID(3), 3); err != nil {
 		t.Errorf("asked again, with room: %v", err)
 	}
 	h.close()

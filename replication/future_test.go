@@ -18,7 +18,7 @@ func TestProposalsEndWithTheirInstance(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, n, c := alone(t)
 		defer h.close()
-		g := n.host.mustGroup(1)
+		g := n.replicas.mustGroup(1)
 		for range 20 { // whether the library looks at its queue or at its end first is chance
 			h.awaitLeader(1)
 			n.stall.begin() // the library waits for the first proposal's sync; the others wait in its queue

@@ -14,9 +14,9 @@ import (
 func (c *client) pending(leader storage.NodeID, offset uint32, data []byte) <-chan error {
 	o := c.writeOp(offset, data)
 	done := make(chan error, 1)
-	host := c.h.nodes[leader].host
+	replicas := c.h.nodes[leader].replicas
 	go func() {
-		r, err := host.Propose(context.Background(), c.group, [][]byte{o.AppendHeader(nil), data})
+		r, err := replicas.Propose(context.Background(), c.group, [][]byte{o.AppendHeader(nil), data})
 		if err == nil {
 			err = r.Err("write", "")
 		}

@@ -24,7 +24,7 @@ import (
 type group struct {
 	id      storage.GroupID
 	self    raft.ServerID
-	host    *Host
+	node    *Replicas
 	disk    *disk
 	extents *extent.Group
 	ranges  *ranges
@@ -50,9 +50,9 @@ type instance struct {
 }
 
 // raftConfig is the library's configuration of every data group; docs/design.md, section 5, "Settings".
-func (h *Host) raftConfig(self raft.ServerID, logger *slog.Logger) *raft.Config {
-	c := runner.Settings(self, h.cfg.HeartbeatTimeout, logger)
-	c.MaxAppendEntries = h.cfg.MaxAppendEntries
+func (rs *Replicas) raftConfig(self raft.ServerID, logger *slog.Logger) *raft.Config {
+	c := runner.Settings(self, rs.cfg.HeartbeatTimeout, logger)
+	c.MaxAppendEntries = rs.cfg.MaxAppendEntries
 	c.BatchApplyCh = true
 	// The log keeps what followers that lag need, within its byte budget: DeleteRange is advice to it. What the library
 	// keeps by itself holds segments that nothing else needs (I6): of an idle group, one for each entry.
@@ -66,7 +66,7 @@ func (h *Host) raftConfig(self raft.ServerID, logger *slog.Logger) *raft.Config 
 // newInstance makes an instance that does not run yet, with its log.
 func (g *group) newInstance(checkpoint table.Checkpoint) (*instance, error) {
 	in := &instance{Instance: runner.New(runner.Config{Subject: "group " + g.id.String(), Group: g.id,
-		OnLeadership: g.host.cfg.OnLeadership, Logger: g.logger})}
+		OnLeadership: g.node.cfg.OnLeadership, Logger: g.logger})}
 	var err error
 	in.log, err = newLogStore(in.Context(), g.extents.Log(), g.disk.store.Log().Wait, g.unreadable(in), checkpoint)
 	return in, err
@@ -84,8 +84,8 @@ func (g *group) startLocked() error {
 		return err
 	}
 	in.transport = runner.NewTransport(runner.TransportConfig{
-		Group: g.id, Self: g.self, Node: g.host.cfg.Node, Peers: g.host.cfg.Peers, Dispatcher: g.host.cfg.Dispatcher,
-		HeartbeatTimeout: g.host.cfg.HeartbeatTimeout, Logger: g.logger,
+		Group: g.id, Self: g.self, Node: g.node.cfg.Node, Peers: g.node.cfg.Peers, Dispatcher: g.node.cfg.Dispatcher,
+		HeartbeatTimeout: g.node.cfg.HeartbeatTimeout, Logger: g.logger,
 		Gate:       g.gate,
 		Silent:     g.disk.silent,
 		FreeBytes:  g.disk.toldBytes,
@@ -99,7 +99,7 @@ func (g *group) startLocked() error {
 		Installed:  g.installed,
 	})
 	snaps := &snapshotStore{extents: g.extents, open: g.openManifest, installing: in.log.installed}
-	err = in.Start(g.host.raftConfig(g.self, g.logger), &fsm{extents: g.extents, lastBeforeInstall: &g.lastBeforeInstall, damaged: g.setAside},
+	err = in.Start(g.node.raftConfig(g.self, g.logger), &fsm{extents: g.extents, lastBeforeInstall: &g.lastBeforeInstall, damaged: g.setAside},
 		in.log, g.stable(in), snaps, in.transport)
 	if err != nil {
 		return storage.E("start", storage.KindInternal, "group "+g.id.String(), err)
@@ -202,7 +202,7 @@ func (g *group) replace(change func() error) error {
 
 // bootstrap makes the replica the only voter of its group. Running it again goes on, or does nothing.
 func (g *group) bootstrap() error {
-	c := raft.Configuration{Servers: []raft.Server{{Suffrage: raft.Voter, ID: g.self, Address: runner.NodeAddress(g.host.cfg.Node)}}}
+	c := raft.Configuration{Servers: []raft.Server{{Suffrage: raft.Voter, ID: g.self, Address: runner.NodeAddress(g.node.cfg.Node)}}}
 	return g.replace(func() error {
 		if g.extents.Checkpointed().Index > 0 || g.extents.Log().LastIndex() > 0 {
 			return nil
@@ -410,7 +410,7 @@ func (g *group) confirmRead(ctx context.Context, mode op.ReadMode) error {
 		return err
 	}
 	if mode == op.ReadDefault {
-		mode = g.host.cfg.ReadMode
+		mode = g.node.cfg.ReadMode
 	}
 	if !in.MayRead(ctx, term, mode == op.ReadQuorum) {
 		return op.NotLeader(name, "group "+g.id.String(), g.id, 0)

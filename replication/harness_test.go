@@ -27,14 +27,14 @@ import (
 	"github.com/storaged/storaged/replication/segment"
 )
 
-// harness is a cluster of Hosts in one synctest bubble: a simulated network, disks in memory that forget what was not
+// harness is a cluster of nodes in one synctest bubble: a simulated network, disks in memory that forget what was not
 // synced, virtual time. It has no catalog: tests give the orders.
 type harness struct {
 	t     *testing.T
 	net   *simnet.Network
 	nodes map[storage.NodeID]*simNode
 
-	// For nodes that start afterwards: what the log keeps beyond its checkpoints (0: default), and Host settings.
+	// For nodes that start afterwards: what the log keeps beyond its checkpoints (0: default), and settings of Replicas.
 	retainBytes int64
 	cacheBytes  int64 // of entries, in memory
 	tableBytes  int64 // of table pages, in memory
@@ -45,15 +45,15 @@ type harness struct {
 
 // simNode is one node, running or not; disk outlives the process.
 type simNode struct {
-	h     *harness
-	id    storage.NodeID
-	disk  *vfs.MemFS
-	stall diskStall // holds back syncs of the log
-	store *extent.Store
-	peers *peer.Transport
-	host  *Host
-	stop  context.CancelFunc
-	ended chan struct{}
+	h        *harness
+	id       storage.NodeID
+	disk     *vfs.MemFS
+	stall    diskStall // holds back syncs of the log
+	store    *extent.Store
+	peers    *peer.Transport
+	replicas *Replicas
+	stop     context.CancelFunc
+	ended    chan struct{}
 }
 
 func newHarness(t *testing.T, nodes int) *harness {
@@ -83,7 +83,7 @@ func alone(t *testing.T) (h *harness, n *simNode, c *client) {
 	h = newHarness(t, 1)
 	n = h.nodes[1]
 	n.start()
-	if err := n.host.Bootstrap(context.Background(), 1, storeID(1), 1); err != nil {
+	if err := n.replicas.Bootstrap(context.Background(), 1, storeID(1), 1); err != nil {
 		t.Fatal(err)
 	}
 	return h, n, h.open(1, 7, 1)
@@ -107,13 +107,13 @@ func (n *simNode) start() {
 		logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("node", n.id)
 	}
 	fs := errorfs.Wrap(n.disk, &n.stall)
-	var host atomic.Pointer[Host]
+	var replicas atomic.Pointer[Replicas]
 	var err error
 	stores := extent.Config{FS: fs, Dir: "store", Cluster: simCluster, Store: storeID(n.id),
 		SegmentBytes: 4 << 20, Segment: segment.Config{FreeSegments: 1, RetainBytes: n.h.retainBytes, CacheBytes: n.h.cacheBytes}, ReserveBytes: 1 << 20, CapacityBytes: 1 << 30, CacheBytes: n.h.tableBytes,
 		OnCheckpointDue: func(k segment.GroupKey) {
-			if h := host.Load(); h != nil {
-				h.CheckpointDue(k)
+			if rs := replicas.Load(); rs != nil {
+				rs.CheckpointDue(k)
 			}
 		}, Logger: logger}
 	if n.h.store != nil {
@@ -140,18 +140,18 @@ func (n *simNode) start() {
 	if n.h.configure != nil {
 		n.h.configure(&config)
 	}
-	n.host, err = NewHost(config)
+	n.replicas, err = NewReplicas(config)
 	if err != nil {
 		t.Fatal(err)
 	}
-	host.Store(n.host)
+	replicas.Store(n.replicas)
 	ctx, cancel := context.WithCancel(context.Background())
 	n.stop, n.ended = cancel, make(chan struct{})
 	go func() {
 		defer close(n.ended)
 		_ = n.peers.Run(ctx)
 	}()
-	if err := n.host.Start(); err != nil {
+	if err := n.replicas.Start(); err != nil {
 		t.Fatalf("node %d: %v", n.id, err)
 	}
 }
@@ -314,7 +314,7 @@ func (h *harness) bootstrapVoters(id storage.GroupID, nodes ...storage.NodeID) {
 		c.Servers = append(c.Servers, raft.Server{Suffrage: raft.Voter, ID: ServerID(storeID(n), storage.Incarnation(n)), Address: runner.NodeAddress(n)})
 	}
 	for _, n := range nodes {
-		g, err := h.nodes[n].host.openReplica(id, storeID(n), storage.Incarnation(n))
+		g, err := h.nodes[n].replicas.openReplica(id, storeID(n), storage.Incarnation(n))
 		if err == nil {
 			_, err = runner.Do(context.Background(), g.inst.Load().Instance, "bootstrap", func(r *raft.Raft) raft.Future { return r.BootstrapCluster(c) })
 		}
@@ -326,13 +326,13 @@ func (h *harness) bootstrapVoters(id storage.GroupID, nodes ...storage.NodeID) {
 
 // shutdown stops the node in order.
 func (n *simNode) shutdown() {
-	if n.host == nil {
+	if n.replicas == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	n.host.HandOver(ctx)
-	if err := n.host.Close(ctx); err != nil {
+	n.replicas.HandOver(ctx)
+	if err := n.replicas.Close(ctx); err != nil {
 		n.h.t.Errorf("node %d: %v", n.id, err)
 	}
 	n.stop()
@@ -340,7 +340,7 @@ func (n *simNode) shutdown() {
 	if err := n.store.Close(); err != nil && n.stall.broken == "" {
 		n.h.t.Errorf("node %d: close store: %v", n.id, err)
 	}
-	n.host = nil
+	n.replicas = nil
 }
 
 // crash loses what was not synced: the process is gone, the disk is what a power cut leaves. What the old process
@@ -368,8 +368,8 @@ func (h *harness) eventually(what string, ok func() bool) {
 	for !ok() {
 		if time.Now().After(deadline) {
 			for _, n := range h.nodes {
-				if n.host != nil {
-					h.t.Logf("node %d: %+v", n.id, n.host.Status())
+				if n.replicas != nil {
+					h.t.Logf("node %d: %+v", n.id, n.replicas.Status())
 				}
 			}
 			h.t.Fatalf("not within a minute: %s", what)
@@ -381,11 +381,11 @@ func (h *harness) eventually(what string, ok func() bool) {
 // leaderOf returns the node that leads a group and is ready; 0 for none.
 func (h *harness) leaderOf(id storage.GroupID) storage.NodeID {
 	for _, n := range h.nodes {
-		if n.host == nil {
+		if n.replicas == nil {
 			continue
 		}
-		for _, s := range n.host.Status() {
-			if s.Group == id && s.Ready && n.host.mustGroup(id).leaseValid() {
+		for _, s := range n.replicas.Status() {
+			if s.Group == id && s.Ready && n.replicas.mustGroup(id).leaseValid() {
 				return n.id
 			}
 		}
@@ -393,8 +393,8 @@ func (h *harness) leaderOf(id storage.GroupID) storage.NodeID {
 	return 0
 }
 
-func (h *Host) mustGroup(id storage.GroupID) *group {
-	g, err := h.group(id)
+func (rs *Replicas) mustGroup(id storage.GroupID) *group {
+	g, err := rs.group(id)
 	if err != nil {
 		panic(err)
 	}
@@ -420,7 +420,7 @@ func (h *harness) addLearners(id storage.GroupID, to ...storage.NodeID) {
 	for _, n := range to {
 		leader := h.awaitLeader(id)
 		inc := storage.Incarnation(n)
-		if err := h.nodes[n].host.CreateReplica(context.Background(), id, storeID(n), inc, leader); err != nil {
+		if err := h.nodes[n].replicas.CreateReplica(context.Background(), id, storeID(n), inc, leader); err != nil {
 			h.t.Fatalf("create replica on node %d: %v", n, err)
 		}
 		h.change(id, runner.AddNonvoter, n, inc)
@@ -430,13 +430,13 @@ func (h *harness) addLearners(id storage.GroupID, to ...storage.NodeID) {
 // learners bootstraps a group on node 1, has others follow it as learners, and returns the leader once they have caught up.
 func (h *harness) learners(id storage.GroupID, others ...storage.NodeID) (leader storage.NodeID) {
 	h.t.Helper()
-	if err := h.nodes[1].host.Bootstrap(context.Background(), id, storeID(1), 1); err != nil {
+	if err := h.nodes[1].replicas.Bootstrap(context.Background(), id, storeID(1), 1); err != nil {
 		h.t.Fatal(err)
 	}
 	h.addLearners(id, others...)
 	leader = h.awaitLeader(id)
 	h.eventually("the learners have caught up", func() bool {
-		s := h.nodes[leader].host.Status()[0]
+		s := h.nodes[leader].replicas.Status()[0]
 		for _, m := range s.Replicas {
 			if m.AckedIndex < s.LastIndex {
 				return false
@@ -454,7 +454,7 @@ func (h *harness) change(id storage.GroupID, c runner.Change, n storage.NodeID, 
 		if leader == 0 {
 			return false
 		}
-		err := h.nodes[leader].host.ChangeMembership(context.Background(), id, c, string(ServerID(storeID(n), inc)), n, 0)
+		err := h.nodes[leader].replicas.ChangeMembership(context.Background(), id, c, string(ServerID(storeID(n), inc)), n, 0)
 		if err != nil && !errors.Is(err, storage.ErrConflict) && !errors.Is(err, storage.ErrUnavailable) && !errors.Is(err, storage.ErrNotLeader) {
 			h.t.Fatalf("change %s of node %d: %v", c, n, err)
 		}
@@ -488,7 +488,7 @@ func (c *client) do(o op.Op, payload []byte) op.Result {
 			return false
 		}
 		var err error
-		result, err = c.h.nodes[leader].host.Propose(context.Background(), c.group, [][]byte{o.AppendHeader(nil), payload})
+		result, err = c.h.nodes[leader].replicas.Propose(context.Background(), c.group, [][]byte{o.AppendHeader(nil), payload})
 		if k := storage.KindOf(err); err != nil && k != storage.KindUnavailable && k != storage.KindNotLeader {
 			c.h.t.Fatalf("%v: %v", o.Kind, err)
 		}
@@ -527,7 +527,7 @@ func (c *client) read(offset, length uint32) []byte {
 		if leader == 0 {
 			return false
 		}
-		d, err := c.h.nodes[leader].host.Read(context.Background(), c.group, op.ReadRequest{Volume: c.volume, Offset: offset,
+		d, err := c.h.nodes[leader].replicas.Read(context.Background(), c.group, op.ReadRequest{Volume: c.volume, Offset: offset,
 			Length: length, Epoch: op.HeadEpoch})
 		if err != nil {
 			if k := storage.KindOf(err); k != storage.KindUnavailable && k != storage.KindNotLeader {

@@ -26,7 +26,7 @@ func TestDiskThatHangsWhileClientsRead(t *testing.T) {
 			go func() {
 				ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 				defer cancel()
-				_, err := h.nodes[l].host.Read(ctx, 1, op.ReadRequest{Volume: 7, Length: storage.BlockSize, Epoch: op.HeadEpoch})
+				_, err := h.nodes[l].replicas.Read(ctx, 1, op.ReadRequest{Volume: 7, Length: storage.BlockSize, Epoch: op.HeadEpoch})
 				answered <- err
 			}()
 		}
@@ -49,8 +49,8 @@ func TestDiskThatHangsWhileClientsRead(t *testing.T) {
 			goOn()
 		}
 		h.nodes[l].stall.end()
-		h.eventually("the disk answers again", func() bool { return !h.nodes[l].host.disks[0].silent() })
-		room, all := h.nodes[l].host.disks[0].reads, h.nodes[l].host.cfg.ReadBytes
+		h.eventually("the disk answers again", func() bool { return !h.nodes[l].replicas.disks[0].silent() })
+		room, all := h.nodes[l].replicas.disks[0].reads, h.nodes[l].replicas.cfg.ReadBytes
 		h.eventually("what the reads had is given back", func() bool { return room.TryAcquire(all) })
 		room.Release(all)
 	})
@@ -62,7 +62,7 @@ func TestEachDiskHasItsReads(t *testing.T) {
 		h := newHarness(t, 1)
 		h.nodes[1].start()
 		defer h.close()
-		config := h.nodes[1].host.cfg
+		config := h.nodes[1].replicas.cfg
 		config.Stores = []*extent.Store{h.nodes[1].store, h.nodes[1].store}
 		a, b := newDisk(config.Stores[0], &config), newDisk(config.Stores[1], &config)
 		taken := int64(0)

@@ -50,17 +50,17 @@ type GroupStatus struct {
 }
 
 // Status returns what every replica of this node sees.
-func (h *Host) Status() []GroupStatus {
-	gs := h.all()
+func (rs *Replicas) Status() []GroupStatus {
+	gs := rs.all()
 	out := make([]GroupStatus, 0, len(gs))
 	for _, g := range gs {
 		out = append(out, g.describe())
 	}
-	h.mu.RLock()
-	for _, d := range h.out {
+	rs.mu.RLock()
+	for _, d := range rs.out {
 		out = append(out, d.describe())
 	}
-	h.mu.RUnlock()
+	rs.mu.RUnlock()
 	slices.SortFunc(out, func(a, b GroupStatus) int { return cmp.Compare(a.Group, b.Group) })
 	return out
 }
@@ -113,8 +113,8 @@ func caughtUp(acked, last uint64) bool { return acked > 0 && acked+PromotionLag 
 // waits for as long as an answer that is on its way may take: of two learners that become voters one after the other, the
 // second has still to answer the configuration that the first made a moment ago. A refusal for that leaves a group of two
 // voters behind, which bears no failure.
-func (h *Host) awaitCaughtUp(ctx context.Context, in *instance, server raft.ServerID) bool {
-	ctx, cancel := context.WithTimeout(ctx, h.cfg.HeartbeatTimeout)
+func (rs *Replicas) awaitCaughtUp(ctx context.Context, in *instance, server raft.ServerID) bool {
+	ctx, cancel := context.WithTimeout(ctx, rs.cfg.HeartbeatTimeout)
 	defer cancel()
 	return in.AwaitAcked(ctx, server, func(acked uint64) bool {
 		return caughtUp(acked, in.LastIndex()) && acked >= in.log.newest().index
@@ -124,11 +124,11 @@ func (h *Host) awaitCaughtUp(ctx context.Context, in *instance, server raft.Serv
 // ChangeMembership makes one change of a group that this node leads: replica is a ServerID. With a configIndex it is
 // refused unless that is the newest configuration (GroupStatus.ConfigIndex). It returns nil only when the change is
 // committed, also one that was asked for before: who removes a replica relies on it.
-func (h *Host) ChangeMembership(ctx context.Context, id storage.GroupID, change runner.Change, replica string,
+func (rs *Replicas) ChangeMembership(ctx context.Context, id storage.GroupID, change runner.Change, replica string,
 	node storage.NodeID, configIndex uint64) error {
 	const name = "change membership"
 	server := raft.ServerID(replica)
-	g, err := h.group(id)
+	g, err := rs.group(id)
 	if err != nil {
 		return err
 	}
@@ -155,7 +155,7 @@ func (h *Host) ChangeMembership(ctx context.Context, id storage.GroupID, change 
 		if !member {
 			return refuse(storage.KindConflict, "the replica must catch up as a non-voter first")
 		}
-		if !h.awaitCaughtUp(ctx, in, server) {
+		if !rs.awaitCaughtUp(ctx, in, server) {
 			return refuse(storage.KindConflict, "the replica has not caught up yet")
 		}
 	case runner.RemoveServer:
@@ -173,10 +173,10 @@ func (h *Host) ChangeMembership(ctx context.Context, id storage.GroupID, change 
 }
 
 // TransferLeadership asks the given replica to lead a group that this node leads.
-func (h *Host) TransferLeadership(ctx context.Context, id storage.GroupID, replica string, node storage.NodeID) error {
+func (rs *Replicas) TransferLeadership(ctx context.Context, id storage.GroupID, replica string, node storage.NodeID) error {
 	const name = "transfer leadership"
 	server := raft.ServerID(replica)
-	g, err := h.group(id)
+	g, err := rs.group(id)
 	if err != nil {
 		return err
 	}

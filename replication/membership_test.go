@@ -26,7 +26,7 @@ func TestRepeatedChangeWaitsForItsCommit(t *testing.T) {
 		remove := func() <-chan error {
 			done := make(chan error, 1)
 			go func() {
-				done <- h.nodes[leader].host.ChangeMembership(context.Background(), 1, runner.RemoveServer,
+				done <- h.nodes[leader].replicas.ChangeMembership(context.Background(), 1, runner.RemoveServer,
 					string(ServerID(storeID(b), storage.Incarnation(b))), b, 0)
 			}()
 			return done
@@ -59,16 +59,16 @@ func TestStatusOfAConfigurationThatIsNotCommitted(t *testing.T) {
 		a, b := others(leader)
 		h.nodes[a].stall.begin()
 		h.nodes[b].stall.begin()
-		before := h.nodes[leader].host.Status()[0]
+		before := h.nodes[leader].replicas.Status()[0]
 		if before.CommitIndex < before.ConfigIndex || len(before.Replicas) != 3 {
 			t.Fatalf("before the change: %+v", before)
 		}
 		done := make(chan error, 1)
 		go func() {
-			done <- h.nodes[leader].host.ChangeMembership(context.Background(), 1, runner.RemoveServer, string(serverID(b)), b, 0)
+			done <- h.nodes[leader].replicas.ChangeMembership(context.Background(), 1, runner.RemoveServer, string(serverID(b)), b, 0)
 		}()
 		time.Sleep(200 * time.Millisecond)
-		if s := h.nodes[leader].host.Status()[0]; s.Role != "leader" || len(s.Replicas) != 2 || s.ConfigIndex <= before.ConfigIndex ||
+		if s := h.nodes[leader].replicas.Status()[0]; s.Role != "leader" || len(s.Replicas) != 2 || s.ConfigIndex <= before.ConfigIndex ||
 			s.CommitIndex >= s.ConfigIndex {
 			t.Errorf("while the removal is not committed: %+v", s)
 		}
@@ -77,7 +77,7 @@ func TestStatusOfAConfigurationThatIsNotCommitted(t *testing.T) {
 		if err := <-done; err != nil {
 			t.Fatal(err)
 		}
-		if s := h.nodes[leader].host.Status()[0]; s.CommitIndex < s.ConfigIndex || len(s.Replicas) != 2 {
+		if s := h.nodes[leader].replicas.Status()[0]; s.CommitIndex < s.ConfigIndex || len(s.Replicas) != 2 {
 			t.Errorf("after the commit: %+v", s)
 		}
 	})
@@ -85,7 +85,7 @@ func TestStatusOfAConfigurationThatIsNotCommitted(t *testing.T) {
 
 // promote asks the leader of group 1 once to make a learner a voter.
 func (h *harness) promote(leader, n storage.NodeID) error {
-	return h.nodes[leader].host.ChangeMembership(context.Background(), 1, runner.AddVoter, string(ServerID(storeID(n), storage.Incarnation(n))), n, 0)
+	return h.nodes[leader].replicas.ChangeMembership(context.Background(), 1, runner.AddVoter, string(ServerID(storeID(n), storage.Incarnation(n))), n, 0)
 }
 
 // TestTwoVotersBackToBack: two learners that have caught up become voters with one call each, without a pause between them.
@@ -158,7 +158,7 @@ func TestLeadershipIsToldAtOnce(t *testing.T) {
 			was[id] = told[id].Load()
 		}
 		began := time.Now()
-		if err := h.nodes[from].host.TransferLeadership(context.Background(), 1, string(serverID(to)), to); err != nil {
+		if err := h.nodes[from].replicas.TransferLeadership(context.Background(), 1, string(serverID(to)), to); err != nil {
 			t.Fatal(err)
 		}
 		h.eventually("both are told", func() bool { return told[from].Load() > was[from] && told[to].Load() > was[to] })

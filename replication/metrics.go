@@ -5,7 +5,7 @@ import (
 )
 
 // collector reads the groups' state when Prometheus asks.
-type collector struct{ host *Host }
+type collector struct{ replicas *Replicas }
 
 var groupLabels = []string{"group"}
 
@@ -47,7 +47,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		}
 		return 0
 	}
-	for _, s := range c.host.Status() {
+	for _, s := range c.replicas.Status() {
 		id := s.Group.String()
 		gauge(descLeader, flag(s.Ready), id)
 		gauge(descTerm, float64(s.Term), id)
@@ -66,7 +66,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		gauge(descVoters, float64(voters), id)
 		gauge(descFollower, float64(s.LastIndex-slowest), id)
 	}
-	for _, d := range c.host.disks {
+	for _, d := range c.replicas.disks {
 		id := d.store.ID().String()
 		gauge(descSilent, flag(d.silent()), id)
 		gauge(descUnreadable, float64(d.unreadable.count()), id)

@@ -50,7 +50,7 @@ func TestManifestForAFollowerThatWasAway(t *testing.T) {
 		for i := range 60 {
 			c.write(0, block(byte(i)))
 			if i%10 == 0 {
-				if err := h.nodes[leader].host.mustGroup(1).checkpoint(t.Context()); err != nil {
+				if err := h.nodes[leader].replicas.mustGroup(1).checkpoint(t.Context()); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -40,7 +40,7 @@ const (
 
 // pullServer serves manifests to other nodes.
 type pullServer struct {
-	host *Host
+	replicas *Replicas
 
 	mu     sync.Mutex
 	next   uint64                   // guarded by mu, like all below
@@ -56,11 +56,11 @@ type openManifest struct {
 	timer *time.Timer // closes it after manifestSilence
 }
 
-func newPullServer(h *Host) *pullServer {
-	s := &pullServer{host: h, open: map[string]*openManifest{}}
-	h.cfg.Peers.Handle(methodManifest, peer.Terms{From: peer.Members, Order: peer.Concurrent}, s.serveManifest)
-	h.cfg.Peers.Handle(methodTable, peer.Terms{From: peer.Members, Order: peer.Concurrent}, s.serveTable)
-	h.cfg.Peers.Handle(methodBlocks, peer.Terms{From: peer.Members, Order: peer.Concurrent, SumsInAnswers: true}, s.serveBlocks)
+func newPullServer(rs *Replicas) *pullServer {
+	s := &pullServer{replicas: rs, open: map[string]*openManifest{}}
+	rs.cfg.Peers.Handle(methodManifest, peer.Terms{From: peer.Members, Order: peer.Concurrent}, s.serveManifest)
+	rs.cfg.Peers.Handle(methodTable, peer.Terms{From: peer.Members, Order: peer.Concurrent}, s.serveTable)
+	rs.cfg.Peers.Handle(methodBlocks, peer.Terms{From: peer.Members, Order: peer.Concurrent, SumsInAnswers: true}, s.serveBlocks)
 	return s
 }
 
@@ -128,11 +128,11 @@ func (s *pullServer) close() {
 
 // openManifest is snapshotStore's way to a manifest for a lagging follower.
 func (g *group) openManifest() (*extent.Manifest, string, func(), error) {
-	o, err := g.host.pulls.add(g)
+	o, err := g.node.pulls.add(g)
 	if err != nil {
 		return nil, "", nil, err
 	}
-	return o.m, o.name, func() { g.host.pulls.remove(o.name) }, nil
+	return o.m, o.name, func() { g.node.pulls.remove(o.name) }, nil
 }
 
 // What MethodManifest asks for.
@@ -156,7 +156,7 @@ func (s *pullServer) serveManifest(in *peer.Inbound) {
 func (s *pullServer) manifest(ctx context.Context, id storage.GroupID, what uint8, name string, arg uint32, after []byte) (header, payload []byte, err error) {
 	switch what {
 	case manifestOpen:
-		g, err := s.host.group(id)
+		g, err := s.replicas.group(id)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -246,7 +246,7 @@ func (s *pullServer) serveBlocks(in *peer.Inbound) {
 
 // elsewhere gets blocks that this node's disk does not give back from another replica, if the group is still here.
 func (s *pullServer) elsewhere(in *peer.Inbound) extent.Elsewhere {
-	g, err := s.host.group(in.Group)
+	g, err := s.replicas.group(in.Group)
 	if err != nil {
 		return nil
 	}
@@ -333,7 +333,7 @@ func (p *puller) open(ctx context.Context) (header table.ManifestHeader, err err
 }
 
 func (p *puller) close() {
-	ctx, cancel := context.WithTimeout(p.g.host.ctx, time.Second)
+	ctx, cancel := context.WithTimeout(p.g.node.ctx, time.Second)
 	defer cancel()
 	_, _, _ = p.ask(ctx, manifestClose, 0, nil) // the source closes it by itself otherwise
 }
@@ -349,7 +349,7 @@ func (p *puller) call(ctx context.Context, m peer.Method, header, payload []byte
 	defer cancel()
 	req := &peer.Request{Method: m, Group: p.g.id, Header: header, Payload: [][]byte{payload}, ReplyBytes: replyBytes,
 		SumsInAnswer: m == methodBlocks}
-	resp, err := p.g.host.cfg.Peers.Call(ctx, p.from, peer.Bulk, req)
+	resp, err := p.g.node.cfg.Peers.Call(ctx, p.from, peer.Bulk, req)
 	if err != nil {
 		return nil, nil, err
 	}

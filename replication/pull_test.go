@@ -48,7 +48,7 @@ func (h *harness) compact(but storage.NodeID) {
 		if id == but {
 			continue
 		}
-		g := n.host.mustGroup(1)
+		g := n.replicas.mustGroup(1)
 		if err := g.checkpoint(context.Background()); err != nil {
 			h.t.Fatal(err)
 		}
@@ -68,7 +68,7 @@ func (h *harness) has(c *client, id storage.NodeID, n uint32) {
 	h.eventually("the node to lead", func() bool {
 		leader := h.leaderOf(1)
 		if leader != id && leader != 0 {
-			_ = h.nodes[leader].host.TransferLeadership(context.Background(), 1, string(serverID(id)), id)
+			_ = h.nodes[leader].replicas.TransferLeadership(context.Background(), 1, string(serverID(id)), id)
 		}
 		return leader == id
 	})
@@ -87,10 +87,10 @@ func TestLaggingReplicaPullsAManifest(t *testing.T) {
 			c.write(i*storage.BlockSize, block(byte(i%250+1)))
 		}
 		h.has(c, gone, 200)
-		if at := h.nodes[gone].host.mustGroup(1).extents.Checkpointed().Index; at < 100 {
+		if at := h.nodes[gone].replicas.mustGroup(1).extents.Checkpointed().Index; at < 100 {
 			t.Fatalf("it was brought up from the log, its checkpoint is of %d: the test shows nothing", at)
 		}
-		if n := h.nodes[1].host.pulls.count() + h.nodes[2].host.pulls.count() + h.nodes[3].host.pulls.count(); n != 0 {
+		if n := h.nodes[1].replicas.pulls.count() + h.nodes[2].replicas.pulls.count() + h.nodes[3].replicas.pulls.count(); n != 0 {
 			t.Errorf("%d manifests are open afterwards", n)
 		}
 	})
@@ -104,7 +104,7 @@ func TestPullWithASourceThatDies(t *testing.T) {
 		source := h.awaitLeader(1)
 		h.net.SetLink(nodeName(source), nodeName(gone), simnet.Link{Delay: 100 * time.Microsecond, BytesPerSecond: 2 << 20})
 		h.nodes[gone].start()
-		g := h.nodes[gone].host.mustGroup(1)
+		g := h.nodes[gone].replicas.mustGroup(1)
 		h.eventually("the middle of the pull", func() bool { return g.pulled.Load() > 0 && g.pullTotal.Load() > 0 })
 		if n := g.pulled.Load(); n >= 400*storage.BlockSize {
 			t.Fatalf("all %d bytes came at once: the test shows nothing", n)
@@ -125,7 +125,7 @@ func TestCrashBeforeRestoreLooksNotRestored(t *testing.T) {
 		h.net.CutBoth(nodeName(source), nodeName(gone)) // Raft is not to do it by itself
 		third := 6 - source - gone
 		h.nodes[gone].start()
-		g := h.nodes[gone].host.mustGroup(1)
+		g := h.nodes[gone].replicas.mustGroup(1)
 		before := g.extents.Checkpointed().Index
 		var name string
 		h.eventually("the pull", func() (ok bool) {
@@ -150,7 +150,7 @@ func TestCrashBeforeRestoreLooksNotRestored(t *testing.T) {
 		}
 		h.nodes[gone].crash()
 		h.nodes[gone].start()
-		if at := h.nodes[gone].host.mustGroup(1).extents.Checkpointed().Index; at != before {
+		if at := h.nodes[gone].replicas.mustGroup(1).extents.Checkpointed().Index; at != before {
 			t.Fatalf("restored to %d by a crash", at)
 		}
 		h.net.HealAll()
@@ -187,7 +187,7 @@ func TestManifestBelowTheLogsEndReplacesTheInstance(t *testing.T) {
 			c.write(i*storage.BlockSize, block(byte(i%250+1)))
 		}
 		h.compact(old)
-		if at := h.nodes[h.awaitLeader(1)].host.mustGroup(1).extents.Checkpointed().Index; at >= last {
+		if at := h.nodes[h.awaitLeader(1)].replicas.mustGroup(1).extents.Checkpointed().Index; at >= last {
 			t.Fatalf("the manifest is of %d, the old log ends at %d: the test shows nothing", at, last)
 		}
 		h.net.HealAll()
@@ -244,7 +244,7 @@ func TestManifestsOpenedAreBounded(t *testing.T) {
 		h, c, leader := three(t)
 		defer h.close()
 		c.write(0, block(1))
-		s := h.nodes[leader].host.pulls
+		s := h.nodes[leader].replicas.pulls
 		refused := 0
 		for range 3 * maxOpenManifests {
 			if _, _, err := s.manifest(context.Background(), 1, manifestOpen, "", 0, nil); err != nil {
@@ -270,11 +270,11 @@ func TestManifestsOpenedAtOnceAreBounded(t *testing.T) {
 		h, c, leader := three(t)
 		defer h.close()
 		c.write(0, block(1))
-		g := h.nodes[leader].host.mustGroup(1)
+		g := h.nodes[leader].replicas.mustGroup(1)
 		if err := g.checkpoint(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		s := h.nodes[leader].host.pulls
+		s := h.nodes[leader].replicas.pulls
 		var opened atomic.Int64
 		var wg sync.WaitGroup
 		begin := make(chan struct{})
@@ -302,7 +302,7 @@ func TestBootstrapGoesOnAfterACrash(t *testing.T) {
 		defer h.close()
 		n := h.nodes[1]
 		n.start()
-		g, err := n.host.openReplica(1, storeID(1), 1)
+		g, err := n.replicas.openReplica(1, storeID(1), 1)
 		if err == nil {
 			err = g.disk.store.Stable(g.extents.Key()).Set([]byte("CurrentTerm"), []byte{7: 1})
 		}
@@ -312,7 +312,7 @@ func TestBootstrapGoesOnAfterACrash(t *testing.T) {
 		n.crash()
 		n.start()
 		for range 2 {
-			if err := n.host.Bootstrap(context.Background(), 1, storeID(1), 1); err != nil {
+			if err := n.replicas.Bootstrap(context.Background(), 1, storeID(1), 1); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -320,7 +320,7 @@ func TestBootstrapGoesOnAfterACrash(t *testing.T) {
 		c.write(0, block(1))
 		n.crash()
 		n.start()
-		if err := n.host.Bootstrap(context.Background(), 1, storeID(1), 1); err != nil {
+		if err := n.replicas.Bootstrap(context.Background(), 1, storeID(1), 1); err != nil {
 			t.Fatal(err)
 		}
 		h.equal(c.read(0, storage.BlockSize), block(1), "after a power cut")
@@ -334,7 +334,7 @@ func TestCreateReplicaGoesOn(t *testing.T) {
 		defer h.close()
 		h.nodes[1].start()
 		h.nodes[2].start()
-		if err := h.nodes[1].host.Bootstrap(context.Background(), 1, storeID(1), 1); err != nil {
+		if err := h.nodes[1].replicas.Bootstrap(context.Background(), 1, storeID(1), 1); err != nil {
 			t.Fatal(err)
 		}
 		c := h.open(1, 7, 1)
@@ -342,14 +342,14 @@ func TestCreateReplicaGoesOn(t *testing.T) {
 			c.write(i*storage.BlockSize, block(byte(i%250+1)))
 		}
 		create := func(ctx context.Context) error {
-			return h.nodes[2].host.CreateReplica(ctx, 1, storeID(2), 2, 1)
+			return h.nodes[2].replicas.CreateReplica(ctx, 1, storeID(2), 2, 1)
 		}
-		if _, err := h.nodes[2].host.openReplica(1, storeID(2), 2); err != nil { // a crash right after the replica was entered
+		if _, err := h.nodes[2].replicas.openReplica(1, storeID(2), 2); err != nil { // a crash right after the replica was entered
 			t.Fatal(err)
 		}
 		h.nodes[2].crash()
 		h.nodes[2].start()
-		if s := h.nodes[2].host.Status(); len(s) != 1 || s[0].LastIndex != 0 {
+		if s := h.nodes[2].replicas.Status(); len(s) != 1 || s[0].LastIndex != 0 {
 			t.Fatalf("a replica that was not brought up is reported as one that was: %+v", s)
 		}
 		h.net.SetLink(nodeName(1), nodeName(2), simnet.Link{Delay: 100 * time.Microsecond, BytesPerSecond: 2 << 20})
@@ -359,7 +359,7 @@ func TestCreateReplicaGoesOn(t *testing.T) {
 				t.Fatalf("created within %v: the test shows nothing", patience)
 			}
 			cancel()
-			if s := h.nodes[2].host.Status(); len(s) != 1 || s[0].LastIndex != 0 {
+			if s := h.nodes[2].replicas.Status(); len(s) != 1 || s[0].LastIndex != 0 {
 				t.Fatalf("half pulled and reported as brought up: %+v", s)
 			}
 			h.nodes[2].crash()
@@ -372,7 +372,7 @@ func TestCreateReplicaGoesOn(t *testing.T) {
 		if err := create(context.Background()); err != nil {
 			t.Fatal(err)
 		}
-		if s := h.nodes[2].host.Status(); s[0].LastIndex == 0 {
+		if s := h.nodes[2].replicas.Status(); s[0].LastIndex == 0 {
 			t.Fatalf("%+v", s)
 		}
 		h.change(1, runner.AddNonvoter, 2, 2)

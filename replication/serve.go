@@ -19,8 +19,8 @@ import (
 // header and payload in pieces; it is not referred to after the return. Errors: KindNotLeader (with a hint, see
 // op.LeaderHint), KindUnavailable (the outcome may be unknown: send the same number again), KindNoSpace, KindInvalid and
 // KindIO (nothing was proposed; the last one: a block that it changes in part cannot be read by any replica). A refusal by the state machine is no error but the result's kind.
-func (h *Host) Propose(ctx context.Context, id storage.GroupID, data [][]byte) (op.Result, error) {
-	g, err := h.group(id)
+func (rs *Replicas) Propose(ctx context.Context, id storage.GroupID, data [][]byte) (op.Result, error) {
+	g, err := rs.group(id)
 	if err != nil {
 		return op.Result{}, err
 	}
@@ -58,8 +58,8 @@ func within[T any](ctx context.Context, what string, id storage.GroupID, f func(
 }
 
 // Leader returns the node that leads a group, as far as this node's replica of it knows; 0 for none.
-func (h *Host) Leader(id storage.GroupID) storage.NodeID {
-	g, err := h.group(id)
+func (rs *Replicas) Leader(id storage.GroupID) storage.NodeID {
+	g, err := rs.group(id)
 	if err != nil {
 		return 0
 	}
@@ -68,12 +68,12 @@ func (h *Host) Leader(id storage.GroupID) storage.NodeID {
 
 // Read answers a read from this node's replica of a group, which must lead it. The caller releases the answer. When ctx is
 // done first it returns, and what it has taken is given back when the disk has answered.
-func (h *Host) Read(ctx context.Context, id storage.GroupID, req op.ReadRequest) (*op.ReadData, error) {
-	return within(ctx, "read", id, func() (*op.ReadData, error) { return h.read(ctx, id, req) }, (*op.ReadData).Release)
+func (rs *Replicas) Read(ctx context.Context, id storage.GroupID, req op.ReadRequest) (*op.ReadData, error) {
+	return within(ctx, "read", id, func() (*op.ReadData, error) { return rs.read(ctx, id, req) }, (*op.ReadData).Release)
 }
 
-func (h *Host) read(ctx context.Context, id storage.GroupID, req op.ReadRequest) (*op.ReadData, error) {
-	g, err := h.group(id)
+func (rs *Replicas) read(ctx context.Context, id storage.GroupID, req op.ReadRequest) (*op.ReadData, error) {
+	g, err := rs.group(id)
 	if err != nil {
 		return nil, err
 	}
@@ -98,8 +98,8 @@ func (h *Host) read(ctx context.Context, id storage.GroupID, req op.ReadRequest)
 }
 
 // BlockStatus says which blocks of a range are mapped, from this node's replica, which must lead the group.
-func (h *Host) BlockStatus(ctx context.Context, id storage.GroupID, req op.StatusRequest) ([]op.Run, error) {
-	g, err := h.group(id)
+func (rs *Replicas) BlockStatus(ctx context.Context, id storage.GroupID, req op.StatusRequest) ([]op.Run, error) {
+	g, err := rs.group(id)
 	if err != nil {
 		return nil, err
 	}
@@ -110,8 +110,8 @@ func (h *Host) BlockStatus(ctx context.Context, id storage.GroupID, req op.Statu
 }
 
 // MappedExtents says which extents of a range hold anything, from this node's replica, which must lead the group.
-func (h *Host) MappedExtents(ctx context.Context, id storage.GroupID, req op.MappedRequest) (op.MappedResponse, error) {
-	g, err := h.group(id)
+func (rs *Replicas) MappedExtents(ctx context.Context, id storage.GroupID, req op.MappedRequest) (op.MappedResponse, error) {
+	g, err := rs.group(id)
 	if err != nil {
 		return op.MappedResponse{}, err
 	}
@@ -126,8 +126,8 @@ func (h *Host) MappedExtents(ctx context.Context, id storage.GroupID, req op.Map
 	return g.extents.MappedExtents(req)
 }
 
-func (h *Host) servePropose(in *peer.Inbound) {
-	g, err := h.group(in.Group)
+func (rs *Replicas) servePropose(in *peer.Inbound) {
+	g, err := rs.group(in.Group)
 	if err != nil {
 		in.ReplyError(err)
 		return
@@ -172,13 +172,13 @@ func mayPropose(data []byte) error {
 	return storage.E("propose", storage.KindPermission, "", fmt.Errorf("operation %d is not for gateways", o.Kind))
 }
 
-func (h *Host) serveRead(in *peer.Inbound) {
+func (rs *Replicas) serveRead(in *peer.Inbound) {
 	req, err := op.DecodeReadRequest(in.Header)
 	if err != nil {
 		in.ReplyError(err)
 		return
 	}
-	data, err := h.read(in.Context(), in.Group, req) // who does not wait any more is gone, or has a limit of its own
+	data, err := rs.read(in.Context(), in.Group, req) // who does not wait any more is gone, or has a limit of its own
 	if err != nil {
 		in.ReplyError(err)
 		return
@@ -186,20 +186,20 @@ func (h *Host) serveRead(in *peer.Inbound) {
 	in.ReplyThen(data.Header.Append(nil), [][]byte{data.Payload}, data.Release)
 }
 
-func (h *Host) serveStatus(in *peer.Inbound) {
+func (rs *Replicas) serveStatus(in *peer.Inbound) {
 	req, err := op.DecodeStatusRequest(in.Header)
 	var resp op.StatusResponse
 	if err == nil {
-		resp.Runs, err = h.BlockStatus(in.Context(), in.Group, req)
+		resp.Runs, err = rs.BlockStatus(in.Context(), in.Group, req)
 	}
 	in.Answer(resp.Append(nil), nil, err)
 }
 
-func (h *Host) serveMapped(in *peer.Inbound) {
+func (rs *Replicas) serveMapped(in *peer.Inbound) {
 	req, err := op.DecodeMappedRequest(in.Header)
 	var resp op.MappedResponse
 	if err == nil {
-		resp, err = h.MappedExtents(in.Context(), in.Group, req)
+		resp, err = rs.MappedExtents(in.Context(), in.Group, req)
 	}
 	in.Answer(resp.Append(nil), nil, err)
 }
@@ -233,8 +233,8 @@ func (b *buffer) put() {
 // MappedBlocks returns how many blocks of each volume this node's replica of the group maps; -1 for one that was written to
 // before blocks were counted, 0 for one that the group has not heard of. It is exact on the leader, and behind by what is
 // not applied yet elsewhere; a replica that is being pulled knows little. KindNotLeader without a replica.
-func (h *Host) MappedBlocks(id storage.GroupID, volumes []storage.VolumeID) ([]int64, error) {
-	g, err := h.group(id)
+func (rs *Replicas) MappedBlocks(id storage.GroupID, volumes []storage.VolumeID) ([]int64, error) {
+	g, err := rs.group(id)
 	if err != nil {
 		return nil, err
 	}

@@ -52,7 +52,7 @@ func TestFullOfGarbage(t *testing.T) {
 			b := data(uint64(wrote))
 			o := c.writeOp(uint32(wrote%256)*piece, b)
 			o.Extent = storage.ExtentIndex(1 + wrote/256)
-			_, err := h.nodes[h.awaitLeader(1)].host.Propose(context.Background(), 1, [][]byte{o.AppendHeader(nil), b})
+			_, err := h.nodes[h.awaitLeader(1)].replicas.Propose(context.Background(), 1, [][]byte{o.AppendHeader(nil), b})
 			if err != nil {
 				c.seq-- // refused before it was proposed
 				return err
@@ -111,12 +111,12 @@ func TestWaitForRoom(t *testing.T) {
 				h.store = func(c *extent.Config) { c.Compact = test.compact }
 				n := h.nodes[1]
 				n.start()
-				if err := n.host.Bootstrap(context.Background(), 1, storeID(1), 1); err != nil {
+				if err := n.replicas.Bootstrap(context.Background(), 1, storeID(1), 1); err != nil {
 					t.Fatal(err)
 				}
 				c := h.open(1, 7, 1)
 				c.write(0, block(1))
-				d := n.host.mustGroup(1).disk
+				d := n.replicas.mustGroup(1).disk
 				for d.free.Store(0); d.free.Load() == 0; { // until the disk was looked at
 					time.Sleep(time.Millisecond)
 				}
@@ -124,7 +124,7 @@ func TestWaitForRoom(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), test.patient)
 				defer cancel()
 				o := c.writeOp(storage.BlockSize, block(2))
-				_, err := n.host.Propose(ctx, 1, [][]byte{o.AppendHeader(nil), block(2)})
+				_, err := n.replicas.Propose(ctx, 1, [][]byte{o.AppendHeader(nil), block(2)})
 				if (err != nil || test.want != storage.KindNone) && storage.KindOf(err) != test.want {
 					t.Errorf("%v, want %v", err, test.want)
 				}

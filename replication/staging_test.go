@@ -23,8 +23,8 @@ func TestPullThatIsNotInstalledIsGivenUp(t *testing.T) {
 		h.net.CutBoth(nodeName(source), nodeName(gone)) // the leader does not send its own
 		third := 6 - source - gone
 		h.nodes[gone].start()
-		g := h.nodes[gone].host.mustGroup(1)
-		o, err := h.nodes[third].host.pulls.add(h.nodes[third].host.mustGroup(1))
+		g := h.nodes[gone].replicas.mustGroup(1)
+		o, err := h.nodes[third].replicas.pulls.add(h.nodes[third].replicas.mustGroup(1))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -71,7 +71,7 @@ func TestBrokenPullIsGivenUp(t *testing.T) {
 		h.net.SetLink(nodeName(third), nodeName(gone), simnet.Link{Delay: 100 * time.Microsecond, BytesPerSecond: 2 << 20})
 		h.nodes[gone].start()
 		n := h.nodes[gone]
-		g := n.host.mustGroup(1)
+		g := n.replicas.mustGroup(1)
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() {

@@ -59,7 +59,7 @@ func (h *harness) transferEach(groups, from, to int) []error {
 	for i := range errs {
 		all.Go(func() {
 			id := storage.NodeID(to)
-			errs[i] = h.nodes[storage.NodeID(from)].host.TransferLeadership(context.Background(), storage.GroupID(i+1), string(serverID(id)), id)
+			errs[i] = h.nodes[storage.NodeID(from)].replicas.TransferLeadership(context.Background(), storage.GroupID(i+1), string(serverID(id)), id)
 		})
 	}
 	all.Wait()
@@ -73,7 +73,7 @@ func (h *harness) leadEach(groups, to int) {
 		h.eventually("the node to lead", func() bool {
 			leader := h.leaderOf(g + 1)
 			if id := storage.NodeID(to); leader != id && leader != 0 {
-				_ = h.nodes[leader].host.TransferLeadership(context.Background(), g+1, string(serverID(id)), id)
+				_ = h.nodes[leader].replicas.TransferLeadership(context.Background(), g+1, string(serverID(id)), id)
 			}
 			return leader == storage.NodeID(to)
 		})

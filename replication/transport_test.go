@@ -25,7 +25,7 @@ func three(t *testing.T) (h *harness, c *client, leader storage.NodeID) {
 }
 
 func (h *harness) instance(n storage.NodeID) *instance {
-	return h.nodes[n].host.mustGroup(1).inst.Load()
+	return h.nodes[n].replicas.mustGroup(1).inst.Load()
 }
 
 func serverID(n storage.NodeID) raft.ServerID { return ServerID(storeID(n), storage.Incarnation(n)) }
@@ -98,7 +98,7 @@ func TestInstallOfWhatIsHeldGivesNothingUp(t *testing.T) {
 		h, c, leader := three(t)
 		defer h.close()
 		c.write(0, block(1))
-		if err := h.nodes[leader].host.mustGroup(1).checkpoint(context.Background()); err != nil {
+		if err := h.nodes[leader].replicas.mustGroup(1).checkpoint(context.Background()); err != nil {
 			t.Fatal(err)
 		}
 		for i := range uint32(8) {
@@ -108,7 +108,7 @@ func TestInstallOfWhatIsHeldGivesNothingUp(t *testing.T) {
 		h.eventually("the follower to have it all", func() bool { return h.instance(f).AppliedIndex() == h.instance(leader).AppliedIndex() })
 		before := h.instance(f)
 		last := before.LastIndex()
-		meta, manifest, err := (&snapshotStore{extents: h.nodes[leader].host.mustGroup(1).extents, open: h.nodes[leader].host.mustGroup(1).openManifest}).Open(checkpointID)
+		meta, manifest, err := (&snapshotStore{extents: h.nodes[leader].replicas.mustGroup(1).extents, open: h.nodes[leader].replicas.mustGroup(1).openManifest}).Open(checkpointID)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -124,7 +124,7 @@ func TestInstallOfWhatIsHeldGivesNothingUp(t *testing.T) {
 			t.Fatalf("%+v, %v", resp, err)
 		}
 		h.eventually("the instance", func() bool { return h.instance(f) != nil })
-		if got, _ := h.nodes[f].host.mustGroup(1).extents.Log().LastIndex(), 0; got < last || h.instance(f) != before {
+		if got, _ := h.nodes[f].replicas.mustGroup(1).extents.Log().LastIndex(), 0; got < last || h.instance(f) != before {
 			t.Fatalf("the log ends at %d, it did at %d", got, last)
 		}
 	})

@@ -23,7 +23,7 @@ func (c *client) flood(ctx context.Context, writers, each int) *atomic.Int64 {
 				o := op.Op{Kind: op.Write, Volume: c.volume, Extent: storage.ExtentIndex(n / 16), Offset: uint32(n%16) * 64 * storage.BlockSize,
 					Length: storage.BlockSize, Session: c.session, Seq: uint64(n + 2), Sums: op.AppendSums(nil, 0, block(3))}
 				if leader := c.h.leaderOf(c.group); leader != 0 {
-					r, err := c.h.nodes[leader].host.Propose(ctx, c.group, [][]byte{o.AppendHeader(nil), block(3)})
+					r, err := c.h.nodes[leader].replicas.Propose(ctx, c.group, [][]byte{o.AppendHeader(nil), block(3)})
 					if err == nil && r.Kind == storage.KindNone {
 						i++
 						done.Add(1)
@@ -61,7 +61,7 @@ func TestSlowCheckpointIsNotTheEnd(t *testing.T) {
 		victim, _ := others(h.awaitLeader(1))
 		other := h.open(storage.GroupID(1+victim), 9, 1)
 		v := h.nodes[victim]
-		g := v.host.mustGroup(1)
+		g := v.replicas.mustGroup(1)
 
 		goOn := v.stall.stallTables()
 		go func() { _ = g.checkpoint(context.Background()) }()
@@ -80,7 +80,7 @@ func TestSlowCheckpointIsNotTheEnd(t *testing.T) {
 		c.seq = writers*each + 1
 		h.eventually("the follower has caught up", func() bool {
 			applied, _ := g.extents.Applied()
-			last := h.nodes[h.awaitLeader(1)].host.mustGroup(1).extents.Log().LastIndex()
+			last := h.nodes[h.awaitLeader(1)].replicas.mustGroup(1).extents.Log().LastIndex()
 			return applied+4 >= last
 		})
 		other.write(0, block(5))
@@ -106,7 +106,7 @@ func TestLeaderWithoutRoomRefuses(t *testing.T) {
 			t.Errorf("%d writes to pages of their own were taken, with room for 256", n)
 		}
 		o := op.Op{Kind: op.Write, Volume: 7, Extent: 1000, Length: storage.BlockSize, Session: 1, Seq: 1, Sums: op.AppendSums(nil, 0, block(3))}
-		if _, err := h.nodes[1].host.Propose(ctx, 1, [][]byte{o.AppendHeader(nil), block(3)}); !errors.Is(err, storage.ErrUnavailable) {
+		if _, err := h.nodes[1].replicas.Propose(ctx, 1, [][]byte{o.AppendHeader(nil), block(3)}); !errors.Is(err, storage.ErrUnavailable) {
 			t.Errorf("another write: %v", err)
 		}
 		goOn()

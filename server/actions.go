@@ -19,11 +19,11 @@ const maxOrderBytes = 64 << 10
 // actions carries out what the catalog's leader decides: on this node directly, on others over the peers. It
 // implements control.Actions.
 type actions struct {
-	self   storage.NodeID
-	host   *replication.Host
-	peers  *peer.Transport
-	router *route.Router
-	done   func() // an order was carried out: the leader wants to know
+	self     storage.NodeID
+	replicas *replication.Replicas
+	peers    *peer.Transport
+	router   *route.Router
+	done     func() // an order was carried out: the leader wants to know
 }
 
 var _ control.Actions = (*actions)(nil)
@@ -128,11 +128,11 @@ func (a *actions) replicaHere(ctx context.Context, o replicaOrder) error {
 	}
 	switch {
 	case o.Drop:
-		return a.host.RemoveReplica(ctx, o.Group, o.Key.Store, o.Key.Incarnation)
+		return a.replicas.RemoveReplica(ctx, o.Group, o.Key.Store, o.Key.Incarnation)
 	case o.Bootstrap:
-		return a.host.Bootstrap(ctx, o.Group, o.Key.Store, o.Key.Incarnation)
+		return a.replicas.Bootstrap(ctx, o.Group, o.Key.Store, o.Key.Incarnation)
 	default:
-		return a.host.CreateReplica(ctx, o.Group, o.Key.Store, o.Key.Incarnation, o.Source)
+		return a.replicas.CreateReplica(ctx, o.Group, o.Key.Store, o.Key.Incarnation, o.Source)
 	}
 }
 
@@ -140,14 +140,14 @@ func (a *actions) membershipHere(ctx context.Context, o control.MembershipOrder)
 	if o.Leader != a.self {
 		return a.notMine(o.Leader)
 	}
-	return a.host.ChangeMembership(ctx, o.Group, o.Change, o.Key.String(), o.Node, o.ConfigIndex)
+	return a.replicas.ChangeMembership(ctx, o.Group, o.Change, o.Key.String(), o.Node, o.ConfigIndex)
 }
 
 func (a *actions) transferHere(ctx context.Context, o control.TransferOrder) error {
 	if o.Leader != a.self {
 		return a.notMine(o.Leader)
 	}
-	return a.host.TransferLeadership(ctx, o.Group, o.Key.String(), o.Node)
+	return a.replicas.TransferLeadership(ctx, o.Group, o.Key.String(), o.Node)
 }
 
 func (a *actions) notMine(n storage.NodeID) error {

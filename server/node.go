@@ -68,7 +68,7 @@ type node struct {
 	peers       *peer.Transport
 	rafts       *runner.Dispatcher
 	catalogRT   *runner.Transport // the catalog's Raft transport
-	host        *replication.Host
+	replicas    *replication.Replicas
 	control     *control.Controller
 	cluster     cluster
 	desk        *session.Desk  // of gateways: this node's own, and those of hosts
@@ -265,8 +265,8 @@ func (n *node) openStore(context.Context) error {
 		Segment:    segment.Config{FreeSegments: c.FreeSegments, CacheBytes: int64(c.LogCacheBytes), MaxOpenFiles: n.descriptors.segments},
 		TableFiles: n.descriptors.tables,
 		OnCheckpointDue: func(k segment.GroupKey) {
-			if n.host != nil {
-				n.host.CheckpointDue(k)
+			if n.replicas != nil {
+				n.replicas.CheckpointDue(k)
 			}
 		},
 		OnFailure: func(err error) {
@@ -305,7 +305,7 @@ func (n *node) startPeers(context.Context) error {
 	if n.config.ReadMode == "quorum" {
 		mode = op.ReadQuorum
 	}
-	n.host, err = replication.NewHost(replication.Config{Node: n.identity.Node, Stores: []*extent.Store{n.store}, Peers: n.peers,
+	n.replicas, err = replication.NewReplicas(replication.Config{Node: n.identity.Node, Stores: []*extent.Store{n.store}, Peers: n.peers,
 		Dispatcher: n.rafts, HeartbeatTimeout: n.identity.HeartbeatTimeout, ReadMode: mode,
 		MaxAppendEntries: n.config.MaxAppendEntries, Logger: n.logger, Metrics: n.metrics,
 		OnLeadership: func() { n.control.ReportSoon() }}) // replicas start after the control has been made
@@ -319,11 +319,11 @@ func (n *node) startControl(context.Context) error {
 	n.catalogRT = runner.NewTransport(runner.TransportConfig{Group: storage.CatalogGroup, Self: control.ServerID(self),
 		Node: self, Peers: n.peers, Dispatcher: n.rafts, HeartbeatTimeout: n.identity.HeartbeatTimeout, Logger: n.logger,
 		Silent: n.mute.Load, Verify: catalog.VerifyEntry, Damaged: func(err error) { n.control.Halt(err) }})
-	r := route.New(route.Config{Self: self, Host: n.host, Peers: n.peers, Replicas: n.replicasOf,
+	r := route.New(route.Config{Self: self, Own: n.replicas, Peers: n.peers, Replicas: n.replicasOf,
 		HeartbeatTimeout: n.identity.HeartbeatTimeout})
-	acts := &actions{self: self, host: n.host, peers: n.peers, router: r, done: func() { n.control.ReportSoon() }}
+	acts := &actions{self: self, replicas: n.replicas, peers: n.peers, router: r, done: func() { n.control.ReportSoon() }}
 	acts.register()
-	status.RegisterUsage(n.peers, n.host)
+	status.RegisterUsage(n.peers, n.replicas)
 	var err error
 	n.control, err = control.Open(control.Config{Dir: n.dir().Catalog(), Transport: n.catalogRT, Peers: controlPeers{n.peers},
 		Actions: acts, OnFailure: n.catalogFailed, Self: n.self(n.store.ID(), n.store.Space().CapacityBytes), Report: n.view.Report,
@@ -340,11 +340,11 @@ func (n *node) startControl(context.Context) error {
 	n.view.Config = n.sources()
 	n.admin.Commands, n.admin.Desk, n.admin.ProvisionLimit = n.control, n.desk, n.config.ProvisionLimit
 	n.goRun(&n.peersWG, "peers", func() error { return n.peers.Run(n.peersCtx) })
-	if err := n.host.Start(); err != nil {
+	if err := n.replicas.Start(); err != nil {
 		return err
 	}
 	n.goRun(&n.controlWG, "seek", func() error { seeker.Run(n.controlCtx); return nil })
-	n.goRun(&n.controlWG, "version", func() error { followVersion(n.controlCtx, n.control, n.host.RaiseFormat, n.logger); return nil })
+	n.goRun(&n.controlWG, "version", func() error { followVersion(n.controlCtx, n.control, n.replicas.RaiseFormat, n.logger); return nil })
 	n.goRun(&n.controlWG, "control", func() error { return n.control.Run(n.controlCtx) })
 	return nil
 }
@@ -445,8 +445,8 @@ func (n *node) stop() error {
 			n.logger.Info("sessions are left for others to close", "error", err)
 		}
 	}
-	if n.host != nil {
-		n.host.HandOver(ctx)
+	if n.replicas != nil {
+		n.replicas.HandOver(ctx)
 	}
 	n.cancelControl()
 	n.controlWG.Wait()
@@ -456,8 +456,8 @@ func (n *node) stop() error {
 	if n.catalogRT != nil {
 		errs = append(errs, n.catalogRT.Close())
 	}
-	if n.host != nil {
-		errs = append(errs, n.host.Close(ctx))
+	if n.replicas != nil {
+		errs = append(errs, n.replicas.Close(ctx))
 	}
 	if n.http != nil {
 		errs = append(errs, n.http.Close())
@@ -485,7 +485,7 @@ func (n *node) stop() error {
 // sources are what this node shows of itself and of the cluster.
 func (n *node) sources() status.Config {
 	return status.Config{Self: n.identity.Node, Cluster: n.identity.Cluster, Catalog: n.control, Peers: n.peers,
-		Replicas: n.replicas, Blocks: n.host, Store: n.storeReport, StoreDir: n.dir().Store(),
+		Replicas: n.replicaReports, Blocks: n.replicas, Store: n.storeReport, StoreDir: n.dir().Store(),
 		Sessions:    n.desk.Sessions,
 		Connections: n.connections, Refusals: n.refusals.Lately, Serving: n.serving.Load}
 }

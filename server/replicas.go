@@ -7,9 +7,9 @@ import (
 	"github.com/storaged/storaged/server/status"
 )
 
-// replicas are those of this node, in the words of reports.
-func (n *node) replicas() (out []status.Replica) {
-	for _, s := range n.host.Status() {
+// replicaReports describes this node's replicas, in the words of reports.
+func (n *node) replicaReports() (out []status.Replica) {
+	for _, s := range n.replicas.Status() {
 		key, err := storage.ParseReplicaKey(string(s.Self))
 		if err != nil {
 			continue

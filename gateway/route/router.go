@@ -11,8 +11,8 @@ import (
 	"github.com/storaged/storaged/replication/peer"
 )
 
-// Host is what a Router asks of this node's own replicas. *replication.Host implements it.
-type Host interface {
+// Own is what a Router asks of this node's own replicas. *replication.Replicas implements it.
+type Own interface {
 	// Leader returns the node that leads a group, as this node's replica knows it; 0 for none.
 	Leader(group storage.GroupID) storage.NodeID
 	Propose(ctx context.Context, group storage.GroupID, data [][]byte) (op.Result, error)
@@ -31,8 +31,8 @@ type Peers interface {
 // Config is what a Router is made of. What has no default is required.
 type Config struct {
 	Self storage.NodeID
-	// Host is nil in a process that has no replicas; Self is 0 then.
-	Host  Host
+	// Own is nil in a process that has no replicas; Self is 0 then.
+	Own   Own
 	Peers Peers
 	// Replicas returns the nodes that have a replica of a group, as the catalog knows them; none if it does not know the
 	// group. It is called often and must not block.
@@ -81,14 +81,14 @@ func (r *Router) target(group storage.GroupID) storage.NodeID {
 		return n
 	}
 	now := time.Now()
-	if r.cfg.Host != nil {
-		if n := r.cfg.Host.Leader(group); n != 0 && !r.doubted(n, now) {
+	if r.cfg.Own != nil {
+		if n := r.cfg.Own.Leader(group); n != 0 && !r.doubted(n, now) {
 			return n
 		}
 	}
 	nodes := r.cfg.Replicas(group)
 	if len(nodes) == 0 {
-		return r.cfg.Self // whose Host says that it has no replica
+		return r.cfg.Self // whose Own says that it has no replica
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -161,14 +161,14 @@ func (r *Router) learn(group storage.GroupID, asked storage.NodeID, err error) {
 }
 
 // attempt asks the group's leader once: this node's own replica by a call, that of another node over the peers.
-func attempt[T any](ctx context.Context, r *Router, group storage.GroupID, own func(Host) (T, error), request func() *peer.Request,
+func attempt[T any](ctx context.Context, r *Router, group storage.GroupID, own func(Own) (T, error), request func() *peer.Request,
 	decode func(*peer.Response) (T, error)) (answer T, err error) {
 	node := r.target(group)
 	switch {
-	case node == r.cfg.Self && r.cfg.Host == nil:
+	case node == r.cfg.Self && r.cfg.Own == nil:
 		err = storage.E("ask group", storage.KindUnavailable, "", errors.New("it is not known yet where the group is"))
 	case node == r.cfg.Self:
-		answer, err = own(r.cfg.Host)
+		answer, err = own(r.cfg.Own)
 	default:
 		req := request()
 		req.Group = group
@@ -187,7 +187,7 @@ func attempt[T any](ctx context.Context, r *Router, group storage.GroupID, own f
 
 // Propose asks the group's leader to apply an operation.
 func (r *Router) Propose(ctx context.Context, group storage.GroupID, data [][]byte) (op.Result, error) {
-	return attempt(ctx, r, group, func(h Host) (op.Result, error) { return h.Propose(ctx, group, data) },
+	return attempt(ctx, r, group, func(own Own) (op.Result, error) { return own.Propose(ctx, group, data) },
 		func() *peer.Request { return &peer.Request{Method: op.MethodPropose, Payload: data, OwnSums: true} },
 		func(resp *peer.Response) (op.Result, error) {
 			defer resp.Release()
@@ -197,7 +197,7 @@ func (r *Router) Propose(ctx context.Context, group storage.GroupID, data [][]by
 
 // Read asks the group's leader for blocks.
 func (r *Router) Read(ctx context.Context, group storage.GroupID, req op.ReadRequest) (*op.ReadData, error) {
-	return attempt(ctx, r, group, func(h Host) (*op.ReadData, error) { return h.Read(ctx, group, req) },
+	return attempt(ctx, r, group, func(own Own) (*op.ReadData, error) { return own.Read(ctx, group, req) },
 		func() *peer.Request {
 			_, blocks := req.Blocks()
 			return &peer.Request{Method: op.MethodRead, Header: req.Append(make([]byte, 0, op.ReadRequestLen)),
@@ -215,7 +215,7 @@ func (r *Router) Read(ctx context.Context, group storage.GroupID, req op.ReadReq
 
 // Status asks the group's leader which blocks are mapped.
 func (r *Router) Status(ctx context.Context, group storage.GroupID, req op.StatusRequest) ([]op.Run, error) {
-	return attempt(ctx, r, group, func(h Host) ([]op.Run, error) { return h.BlockStatus(ctx, group, req) },
+	return attempt(ctx, r, group, func(own Own) ([]op.Run, error) { return own.BlockStatus(ctx, group, req) },
 		func() *peer.Request {
 			return &peer.Request{Method: op.MethodStatus, Header: req.Append(make([]byte, 0, op.StatusRequestLen))}
 		},
@@ -228,7 +228,7 @@ func (r *Router) Status(ctx context.Context, group storage.GroupID, req op.Statu
 
 // MappedExtents asks the group's leader which extents hold anything.
 func (r *Router) MappedExtents(ctx context.Context, group storage.GroupID, req op.MappedRequest) (op.MappedResponse, error) {
-	return attempt(ctx, r, group, func(h Host) (op.MappedResponse, error) { return h.MappedExtents(ctx, group, req) },
+	return attempt(ctx, r, group, func(own Own) (op.MappedResponse, error) { return own.MappedExtents(ctx, group, req) },
 		func() *peer.Request {
 			return &peer.Request{Method: op.MethodMappedExtents, Header: req.Append(make([]byte, 0, op.MappedRequestLen))}
 		},

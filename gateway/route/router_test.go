@@ -27,7 +27,7 @@ type scene struct {
 	router *Router
 }
 
-// scripted is a node that answers as it is told to, as its own Host and for others.
+// scripted is a node that answers as it is told to, as its own and for others.
 type scripted struct {
 	mu     sync.Mutex
 	follow storage.NodeID // what Leader says; guarded by mu, as all below
@@ -162,7 +162,7 @@ func play(t *testing.T, do func(t *testing.T, s *scene)) {
 			s.nodes[id].serve(p)
 			running.Go(func() { _ = p.Run(ctx) })
 			if id == 1 {
-				s.router = New(Config{Self: 1, HeartbeatTimeout: 500 * time.Millisecond, Host: s.nodes[1], Peers: p,
+				s.router = New(Config{Self: 1, HeartbeatTimeout: 500 * time.Millisecond, Own: s.nodes[1], Peers: p,
 					Replicas: func(storage.GroupID) []storage.NodeID { return []storage.NodeID{1, 2, 3} }})
 			}
 		}

@@ -42,7 +42,7 @@ type usageAnswer struct {
 	Missing []storage.GroupID `json:"missing,omitempty"`
 }
 
-// BlockCounter is what a node's replicas know. *replication.Host implements it.
+// BlockCounter is what a node's replicas know. *replication.Replicas implements it.
 type BlockCounter interface {
 	MappedBlocks(group storage.GroupID, volumes []storage.VolumeID) ([]int64, error)
 }
@@ -56,13 +56,13 @@ func (q *usageRequest) check() error {
 }
 
 // countBlocks answers from the node's own replicas.
-func countBlocks(host BlockCounter, q usageRequest) (usageAnswer, error) {
+func countBlocks(replicas BlockCounter, q usageRequest) (usageAnswer, error) {
 	if err := q.check(); err != nil {
 		return usageAnswer{}, err
 	}
 	a := usageAnswer{Blocks: make([]int64, len(q.Volumes))}
 	for _, g := range q.Groups {
-		blocks, err := host.MappedBlocks(g, q.Volumes)
+		blocks, err := replicas.MappedBlocks(g, q.Volumes)
 		if err != nil {
 			a.Missing = append(a.Missing, g)
 			continue
@@ -87,9 +87,9 @@ var methodUsage = rpc.Method[usageRequest, usageAnswer]{Name: "count blocks", Nu
 	MaxRequestBytes: maxUsageBytes, MaxAnswerBytes: maxUsageBytes}
 
 // RegisterUsage enters the method by which other nodes ask this one.
-func RegisterUsage(peers *peer.Transport, host BlockCounter) {
+func RegisterUsage(peers *peer.Transport, replicas BlockCounter) {
 	methodUsage.Handle(peers, func(_ context.Context, _ rpc.Sender, q usageRequest) (usageAnswer, error) {
-		return countBlocks(host, q)
+		return countBlocks(replicas, q)
 	})
 }
 

@@ -26,12 +26,12 @@ func (f fakeCounter) MappedBlocks(g storage.GroupID, ids []storage.VolumeID) ([]
 }
 
 func TestCountBlocks(t *testing.T) {
-	host := fakeCounter{1: {1: 5, 2: -1}, 2: {1: 7, 2: 3}}
-	a, err := countBlocks(host, usageRequest{Groups: []storage.GroupID{1, 2, 3}, Volumes: []storage.VolumeID{1, 2, 9}})
+	replicas := fakeCounter{1: {1: 5, 2: -1}, 2: {1: 7, 2: 3}}
+	a, err := countBlocks(replicas, usageRequest{Groups: []storage.GroupID{1, 2, 3}, Volumes: []storage.VolumeID{1, 2, 9}})
 	if err != nil || !slices.Equal(a.Blocks, []int64{12, -1, 0}) || !slices.Equal(a.Missing, []storage.GroupID{3}) {
 		t.Errorf("%+v, %v", a, err)
 	}
-	if _, err := countBlocks(host, usageRequest{Volumes: make([]storage.VolumeID, maxUsageVolumes+1)}); !errors.Is(err, storage.ErrInvalid) {
+	if _, err := countBlocks(replicas, usageRequest{Volumes: make([]storage.VolumeID, maxUsageVolumes+1)}); !errors.Is(err, storage.ErrInvalid) {
 		t.Errorf("too many volumes: %v", err)
 	}
 }

@@ -4,7 +4,7 @@
 // A schedule is everything that a seed decides (Plan): groups, volumes, clients, the speed of links and disks, changes of
 // membership, and faults. Each schedule runs in a testing/synctest bubble of its own, so a minute of its time
 // takes a fraction of a second. The nodes are the product's own: stores (replication/extent) on a file system in memory
-// that knows what was synced, peers over internal/simnet, a replication.Host, and a gateway (gateway/volume) on every
+// that knows what was synced, peers over internal/simnet, replication.Replicas, and a gateway (gateway/volume) on every
 // node. The catalog is the real state machine behind a lock. Groups begin with one replica and are grown by pulls.
 //
 // Faults are kill -9, power cuts of one node or all with some of the unsynced bytes surviving, restarts, pauses

@@ -108,7 +108,7 @@ func (n *node) status(g storage.GroupID) (replication.GroupStatus, bool) {
 	if p == nil {
 		return replication.GroupStatus{}, false
 	}
-	for _, s := range p.host.Status() {
+	for _, s := range p.replicas.Status() {
 		if s.Group == g {
 			return s, true
 		}
@@ -320,7 +320,7 @@ func (r *run) transfer(g storage.GroupID, from, to *node) {
 	if p == nil || !ok {
 		return
 	}
-	err := p.host.TransferLeadership(context.Background(), g, string(st.Self), to.id)
+	err := p.replicas.TransferLeadership(context.Background(), g, string(st.Self), to.id)
 	r.note("group %d: transfer from node %d to node %d: %v", g, from.id, to.id, err)
 }
 

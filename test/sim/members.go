@@ -34,7 +34,7 @@ func (r *run) bootstrap(m *membership) error {
 	n := r.nodes[first(int(m.group)-1)-1]
 	m.inc = 1
 	m.here[n.id] = 1
-	return n.p.Load().host.Bootstrap(context.Background(), m.group, storeID(n.id), 1)
+	return n.p.Load().replicas.Bootstrap(context.Background(), m.group, storeID(n.id), 1)
 }
 
 // change makes the planned changes in their order.
@@ -126,16 +126,16 @@ func (r *run) growNow(ctx context.Context, m *membership, n *node) bool {
 			create, cancel := context.WithTimeout(ctx, 10*time.Second)
 			defer cancel()
 			err := on(n, func(p *process) error {
-				p.changing <- struct{}{} // a Host makes one replica at a time, under a lock on which virtual time cannot pass
+				p.changing <- struct{}{} // a node makes one replica at a time, under a lock on which virtual time cannot pass
 				defer func() { <-p.changing }()
-				return p.host.CreateReplica(create, m.group, storeID(n.id), inc, l.id)
+				return p.replicas.CreateReplica(create, m.group, storeID(n.id), inc, l.id)
 			})
 			if err != nil {
 				return err
 			}
 		}
 		change := func(c runner.Change) error {
-			return on(l, func(p *process) error { return p.host.ChangeMembership(ctx, m.group, c, id, n.id, 0) })
+			return on(l, func(p *process) error { return p.replicas.ChangeMembership(ctx, m.group, c, id, n.id, 0) })
 		}
 		if err := change(runner.AddNonvoter); err != nil {
 			return err
@@ -170,7 +170,7 @@ func (r *run) removeNow(ctx context.Context, g storage.GroupID, n *node) bool {
 			}
 			return errors.New("the leader must move first")
 		}
-		err := on(l, func(p *process) error { return p.host.ChangeMembership(ctx, g, runner.RemoveServer, id, n.id, 0) })
+		err := on(l, func(p *process) error { return p.replicas.ChangeMembership(ctx, g, runner.RemoveServer, id, n.id, 0) })
 		if err == nil {
 			m.here[n.id], m.left[n.id] = 0, inc
 		}
@@ -192,7 +192,7 @@ func (r *run) clearNow(ctx context.Context, m *membership, n *node) bool {
 		err := on(n, func(p *process) error {
 			p.changing <- struct{}{}
 			defer func() { <-p.changing }()
-			return p.host.RemoveReplica(context.Background(), m.group, storeID(n.id), inc)
+			return p.replicas.RemoveReplica(context.Background(), m.group, storeID(n.id), inc)
 		})
 		if err == nil {
 			m.left[n.id] = 0

@@ -45,17 +45,17 @@ type node struct {
 
 // process is one run of storaged on a node.
 type process struct {
-	n     *node
-	start int         // the how manieth of its node
-	dead  atomic.Bool // set before the kill has any effect: what it says from then on is not believed
-	disk  *disk
-	store *extent.Store
-	peers *peer.Transport
-	route *runner.Dispatcher
-	host  *replication.Host
-	stop  context.CancelFunc
-	ended chan struct{} // the peers have ended
-	gone  chan struct{} // closed when everything has ended
+	n        *node
+	start    int         // the how manieth of its node
+	dead     atomic.Bool // set before the kill has any effect: what it says from then on is not believed
+	disk     *disk
+	store    *extent.Store
+	peers    *peer.Transport
+	route    *runner.Dispatcher
+	replicas *replication.Replicas
+	stop     context.CancelFunc
+	ended    chan struct{} // the peers have ended
+	gone     chan struct{} // closed when everything has ended
 
 	changing chan struct{} // holds a token while a replica is made or removed
 
@@ -93,7 +93,7 @@ func (n *node) start() error {
 	p := &process{n: n, start: n.starts, ended: make(chan struct{}), gone: make(chan struct{}), changing: make(chan struct{}, 1),
 		disk: newDisk(n.bytes, n.r.plan.SyncDelay, rand.New(rand.NewPCG(n.random.Uint64(), 1)))}
 	logger := n.r.logger.With("node", n.id, "start", n.starts)
-	var host atomic.Pointer[replication.Host]
+	var replicas atomic.Pointer[replication.Replicas]
 	var err error
 	reserve := int64(1 << 20)
 	if n.r.plan.Compact {
@@ -104,8 +104,8 @@ func (n *node) start() error {
 		CheckpointBytes: n.r.plan.CheckpointBytes, CacheBytes: n.r.plan.CacheBytes, MemTableBytes: 256 << 10,
 		Segment: segment.Config{FreeSegments: 1, RetainBytes: n.r.plan.RetainBytes, CacheBytes: n.r.plan.LogCacheBytes},
 		OnCheckpointDue: func(k segment.GroupKey) {
-			if h := host.Load(); h != nil {
-				h.CheckpointDue(k)
+			if rs := replicas.Load(); rs != nil {
+				rs.CheckpointDue(k)
 			}
 		}, Logger: logger})
 	if err != nil {
@@ -115,7 +115,7 @@ func (n *node) start() error {
 		// Disks of this simulation never lie, so whatever a kill or a power cut leaves is ordinary.
 		n.r.fail("node %d: a replica is damaged after a crash that lost unsynced bytes only: %+v", n.id, d)
 	}
-	if err := p.serve(logger, &host); err != nil {
+	if err := p.serve(logger, &replicas); err != nil {
 		return fmt.Errorf("node %d: %w", n.id, err)
 	}
 	n.p.Store(p)
@@ -123,7 +123,7 @@ func (n *node) start() error {
 	return nil
 }
 
-func (p *process) serve(logger *slog.Logger, host *atomic.Pointer[replication.Host]) error {
+func (p *process) serve(logger *slog.Logger, replicas *atomic.Pointer[replication.Replicas]) error {
 	n := p.n
 	self := n.r.net.Host(nodeName(n.id))
 	l, err := self.Listen(nodeName(n.id) + ":1")
@@ -147,14 +147,14 @@ func (p *process) serve(logger *slog.Logger, host *atomic.Pointer[replication.Ho
 		return err
 	}
 	p.route = runner.NewDispatcher(p.peers, heartbeatTimeout)
-	p.host, err = replication.NewHost(replication.Config{Node: n.id, Stores: []*extent.Store{p.store}, Peers: p.peers,
+	p.replicas, err = replication.NewReplicas(replication.Config{Node: n.id, Stores: []*extent.Store{p.store}, Peers: p.peers,
 		Dispatcher: p.route, HeartbeatTimeout: heartbeatTimeout, Logger: logger})
 	if err != nil {
 		return err
 	}
-	host.Store(p.host)
+	replicas.Store(p.replicas)
 	if (n.starts+int(n.id))%2 == 0 { // one after the other, so that replicas of both formats pull from each other
-		if err := p.host.RaiseFormat(storedir.NewestFormat); err != nil {
+		if err := p.replicas.RaiseFormat(storedir.NewestFormat); err != nil {
 			return err
 		}
 	}
@@ -164,14 +164,14 @@ func (p *process) serve(logger *slog.Logger, host *atomic.Pointer[replication.Ho
 		defer close(p.ended)
 		_ = p.peers.Run(ctx)
 	}()
-	return p.host.Start()
+	return p.replicas.Start()
 }
 
 // wind stops what is left of the process. ctx ended: at once.
 func (p *process) wind(ctx context.Context) {
 	defer close(p.gone)
 	p.closeGateway(true)
-	_ = p.host.Close(ctx)
+	_ = p.replicas.Close(ctx)
 	p.stop()
 	<-p.ended
 	p.route.Close()
@@ -220,7 +220,7 @@ func (n *node) shutdown() {
 	p.closeGateway(false)
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 	defer cancel()
-	p.host.HandOver(ctx)
+	p.replicas.HandOver(ctx)
 	p.wind(ctx)
 }
 
@@ -230,7 +230,7 @@ func (p *process) openGateway() {
 	p.opened++
 	instance := fmt.Sprintf("%d-%d-%d", p.n.id, p.start, p.opened)
 	p.mu.Unlock()
-	view := &gatewayView{p: p, catalog: p.n.r.catalog, instance: instance, Router: route.New(route.Config{HeartbeatTimeout: heartbeatTimeout, Self: p.n.id, Host: p.host,
+	view := &gatewayView{p: p, catalog: p.n.r.catalog, instance: instance, Router: route.New(route.Config{HeartbeatTimeout: heartbeatTimeout, Self: p.n.id, Own: p.replicas,
 		Peers: p.peers, Replicas: func(storage.GroupID) []storage.NodeID { return p.n.r.ids() }})}
 	gw, err := volume.New(volume.Config{Cluster: view, Logger: p.n.r.logger.With("gateway", instance)})
 	if err != nil {

@@ -220,7 +220,7 @@ func (r *run) describe() (s string) {
 			continue
 		}
 		s += fmt.Sprintf("\n  node %d, gateway serves %v:", n.id, p.serving() != nil)
-		for _, g := range p.host.Status() {
+		for _, g := range p.replicas.Status() {
 			s += fmt.Sprintf("\n    %+v", g)
 		}
 	}

@@ -48,7 +48,7 @@ func TestSchedules(t *testing.T) {
 }
 
 // TestFoundBefore runs schedules that found something once: a Manifest.Close behind a read that waits for its disk
-// (1001511, 1010323), a Host.Close behind a replica that is being made (1020143).
+// (1001511, 1010323), a Replicas.Close behind a replica that is being made (1020143).
 func TestFoundBefore(t *testing.T) {
 	for _, seed := range []uint64{1001511, 1010323, 1020143} {
 		schedule(t, seed)

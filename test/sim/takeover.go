@@ -98,7 +98,7 @@ func (r *run) setGeneration(g storage.GroupID, v storage.VolumeID, n storage.Gen
 			if p == nil {
 				continue
 			}
-			router := route.New(route.Config{HeartbeatTimeout: heartbeatTimeout, Self: node.id, Host: p.host, Peers: p.peers,
+			router := route.New(route.Config{HeartbeatTimeout: heartbeatTimeout, Self: node.id, Own: p.replicas, Peers: p.peers,
 				Replicas: func(storage.GroupID) []storage.NodeID { return r.ids() }})
 			ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
 			result, err := router.Propose(ctx, g, [][]byte{header})

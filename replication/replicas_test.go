@@ -49,7 +49,7 @@ func TestGrowsFromOneToThreeAndSurvivesEachNode(t *testing.T) {
 		for id := storage.NodeID(1); id <= 3; id++ {
 			h.nodes[id].start()
 		}
-		if err := h.nodes[1].host.Bootstrap(context.Background(), 1, storeID(1), 1); err != nil {
+		if err := h.nodes[1].replicas.Bootstrap(context.Background(), 1, storeID(1), 1); err != nil {
 			t.Fatal(err)
 		}
 		c := h.open(1, 7, 1)
@@ -72,9 +72,9 @@ func TestGrowsFromOneToThreeAndSurvivesEachNode(t *testing.T) {
 			c.write(uint32(id-1)*storage.BlockSize, block(byte(id)))
 			h.nodes[id].start()
 			h.eventually("the node to catch up", func() bool {
-				s := h.nodes[id].host.Status()
+				s := h.nodes[id].replicas.Status()
 				leader := h.leaderOf(1)
-				return leader != 0 && s[0].AppliedIndex >= h.nodes[leader].host.Status()[0].CommitIndex
+				return leader != 0 && s[0].AppliedIndex >= h.nodes[leader].replicas.Status()[0].CommitIndex
 			})
 		}
 		check("at the end")
@@ -88,14 +88,14 @@ func TestCreateReplicaWaitsForItsTurn(t *testing.T) {
 		h := newHarness(t, 1)
 		h.nodes[1].start()
 		defer h.close()
-		host := h.nodes[1].host
-		host.changing <- struct{}{}
+		replicas := h.nodes[1].replicas
+		replicas.changing <- struct{}{}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if err := host.CreateReplica(ctx, 1, storeID(1), 1, 1); !errors.Is(err, storage.ErrUnavailable) {
+		if err := replicas.CreateReplica(ctx, 1, storeID(1), 1, 1); !errors.Is(err, storage.ErrUnavailable) {
 			t.Errorf("a creation behind another one: %v", err)
 		}
-		<-host.changing
+		<-replicas.changing
 	})
 }
 
@@ -105,12 +105,12 @@ func TestChangesHavePatience(t *testing.T) {
 		h := newHarness(t, 1)
 		h.nodes[1].start()
 		defer h.close()
-		host := h.nodes[1].host
-		host.changing <- struct{}{} // a pull, say
+		replicas := h.nodes[1].replicas
+		replicas.changing <- struct{}{} // a pull, say
 		for name, change := range map[string]func(ctx context.Context) error{
-			"make":   func(ctx context.Context) error { return host.Bootstrap(ctx, 1, storeID(1), 1) },
-			"pull":   func(ctx context.Context) error { return host.CreateReplica(ctx, 1, storeID(1), 1, 2) },
-			"remove": func(ctx context.Context) error { return host.RemoveReplica(ctx, 1, storeID(1), 1) },
+			"make":   func(ctx context.Context) error { return replicas.Bootstrap(ctx, 1, storeID(1), 1) },
+			"pull":   func(ctx context.Context) error { return replicas.CreateReplica(ctx, 1, storeID(1), 1, 2) },
+			"remove": func(ctx context.Context) error { return replicas.RemoveReplica(ctx, 1, storeID(1), 1) },
 		} {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 			begun := time.Now()
@@ -120,8 +120,8 @@ func TestChangesHavePatience(t *testing.T) {
 				t.Errorf("%s: %v after %v", name, err, time.Since(begun))
 			}
 		}
-		<-host.changing
-		if err := host.Bootstrap(context.Background(), 1, storeID(1), 1); err != nil {
+		<-replicas.changing
+		if err := replicas.Bootstrap(context.Background(), 1, storeID(1), 1); err != nil {
 			t.Errorf("when the other has ended: %v", err)
 		}
 	})

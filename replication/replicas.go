@@ -24,11 +24,11 @@ import (
 	"github.com/storaged/storaged/replication/segment"
 )
 
-// Config describes a Host.
+// Config describes the Replicas of a node.
 type Config struct {
 	Node       storage.NodeID
-	Stores     []*extent.Store    // opened; the Host does not close them
-	Peers      *peer.Transport    // not running yet: the Host enters its methods
+	Stores     []*extent.Store    // opened; the Replicas do not close them
+	Peers      *peer.Transport    // not running yet: the Replicas enter their methods
 	Dispatcher *runner.Dispatcher // shared with the catalog's transport
 
 	// HeartbeatTimeout is one value per cluster, from the catalog. Default 500 ms.
@@ -84,8 +84,8 @@ func (c *Config) Validate() error {
 	return p.Err("configure host", "")
 }
 
-// Host runs the replicas of one node. Its methods may be called by any number of goroutines.
-type Host struct {
+// Replicas runs the replicas of one node. Its methods may be called by any number of goroutines.
+type Replicas struct {
 	cfg   Config
 	disks []*disk
 	pulls *pullServer
@@ -98,55 +98,55 @@ type Host struct {
 
 	changing chan struct{} // holds a token during a creation, a removal or the end: one at a time. No lock: a pull takes minutes
 
-	ctx    context.Context // done when the Host closes
+	ctx    context.Context // done when the Replicas close
 	cancel context.CancelFunc
-	wg     sync.WaitGroup // the Host's own goroutines; added to under mu while closed is not set
+	wg     sync.WaitGroup // the Replicas' own goroutines; added to under mu while closed is not set
 }
 
-// NewHost makes a Host and enters its methods with the peers. Start starts the replicas.
-func NewHost(cfg Config) (*Host, error) {
+// NewReplicas makes a node's Replicas and enters their methods with the peers. Start starts the replicas.
+func NewReplicas(cfg Config) (*Replicas, error) {
 	cfg.setDefaults()
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	h := &Host{cfg: cfg, groups: map[storage.GroupID]*group{}, out: map[storage.GroupID]damagedReplica{},
+	rs := &Replicas{cfg: cfg, groups: map[storage.GroupID]*group{}, out: map[storage.GroupID]damagedReplica{},
 		changing: make(chan struct{}, 1)}
-	h.ctx, h.cancel = context.WithCancel(context.Background())
+	rs.ctx, rs.cancel = context.WithCancel(context.Background())
 	for _, s := range cfg.Stores {
 		d := newDisk(s, &cfg)
-		d.onFail = func() { h.goRun(func() { h.stopDisk(d) }) }
+		d.onFail = func() { rs.goRun(func() { rs.stopDisk(d) }) }
 		d.look(time.Now())
-		h.disks = append(h.disks, d)
+		rs.disks = append(rs.disks, d)
 	}
-	h.pulls = newPullServer(h)
-	cfg.Peers.Handle(op.MethodPropose, peer.Terms{From: peer.Members | peer.Gateways, Order: peer.Concurrent, SumsInRequests: true}, h.servePropose)
-	cfg.Peers.Handle(op.MethodRead, peer.Terms{From: peer.Members | peer.Gateways, Order: peer.Concurrent, SumsInAnswers: true}, h.serveRead)
-	cfg.Peers.Handle(methodReadCopy, peer.Terms{From: peer.Members, Order: peer.Concurrent, SumsInAnswers: true}, h.serveReadCopy)
-	cfg.Peers.Handle(op.MethodStatus, peer.Terms{From: peer.Members | peer.Gateways, Order: peer.Concurrent}, h.serveStatus)
-	cfg.Peers.Handle(op.MethodMappedExtents, peer.Terms{From: peer.Members | peer.Gateways, Order: peer.Concurrent}, h.serveMapped)
+	rs.pulls = newPullServer(rs)
+	cfg.Peers.Handle(op.MethodPropose, peer.Terms{From: peer.Members | peer.Gateways, Order: peer.Concurrent, SumsInRequests: true}, rs.servePropose)
+	cfg.Peers.Handle(op.MethodRead, peer.Terms{From: peer.Members | peer.Gateways, Order: peer.Concurrent, SumsInAnswers: true}, rs.serveRead)
+	cfg.Peers.Handle(methodReadCopy, peer.Terms{From: peer.Members, Order: peer.Concurrent, SumsInAnswers: true}, rs.serveReadCopy)
+	cfg.Peers.Handle(op.MethodStatus, peer.Terms{From: peer.Members | peer.Gateways, Order: peer.Concurrent}, rs.serveStatus)
+	cfg.Peers.Handle(op.MethodMappedExtents, peer.Terms{From: peer.Members | peer.Gateways, Order: peer.Concurrent}, rs.serveMapped)
 	if cfg.Metrics != nil {
-		if err := cfg.Metrics.Register(&collector{h}); err != nil {
+		if err := cfg.Metrics.Register(&collector{rs}); err != nil {
 			return nil, storage.E("new host", storage.KindInternal, "metrics", err)
 		}
 	}
-	return h, nil
+	return rs, nil
 }
 
 // Start starts every replica that the stores hold. A damaged one stays stopped: it must not vote with less than it
 // once acknowledged.
-func (h *Host) Start() error {
-	for _, d := range h.disks {
+func (rs *Replicas) Start() error {
+	for _, d := range rs.disks {
 		damaged := map[segment.GroupKey]segment.Damage{}
 		for _, dmg := range d.store.Log().Damaged() {
 			damaged[dmg.Key] = dmg
 		}
 		for _, key := range d.store.Groups() {
 			if dmg, bad := damaged[key]; bad { // I7
-				h.keepOut(d, key, fmt.Sprintf("its log is damaged at segment %d, byte %d: %s", dmg.At.Segment(), dmg.At.Offset(), dmg.Reason))
+				rs.keepOut(d, key, fmt.Sprintf("its log is damaged at segment %d, byte %d: %s", dmg.At.Segment(), dmg.At.Offset(), dmg.Reason))
 				continue
 			}
-			if _, err := h.startGroup(d, key); storage.KindOf(err) == storage.KindCorrupt { // I7
-				h.keepOut(d, key, err.Error())
+			if _, err := rs.startGroup(d, key); storage.KindOf(err) == storage.KindCorrupt { // I7
+				rs.keepOut(d, key, err.Error())
 			} else if d.store.Failed() != nil {
 				break // its replicas stay stopped, and the node's other disks serve
 			} else if err != nil {
@@ -154,40 +154,40 @@ func (h *Host) Start() error {
 			}
 		}
 	}
-	h.goRun(h.watchDisks)
-	for _, d := range h.disks {
-		h.goRun(func() { h.runCheckpoints(d) })
+	rs.goRun(rs.watchDisks)
+	for _, d := range rs.disks {
+		rs.goRun(func() { rs.runCheckpoints(d) })
 	}
 	return nil
 }
 
-// goRun starts a goroutine that Close waits for, unless the Host is closed.
-func (h *Host) goRun(f func()) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if !h.closed {
-		h.wg.Go(f)
+// goRun starts a goroutine that Close waits for, unless the Replicas are closed.
+func (rs *Replicas) goRun(f func()) {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	if !rs.closed {
+		rs.wg.Go(f)
 	}
 }
 
 // RaiseFormat lets all stores write what is new in format n (extent.Store.RaiseFormat), those of earlier calls included. A store
-// that the Host gets later is raised to the highest n that it was asked for. It goes through all stores whatever one of them
+// that the Replicas get later is raised to the highest n that they were asked for. It goes through all stores whatever one of them
 // answers, and may be called again.
-func (h *Host) RaiseFormat(n int) error {
-	h.mu.Lock()
-	h.format = max(h.format, n)
-	n = h.format
-	h.mu.Unlock()
+func (rs *Replicas) RaiseFormat(n int) error {
+	rs.mu.Lock()
+	rs.format = max(rs.format, n)
+	n = rs.format
+	rs.mu.Unlock()
 	var errs []error
-	for _, d := range h.disks {
+	for _, d := range rs.disks {
 		errs = append(errs, d.store.RaiseFormat(n))
 	}
 	return errors.Join(errs...)
 }
 
 // stopDisk stops the replicas of a disk that has failed, so that those who wait for them are released.
-func (h *Host) stopDisk(d *disk) {
-	for _, g := range h.all() {
+func (rs *Replicas) stopDisk(d *disk) {
+	for _, g := range rs.all() {
 		if g.disk == d {
 			g.stop()
 		}
@@ -199,7 +199,7 @@ func ServerID(store storage.StoreID, inc storage.Incarnation) raft.ServerID {
 	return raft.ServerID(fmt.Sprintf("%s/%d", store, inc))
 }
 
-func (h *Host) startGroup(d *disk, key segment.GroupKey) (*group, error) {
+func (rs *Replicas) startGroup(d *disk, key segment.GroupKey) (*group, error) {
 	if err := d.usable("start"); err != nil {
 		return nil, err
 	}
@@ -207,54 +207,54 @@ func (h *Host) startGroup(d *disk, key segment.GroupKey) (*group, error) {
 	if extents == nil {
 		return nil, storage.E("start", storage.KindInternal, "group "+key.Group.String(), errors.New("the store does not hold it"))
 	}
-	g := &group{id: key.Group, self: ServerID(d.store.ID(), key.Incarnation), host: h, disk: d, extents: extents,
-		ranges: newRanges(), logger: h.cfg.Logger.With("group", key.Group),
-		admit: &admission{group: semaphore.NewWeighted(h.cfg.GroupInFlightBytes), store: d.inflight,
-			groupBytes: h.cfg.GroupInFlightBytes, storeBytes: h.cfg.StoreInFlightBytes}}
-	h.mu.Lock()
-	if h.closed || h.groups[key.Group] != nil {
-		h.mu.Unlock()
+	g := &group{id: key.Group, self: ServerID(d.store.ID(), key.Incarnation), node: rs, disk: d, extents: extents,
+		ranges: newRanges(), logger: rs.cfg.Logger.With("group", key.Group),
+		admit: &admission{group: semaphore.NewWeighted(rs.cfg.GroupInFlightBytes), store: d.inflight,
+			groupBytes: rs.cfg.GroupInFlightBytes, storeBytes: rs.cfg.StoreInFlightBytes}}
+	rs.mu.Lock()
+	if rs.closed || rs.groups[key.Group] != nil {
+		rs.mu.Unlock()
 		return nil, storage.E("start", storage.KindConflict, "group "+key.Group.String(), errors.New("this node has a replica of it already"))
 	}
-	h.groups[key.Group] = g
-	h.mu.Unlock()
+	rs.groups[key.Group] = g
+	rs.mu.Unlock()
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if err := g.startLocked(); err != nil {
-		h.mu.Lock()
-		delete(h.groups, key.Group)
-		h.mu.Unlock()
+		rs.mu.Lock()
+		delete(rs.groups, key.Group)
+		rs.mu.Unlock()
 		return nil, err
 	}
 	return g, nil
 }
 
-func (h *Host) group(id storage.GroupID) (*group, error) {
-	h.mu.RLock()
-	g := h.groups[id]
-	h.mu.RUnlock()
+func (rs *Replicas) group(id storage.GroupID) (*group, error) {
+	rs.mu.RLock()
+	g := rs.groups[id]
+	rs.mu.RUnlock()
 	if g == nil {
 		return nil, op.NotLeader("find", "group "+id.String(), id, 0)
 	}
 	return g, nil
 }
 
-func (h *Host) all() []*group {
-	h.mu.RLock()
-	defer h.mu.RUnlock()
-	return slices.SortedFunc(maps.Values(h.groups), func(a, b *group) int { return cmp.Compare(a.id, b.id) })
+func (rs *Replicas) all() []*group {
+	rs.mu.RLock()
+	defer rs.mu.RUnlock()
+	return slices.SortedFunc(maps.Values(rs.groups), func(a, b *group) int { return cmp.Compare(a.id, b.id) })
 }
 
-func (h *Host) watchDisks() {
+func (rs *Replicas) watchDisks() {
 	tick := clock.NewTimer(250 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		select {
-		case <-h.ctx.Done():
+		case <-rs.ctx.Done():
 			return
 		case now := <-tick.C:
 			tick.Again()
-			for _, d := range h.disks {
+			for _, d := range rs.disks {
 				d.look(now)
 			}
 		}
@@ -262,8 +262,8 @@ func (h *Host) watchDisks() {
 }
 
 // CheckpointDue asks for a checkpoint of a group soon; it never blocks. It is what a store's OnCheckpointDue calls.
-func (h *Host) CheckpointDue(key segment.GroupKey) {
-	if g, err := h.group(key.Group); err == nil {
+func (rs *Replicas) CheckpointDue(key segment.GroupKey) {
+	if g, err := rs.group(key.Group); err == nil {
 		g.disk.checkpointDue()
 	}
 }
@@ -273,49 +273,49 @@ const checkpointTick = 5 * time.Second
 
 // runCheckpoints writes the checkpoints of one disk, one after another. Each disk has its own turn: one that hangs must
 // not keep the others' logs from being freed.
-func (h *Host) runCheckpoints(d *disk) {
+func (rs *Replicas) runCheckpoints(d *disk) {
 	tick := clock.NewTimer(checkpointTick)
 	defer tick.Stop()
 	for {
 		select {
-		case <-h.ctx.Done():
+		case <-rs.ctx.Done():
 			return
 		case <-d.due:
 		case <-tick.C:
 			tick.Again()
 		}
-		for _, g := range h.all() {
+		for _, g := range rs.all() {
 			if g.disk != d || d.silent() || !g.extents.CheckpointDue() {
 				continue
 			}
-			if err := g.checkpoint(h.ctx); err != nil && h.ctx.Err() == nil {
-				h.cfg.Logger.Warn("checkpoint not written", "group", g.id, "error", err)
+			if err := g.checkpoint(rs.ctx); err != nil && rs.ctx.Err() == nil {
+				rs.cfg.Logger.Warn("checkpoint not written", "group", g.id, "error", err)
 			}
 		}
 	}
 }
 
 // turn waits until no other replica is being made or removed on this node, and returns what ends the turn. A pull may take minutes.
-func (h *Host) turn(ctx context.Context, op string, id storage.GroupID) (end func(), err error) {
+func (rs *Replicas) turn(ctx context.Context, op string, id storage.GroupID) (end func(), err error) {
 	select {
-	case h.changing <- struct{}{}:
-		return func() { <-h.changing }, nil
+	case rs.changing <- struct{}{}:
+		return func() { <-rs.changing }, nil
 	case <-ctx.Done():
-	case <-h.ctx.Done():
+	case <-rs.ctx.Done():
 	}
 	return nil, storage.E(op, storage.KindUnavailable, "group "+id.String(),
-		fmt.Errorf("another replica is being made or removed on this node: %w", cmp.Or(context.Cause(ctx), context.Cause(h.ctx))))
+		fmt.Errorf("another replica is being made or removed on this node: %w", cmp.Or(context.Cause(ctx), context.Cause(rs.ctx))))
 }
 
 // Bootstrap makes a group with one voter: a replica on this node. Running it again is no error. KindUnavailable if other changes
 // went on until ctx ended.
-func (h *Host) Bootstrap(ctx context.Context, id storage.GroupID, store storage.StoreID, inc storage.Incarnation) error {
-	end, err := h.turn(ctx, "create group", id)
+func (rs *Replicas) Bootstrap(ctx context.Context, id storage.GroupID, store storage.StoreID, inc storage.Incarnation) error {
+	end, err := rs.turn(ctx, "create group", id)
 	if err != nil {
 		return err
 	}
 	defer end()
-	g, err := h.openReplica(id, store, inc)
+	g, err := rs.openReplica(id, store, inc)
 	if err != nil {
 		return err
 	}
@@ -323,11 +323,11 @@ func (h *Host) Bootstrap(ctx context.Context, id storage.GroupID, store storage.
 }
 
 // openReplica returns this node's replica of a group, made new if there is none. changing is held.
-func (h *Host) openReplica(id storage.GroupID, store storage.StoreID, inc storage.Incarnation) (*group, error) {
+func (rs *Replicas) openReplica(id storage.GroupID, store storage.StoreID, inc storage.Incarnation) (*group, error) {
 	self := ServerID(store, inc)
-	h.mu.RLock()
-	g, damaged := h.groups[id], h.out[id]
-	h.mu.RUnlock()
+	rs.mu.RLock()
+	g, damaged := rs.groups[id], rs.out[id]
+	rs.mu.RUnlock()
 	if damaged.reason != "" {
 		return nil, storage.E("create replica", storage.KindConflict, "group "+id.String(),
 			fmt.Errorf("this node holds the damaged replica %s, which must be dropped first: %s", damaged.self(), damaged.reason))
@@ -339,7 +339,7 @@ func (h *Host) openReplica(id storage.GroupID, store storage.StoreID, inc storag
 		}
 		return g, nil
 	}
-	for _, d := range h.disks {
+	for _, d := range rs.disks {
 		if d.store.ID() != store {
 			continue
 		}
@@ -350,24 +350,24 @@ func (h *Host) openReplica(id storage.GroupID, store storage.StoreID, inc storag
 		if _, err := d.store.CreateGroup(key); err != nil && !errors.Is(err, storage.ErrExists) {
 			return nil, err
 		}
-		return h.startGroup(d, key)
+		return rs.startGroup(d, key)
 	}
 	return nil, storage.E("create replica", storage.KindNotFound, "store "+store.String(), errors.New("this node does not serve it"))
 }
 
 // CreateReplica makes a replica of a group here and brings it up by pulling a manifest from another node, so that it
 // can join the group as a non-voter. Running it again goes on, or does nothing.
-func (h *Host) CreateReplica(ctx context.Context, id storage.GroupID, store storage.StoreID, inc storage.Incarnation,
+func (rs *Replicas) CreateReplica(ctx context.Context, id storage.GroupID, store storage.StoreID, inc storage.Incarnation,
 	source storage.NodeID) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(h.ctx, cancel)() // the node stops
-	end, err := h.turn(ctx, "create replica", id)
+	defer context.AfterFunc(rs.ctx, cancel)() // the node stops
+	end, err := rs.turn(ctx, "create replica", id)
 	if err != nil {
 		return err
 	}
 	defer end()
-	g, err := h.openReplica(id, store, inc)
+	g, err := rs.openReplica(id, store, inc)
 	if err != nil {
 		return err
 	}
@@ -387,26 +387,26 @@ func (h *Host) CreateReplica(ctx context.Context, id storage.GroupID, store stor
 
 // RemoveReplica stops and forgets this node's replica of a group. Its space is freed.
 // KindUnavailable if other changes went on until ctx ended.
-func (h *Host) RemoveReplica(ctx context.Context, id storage.GroupID, store storage.StoreID, inc storage.Incarnation) error {
-	end, err := h.turn(ctx, "remove replica", id)
+func (rs *Replicas) RemoveReplica(ctx context.Context, id storage.GroupID, store storage.StoreID, inc storage.Incarnation) error {
+	end, err := rs.turn(ctx, "remove replica", id)
 	if err != nil {
 		return err
 	}
 	defer end()
-	h.mu.Lock()
-	if d, ok := h.out[id]; ok && d.self() == ServerID(store, inc) {
-		h.mu.Unlock()
-		return h.removeDamaged(d)
+	rs.mu.Lock()
+	if d, ok := rs.out[id]; ok && d.self() == ServerID(store, inc) {
+		rs.mu.Unlock()
+		return rs.removeDamaged(d)
 	}
-	if g := h.groups[id]; g != nil && g.self == ServerID(store, inc) {
-		delete(h.groups, id)
-		h.mu.Unlock()
+	if g := rs.groups[id]; g != nil && g.self == ServerID(store, inc) {
+		delete(rs.groups, id)
+		rs.mu.Unlock()
 		g.stop()
 	} else {
-		h.mu.Unlock()
+		rs.mu.Unlock()
 	}
 	key := segment.GroupKey{Group: id, Incarnation: inc}
-	for _, d := range h.disks { // also what an earlier attempt has stopped and not removed
+	for _, d := range rs.disks { // also what an earlier attempt has stopped and not removed
 		if d.store.ID() == store && d.store.Group(key) != nil {
 			return d.store.RemoveGroup(key)
 		}
@@ -415,9 +415,9 @@ func (h *Host) RemoveReplica(ctx context.Context, id storage.GroupID, store stor
 }
 
 // HandOver gives every leadership of this node to another voter, as far as there is one, before the node stops.
-func (h *Host) HandOver(ctx context.Context) {
+func (rs *Replicas) HandOver(ctx context.Context) {
 	var wg sync.WaitGroup
-	for _, g := range h.all() {
+	for _, g := range rs.all() {
 		wg.Go(func() {
 			if in := g.inst.Load(); in != nil {
 				if err := in.HandOver(ctx); err != nil {
@@ -431,43 +431,43 @@ func (h *Host) HandOver(ctx context.Context) {
 
 // Close writes checkpoints and stops every replica. What is not checkpointed when ctx is done, or finds no room, is read from
 // the log at the next start.
-func (h *Host) Close(ctx context.Context) error {
-	h.mu.Lock()
-	if h.closed {
-		h.mu.Unlock()
+func (rs *Replicas) Close(ctx context.Context) error {
+	rs.mu.Lock()
+	if rs.closed {
+		rs.mu.Unlock()
 		return nil
 	}
-	h.closed = true
-	h.mu.Unlock()
-	h.cancel()
-	for _, d := range h.disks { // what waits for room may wait for ever, and others wait for it: orders of peers, Raft
+	rs.closed = true
+	rs.mu.Unlock()
+	rs.cancel()
+	for _, d := range rs.disks { // what waits for room may wait for ever, and others wait for it: orders of peers, Raft
 		d.store.StopWaiting()
 	}
 	select {
-	case h.changing <- struct{}{}: // a creation that runs has been told to end
-		defer func() { <-h.changing }()
+	case rs.changing <- struct{}{}: // a creation that runs has been told to end
+		defer func() { <-rs.changing }()
 	case <-ctx.Done(): // it hangs at its disk; it starts nothing any more, because closed is set
 	}
 	var wg sync.WaitGroup
-	for _, g := range h.all() {
+	for _, g := range rs.all() {
 		wg.Go(func() {
 			if ctx.Err() == nil {
 				if err := g.checkpoint(ctx); err != nil {
-					h.cfg.Logger.Info("no checkpoint at the end; the log is read at the next start", "group", g.id, "error", err)
+					rs.cfg.Logger.Info("no checkpoint at the end; the log is read at the next start", "group", g.id, "error", err)
 				}
 			}
 			g.stop()
 		})
 	}
-	h.mu.RLock()
-	for _, d := range h.out {
+	rs.mu.RLock()
+	for _, d := range rs.out {
 		if d.ran != nil {
 			wg.Go(d.ran.stop)
 		}
 	}
-	h.mu.RUnlock()
+	rs.mu.RUnlock()
 	wg.Wait()
-	h.wg.Wait()
-	h.pulls.close()
+	rs.wg.Wait()
+	rs.pulls.close()
 	return nil
 }
