@@ -18,7 +18,7 @@ func TestClientsProposeWhatGatewaysPropose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, c, leader := three(t)
 		defer h.close()
-		self := h.net.Host("gateway")
+		self := h.net.Machine("gateway")
 		client, err := peer.New(peer.Config{Cluster: simCluster, Client: true,
 			Dial:    func(ctx context.Context, addr string) (net.Conn, error) { return self.Dial(ctx, addr) },
 			Resolve: func(id storage.NodeID) (string, bool) { return nodeName(id) + ":1", true }})

@@ -122,7 +122,7 @@ func (n *simNode) start() {
 	if n.store, err = extent.Open(stores); err != nil {
 		t.Fatalf("node %d: %v", n.id, err)
 	}
-	self := n.h.net.Host(nodeName(n.id))
+	self := n.h.net.Machine(nodeName(n.id))
 	l, err := self.Listen(nodeName(n.id) + ":1")
 	if err != nil {
 		t.Fatal(err)

@@ -15,7 +15,7 @@ import (
 // another answer than none.
 func TestCapacity(t *testing.T) {
 	w := csitest.New()
-	d := start(w, w.Host("web-1", ""))
+	d := start(w, w.Machine("web-1", ""))
 	nodes, err := w.Cluster().Nodes(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -40,7 +40,7 @@ func TestCapacity(t *testing.T) {
 // only the one before.
 func TestOldAnswer(t *testing.T) {
 	w := csitest.New()
-	d := start(w, w.Host("web-1", ""))
+	d := start(w, w.Machine("web-1", ""))
 	v, err := w.Cluster().CreateVolume(t.Context(), api.NewVolume{Name: "web", SizeBytes: 1 << 30})
 	if err != nil {
 		t.Fatal(err)

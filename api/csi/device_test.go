@@ -41,12 +41,12 @@ func TestDeviceIsAnothers(t *testing.T) {
 	for _, capability := range []*spec.VolumeCapability{mountOf(spec.VolumeCapability_AccessMode_SINGLE_NODE_WRITER, ""),
 		blockOf(spec.VolumeCapability_AccessMode_SINGLE_NODE_WRITER)} {
 		w := csitest.New()
-		h := w.Host("web-1", "")
-		d, l := start(w, h), &life{capability: capability}
+		m := w.Machine("web-1", "")
+		d, l := start(w, m), &life{capability: capability}
 		if err := l.run(t, d, 0, staged); err != nil {
 			t.Fatal(err)
 		}
-		h.Steal("pvc-1")
+		m.Steal("pvc-1")
 		if err := l.run(t, d, staged, shown); status.Code(err) != codes.FailedPrecondition {
 			t.Errorf("%v: %v", capability, err)
 		}
@@ -56,12 +56,12 @@ func TestDeviceIsAnothers(t *testing.T) {
 // TestDeviceHasFailed: a device that answers errors is not shown to a pod.
 func TestDeviceHasFailed(t *testing.T) {
 	w := csitest.New()
-	h := w.Host("web-1", "")
-	d, l := start(w, h), &life{capability: blockOf(spec.VolumeCapability_AccessMode_SINGLE_NODE_WRITER)}
+	m := w.Machine("web-1", "")
+	d, l := start(w, m), &life{capability: blockOf(spec.VolumeCapability_AccessMode_SINGLE_NODE_WRITER)}
 	if err := l.run(t, d, 0, staged); err != nil {
 		t.Fatal(err)
 	}
-	h.Lose("pvc-1")
+	m.Lose("pvc-1")
 	if err := l.run(t, d, staged, shown); status.Code(err) != codes.FailedPrecondition {
 		t.Errorf("%v", err)
 	}
@@ -70,7 +70,7 @@ func TestDeviceHasFailed(t *testing.T) {
 // TestHoldsData: a volume that was written raw is not formatted over.
 func TestHoldsData(t *testing.T) {
 	w := csitest.New()
-	d, l := start(w, w.Host("web-1", "")), &life{capability: mountOf(spec.VolumeCapability_AccessMode_SINGLE_NODE_WRITER, "")}
+	d, l := start(w, w.Machine("web-1", "")), &life{capability: mountOf(spec.VolumeCapability_AccessMode_SINGLE_NODE_WRITER, "")}
 	if err := l.run(t, d, 0, published); err != nil {
 		t.Fatal(err)
 	}
@@ -90,8 +90,8 @@ func TestHoldsData(t *testing.T) {
 // TestStageUndone: a NodeStageVolume that has failed leaves nothing attached: nobody takes back what it did.
 func TestStageUndone(t *testing.T) {
 	w := csitest.New()
-	h := w.Host("web-1", "")
-	d, l := start(w, h), &life{capability: mountOf(spec.VolumeCapability_AccessMode_SINGLE_NODE_WRITER, "")}
+	m := w.Machine("web-1", "")
+	d, l := start(w, m), &life{capability: mountOf(spec.VolumeCapability_AccessMode_SINGLE_NODE_WRITER, "")}
 	if err := l.run(t, d, 0, published); err != nil {
 		t.Fatal(err)
 	}
@@ -103,7 +103,7 @@ func TestStageUndone(t *testing.T) {
 	if err := l.run(t, d, published, staged); status.Code(err) != codes.FailedPrecondition {
 		t.Errorf("%v", err)
 	}
-	if left := h.Left(); len(left) > 0 {
+	if left := m.Left(); len(left) > 0 {
 		t.Errorf("left: %v", left)
 	}
 }
@@ -113,39 +113,39 @@ func TestStageUndone(t *testing.T) {
 func TestAttachUndone(t *testing.T) {
 	block := blockOf(spec.VolumeCapability_AccessMode_SINGLE_NODE_WRITER)
 	for name, tc := range map[string]struct {
-		spoil func(h *csitest.Host, l *life)
+		spoil func(m *csitest.Machine, l *life)
 		code  codes.Code
 	}{
-		"its path is another's": {func(h *csitest.Host, _ *life) { h.Steal("pvc-1") }, codes.FailedPrecondition},
-		"it is a namesake's": {func(_ *csitest.Host, l *life) {
+		"its path is another's": {func(m *csitest.Machine, _ *life) { m.Steal("pvc-1") }, codes.FailedPrecondition},
+		"it is a namesake's": {func(_ *csitest.Machine, l *life) {
 			l.volume.VolumeId = strings.Replace(l.volume.GetVolumeId(), ".", ".9", 1)
 		}, codes.NotFound},
 	} {
 		w := csitest.New()
-		h := w.Host("web-1", "")
-		d, l := start(w, h), &life{capability: block}
+		m := w.Machine("web-1", "")
+		d, l := start(w, m), &life{capability: block}
 		if err := l.run(t, d, 0, published); err != nil {
 			t.Fatal(err)
 		}
-		tc.spoil(h, l)
+		tc.spoil(m, l)
 		if err := l.run(t, d, published, staged); status.Code(err) != tc.code {
 			t.Errorf("%s: %v", name, err)
 		}
-		if left := h.Left(); len(left) > 0 {
+		if left := m.Left(); len(left) > 0 {
 			t.Errorf("%s: left: %v", name, left)
 		}
 	}
 	w := csitest.New()
-	h := w.Host("web-1", "")
-	d, l := start(w, h), &life{capability: block}
+	m := w.Machine("web-1", "")
+	d, l := start(w, m), &life{capability: block}
 	if err := l.run(t, d, 0, shown); err != nil {
 		t.Fatal(err)
 	}
-	h.Steal("pvc-1")
+	m.Steal("pvc-1")
 	if err := l.run(t, d, published, staged); status.Code(err) != codes.FailedPrecondition {
 		t.Errorf("staged again: %v", err)
 	}
-	if left := h.Left(); !slices.Contains(left, "device of pvc-1") {
+	if left := m.Left(); !slices.Contains(left, "device of pvc-1") {
 		t.Errorf("a device that is in use was taken away; left: %v", left)
 	}
 }
@@ -154,16 +154,16 @@ func TestAttachUndone(t *testing.T) {
 // logs and goes on.
 func TestGrowthFails(t *testing.T) {
 	w := csitest.New()
-	h := w.Host("web-1", "")
-	d, l := start(w, h), &life{capability: mountOf(spec.VolumeCapability_AccessMode_SINGLE_NODE_WRITER, "")}
+	m := w.Machine("web-1", "")
+	d, l := start(w, m), &life{capability: mountOf(spec.VolumeCapability_AccessMode_SINGLE_NODE_WRITER, "")}
 	if err := l.run(t, d, 0, published); err != nil {
 		t.Fatal(err)
 	}
-	h.Refuse("grow")
+	m.Refuse("grow")
 	if err := l.run(t, d, published, shown); err != nil {
 		t.Errorf("a pod whose file system cannot grow: %v", err)
 	}
-	if h.Begun("grow") == 0 {
+	if m.Begun("grow") == 0 {
 		t.Error("nobody tried to grow it")
 	}
 	if _, err := d.NodeExpandVolume(t.Context(), &spec.NodeExpandVolumeRequest{VolumeId: l.volume.GetVolumeId(), VolumePath: target}); err == nil {
@@ -176,7 +176,7 @@ func TestGrowthFails(t *testing.T) {
 // use.access.
 func TestReadersOnly(t *testing.T) {
 	w := csitest.New()
-	d := start(w, w.Host("web-1", ""))
+	d := start(w, w.Machine("web-1", ""))
 	made, err := d.CreateVolume(t.Context(), &spec.CreateVolumeRequest{Name: "pvc-1",
 		VolumeCapabilities: []*spec.VolumeCapability{blockOf(spec.VolumeCapability_AccessMode_MULTI_NODE_MULTI_WRITER)}})
 	if err != nil {
@@ -239,7 +239,7 @@ func TestReadOnlyClaim(t *testing.T) {
 		{mountOf(spec.VolumeCapability_AccessMode_SINGLE_NODE_WRITER, ""), codes.OK},
 	} {
 		w := csitest.New()
-		_, err := start(w, w.Host("web-1", "")).CreateVolume(t.Context(), &spec.CreateVolumeRequest{Name: "pvc-1",
+		_, err := start(w, w.Machine("web-1", "")).CreateVolume(t.Context(), &spec.CreateVolumeRequest{Name: "pvc-1",
 			VolumeCapabilities: []*spec.VolumeCapability{tc.capability}})
 		if status.Code(err) != tc.code {
 			t.Errorf("%v: %v", tc.capability, err)
@@ -252,7 +252,7 @@ func TestReadOnlyClaim(t *testing.T) {
 func TestProvisioning(t *testing.T) {
 	w := csitest.New()
 	w.Cluster().Edit(func(_ *[]api.Node, _ *[]api.Group, status *api.Status) { status.UsableBytes = 100 << 30 })
-	d := start(w, w.Host("web-1", ""))
+	d := start(w, w.Machine("web-1", ""))
 	claim := func(name string, gib int64) (string, codes.Code) {
 		r, err := d.CreateVolume(t.Context(), &spec.CreateVolumeRequest{Name: name, CapacityRange: &spec.CapacityRange{RequiredBytes: gib << 30},
 			VolumeCapabilities: []*spec.VolumeCapability{mountOf(spec.VolumeCapability_AccessMode_SINGLE_NODE_WRITER, "")}})
@@ -286,7 +286,7 @@ func TestProvisioning(t *testing.T) {
 func TestSmallest(t *testing.T) {
 	for fsType, want := range map[string]int64{"": 8 << 20, "ext4": 8 << 20, "xfs": 300 << 20} {
 		w := csitest.New()
-		r, err := start(w, w.Host("web-1", "")).CreateVolume(t.Context(), &spec.CreateVolumeRequest{Name: "pvc-1",
+		r, err := start(w, w.Machine("web-1", "")).CreateVolume(t.Context(), &spec.CreateVolumeRequest{Name: "pvc-1",
 			CapacityRange:      &spec.CapacityRange{RequiredBytes: 1},
 			VolumeCapabilities: []*spec.VolumeCapability{mountOf(spec.VolumeCapability_AccessMode_SINGLE_NODE_WRITER, fsType)}})
 		if err != nil || r.GetVolume().GetCapacityBytes() != want {

@@ -27,9 +27,9 @@ type driver struct {
 	spec.NodeServer
 }
 
-func start(w *csitest.World, h *csitest.Host) driver {
+func start(w *csitest.World, m *csitest.Machine) driver {
 	return driver{csi.NewController(csi.ControllerConfig{Name: csi.DefaultName, Cluster: w.Client()}),
-		csi.NewNode(csi.NodeConfig{Name: csi.DefaultName, Devices: h, Mounts: hostfs.InSlots(h.Mounts())})}
+		csi.NewNode(csi.NodeConfig{Name: csi.DefaultName, Devices: m, Mounts: hostfs.InSlots(m.Mounts())})}
 }
 
 func mountOf(mode spec.VolumeCapability_AccessMode_Mode, fsType string) *spec.VolumeCapability {
@@ -120,11 +120,11 @@ func (l *life) calls() []func(context.Context, driver) error {
 }
 
 // live leads a life in a new world in which step number `at` of all steps fails, and repeats the call that failed with a
-// driver that has just started. It returns the world, the host, and how many steps were made.
-func live(t *testing.T, capability *spec.VolumeCapability, at int, when csitest.When) (*csitest.World, *csitest.Host, *life, int) {
+// driver that has just started. It returns the world, the machine, and how many steps were made.
+func live(t *testing.T, capability *spec.VolumeCapability, at int, when csitest.When) (*csitest.World, *csitest.Machine, *life, int) {
 	t.Helper()
 	w := csitest.New()
-	h := w.Host("web-1", "z1")
+	m := w.Machine("web-1", "z1")
 	l := &life{capability: capability}
 	ctx := t.Context()
 	w.Fail(func(step int) csitest.When {
@@ -133,19 +133,19 @@ func live(t *testing.T, capability *spec.VolumeCapability, at int, when csitest.
 		}
 		return csitest.Never
 	})
-	d := start(w, h)
+	d := start(w, m)
 	for i, call := range l.calls() {
 		for range 2 { // and once more, when it has succeeded
 			if call(ctx, d) == nil {
 				continue
 			}
-			d = start(w, h)
+			d = start(w, m)
 			if err := call(ctx, d); err != nil {
 				t.Fatalf("step %d failed (%d); call %d was repeated: %v", at, when, i, err)
 			}
 		}
 	}
-	return w, h, l, w.Steps()
+	return w, m, l, w.Steps()
 }
 
 // TestFaults fails every step of a volume's life once, before it has its effect and after, and begins again with a driver
@@ -163,9 +163,9 @@ func TestFaults(t *testing.T) {
 			_, _, _, steps := live(t, capability, 0, csitest.Never)
 			for at := 1; at <= steps; at++ {
 				for _, when := range []csitest.When{csitest.Before, csitest.After} {
-					w, h, l, _ := live(t, capability, at, when)
+					w, m, l, _ := live(t, capability, at, when)
 					w.Fail(nil)
-					if left := h.Left(); len(left) > 0 {
+					if left := m.Left(); len(left) > 0 {
 						t.Fatalf("step %d failed (%d): there is left %v", at, when, left)
 					}
 					v, err := w.Cluster().Volume(t.Context(), "pvc-1")
@@ -184,7 +184,7 @@ func TestFaults(t *testing.T) {
 					if !maps.Equal(v.Labels, map[string]string{"env": "prod", "team": "shop"}) {
 						t.Fatalf("step %d failed (%d): the labels are %v", at, when, v.Labels)
 					}
-					deleteFails(t, w, h, l)
+					deleteFails(t, w, m, l)
 				}
 			}
 		})
@@ -192,7 +192,7 @@ func TestFaults(t *testing.T) {
 }
 
 // deleteFails deletes the volume of a life, with every outcome of the first try.
-func deleteFails(t *testing.T, w *csitest.World, h *csitest.Host, l *life) {
+func deleteFails(t *testing.T, w *csitest.World, m *csitest.Machine, l *life) {
 	t.Helper()
 	w.Fail(func(step int) csitest.When {
 		if step == 1 {
@@ -201,10 +201,10 @@ func deleteFails(t *testing.T, w *csitest.World, h *csitest.Host, l *life) {
 		return csitest.Never
 	})
 	r := &spec.DeleteVolumeRequest{VolumeId: l.volume.GetVolumeId()}
-	if _, err := start(w, h).DeleteVolume(t.Context(), r); err == nil {
+	if _, err := start(w, m).DeleteVolume(t.Context(), r); err == nil {
 		t.Fatal("a lost answer was taken for one")
 	}
-	if _, err := start(w, h).DeleteVolume(t.Context(), r); err != nil {
+	if _, err := start(w, m).DeleteVolume(t.Context(), r); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -217,9 +217,9 @@ func codeOf(err error) codes.Code { return status.Code(csi.StatusError(err)) }
 func TestMoves(t *testing.T) {
 	ctx := t.Context()
 	w := csitest.New()
-	a, b := w.Host("a", "z1"), w.Host("b", "z2")
-	on := func(h *csitest.Host) (driver, *life) {
-		return start(w, h), &life{capability: mountOf(spec.VolumeCapability_AccessMode_SINGLE_NODE_WRITER, "")}
+	a, b := w.Machine("a", "z1"), w.Machine("b", "z2")
+	on := func(m *csitest.Machine) (driver, *life) {
+		return start(w, m), &life{capability: mountOf(spec.VolumeCapability_AccessMode_SINGLE_NODE_WRITER, "")}
 	}
 	da, la := on(a)
 	db, lb := on(b)
@@ -268,7 +268,7 @@ func TestMoves(t *testing.T) {
 func TestTakeOver(t *testing.T) {
 	ctx := t.Context()
 	w := csitest.New()
-	d := start(w, w.Host("a", ""))
+	d := start(w, w.Machine("a", ""))
 	capability := mountOf(spec.VolumeCapability_AccessMode_SINGLE_NODE_WRITER, "")
 	made, err := d.CreateVolume(ctx, &spec.CreateVolumeRequest{Name: "pvc-1", VolumeCapabilities: []*spec.VolumeCapability{capability},
 		Parameters: map[string]string{"takeOver": "true"}})
@@ -298,23 +298,23 @@ func TestLostDevice(t *testing.T) {
 	for name, calls := range map[string][]int{"given up": {8, 9, 10}, "wanted again": {8, 9, 3, 4, 8, 9, 10}, "restarted": {8, 3}} {
 		t.Run(name, func(t *testing.T) {
 			w := csitest.New()
-			h := w.Host("a", "z1")
-			d, l := start(w, h), &life{capability: mountOf(spec.VolumeCapability_AccessMode_SINGLE_NODE_WRITER, "")}
+			m := w.Machine("a", "z1")
+			d, l := start(w, m), &life{capability: mountOf(spec.VolumeCapability_AccessMode_SINGLE_NODE_WRITER, "")}
 			for _, i := range []int{0, 1, 2, 3, 4} {
 				if err := l.calls()[i](t.Context(), d); err != nil {
 					t.Fatal(err)
 				}
 			}
-			h.Lose("pvc-1")
+			m.Lose("pvc-1")
 			if name == "restarted" { // the host, which mounts nothing by itself
-				h.Reboot()
+				m.Reboot()
 			}
 			for _, i := range calls {
 				if err := l.calls()[i](t.Context(), d); err != nil {
 					t.Fatalf("call %d: %v", i, err)
 				}
 			}
-			if left := h.Left(); name != "restarted" && len(left) > 0 {
+			if left := m.Left(); name != "restarted" && len(left) > 0 {
 				t.Errorf("there is left %v", left)
 			}
 		})

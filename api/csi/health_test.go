@@ -30,7 +30,7 @@ func wantReasons(t *testing.T, what string, entries []*spec.VolumeHealth_VolumeH
 // TestControllerHealth: a volume is told from its groups: nobody leads one, replicas of one are missing, or all is well.
 func TestControllerHealth(t *testing.T) {
 	w := csitest.New()
-	d := start(w, w.Host("web-1", ""))
+	d := start(w, w.Machine("web-1", ""))
 	made, err := d.CreateVolume(t.Context(), &spec.CreateVolumeRequest{Name: "pvc-1",
 		VolumeCapabilities: []*spec.VolumeCapability{blockOf(spec.VolumeCapability_AccessMode_SINGLE_NODE_WRITER)}})
 	if err != nil {
@@ -63,19 +63,19 @@ func TestControllerHealth(t *testing.T) {
 func TestNodeHealth(t *testing.T) {
 	for _, c := range []struct {
 		what  string
-		spoil func(h *csitest.Host)
+		spoil func(m *csitest.Machine)
 		want  []string
 	}{
-		{"as it should be", func(*csitest.Host) {}, nil},
-		{"its device has failed", func(h *csitest.Host) { h.Lose("pvc-1") }, []string{"INACCESSIBLE DeviceFailed: the connection to the kernel was lost"}},
-		{"its path is another's", func(h *csitest.Host) { h.Steal("pvc-1") }, []string{"INACCESSIBLE DeviceFailed: look at device"}},
-		{"its file system is frozen", func(h *csitest.Host) { h.Freeze("pvc-1") }, []string{"INACCESSIBLE FileSystemReadOnly: the kernel has made the ext4 at " + staging}},
+		{"as it should be", func(*csitest.Machine) {}, nil},
+		{"its device has failed", func(m *csitest.Machine) { m.Lose("pvc-1") }, []string{"INACCESSIBLE DeviceFailed: the connection to the kernel was lost"}},
+		{"its path is another's", func(m *csitest.Machine) { m.Steal("pvc-1") }, []string{"INACCESSIBLE DeviceFailed: look at device"}},
+		{"its file system is frozen", func(m *csitest.Machine) { m.Freeze("pvc-1") }, []string{"INACCESSIBLE FileSystemReadOnly: the kernel has made the ext4 at " + staging}},
 	} {
-		_, h, d, l := toBeStaged(t)
+		_, m, d, l := toBeStaged(t)
 		if err := l.run(t, d, published, staged); err != nil {
 			t.Fatal(err)
 		}
-		c.spoil(h)
+		c.spoil(m)
 		got, err := d.NodeGetVolumeHealth(t.Context(), &spec.NodeGetVolumeHealthRequest{VolumeId: l.volume.GetVolumeId()})
 		if err != nil {
 			t.Fatal(err)

@@ -19,7 +19,7 @@ import (
 )
 
 // serve serves both services of a world at a socket, until the test ends.
-func serve(t *testing.T, w *csitest.World, h *csitest.Host) (address string) {
+func serve(t *testing.T, w *csitest.World, m *csitest.Machine) (address string) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "csi") // t.TempDir's is too long for a socket
 	if err != nil {
@@ -33,7 +33,7 @@ func serve(t *testing.T, w *csitest.World, h *csitest.Host) (address string) {
 	}
 	run(t, l, csi.Config{Identity: csi.NewIdentity(csi.IdentityConfig{Name: csi.DefaultName, Version: "test", Topology: *topology}),
 		Controller: csi.NewController(csi.ControllerConfig{Name: csi.DefaultName, Cluster: w.Client(), Topology: *topology}),
-		Node:       csi.NewNode(csi.NodeConfig{Name: csi.DefaultName, Devices: h, Mounts: hostfs.InSlots(h.Mounts()), Topology: *topology})})
+		Node:       csi.NewNode(csi.NodeConfig{Name: csi.DefaultName, Devices: m, Mounts: hostfs.InSlots(m.Mounts()), Topology: *topology})})
 	return "unix://" + path
 }
 
@@ -65,20 +65,20 @@ func TestSanityWithTopology(t *testing.T) {
 // TestSanity runs the official suite on the fakes. test/csi runs it on a cluster and a kernel.
 func TestSanity(t *testing.T) {
 	w := csitest.New()
-	h := w.Host("web-1", "z1")
+	m := w.Machine("web-1", "z1")
 	config := sanity.NewTestConfig()
-	config.Address = serve(t, w, h)
+	config.Address = serve(t, w, m)
 	dir := t.TempDir()
 	config.TargetPath, config.StagingPath = filepath.Join(dir, "target"), filepath.Join(dir, "staging")
 	config.TestVolumeMutableParameters = map[string]string{"max-iops": "500", "max-bandwidth": "100Mi"}
 	config.CheckPath = func(path string) (sanity.PathKind, error) {
-		if h.Made(path) {
+		if m.Made(path) {
 			return sanity.PathIsDir, nil
 		}
 		return sanity.PathIsNotFound, nil
 	}
 	sanity.Test(t, config)
-	if left := h.Left(); len(left) > 0 {
+	if left := m.Left(); len(left) > 0 {
 		t.Errorf("the suite ended, and there is left: %v", left)
 	}
 }

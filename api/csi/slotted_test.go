@@ -18,15 +18,15 @@ import (
 )
 
 // toBeStaged leads a life to the point before it is staged, and returns what it takes to go on.
-func toBeStaged(t *testing.T) (*csitest.World, *csitest.Host, driver, *life) {
+func toBeStaged(t *testing.T) (*csitest.World, *csitest.Machine, driver, *life) {
 	t.Helper()
 	w := csitest.New()
-	h := w.Host("web-1", "")
-	d, l := start(w, h), &life{capability: mountOf(spec.VolumeCapability_AccessMode_SINGLE_NODE_WRITER, "")}
+	m := w.Machine("web-1", "")
+	d, l := start(w, m), &life{capability: mountOf(spec.VolumeCapability_AccessMode_SINGLE_NODE_WRITER, "")}
 	if err := l.run(t, d, 0, published); err != nil {
 		t.Fatal(err)
 	}
-	return w, h, d, l
+	return w, m, d, l
 }
 
 // patiently makes call number i of a life with a deadline, as an orchestrator does, and returns the code.
@@ -51,17 +51,17 @@ func TestHungTool(t *testing.T) {
 	for _, what := range []string{"look at", "format", "mount"} {
 		t.Run(what, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				_, h, d, l := toBeStaged(t)
-				release := h.Hang(what)
+				_, m, d, l := toBeStaged(t)
+				release := m.Hang(what)
 				for range 2 {
 					if code := l.patiently(t, d, stageCall); code != codes.DeadlineExceeded {
 						t.Fatalf("while it hangs: %v", code)
 					}
 				}
-				if n := h.Begun(what); n != 1 {
+				if n := m.Begun(what); n != 1 {
 					t.Errorf("it was begun %d times side by side", n)
 				}
-				if !slices.Contains(h.Left(), "device of pvc-1") {
+				if !slices.Contains(m.Left(), "device of pvc-1") {
 					t.Error("its device was taken away meanwhile")
 				}
 				release()
@@ -69,7 +69,7 @@ func TestHungTool(t *testing.T) {
 				if code := l.patiently(t, d, stageCall); code != codes.OK {
 					t.Fatalf("when it has ended: %v", code)
 				}
-				if left := h.Left(); !slices.Equal(left, []string{"device of pvc-1", "mount " + staging}) {
+				if left := m.Left(); !slices.Equal(left, []string{"device of pvc-1", "mount " + staging}) {
 					t.Errorf("it is staged with %v", left)
 				}
 			})
@@ -83,8 +83,8 @@ func TestHungMountIsUndone(t *testing.T) {
 	for _, what := range []string{"format", "mount"} {
 		t.Run(what, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				_, h, d, l := toBeStaged(t)
-				release := h.Hang(what)
+				_, m, d, l := toBeStaged(t)
+				release := m.Hang(what)
 				if code := l.patiently(t, d, stageCall); code != codes.DeadlineExceeded {
 					t.Fatalf("staged: %v", code)
 				}
@@ -96,7 +96,7 @@ func TestHungMountIsUndone(t *testing.T) {
 					t.Fatalf("unstaged: %v", code)
 				}
 				synctest.Wait()
-				if left := h.Left(); len(left) > 0 {
+				if left := m.Left(); len(left) > 0 {
 					t.Errorf("left: %v", left)
 				}
 			})
@@ -107,13 +107,13 @@ func TestHungMountIsUndone(t *testing.T) {
 // TestUnheardError: a tool that fails after its caller has left tells the next one, instead of being begun again for ever.
 func TestUnheardError(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w, h, d, l := toBeStaged(t)
+		w, m, d, l := toBeStaged(t)
 		v, err := w.Cluster().Volume(t.Context(), "pvc-1")
 		if err != nil {
 			t.Fatal(err)
 		}
 		w.Write(v.ID)
-		release := h.Hang("format")
+		release := m.Hang("format")
 		if code := l.patiently(t, d, stageCall); code != codes.DeadlineExceeded {
 			t.Fatalf("while it hangs: %v", code)
 		}
@@ -122,7 +122,7 @@ func TestUnheardError(t *testing.T) {
 		if code := l.patiently(t, d, stageCall); code != codes.FailedPrecondition {
 			t.Errorf("the next call: %v", code)
 		}
-		if n := h.Begun("format"); n != 1 {
+		if n := m.Begun("format"); n != 1 {
 			t.Errorf("it was begun %d times; the second call was to hear of the first", n)
 		}
 	})
@@ -131,8 +131,8 @@ func TestUnheardError(t *testing.T) {
 // TestHungNeighbour: a volume that hangs holds up no other.
 func TestHungNeighbour(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		_, h, d, l := toBeStaged(t)
-		release := h.Hang("format")
+		_, m, d, l := toBeStaged(t)
+		release := m.Hang("format")
 		defer release()
 		if code := l.patiently(t, d, stageCall); code != codes.DeadlineExceeded {
 			t.Fatalf("while it hangs: %v", code)
@@ -153,8 +153,8 @@ func TestHungNeighbour(t *testing.T) {
 
 // TestClosedSlots: nothing is begun after Close, and who asks is told.
 func TestClosedSlots(t *testing.T) {
-	h := csitest.New().Host("web-1", "")
-	m := hostfs.InSlots(h.Mounts())
+	machine := csitest.New().Machine("web-1", "")
+	m := hostfs.InSlots(machine.Mounts())
 	m.Close()
 	if err := m.Unmount(t.Context(), "/x"); err == nil || !strings.Contains(err.Error(), "the process stops") {
 		t.Errorf("unmounted: %v", err)

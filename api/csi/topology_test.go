@@ -33,8 +33,8 @@ func TestTopology(t *testing.T) {
 		constraints := slices.ContainsFunc(offered.GetCapabilities(), func(c *spec.PluginCapability) bool {
 			return c.GetService().GetType() == spec.PluginCapability_Service_VOLUME_ACCESSIBILITY_CONSTRAINTS
 		})
-		h := csitest.New().Host("web-1", tc.zone)
-		info, err := csi.NewNode(csi.NodeConfig{Name: csi.DefaultName, Devices: h, Mounts: hostfs.InSlots(h.Mounts()), Topology: tc.topology}).NodeGetInfo(t.Context(), nil)
+		m := csitest.New().Machine("web-1", tc.zone)
+		info, err := csi.NewNode(csi.NodeConfig{Name: csi.DefaultName, Devices: m, Mounts: hostfs.InSlots(m.Mounts()), Topology: tc.topology}).NodeGetInfo(t.Context(), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -49,7 +49,7 @@ func TestZonesWithoutTopology(t *testing.T) {
 	w := csitest.New()
 	request := &spec.CreateVolumeRequest{Name: "pvc-1", VolumeCapabilities: []*spec.VolumeCapability{mountOf(spec.VolumeCapability_AccessMode_SINGLE_NODE_WRITER, "ext4")},
 		Parameters: map[string]string{"accessibleFrom": "requested"}}
-	_, err := start(w, w.Host("web-1", "z1")).CreateVolume(t.Context(), request)
+	_, err := start(w, w.Machine("web-1", "z1")).CreateVolume(t.Context(), request)
 	if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "--topology") {
 		t.Errorf("%v", err)
 	}
@@ -76,8 +76,8 @@ func TestZoneOfAnother(t *testing.T) {
 		says  string
 		told  bool
 	}{{nil, "", true}, {nil, "c", true}, {[]string{"a", "b"}, "b", true}, {[]string{"a", "b"}, "", false}, {[]string{"a", "b"}, "c", false}} {
-		h := csitest.New().Host("web-1", tc.says)
-		node := csi.NewNode(csi.NodeConfig{Name: csi.DefaultName, Devices: h, Mounts: hostfs.InSlots(h.Mounts()), Topology: true, Zones: tc.zones})
+		m := csitest.New().Machine("web-1", tc.says)
+		node := csi.NewNode(csi.NodeConfig{Name: csi.DefaultName, Devices: m, Mounts: hostfs.InSlots(m.Mounts()), Topology: true, Zones: tc.zones})
 		info, err := node.NodeGetInfo(t.Context(), nil)
 		if tc.told != (err == nil) || err != nil && (status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "--zones")) {
 			t.Errorf("zones %q, the gateway says %q: %v, %v", tc.zones, tc.says, info, err)
@@ -87,10 +87,10 @@ func TestZoneOfAnother(t *testing.T) {
 
 // TestChangedHost: a driver knows that what it has told of its host is not so any more, and does not take silence for a change.
 func TestChangedHost(t *testing.T) {
-	h := csitest.New().Host("web-1", "a")
-	r := &renamed{Devices: h, info: host.Info{HostID: "web-1", Zone: "a"}}
+	m := csitest.New().Machine("web-1", "a")
+	r := &renamed{Devices: m, info: host.Info{HostID: "web-1", Zone: "a"}}
 	for _, topology := range []bool{false, true} {
-		node := csi.NewNode(csi.NodeConfig{Name: csi.DefaultName, Devices: r, Mounts: hostfs.InSlots(h.Mounts()), Topology: topology})
+		node := csi.NewNode(csi.NodeConfig{Name: csi.DefaultName, Devices: r, Mounts: hostfs.InSlots(m.Mounts()), Topology: topology})
 		if what := node.Changed(t.Context()); what != "" {
 			t.Errorf("before anything was told: %s", what)
 		}
@@ -107,12 +107,12 @@ func TestChangedHost(t *testing.T) {
 			{host.Info{HostID: "blue-web-1", Zone: "a"}, nil, "blue-web-1"},
 			{host.Info{HostID: "web-1", Zone: "b"}, nil, map[bool]string{true: `zone "b"`}[topology]},
 		} {
-			now := &renamed{Devices: h, info: tc.info, err: tc.err}
+			now := &renamed{Devices: m, info: tc.info, err: tc.err}
 			*r = *now
 			if what := node.Changed(t.Context()); (what == "") != (tc.says == "") || !strings.Contains(what, tc.says) {
 				t.Errorf("topology %t, the gateway says %+v (%v): %q", topology, tc.info, tc.err, what)
 			}
 		}
-		*r = renamed{Devices: h, info: host.Info{HostID: "web-1", Zone: "a"}}
+		*r = renamed{Devices: m, info: host.Info{HostID: "web-1", Zone: "a"}}
 	}
 }

@@ -21,7 +21,7 @@ const gib = 1 << 30
 
 // gateway is a host's gateway that makes its own attachments, as the real one does.
 type gateway struct {
-	*csitest.Host
+	*csitest.Machine
 	id      string
 	cluster *csitest.Client
 }
@@ -33,11 +33,11 @@ func (g *gateway) Attach(ctx context.Context, r host.Request) (host.Attachment, 
 		return host.Attachment{}, err
 	}
 	r.AttachmentID, r.TakeOver = a.ID, false
-	return g.Host.Attach(ctx, r)
+	return g.Machine.Attach(ctx, r)
 }
 
 func (g *gateway) Detach(ctx context.Context, volume string, force bool) error {
-	if err := g.Host.Detach(ctx, volume, force); err != nil {
+	if err := g.Machine.Detach(ctx, volume, force); err != nil {
 		return err
 	}
 	return g.cluster.Detach(ctx, api.Detachment{Volume: storage.VolumeRef{Name: volume}, HolderID: g.id})
@@ -45,22 +45,22 @@ func (g *gateway) Detach(ctx context.Context, volume string, force bool) error {
 
 // server is a host with a state directory, on which plugins come and go.
 type server struct {
-	t    *testing.T
-	w    *csitest.World
-	host *csitest.Host
-	id   string
-	dir  string
-	boot string
+	t       *testing.T
+	w       *csitest.World
+	machine *csitest.Machine
+	id      string
+	dir     string
+	boot    string
 }
 
 func newServer(t *testing.T, w *csitest.World, id string) *server {
-	return &server{t: t, w: w, host: w.Host(id, ""), id: id, dir: t.TempDir(), boot: "1"}
+	return &server{t: t, w: w, machine: w.Machine(id, ""), id: id, dir: t.TempDir(), boot: "1"}
 }
 
 // start returns a plugin that has just started.
 func (s *server) start() *Plugin {
 	s.t.Helper()
-	p, err := Open(Config{Cluster: s.w.Client(), Devices: &gateway{s.host, s.id, s.w.Client()}, Mounts: hostfs.InSlots(s.host.Mounts()), StateDir: s.dir, Boot: s.boot})
+	p, err := Open(Config{Cluster: s.w.Client(), Devices: &gateway{s.machine, s.id, s.w.Client()}, Mounts: hostfs.InSlots(s.machine.Mounts()), StateDir: s.dir, Boot: s.boot})
 	if err == nil {
 		err = p.Recover(s.t.Context())
 	}
@@ -72,7 +72,7 @@ func (s *server) start() *Plugin {
 
 // left returns what is on the host, or in its state directory, and should not be.
 func (s *server) left() []string {
-	left := s.host.Left()
+	left := s.machine.Left()
 	files, err := filepath.Glob(filepath.Join(s.dir, "volumes", "*"))
 	if err != nil {
 		s.t.Fatal(err)
@@ -275,7 +275,7 @@ func TestHeldElsewhere(t *testing.T) {
 	must(none(q.Unmount(ctx, "db", "c2")))(t)
 	must(p.Mount(ctx, "db", "c3"))(t)
 	must(none(p.Unmount(ctx, "db", "c3")))(t)
-	if left := a.host.Left(); len(left) > 0 {
+	if left := a.machine.Left(); len(left) > 0 {
 		t.Errorf("left on host-a: %v", left)
 	}
 }
@@ -298,8 +298,8 @@ func TestUsers(t *testing.T) {
 	}
 	s.boot = "2"
 	p = s.start()
-	if path := must(p.Path(ctx, "db"))(t); path != "" || len(s.host.Left()) > 0 {
-		t.Errorf("after the host has started it is at %q, and there is %v", path, s.host.Left())
+	if path := must(p.Path(ctx, "db"))(t); path != "" || len(s.machine.Left()) > 0 {
+		t.Errorf("after the host has started it is at %q, and there is %v", path, s.machine.Left())
 	}
 	_, err := p.Mount(ctx, "db", "")
 	wants(t, err, storage.ErrInvalid)
@@ -317,11 +317,11 @@ func TestDeviceTakenAway(t *testing.T) {
 	p := s.start()
 	must(none(p.Create(ctx, "db", map[string]string{"size": "1GiB"})))(t)
 	must(p.Mount(ctx, "db", "c1"))(t)
-	must(none((&gateway{s.host, s.id, w.Client()}).Detach(ctx, "db", true)))(t)
-	before := len(must(s.host.Mounts().List())(t))
+	must(none((&gateway{s.machine, s.id, w.Client()}).Detach(ctx, "db", true)))(t)
+	before := len(must(s.machine.Mounts().List())(t))
 	_, err := p.Mount(ctx, "db", "c2")
 	wants(t, err, storage.ErrConflict, "still use", "stop them")
-	if n := len(must(s.host.Mounts().List())(t)); n != before {
+	if n := len(must(s.machine.Mounts().List())(t)); n != before {
 		t.Errorf("%d mounts, there were %d", n, before)
 	}
 	must(none(p.Unmount(ctx, "db", "c1")))(t)
@@ -329,7 +329,7 @@ func TestDeviceTakenAway(t *testing.T) {
 	must(p.Mount(ctx, "db", "c3"))(t)
 	must(none(p.Unmount(ctx, "db", "c2")))(t)
 	must(none(p.Unmount(ctx, "db", "c3")))(t)
-	if left := s.host.Left(); len(left) > 0 {
+	if left := s.machine.Left(); len(left) > 0 {
 		t.Errorf("left: %v", left)
 	}
 }
@@ -345,12 +345,12 @@ func TestMountLeftOver(t *testing.T) {
 	}
 	path, other := must(p.Mount(ctx, "db", "c1"))(t), must(p.Mount(ctx, "other", "c2"))(t)
 	must(none(p.Unmount(ctx, "db", "c1")))(t)
-	must(none(s.host.Mounts().Bind(ctx, other, path, false)))(t)
+	must(none(s.machine.Mounts().Bind(ctx, other, path, false)))(t)
 	if got := must(p.Mount(ctx, "db", "c3"))(t); got != path {
 		t.Fatalf("mounted at %q, before at %q", got, path)
 	}
 	at := map[string][]uint64{}
-	for _, m := range must(s.host.Mounts().List())(t) {
+	for _, m := range must(s.machine.Mounts().List())(t) {
 		at[m.Path] = append(at[m.Path], m.Device)
 	}
 	if len(at[path]) != 1 || at[path][0] == at[other][0] {
@@ -358,7 +358,7 @@ func TestMountLeftOver(t *testing.T) {
 	}
 	must(none(p.Unmount(ctx, "db", "c3")))(t)
 	must(none(p.Unmount(ctx, "other", "c2")))(t)
-	if left := s.host.Left(); len(left) > 0 {
+	if left := s.machine.Left(); len(left) > 0 {
 		t.Errorf("left: %v", left)
 	}
 }
@@ -371,18 +371,18 @@ func TestCopy(t *testing.T) {
 	p := s.start()
 	must(none(p.Create(ctx, "db", map[string]string{"size": "1GiB"})))(t)
 	path := must(p.Mount(ctx, "db", "c1"))(t)
-	must(none(s.host.Mounts().Bind(t.Context(), path, "/container/data", false)))(t)
+	must(none(s.machine.Mounts().Bind(t.Context(), path, "/container/data", false)))(t)
 	for range 2 {
 		must(p.Mount(ctx, "db", "c1"))(t)
 		must(none(p.Unmount(ctx, "db", "c1")))(t)
-		if list := must(s.host.Attachments(ctx))(t); len(list) != 1 || list[0].State != host.StateReady {
+		if list := must(s.machine.Attachments(ctx))(t); len(list) != 1 || list[0].State != host.StateReady {
 			t.Fatalf("the container's device: %+v", list)
 		}
 	}
-	must(none(s.host.Mounts().Unmount(t.Context(), "/container/data")))(t)
-	must(none(s.host.Mounts().Remove(t.Context(), "/container/data")))(t)
+	must(none(s.machine.Mounts().Unmount(t.Context(), "/container/data")))(t)
+	must(none(s.machine.Mounts().Remove(t.Context(), "/container/data")))(t)
 	must(none(p.Unmount(ctx, "db", "c1")))(t)
-	if left := s.host.Left(); len(left) > 0 {
+	if left := s.machine.Left(); len(left) > 0 {
 		t.Errorf("left: %v", left)
 	}
 }
@@ -404,7 +404,7 @@ func TestUnwritten(t *testing.T) {
 	wants(t, err, storage.ErrIO, p.records.path("db"))
 	w.Fail(nil)
 	must(q.Mount(ctx, "db", "c2"))(t)
-	if left := a.host.Left(); len(left) > 0 {
+	if left := a.machine.Left(); len(left) > 0 {
 		t.Errorf("left: %v", left)
 	}
 }
@@ -433,7 +433,7 @@ func TestConcurrently(t *testing.T) {
 		})
 	}
 	containers.Wait()
-	if left := s.host.Left(); len(left) > 0 {
+	if left := s.machine.Left(); len(left) > 0 {
 		t.Errorf("left: %v", left)
 	}
 	if len(p.locks.held) > 0 {
@@ -478,7 +478,7 @@ func TestNamesake(t *testing.T) {
 	wants(t, err, storage.ErrNotFound)
 	_, err = p.Mount(ctx, "db", "c1")
 	wants(t, err, storage.ErrNotFound, "another one")
-	if left := s.host.Left(); len(left) > 0 {
+	if left := s.machine.Left(); len(left) > 0 {
 		t.Errorf("left: %v", left)
 	}
 	must(none(p.Remove(ctx, "db")))(t)

@@ -89,7 +89,7 @@ func TestHungTool(t *testing.T) {
 					must(none(mount()))(t)
 					call = func() error { return ask("Unmount", request{Name: "db", ID: "c1"}) }
 				}
-				release := s.host.Hang(what)
+				release := s.machine.Hang(what)
 				if err := call(); !errors.Is(err, hostfs.ErrPending) {
 					t.Fatalf("%s: while it hangs: %v", what, err)
 				}
@@ -109,7 +109,7 @@ func TestHungTool(t *testing.T) {
 				if !again {
 					want = nil
 				}
-				if left := s.host.Left(); !slices.Equal(left, want) {
+				if left := s.machine.Left(); !slices.Equal(left, want) {
 					t.Errorf("%s, another container came: %t: on the host there is %v", what, again, left)
 				}
 			})
@@ -140,7 +140,7 @@ func TestServesWhileRecovering(t *testing.T) {
 	}
 	must(p.Mount(t.Context(), "db", "c1"))(t)
 	devices := &silentGateway{asked: make(chan struct{}, 16)}
-	p = must(Open(Config{Cluster: s.w.Client(), Devices: devices, Mounts: hostfs.InSlots(s.host.Mounts()), StateDir: s.dir, Boot: "2"}))(t)
+	p = must(Open(Config{Cluster: s.w.Client(), Devices: devices, Mounts: hostfs.InSlots(s.machine.Mounts()), StateDir: s.dir, Boot: "2"}))(t)
 	socket := filepath.Join(t.TempDir(), "storaged.sock")
 	l := must(unixsocket.Listen(socket))(t)
 	ctx, cancel := context.WithCancel(t.Context())

@@ -174,13 +174,13 @@ func play(t *testing.T, do func(t *testing.T, s *scene)) {
 
 func (s *scene) start(id storage.NodeID) *peer.Transport {
 	s.t.Helper()
-	host := s.net.Host(nodeAddr(id))
-	l, err := host.Listen(nodeAddr(id) + ":1")
+	machine := s.net.Machine(nodeAddr(id))
+	l, err := machine.Listen(nodeAddr(id) + ":1")
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	p, err := peer.New(peer.Config{Cluster: storage.ClusterID{1}, Self: id, Listener: l,
-		Dial:    func(ctx context.Context, addr string) (net.Conn, error) { return host.Dial(ctx, addr) },
+		Dial:    func(ctx context.Context, addr string) (net.Conn, error) { return machine.Dial(ctx, addr) },
 		Resolve: func(id storage.NodeID) (string, bool) { return nodeAddr(id) + ":1", id <= 3 }})
 	if err != nil {
 		s.t.Fatal(err)

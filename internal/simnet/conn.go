@@ -13,11 +13,11 @@ import (
 
 // Conn is one end of a connection. It implements net.Conn.
 type Conn struct {
-	n            *Network
-	host, remote *Host
-	other        *Conn
-	out, in      *pipe
-	local, peer  simAddr
+	n               *Network
+	machine, remote *Machine
+	other           *Conn
+	out, in         *pipe
+	local, peer     simAddr
 
 	// Guarded by Network.mu.
 	closed                      bool
@@ -59,7 +59,7 @@ func (c *Conn) Read(b []byte) (int, error) {
 			return 0, c.fail("read", net.ErrClosed)
 		case c.readDeadline.passed():
 			return 0, c.fail("read", os.ErrDeadlineExceeded)
-		case c.host.frozen:
+		case c.machine.frozen:
 			continue
 		case p.err != nil:
 			return 0, c.fail("read", p.err)
@@ -86,7 +86,7 @@ func (c *Conn) Write(b []byte) (n int, err error) {
 			return n, c.fail("write", net.ErrClosed)
 		case c.writeDeadline.passed():
 			return n, c.fail("write", os.ErrDeadlineExceeded)
-		case c.host.frozen:
+		case c.machine.frozen:
 			continue
 		case p.err != nil:
 			return n, c.fail("write", p.err)
@@ -116,7 +116,7 @@ func (c *Conn) Close() error {
 		return c.fail("close", net.ErrClosed)
 	}
 	c.out.sendLocked(segment{err: io.EOF})
-	c.shutLocked(c.host.frozen)
+	c.shutLocked(c.machine.frozen)
 	return nil
 }
 
@@ -191,7 +191,7 @@ func (c *Conn) setDeadlines(t time.Time, read, write *deadline) error {
 // pipe is one direction of a connection. All fields are guarded by Network.mu.
 type pipe struct {
 	n        *Network
-	from, to *Host
+	from, to *Machine
 	link     *linkState
 	random   *rand.Rand
 	readable sync.Cond // on Network.mu

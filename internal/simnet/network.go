@@ -1,5 +1,5 @@
-// Package simnet is a network in memory for simulations: hosts with listeners and stream connections, links with
-// delay and limited rate, one-way cuts, isolation, frozen and crashed hosts.
+// Package simnet is a network in memory for simulations: machines with listeners and stream connections, links with
+// delay and limited rate, one-way cuts, isolation, frozen and crashed machines.
 //
 // It keeps what TCP keeps: a connection delivers its bytes in order and without a gap, or fails. A cut loses packets
 // silently: bytes on their way wait at the sender, whose buffer fills until it blocks, both ends look alive, and
@@ -34,22 +34,22 @@ type Config struct {
 // backlog is how many connections wait to be accepted by one listener.
 const backlog = 128
 
-// Link describes one direction between two hosts.
+// Link describes one direction between two machines.
 type Link struct {
 	Delay          time.Duration // from the end of a write to the arrival of its bytes
 	Jitter         time.Duration // at most so much is added to Delay at random
 	BytesPerSecond int64         // of each connection; 0: no limit
 }
 
-// Network is a set of hosts and the links between them. One lock guards everything in it.
+// Network is a set of machines and the links between them. One lock guards everything in it.
 type Network struct {
 	cfg Config
 
-	mu      sync.Mutex // guards what follows, and all fields of hosts, listeners, connections and pipes
-	changed sync.Cond  // on mu; broadcast when a link or a host changed
-	hosts   map[string]*Host
-	links   map[linkKey]*linkState
-	conns   map[*Conn]struct{} // not closed at both ends
+	mu       sync.Mutex // guards what follows, and all fields of machines, listeners, connections and pipes
+	changed  sync.Cond  // on mu; broadcast when a link or a machine changed
+	machines map[string]*Machine
+	links    map[linkKey]*linkState
+	conns    map[*Conn]struct{} // not closed at both ends
 }
 
 type linkKey struct{ from, to string }
@@ -60,31 +60,31 @@ type linkState struct {
 	dials uint64 // connections ever made over it
 }
 
-// New makes a network without hosts.
+// New makes a network without machines.
 func New(cfg Config) *Network {
 	if cfg.BufferBytes <= 0 {
 		cfg.BufferBytes = 256 << 10
 	}
-	n := &Network{cfg: cfg, hosts: make(map[string]*Host), links: make(map[linkKey]*linkState),
+	n := &Network{cfg: cfg, machines: make(map[string]*Machine), links: make(map[linkKey]*linkState),
 		conns: make(map[*Conn]struct{})}
 	n.changed.L = &n.mu
 	return n
 }
 
-// Host returns the host of a name, making it if it is new.
-func (n *Network) Host(name string) *Host {
+// Machine returns the machine of a name, making it if it is new.
+func (n *Network) Machine(name string) *Machine {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.hostLocked(name)
+	return n.machineLocked(name)
 }
 
-func (n *Network) hostLocked(name string) *Host {
-	h := n.hosts[name]
-	if h == nil {
-		h = &Host{n: n, name: name, listeners: make(map[int]*Listener), nextPort: 49152}
-		n.hosts[name] = h
+func (n *Network) machineLocked(name string) *Machine {
+	m := n.machines[name]
+	if m == nil {
+		m = &Machine{n: n, name: name, listeners: make(map[int]*Listener), nextPort: 49152}
+		n.machines[name] = m
 	}
-	return h
+	return m
 }
 
 func (n *Network) linkLocked(from, to string) *linkState {
@@ -97,7 +97,7 @@ func (n *Network) linkLocked(from, to string) *linkState {
 	return l
 }
 
-// change lets do alter links and hosts: what arrived until now stays arrived, and everybody looks again.
+// change lets do alter links and machines: what arrived until now stays arrived, and everybody looks again.
 func (n *Network) change(do func()) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -128,13 +128,13 @@ func (n *Network) SetLink(from, to string, l Link) {
 	n.change(func() { n.linkLocked(from, to).Link = l })
 }
 
-// Cut loses every packet from one host to the other, silently. The other direction works.
+// Cut loses every packet from one machine to the other, silently. The other direction works.
 func (n *Network) Cut(from, to string) { n.change(func() { n.linkLocked(from, to).cut = true }) }
 
 // Heal ends Cut.
 func (n *Network) Heal(from, to string) { n.change(func() { n.linkLocked(from, to).cut = false }) }
 
-// CutBoth loses every packet between two hosts.
+// CutBoth loses every packet between two machines.
 func (n *Network) CutBoth(a, b string) {
 	n.change(func() { n.linkLocked(a, b).cut, n.linkLocked(b, a).cut = true, true })
 }
@@ -144,82 +144,86 @@ func (n *Network) HealBoth(a, b string) {
 	n.change(func() { n.linkLocked(a, b).cut, n.linkLocked(b, a).cut = false, false })
 }
 
-// Isolate loses every packet from and to a host, but those to itself.
-func (n *Network) Isolate(host string) { n.change(func() { n.hostLocked(host).isolated = true }) }
+// Isolate loses every packet from and to a machine, but those to itself.
+func (n *Network) Isolate(machine string) {
+	n.change(func() { n.machineLocked(machine).isolated = true })
+}
 
 // Rejoin ends Isolate.
-func (n *Network) Rejoin(host string) { n.change(func() { n.hostLocked(host).isolated = false }) }
+func (n *Network) Rejoin(machine string) {
+	n.change(func() { n.machineLocked(machine).isolated = false })
+}
 
-// HealAll ends every cut and isolation. Frozen hosts stay frozen.
+// HealAll ends every cut and isolation. Frozen machines stay frozen.
 func (n *Network) HealAll() {
 	n.change(func() {
 		for _, l := range n.links {
 			l.cut = false
 		}
-		for _, h := range n.hosts {
-			h.isolated = false
+		for _, m := range n.machines {
+			m.isolated = false
 		}
 	})
 }
 
-// Freeze stops a host as SIGSTOP stops a process. Its calls of the network return only with an error, after their deadline.
+// Freeze stops a machine as SIGSTOP stops a process. Its calls of the network return only with an error, after their deadline.
 // Nothing leaves it. What is sent to it goes into its buffers until they are full.
-func (n *Network) Freeze(host string) { n.change(func() { n.hostLocked(host).frozen = true }) }
+func (n *Network) Freeze(machine string) { n.change(func() { n.machineLocked(machine).frozen = true }) }
 
 // Thaw ends Freeze.
-func (n *Network) Thaw(host string) {
+func (n *Network) Thaw(machine string) {
 	n.change(func() {
-		n.hostLocked(host).frozen = false
+		n.machineLocked(machine).frozen = false
 		for c := range n.conns {
-			if c.host.name == host && c.closed {
+			if c.machine.name == machine && c.closed {
 				c.speakLocked()
 			}
 		}
 	})
 }
 
-// Reset makes all connections between two hosts fail at both ends now, cut or not.
+// Reset makes all connections between two machines fail at both ends now, cut or not.
 func (n *Network) Reset(a, b string) {
 	n.change(func() {
 		for c := range n.conns {
-			if c.host.name == a && c.remote.name == b || c.host.name == b && c.remote.name == a {
+			if c.machine.name == a && c.remote.name == b || c.machine.name == b && c.remote.name == a {
 				c.out.err, c.in.err = syscall.ECONNRESET, syscall.ECONNRESET
 			}
 		}
 	})
 }
 
-// Crash ends a host's process: its listeners and connections are closed, and the other ends are reset once the news
-// reaches them. The host may Listen and Dial again.
-func (n *Network) Crash(host string) { n.end(host, true) }
+// Crash ends a machine's process: its listeners and connections are closed, and the other ends are reset once the news
+// reaches them. The machine may Listen and Dial again.
+func (n *Network) Crash(machine string) { n.end(machine, true) }
 
-// PowerOff is Crash without a word to anyone: the other ends stay open until the host listens again, which answers
+// PowerOff is Crash without a word to anyone: the other ends stay open until the machine listens again, which answers
 // what they send with a reset.
-func (n *Network) PowerOff(host string) { n.end(host, false) }
+func (n *Network) PowerOff(machine string) { n.end(machine, false) }
 
-func (n *Network) end(host string, tell bool) {
+func (n *Network) end(machine string, tell bool) {
 	n.change(func() {
-		h := n.hostLocked(host)
-		h.off = !tell
-		h.frozen = false
-		for _, l := range h.listeners {
+		m := n.machineLocked(machine)
+		m.off = !tell
+		m.frozen = false
+		for _, l := range m.listeners {
 			l.closeLocked()
 		}
 		for c := range n.conns {
-			if c.host == h {
+			if c.machine == m {
 				c.endLocked(tell)
 			}
 		}
 	})
 }
 
-// pathLocked reports whether packets pass from one host to another. Whether they are frozen does not matter.
-func (n *Network) pathLocked(from, to *Host) bool {
+// pathLocked reports whether packets pass from one machine to another. Whether they are frozen does not matter.
+func (n *Network) pathLocked(from, to *Machine) bool {
 	return from == to || !from.isolated && !to.isolated && !n.linkLocked(from.name, to.name).cut
 }
 
-// Host is a machine with a name.
-type Host struct {
+// Machine is what the network connects: it has a name, listens and dials.
+type Machine struct {
 	n    *Network
 	name string
 
@@ -229,62 +233,62 @@ type Host struct {
 }
 
 // Listen opens a listener at "name:port" or ":port"; port 0 chooses one.
-func (h *Host) Listen(addr string) (net.Listener, error) {
+func (m *Machine) Listen(addr string) (net.Listener, error) {
 	name, port, err := splitAddr(addr)
-	if err == nil && name != "" && name != h.name {
+	if err == nil && name != "" && name != m.name {
 		err = syscall.EADDRNOTAVAIL
 	}
 	if err != nil {
 		return nil, &net.OpError{Op: "listen", Net: "sim", Addr: simAddr(addr), Err: err}
 	}
-	h.n.mu.Lock()
-	defer h.n.mu.Unlock()
+	m.n.mu.Lock()
+	defer m.n.mu.Unlock()
 	if port == 0 {
-		port = h.portLocked()
+		port = m.portLocked()
 	}
-	if h.listeners[port] != nil {
+	if m.listeners[port] != nil {
 		return nil, &net.OpError{Op: "listen", Net: "sim", Addr: simAddr(addr), Err: syscall.EADDRINUSE}
 	}
-	l := &Listener{h: h, port: port}
-	l.arrived.L = &h.n.mu
-	h.listeners[port] = l
-	if h.off {
-		h.off = false
-		for c := range h.n.conns { // left over from before PowerOff
-			if c.host == h && c.closed && c.in.silent {
+	l := &Listener{m: m, port: port}
+	l.arrived.L = &m.n.mu
+	m.listeners[port] = l
+	if m.off {
+		m.off = false
+		for c := range m.n.conns { // left over from before PowerOff
+			if c.machine == m && c.closed && c.in.silent {
 				c.speakLocked()
 				c.out.sendLocked(segment{err: syscall.ECONNRESET})
 			}
 		}
-		h.n.changed.Broadcast()
+		m.n.changed.Broadcast()
 	}
 	return l, nil
 }
 
-func (h *Host) portLocked() int {
-	for h.listeners[h.nextPort] != nil {
-		h.nextPort++
+func (m *Machine) portLocked() int {
+	for m.listeners[m.nextPort] != nil {
+		m.nextPort++
 	}
-	h.nextPort++
-	return h.nextPort - 1
+	m.nextPort++
+	return m.nextPort - 1
 }
 
-// Dial connects to a listener at "name:port". While packets do not pass both ways, or the host is off, it waits for
+// Dial connects to a listener at "name:port". While packets do not pass both ways, or the machine is off, it waits for
 // ctx.
-func (h *Host) Dial(ctx context.Context, addr string) (net.Conn, error) {
-	c, err := h.dial(ctx, addr)
+func (m *Machine) Dial(ctx context.Context, addr string) (net.Conn, error) {
+	c, err := m.dial(ctx, addr)
 	if err != nil {
 		return nil, &net.OpError{Op: "dial", Net: "sim", Addr: simAddr(addr), Err: err}
 	}
 	return c, nil
 }
 
-func (h *Host) dial(ctx context.Context, addr string) (*Conn, error) {
+func (m *Machine) dial(ctx context.Context, addr string) (*Conn, error) {
 	name, port, err := splitAddr(addr)
 	if err != nil {
 		return nil, err
 	}
-	n := h.n
+	n := m.n
 	stop := context.AfterFunc(ctx, func() {
 		n.mu.Lock()
 		defer n.mu.Unlock()
@@ -293,18 +297,18 @@ func (h *Host) dial(ctx context.Context, addr string) (*Conn, error) {
 	defer stop()
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	to := n.hosts[name]
+	to := n.machines[name]
 	if to == nil {
-		return nil, fmt.Errorf("no host %q", name)
+		return nil, fmt.Errorf("no machine %q", name)
 	}
 	for {
-		for ctx.Err() == nil && (h.frozen || to.off || !n.pathLocked(h, to) || !n.pathLocked(to, h)) {
+		for ctx.Err() == nil && (m.frozen || to.off || !n.pathLocked(m, to) || !n.pathLocked(to, m)) {
 			n.changed.Wait()
 		}
-		if err := n.roundTripLocked(ctx, h, to); err != nil {
+		if err := n.roundTripLocked(ctx, m, to); err != nil {
 			return nil, err
 		}
-		if h.frozen || to.off || !n.pathLocked(h, to) || !n.pathLocked(to, h) {
+		if m.frozen || to.off || !n.pathLocked(m, to) || !n.pathLocked(to, m) {
 			continue // lost; the kernel tries again
 		}
 		l := to.listeners[port]
@@ -312,14 +316,14 @@ func (h *Host) dial(ctx context.Context, addr string) (*Conn, error) {
 			return nil, syscall.ECONNREFUSED
 		}
 		if len(l.backlog) < backlog {
-			return n.connectLocked(h, l), nil
+			return n.connectLocked(m, l), nil
 		}
 		n.changed.Wait()
 	}
 }
 
 // roundTripLocked waits for as long as a packet travels there and back.
-func (n *Network) roundTripLocked(ctx context.Context, a, b *Host) error {
+func (n *Network) roundTripLocked(ctx context.Context, a, b *Machine) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -340,11 +344,11 @@ func (n *Network) roundTripLocked(ctx context.Context, a, b *Host) error {
 }
 
 // connectLocked makes a connection from h to l and leaves l's end in the backlog.
-func (n *Network) connectLocked(h *Host, l *Listener) *Conn {
-	there, back := n.newPipeLocked(h, l.h), n.newPipeLocked(l.h, h)
-	local, remote := addrOf(h.name, h.portLocked()), addrOf(l.h.name, l.port)
-	a := &Conn{n: n, host: h, remote: l.h, out: there, in: back, local: local, peer: remote}
-	b := &Conn{n: n, host: l.h, remote: h, out: back, in: there, local: remote, peer: local}
+func (n *Network) connectLocked(m *Machine, l *Listener) *Conn {
+	there, back := n.newPipeLocked(m, l.m), n.newPipeLocked(l.m, m)
+	local, remote := addrOf(m.name, m.portLocked()), addrOf(l.m.name, l.port)
+	a := &Conn{n: n, machine: m, remote: l.m, out: there, in: back, local: local, peer: remote}
+	b := &Conn{n: n, machine: l.m, remote: m, out: back, in: there, local: remote, peer: local}
 	a.other, b.other = b, a
 	n.conns[a], n.conns[b] = struct{}{}, struct{}{}
 	l.backlog = append(l.backlog, b)
@@ -352,7 +356,7 @@ func (n *Network) connectLocked(h *Host, l *Listener) *Conn {
 	return a
 }
 
-func (n *Network) newPipeLocked(from, to *Host) *pipe {
+func (n *Network) newPipeLocked(from, to *Machine) *pipe {
 	link := n.linkLocked(from.name, to.name)
 	link.dials++
 	f := fnv.New64a()
@@ -362,22 +366,22 @@ func (n *Network) newPipeLocked(from, to *Host) *pipe {
 	return p
 }
 
-// Listener is an address at which a host accepts connections.
+// Listener is an address at which a machine accepts connections.
 type Listener struct {
-	h       *Host
+	m       *Machine
 	port    int
-	arrived sync.Cond // on Network.mu; signalled when backlog grew, broadcast when closed or a host changed
+	arrived sync.Cond // on Network.mu; signalled when backlog grew, broadcast when closed or a machine changed
 	backlog []*Conn
 	closed  bool
 }
 
 // Accept implements net.Listener.
 func (l *Listener) Accept() (net.Conn, error) {
-	n := l.h.n
+	n := l.m.n
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for !l.closed && (len(l.backlog) == 0 || l.h.frozen) {
-		if l.h.frozen {
+	for !l.closed && (len(l.backlog) == 0 || l.m.frozen) {
+		if l.m.frozen {
 			n.changed.Wait()
 		} else {
 			l.arrived.Wait()
@@ -394,8 +398,8 @@ func (l *Listener) Accept() (net.Conn, error) {
 
 // Close implements net.Listener. Connections nobody has accepted are reset.
 func (l *Listener) Close() error {
-	l.h.n.mu.Lock()
-	defer l.h.n.mu.Unlock()
+	l.m.n.mu.Lock()
+	defer l.m.n.mu.Unlock()
 	l.closeLocked()
 	return nil
 }
@@ -405,17 +409,17 @@ func (l *Listener) closeLocked() {
 		return
 	}
 	l.closed = true
-	delete(l.h.listeners, l.port)
+	delete(l.m.listeners, l.port)
 	for _, c := range l.backlog {
 		c.endLocked(true)
 	}
 	l.backlog = nil
 	l.arrived.Broadcast()
-	l.h.n.changed.Broadcast()
+	l.m.n.changed.Broadcast()
 }
 
 // Addr implements net.Listener.
-func (l *Listener) Addr() net.Addr { return addrOf(l.h.name, l.port) }
+func (l *Listener) Addr() net.Addr { return addrOf(l.m.name, l.port) }
 
 type simAddr string
 

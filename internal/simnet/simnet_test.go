@@ -16,14 +16,14 @@ import (
 	"golang.org/x/net/nettest"
 )
 
-// pair returns the two ends of a connection from host a to host b.
+// pair returns the two ends of a connection from machine a to machine b.
 func pair(t testing.TB, n *Network) (a, b net.Conn) {
 	t.Helper()
-	l, err := n.Host("b").Listen(":0")
+	l, err := n.Machine("b").Listen(":0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, err = n.Host("a").Dial(context.Background(), l.Addr().String())
+	a, err = n.Machine("a").Dial(context.Background(), l.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,22 +126,22 @@ func TestCutHoldsAndHealDeliversWithoutGap(t *testing.T) {
 func TestIsolateStopsDialing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := New(Config{})
-		l, _ := n.Host("b").Listen(":7")
+		l, _ := n.Machine("b").Listen(":7")
 		defer l.Close()
 		n.Isolate("b")
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
-		if _, err := n.Host("a").Dial(ctx, "b:7"); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("dialing an isolated host: %v", err)
+		if _, err := n.Machine("a").Dial(ctx, "b:7"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("dialing an isolated machine: %v", err)
 		}
 		time.AfterFunc(time.Minute, func() { n.Rejoin("b") })
 		began := time.Now()
-		c, err := n.Host("a").Dial(context.Background(), "b:7")
+		c, err := n.Machine("a").Dial(context.Background(), "b:7")
 		if err != nil || time.Since(began) != time.Minute {
 			t.Fatalf("dialed after %v: %v", time.Since(began), err)
 		}
 		c.Close()
-		if _, err := n.Host("a").Dial(context.Background(), "b:8"); !errors.Is(err, syscall.ECONNREFUSED) {
+		if _, err := n.Machine("a").Dial(context.Background(), "b:8"); !errors.Is(err, syscall.ECONNREFUSED) {
 			t.Errorf("dialing where nobody listens: %v", err)
 		}
 	})
@@ -157,13 +157,13 @@ func TestFrozenReaderBoundsTheWriter(t *testing.T) {
 		a.SetWriteDeadline(time.Now().Add(time.Second))
 		sent, err := a.Write(make([]byte, 5000))
 		if sent != 1000 || !errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Fatalf("wrote %d bytes to a frozen host and %v, want its buffer's 1000", sent, err)
+			t.Fatalf("wrote %d bytes to a frozen machine and %v, want its buffer's 1000", sent, err)
 		}
 		time.AfterFunc(time.Second, func() { n.Thaw("b") })
 		began := time.Now()
 		read(t, b, 1000)
 		if d := time.Since(began); d != time.Second {
-			t.Errorf("a frozen host read after %v", d)
+			t.Errorf("a frozen machine read after %v", d)
 		}
 	})
 }
@@ -178,7 +178,7 @@ func TestFrozenWriterIsHeldUntilThaw(t *testing.T) {
 		n.Freeze("a")
 		a.SetWriteDeadline(time.Now().Add(time.Second))
 		if _, err := a.Write([]byte("x")); !errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Errorf("a frozen host wrote: %v", err)
+			t.Errorf("a frozen machine wrote: %v", err)
 		}
 		silentFor(t, b, time.Minute)
 		n.Thaw("a")
@@ -225,13 +225,13 @@ func TestResetCrashAndPowerOff(t *testing.T) {
 			if sent, err := b.Write(make([]byte, 100)); sent != 10 || !errors.Is(err, os.ErrDeadlineExceeded) {
 				t.Errorf("wrote %d bytes and %v", sent, err)
 			}
-			l, err := n.Host("a").Listen(":1") // back again
+			l, err := n.Machine("a").Listen(":1") // back again
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer l.Close()
 			if _, err := b.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
-				t.Errorf("read: %v, want a reset once the host is back", err)
+				t.Errorf("read: %v, want a reset once the machine is back", err)
 			}
 		})
 	})

@@ -102,7 +102,7 @@ func TestDamagedRequestIsRefused(t *testing.T) {
 func TestDamagedAnswerIsNoAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		network := simnet.New(lan)
-		l, err := network.Host("raw").Listen(":1")
+		l, err := network.Machine("raw").Listen(":1")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -111,7 +111,7 @@ func TestDamagedAnswerIsNoAnswer(t *testing.T) {
 		go serveRaw(l, func(h frameHeader) []byte {
 			return resealed(damaged(h.id), func(b []byte) { b[4] = byte(kindResponse) })
 		})
-		tr, err := New(Config{Cluster: testCluster, Self: 1, Dial: network.Host("n1").Dial,
+		tr, err := New(Config{Cluster: testCluster, Self: 1, Dial: network.Machine("n1").Dial,
 			Resolve: func(storage.NodeID) (string, bool) { return "raw:1", true }})
 		if err != nil {
 			t.Fatal(err)

@@ -316,7 +316,7 @@ func TestBackoff(t *testing.T) {
 				return dial(ctx, addr)
 			}
 		}, conformHandlers)
-		network.Host("n2")
+		network.Machine("n2")
 		m.addrs[2] = "n2:7001" // nobody listens
 		for range 10_000 {
 			m.nodes[1].Go(2, Data, &Request{Method: methodEcho}, func(_ *Response, err error) {
@@ -343,7 +343,7 @@ func TestPeerThatConnectsIsReachedAtOnce(t *testing.T) {
 		network := simnet.New(lan)
 		m := newMesh(t, simulated(network), 1, nil, conformHandlers)
 		m.addrs[2] = "n2:7001"
-		network.Host("n2")
+		network.Machine("n2")
 		failed := func() bool {
 			_, err := m.nodes[1].Call(t.Context(), 2, Data, &Request{Method: methodEcho})
 			return err != nil
@@ -356,11 +356,11 @@ func TestPeerThatConnectsIsReachedAtOnce(t *testing.T) {
 			failed()
 			<-time.After(time.Millisecond)
 		}
-		l, err := network.Host("n2").Listen(":7001")
+		l, err := network.Machine("n2").Listen(":7001")
 		if err != nil {
 			t.Fatal(err)
 		}
-		m.run(t, Config{Cluster: testCluster, Self: 2, Listener: l, Dial: network.Host("n2").Dial, Resolve: m.resolve}, conformHandlers)
+		m.run(t, Config{Cluster: testCluster, Self: 2, Listener: l, Dial: network.Machine("n2").Dial, Resolve: m.resolve}, conformHandlers)
 		mustCall(t, m.nodes[2], 1, Data, &Request{Method: methodEcho})
 		<-time.After(20 * time.Millisecond)
 		if !m.nodes[1].Connected(2) {
@@ -385,11 +385,11 @@ func TestRestartedPeer(t *testing.T) {
 				synctest.Wait() // it is noticed before anybody calls Close
 				m.crashed[2] = true
 				m.stop[2]()
-				l, err := network.Host("n2").Listen(":7001")
+				l, err := network.Machine("n2").Listen(":7001")
 				if err != nil {
 					t.Fatal(err)
 				}
-				m.run(t, Config{Cluster: testCluster, Self: 2, Listener: l, Dial: network.Host("n2").Dial, Resolve: m.resolve}, conformHandlers)
+				m.run(t, Config{Cluster: testCluster, Self: 2, Listener: l, Dial: network.Machine("n2").Dial, Resolve: m.resolve}, conformHandlers)
 				mustCall(t, m.nodes[2], 1, Data, &Request{Method: methodEcho})
 				synctest.Wait()
 				if n := len(m.nodes[1].inSets); n != 1 {
@@ -419,7 +419,7 @@ func TestForeigners(t *testing.T) {
 			{"other node", Config{Cluster: testCluster, Self: 3}, 2, m.addrs[1], "node 1 answers at the address of node 2 (called by node 3)"},
 			{"our own address", Config{Cluster: testCluster, Self: 2}, 1, m.addrs[2], "node 2 answers at the address of node 1 (called by node 2)"},
 		} {
-			c.cfg.Dial = network.Host("x").Dial
+			c.cfg.Dial = network.Machine("x").Dial
 			c.cfg.Resolve = func(storage.NodeID) (string, bool) { return c.addr, true }
 			tr, err := New(c.cfg)
 			if err != nil {

@@ -32,7 +32,7 @@ func rawSet(t testing.TB, network *simnet.Network, addr string, nonce uint64) (l
 // rawLane greets node 2 as node 9 on one lane.
 func rawLane(t testing.TB, network *simnet.Network, addr string, nonce uint64, lane Lane) net.Conn {
 	t.Helper()
-	nc, err := network.Host("raw").Dial(context.Background(), addr)
+	nc, err := network.Machine("raw").Dial(context.Background(), addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -182,13 +182,13 @@ func TestSilentDialler(t *testing.T) {
 		m := newMesh(t, simulated(network), 2, nil, conformHandlers)
 		lanes := rawSet(t, network, m.addrs[2], 1)
 		within(t, "dropping a silent set", noticed, func() { io.ReadAll(lanes[Bulk]) })
-		mute, err := network.Host("raw").Dial(context.Background(), m.addrs[2])
+		mute, err := network.Machine("raw").Dial(context.Background(), m.addrs[2])
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer mute.Close()
 		within(t, "dropping a connection without hello", 4*time.Second, func() { io.ReadAll(mute) })
-		half, err := network.Host("raw").Dial(context.Background(), m.addrs[2])
+		half, err := network.Machine("raw").Dial(context.Background(), m.addrs[2])
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -282,14 +282,14 @@ func TestHostileAnswers(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				network := simnet.New(lan)
-				l, err := network.Host("raw").Listen(":1")
+				l, err := network.Machine("raw").Listen(":1")
 				if err != nil {
 					t.Fatal(err)
 				}
 				defer func() { <-time.After(time.Millisecond) }() // until the raw server has noticed
 				defer l.Close()
 				go serveRaw(l, c.answer)
-				tr, err := New(Config{Cluster: testCluster, Self: 1, Dial: network.Host("n1").Dial,
+				tr, err := New(Config{Cluster: testCluster, Self: 1, Dial: network.Machine("n1").Dial,
 					Resolve: func(storage.NodeID) (string, bool) { return "raw:1", true }})
 				if err != nil {
 					t.Fatal(err)
@@ -350,7 +350,7 @@ func TestHelloLayouts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		network := simnet.New(lan)
 		m := newMesh(t, simulated(network), 2, nil, conformHandlers)
-		newer, err := network.Host("raw").Dial(context.Background(), m.addrs[2])
+		newer, err := network.Machine("raw").Dial(context.Background(), m.addrs[2])
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -361,7 +361,7 @@ func TestHelloLayouts(t *testing.T) {
 		if answer, err := readHello(newer, answerMagic); err != nil || answer.code != helloWrongVersion || answer.layout != helloLayout || answer.speaks != known {
 			t.Errorf("a newer dialler is answered with %+v, %v", answer, err)
 		}
-		l, err := network.Host("raw").Listen(":1")
+		l, err := network.Machine("raw").Listen(":1")
 		if err != nil {
 			t.Fatal(err)
 		}

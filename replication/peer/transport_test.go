@@ -30,10 +30,10 @@ func loopback() fabric {
 
 // simulated is a fabric whose hosts are called n1, n2, ...
 func simulated(n *simnet.Network) fabric {
-	host := func(id storage.NodeID) *simnet.Host { return n.Host("n" + id.String()) }
+	machine := func(id storage.NodeID) *simnet.Machine { return n.Machine("n" + id.String()) }
 	return fabric{
-		listen: func(id storage.NodeID) (net.Listener, error) { return host(id).Listen(":7001") },
-		dial:   func(id storage.NodeID) func(context.Context, string) (net.Conn, error) { return host(id).Dial },
+		listen: func(id storage.NodeID) (net.Listener, error) { return machine(id).Listen(":7001") },
+		dial:   func(id storage.NodeID) func(context.Context, string) (net.Conn, error) { return machine(id).Dial },
 	}
 }
 

@@ -154,7 +154,7 @@ func diallers(t *testing.T, m *mesh, network *simnet.Network, speaks versions, f
 		}
 		return got, nil
 	}
-	dial := network.Host("outside").Dial
+	dial := network.Machine("outside").Dial
 	return map[string]func() (uint16, error){
 		"node": func() (uint16, error) { return set(m.nodes[from]) },
 		"gateway": func() (uint16, error) {
@@ -235,7 +235,7 @@ func TestBuildsBeforeDial(t *testing.T) {
 				var nc net.Conn
 				for _, lane := range []Lane{Control, Bulk, Data} {
 					var err error
-					if nc, err = network.Host("old").Dial(t.Context(), m.addrs[2]); err != nil {
+					if nc, err = network.Machine("old").Dial(t.Context(), m.addrs[2]); err != nil {
 						t.Fatal(err)
 					}
 					defer nc.Close()
@@ -272,14 +272,14 @@ func TestBuildsBeforeAccept(t *testing.T) {
 		} {
 			synctest.Test(t, func(t *testing.T) {
 				network := simnet.New(lan)
-				l, err := network.Host("old").Listen(":1")
+				l, err := network.Machine("old").Listen(":1")
 				if err != nil {
 					t.Fatal(err)
 				}
 				defer func() { <-time.After(time.Millisecond) }() // until the old build has noticed
 				defer l.Close()
 				go acceptBefore(t, l, self, sums)
-				tr, err := New(Config{Cluster: testCluster, Self: self, Client: self == 0, Dial: network.Host("new").Dial, speaks: speaks,
+				tr, err := New(Config{Cluster: testCluster, Self: self, Client: self == 0, Dial: network.Machine("new").Dial, speaks: speaks,
 					Random: func() uint64 { return 7 }, Resolve: func(storage.NodeID) (string, bool) { return "old:1", true }})
 				if err != nil {
 					t.Fatal(err)

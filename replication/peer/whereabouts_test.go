@@ -11,14 +11,14 @@ import (
 	"github.com/storaged/storaged/internal/simnet"
 )
 
-// process starts a transport that is node id at host, and returns it with what ends it.
-func process(t *testing.T, network *simnet.Network, host string, id storage.NodeID, resolve map[storage.NodeID]string) (*Transport, func()) {
+// process starts a transport that is node id at machine, and returns it with what ends it.
+func process(t *testing.T, network *simnet.Network, machine string, id storage.NodeID, resolve map[storage.NodeID]string) (*Transport, func()) {
 	t.Helper()
-	l, err := network.Host(host).Listen(":1")
+	l, err := network.Machine(machine).Listen(":1")
 	if err != nil {
 		t.Fatal(err)
 	}
-	tr, err := New(Config{Cluster: testCluster, Self: id, Listener: l, Dial: network.Host(host).Dial, Speaker: Speaker{Address: host + ":1", Process: host + "/1"},
+	tr, err := New(Config{Cluster: testCluster, Self: id, Listener: l, Dial: network.Machine(machine).Dial, Speaker: Speaker{Address: machine + ":1", Process: machine + "/1"},
 		Resolve: func(n storage.NodeID) (string, bool) { a, ok := resolve[n]; return a, ok }})
 	if err != nil {
 		t.Fatal(err)

@@ -58,7 +58,7 @@ func simulated(t *testing.T, nodes int) (ps []*peer.Transport, rs []*Dispatcher,
 	addr := func(id storage.NodeID) string { return "n" + id.String() + ":1" }
 	for i := range nodes {
 		id := storage.NodeID(i + 1)
-		self := n.Host("n" + id.String())
+		self := n.Machine("n" + id.String())
 		l, err := self.Listen(addr(id))
 		if err != nil {
 			t.Fatal(err)

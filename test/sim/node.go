@@ -125,7 +125,7 @@ func (n *node) start() error {
 
 func (p *process) serve(logger *slog.Logger, replicas *atomic.Pointer[replication.Replicas]) error {
 	n := p.n
-	self := n.r.net.Host(nodeName(n.id))
+	self := n.r.net.Machine(nodeName(n.id))
 	l, err := self.Listen(nodeName(n.id) + ":1")
 	if err != nil {
 		return err

@@ -1,5 +1,5 @@
 // Package csitest is a cluster, a host's gateway and a kernel in memory, for tests of the CSI services. The gateway finds in the
-// cluster what ControllerPublishVolume did there. What is written to a mounted volume stays on it when it moves to another host.
+// cluster what ControllerPublishVolume did there. What is written to a mounted volume stays on it when it moves to another machine.
 //
 // Every call to any of them is a step, and a step can be made to fail before it has had its effect or after. A World
 // outlives the services that use it, as the real things outlive a driver's process. It stores no data. Everything may be
@@ -30,15 +30,15 @@ const (
 	After
 )
 
-// World is a cluster with hosts.
+// World is a cluster with machines.
 type World struct {
 	cluster *apitest.Cluster
 
-	mu      sync.Mutex // guards what follows; never held while the cluster is called
-	steps   int
-	fault   func(step int) When
-	content map[storage.VolumeID]fileSystem // what is on the volumes
-	hosts   int
+	mu       sync.Mutex // guards what follows; never held while the cluster is called
+	steps    int
+	fault    func(step int) When
+	content  map[storage.VolumeID]fileSystem // what is on the volumes
+	machines int
 }
 
 // fileSystem is what a volume holds.
@@ -48,7 +48,7 @@ type fileSystem struct {
 	raw       bool // it is none, but data
 }
 
-// New returns a world with an empty cluster and no hosts.
+// New returns a world with an empty cluster and no machines.
 func New() *World {
 	return &World{cluster: apitest.New(time.Now), content: map[storage.VolumeID]fileSystem{}}
 }

@@ -16,8 +16,8 @@ import (
 	"github.com/storaged/storaged/internal/blockdev"
 )
 
-// Host is a host of the world: its gateway and its kernel. It implements hostfs.Devices; Mounts is its hostfs.Mounts.
-type Host struct {
+// Machine is a host of the world: its gateway and its kernel. It implements hostfs.Devices; Mounts is its hostfs.Mounts.
+type Machine struct {
 	w        *World
 	id, zone string
 
@@ -34,104 +34,104 @@ type Host struct {
 	refused map[string]bool
 }
 
-// Host returns a new host of the world.
-func (w *World) Host(id, zone string) *Host {
+// Machine returns a new machine of the world.
+func (w *World) Machine(id, zone string) *Machine {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.hosts++
-	return &Host{w: w, id: id, zone: zone, number: uint64(w.hosts) << 20, devices: map[string]host.Attachment{},
+	w.machines++
+	return &Machine{w: w, id: id, zone: zone, number: uint64(w.machines) << 20, devices: map[string]host.Attachment{},
 		lost: map[string]bool{}, stolen: map[string]bool{}, numbers: map[string]uint64{}, targets: map[string]bool{},
 		hung: map[string]chan struct{}{}, begun: map[string]int{}, refused: map[string]bool{}}
 }
 
 var (
-	_ hostfs.Devices = (*Host)(nil)
+	_ hostfs.Devices = (*Machine)(nil)
 	_ hostfs.Mounts  = (*Mounts)(nil)
 )
 
 // Attach implements hostfs.Devices. It knows attachments that the controller has made, and no others.
-func (h *Host) Attach(ctx context.Context, r host.Request) (host.Attachment, error) {
-	return get(h.w, "attach", func() (host.Attachment, error) {
+func (m *Machine) Attach(ctx context.Context, r host.Request) (host.Attachment, error) {
+	return get(m.w, "attach", func() (host.Attachment, error) {
 		const op = "attach"
 		subject := "volume " + r.Volume
 		if err := r.Validate(); err != nil {
 			return host.Attachment{}, err
 		}
-		v, err := h.w.cluster.Volume(ctx, r.Volume)
+		v, err := m.w.cluster.Volume(ctx, r.Volume)
 		if err != nil {
 			return host.Attachment{}, err
 		}
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		if d, ok := h.devices[r.Volume]; ok {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if d, ok := m.devices[r.Volume]; ok {
 			if d.Access != r.Access || d.ReadOnly != r.ReadOnly || d.ID != r.AttachmentID {
 				return host.Attachment{}, storage.E(op, storage.KindConflict, subject, errors.New("it is attached here on other terms"))
 			}
-			if seen := h.seen(ctx, d); !h.lost[r.Volume] {
+			if seen := m.seen(ctx, d); !m.lost[r.Volume] {
 				return seen, nil
 			}
 			return host.Attachment{}, storage.E(op, storage.KindConflict, subject, errors.New("its device has failed; detach it first"))
 		}
 		at := slices.IndexFunc(v.Attachments, func(a api.Attachment) bool { return a.ID == r.AttachmentID })
-		if at < 0 || v.Attachments[at].Holder.ID != h.id {
+		if at < 0 || v.Attachments[at].Holder.ID != m.id {
 			return host.Attachment{}, storage.E(op, storage.KindFenced, subject, fmt.Errorf("attachment %d is not this host's", r.AttachmentID))
 		}
-		h.number++
+		m.number++
 		d := host.Attachment{Volume: r.Volume, VolumeID: v.ID, ID: r.AttachmentID, Access: r.Access, ReadOnly: r.ReadOnly, Via: host.ViaNBD,
-			Device: fmt.Sprintf("/dev/fake%d", h.number), SizeBytes: v.SizeBytes, State: host.StateReady,
-			Identity: blockdev.Identity{Backend: "fake", Sequence: h.number}}
-		h.devices[r.Volume], h.numbers[d.Device] = d, h.number
+			Device: fmt.Sprintf("/dev/fake%d", m.number), SizeBytes: v.SizeBytes, State: host.StateReady,
+			Identity: blockdev.Identity{Backend: "fake", Sequence: m.number}}
+		m.devices[r.Volume], m.numbers[d.Device] = d, m.number
 		return d, nil
 	})
 }
 
 // seen returns the device as it is now: it has failed if its attachment is gone.
-func (h *Host) seen(ctx context.Context, d host.Attachment) host.Attachment {
-	v, err := h.w.cluster.Volume(ctx, d.Volume)
+func (m *Machine) seen(ctx context.Context, d host.Attachment) host.Attachment {
+	v, err := m.w.cluster.Volume(ctx, d.Volume)
 	if err != nil || !slices.ContainsFunc(v.Attachments, func(a api.Attachment) bool { return a.ID == d.ID }) {
 		d.State, d.Reason = host.StateFailed, "the volume was taken over"
 	}
-	if h.lost[d.Volume] {
+	if m.lost[d.Volume] {
 		d.State, d.Reason = host.StateFailed, "the connection to the kernel was lost"
 	}
 	return d
 }
 
 // Detach implements hostfs.Devices.
-func (h *Host) Detach(_ context.Context, volume string, force bool) error {
-	return h.w.step("detach", func() error {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		d, ok := h.devices[volume]
+func (m *Machine) Detach(_ context.Context, volume string, force bool) error {
+	return m.w.step("detach", func() error {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		d, ok := m.devices[volume]
 		if !ok {
 			return nil
 		}
-		number := h.numbers[d.Device]
-		if !force && h.lost[volume] {
+		number := m.numbers[d.Device]
+		if !force && m.lost[volume] {
 			return storage.E("detach", storage.KindConflict, "volume "+volume, errors.New("its device is not served; only force removes it"))
 		}
 		// As on a real host: a file system uses its device, and a node that is shown somewhere does not until somebody opens it.
-		if !force && slices.ContainsFunc(h.mounts, func(m hostfs.Mount) bool { return m.Device == number }) {
+		if !force && slices.ContainsFunc(m.mounts, func(at hostfs.Mount) bool { return at.Device == number }) {
 			return storage.E("detach", storage.KindConflict, "volume "+volume, errors.New("the device is in use"))
 		}
-		delete(h.devices, volume)
-		delete(h.lost, volume)
-		delete(h.stolen, volume)
-		delete(h.numbers, d.Device)
+		delete(m.devices, volume)
+		delete(m.lost, volume)
+		delete(m.stolen, volume)
+		delete(m.numbers, d.Device)
 		return nil
 	})
 }
 
 // Refresh implements hostfs.Devices.
-func (h *Host) Refresh(ctx context.Context, volume string, sizeBytes int64) (host.Attachment, error) {
-	return get(h.w, "refresh", func() (host.Attachment, error) {
-		v, err := h.w.cluster.Volume(ctx, volume)
+func (m *Machine) Refresh(ctx context.Context, volume string, sizeBytes int64) (host.Attachment, error) {
+	return get(m.w, "refresh", func() (host.Attachment, error) {
+		v, err := m.w.cluster.Volume(ctx, volume)
 		if err != nil {
 			return host.Attachment{}, err
 		}
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		d, ok := h.devices[volume]
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		d, ok := m.devices[volume]
 		switch {
 		case !ok:
 			return d, storage.E("refresh", storage.KindNotFound, "volume "+volume, errors.New("it is not attached here"))
@@ -139,129 +139,129 @@ func (h *Host) Refresh(ctx context.Context, volume string, sizeBytes int64) (hos
 			return d, storage.E("refresh", storage.KindUnavailable, "volume "+volume, errors.New("it is not as large"))
 		}
 		d.SizeBytes = v.SizeBytes
-		h.devices[volume] = d
+		m.devices[volume] = d
 		return d, nil
 	})
 }
 
 // Allocated implements hostfs.Devices.
-func (h *Host) Allocated(_ context.Context, volume string, attachmentID storage.AttachmentID) (bool, error) {
-	return get(h.w, "ask", func() (bool, error) {
-		h.mu.Lock()
-		d, ok := h.devices[volume]
-		h.mu.Unlock()
+func (m *Machine) Allocated(_ context.Context, volume string, attachmentID storage.AttachmentID) (bool, error) {
+	return get(m.w, "ask", func() (bool, error) {
+		m.mu.Lock()
+		d, ok := m.devices[volume]
+		m.mu.Unlock()
 		if !ok || attachmentID != 0 && d.ID != attachmentID {
 			return false, storage.E("ask", storage.KindNotFound, "volume "+volume, errors.New("it is not attached here"))
 		}
-		h.w.mu.Lock()
-		defer h.w.mu.Unlock()
-		return h.w.content[d.VolumeID] != fileSystem{}, nil
+		m.w.mu.Lock()
+		defer m.w.mu.Unlock()
+		return m.w.content[d.VolumeID] != fileSystem{}, nil
 	})
 }
 
 // Attachments implements hostfs.Devices.
-func (h *Host) Attachments(ctx context.Context) ([]host.Attachment, error) {
-	return get(h.w, "list", func() ([]host.Attachment, error) {
-		h.mu.Lock()
-		defer h.mu.Unlock()
+func (m *Machine) Attachments(ctx context.Context) ([]host.Attachment, error) {
+	return get(m.w, "list", func() ([]host.Attachment, error) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
 		var list []host.Attachment
-		for _, name := range slices.Sorted(maps.Keys(h.devices)) {
-			list = append(list, h.seen(ctx, h.devices[name]))
+		for _, name := range slices.Sorted(maps.Keys(m.devices)) {
+			list = append(list, m.seen(ctx, m.devices[name]))
 		}
 		return list, nil
 	})
 }
 
 // Info implements hostfs.Devices.
-func (h *Host) Info(context.Context) (host.Info, error) {
-	return get(h.w, "ask", func() (host.Info, error) {
-		return host.Info{HostID: h.id, Zone: h.zone, Version: "test", Cluster: storage.ClusterID{1}}, nil
+func (m *Machine) Info(context.Context) (host.Info, error) {
+	return get(m.w, "ask", func() (host.Info, error) {
+		return host.Info{HostID: m.id, Zone: m.zone, Version: "test", Cluster: storage.ClusterID{1}}, nil
 	})
 }
 
 // Freeze makes the kernel refuse writes to the volume's file systems, as it does after an error.
-func (h *Host) Freeze(volume string) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for i := range h.mounts {
-		if h.mounts[i].Device == h.numbers[h.devices[volume].Device] {
-			h.mounts[i].FrozenFS = true
+func (m *Machine) Freeze(volume string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for i := range m.mounts {
+		if m.mounts[i].Device == m.numbers[m.devices[volume].Device] {
+			m.mounts[i].FrozenFS = true
 		}
 	}
 }
 
 // Lose has a device be one that the gateway has lost: it has failed, nobody serves it, and only force removes it.
-func (h *Host) Lose(volume string) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.lost[volume] = true
+func (m *Machine) Lose(volume string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.lost[volume] = true
 }
 
-// Steal has the path of a volume's device be another device's, as when somebody has freed a loop device on the host.
-func (h *Host) Steal(volume string) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.stolen[volume] = true
+// Steal has the path of a volume's device be another device's, as when somebody has freed a loop device on the machine.
+func (m *Machine) Steal(volume string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.stolen[volume] = true
 }
 
-// Reboot unmounts everything, as a restart of the host does.
-func (h *Host) Reboot() {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.mounts = nil
+// Reboot unmounts everything, as a restart of the machine does.
+func (m *Machine) Reboot() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.mounts = nil
 }
 
 // Hang makes every step of the kernel of this name ("format", "mount", "unmount", "look at") wait until release is called, whatever
 // the context of its call; release may be called again.
-func (h *Host) Hang(what string) (release func()) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
+func (m *Machine) Hang(what string) (release func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	hung := make(chan struct{})
-	h.hung[what] = hung
+	m.hung[what] = hung
 	return sync.OnceFunc(func() {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		delete(h.hung, what)
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		delete(m.hung, what)
 		close(hung)
 	})
 }
 
 // Refuse has every step of the kernel that does this fail for good.
-func (h *Host) Refuse(what string) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.refused[what] = true
+func (m *Machine) Refuse(what string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.refused[what] = true
 }
 
 // Begun returns how many steps of the kernel that do this have begun.
-func (h *Host) Begun(what string) int {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.begun[what]
+func (m *Machine) Begun(what string) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.begun[what]
 }
 
 // wait is what a step of the kernel begins with.
-func (h *Host) wait(what string) {
-	h.mu.Lock()
-	h.begun[what]++
-	hung := h.hung[what]
-	h.mu.Unlock()
+func (m *Machine) wait(what string) {
+	m.mu.Lock()
+	m.begun[what]++
+	hung := m.hung[what]
+	m.mu.Unlock()
 	if hung != nil {
 		<-hung
 	}
 }
 
-// Left returns what is mounted, attached or made on the host and not taken away, in words.
-func (h *Host) Left() (left []string) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for _, m := range h.mounts {
-		left = append(left, "mount "+m.Path)
+// Left returns what is mounted, attached or made on the machine and not taken away, in words.
+func (m *Machine) Left() (left []string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, at := range m.mounts {
+		left = append(left, "mount "+at.Path)
 	}
-	for name := range h.devices {
+	for name := range m.devices {
 		left = append(left, "device of "+name)
 	}
-	for path := range h.targets {
+	for path := range m.targets {
 		left = append(left, "target "+path)
 	}
 	slices.Sort(left)
@@ -269,25 +269,25 @@ func (h *Host) Left() (left []string) {
 }
 
 // Made reports whether Bind has made something at path that Remove did not remove.
-func (h *Host) Made(path string) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.targets[path]
+func (m *Machine) Made(path string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.targets[path]
 }
 
-// Mounts is the kernel of a Host. A step of it may fail as everything else; Bind is two, the target and the mount.
-type Mounts struct{ h *Host }
+// Mounts is the kernel of a Machine. A step of it may fail as everything else; Bind is two, the target and the mount.
+type Mounts struct{ machine *Machine }
 
-// Mounts returns the host's kernel.
-func (h *Host) Mounts() *Mounts { return &Mounts{h: h} }
+// Mounts returns the machine's kernel.
+func (m *Machine) Mounts() *Mounts { return &Mounts{machine: m} }
 
-// step is World.step under the host's lock.
+// step is World.step under the machine's lock.
 func (m *Mounts) step(op string, do func() error) error {
-	m.h.wait(op)
-	return m.h.w.step(op, func() error {
-		m.h.mu.Lock()
-		defer m.h.mu.Unlock()
-		if m.h.refused[op] {
+	m.machine.wait(op)
+	return m.machine.w.step(op, func() error {
+		m.machine.mu.Lock()
+		defer m.machine.mu.Unlock()
+		if m.machine.refused[op] {
 			return storage.E(op, storage.KindInternal, "", errors.New("the kernel of the test refuses it"))
 		}
 		return do()
@@ -297,7 +297,7 @@ func (m *Mounts) step(op string, do func() error) error {
 // List implements hostfs.Mounts.
 func (m *Mounts) List() (list []hostfs.Mount, err error) {
 	err = m.step("list mounts", func() error {
-		list = slices.Clone(m.h.mounts)
+		list = slices.Clone(m.machine.mounts)
 		return nil
 	})
 	return list, err
@@ -308,10 +308,10 @@ func (m *Mounts) Real(path string) string { return filepath.Clean(path) }
 
 // volumeLocked returns the device that the disk is.
 func (m *Mounts) volumeLocked(disk hostfs.Disk) (host.Attachment, error) {
-	for _, d := range m.h.devices {
+	for _, d := range m.machine.devices {
 		switch {
 		case d.Device != disk.Path:
-		case m.h.stolen[d.Volume], d.Identity != disk.Identity:
+		case m.machine.stolen[d.Volume], d.Identity != disk.Identity:
 			return d, storage.E("look at", storage.KindConflict, "device "+disk.Path, errors.New("it is another's by now"))
 		default:
 			return d, nil
@@ -324,7 +324,7 @@ func (m *Mounts) volumeLocked(disk hostfs.Disk) (host.Attachment, error) {
 func (m *Mounts) Device(_ context.Context, disk hostfs.Disk) (b hostfs.BlockDevice, err error) {
 	err = m.step("look at", func() error {
 		d, err := m.volumeLocked(disk)
-		b = hostfs.BlockDevice{Number: m.h.numbers[disk.Path], SizeBytes: d.SizeBytes, ReadOnly: d.ReadOnly}
+		b = hostfs.BlockDevice{Number: m.machine.numbers[disk.Path], SizeBytes: d.SizeBytes, ReadOnly: d.ReadOnly}
 		return err
 	})
 	return b, err
@@ -342,9 +342,9 @@ func (m *Mounts) Format(ctx context.Context, disk hostfs.Disk, fsType string, re
 		if err != nil {
 			return err
 		}
-		m.h.w.mu.Lock()
-		defer m.h.w.mu.Unlock()
-		found = m.h.w.content[d.VolumeID].fsType
+		m.machine.w.mu.Lock()
+		defer m.machine.w.mu.Unlock()
+		found = m.machine.w.content[d.VolumeID].fsType
 		switch {
 		case found != "" && fsType != "" && found != fsType, found == "" && readOnly:
 			return storage.E("format", storage.KindConflict, "device "+device, fmt.Errorf("it holds %q", found))
@@ -357,7 +357,7 @@ func (m *Mounts) Format(ctx context.Context, disk hostfs.Disk, fsType string, re
 			if found == "" {
 				found = "ext4"
 			}
-			m.h.w.content[d.VolumeID] = fileSystem{fsType: found, sizeBytes: d.SizeBytes}
+			m.machine.w.content[d.VolumeID] = fileSystem{fsType: found, sizeBytes: d.SizeBytes}
 		}
 		return nil
 	})
@@ -366,10 +366,10 @@ func (m *Mounts) Format(ctx context.Context, disk hostfs.Disk, fsType string, re
 
 // putLocked mounts, unless that is done.
 func (m *Mounts) putLocked(put hostfs.Mount) error {
-	there, ok := hostfs.MountAt(m.h.mounts, put.Path)
+	there, ok := hostfs.MountAt(m.machine.mounts, put.Path)
 	switch {
 	case !ok || there.Device != put.Device || there.Node != put.Node:
-		m.h.mounts = append(m.h.mounts, put)
+		m.machine.mounts = append(m.machine.mounts, put)
 	case there.ReadOnly != put.ReadOnly:
 		return storage.E("mount", storage.KindConflict, put.Path, errors.New("it is mounted there on other terms"))
 	}
@@ -382,22 +382,22 @@ func (m *Mounts) Mount(_ context.Context, disk hostfs.Disk, target, fsType strin
 		if _, err := m.volumeLocked(disk); err != nil {
 			return err
 		}
-		return m.putLocked(hostfs.Mount{Path: target, Device: m.h.numbers[disk.Path], FSType: fsType, Whole: true,
+		return m.putLocked(hostfs.Mount{Path: target, Device: m.machine.numbers[disk.Path], FSType: fsType, Whole: true,
 			ReadOnly: slices.Contains(options, "ro")})
 	})
 }
 
 // Bind implements hostfs.Mounts.
 func (m *Mounts) Bind(_ context.Context, source, target string, readOnly bool) error {
-	if err := m.step("make", func() error { m.h.targets[target] = true; return nil }); err != nil {
+	if err := m.step("make", func() error { m.machine.targets[target] = true; return nil }); err != nil {
 		return err
 	}
 	return m.step("bind", func() error {
-		at := slices.IndexFunc(m.h.mounts, func(x hostfs.Mount) bool { return x.Path == source })
+		at := slices.IndexFunc(m.machine.mounts, func(x hostfs.Mount) bool { return x.Path == source })
 		if at < 0 {
 			return storage.E("bind", storage.KindInternal, target, fmt.Errorf("nothing is mounted at %s", source))
 		}
-		bound := m.h.mounts[at]
+		bound := m.machine.mounts[at]
 		bound.Path, bound.ReadOnly = target, bound.ReadOnly || readOnly
 		return m.putLocked(bound)
 	})
@@ -405,28 +405,28 @@ func (m *Mounts) Bind(_ context.Context, source, target string, readOnly bool) e
 
 // BindDevice implements hostfs.Mounts.
 func (m *Mounts) BindDevice(_ context.Context, disk hostfs.Disk, target string, readOnly bool) error {
-	if err := m.step("make", func() error { m.h.targets[target] = true; return nil }); err != nil {
+	if err := m.step("make", func() error { m.machine.targets[target] = true; return nil }); err != nil {
 		return err
 	}
 	return m.step("bind", func() error {
 		if _, err := m.volumeLocked(disk); err != nil {
 			return err
 		}
-		return m.putLocked(hostfs.Mount{Path: target, Node: m.h.numbers[disk.Path], FSType: "devtmpfs", Whole: true, ReadOnly: readOnly})
+		return m.putLocked(hostfs.Mount{Path: target, Node: m.machine.numbers[disk.Path], FSType: "devtmpfs", Whole: true, ReadOnly: readOnly})
 	})
 }
 
 // Unmount implements hostfs.Mounts.
 func (m *Mounts) Unmount(_ context.Context, target string) error {
 	return m.step("unmount", func() error {
-		m.h.mounts = slices.DeleteFunc(m.h.mounts, func(x hostfs.Mount) bool { return x.Path == target })
+		m.machine.mounts = slices.DeleteFunc(m.machine.mounts, func(x hostfs.Mount) bool { return x.Path == target })
 		return nil
 	})
 }
 
 // Remove implements hostfs.Mounts.
 func (m *Mounts) Remove(_ context.Context, target string) error {
-	return m.step("remove", func() error { delete(m.h.targets, target); return nil })
+	return m.step("remove", func() error { delete(m.machine.targets, target); return nil })
 }
 
 // Grow implements hostfs.Mounts.
@@ -436,12 +436,12 @@ func (m *Mounts) Grow(_ context.Context, disk hostfs.Disk, path string) error {
 		if err != nil {
 			return err
 		}
-		if !slices.ContainsFunc(m.h.mounts, func(x hostfs.Mount) bool { return x.Path == path && !x.ReadOnly }) {
+		if !slices.ContainsFunc(m.machine.mounts, func(x hostfs.Mount) bool { return x.Path == path && !x.ReadOnly }) {
 			return storage.E("grow", storage.KindInternal, path, errors.New("nothing is mounted there for writing"))
 		}
-		m.h.w.mu.Lock()
-		defer m.h.w.mu.Unlock()
-		m.h.w.content[d.VolumeID] = fileSystem{fsType: m.h.w.content[d.VolumeID].fsType, sizeBytes: d.SizeBytes}
+		m.machine.w.mu.Lock()
+		defer m.machine.w.mu.Unlock()
+		m.machine.w.content[d.VolumeID] = fileSystem{fsType: m.machine.w.content[d.VolumeID].fsType, sizeBytes: d.SizeBytes}
 		return nil
 	})
 }
