@@ -16,7 +16,9 @@
 //	incarnation the number of a replica on its store, new each time that one is made there: with the store's id it is a member's
 //	            name, never used twice
 //	node        one storaged process that serves one or more stores
+//	cluster     the nodes together
 //	host        a machine that attaches volumes; it may or may not run a node
+//	device      a block device of a host: a volume's, where nothing else is said
 //	version in force  what nodes may say to each other and write to their disks, a number of the cluster: builds that do not know
 //	            it do not run there
 //	catalog     the Raft group that holds the cluster's metadata
@@ -26,12 +28,15 @@
 //	generation  a volume's attach counter; a write carries it, so a host that lost the volume is refused
 //	session     one opened volume at one gateway; its id and sequence numbers make retries exactly-once
 //	gateway     the code that turns a host's requests into requests to group leaders
+//	trunk       what all handles of a volume share at one gateway (package volume)
 //	holder      who has a volume: a host, or an NBD client at a node
 //	attachment  a volume that a holder has, with its terms (exclusive, shared, readers) and a generation; the catalog keeps it
+//	holding     a volume that a host has, with its device, as the host's gateway keeps it (package hostgateway)
 //	window      which numbers of a session a group has applied: a low-water mark, and a bit for each of the next 1,024
 //	lane        a volume's way to one of its groups; a session's numbers are dense in each. In package peer: one of the connections
 //	            between two nodes (control, data, bulk)
 //	export      a volume as NBD clients see it: a name, a size and flags
+//	content     the bytes of a volume, as they are copied in and out (package transfer)
 //	lease       the time during which a leader may answer reads without asking anyone
 //	promise     what a lease stands on: a follower that has answered a leader votes for nobody else for a while
 //	gate        what holds back an acknowledgement until the log is durable up to it
@@ -46,14 +51,11 @@
 //
 // Where a word means something else than above, the package says so, and only there:
 //
-//	host       also replication.Host, which runs a node's replicas; and the hosts of simnet and csitest, which are machines of a test
-//	gateway    the code (volume.Gateway), which every node has; the process `storaged gateway` (hostgateway.Gateway), which has it for a
-//	           host; the interface to that process (host.Gateway); and the catalog's entry of it (catalog.Gateway)
-//	cluster    the nodes together; types named Cluster are what their package asks of them: api.Cluster what people ask,
-//	           volume.Cluster what a gateway asks; catalog.Cluster is its settings
+//	gateway    also the process `storaged gateway` (hostgateway.Gateway), which has the gateway's code for a host
 //	transport  how messages travel: of bytes between nodes (package peer), of hashicorp/raft's requests over it (package runner)
-//	device     a block device of a host (nbd/attach); inside of package volume what all handles of a volume share; in package
-//	           transfer the bytes of a volume that are copied
-//	disk       a store's disk of a node; in package hostgateway a volume that the host has, with its device
+//	device     in package workload also a connection over which a test's client uses a volume
+//	disk       in package hostfs the block device of a volume, as the host's gateway has named it
 //	group      a Raft group; extent.Group and segment.GroupLog are what one replica of it keeps in its store
+//
+// Types named Gateway or Cluster are one thing, as each package sees it: catalog.Gateway, volume.Gateway; api.Cluster, volume.Cluster.
 package storage
