@@ -39,6 +39,7 @@ type Config struct {
 	Pprof         string `flag:"listen-pprof" help:"address of the Go profiler; off when empty: it must not be reachable by strangers"`
 
 	CapacityBytes  size.Bytes `flag:"capacity" help:"how much of the disk this store may use (default: all of the file system)"`
+	Compact        bool       `flag:"compact" help:"move what lives out of segments that are full of overwritten and discarded blocks, so that overwrites never fill the store; the reserve is 12 segments at least, and what lives takes at most nine tenths of the rest"`
 	ReserveBytes   size.Bytes `flag:"reserve" default:"1GiB" help:"free space below which allocating writes are refused; discards and deletes still work; more is kept where segments written ahead and the tables may need more"`
 	SegmentBytes   size.Bytes `flag:"segment-size" default:"64MiB" help:"size of the log's segments, 2MiB to 1GiB; fixed when the store is made"`
 	ProvisionLimit int        `flag:"provision-limit" default:"1000" help:"how large all volumes together may be, in percent of the data that the stores of the cluster hold with all copies; a volume that is larger than the stores by itself is refused too. 0: no limit. Requests to this node are held to it: set it alike on all nodes"`
@@ -122,7 +123,7 @@ func (c *Config) Validate() error {
 	if c.SegmentBytes%(4<<10) != 0 || c.SegmentBytes < leastSegment || c.SegmentBytes > 1<<30 {
 		bad("segment-size", "%v: use a multiple of 4KiB from %v to 1GiB; a segment holds the largest entry of the log", c.SegmentBytes, leastSegment)
 	}
-	reserve := max(c.ReserveBytes, size.Bytes(extent.LeastReserve(c.FreeSegments, int64(c.SegmentBytes))))
+	reserve := max(c.ReserveBytes, size.Bytes(extent.LeastReserve(c.FreeSegments, int64(c.SegmentBytes), c.Compact)))
 	if least := reserve + 2*c.SegmentBytes; c.CapacityBytes > 0 && c.CapacityBytes < least {
 		bad("capacity", "%v is less than the reserve (%v: --reserve, or what --free-segments and the tables need) and two segments (--segment-size %v): no write would ever be taken; use at least %v",
 			c.CapacityBytes, reserve, c.SegmentBytes, least)

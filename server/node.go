@@ -261,7 +261,7 @@ func (n *node) openStore(context.Context) error {
 	}
 	n.store, err = extent.Open(extent.Config{FS: vfs.Default, Dir: n.dir().Store(), Cluster: n.identity.Cluster, Store: id,
 		SegmentBytes: int64(c.SegmentBytes), CapacityBytes: int64(c.CapacityBytes), ReserveBytes: int64(c.ReserveBytes),
-		CacheBytes: int64(c.CacheBytes),
+		CacheBytes: int64(c.CacheBytes), Compact: c.Compact,
 		Segment:    segment.Config{FreeSegments: c.FreeSegments, CacheBytes: int64(c.LogCacheBytes), MaxOpenFiles: n.descriptors.segments},
 		TableFiles: n.descriptors.tables,
 		OnCheckpointDue: func(k segment.GroupKey) {

@@ -61,8 +61,18 @@ func tablesNeed(tableBytes, memTableBytes int64) int64 {
 
 // LeastReserve is what a store keeps in reserve at least, as long as its tables are small: room for segments that are written
 // ahead, which count as free and which tables cannot use, and what the tables need.
-func LeastReserve(freeSegments int, segmentBytes int64) int64 {
-	return int64(freeSegments)*segmentBytes + tablesNeed(0, tabledb.DefaultMemTableBytes)
+func LeastReserve(freeSegments int, segmentBytes int64, compacts bool) int64 {
+	return leastReserve(freeSegments, segmentBytes, tablesNeed(0, tabledb.DefaultMemTableBytes), compacts)
+}
+
+// leastReserve is LeastReserve for tables that need so much. With compaction half of the reserve is for what overwrites, and the rest
+// must have room for copies.
+func leastReserve(freeSegments int, segmentBytes, need int64, compacts bool) int64 {
+	least := int64(freeSegments)*segmentBytes + need
+	if compacts {
+		least = max(least, 4*compact.LeastSegments*segmentBytes)
+	}
+	return least
 }
 
 // room is what a store knows of the room on its disk, and decides from it.
@@ -93,10 +103,7 @@ func (r *room) space() Space {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	out := Space{CapacityBytes: 1 << 62, FreeBytes: 1 << 62,
-		ReserveBytes: max(r.cfg.ReserveBytes, int64(r.cfg.Segment.FreeSegments)*r.cfg.SegmentBytes+r.need)}
-	if r.cfg.Compact { // half of it is for what overwrites, and the rest must have room for copies
-		out.ReserveBytes = max(out.ReserveBytes, 4*compact.LeastSegments*r.cfg.SegmentBytes)
-	}
+		ReserveBytes: max(r.cfg.ReserveBytes, leastReserve(r.cfg.Segment.FreeSegments, r.cfg.SegmentBytes, r.need, r.cfg.Compact))}
 	if r.known {
 		out.CapacityBytes, out.FreeBytes = r.total, r.avail+free
 	}

@@ -7,10 +7,13 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -70,6 +73,7 @@ func TestPowerCut(t *testing.T) {
 		{name: "one node, ext4", nodes: 1, mkfs: "mkfs.ext4 -q", ringRounds: 16, recycles: true},
 		{name: "one node, xfs", nodes: 1, mkfs: "mkfs.xfs -q -f", ringRounds: 2, writes: 1500, lies: true},
 		{name: "three nodes, ext4", nodes: 3, mkfs: "mkfs.ext4 -q", ringRounds: 2, writes: 1500},
+		{name: "one node that compacts, ext4", nodes: 1, mkfs: "mkfs.ext4 -q", ringRounds: 4, writes: 3000, compacts: true},
 	} {
 		t.Run(run.name, func(t *testing.T) {
 			r := newRig(t, run)
@@ -108,6 +112,7 @@ type config struct {
 	writes     int  // how many there are at least
 	recycles   bool // and then on until segments are used again
 	lies       bool // a disk that does not flush is tried, too
+	compacts   bool // blocks are moved all the time
 }
 
 // rig is a cluster on disks that can be cut.
@@ -137,8 +142,13 @@ func newRig(t *testing.T, c config) *rig {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { r.unplug(t) })
-	r.cluster = clustertest.New(t, clustertest.Options{Binary: *storagedFlag, Nodes: c.nodes, Args: []string{"--segment-size=8MiB",
-		"--free-segments=3", "--reserve=64MiB", "--groups=4", "--heartbeat-timeout=200ms"}})
+	args := []string{"--free-segments=3", "--groups=4", "--heartbeat-timeout=200ms"}
+	if c.compacts { // with such a reserve room counts as short, and is not
+		args = append(args, "--segment-size=2MiB", "--reserve=780MiB", "--compact")
+	} else {
+		args = append(args, "--segment-size=8MiB", "--reserve=64MiB")
+	}
+	r.cluster = clustertest.New(t, clustertest.Options{Binary: *storagedFlag, Nodes: c.nodes, Args: args})
 	return r
 }
 
@@ -239,9 +249,28 @@ func (r *rig) record(t *testing.T) {
 	if r.recycles {
 		l.awaitRecycled(t)
 	}
+	if r.compacts {
+		r.wantMoved(t)
+	}
 	l.end(t)
 	r.unplug(t)
 	t.Logf("%d entries (%d MiB) on %d disks, %d writes acknowledged", r.trace.Now(), r.trace.size>>20, r.nodes, len(r.history.Acknowledged()))
+}
+
+// wantMoved fails the test if the first node has moved no block since its start.
+func (r *rig) wantMoved(t *testing.T) {
+	t.Helper()
+	resp, err := http.Get("http://" + r.cluster.Node(0).HTTP + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	moved := regexp.MustCompile(`(?m)^storage_store_compaction_moved_blocks_total\{.*\} (.*)$`).FindSubmatch(text)
+	if err != nil || moved == nil || string(moved[1]) == "0" {
+		t.Fatalf("%q blocks were moved, error %v", moved, err)
+	}
+	t.Logf("%s blocks were moved", moved[1])
 }
 
 // usedAgain returns how many segments of the first node are in a file that another number had before: each number is used
