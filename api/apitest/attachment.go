@@ -83,8 +83,11 @@ func (c *Cluster) Detach(ctx context.Context, d api.Detachment) error {
 	const op = "detach"
 	return c.do(ctx, op, func() error {
 		v, err := c.findLocked(op, d.Volume)
-		if err != nil {
+		if errors.Is(err, storage.ErrNotFound) {
 			return nil // what is not there is not attached
+		}
+		if err != nil {
+			return err
 		}
 		var kept []api.Attachment
 		for _, a := range v.Attachments {

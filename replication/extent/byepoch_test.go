@@ -330,7 +330,8 @@ func TestIndex(t *testing.T) {
 	}
 	s.ok(request{o: op.Op{Kind: op.DeleteVolume, Volume: 1}})
 	s.checkpoint()
-	for more, err := true, error(nil); more; {
+	for more := true; more; {
+		var err error
 		if _, more, err = (purges{s.s}).Purge(); err != nil {
 			t.Fatal(err)
 		}

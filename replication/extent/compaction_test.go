@@ -126,8 +126,13 @@ func (r *rig) compactOnce(ctx context.Context, sweep bool) (no segment.SegmentNo
 			no = n
 		}
 	})
-	if no == 0 || c.MayEmpty(no) != nil {
+	if no == 0 {
 		return 0, nil
+	}
+	if may := c.MayEmpty(no); errors.Is(may, storage.ErrConflict) || errors.Is(may, storage.ErrNotFound) {
+		return 0, nil
+	} else if may != nil {
+		return 0, may
 	}
 	move := func(found []compact.Block) error { return c.Move(ctx, found) }
 	if sweep {
