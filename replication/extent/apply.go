@@ -47,7 +47,7 @@ func (g *Group) applyEntry(e *ApplyEntry) op.Result {
 	if e.Index <= g.applied {
 		return op.Result{Kind: storage.KindInternal, Text: fmt.Sprintf("entry %d was applied before", e.Index)}
 	}
-	g.store.written.add(&g.sinceFreeze, int64(len(e.Data))+entryOverhead)
+	g.store.written.Add(&g.sinceFreeze, int64(len(e.Data))+entryOverhead)
 	if !e.IsCommand {
 		g.mu.Lock()
 		g.applied, g.term = e.Index, e.Term
@@ -197,5 +197,5 @@ func (g *Group) announceDue() {
 // CheckpointDue reports whether the group should be checkpointed: the disk's groups have applied CheckpointBytes, or changed
 // so many pages that they would not fit beside the cache, and this one its part of that.
 func (g *Group) CheckpointDue() bool {
-	return g.wanted.Load() || g.store.written.over(&g.sinceFreeze) >= 0 || g.store.changed.over(&g.cache.changed) >= 0
+	return g.wanted.Load() || g.store.written.Over(&g.sinceFreeze) >= 0 || g.store.changed.Over(&g.cache.changed) >= 0
 }

@@ -93,7 +93,7 @@ func TestStalledCheckpointBoundsMemory(t *testing.T) {
 		if err := <-waiting; err != nil {
 			t.Errorf("after the checkpoint: %v", err)
 		}
-		if n := r.s.unsaved.pages.Load(); n != 0 {
+		if n := r.s.unsaved.Total(); n != 0 {
 			t.Errorf("%d pages are counted as unsaved after a checkpoint", n)
 		}
 	})
@@ -113,16 +113,16 @@ func TestReleasedCheckpointIsDueAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.ok(r.write(0, 0, blocks(2, 1)))
-	if n := r.s.unsaved.pages.Load(); n != 2 || r.g.CheckpointDue() {
+	if n := r.s.unsaved.Total(); n != 2 || r.g.CheckpointDue() {
 		t.Errorf("%d pages of one that was frozen and copied, due %v", n, r.g.CheckpointDue())
 	}
 	f.Release()
 	f.Release()
-	if n := r.s.unsaved.pages.Load(); n != 1 || !r.g.CheckpointDue() {
+	if n := r.s.unsaved.Total(); n != 1 || !r.g.CheckpointDue() {
 		t.Errorf("%d pages after the release, due %v", n, r.g.CheckpointDue())
 	}
 	r.checkpoint()
-	if n := r.s.unsaved.pages.Load(); n != 0 {
+	if n := r.s.unsaved.Total(); n != 0 {
 		t.Errorf("%d pages after the checkpoint", n)
 	}
 }

@@ -50,7 +50,7 @@ func TestBusyGroupsShare(t *testing.T) {
 	for _, r := range rigs {
 		r.checkpoint()
 	}
-	if n := s.written.total.Load() + s.changed.total.Load(); n != 0 {
+	if n := s.written.Total() + s.changed.Total(); n != 0 {
 		t.Errorf("%d bytes and pages are counted after checkpoints of all", n)
 	}
 
@@ -82,14 +82,14 @@ func TestBusyGroupsShare(t *testing.T) {
 			read(r)
 		}
 	}
-	if _, all := held(); all > cfg.CacheBytes/pageMemory || all != s.cached.total.Load() {
-		t.Errorf("all hold %d pages, counted as %d, in a cache of %d", all, s.cached.total.Load(), cfg.CacheBytes/pageMemory)
+	if _, all := held(); all > cfg.CacheBytes/pageMemory || all != s.cached.Total() {
+		t.Errorf("all hold %d pages, counted as %d, in a cache of %d", all, s.cached.Total(), cfg.CacheBytes/pageMemory)
 	}
 	if err := s.RemoveGroup(rigs[0].g.key); err != nil {
 		t.Fatal(err)
 	}
 	rigs = rigs[1:]
-	if _, all := held(); s.cached.total.Load() != all {
-		t.Errorf("a group that is gone is counted: %d pages of %d", s.cached.total.Load(), all)
+	if _, all := held(); s.cached.Total() != all {
+		t.Errorf("a group that is gone is counted: %d pages of %d", s.cached.Total(), all)
 	}
 }

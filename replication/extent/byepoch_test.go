@@ -15,6 +15,7 @@ import (
 	"github.com/storaged/storaged/replication/extent/storedir"
 	"github.com/storaged/storaged/replication/extent/table"
 	"github.com/storaged/storaged/replication/extent/tabledb"
+	"github.com/storaged/storaged/replication/extent/tableset"
 	"github.com/storaged/storaged/replication/op"
 )
 
@@ -35,7 +36,7 @@ func newSide(t *testing.T, format int) *side {
 		t.Fatal(err)
 	}
 	s.raise(format)
-	s.s.cached.set(2, 2) // pages come and go
+	s.s.cached.Set(2, 2) // pages come and go
 	return s
 }
 
@@ -53,7 +54,7 @@ func raise(t testing.TB, s *Store, format int) {
 
 func (s *side) restart() {
 	s.reopen(s.cfg)
-	s.s.cached.set(2, 2)
+	s.s.cached.Set(2, 2)
 }
 
 func (s *side) powerCut() {
@@ -62,7 +63,7 @@ func (s *side) powerCut() {
 	s.fs, s.cfg.FS = fs, fs
 	s.s = openStore(s.t, s.cfg)
 	s.recover()
-	s.s.cached.set(2, 2)
+	s.s.cached.Set(2, 2)
 }
 
 // findings closes the store and returns what is wrong with it.
@@ -88,7 +89,7 @@ func findings(t testing.TB, fs vfs.FS) (found []string) {
 // form; by epoch each block is counted once; and no check finds anything.
 //
 // Guards I1 and I4, in table/page.go: what Fork, Set and Unmap count, and where Fork begins a new chain; in tables.go: that
-// loadPage goes down until the page is whole. Each was broken once, and this test failed.
+// tableset.Page goes down until the page is whole. Each was broken once, and this test failed.
 func TestFormsSideBySide(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		sides := []*side{newSide(t, 1), newSide(t, storedir.PagesByEpoch), newSide(t, 1)}
@@ -205,7 +206,7 @@ func (h *forms) finish(rt *rapid.T) {
 		s.checkpoint()
 		var all []table.Ref
 		for x := range storage.ExtentIndex(2) {
-			versions, err := loadTables(s.s.db, s.g.set.id, table.ExtentID{Volume: 1, Extent: x})
+			versions, err := tableset.Versions(s.s.db, s.g.set.id, table.ExtentID{Volume: 1, Extent: x})
 			if err != nil {
 				rt.Fatal(err)
 			}
@@ -236,13 +237,13 @@ func (h *forms) finish(rt *rapid.T) {
 func (h *forms) changed(s *side) error {
 	for x := range storage.ExtentIndex(2) {
 		id := table.ExtentID{Volume: 1, Extent: x}
-		versions, err := loadTables(s.s.db, s.g.set.id, id)
+		versions, err := tableset.Versions(s.s.db, s.g.set.id, id)
 		if err != nil {
 			return err
 		}
 		for since := h.epoch - min(h.epoch, 20); since < h.epoch; since++ {
-			then, err := loadExtent(s.s.db, s.g.set.id, id, 0, since)
-			now, err2 := loadExtent(s.s.db, s.g.set.id, id, 0, h.epoch)
+			then, err := tableset.Extent(s.s.db, s.g.set.id, id, 0, since)
+			now, err2 := tableset.Extent(s.s.db, s.g.set.id, id, 0, h.epoch)
 			if err = errors.Join(err, err2); err != nil {
 				return err
 			}
@@ -347,7 +348,7 @@ func TestIndex(t *testing.T) {
 
 // A page that needs a version which is gone is damaged: it is not taken for one with holes.
 //
-// Guards I5, in tables.go: the end of loadPage. Without it this test failed.
+// Guards I5, in tableset: the end of Page. Without it this test failed.
 func TestLostVersionIsDamage(t *testing.T) {
 	s := epochsRig(t, 3)
 	key := table.AppendPageKey(nil, s.g.set.id, table.PageKey{Volume: 1}, 1)
@@ -358,7 +359,7 @@ func TestLostVersionIsDamage(t *testing.T) {
 	if _, _, err := readAt(s.g, op.HeadEpoch, 0, 0, storage.BlockSize); !errors.Is(err, storage.ErrCorrupt) {
 		t.Errorf("it is read as %v", err)
 	}
-	if _, err := loadTables(s.s.db, s.g.set.id, table.ExtentID{Volume: 1}); !errors.Is(err, storage.ErrCorrupt) {
+	if _, err := tableset.Versions(s.s.db, s.g.set.id, table.ExtentID{Volume: 1}); !errors.Is(err, storage.ErrCorrupt) {
 		t.Errorf("and pulled as %v", err)
 	}
 }

@@ -70,9 +70,9 @@ func (c *cache) reset() {
 
 // dropShares takes what the group holds out of what the groups of the store share.
 func (c *cache) dropShares() {
-	c.store.changed.drop(&c.changed)
-	c.store.cached.drop(&c.held)
-	c.store.unsaved.drop(&c.unsaved)
+	c.store.changed.Drop(&c.changed)
+	c.store.cached.Drop(&c.held)
+	c.store.unsaved.Drop(&c.unsaved)
 }
 
 // insert adds a page that was loaded, and makes room for it.
@@ -87,7 +87,7 @@ func (c *cache) insert(k table.PageKey, head *page) *cachedPage {
 // noteHeld counts the pages that may be dropped.
 func (c *cache) noteHeld() {
 	if !c.closed {
-		c.store.cached.note(&c.held, int64(len(c.pages)-c.pinned))
+		c.store.cached.Note(&c.held, int64(len(c.pages)-c.pinned))
 	}
 }
 
@@ -95,7 +95,7 @@ func (c *cache) noteHeld() {
 // pages (the order of a map is random enough) and never drops pinned ones.
 func (c *cache) evict() {
 	c.noteHeld()
-	over := c.store.cached.over(&c.held)
+	over := c.store.cached.Over(&c.held)
 	if over <= 0 {
 		return
 	}
@@ -139,8 +139,8 @@ func (c *cache) writable(k table.PageKey, cp *cachedPage, epoch storage.Epoch) *
 func (c *cache) markDirty(k table.PageKey, cp *cachedPage, p *page) {
 	p.dirtySince = c.freezes
 	c.dirty[table.VersionKey{PageKey: k, Epoch: p.Epoch}] = p
-	c.store.changed.add(&c.changed, 1)
-	c.store.unsaved.add(&c.unsaved, 1)
+	c.store.changed.Add(&c.changed, 1)
+	c.store.unsaved.Add(&c.unsaved, 1)
 	if !cp.pinned {
 		cp.pinned = true
 		c.pinned++
@@ -165,14 +165,14 @@ func (c *cache) unpin(k table.PageKey, cp *cachedPage) {
 func (c *cache) freeze() (frozen map[table.VersionKey]*page) {
 	frozen, c.dirty = c.dirty, map[table.VersionKey]*page{}
 	c.freezes++
-	c.store.changed.drop(&c.changed)
+	c.store.changed.Drop(&c.changed)
 	return frozen
 }
 
 // persisted says that Pebble holds what freeze returned, in the form by epoch or not.
 func (c *cache) persisted(frozen map[table.VersionKey]*page, byEpoch bool) {
 	c.persists++
-	c.store.unsaved.add(&c.unsaved, -int64(len(frozen)))
+	c.store.unsaved.Add(&c.unsaved, -int64(len(frozen)))
 	for v, p := range frozen {
 		p.dirtySince, p.Indexed = 0, byEpoch
 		cp := c.pages[v.PageKey]
@@ -193,11 +193,11 @@ func (c *cache) thaw(frozen map[table.VersionKey]*page) {
 		if _, newer := c.dirty[v]; !newer {
 			p.dirtySince = c.freezes
 			c.dirty[v] = p
-			c.store.changed.add(&c.changed, 1)
+			c.store.changed.Add(&c.changed, 1)
 			continue
 		}
 		// A newer copy of the same version took its place: no page has the frozen one.
-		c.store.unsaved.add(&c.unsaved, -1)
+		c.store.unsaved.Add(&c.unsaved, -1)
 	}
 }
 

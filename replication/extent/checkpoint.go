@@ -9,6 +9,7 @@ import (
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/extent/table"
 	"github.com/storaged/storaged/replication/extent/tabledb"
+	"github.com/storaged/storaged/replication/extent/tableset"
 )
 
 // Frozen is a group as it was at one applied index, on its way into a checkpoint. It costs no copy: pages that are
@@ -42,7 +43,7 @@ func (g *Group) Freeze() (*Frozen, error) {
 	if g.frozen != nil {
 		return fail(storage.KindConflict, errors.New("another checkpoint is being written"))
 	}
-	f := &Frozen{g: g, set: g.set, index: g.applied, pages: g.cache.freeze(), bytes: g.store.written.drop(&g.sinceFreeze),
+	f := &Frozen{g: g, set: g.set, index: g.applied, pages: g.cache.freeze(), bytes: g.store.written.Drop(&g.sinceFreeze),
 		volumes: g.state.TakeChanged(g.set.id)}
 	for id := range g.purgeDue {
 		f.purges = append(f.purges, table.VolumeKey(table.KeyPurge, g.set.id, id))
@@ -113,16 +114,16 @@ func (f *Frozen) commit(c table.Checkpoint) error {
 // fill puts all of a checkpoint into one batch: tables, live counts, small state and applied index are never of
 // different moments.
 func (f *Frozen) fill(b *tabledb.Batch, record *table.GroupRecord, byEpoch bool) {
-	w := pageWriter{b: b, set: f.set.id, byEpoch: byEpoch}
+	w := tableset.PageWriter{Batch: b, Set: f.set.id, ByEpoch: byEpoch}
 	for v, p := range f.pages {
-		w.put(v, &p.Page)
+		w.Put(v, &p.Page)
 	}
-	setLive(b, f.set.id, f.set.live.Next(), byEpoch)
-	setVolumes(b, f.volumes)
+	tableset.SetLive(b, f.set.id, f.set.live.Next(), byEpoch)
+	tableset.SetVolumes(b, f.volumes)
 	for _, k := range f.purges {
 		b.Set(k, table.Seal(k, []byte{1}))
 	}
-	setGroup(b, f.g.key, record)
+	tableset.SetGroup(b, f.g.key, record)
 }
 
 // Release ends the checkpoint. If it was not persisted, its changes are part of the next one.
@@ -138,7 +139,7 @@ func (f *Frozen) Release() {
 		return
 	}
 	f.set.live.Thaw()
-	g.store.written.add(&g.sinceFreeze, f.bytes)
+	g.store.written.Add(&g.sinceFreeze, f.bytes)
 	if len(f.purges) > 0 {
 		g.wanted.Store(true)
 	}

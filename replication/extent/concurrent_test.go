@@ -16,7 +16,7 @@ func TestReadersBesideApply(t *testing.T) {
 	cfg.SegmentBytes = 64 * kib
 	cfg.Segment.RetainBytes, cfg.Segment.CacheBytes = -1, 1
 	r := newRig(t, cfg)
-	r.s.cached.set(2, 2)
+	r.s.cached.Set(2, 2)
 	r.ok(openSession(1))
 	const n = 130
 	block := func(round uint64) []byte {

@@ -6,13 +6,18 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/extent/table"
+	"github.com/storaged/storaged/replication/extent/tableset"
 	"github.com/storaged/storaged/replication/op"
 )
 
 // load reads the newest version with an epoch not above e from Pebble, whole; nil if there is none.
 func (g *Group) load(set table.SetID, k table.PageKey, e storage.Epoch) (*page, error) {
-	p, err := loadPage(g.store.db, set, k, 0, e)
+	p := new(page)
+	found, err := tableset.Page(g.store.db, set, k, 0, e, &p.Page)
 	g.store.loaded()
+	if !found {
+		return nil, err
+	}
 	return p, err
 }
 

@@ -11,6 +11,7 @@ import (
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/extent/table"
 	"github.com/storaged/storaged/replication/extent/tabledb"
+	"github.com/storaged/storaged/replication/extent/tableset"
 	"github.com/storaged/storaged/replication/op"
 )
 
@@ -223,7 +224,7 @@ func (m *Manifest) Extents(after table.Ref, limit int) ([]table.Ref, error) {
 		if err != nil || !ok {
 			return out, err
 		}
-		tables, err := loadTables(m.snapshot, m.set, id)
+		tables, err := tableset.Versions(m.snapshot, m.set, id)
 		if err != nil {
 			return nil, err
 		}
@@ -243,7 +244,7 @@ func (m *Manifest) Extents(after table.Ref, limit int) ([]table.Ref, error) {
 // nextExtent returns the first extent at or after id that is not of a deleted volume.
 func (m *Manifest) nextExtent(id table.ExtentID) (table.ExtentID, bool, error) {
 	for {
-		found, ok, err := firstExtent(m.snapshot, m.set, id)
+		found, ok, err := tableset.FirstExtent(m.snapshot, m.set, id)
 		if err != nil || !ok || !m.deleted[found.Volume] {
 			return found, ok, err
 		}
@@ -268,7 +269,7 @@ func (m *Manifest) Table(ref table.Ref) ([]byte, error) {
 	if m.g.store.byEpoch() { // then whoever pulls knows it, too
 		return t.Encode(), nil
 	}
-	older, err := loadOlder(m.snapshot, m.set, ref.ID())
+	older, err := tableset.Older(m.snapshot, m.set, ref.ID())
 	if err != nil {
 		return nil, err
 	}
@@ -277,7 +278,7 @@ func (m *Manifest) Table(ref table.Ref) ([]byte, error) {
 
 // table returns a version's table.
 func (m *Manifest) table(ref table.Ref) (*table.Version, error) {
-	t, err := loadVersion(m.snapshot, m.set, ref.ID())
+	t, err := tableset.Version(m.snapshot, m.set, ref.ID())
 	if err == nil && (t.Empty() || m.deleted[ref.Volume]) {
 		err = storage.E("read manifest", storage.KindNotFound, ref.String(), nil)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/storaged/storaged/replication/extent/check"
 	"github.com/storaged/storaged/replication/extent/storedir"
 	"github.com/storaged/storaged/replication/extent/table"
+	"github.com/storaged/storaged/replication/extent/tableset"
 	"github.com/storaged/storaged/replication/op"
 )
 
@@ -378,7 +379,7 @@ func TestManifestClosesBesideReads(t *testing.T) {
 		if _, err := m.StatePart(0); !errors.Is(err, storage.ErrNotFound) {
 			t.Errorf("a closed manifest answers %v", err)
 		}
-		if _, err := loadTables(m.snapshot, m.set, table.ExtentID{Volume: 1, Extent: 0}); err != nil {
+		if _, err := tableset.Versions(m.snapshot, m.set, table.ExtentID{Volume: 1, Extent: 0}); err != nil {
 			t.Errorf("the read has lost its snapshot: %v", err)
 		}
 		leave()

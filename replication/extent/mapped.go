@@ -2,20 +2,16 @@ package extent
 
 import (
 	"errors"
-	"math"
 	"slices"
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/extent/table"
+	"github.com/storaged/storaged/replication/extent/tableset"
 	"github.com/storaged/storaged/replication/op"
 )
 
-const (
-	// maxMappedPages bounds the pages that one question of MappedExtents has looked at in Pebble, about.
-	maxMappedPages = 4096
-	// maxMappedRange bounds the extents that one question covers of a volume that maps anything at all.
-	maxMappedRange = 1 << 16
-)
+// maxMappedRange bounds the extents that one question covers of a volume that maps anything at all.
+const maxMappedRange = 1 << 16
 
 // MappedExtents names the extents of the request's range that map a block in the newest version, from the first on, and
 // says how far it has looked. Each extent is looked at once or more between call and return: one that is not named mapped
@@ -40,7 +36,7 @@ func (g *Group) MappedExtents(r op.MappedRequest) (op.MappedResponse, error) {
 		return op.MappedResponse{Next: r.End}, nil
 	}
 	// What is in Pebble only is looked for after what is in memory only: pages move from there to here.
-	saved, next, err := g.savedExtents(set, r)
+	saved, next, err := tableset.MappedExtents(g.store.db, set, r)
 	if err != nil {
 		return op.MappedResponse{}, err
 	}
@@ -69,40 +65,6 @@ func (g *Group) MappedExtents(r op.MappedRequest) (op.MappedResponse, error) {
 		return op.MappedResponse{}, storage.E("mapped extents", storage.KindUnavailable, "group "+g.key.String(), errors.New("the replica was replaced meanwhile"))
 	}
 	return answer, nil
-}
-
-// savedExtents returns the extents in [r.First, next) whose newest version in Pebble maps a block, in ascending order.
-func (g *Group) savedExtents(set table.SetID, r op.MappedRequest) (found []storage.ExtentIndex, next storage.ExtentIndex, err error) {
-	first := table.PageKey{Volume: r.Volume, Extent: r.First}
-	from := table.AppendPageKey(nil, set, first, storage.Epoch(math.MaxUint64))
-	to := table.AppendPageKey(nil, set, table.PageKey{Volume: r.Volume, Extent: r.End}, storage.Epoch(math.MaxUint64))
-	next = r.End
-	last, pages := table.PageKey{}, 0 // volumes count from 1
-	err = g.store.db.Scan(from, to, func(key, value []byte) (bool, error) {
-		_, v, ok := table.ParsePageKey(key)
-		if !ok {
-			return false, table.Corrupt("mapped extents", "the key %x is not of a page", key)
-		}
-		if v.PageKey == last { // an older version
-			return true, nil
-		}
-		if v.Extent != last.Extent && (pages >= maxMappedPages || len(found) == op.MaxMappedExtents) {
-			next = v.Extent
-			return false, nil
-		}
-		last = v.PageKey
-		pages++
-		if n := len(found); n > 0 && found[n-1] == v.Extent {
-			return true, nil
-		}
-		var p table.Page
-		err := p.Decode(key, value)
-		if err == nil && p.Bitmap() != 0 {
-			found = append(found, v.Extent)
-		}
-		return true, err
-	})
-	return found, next, err
 }
 
 // mapsAnything reports whether the newest version of an extent maps a block.

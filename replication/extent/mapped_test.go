@@ -65,7 +65,7 @@ func TestMappedExtents(t *testing.T) {
 			},
 			"snapshot":   func(*rapid.T) { epoch++ },
 			"checkpoint": func(*rapid.T) { r.checkpoint() },
-			"forget":     func(*rapid.T) { r.s.cached.set(2, 2) },
+			"forget":     func(*rapid.T) { r.s.cached.Set(2, 2) },
 			"": func(rt *rapid.T) {
 				var want []storage.ExtentIndex
 				for x, m := range mapped {
@@ -140,7 +140,7 @@ func TestMappedExtentsAreBounded(t *testing.T) {
 	for x := storage.ExtentIndex(1); x <= n/2; x += 2 {
 		r.propose(r.clear(3*x, 0, storage.ExtentSize))
 	}
-	r.s.cached.set(2, 2)
+	r.s.cached.Set(2, 2)
 	for range 2 {
 		answer, err := r.g.MappedExtents(op.MappedRequest{Volume: 1, End: 1 << 26, Generation: 1})
 		if err != nil || len(answer.Extents) > op.MaxMappedExtents || answer.Next == 1<<26 {

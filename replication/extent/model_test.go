@@ -11,6 +11,7 @@ import (
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/extent/live"
 	"github.com/storaged/storaged/replication/extent/table"
+	"github.com/storaged/storaged/replication/extent/tableset"
 	"github.com/storaged/storaged/replication/op"
 	"github.com/storaged/storaged/replication/segment"
 )
@@ -307,7 +308,7 @@ func checkLive(g *Group) error {
 	if len(g.store.Groups()) == 1 && g.store.Pulls() == 0 && !maps.Equal(total, walked) {
 		return fmt.Errorf("all sets together refer to %v, tables say %v", total, walked)
 	}
-	stored, err := loadLive(g.store.db, set.id)
+	stored, err := tableset.Live(g.store.db, set.id)
 	if err != nil {
 		return err
 	}

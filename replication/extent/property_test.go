@@ -66,7 +66,7 @@ func TestAgainstModel(t *testing.T) {
 }
 
 // shrink makes the cache so small that pages come and go.
-func (d *driver) shrink() { d.r.s.cached.set(2, 2) }
+func (d *driver) shrink() { d.r.s.cached.Set(2, 2) }
 
 type driver struct {
 	rt      *rapid.T

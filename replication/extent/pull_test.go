@@ -11,6 +11,7 @@ import (
 	"github.com/storaged/storaged/replication/extent/storedir"
 	"github.com/storaged/storaged/replication/extent/table"
 	"github.com/storaged/storaged/replication/extent/tabledb"
+	"github.com/storaged/storaged/replication/extent/tableset"
 	"github.com/storaged/storaged/replication/op"
 )
 
@@ -126,7 +127,7 @@ func TestPullAroundDamage(t *testing.T) {
 	// The third version of the first page of each extent.
 	var damaged int
 	for x := range storage.ExtentIndex(2) {
-		versions, err := loadTables(dst.s.db, dst.g.set.id, table.ExtentID{Volume: 1, Extent: x})
+		versions, err := tableset.Versions(dst.s.db, dst.g.set.id, table.ExtentID{Volume: 1, Extent: x})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -114,7 +114,7 @@ func (g *Group) repointed(changed int, delta table.Counts, err error) error {
 			g.movedAt = time.Now()
 		}
 		g.set.live.Move(delta)
-		g.store.written.add(&g.sinceFreeze, int64(changed)*storage.BlockSize)
+		g.store.written.Add(&g.sinceFreeze, int64(changed)*storage.BlockSize)
 	}
 	return err
 }

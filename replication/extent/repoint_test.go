@@ -163,7 +163,7 @@ func testRepoint(t *testing.T, state string, byEpoch bool) {
 	want("moved")
 	r.checkpoint()
 	want("checkpointed")
-	if n := r.s.unsaved.pages.Load(); n != 0 {
+	if n := r.s.unsaved.Total(); n != 0 {
 		t.Errorf("%d pages count as unsaved", n)
 	}
 	r.reopen(cfg)

@@ -14,6 +14,7 @@ import (
 	"github.com/storaged/storaged/replication/extent/live"
 	"github.com/storaged/storaged/replication/extent/table"
 	"github.com/storaged/storaged/replication/extent/tabledb"
+	"github.com/storaged/storaged/replication/extent/tableset"
 	"github.com/storaged/storaged/replication/op"
 	"github.com/storaged/storaged/replication/segment"
 )
@@ -186,7 +187,7 @@ func (st *Staging) Want(refs []table.Ref) ([]table.Ref, error) {
 // which is of 32-bit sums, the index must be the same: both replicas have applied the same entries up to it, and none
 // that changed the version since.
 func (st *Staging) keepLocked(ref table.Ref) (bool, error) {
-	t, err := loadVersion(st.sources.snapshot, st.sources.set, ref.ID())
+	t, err := tableset.Version(st.sources.snapshot, st.sources.set, ref.ID())
 	if err != nil {
 		if errors.Is(err, storage.ErrCorrupt) {
 			return false, nil // a damaged table is pulled anew
@@ -198,7 +199,7 @@ func (st *Staging) keepLocked(ref table.Ref) (bool, error) {
 	}
 	older := &table.Version{} // while an older version is still to come, this one stands for itself
 	if len(st.open[t.ExtentID]) == 0 {
-		if older, err = loadOlder(st.s.db, st.set.id, t.VersionID); err != nil {
+		if older, err = tableset.Older(st.s.db, st.set.id, t.VersionID); err != nil {
 			return false, err
 		}
 	}
@@ -237,7 +238,7 @@ func (st *Staging) PutTable(ref table.Ref, data []byte) ([]table.BlockRun, error
 	if t.DigestWith(&mapped) != ref.Digest {
 		return nil, storage.E("stage table", storage.KindCorrupt, ref.String(), errors.New("it has another digest than the manifest says"))
 	}
-	older, err := loadOlder(st.s.db, st.set.id, t.VersionID)
+	older, err := tableset.Older(st.s.db, st.set.id, t.VersionID)
 	if err != nil {
 		return nil, err
 	}
@@ -380,10 +381,10 @@ func (st *Staging) storeLocked(t, older *table.Version, counted table.Counts) er
 		}
 	}
 	err := st.s.db.CommitNoSync(func(b *tabledb.Batch) {
-		w := pageWriter{b: b, set: st.set.id, byEpoch: byEpoch}
+		w := tableset.PageWriter{Batch: b, Set: st.set.id, ByEpoch: byEpoch}
 		for i, p := range t.Pages {
 			if p != nil {
-				w.put(table.VersionKey{PageKey: table.PageKey{Volume: t.Volume, Extent: t.Extent, Page: uint8(i)}, Epoch: t.Epoch}, p)
+				w.Put(table.VersionKey{PageKey: table.PageKey{Volume: t.Volume, Extent: t.Extent, Page: uint8(i)}, Epoch: t.Epoch}, p)
 			}
 		}
 	})
@@ -417,8 +418,8 @@ func (st *Staging) Commit(ctx context.Context) (id string, err error) {
 	}
 	st.set.live.Freeze()
 	err = st.s.db.Commit(func(b *tabledb.Batch) {
-		setVolumes(b, st.state.All(st.set.id))
-		setLive(b, st.set.id, st.set.live.Next(), st.s.byEpoch())
+		tableset.SetVolumes(b, st.state.All(st.set.id))
+		tableset.SetLive(b, st.set.id, st.set.live.Next(), st.s.byEpoch())
 	})
 	if err != nil {
 		return "", err
@@ -449,7 +450,7 @@ func (st *Staging) Abort() {
 		return
 	}
 	// Not durable: what a power cut brings back is discarded when the store is opened.
-	err := st.s.db.CommitNoSync(func(b *tabledb.Batch) { dropSet(b, st.set.id) })
+	err := st.s.db.CommitNoSync(func(b *tabledb.Batch) { tableset.Drop(b, st.set.id) })
 	if err != nil {
 		st.s.logger.Warn("staged tables not removed", "staging", st.ID(), "error", err)
 		return // they stay counted: their segments are not recycled
@@ -565,8 +566,8 @@ func (g *Group) install(st *Staging) error {
 	old := g.set
 	g.mu.RUnlock()
 	err := g.store.db.Commit(func(b *tabledb.Batch) {
-		setGroup(b, g.key, &record)
-		dropSet(b, old.id)
+		tableset.SetGroup(b, g.key, &record)
+		tableset.Drop(b, old.id)
 	})
 	if err != nil {
 		return err
@@ -579,7 +580,7 @@ func (g *Group) install(st *Staging) error {
 	g.purgeDue = map[storage.VolumeID]struct{}{}
 	g.frozen = nil
 	g.cache.reset()
-	g.store.written.drop(&g.sinceFreeze)
+	g.store.written.Drop(&g.sinceFreeze)
 	g.wanted.Store(false)
 	g.dueAnnounced = false
 	g.store.live.Drop(old.id)

@@ -14,12 +14,14 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/diskio"
+	"github.com/storaged/storaged/replication/extent/bound"
 	"github.com/storaged/storaged/replication/extent/compact"
 	"github.com/storaged/storaged/replication/extent/live"
 	"github.com/storaged/storaged/replication/extent/reclaim"
 	"github.com/storaged/storaged/replication/extent/storedir"
 	"github.com/storaged/storaged/replication/extent/table"
 	"github.com/storaged/storaged/replication/extent/tabledb"
+	"github.com/storaged/storaged/replication/extent/tableset"
 	"github.com/storaged/storaged/replication/segment"
 )
 
@@ -35,12 +37,12 @@ type Store struct {
 	metrics  *metrics
 	room     room
 	files    *storedir.FS // what cfg.FS is
-	unsaved  unsavedPages
+	unsaved  bound.Limit
 	scratch  scratchPool
 
 	// What the groups share: bytes of log that no checkpoint holds, pages that were changed since the last Freeze, and
 	// pages that are in memory although they could be loaded again.
-	written, changed, cached budget
+	written, changed, cached bound.Budget
 
 	failure  atomic.Pointer[storage.Error]
 	failOnce sync.Once
@@ -165,7 +167,7 @@ func (s *Store) load() error {
 		if err := g.loadVolumes(); err != nil {
 			return err
 		}
-		counts, err := loadLive(s.db, g.set.id)
+		counts, err := tableset.Live(s.db, g.set.id)
 		if err != nil {
 			return err
 		}
@@ -196,7 +198,7 @@ func (s *Store) discardOrphans() error {
 		owned[g.set.id] = true
 	}
 	var orphans []table.SetID
-	for _, kind := range setKinds() {
+	for _, kind := range tableset.Kinds() {
 		for from := []byte{kind}; ; {
 			k, _, ok, err := s.db.First(from, []byte{kind + 1})
 			if err != nil {
@@ -223,7 +225,7 @@ func (s *Store) discardOrphans() error {
 	}
 	return s.db.Commit(func(b *tabledb.Batch) {
 		for _, set := range orphans {
-			dropSet(b, set)
+			tableset.Drop(b, set)
 		}
 	})
 }
@@ -380,7 +382,7 @@ func (s *Store) CreateGroup(key segment.GroupKey) (*Group, error) {
 	record := table.GroupRecord{Set: set, From: log.NextNeeded(0)}
 	err = s.db.Commit(func(b *tabledb.Batch) {
 		setIncarnations(b, key.Group, inc)
-		setGroup(b, key, &record)
+		tableset.SetGroup(b, key, &record)
 	})
 	if err != nil {
 		s.log.DropGroup(key)
@@ -415,7 +417,7 @@ func (s *Store) RemoveGroup(key segment.GroupKey) error {
 		stable := table.GroupKey(table.KeyStable, key)
 		b.Delete(table.GroupKey(table.KeyGroup, key))
 		b.DeleteRange(stable, table.AfterPrefix(stable))
-		dropSet(b, set.id)
+		tableset.Drop(b, set.id)
 	})
 	if err != nil {
 		return err
@@ -424,7 +426,7 @@ func (s *Store) RemoveGroup(key segment.GroupKey) error {
 	delete(s.groups, key)
 	s.shareLocked()
 	s.mu.Unlock()
-	s.written.drop(&g.sinceFreeze)
+	s.written.Drop(&g.sinceFreeze)
 	g.cache.dropShares()
 	s.live.Drop(set.id)
 	s.log.DropGroup(key)
@@ -459,10 +461,10 @@ func (s *Store) nextSet() (table.SetID, error) {
 func (s *Store) shareLocked() {
 	n := int64(max(1, len(s.groups)))
 	pages := max(s.cfg.CacheBytes/pageMemory, 64*n)
-	s.cached.set(pages-pages/4, pages/4/n)
-	s.changed.set(2*pages, 2*pages/n)
-	s.written.set(s.cfg.CheckpointBytes, s.cfg.CheckpointBytes/n)
-	s.unsaved.setLimit(unsavedShares * pages)
+	s.cached.Set(pages-pages/4, pages/4/n)
+	s.changed.Set(2*pages, 2*pages/n)
+	s.written.Set(s.cfg.CheckpointBytes, s.cfg.CheckpointBytes/n)
+	s.unsaved.SetLimit(unsavedShares * pages)
 }
 
 // StopWaiting ends all waiting for room, now and later: what finds none from now on fails with KindNoSpace, and is not on the

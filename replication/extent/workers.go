@@ -8,6 +8,7 @@ import (
 	"github.com/storaged/storaged/replication/extent/reclaim"
 	"github.com/storaged/storaged/replication/extent/table"
 	"github.com/storaged/storaged/replication/extent/tabledb"
+	"github.com/storaged/storaged/replication/extent/tableset"
 	"github.com/storaged/storaged/replication/segment"
 )
 
@@ -87,7 +88,7 @@ func (r replica) Advance() (moved bool, err error) {
 		return false, nil
 	}
 	record.From = next
-	if err := r.store.db.Commit(func(b *tabledb.Batch) { setGroup(b, r.key, &record) }); err != nil {
+	if err := r.store.db.Commit(func(b *tabledb.Batch) { tableset.SetGroup(b, r.key, &record) }); err != nil {
 		return false, err
 	}
 	r.mu.Lock()
@@ -170,7 +171,7 @@ func (p purges) step(g *Group, set table.SetID, id storage.VolumeID, purgeKey []
 			b.DeleteRange(index, table.AfterPrefix(index))
 			b.Delete(purgeKey)
 		}
-		setLive(b, set, counts.After(delta), p.s.byEpoch())
+		tableset.SetLive(b, set, counts.After(delta), p.s.byEpoch())
 	})
 	if err != nil {
 		return false, err

@@ -105,7 +105,7 @@ func TestSpaceComesBack(t *testing.T) {
 		serve()
 		settle()
 		want("deleted", 0)
-		if n := r.s.unsaved.pages.Load(); n != 0 {
+		if n := r.s.unsaved.Total(); n != 0 {
 			t.Errorf("%d pages wait for a checkpoint", n)
 		}
 	})
