@@ -30,8 +30,9 @@ func (c *changing) View(fn func(*catalog.State)) catalog.Freshness {
 
 func (c *changing) apply(cmd catalog.Command) {
 	c.s.ApplyCommand(c.s.Applied()+1, cmd)
-	close(c.next)
+	last := c.next
 	c.next = make(chan struct{})
+	close(last)
 }
 
 // TestStoresFollowTheVersion guards the way back to the release before: stores get a format once the version that it came with is in
@@ -53,6 +54,7 @@ func TestStoresFollowTheVersion(t *testing.T) {
 		c.apply(catalog.InitCluster{Cluster: catalog.Cluster{ID: storage.ClusterID{1}}})
 		synctest.Wait()
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		c.apply(catalog.RaiseVersion{To: 5})
 		synctest.Wait()
 		if !slices.Equal(asked, []int{1}) {
@@ -60,8 +62,10 @@ func TestStoresFollowTheVersion(t *testing.T) {
 		}
 		c.apply(catalog.RaiseVersion{To: 6})
 		time.Sleep(raiseAgain + time.Second)
+		synctest.Wait()
 		fails = nil
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		if !slices.Equal(asked, []int{1, 2, 2, 2}) {
 			t.Errorf("formats %v", asked)
 		}

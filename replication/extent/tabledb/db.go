@@ -387,13 +387,16 @@ func (m *DB) Close() error {
 	}()
 	select {
 	case err := <-done:
+		if failure := m.failure(); failure != nil { // what Pebble says of it depends on when it failed
+			return storage.E("close tables", kindOf(failure), "", failure)
+		}
 		return err
 	case <-m.failed:
 	}
 	timer := time.NewTimer(closeTimeout)
 	defer timer.Stop()
 	select {
-	case _ = <-done: // the disk has failed already: m.err says how
+	case _ = <-done:
 	case <-timer.C:
 		m.cfg.Logger.Warn("the tables of a failed disk could not be closed, their memory is lost until the process ends")
 	}
