@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -41,10 +42,10 @@ func TestStoresFollowTheVersion(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &changing{catalog.New(), make(chan struct{})}
 		var asked []int
-		fails := errors.New("no room")
+		var room atomic.Bool
 		raise := func(format int) error {
-			if asked = append(asked, format); format == 2 {
-				return fails
+			if asked = append(asked, format); format == 2 && !room.Load() {
+				return errors.New("no room")
 			}
 			return nil
 		}
@@ -63,7 +64,7 @@ func TestStoresFollowTheVersion(t *testing.T) {
 		c.apply(catalog.RaiseVersion{To: 6})
 		time.Sleep(raiseAgain + time.Second)
 		synctest.Wait()
-		fails = nil
+		room.Store(true)
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if !slices.Equal(asked, []int{1, 2, 2, 2}) {
