@@ -64,9 +64,6 @@ const (
 	MaxAttachments = 200_000
 	// MaxAttachmentsPerVolume bounds those of one volume.
 	MaxAttachmentsPerVolume = 256
-	// MaxHolderBytes bounds the id of a holder, and a gateway's host.
-	MaxHolderBytes = 128
-
 	// MaxNameBytes bounds the name of a node, a zone, and a holder's host.
 	MaxNameBytes = 63
 	// MaxAddrBytes bounds one address.
