@@ -135,7 +135,7 @@ func (n *simNode) start() {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dispatcher := runner.NewDispatcher(n.peers, span)
+	dispatcher := runner.NewDispatcher(n.peers, span, op.BlocksOf)
 	config := Config{Node: n.id, Stores: []*extent.Store{n.store}, Peers: n.peers, Dispatcher: dispatcher, Logger: logger}
 	if n.h.configure != nil {
 		n.h.configure(&config)

@@ -119,7 +119,7 @@ func NewReplicas(cfg Config) (*Replicas, error) {
 		rs.disks = append(rs.disks, d)
 	}
 	rs.pulls = newPullServer(rs)
-	cfg.Peers.Handle(op.MethodPropose, peer.Terms{From: peer.Members | peer.Gateways, Order: peer.Concurrent, SumsInRequests: true}, rs.servePropose)
+	cfg.Peers.Handle(op.MethodPropose, peer.Terms{From: peer.Members | peer.Gateways, Order: peer.Concurrent, SumsInRequests: true, Layout: layoutPropose}, rs.servePropose)
 	cfg.Peers.Handle(op.MethodRead, peer.Terms{From: peer.Members | peer.Gateways, Order: peer.Concurrent, SumsInAnswers: true}, rs.serveRead)
 	cfg.Peers.Handle(methodReadCopy, peer.Terms{From: peer.Members, Order: peer.Concurrent, SumsInAnswers: true}, rs.serveReadCopy)
 	cfg.Peers.Handle(op.MethodStatus, peer.Terms{From: peer.Members | peer.Gateways, Order: peer.Concurrent}, rs.serveStatus)

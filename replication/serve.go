@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/aligned"
 	"github.com/storaged/storaged/replication/op"
 	"github.com/storaged/storaged/replication/peer"
 )
@@ -24,8 +25,35 @@ func (rs *Replicas) Propose(ctx context.Context, id storage.GroupID, data [][]by
 	if err != nil {
 		return op.Result{}, err
 	}
-	joined := bytes.Join(data, nil) // the log keeps it
+	joined := join(data) // the log keeps it
 	return within(ctx, "propose", id, func() (op.Result, error) { return g.propose(ctx, joined) }, func(op.Result) {})
+}
+
+// join returns the data of an operation in one piece, its blocks where the log can write them from.
+func join(data [][]byte) []byte {
+	n := 0
+	for _, part := range data {
+		n += len(part)
+	}
+	body := op.BlocksOf(n)
+	if body == 0 {
+		return bytes.Join(data, nil)
+	}
+	joined := aligned.Before(n-body, body)
+	at := 0
+	for _, part := range data {
+		at += copy(joined[at:], part)
+	}
+	return joined
+}
+
+// layoutPropose is the peer.Layout of operations.
+func layoutPropose(_ []byte, payloadBytes int) [][]byte {
+	body := op.BlocksOf(payloadBytes)
+	if body == 0 {
+		return nil
+	}
+	return [][]byte{aligned.Before(payloadBytes-body, body)}
 }
 
 // within runs f, and returns what it returns or, when ctx is done first, an error of KindUnavailable. f goes on then until the

@@ -300,7 +300,7 @@ func (n *node) startPeers(context.Context) error {
 	if err != nil {
 		return err
 	}
-	n.rafts = runner.NewDispatcher(n.peers, n.identity.HeartbeatTimeout)
+	n.rafts = runner.NewDispatcher(n.peers, n.identity.HeartbeatTimeout, op.BlocksOf)
 	mode := op.ReadLease
 	if n.config.ReadMode == "quorum" {
 		mode = op.ReadQuorum

@@ -322,6 +322,24 @@ func Decode(data []byte) (o Op, payload []byte, err error) {
 	return o, payload, nil
 }
 
+// AlignedBytes is the payload, in bytes, from which it pays to have blocks where a page of memory begins, and where one of a
+// file does.
+const AlignedBytes = 64 << 10
+
+// BlocksOf returns how many bytes of blocks the data of an entry of n bytes ends with, as far as its length tells, if there are
+// at least AlignedBytes of them; otherwise 0. An entry of another kind may have such a length: it says where to put an entry in
+// memory, and no more.
+func BlocksOf(n int) int {
+	const each = 4 + storage.BlockSize // with its sum
+	if n -= HeaderFixedLen; n < 0 || n%each != 0 || n/each > MaxSums {
+		return 0
+	}
+	if blocks := n / each * storage.BlockSize; blocks >= AlignedBytes {
+		return blocks
+	}
+	return 0
+}
+
 // EntrySums returns the sums of an entry's blocks, encoded one after another as they lie in data, if the entry's payload is
 // whole blocks; otherwise nil. It looks at lengths only: the entry must have been verified (Decode and Op.Verify).
 func EntrySums(data []byte) []byte {

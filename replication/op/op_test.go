@@ -389,3 +389,26 @@ func TestVerifyEntry(t *testing.T) {
 		}
 	}
 }
+
+// TestBlocksOf: the length of an entry tells how many blocks it ends with, as EntrySums finds them in it.
+func TestBlocksOf(t *testing.T) {
+	for n := range op.MaxSums + 2 {
+		data := make([]byte, op.HeaderFixedLen+n*(4+storage.BlockSize))
+		data[0], data[1] = op.Version, byte(op.Write)
+		binary.LittleEndian.PutUint16(data[4:], uint16(n))
+		want := len(op.EntrySums(data)) / 4 * storage.BlockSize
+		if want < op.AlignedBytes || n > op.MaxSums {
+			want = 0
+		}
+		for d, want := range map[int]int{-1: 0, 0: want, 1: 0, 4: 0} {
+			if got := op.BlocksOf(len(data) + d); got != want {
+				t.Errorf("%d blocks and %d bytes: %d, want %d", n, d, got, want)
+			}
+		}
+	}
+	for _, n := range []int{-1, 0, 72, 1 << 20, 1 << 40} {
+		if got := op.BlocksOf(n); got != 0 {
+			t.Errorf("%d bytes: %d", n, got)
+		}
+	}
+}

@@ -34,7 +34,7 @@ func TestConformance(t *testing.T) {
 	}
 	tests := map[string]func(*testing.T, *mesh){
 		"echo": testEcho, "order": testOrder, "errors": testErrors, "cancel": testCancel, "address": testCallAddr,
-		"sizes": testSizes, "written": testWritten, "buffers": testBuffers,
+		"sizes": testSizes, "written": testWritten, "buffers": testBuffers, "layout": testLayout,
 	}
 	for name, f := range fabrics {
 		for test, run := range tests {
@@ -342,6 +342,55 @@ func testBuffers(t *testing.T, m *mesh) {
 			t.Fatalf("payload %d was overwritten", i)
 		}
 		i++
+	}
+}
+
+// testLayout: a payload is received where the method's Layout wants it and stays there, whatever comes after it. One that the
+// Layout does not fit, a small one, and one that comes without a socket are in one part.
+func testLayout(t *testing.T, m *mesh) {
+	ctx := testContext(t)
+	kept := make(chan [][]byte, 100)
+	for _, n := range m.nodes {
+		n.handlers[methodFail].Layout = func(header []byte, n int) [][]byte {
+			if string(header) == "misfit" {
+				return [][]byte{make([]byte, n-1)}
+			}
+			return [][]byte{make([]byte, 100), make([]byte, n-101), make([]byte, 1)}
+		}
+		n.handlers[methodFail].fn = func(in *Inbound) {
+			parts := in.TakeParts()
+			if len(parts) == 1 && len(in.Payload) != len(parts[0]) || len(parts) > 1 && in.Payload != nil {
+				t.Errorf("%d parts, and a payload of %d bytes", len(parts), len(in.Payload))
+			}
+			kept <- parts
+			in.Reply(nil, nil)
+		}
+	}
+	content := func(i, n int) []byte { return bytes.Repeat([]byte{byte(i), byte(n), 0x5a, byte(i)}, n/4) }
+	for i, c := range []struct {
+		to     storage.NodeID
+		header string
+		bytes  int
+		parts  int
+	}{{2, "fits", layoutBytes, 3}, {2, "fits", MaxPayloadBytes, 3}, {2, "fits", layoutBytes - 4, 1}, {2, "misfit", layoutBytes, 1}, {1, "fits", layoutBytes, 1}, {2, "", 0, 0}} {
+		for _, own := range []bool{false, true} {
+			for _, n := range m.nodes {
+				n.handlers[methodFail].SumsInRequests = own
+			}
+			for _, method := range []Method{methodFail, methodEcho} { // the second takes what buffers are free
+				req := &Request{Method: method, Header: []byte(c.header), OwnSums: own && method == methodFail, Payload: [][]byte{content(i, c.bytes)}}
+				resp, err := m.nodes[1].Call(ctx, c.to, Data, req)
+				if err != nil {
+					t.Fatal(err)
+				}
+				resp.Release()
+			}
+			parts := <-kept
+			if len(parts) != c.parts || !bytes.Equal(bytes.Join(parts, nil), content(i, c.bytes)) {
+				t.Errorf("%q, %d bytes to %v, own sums %v: %d parts, want %d; equal: %v", c.header, c.bytes, c.to, own, len(parts), c.parts,
+					bytes.Equal(bytes.Join(parts, nil), content(i, c.bytes)))
+			}
+		}
 	}
 }
 

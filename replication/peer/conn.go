@@ -351,9 +351,9 @@ func (c *conn) readHeader() (frameHeader, error) {
 	return h, err
 }
 
-// readBody reads the header and payload that follow h into a buffer with one reference.
-func (c *conn) readBody(h frameHeader) (*buffer, error) {
-	buf := c.set.t.buffers.get(h.headerBytes + h.payloadBytes)
+// readBody reads the n bytes that follow h, the header or header and payload, into a buffer with one reference.
+func (c *conn) readBody(h frameHeader, n int) (*buffer, error) {
+	buf := c.set.t.buffers.get(n)
 	if _, err := io.ReadFull(c.br, buf.data); err != nil {
 		buf.release()
 		return nil, err

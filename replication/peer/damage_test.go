@@ -17,6 +17,13 @@ import (
 )
 
 // damaged is request with a bit of the payload flipped on its way.
+// damagedLarge is the same of a payload that is received where a Layout wants it.
+func damagedLarge(id uint64) []byte {
+	b := request(methodEcho, 1, id, []byte("header"), make([]byte, layoutBytes))
+	b[len(b)-layoutBytes/2] ^= 4
+	return b
+}
+
 func damaged(id uint64) []byte {
 	b := request(methodEcho, 1, id, []byte("header"), []byte("payload"))
 	b[len(b)-3] ^= 4
@@ -36,7 +43,9 @@ func TestDamagedRequestIsRefused(t *testing.T) {
 				c.Logger = slog.New(slog.NewTextHandler(&logged, nil))
 			}
 		}, func(tr *Transport) {
-			tr.Handle(methodEcho, termsOf(methodEcho, Concurrent), func(in *Inbound) {
+			terms := termsOf(methodEcho, Concurrent)
+			terms.Layout = func(_ []byte, n int) [][]byte { return [][]byte{make([]byte, n/2), make([]byte, n-n/2)} }
+			tr.Handle(methodEcho, terms, func(in *Inbound) {
 				handled.Add(1)
 				if string(in.Payload) != "payload" {
 					t.Errorf("the handler got %q", in.Payload)
@@ -62,7 +71,7 @@ func TestDamagedRequestIsRefused(t *testing.T) {
 			_, err = io.ReadFull(lanes[Data], body)
 			return h, body, err
 		}
-		refused := func(id uint64) {
+		refused := func(id uint64, damaged func(id uint64) []byte) {
 			t.Helper()
 			h, body, err := exchange(damaged(id))
 			if err != nil || h.kind != kindError || h.id != id {
@@ -72,14 +81,14 @@ func TestDamagedRequestIsRefused(t *testing.T) {
 				t.Fatalf("a damaged request is refused with %v", err)
 			}
 		}
-		refused(1)
-		refused(2)
+		refused(1, damaged)
+		refused(2, damagedLarge)
 		if h, _, err := exchange(request(methodEcho, 1, 3, []byte("header"), []byte("payload"))); err != nil || h.kind != kindResponse {
 			t.Fatalf("the sound one after it: %+v, %v", h, err)
 		}
 		time.Sleep(damageWindow + time.Second)
-		refused(4) // the first two are long ago
-		refused(5)
+		refused(4, damagedLarge) // the first two are long ago
+		refused(5, damaged)
 		if _, _, err := exchange(damaged(6)); err == nil {
 			if _, _, err = exchange(request(methodEcho, 1, 7, nil, nil)); err == nil {
 				t.Error("the connection is there after the third damaged frame within a minute")

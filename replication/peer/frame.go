@@ -138,9 +138,16 @@ const (
 	frameDead                      // given up while queued: nothing of it is written
 )
 
-// verifyPayload returns an error unless the payload is the one that was sent, as far as the frame says.
-func (h *frameHeader) verifyPayload(payload []byte) error {
-	if !h.ownSums && crc32.Checksum(payload, castagnoli) != h.payloadCRC {
+// verifyPayload returns an error unless the payload, in pieces, is the one that was sent, as far as the frame says.
+func (h *frameHeader) verifyPayload(payload ...[]byte) error {
+	if h.ownSums {
+		return nil
+	}
+	var sum uint32
+	for _, p := range payload {
+		sum = crc32.Update(sum, castagnoli, p)
+	}
+	if sum != h.payloadCRC {
 		return errPayloadCRC
 	}
 	return nil

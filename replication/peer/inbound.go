@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -16,7 +17,8 @@ import (
 // Reply, ReplyThen or ReplyError; a second answer panics.
 //
 // Header and Payload are valid until the handler returns. Retain prolongs that until a Release for each Retain;
-// TakePayload makes both the handler's own for ever.
+// TakePayload makes both the handler's own for ever. A payload that was received as Terms.Layout wanted it is not in
+// Payload, unless it is one part: see TakeParts.
 type Inbound struct {
 	From     storage.NodeID // 0: a node without an id, or a client
 	Client   bool           // the sender is a gateway outside of the nodes
@@ -28,7 +30,8 @@ type Inbound struct {
 	OwnSums  bool      // the payload carries checksums of its own, which nobody has looked at yet; see Request.OwnSums
 	Received time.Time // when its first bytes were read
 
-	conn     *conn // nil: a request of this node to itself
+	parts    [][]byte // the payload, where Terms.Layout wanted it; nil: in Payload
+	conn     *conn    // nil: a request of this node to itself
 	usage    *inLane
 	handler  *handler
 	id       uint64
@@ -67,8 +70,22 @@ func (in *Inbound) Release() { in.buf.release() }
 // not recycled. The memory behind them is at most a quarter larger than both. To be called before the handler
 // returns or while retained.
 func (in *Inbound) TakePayload() []byte {
-	in.buf.taken.Store(true)
+	if in.parts == nil { // else the payload is not in the buffer
+		in.buf.taken.Store(true)
+	}
 	return in.Payload
+}
+
+// TakeParts returns the payload in the parts that Terms.Layout gave, or else in one, none if it is empty. Like TakePayload it
+// leaves them to the caller. To be called before the handler returns or while retained.
+func (in *Inbound) TakeParts() [][]byte {
+	switch {
+	case in.parts != nil:
+		return in.parts
+	case len(in.Payload) == 0:
+		return nil
+	}
+	return [][]byte{in.TakePayload()}
 }
 
 // Context is done when an answer can reach the sender no more, because its connections died or the Transport closes.
@@ -307,12 +324,12 @@ func (c *conn) readRequests() error {
 			continue
 		}
 		received := time.Now()
-		buf, err := c.readBody(h)
+		body, err := c.readRequest(h, hd.Layout)
 		if err != nil {
 			return err
 		}
-		if err := h.verifyPayload(buf.data[h.headerBytes:]); err != nil {
-			buf.release()
+		if err := h.verifyPayload(body.pieces()...); err != nil {
+			body.buf.release()
 			s.damagedFrame(c.lane, h.method, err)
 			c.reply(frameHeader{kind: kindError, method: h.method, group: h.group, id: h.id}, appendError(nil, storage.E("call",
 				storage.KindUnavailable, "node "+t.cfg.Self.String(), err)), nil, nil, false)
@@ -321,11 +338,61 @@ func (c *conn) readRequests() error {
 		}
 		t.dispatch(s.in, &Inbound{
 			From: s.node, Client: s.client, Lane: c.lane, Method: h.method, Group: h.group,
-			Header: buf.data[:h.headerBytes:h.headerBytes], Payload: buf.data[h.headerBytes:], Received: received,
-			OwnSums: h.ownSums, conn: c, usage: &s.in.lanes[c.lane], handler: hd, id: h.id, buf: buf, size: int64(len(buf.data)) + frameHeaderBytes,
+			Header: body.header, Payload: body.payload, parts: body.parts, Received: received,
+			OwnSums: h.ownSums, conn: c, usage: &s.in.lanes[c.lane], handler: hd, id: h.id, buf: body.buf,
+			size: int64(h.headerBytes+h.payloadBytes) + frameHeaderBytes,
 		})
 		c.awaitReplyRoom()
 	}
+}
+
+// requestBody is what follows the fixed header of a request.
+type requestBody struct {
+	buf     *buffer // with one reference: the header, and the payload unless there are parts
+	header  []byte
+	payload []byte   // all of it in one piece; nil if there are several parts
+	parts   [][]byte // of the handler's memory; nil: the payload is in buf
+}
+
+// pieces returns the payload.
+func (b *requestBody) pieces() [][]byte {
+	if b.parts != nil {
+		return b.parts
+	}
+	return [][]byte{b.payload}
+}
+
+// readRequest reads the header and payload that follow h, the payload where the layout wants it.
+func (c *conn) readRequest(h frameHeader, layout Layout) (requestBody, error) {
+	if layout == nil || h.payloadBytes < layoutBytes {
+		buf, err := c.readBody(h, h.headerBytes+h.payloadBytes)
+		if err != nil {
+			return requestBody{}, err
+		}
+		return requestBody{buf: buf, header: buf.data[:h.headerBytes:h.headerBytes], payload: buf.data[h.headerBytes:]}, nil
+	}
+	buf, err := c.readBody(h, h.headerBytes)
+	if err != nil {
+		return requestBody{}, err
+	}
+	parts, n := layout(buf.data, h.payloadBytes), 0
+	for _, p := range parts {
+		n += len(p)
+	}
+	if n != h.payloadBytes {
+		parts = [][]byte{make([]byte, h.payloadBytes)}
+	}
+	for _, p := range parts {
+		if _, err := io.ReadFull(c.br, p); err != nil {
+			buf.release()
+			return requestBody{}, err
+		}
+	}
+	body := requestBody{buf: buf, header: buf.data, parts: parts}
+	if len(parts) == 1 {
+		body.payload = parts[0]
+	}
+	return body, nil
 }
 
 // receivable returns the handler of a request, or why it is refused.

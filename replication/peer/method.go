@@ -48,7 +48,19 @@ type Terms struct {
 	// SumsInRequests says that the payloads of requests may carry checksums of their own, which the handler verifies, SumsInAnswers that
 	// those of answers do, which the caller verifies (Request.SumsInAnswer).
 	SumsInRequests, SumsInAnswers bool
+	// Layout, if there is one, is asked where the payload of a large request is to be received: see Layout.
+	Layout Layout
 }
+
+// Layout returns slices that a request's payload of payloadBytes fills one after another, so that what a handler keeps, and
+// writes to a disk, lies as it needs it without being copied. The payload is then Inbound's TakeParts, and belongs to
+// the handler. header is the request's: its checksum is right, what it says is not to be trusted. It is not valid after the
+// return. If the slices do not hold exactly payloadBytes, nil for example, the request is received as if there were no Layout.
+// It runs where the connection is read and must not block.
+type Layout func(header []byte, payloadBytes int) [][]byte
+
+// layoutBytes is the payload from which a Layout is asked: what is smaller is cheap to copy.
+const layoutBytes = 64 << 10
 
 // Order says how the requests of a method are handed to its handler.
 type Order uint8

@@ -397,7 +397,7 @@ func (c *conn) readAnswers() error {
 			}
 			continue
 		}
-		buf, err := c.readBody(h)
+		buf, err := c.readBody(h, h.headerBytes+h.payloadBytes)
 		if err != nil {
 			return err
 		}

@@ -153,9 +153,8 @@ func encodeAppend(to raft.ServerID, r *raft.AppendEntriesRequest) (header []byte
 	return e.b, payload
 }
 
-// decodeAppend is the inverse of encodeAppend. The entries' Data point into payload.
-func decodeAppend(header, payload []byte) (to raft.ServerID, r *raft.AppendEntriesRequest, err error) {
-	d := dec{b: header}
+// appendHead takes what precedes the entries off the header of an AppendEntries, and returns how many there are.
+func (d *dec) appendHead() (to raft.ServerID, r *raft.AppendEntriesRequest, entries int) {
 	to = raft.ServerID(d.bytes(maxIDBytes))
 	r = &raft.AppendEntriesRequest{RPCHeader: d.rpcHeader(), Term: d.u64(), PrevLogEntry: d.u64(),
 		PrevLogTerm: d.u64(), LeaderCommitIndex: d.u64()}
@@ -165,20 +164,37 @@ func decodeAppend(header, payload []byte) (to raft.ServerID, r *raft.AppendEntri
 		d.bad = true
 		n = 0
 	}
+	return to, r, int(n)
+}
+
+// entry takes an entry off the header, without its data, of which there are size bytes.
+func (d *dec) entry(l *raft.Log) (size uint32) {
+	l.Index, l.Term, l.Type = d.u64(), d.u64(), raft.LogType(d.u8())
+	if at := int64(d.u64()); at != 0 {
+		l.AppendedAt = time.Unix(0, at)
+	}
+	size = d.u32()
+	l.Extensions = d.bytes(maxExtensionBytes)
+	return size
+}
+
+// decodeAppend is the inverse of encodeAppend. The payload is in one part or more, and no entry's data is in two. The entries'
+// Data point into it.
+func decodeAppend(header []byte, payload [][]byte) (to raft.ServerID, r *raft.AppendEntriesRequest, err error) {
+	d := dec{b: header}
+	to, r, n := d.appendHead()
 	if n > 0 {
 		logs := make([]raft.Log, n)
 		r.Entries = make([]*raft.Log, n)
-		p := dec{b: payload}
+		var p dec // the part that the next entry's data is taken from
 		for i := range logs {
 			l := &logs[i]
-			l.Index, l.Term, l.Type = d.u64(), d.u64(), raft.LogType(d.u8())
-			if at := int64(d.u64()); at != 0 {
-				l.AppendedAt = time.Unix(0, at)
-			}
-			if size := d.u32(); size > 0 {
+			if size := d.entry(l); size > 0 {
+				if len(p.b) == 0 && len(payload) > 0 {
+					p.b, payload = payload[0], payload[1:]
+				}
 				l.Data = p.take(int(size))
 			}
-			l.Extensions = d.bytes(maxExtensionBytes)
 			if l.Index != r.PrevLogEntry+uint64(i)+1 || l.Index == 0 || !validType(l.Type) {
 				d.bad = true
 			}
@@ -187,8 +203,7 @@ func decodeAppend(header, payload []byte) (to raft.ServerID, r *raft.AppendEntri
 			}
 			r.Entries[i] = l
 		}
-		d.bad = d.bad || p.bad
-		payload = p.b
+		d.bad = d.bad || p.bad || len(p.b) != 0
 	}
 	if len(payload) != 0 {
 		d.bad = true

@@ -8,6 +8,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/aligned"
 	"github.com/storaged/storaged/internal/clock"
 	"github.com/storaged/storaged/replication/peer"
 )
@@ -21,8 +22,9 @@ import (
 // groups in it are asked to verify their leadership, which makes the library ask for the next heartbeat as soon as this
 // one is answered. That one waits here for the next tick. Where it does not come, the library's own timers go on as ever.
 type Dispatcher struct {
-	peers *peer.Transport
-	tick  time.Duration
+	peers  *peer.Transport
+	tick   time.Duration
+	blocks func(n int) int // see NewDispatcher; not nil
 
 	mu     sync.RWMutex
 	groups map[storage.GroupID]*Transport // guarded by mu
@@ -49,10 +51,17 @@ type beatCall struct {
 // NewDispatcher registers Raft's methods with peers, which must not run yet. Heartbeats travel every quarter of the heartbeat
 // time-out. The lease holds for four fifths of it from the sending, so that a frame may come late by a quarter, or get
 // lost, and the next still renews it.
-func NewDispatcher(peers *peer.Transport, heartbeatTimeout time.Duration) *Dispatcher {
-	r := &Dispatcher{peers: peers, tick: heartbeatTimeout / 4,
+//
+// blocks returns how many bytes at the end of an entry's data, of n bytes in all, are to be received where a page of memory
+// begins, so that they can be written to the disk from there; 0: none. Nil: none of any entry. Only the length is known then, so
+// it may be wrong, which costs nothing but time.
+func NewDispatcher(peers *peer.Transport, heartbeatTimeout time.Duration, blocks func(n int) int) *Dispatcher {
+	if blocks == nil {
+		blocks = func(int) int { return 0 }
+	}
+	r := &Dispatcher{peers: peers, tick: heartbeatTimeout / 4, blocks: blocks,
 		groups: map[storage.GroupID]*Transport{}, pending: map[storage.NodeID]*beatQueue{}}
-	peers.Handle(methodRaftAppend, peer.Terms{From: peer.Members, Order: peer.Ordered, SumsInRequests: true}, r.serveAppend)
+	peers.Handle(methodRaftAppend, peer.Terms{From: peer.Members, Order: peer.Ordered, SumsInRequests: true, Layout: r.layoutAppend}, r.serveAppend)
 	peers.Handle(methodRaftHeartbeats, peer.Terms{From: peer.Members, Order: peer.Concurrent}, r.serveHeartbeats)
 	peers.Handle(methodRaftVote, peer.Terms{From: peer.Members, Order: peer.Concurrent}, serving(r, decodeVote, (*Transport).serveVote))
 	peers.Handle(methodRaftPreVote, peer.Terms{From: peer.Members, Order: peer.Concurrent}, serving(r, decodePreVote, (*Transport).servePreVote))
@@ -90,9 +99,38 @@ func (r *Dispatcher) find(group storage.GroupID, to raft.ServerID) (*Transport, 
 	return t, nil
 }
 
+// layoutAppend is the peer.Layout of AppendEntries: every entry with blocks in memory of its own, which ends with them, and
+// whatever is between two such entries in one piece.
+func (r *Dispatcher) layoutAppend(header []byte, payloadBytes int) (parts [][]byte) {
+	d := dec{b: header}
+	_, _, n := d.appendHead()
+	small := 0
+	flush := func() {
+		if small > 0 {
+			parts = append(parts, make([]byte, small))
+			small = 0
+		}
+	}
+	for range n {
+		var l raft.Log
+		size := int(d.entry(&l))
+		if payloadBytes -= size; d.bad || payloadBytes < 0 {
+			return nil // nothing is allocated for lengths that cannot be
+		}
+		if body := r.blocks(size); body > 0 {
+			flush()
+			parts = append(parts, aligned.Before(size-body, body))
+		} else {
+			small += size
+		}
+	}
+	flush()
+	return parts
+}
+
 func (r *Dispatcher) serveAppend(in *peer.Inbound) {
 	serving(r, func(header []byte) (raft.ServerID, *raft.AppendEntriesRequest, error) {
-		return decodeAppend(header, in.TakePayload())
+		return decodeAppend(header, in.TakeParts())
 	}, (*Transport).serveAppend)(in)
 }
 

@@ -27,6 +27,13 @@ func again[T any](t *testing.T, v T, encode func(T) []byte, decode func([]byte) 
 	}
 }
 
+func onePart(b []byte) [][]byte {
+	if len(b) == 0 {
+		return nil
+	}
+	return [][]byte{b}
+}
+
 func FuzzAppend(f *testing.F) {
 	conf := raft.EncodeConfiguration(voters("a", "b"))
 	h, p := encodeAppend("store/1", &raft.AppendEntriesRequest{RPCHeader: sampleHeader(), Term: 7, PrevLogEntry: 41, PrevLogTerm: 6,
@@ -37,12 +44,22 @@ func FuzzAppend(f *testing.F) {
 	h, _ = encodeAppend("store/1", &raft.AppendEntriesRequest{RPCHeader: sampleHeader(), Term: 7})
 	f.Add(h, []byte(nil))
 	f.Fuzz(func(t *testing.T, header, payload []byte) {
-		to, r, err := decodeAppend(header, payload)
+		to, r, err := decodeAppend(header, onePart(payload))
 		if err != nil {
 			return
 		}
+		var cut dec // a payload that is laid out decodes to the same
+		cut.b = payload
+		var parts [][]byte
+		for _, part := range (&Dispatcher{blocks: func(n int) int { return n / 2 }}).layoutAppend(header, len(payload)) {
+			copy(part, cut.take(len(part)))
+			parts = append(parts, part)
+		}
+		if _, laid, err := decodeAppend(header, parts); cut.bad || len(cut.b) != 0 || err != nil || !reflect.DeepEqual(laid, r) {
+			t.Fatalf("laid out: %+v becomes %+v, %v", r, laid, err)
+		}
 		h, p := encodeAppend(to, r)
-		to2, r2, err := decodeAppend(h, bytes.Join(p, nil))
+		to2, r2, err := decodeAppend(h, p)
 		if err != nil || to2 != to || !reflect.DeepEqual(r2, r) {
 			t.Fatalf("%+v becomes %+v, %v", r, r2, err)
 		}
@@ -128,4 +145,22 @@ func FuzzNodeAddress(f *testing.F) {
 				func(b []byte) (storage.NodeID, error) { return ParseNodeAddress(raft.ServerAddress(b)) })
 		}
 	})
+}
+
+// TestDecodeParts: entries are found in parts that end where entries do, and in no others.
+func TestDecodeParts(t *testing.T) {
+	header, payload := encodeAppend("store/1", &raft.AppendEntriesRequest{RPCHeader: sampleHeader(), Term: 7, PrevLogEntry: 41, Entries: []*raft.Log{
+		{Index: 42, Term: 7, Data: []byte("first")}, {Index: 43, Term: 7, Type: raft.LogNoop}, {Index: 44, Term: 7, Data: []byte("second")}}})
+	all := bytes.Join(payload, nil)
+	for cut := range len(all) + 1 {
+		_, r, err := decodeAppend(header, [][]byte{all[:cut], all[cut:]})
+		if sound := cut == len("first"); sound != (err == nil) || sound && string(r.Entries[2].Data) != "second" {
+			t.Errorf("cut at %d: %v", cut, err)
+		}
+	}
+	for _, parts := range [][][]byte{nil, {all[:5]}, {append(bytes.Clone(all), 0)}, {all[:5], append(bytes.Clone(all[5:]), 0)}, {all, {0}}} {
+		if _, _, err := decodeAppend(header, parts); err == nil {
+			t.Errorf("%d parts of another length were taken", len(parts))
+		}
+	}
 }

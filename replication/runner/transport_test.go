@@ -69,7 +69,7 @@ func simulated(t *testing.T, nodes int) (ps []*peer.Transport, rs []*Dispatcher,
 		if err != nil {
 			t.Fatal(err)
 		}
-		ps, rs = append(ps, p), append(rs, NewDispatcher(p, span))
+		ps, rs = append(ps, p), append(rs, NewDispatcher(p, span, nil))
 		running.Go(func() { _ = p.Run(ctx) })
 	}
 	return ps, rs, func() {
