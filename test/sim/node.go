@@ -18,6 +18,7 @@ import (
 	"github.com/storaged/storaged/replication"
 	"github.com/storaged/storaged/replication/extent"
 	"github.com/storaged/storaged/replication/extent/storedir"
+	"github.com/storaged/storaged/replication/op"
 	"github.com/storaged/storaged/replication/peer"
 	"github.com/storaged/storaged/replication/runner"
 	"github.com/storaged/storaged/replication/segment"
@@ -146,7 +147,7 @@ func (p *process) serve(logger *slog.Logger, replicas *atomic.Pointer[replicatio
 	if err != nil {
 		return err
 	}
-	p.route = runner.NewDispatcher(p.peers, heartbeatTimeout)
+	p.route = runner.NewDispatcher(p.peers, heartbeatTimeout, op.BlocksOf)
 	p.replicas, err = replication.NewReplicas(replication.Config{Node: n.id, Stores: []*extent.Store{p.store}, Peers: p.peers,
 		Dispatcher: p.route, HeartbeatTimeout: heartbeatTimeout, Logger: logger})
 	if err != nil {
