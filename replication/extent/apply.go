@@ -29,12 +29,20 @@ type ApplyEntry struct {
 // wait for the goroutine that calls Apply. Store.AwaitRoom refuses entries when there is too much to checkpoint.
 func (g *Group) Apply(entries []ApplyEntry) []op.Result {
 	results := make([]op.Result, len(entries))
+	g.applyAll(entries, results)
+	g.announceDue()
+	return results
+}
+
+func (g *Group) applyAll(entries []ApplyEntry, results []op.Result) {
+	// Guards I1: of an entry that was copied elsewhere, the segment that locate has named may be recycled before the live counts
+	// know that a table refers to it.
+	g.applying.Lock()
+	defer g.applying.Unlock()
 	for i := range entries {
 		results[i] = g.applyEntry(&entries[i])
 	}
 	g.handOnDelta()
-	g.announceDue()
-	return results
 }
 
 func (g *Group) applyEntry(e *ApplyEntry) op.Result {

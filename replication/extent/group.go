@@ -28,6 +28,11 @@ type Group struct {
 	// before mu, and held across the sync of the batch because only then memory may follow.
 	commitMu sync.Mutex
 
+	// applying is held by Apply, from when it asks where entries lie until the live counts know of it, and by whoever has the log
+	// lay them elsewhere. It is taken before mu, and not under it.
+	applying sync.Mutex
+	copies   *segment.Copies // of entries, on their way; guarded by commitMu
+
 	// mu guards all below. It is never held across I/O.
 	mu            sync.RWMutex
 	set           tableSet

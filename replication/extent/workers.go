@@ -6,6 +6,7 @@ import (
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/extent/live"
 	"github.com/storaged/storaged/replication/extent/reclaim"
+	"github.com/storaged/storaged/replication/extent/storedir"
 	"github.com/storaged/storaged/replication/extent/table"
 	"github.com/storaged/storaged/replication/extent/tabledb"
 	"github.com/storaged/storaged/replication/extent/tableset"
@@ -25,7 +26,7 @@ func (s *Store) newWorker() *reclaim.Worker {
 			return s.room.level(), true
 		},
 		Logger:       s.logger,
-		LateSegments: segment.SegmentNo(s.cfg.CheckpointBytes / s.cfg.SegmentBytes),
+		LateSegments: segment.SegmentNo(s.cfg.CheckpointBytes / s.cfg.SegmentBytes), SegmentBytes: s.cfg.SegmentBytes,
 		Replicas: func() []reclaim.Replica {
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -80,6 +81,12 @@ func (r replica) RecoveryFrom() segment.SegmentNo {
 func (r replica) Advance() (moved bool, err error) {
 	r.commitMu.Lock()
 	defer r.commitMu.Unlock()
+	if r.copies != nil && r.applying.TryLock() { // else the next time: it may wait for the disk
+		if r.copies.Adopt() {
+			r.copies = nil
+		}
+		r.applying.Unlock()
+	}
 	r.mu.RLock()
 	record, removed := r.record, r.removed
 	r.mu.RUnlock()
@@ -96,6 +103,31 @@ func (r replica) Advance() (moved bool, err error) {
 	r.mu.Unlock()
 	r.store.log.DurableCheckpoint(r.key, record.Index, record.Term, next)
 	return true, nil
+}
+
+func (r replica) UncoveredBytes() int64 { return r.log.UncoveredBytes() }
+
+// maxCopyBytes bounds the entries that are copied at once, in memory: as much as a group has proposed and not applied
+// (replication.Config.GroupInFlightBytes).
+const maxCopyBytes = 32 << 20
+
+// Copy appends the entries that no checkpoint covers once more, unless copies of them are on their way, or there is no room. Advance
+// moves the position when they are durable: nobody waits for that here, because room in the log may come by way of the caller.
+func (r replica) Copy() (begun bool, err error) {
+	// A build that does not know of copies takes them for damage as long as it finds both: it does not open this format.
+	if r.store.format.Load() < storedir.PagesByEpoch {
+		return false, nil
+	}
+	if err := r.store.room.mayTake("copy entries", r.log.UncoveredBytes(), true); err != nil {
+		return false, nil
+	}
+	r.commitMu.Lock()
+	defer r.commitMu.Unlock()
+	if r.copies != nil {
+		return true, nil
+	}
+	r.copies, err = r.log.CopyUncovered(maxCopyBytes)
+	return r.copies != nil, err
 }
 
 // purgeStepPages bounds the pages that one step of a purge removes.

@@ -10,11 +10,11 @@ import (
 	"pgregory.net/rapid"
 )
 
-// script is a workload of appends, truncations, checkpoints, compactions and recycling over three groups.
+// script is a workload of appends, truncations, checkpoints, compactions, copies and recycling over three groups.
 func (w *world) script(t tb, rng *rand.Rand, steps int) {
 	for range steps {
 		k := key(1 + rng.IntN(3))
-		switch rng.IntN(12) {
+		switch rng.IntN(15) {
 		case 0:
 			w.truncate(t, k, uint64(1+rng.IntN(3)))
 		case 1, 2:
@@ -24,6 +24,11 @@ func (w *world) script(t tb, rng *rand.Rand, steps int) {
 			w.waitAll(t)
 		case 4:
 			w.reset(t, k)
+		case 5, 6:
+			w.copy(t, k)
+		case 7:
+			w.adoptCopies(k)
+			w.recycle()
 		default:
 			sizes := make([]int, 1+rng.IntN(3))
 			for i := range sizes {
@@ -41,7 +46,7 @@ func (w *world) script(t tb, rng *rand.Rand, steps int) {
 //
 // It guards: the sync in committer.writeSegment, and that durable is set after it; the syncs of the directory in
 // create and reuse; the seal and its sync in resume; the checksum of payloads in recovery.read; the position in
-// decodeRecordHeader; needsLocked in Recycle; Durable() in NextNeeded; the truncation record.
+// decodeRecordHeader; needsLocked in Recycle; Durable() in NextNeeded; the truncation record; Durable() in Copies.Adopt.
 func TestPowerCutAtEveryCall(t *testing.T) {
 	for _, percent := range []int{0, 50, 90} {
 		w := newWorld(3)
@@ -108,6 +113,8 @@ func TestModel(t *testing.T) {
 			"wait":       func(rt *rapid.T) { w.waitAll(rt) },
 			"checkpoint": func(rt *rapid.T) { w.checkpoint(rt, group(), rapid.Uint64Range(0, 4).Draw(rt, "behind")) },
 			"recycle":    func(rt *rapid.T) { w.recycle() },
+			"copy":       func(rt *rapid.T) { w.copy(rt, group()) },
+			"adopt":      func(rt *rapid.T) { w.adoptCopies(group()) },
 			"restart":    func(rt *rapid.T) { w.restart(rt) },
 			"crash": func(rt *rapid.T) {
 				w.crash(rt, rapid.SampledFrom([]int{0, 30, 70, 100}).Draw(rt, "percent"), rapid.Uint64().Draw(rt, "seed"))

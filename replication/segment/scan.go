@@ -295,6 +295,11 @@ func (r *recovery) applyEntry(g *GroupLog, h *recordHeader, payload []byte) {
 		r.gaps[g.key] = h.position
 		return
 	case h.index < next:
+		// The same entry once more (Copies): it lies in the later place, because the earlier one may be gone.
+		if e := g.entryLocked(h.index); e != nil && e.term == h.term && e.sum == h.sum {
+			e.at = h.position
+			return
+		}
 		r.hurtGroup(g.key, h.position, fmt.Sprintf("entry %d is there twice", h.index))
 		return
 	}

@@ -31,6 +31,7 @@ type world struct {
 	starts map[GroupKey]GroupStart // the checkpoints, which are durable the moment they are set
 	serial int64
 	term   uint64
+	copies map[GroupKey]*Copies // on their way
 }
 
 // modelOp is one operation: entries to append, or a truncation (from > 0), or a reset.
@@ -215,6 +216,38 @@ func (w *world) checkpoint(t tb, k GroupKey, behind uint64) {
 	w.mu.Unlock()
 	w.l.DurableCheckpoint(k, applied, e.Term, next)
 	g.Compact(applied)
+}
+
+// copy appends the entries once more that no checkpoint covers. It changes nothing that the model knows.
+func (w *world) copy(t tb, k GroupKey) {
+	t.Helper()
+	c, err := w.l.Group(k).CopyUncovered(1 << 20)
+	if err != nil {
+		t.Fatalf("copy entries of %s: %v", k, err)
+	}
+	if w.copies == nil {
+		w.copies = make(map[GroupKey]*Copies)
+	}
+	if c != nil {
+		w.copies[k] = c
+	}
+}
+
+// adoptCopies stores the checkpoint that there is with the places of copies, as soon as it may.
+func (w *world) adoptCopies(k GroupKey) (moved bool) {
+	c, s := w.copies[k], w.starts[k]
+	if c == nil || c.g != w.l.Group(k) || !c.Adopt() {
+		return false
+	}
+	delete(w.copies, k)
+	next := max(w.l.Group(k).NextNeeded(s.AppliedIndex), s.From)
+	moved = next > s.From
+	s.From = next
+	w.mu.Lock()
+	w.starts[k] = s
+	w.mu.Unlock()
+	w.l.DurableCheckpoint(k, s.AppliedIndex, s.AppliedTerm, s.From)
+	return moved
 }
 
 // recycle offers every segment for recycling; the log refuses what it needs.

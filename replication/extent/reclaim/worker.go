@@ -58,8 +58,13 @@ type Replica interface {
 	RequestCheckpoint()
 	// RecoveryFrom returns the segment in which recovery begins for it.
 	RecoveryFrom() segment.SegmentNo
-	// Advance moves that position forward as far as its checkpoint allows; moved is false if it stays.
+	// Advance moves that position forward as far as its checkpoint and copies of entries allow; moved is false if it stays.
 	Advance() (moved bool, err error)
+	// UncoveredBytes returns how much of the log is taken by entries that the checkpoint does not cover.
+	UncoveredBytes() int64
+	// Copy has these entries copied to the end of the log, so that a later Advance moves the position. begun is false if that is
+	// not possible now. It does not wait for the copies.
+	Copy() (begun bool, err error)
 }
 
 // Room says how much room a store has for writes that allocate.
@@ -82,6 +87,7 @@ type Config struct {
 	Room func() (room Room, ok bool)
 	// LateSegments is how many segments a replica's recovery position may lie behind before it is asked for a checkpoint.
 	LateSegments segment.SegmentNo
+	SegmentBytes int64
 	Logger       *slog.Logger
 }
 
@@ -89,10 +95,13 @@ type Config struct {
 type Worker struct {
 	cfg    Config
 	purges chan struct{}                 // capacity 1: there may be something to purge; never closed
+	moves  chan struct{}                 // capacity 1: recovery positions are to be moved; never closed
 	seen   map[segment.GroupKey]sighting // Run's own
 
-	mu    sync.Mutex                             // guards asked
-	asked map[segment.GroupKey]segment.SegmentNo // where the log ended when a checkpoint was asked for to move the position
+	mu      sync.Mutex                             // guards all below
+	asked   map[segment.GroupKey]segment.SegmentNo // where the log ended when a checkpoint was asked for to move the position
+	copying bool                                   // copies were begun that no position has moved for yet
+	room    Room                                   // at the last look
 }
 
 // sighting is since when a replica has been seen with changes, after how many freezes.
@@ -103,14 +112,15 @@ type sighting struct {
 
 // New returns a worker that waits for Run.
 func New(c Config) *Worker {
-	return &Worker{cfg: c, purges: make(chan struct{}, 1), seen: map[segment.GroupKey]sighting{}, asked: map[segment.GroupKey]segment.SegmentNo{}}
+	return &Worker{cfg: c, purges: make(chan struct{}, 1), moves: make(chan struct{}, 1), seen: map[segment.GroupKey]sighting{}, asked: map[segment.GroupKey]segment.SegmentNo{}}
 }
 
 // Run works until ctx is done.
 func (w *Worker) Run(ctx context.Context) {
-	var purging sync.WaitGroup
+	var purging sync.WaitGroup // and moving
 	defer purging.Wait()
 	purging.Go(func() { w.runPurge(ctx) })
+	purging.Go(func() { w.runMoves(ctx) })
 	tick := clock.NewTimer(Every)
 	defer tick.Stop()
 	for {
@@ -155,6 +165,21 @@ func (w *Worker) runPurge(ctx context.Context) {
 	}
 }
 
+// runMoves moves recovery positions beside checkpoints. It is not Run's to do: to store a position may wait for room, which Run gives
+// the tables.
+func (w *Worker) runMoves(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.moves:
+		}
+		if w.advanceIdle() {
+			w.Recycle()
+		}
+	}
+}
+
 // Recycle offers every dead segment to the log, which refuses those that it needs, or that somebody reads.
 func (w *Worker) Recycle() {
 	for _, no := range w.cfg.Segments.Dead() {
@@ -176,9 +201,11 @@ func (w *Worker) Checkpointed(deleted bool) {
 }
 
 // advanceIdle moves the recovery positions of replicas that had nothing to do for long, so that they do not hold the log: one
-// with nothing above its checkpoint gets its position moved, others are asked for a checkpoint.
-func (w *Worker) advanceIdle() {
+// with nothing above its checkpoint gets its position moved, others are asked for a checkpoint. What then still holds the log has
+// entries that nobody commits; they are copied. It reports whether a position was moved.
+func (w *Worker) advanceIdle() (any bool) {
 	last := w.cfg.Segments.Last()
+	var held []Replica
 	for _, r := range w.cfg.Replicas() {
 		from := r.RecoveryFrom()
 		if last < from+IdleSegments {
@@ -187,10 +214,66 @@ func (w *Worker) advanceIdle() {
 		moved, err := r.Advance()
 		if err != nil {
 			w.cfg.Logger.Warn("recovery position not moved", "group", r.Key(), "error", err)
-			return
+			return any
 		}
-		if !moved && last >= from+max(IdleSegments, w.cfg.LateSegments) && w.askOnce(r.Key(), last) {
+		if moved {
+			any = true
+			continue
+		}
+		held = append(held, r)
+		if last >= from+max(IdleSegments, w.cfg.LateSegments) && w.askOnce(r.Key(), last) {
 			r.RequestCheckpoint()
+		}
+	}
+	w.copyHeld(held, last)
+	return any
+}
+
+// copyShare bounds what copies of entries add to the log: an eighth of what is written.
+const copyShare = 8
+
+// copyHeld has the entries copied of replicas that hold the log although they were asked for a checkpoint long ago; while room is
+// short, of all that hold it.
+func (w *Worker) copyHeld(held []Replica, last segment.SegmentNo) {
+	var bytes int64
+	for _, r := range held {
+		bytes += r.UncoveredBytes()
+	}
+	late := 2 * max(IdleSegments, w.cfg.LateSegments)
+	if w.roomThen() != Enough {
+		late = IdleSegments
+	}
+	copying := false
+	for _, r := range held {
+		if lag := last - r.RecoveryFrom(); lag < late || int64(lag)*w.cfg.SegmentBytes < copyShare*bytes {
+			continue
+		}
+		begun, err := r.Copy()
+		if err != nil {
+			w.cfg.Logger.Warn("entries that hold the log not copied", "group", r.Key(), "error", err)
+		}
+		copying = copying || begun
+	}
+	w.mu.Lock() // not before: Copy takes locks of the replica
+	defer w.mu.Unlock()
+	w.copying = copying
+}
+
+func (w *Worker) roomThen() Room {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.room
+}
+
+// noteRoom has positions moved without a checkpoint of anybody if copies are on their way, or nobody may write enough for one.
+func (w *Worker) noteRoom(room Room) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.room = room
+	if w.copying || room != Enough {
+		select {
+		case w.moves <- struct{}{}:
+		default: // they are moved anyway
 		}
 	}
 }
@@ -238,6 +321,7 @@ func (w *Worker) look(now time.Time) {
 		}
 	}
 	w.seen = seen
+	w.noteRoom(room)
 	if !due && room == Full {
 		w.Recycle() // what a reader or a pull had pinned
 	}

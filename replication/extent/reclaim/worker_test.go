@@ -59,6 +59,10 @@ type fakeReplica struct {
 	held           bool // Advance finds nothing to do
 	advanceErr     error
 	asked, advance int
+
+	uncovered      int64
+	copyErr        error
+	copies, copied int // begun; those that an Advance has found
 }
 
 func (r *fakeReplica) Key() segment.GroupKey           { return r.key }
@@ -67,13 +71,26 @@ func (r *fakeReplica) CheckpointDue() bool             { return r.due }
 func (r *fakeReplica) RequestCheckpoint()              { r.asked++ }
 func (r *fakeReplica) RecoveryFrom() segment.SegmentNo { return r.from }
 
+func (r *fakeReplica) UncoveredBytes() int64 { return r.uncovered }
+
+func (r *fakeReplica) Copy() (bool, error) {
+	if r.copyErr == nil {
+		r.copies++
+	}
+	return r.copyErr == nil, r.copyErr
+}
+
 func (r *fakeReplica) Advance() (bool, error) {
 	r.advance++
+	if r.copied < r.copies {
+		r.copied, r.from = r.copies, r.from+100
+		return true, nil
+	}
 	return !r.held && r.advanceErr == nil, r.advanceErr
 }
 
 func (d *disk) worker() *Worker {
-	return New(Config{Segments: d, Tables: d, LateSegments: 4, Logger: slog.New(slog.NewTextHandler(&d.said, nil)),
+	return New(Config{Segments: d, Tables: d, LateSegments: 4, SegmentBytes: 1 << 20, Logger: slog.New(slog.NewTextHandler(&d.said, nil)),
 		Room: func() (Room, bool) { return d.room, !d.failed },
 		Replicas: func() (all []Replica) {
 			for _, r := range d.replicas {
@@ -190,5 +207,43 @@ func TestIdleReplicaHoldsNoLog(t *testing.T) {
 	idle.advanceErr = errors.New("broken")
 	if w.Checkpointed(false); !strings.Contains(d.said.String(), "broken") {
 		t.Errorf("it says %q", d.said.String())
+	}
+}
+
+// TestStalledReplicaHoldsNoLog: entries are copied of a replica that holds the log although it was asked for a checkpoint; sooner when
+// room is short, and not so that the copies are more than an eighth of what is written. Its position moves without anybody's
+// checkpoint.
+func TestStalledReplicaHoldsNoLog(t *testing.T) {
+	const mib = 1 << 20
+	for _, test := range []struct {
+		name      string
+		room      Room
+		uncovered int64 // of a second replica
+		last      segment.SegmentNo
+		copies    int
+	}{
+		{"not long ago", Enough, 0, 7, 0}, {"long ago", Enough, 0, 8, 1}, {"short of room", Short, 0, 2, 1},
+		{"too much", Enough, mib, 8, 0}, {"too much for now", Enough, mib, 17, 1}, {"it is near", Full, 0, 1, 0},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r, other := &fakeReplica{held: true, uncovered: 1}, &fakeReplica{key: segment.GroupKey{Group: 2}, held: true, uncovered: test.uncovered,
+					copyErr: errors.New("unreadable")}
+				d := &disk{last: test.last, room: test.room, replicas: []*fakeReplica{r, other}, dead: []segment.SegmentNo{1}}
+				w := d.worker()
+				if test.room == Enough {
+					w.Checkpointed(false)
+				}
+				go w.Run(t.Context())
+				time.Sleep(4 * Every)
+				synctest.Wait()
+				if r.copies != test.copies {
+					t.Fatalf("%d copies", r.copies)
+				}
+				if test.copies > 0 && (r.copied == 0 || len(d.recycled) == 0 || !strings.Contains(d.said.String(), "unreadable")) {
+					t.Errorf("the position has not moved, or nothing was recycled: %+v; it says %q", r, d.said.String())
+				}
+			})
+		})
 	}
 }
