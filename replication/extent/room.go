@@ -32,21 +32,38 @@ type Space struct {
 	Exhausted bool
 
 	writable int64
+	usage    storage.StoreSpace
 }
 
 // Full reports whether writes that allocate should be refused.
 func (s Space) Full() bool { return s.FreeBytes < s.ReserveBytes }
 
-// WritableBytes is what can still be written: what is free above the reserve, or can be made so. It is the figure that users see.
+// WritableBytes is what can still be written: what is free above the reserve, or, with compaction, the blocks that may still come to
+// live. It is the figure that users see.
 func (s Space) WritableBytes() int64 { return s.writable }
+
+// Usage says what takes the room.
+func (s Space) Usage() storage.StoreSpace { return s.usage }
+
+// taken is what takes the room of a store. Bytes, but for the blocks; other is what others have.
+type taken struct{ log, tables, other, blocks, segmentBytes int64 }
 
 // judge fills in what follows from how full the store is. Of what segments and tables take or may take, but for the reserve, maxFill
 // may live: the fuller, the more is written for each block.
-func (s *Space) judge(used, tables, live int64, maxFill float64) {
+func (s *Space) judge(t taken, maxFill float64) {
+	packed := compact.PackedBytes(max(0, t.blocks), t.segmentBytes)
+	s.usage = storage.StoreSpace{LogBytes: t.log, LiveBytes: max(0, t.blocks) * storage.BlockSize, GarbageBytes: max(0, t.log-packed),
+		TableBytes: t.tables, UnusedBytes: s.FreeBytes, ReserveBytes: s.ReserveBytes, OtherBytes: max(0, t.other)}
 	s.Exhausted, s.writable = s.Full(), max(0, s.FreeBytes-s.ReserveBytes)
+	full, has := float64(t.log+t.tables+s.FreeBytes-s.ReserveBytes), t.log+t.tables
 	if maxFill > 0 && s.FreeBytes < 1<<61 {
-		left := int64(maxFill*float64(used+tables+s.FreeBytes-s.ReserveBytes)) - tables - live
-		s.Exhausted, s.writable = left <= 0, max(0, left)
+		full, has = full*maxFill, packed+t.tables
+		left := int64(full) - has
+		s.Exhausted, s.writable = left <= 0, compact.UnpackedBytes(max(0, left), t.segmentBytes)
+	}
+	s.usage.Fill = 1
+	if full > 0 {
+		s.usage.Fill = float64(has) / full
 	}
 }
 
@@ -95,7 +112,14 @@ func (s *Store) Compacts() bool { return s.cfg.Compact }
 
 // Space returns how full the store is. It costs a few hundred nanoseconds and may be 100 ms old. When nothing is known
 // (a file system that does not say, and no configured capacity), it answers that there is plenty.
-func (s *Store) Space() Space { return s.room.space() }
+func (s *Store) Space() Space {
+	out := s.room.space()
+	out.usage.Compaction = storage.CompactionOff
+	if s.compactor != nil {
+		out.usage.Compaction = s.compactor.State()
+	}
+	return out
+}
 
 func (r *room) space() Space {
 	r.refresh()
@@ -111,6 +135,7 @@ func (r *room) space() Space {
 		out.CapacityBytes = min(out.CapacityBytes, c)
 		out.FreeBytes = min(out.FreeBytes, c-used-r.tables)
 	}
+	other := out.CapacityBytes - max(0, out.FreeBytes) - used - r.tables
 	if r.log.Full() { // by a quota, perhaps, which the file system does not count
 		out.FreeBytes = min(out.FreeBytes, free)
 	}
@@ -118,9 +143,10 @@ func (r *room) space() Space {
 		out.FreeBytes = 0
 	}
 	blocks, _ := r.live.Blocks()
-	out.judge(used, r.tables, compact.PackedBytes(blocks, r.cfg.SegmentBytes), r.cfg.maxFill())
+	out.judge(taken{used, r.tables, other, blocks, r.cfg.SegmentBytes}, r.cfg.maxFill())
 	if r.log.Full() || r.db.Short() { // the file system has no room: there is none for copies either
 		out.Exhausted, out.writable = true, 0
+		out.usage.NoRoom, out.usage.Fill = true, max(1, out.usage.Fill)
 	}
 	return out
 }

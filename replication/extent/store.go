@@ -64,7 +64,8 @@ type Store struct {
 	live   live.Index // which segments the table sets of groups and stagings refer to
 	worker *reclaim.Worker
 
-	compaction compaction // of this store
+	compaction compaction      // of this store
+	compactor  *compact.Worker // nil without Config.Compact
 
 	stop    context.CancelFunc
 	stopped sync.WaitGroup
@@ -130,14 +131,18 @@ func Open(cfg Config) (_ *Store, err error) {
 		return nil, err
 	}
 	s.worker = s.newWorker()
-	if s.compaction.m, err = newCompactionMetrics(cfg.Metrics, s.identity.Store, s.compaction.Room); err != nil {
+	s.compaction.m = newCompactionMetrics(s.identity.Store)
+	if cfg.Compact {
+		s.compactor = compact.New(s.compaction, s.compaction.m, s.logger)
+	}
+	if err := s.compaction.m.register(cfg.Metrics, s); err != nil {
 		return nil, err
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	s.stop = stop
 	s.stopped.Go(func() { s.worker.Run(ctx) })
-	if cfg.Compact {
-		s.stopped.Go(func() { compact.New(s.compaction, s.compaction.m, s.logger).Run(ctx) })
+	if s.compactor != nil {
+		s.stopped.Go(func() { s.compactor.Run(ctx) })
 	}
 	return s, nil
 }

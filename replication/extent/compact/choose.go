@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"slices"
 
+	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/segment"
 )
 
@@ -28,6 +29,12 @@ func Capacity(segmentBytes int64) int64 { return max(1, (segmentBytes-segmentMar
 func PackedBytes(blocks, segmentBytes int64) int64 {
 	n := Capacity(segmentBytes)
 	return (blocks + n - 1) / n * segmentBytes
+}
+
+// UnpackedBytes returns how many bytes of blocks so many bytes of segments hold that were all moved.
+func UnpackedBytes(bytes, segmentBytes int64) int64 {
+	n := Capacity(segmentBytes)
+	return (bytes/segmentBytes*n + bytes%segmentBytes*n/segmentBytes) * storage.BlockSize
 }
 
 // Candidate is a segment with live blocks.

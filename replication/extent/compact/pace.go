@@ -35,6 +35,8 @@ const (
 	// leastBytes is what is copied in a second at least once it is to be done, and idleBytes while nobody writes.
 	leastBytes, idleBytes = 8 << 20, 32 << 20
 	leastBrake            = 1.0 / 16
+	// brakedBelow is from where on people are told of the brake.
+	brakedBelow = 0.5
 )
 
 // need says what is to be done now.

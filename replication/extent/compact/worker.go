@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	storage "github.com/storaged/storaged"
@@ -89,6 +90,8 @@ type Worker struct {
 	left    map[segment.SegmentNo]leave
 	emptied map[segment.SegmentNo]time.Time
 	told    map[segment.SegmentNo]struct{} // segments with a bad block that were reported
+
+	state atomic.Pointer[storage.CompactionState]
 }
 
 type leave struct {
@@ -98,8 +101,41 @@ type leave struct {
 
 // New returns a worker that waits for Run.
 func New(d Disk, m Metrics, logger *slog.Logger) *Worker {
-	return &Worker{disk: d, metrics: m, logger: logger, pace: pace{room: d.Room, latency: d.SyncLatency},
+	w := &Worker{disk: d, metrics: m, logger: logger, pace: pace{room: d.Room, latency: d.SyncLatency},
 		left: map[segment.SegmentNo]leave{}, emptied: map[segment.SegmentNo]time.Time{}, told: map[segment.SegmentNo]struct{}{}}
+	w.say(storage.CompactionIdle)
+	return w
+}
+
+// State says what the worker does now. It may be called at any time.
+func (w *Worker) State() storage.CompactionState { return *w.state.Load() }
+
+func (w *Worker) say(s storage.CompactionState) { w.state.Store(&s) }
+
+// saysMoving says that blocks are moved, for that need.
+func (w *Worker) saysMoving(need need) {
+	switch {
+	case need == urgent:
+		w.say(storage.CompactionBehind)
+	case w.pace.brake < brakedBelow:
+		w.say(storage.CompactionBraked)
+	default:
+		w.say(storage.CompactionRunning)
+	}
+}
+
+// saysWaiting says why nothing is moved although there is a need.
+func (w *Worker) saysWaiting(need need) {
+	switch {
+	case len(w.emptied) > 0:
+		w.saysMoving(need) // a checkpoint makes room
+	case need == idle:
+		w.say(storage.CompactionIdle)
+	case !w.roomForCopies():
+		w.say(storage.CompactionNoRoom)
+	default:
+		w.say(storage.CompactionNothingToWin)
+	}
 }
 
 // Run works until ctx is done.
@@ -127,11 +163,17 @@ func (w *Worker) Run(ctx context.Context) {
 // step empties one segment, if that is to be done and possible; false if there is nothing more to do now.
 func (w *Worker) step(ctx context.Context, now time.Time) bool {
 	need := w.pace.look(now)
-	if need == nothing || !w.mayBegin(now) {
+	if need == nothing {
+		w.say(storage.CompactionIdle)
+		return false
+	}
+	if !w.mayBegin(now) {
+		w.saysWaiting(need)
 		return false
 	}
 	no, live, ok := w.victim(now, need)
 	if !ok {
+		w.saysWaiting(need)
 		return need == urgent && w.sweep(ctx, now, 1) || w.sweep(ctx, now, sweepAt)
 	}
 	w.pace.use = float64(live) / float64(Capacity(w.pace.now.SegmentBytes))
@@ -146,7 +188,11 @@ func (w *Worker) mayBegin(now time.Time) bool {
 		}
 	}
 	// I1 and no deadlock: copies never take the last room, which the log needs for what it has promised to take.
-	return len(w.emptied) < maxEmptied && w.pace.now.Free >= LeastSegments*w.pace.now.SegmentBytes
+	return len(w.emptied) < maxEmptied && w.roomForCopies()
+}
+
+func (w *Worker) roomForCopies() bool {
+	return w.pace.now.Free >= LeastSegments*w.pace.now.SegmentBytes
 }
 
 // victim chooses the segment to be emptied.
@@ -202,6 +248,7 @@ func (w *Worker) move(ctx context.Context, blocks []Block, groups map[segment.Gr
 		if err := w.pace.wait(ctx, int64(n)*copyBytes); err != nil {
 			return err
 		}
+		w.saysMoving(w.pace.need(time.Now()))
 		for _, b := range blocks[:n] {
 			groups[b.Group] = struct{}{}
 		}

@@ -27,6 +27,7 @@ type fakeDisk struct {
 	sweeps   int
 	trims    int
 	said     bytes.Buffer
+	moving   func() // called in Move; nil: not
 
 	victims, skipped, damaged int
 }
@@ -85,6 +86,9 @@ func (d *fakeDisk) Sweep(_ context.Context, nos map[segment.SegmentNo]struct{}, 
 }
 
 func (d *fakeDisk) Move(_ context.Context, blocks []Block) error {
+	if d.moving != nil {
+		d.moving()
+	}
 	for _, b := range blocks {
 		s := d.segments[b.From.Segment]
 		if s.bad {
@@ -183,4 +187,54 @@ func TestWorkerIsStubborn(t *testing.T) {
 			t.Errorf("%d damaged, said %d times: %s", d.damaged, n, d.said.String())
 		}
 	})
+}
+
+// TestWorkerSays what it does. Guards, in worker.go: each call of say; without any of them a case fails.
+func TestWorkerSays(t *testing.T) {
+	enough, due, urgent, gone := roomOf(500, 400*Capacity(mib)), roomOf(100, 700*Capacity(mib)), roomOf(20, 700*Capacity(mib)), roomOf(-98, 900*Capacity(mib))
+	for _, c := range []struct {
+		name     string
+		room     Room
+		segments int
+		live     int64
+		brake    float64
+		want     storage.CompactionState
+	}{
+		{"there is room", enough, 9, 10, 1, storage.CompactionIdle},
+		{"nobody writes, and all is full of what lives", enough, 9, Capacity(mib), 1, storage.CompactionIdle},
+		{"victims wait for checkpoints", due, 9, 10, 1, storage.CompactionRunning},
+		{"the same while clients wait longer", due, 9, 10, 0.25, storage.CompactionBraked},
+		{"clients are about to wait", urgent, 9, 10, 0.25, storage.CompactionBehind},
+		{"all is full of what lives", due, 9, Capacity(mib), 1, storage.CompactionNothingToWin},
+		{"nothing is there", urgent, 0, 0, 1, storage.CompactionNothingToWin},
+		{"no room for copies", gone, 9, 10, 1, storage.CompactionNoRoom},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := newFakeDisk(c.segments, c.live)
+				d.room = c.room
+				w := New(d, d, slog.New(slog.DiscardHandler))
+				if got := w.State(); got != storage.CompactionIdle {
+					t.Errorf("before it runs it says %q", got)
+				}
+				now := time.Now()
+				w.pace.look(now)
+				w.pace.brake = c.brake
+				if c.want == storage.CompactionIdle && c.live == Capacity(mib) {
+					w.pace.quiet = now.Add(-time.Minute)
+				}
+				d.moving = func() {
+					if got := w.State(); got != c.want {
+						t.Errorf("while it moves it says %q, want %q", got, c.want)
+					}
+				}
+				for range maxEmptied + 1 {
+					w.step(t.Context(), now)
+				}
+				if got := w.State(); got != c.want {
+					t.Errorf("it says %q, want %q", got, c.want)
+				}
+			})
+		})
+	}
 }
