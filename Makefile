@@ -29,7 +29,7 @@ POWERCUT ?=
 # The commit of the release before this one.
 BEFORE   ?= f484692
 
-.PHONY: help build demo test unit race interop e2e chaos-short chaos upgrade-test powercut lab lab-short lab-run lab-systemd lab-systemd-run kube fuzz bench bench-quick deploy-check fmt fmt-check tidy-check vet lint \
+.PHONY: help build demo test unit race interop e2e chaos-short chaos upgrade-test powercut lab lab-short lab-run lab-systemd lab-systemd-run kube fuzz bench bench-quick bench-space deploy-check fmt fmt-check tidy-check vet lint \
         generate generate-check deps deps-install ci clean
 
 help: ## say what there is
@@ -126,6 +126,9 @@ bench: build ## storaged against nbdkit on this disk, the same fio jobs; writes 
 bench-quick: build ## the same in about two minutes: fewer seconds, a smaller volume; not for docs/performance.md
 	@test/deps.sh fio nbdkit
 	@$(GO) run ./bench -quick -storaged $(BIN)/storaged $(BENCH)
+
+bench-space: build ## random overwrites of ten times a store's size at 50 to 90 % live, one node and three: what compaction writes (BENCH="flags"; an hour or two)
+	$(GO) run ./bench space $(BENCH)
 
 deploy-check: build ## the Helm chart: lint, rendering, Kubernetes' schemas, deploy/kubernetes (DEPLOY=-update writes it); systemd's units. Builds Helm's library first
 	$(GO) test -C tools/deploy -count 1 . $(DEPLOY)

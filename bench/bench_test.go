@@ -1,6 +1,10 @@
 package main
 
 import (
+	"bytes"
+	"encoding/xml"
+	"errors"
+	"io"
 	"math"
 	"strings"
 	"testing"
@@ -66,5 +70,42 @@ func TestVerdicts(t *testing.T) {
 	if !missed["randwrite-qd32 CPU of all servers per 100,000"] || !missed["longest request while a leader is frozen"] ||
 		missed["seqwrite-qd8 bytes to disk per byte"] || missed["CPU of the idle cluster"] {
 		t.Errorf("missed: %v", missed)
+	}
+}
+
+// TestSpaceFlags: what cannot be measured is refused, and a volume of the largest share fits into the store.
+func TestSpaceFlags(t *testing.T) {
+	cfg, err := parseSpaceFlags(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if size := cfg.volumeBytes(90); size <= 0 || size > cfg.usable()*9/10 || size < cfg.usable()*8/10 {
+		t.Errorf("a volume of 90 %% has %d bytes of %d", size, cfg.usable())
+	}
+	for _, args := range [][]string{{"-live", "91"}, {"-live", "50,x"}, {"-nodes", "0"}, {"-nodes", "4"}, {"-turns", "1"}, {"-capacity-mib", "600"}, {"-time", "1500ms"}} {
+		if _, err := parseSpaceFlags(args); err == nil {
+			t.Errorf("%v are taken", args)
+		}
+	}
+}
+
+// TestPlotSpace: the plot is XML, with a point for each row.
+func TestPlotSpace(t *testing.T) {
+	svg := plotSpace([]spaceRow{{Nodes: 1, LivePercent: 50, LogPerByte: 1.5}, {Nodes: 3, LivePercent: 90, LogPerByte: 6}})
+	points := 0
+	for d := xml.NewDecoder(bytes.NewReader(svg)); ; {
+		token, err := d.Token()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatalf("%v in %s", err, svg)
+		}
+		if start, ok := token.(xml.StartElement); ok && start.Name.Local == "circle" {
+			points++
+		}
+	}
+	if points != 2 {
+		t.Errorf("%d points of 2 rows: %s", points, svg)
 	}
 }

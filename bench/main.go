@@ -48,17 +48,30 @@ type config struct {
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	cfg, err := parseFlags(os.Args[1:])
+	err := command(ctx, os.Args[1:])
 	if errors.Is(err, flag.ErrHelp) {
 		return
-	}
-	if err == nil {
-		err = run(ctx, cfg, os.Stdout)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
+}
+
+// command runs what the arguments say: the comparison with the floor, or `space`.
+func command(ctx context.Context, args []string) error {
+	if len(args) > 0 && args[0] == "space" {
+		cfg, err := parseSpaceFlags(args[1:])
+		if err != nil {
+			return err
+		}
+		return runSpace(ctx, cfg, os.Stdout)
+	}
+	cfg, err := parseFlags(args)
+	if err != nil {
+		return err
+	}
+	return run(ctx, cfg, os.Stdout)
 }
 
 func parseFlags(args []string) (config, error) {

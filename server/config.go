@@ -39,7 +39,7 @@ type Config struct {
 	Pprof         string `flag:"listen-pprof" help:"address of the Go profiler; off when empty: it must not be reachable by strangers"`
 
 	CapacityBytes  size.Bytes `flag:"capacity" help:"how much of the disk this store may use (default: all of the file system)"`
-	Compact        bool       `flag:"compact" help:"move what lives out of segments that are full of overwritten and discarded blocks, so that overwrites never fill the store; the reserve is 12 segments at least, and what lives takes at most nine tenths of the rest"`
+	Compact        bool       `flag:"compact" default:"true" help:"move what lives out of segments that are full of overwritten and discarded blocks, so that overwrites never fill the store; the reserve is 12 segments at least, and what lives takes at most nine tenths of the rest"`
 	ReserveBytes   size.Bytes `flag:"reserve" default:"1GiB" help:"free space below which allocating writes are refused; discards and deletes still work; more is kept where segments written ahead and the tables may need more"`
 	SegmentBytes   size.Bytes `flag:"segment-size" default:"64MiB" help:"size of the log's segments, 2MiB to 1GiB; fixed when the store is made"`
 	ProvisionLimit int        `flag:"provision-limit" default:"1000" help:"how large all volumes together may be, in percent of the data that the stores of the cluster hold with all copies; a volume that is larger than the stores by itself is refused too. 0: no limit. Requests to this node are held to it: set it alike on all nodes"`

@@ -40,8 +40,9 @@ func (c compaction) Room() compact.Room {
 	space := c.Space()
 	used, _ := c.log.Space()
 	alive, written := c.live.Blocks()
-	return compact.Room{Capacity: space.CapacityBytes, Free: space.FreeBytes, Reserve: space.ReserveBytes, Used: used,
-		SegmentBytes: c.cfg.SegmentBytes, LiveBlocks: alive, WrittenBlocks: written}
+	return compact.Room{Free: space.FreeBytes, Reserve: space.ReserveBytes, Used: used,
+		SegmentBytes: c.cfg.SegmentBytes,
+		Goal:         c.cfg.FreeGoalBytes, LiveBlocks: alive, WrittenBlocks: written}
 }
 
 func (c compaction) Segments(fn func(segment.SegmentNo, live.Segment)) { c.live.Segments(fn) }

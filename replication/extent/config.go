@@ -56,6 +56,8 @@ type Config struct {
 	Compact bool
 	// MaxFill is which part of the room above the reserve may live with Compact.
 	MaxFill float64
+	// FreeGoalBytes is what compaction wants to be free above the reserve. 0: a twelfth of what does not live.
+	FreeGoalBytes int64
 	// OnCheckpointDue is called when a group should be checkpointed, once until its next Freeze. It is called by
 	// the goroutine that applies or by one of the store's own, and must not block nor call back.
 	OnCheckpointDue func(segment.GroupKey)

@@ -143,8 +143,8 @@ func newRig(t *testing.T, c config) *rig {
 	}
 	t.Cleanup(func() { r.unplug(t) })
 	args := []string{"--free-segments=3", "--groups=4", "--heartbeat-timeout=200ms"}
-	if c.compacts { // with such a reserve room counts as short, and is not
-		args = append(args, "--segment-size=2MiB", "--reserve=780MiB", "--compact")
+	if c.compacts { // some 30 MiB above the reserve, of which 19 live
+		args = append(args, "--segment-size=2MiB", "--reserve=200MiB", "--capacity=232MiB")
 	} else {
 		args = append(args, "--segment-size=8MiB", "--reserve=64MiB")
 	}

@@ -96,12 +96,12 @@ func (n *node) start() error {
 	logger := n.r.logger.With("node", n.id, "start", n.starts)
 	var replicas atomic.Pointer[replication.Replicas]
 	var err error
-	reserve := int64(1 << 20)
+	var goal int64
 	if n.r.plan.Compact {
-		reserve = 880 << 20 // of 1 GiB: room counts as short, and is not
+		goal = 700 << 20 // of 1 GiB: room counts as short, and is not
 	}
 	p.store, err = extent.Open(extent.Config{FS: p.disk, Dir: "store", Cluster: clusterID, Store: storeID(n.id),
-		SegmentBytes: n.r.plan.SegmentBytes, ReserveBytes: reserve, CapacityBytes: 1 << 30, Compact: n.r.plan.Compact,
+		SegmentBytes: n.r.plan.SegmentBytes, ReserveBytes: 1 << 20, CapacityBytes: 1 << 30, Compact: n.r.plan.Compact, FreeGoalBytes: goal,
 		CheckpointBytes: n.r.plan.CheckpointBytes, CacheBytes: n.r.plan.CacheBytes, MemTableBytes: 256 << 10,
 		Segment: segment.Config{FreeSegments: 1, RetainBytes: n.r.plan.RetainBytes, CacheBytes: n.r.plan.LogCacheBytes},
 		OnCheckpointDue: func(k segment.GroupKey) {

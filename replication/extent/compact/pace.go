@@ -10,9 +10,11 @@ import (
 
 // Room says how full a disk is. Bytes, unless the name says something else.
 type Room struct {
-	Capacity, Free, Reserve int64
+	Free, Reserve int64
 	// Used is what segments take that hold records.
 	Used, SegmentBytes int64
+	// Goal is what is to be free above the reserve; 0: see goal.
+	Goal int64
 	// LiveBlocks live in them; WrittenBlocks were written since the start.
 	LiveBlocks, WrittenBlocks int64
 }
@@ -20,14 +22,23 @@ type Room struct {
 // Garbage is what segments take beyond what their live blocks would, packed.
 func (r *Room) Garbage() int64 { return max(0, r.Used-PackedBytes(r.LiveBlocks, r.SegmentBytes)) }
 
-// share returns which part of the capacity is free above the reserve.
-func (r *Room) share() float64 { return float64(r.Free-r.Reserve) / float64(max(1, r.Capacity)) }
+// above returns what is free above the reserve.
+func (r *Room) above() int64 { return r.Free - r.Reserve }
+
+// goal returns how much compaction wants to be free above the reserve: Goal, or a twelfth of what does not live, and some segments at least. The
+// more is kept free, the fuller is the rest, and the more of each victim has to be copied.
+func (r *Room) goal() int64 {
+	if r.Goal > 0 {
+		return r.Goal
+	}
+	slack := max(0, r.above()) + r.Garbage()
+	return max(slack/goalPart, min(slack/2, LeastSegments*r.SegmentBytes))
+}
 
 const (
-	// beginShare and beginGarbage are when compaction begins: less of the capacity is free, or more of it is garbage.
-	beginShare, beginGarbage = 0.15, 0.30
-	// urgentShare is from where on clients may feel it: without it they would have to wait.
-	urgentShare = 0.03
+	// goalPart is which part of what does not live is kept free: with a twelfth about a tenth more is written, at any fill, than if all
+	// room were used.
+	goalPart = 12
 	// idleAfter is how long nothing is written before there is time for what is not urgent.
 	idleAfter = 5 * time.Second
 
@@ -108,10 +119,10 @@ func (p *pace) feel(latency time.Duration) {
 }
 
 func (p *pace) need(now time.Time) need {
-	switch share := p.now.share(); {
-	case share < urgentShare:
+	switch above, goal := p.now.above(), p.now.goal(); {
+	case above < goal/4:
 		return urgent
-	case share < beginShare, float64(p.now.Garbage()) > beginGarbage*float64(p.now.Capacity):
+	case above < 2*goal:
 		return due
 	case now.Sub(p.quiet) >= idleAfter:
 		return idle
@@ -120,18 +131,18 @@ func (p *pace) need(now time.Time) need {
 }
 
 // rate returns the bytes to be copied in a second. To keep up with clients, victims of which u lives are copied u/(1-u) times as fast
-// as clients write; the less room there is, the more is done ahead.
+// as clients write; the less is free, the more is done ahead: as much as that at
+// the goal, four times at half of it, nothing at twice of it.
 func (p *pace) rate(now time.Time) float64 {
 	if p.need(now) == idle {
 		return idleBytes * p.brake
 	}
-	share := p.now.share()
-	ahead := 1 + (0.10-share)/0.05*3 // 1 at a tenth, 4 at half of that
-	if share > 0.10 {
-		ahead = max(0, (beginShare-share)/0.05)
-	}
 	keepUp := p.clients * p.use / (1 - min(p.use, MaxUse))
-	return max(leastBytes, keepUp*ahead) * p.brake
+	part := float64(p.now.above()) / float64(max(1, p.now.goal()))
+	if part >= 1 {
+		return keepUp * max(0, 2-part) * p.brake
+	}
+	return max(leastBytes, keepUp*(1+6*(1-part))) * p.brake
 }
 
 // wait returns when n bytes may be copied, at once if it is urgent.

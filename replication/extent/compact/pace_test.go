@@ -10,10 +10,17 @@ const mib = 1 << 20
 
 // roomOf returns a disk of 1,000 MiB with so many free above a reserve of 10, and so much alive.
 func roomOf(free, liveBlocks int64) Room {
-	return Room{Capacity: 1000 * mib, Free: (free + 10) * mib, Reserve: 10 * mib, Used: (990 - free) * mib, SegmentBytes: mib, LiveBlocks: liveBlocks}
+	return Room{Free: (free + 10) * mib, Reserve: 10 * mib, Used: (990 - free) * mib, SegmentBytes: mib, LiveBlocks: liveBlocks}
 }
 
-// TestNeed: what is free, and what is garbage, decide whether blocks are moved; while nobody writes there is always time.
+// roomOfSegments is roomOf with segments of such a size.
+func roomOfSegments(free, segmentBytes, liveBlocks int64) Room {
+	r := roomOf(free, liveBlocks)
+	r.SegmentBytes = segmentBytes
+	return r
+}
+
+// TestNeed: what is free, and what does not live, decide whether blocks are moved; while nobody writes there is always time.
 func TestNeed(t *testing.T) {
 	full := Capacity(mib)
 	for _, test := range []struct {
@@ -22,9 +29,15 @@ func TestNeed(t *testing.T) {
 		want need
 	}{
 		{"plenty", roomOf(500, 400*full), nothing},
-		{"a third is garbage", roomOf(500, 150*full), due},
-		{"less than 15 % free", roomOf(149, 800*full), due},
-		{"less than 3 % free", roomOf(29, 800*full), urgent},
+		{"a third is garbage, and there is room", roomOf(500, 150*full), nothing},
+		// Of 990 MiB 790 do not live, a twelfth of which are 66.
+		{"twice as much as is to be free", roomOf(134, 200*full), nothing},
+		{"less than that", roomOf(130, 200*full), due},
+		{"more than a quarter of it", roomOf(17, 200*full), due},
+		{"less than a quarter of it", roomOf(15, 200*full), urgent},
+		// A twelfth of 90 are less than three segments of 8 MiB.
+		{"little is left, in segments", roomOfSegments(16, 8*mib, 900*full), due},
+		{"hardly anything is left", roomOfSegments(2, 8*mib, 900*full), urgent},
 		{"below the reserve", roomOf(-5, 900*full), urgent},
 	} {
 		now := time.Now()
@@ -60,12 +73,12 @@ func TestRate(t *testing.T) {
 	}
 	p.use = 0.5 // as much is moved as is written
 	for _, test := range []struct {
-		free int64
+		free float64 // the goal is a twelfth of that and 190 more
 		want float64
-	}{{149, 8}, {125, 50}, {100, 100}, {75, 250}, {50, 400}} {
-		room.Free = (test.free + 10) * mib
-		if got := look(); got < 0.97*test.want || got > 1.03*test.want {
-			t.Errorf("%d MiB free: %.0f MiB/s, want about %.0f", test.free, got, test.want)
+	}{{38.1, 0}, {27.14, 50}, {17.27, 100}, {12.67, 250}, {8.26, 400}} {
+		room.Free = int64((test.free + 10) * mib)
+		if got := look(); got < 0.97*test.want-1 || got > 1.03*test.want+1 {
+			t.Errorf("%.1f MiB free: %.0f MiB/s, want about %.0f", test.free, got, test.want)
 		}
 	}
 	latency = 2 * time.Millisecond
@@ -91,7 +104,7 @@ func TestRate(t *testing.T) {
 // TestWait keeps the rate, and does not wait when it is urgent.
 func TestWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		room := roomOf(100, 700*Capacity(mib))
+		room := roomOf(12, 700*Capacity(mib)) // three quarters of the goal
 		p := pace{room: func() Room { room.WrittenBlocks++; return room }, latency: func() time.Duration { return 0 }}
 		start := time.Now()
 		for range 100 {
@@ -102,7 +115,7 @@ func TestWait(t *testing.T) {
 		if d := time.Since(start); d < 10*time.Second || d > 14*time.Second {
 			t.Errorf("100 MiB at 8 MiB/s took %v", d)
 		}
-		room.Free = 12 * mib
+		room.Free = 11 * mib
 		time.Sleep(paceEvery)
 		start = time.Now()
 		for range 100 {

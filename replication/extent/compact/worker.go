@@ -24,9 +24,10 @@ const (
 	// sweepAt is how many stubborn segments are worth a pass over all tables.
 	sweepAt = 32
 
-	// maxEmptied bounds the victims that wait for checkpoints, emptiedFor how long they count.
-	maxEmptied = 8
-	emptiedFor = 2 * time.Minute
+	// leastEmptied victims may wait for checkpoints, and as many as a quarter of the reserve has segments; emptiedFor is how long they
+	// count.
+	leastEmptied = 8
+	emptiedFor   = 2 * time.Minute
 
 	// LeastSegments is how many segments must be free for a round to begin: those that the copies may roll into, and one to spare.
 	LeastSegments = 3
@@ -188,7 +189,8 @@ func (w *Worker) mayBegin(now time.Time) bool {
 		}
 	}
 	// I1 and no deadlock: copies never take the last room, which the log needs for what it has promised to take.
-	return len(w.emptied) < maxEmptied && w.roomForCopies()
+	most := max(leastEmptied, int(w.pace.now.Reserve/4/max(1, w.pace.now.SegmentBytes)))
+	return len(w.emptied) < most && w.roomForCopies()
 }
 
 func (w *Worker) roomForCopies() bool {

@@ -108,7 +108,7 @@ func (d *fakeDisk) Skipped()                                        { d.skipped+
 func (d *fakeDisk) Damaged()                                        { d.damaged++ }
 
 func newFakeDisk(n int, live int64) *fakeDisk {
-	d := &fakeDisk{room: roomOf(100, 700*Capacity(mib)), segments: map[segment.SegmentNo]*fakeSegment{}}
+	d := &fakeDisk{room: roomOf(12, 700*Capacity(mib)), segments: map[segment.SegmentNo]*fakeSegment{}}
 	for i := range n {
 		d.segments[segment.SegmentNo(i+1)] = &fakeSegment{live: live}
 	}
@@ -139,7 +139,7 @@ func TestWorker(t *testing.T) {
 		if want := []segment.SegmentNo{3, 1, 2, 4, 6, 8, 9, 10}; !slices.Equal(d.finds, want) {
 			t.Errorf("emptied %v, want %v", d.finds, want)
 		}
-		if d.asked != maxEmptied || d.victims != maxEmptied || d.skipped != 0 || d.trims < 1 {
+		if d.asked != leastEmptied || d.victims != leastEmptied || d.skipped != 0 || d.trims < 1 {
 			t.Errorf("%d checkpoints asked for, %d victims, %d skipped, %d trims", d.asked, d.victims, d.skipped, d.trims)
 		}
 		for _, no := range d.finds {
@@ -178,7 +178,7 @@ func TestWorkerIsStubborn(t *testing.T) {
 			t.Errorf("%d and %d left, %d sweeps", d.segments[1].live, d.segments[2].live, d.sweeps)
 		}
 		d.segments[1].live = 10
-		d.room = roomOf(20, 700*Capacity(mib)) // urgent
+		d.room = roomOf(2, 700*Capacity(mib)) // urgent
 		d.run(t, 2*stubbornFor+time.Minute)
 		if d.segments[1].live != 0 || d.sweeps != 1 || d.segments[2].live != 10 {
 			t.Errorf("%d and %d left, %d sweeps", d.segments[1].live, d.segments[2].live, d.sweeps)
@@ -191,7 +191,7 @@ func TestWorkerIsStubborn(t *testing.T) {
 
 // TestWorkerSays what it does. Guards, in worker.go: each call of say; without any of them a case fails.
 func TestWorkerSays(t *testing.T) {
-	enough, due, urgent, gone := roomOf(500, 400*Capacity(mib)), roomOf(100, 700*Capacity(mib)), roomOf(20, 700*Capacity(mib)), roomOf(-98, 900*Capacity(mib))
+	enough, due, urgent, gone := roomOf(500, 400*Capacity(mib)), roomOf(12, 700*Capacity(mib)), roomOf(2, 700*Capacity(mib)), roomOf(-98, 900*Capacity(mib))
 	for _, c := range []struct {
 		name     string
 		room     Room
@@ -228,7 +228,7 @@ func TestWorkerSays(t *testing.T) {
 						t.Errorf("while it moves it says %q, want %q", got, c.want)
 					}
 				}
-				for range maxEmptied + 1 {
+				for range leastEmptied + 1 {
 					w.step(t.Context(), now)
 				}
 				if got := w.State(); got != c.want {
