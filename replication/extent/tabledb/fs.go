@@ -2,19 +2,23 @@ package tabledb
 
 import (
 	"fmt"
-	"runtime"
 	"strings"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/storaged/storaged/internal/diskio"
 )
 
-// metaFS is the file system that Pebble sees. It mends two things that Pebble takes for granted:
+// metaFS is the file system that Pebble sees. It mends three things that Pebble takes for granted:
 //
 //   - Pebble moves the marker that names its manifest, and counts on the manifest's entry in the directory to be on the disk by
 //     then, though nobody has synced it. Here the directory is synced before a marker is made.
 //   - When a directory cannot be synced, Pebble panics in goroutines of its own (vfs/atomicfs), which would end the process.
-//     Here that fails the disk, as Fatalf does.
+//   - When its log cannot be closed, or the next one not made, Pebble panics between an unlock and the deferred unlock of the same
+//     lock (DB.rotateWAL). Go ends the process then, whoever recovers; so does runtime.Goexit there.
+//
+// Here the last two fail the database, and Pebble is told that all is well. So that this is no lie that harms, nothing changes on the
+// disk from then on of what Pebble recovers from: no log, no manifest, no marker, and nothing is removed or renamed. It stays as a
+// power cut at that moment would leave it.
 //
 // What finds no room waits for it (shortage).
 type metaFS struct {
@@ -65,9 +69,9 @@ func (f metaFS) Rename(from, to string) error {
 	return err
 }
 
-// Remove implements vfs.FS. Once writes are lost nothing is removed: what took its place is not there.
+// Remove implements vfs.FS. Once the database has failed nothing is removed: what took its place may not be there.
 func (f metaFS) Remove(name string) error {
-	if f.m.dead() {
+	if f.m.failure() != nil {
 		return nil
 	}
 	return f.FS.Remove(name)
@@ -90,15 +94,13 @@ type metaDirFile struct {
 	m *DB
 }
 
-// Sync implements vfs.File. It does not return an error.
+// Sync implements vfs.File. It does not return an error: see metaFS.
 func (d metaDirFile) Sync() error {
-	if d.m.dead() {
+	if d.m.failure() != nil {
 		return nil
 	}
 	if err := d.File.Sync(); err != nil {
 		d.m.fail(diskio.Synced(fmt.Errorf("sync directory: %w", err)))
-		<-d.m.release
-		runtime.Goexit()
 	}
 	return nil
 }
@@ -111,11 +113,18 @@ type metaFile struct {
 	category vfs.DiskWriteCategory
 }
 
+// recoveredFrom reports whether Pebble recovers from the file, or it is a directory's entry. Tables are the rest: nothing refers to one
+// that was made after the manifest.
+func (f *metaFile) recoveredFrom() bool { return f.category != compacting && f.category != flushing }
+
+// frozen reports whether the file must stay as it is: the database has failed.
+func (f *metaFile) frozen() bool { return f.m.dead() || f.recoveredFrom() && f.m.failure() != nil }
+
 // attempt runs op, which writes. If op finds no room, attempt waits for some, unless the file can be given up. When the store
 // closes before there is room, or the database has failed, the write is lost. Pebble is told that it succeeded, so that all its
 // goroutines end; DB.write tells the caller of the failure.
 func (f *metaFile) attempt(op func() error) (lost bool, err error) {
-	if f.m.dead() {
+	if f.frozen() {
 		return true, nil
 	}
 	if err = op(); diskio.NoSpace(err) && f.category != compacting && f.m.space.opened.Load() {
@@ -124,7 +133,7 @@ func (f *metaFile) attempt(op func() error) (lost bool, err error) {
 	if diskio.NoSpace(err) && !f.m.space.opened.Load() {
 		f.m.space.halt() // nobody waits for room in Open
 	}
-	if err != nil && f.m.space.stopped() {
+	if err != nil && (f.m.space.stopped() || f.category == logging && f.m.space.opened.Load()) {
 		f.m.fail(err)
 		return true, nil
 	}
@@ -169,6 +178,9 @@ func (f *metaFile) Preallocate(offset, length int64) error {
 func (f *metaFile) synced(err error) error {
 	if err != nil {
 		f.m.fail(diskio.Synced(fmt.Errorf("sync %s: %w", f.name, err)))
+	}
+	if f.category == logging && f.m.space.opened.Load() {
+		return nil
 	}
 	return err
 }

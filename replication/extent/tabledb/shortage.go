@@ -18,6 +18,9 @@ const (
 	givenUpFor = 5 * spaceRetry
 	// compacting is what Pebble calls the writes of compactions, which alone can be given up.
 	compacting vfs.DiskWriteCategory = "pebble-compaction"
+	// flushing and logging are those of memtables that are written out, and of its log.
+	flushing vfs.DiskWriteCategory = "pebble-memtable-flush"
+	logging  vfs.DiskWriteCategory = "pebble-wal"
 )
 
 // shortage stands below Pebble where it writes, and knows whether it finds room. A lack of it says nothing of the disk, and
