@@ -12,6 +12,7 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/extent"
+	"github.com/storaged/storaged/replication/runner"
 )
 
 // disk is one store as its groups see it: alive, silent or failed, and how much room it has. Whether it has failed is
@@ -30,6 +31,7 @@ type disk struct {
 	stable     pendingSets
 	free       atomic.Int64
 	exhausted  atomic.Bool  // waiting makes no room for what allocates
+	displaced  atomic.Bool  // files of others take the room
 	writable   atomic.Int64 // above the reserve
 	reserve    atomic.Int64
 	reads      *semaphore.Weighted // the disk's part of Config.ReadBytes: one that hangs does not hold the others'
@@ -50,6 +52,7 @@ func (d *disk) look(now time.Time) {
 	s := d.store.Space()
 	d.free.Store(s.FreeBytes)
 	d.exhausted.Store(s.Exhausted)
+	d.displaced.Store(s.Displaced)
 	d.reserve.Store(s.ReserveBytes)
 	d.writable.Store(s.WritableBytes())
 	if err := d.store.Failed(); err != nil {
@@ -101,8 +104,12 @@ func (d *disk) checkpointDue() {
 	}
 }
 
-// toldBytes is what others are told of the room: the free bytes, or below zero their complement when waiting makes no more.
+// toldBytes is what others are told of the room: the free bytes, or below zero their complement when waiting makes no more, or that files
+// of others take it.
 func (d *disk) toldBytes() int64 {
+	if d.displaced.Load() {
+		return runner.Displaced
+	}
 	free := max(0, d.free.Load())
 	if d.exhausted.Load() {
 		return ^free

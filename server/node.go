@@ -138,8 +138,10 @@ func newNode(config Config, logger *slog.Logger) *node {
 func (n *node) start(ctx context.Context) error {
 	for _, step := range []func(context.Context) error{n.openDirectory, n.listen, n.answerPeople, n.settleIdentity, n.openStore,
 		n.startPeers, n.startControl, n.startGateway, n.serve} {
-		if err := step(ctx); err != nil {
-			return n.dir().WithoutRoom(err)
+		if err := step(ctx); err != nil && !errors.Is(err, storage.ErrNoSpace) {
+			return n.dir().WithoutRoom(err, "start the node again")
+		} else if err != nil {
+			return err
 		}
 	}
 	return nil
@@ -253,13 +255,20 @@ func (n *node) joins() []string {
 	return addrs
 }
 
-func (n *node) openStore(context.Context) error {
-	c := &n.config
+func (n *node) openStore(ctx context.Context) error {
 	id, err := n.dir().PromisedStore()
 	if has, _ := n.dir().HasStore(); err != nil && !has { // a store that is there knows its id
 		return err
 	}
-	n.store, err = extent.Open(extent.Config{FS: vfs.Default, Dir: n.dir().Store(), Cluster: n.identity.Cluster, Store: id,
+	return n.waiting().begin(ctx, func() error {
+		n.store, err = n.openStoreAs(id)
+		return err
+	})
+}
+
+func (n *node) openStoreAs(id storage.StoreID) (*extent.Store, error) {
+	c := &n.config
+	return extent.Open(extent.Config{FS: vfs.Default, Dir: n.dir().Store(), Cluster: n.identity.Cluster, Store: id,
 		SegmentBytes: int64(c.SegmentBytes), CapacityBytes: int64(c.CapacityBytes), ReserveBytes: int64(c.ReserveBytes),
 		CacheBytes: int64(c.CacheBytes), Compact: c.Compact,
 		Segment:    segment.Config{FreeSegments: c.FreeSegments, CacheBytes: int64(c.LogCacheBytes), MaxOpenFiles: n.descriptors.segments},
@@ -273,14 +282,16 @@ func (n *node) openStore(context.Context) error {
 			n.logger.Error("the disk has failed: its replicas keep silent until the node is started on a good one", "dir", n.dir().Store(), "error", err)
 		},
 		Logger: n.logger, Metrics: n.metrics})
-	return err
 }
 
 func (n *node) dir() datadir.Dir { return datadir.Dir(n.config.DataDir) }
 
-func (n *node) startPeers(context.Context) error {
-	var err error
-	if n.speaker.Starts, err = n.dir().CountStart(); err != nil {
+func (n *node) startPeers(ctx context.Context) error {
+	err := n.waiting().begin(ctx, func() (err error) {
+		n.speaker.Starts, err = n.dir().CountStart()
+		return err
+	})
+	if err != nil {
 		return err
 	}
 	tlsConfig, err := n.config.peerTLS()
@@ -314,7 +325,7 @@ func (n *node) startPeers(context.Context) error {
 
 // startControl opens the catalog and lets the peers in. The order matters: handlers are entered before the peers run,
 // and the peers find addresses through the catalog's book.
-func (n *node) startControl(context.Context) error {
+func (n *node) startControl(ctx context.Context) error {
 	self := n.identity.Node
 	n.catalogRT = runner.NewTransport(runner.TransportConfig{Group: storage.CatalogGroup, Self: control.ServerID(self),
 		Node: self, Peers: n.peers, Dispatcher: n.rafts, HeartbeatTimeout: n.identity.HeartbeatTimeout, Logger: n.logger,
@@ -324,10 +335,12 @@ func (n *node) startControl(context.Context) error {
 	acts := &actions{self: self, replicas: n.replicas, peers: n.peers, router: r, done: func() { n.control.ReportSoon() }}
 	acts.register()
 	status.RegisterUsage(n.peers, n.replicas)
-	var err error
-	n.control, err = control.Open(control.Config{Dir: n.dir().Catalog(), Transport: n.catalogRT, Peers: controlPeers{n.peers},
-		Actions: acts, OnFailure: n.catalogFailed, Self: n.self(n.store.ID(), n.store.Space().CapacityBytes), Report: n.view.Report,
-		Logger: n.logger, Metrics: n.metrics})
+	err := n.waiting().begin(ctx, func() (err error) {
+		n.control, err = control.Open(control.Config{Dir: n.dir().Catalog(), Transport: n.catalogRT, Peers: controlPeers{n.peers},
+			Actions: acts, OnFailure: n.catalogFailed, Self: n.self(n.store.ID(), n.store.Space().CapacityBytes), Report: n.view.Report,
+			Logger: n.logger, Metrics: n.metrics})
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -493,7 +506,7 @@ func (n *node) sources() status.Config {
 func (n *node) storeReport() placement.StoreReport {
 	space := n.store.Space()
 	r := placement.StoreReport{ID: n.store.ID(), CapacityBytes: space.CapacityBytes,
-		UsedBytes: max(0, space.CapacityBytes-space.FreeBytes), FreeBytes: space.WritableBytes()}
+		UsedBytes: max(0, space.CapacityBytes-space.FreeBytes), FreeBytes: space.WritableBytes(), Displaced: space.Displaced}
 	if err := n.store.Failed(); err != nil {
 		r.Failed = err.Error()
 	}

@@ -30,6 +30,9 @@ type Space struct {
 	// Exhausted: what lives takes all that it may. A write that allocates finds no room by waiting; what overwrites does. Without
 	// compaction nothing finds any by waiting, and it is the same as Full.
 	Exhausted bool
+	// Displaced: the store is full because files of others take its room. It would not be, without them. Nothing that its users
+	// do makes room, so it is no reason to refuse what a majority of others can take.
+	Displaced bool
 
 	writable int64
 	usage    storage.StoreSpace
@@ -102,6 +105,7 @@ type room struct {
 	mu              sync.Mutex // guards all below; held across the file system's answer so that one asks for all
 	asked           time.Time
 	total, avail    int64
+	inUse           int64 // of the file system, whoever uses it
 	tables          int64 // all files of the database
 	need            int64 // tablesNeed
 	known, reported bool
@@ -142,6 +146,7 @@ func (r *room) space() Space {
 	if out.FreeBytes < 0 || r.db.Short() {
 		out.FreeBytes = 0
 	}
+	out.Displaced = r.displacedLocked(&out, used, free)
 	blocks, _ := r.live.Blocks()
 	out.judge(taken{used, r.tables, other, blocks, r.cfg.SegmentBytes}, r.cfg.maxFill())
 	if r.log.Full() || r.db.Short() { // the file system has no room: there is none for copies either
@@ -149,6 +154,20 @@ func (r *room) space() Space {
 		out.usage.NoRoom, out.usage.Fill = true, max(1, out.usage.Fill)
 	}
 	return out
+}
+
+// displacedLocked reports whether a store that is full would not be without the files of others. What else the node itself keeps, and a
+// segment that is being made, is as good as nothing beside a reserve.
+func (r *room) displacedLocked(s *Space, used, free int64) bool {
+	if !r.known || !s.Full() {
+		return false
+	}
+	others := max(0, r.inUse-used-free-r.tables-r.cfg.SegmentBytes)
+	without := r.avail + free + others
+	if c := r.cfg.CapacityBytes; c > 0 {
+		without = min(without, c-used-r.tables)
+	}
+	return without >= s.ReserveBytes
 }
 
 // makeRoom gives back segments that are free and wait to be used again when the file system has less left than the tables
@@ -173,7 +192,7 @@ func (r *room) refresh() {
 	r.need = tablesNeed(tables, r.cfg.MemTableBytes)
 	usage, err := r.cfg.FS.GetDiskUsage(r.cfg.Dir)
 	if r.known = err == nil; r.known {
-		r.total, r.avail = int64(usage.TotalBytes), int64(usage.AvailBytes)
+		r.total, r.avail, r.inUse = int64(usage.TotalBytes), int64(usage.AvailBytes), int64(usage.UsedBytes)
 	} else if !r.reported && r.cfg.CapacityBytes == 0 {
 		r.reported = true
 		r.cfg.Logger.Warn("free space of the file system is not known", "dir", r.cfg.Dir, "error", err)

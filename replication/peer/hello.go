@@ -76,6 +76,7 @@ const (
 	helloClientsOnly   helloCode = 23
 	helloSecondProcess helloCode = 24
 	helloSilent        helloCode = 25
+	helloWithoutRoom   helloCode = 26
 )
 
 func (h *hello) appendTo(b []byte, magic string) []byte {
@@ -170,6 +171,9 @@ func parseVersions(b []byte, layout uint16) (versions, error) {
 	return v, nil
 }
 
+// ErrWithoutRoom is in the error of whoever calls a node that runs, but cannot begin: see Transport.Lobby.
+var ErrWithoutRoom = errors.New("the node has no room on the file system of its data directory, and waits for some")
+
 // readHello reads a hello. Of another layout it reads, and returns, the number only: the rest has another length.
 func readHello(r io.Reader, magic string) (hello, error) {
 	var b [helloBytes]byte
@@ -230,6 +234,8 @@ func (h *hello) refusal(sent hello) error {
 	case h.code == helloSilent:
 		return storage.E("", storage.KindUnavailable, "", fmt.Errorf(
 			"the process that answers, %s, keeps silent, because another one is the node, too", orUnknown(h.speaker.Process)))
+	case h.code == helloWithoutRoom:
+		return storage.E("", storage.KindUnavailable, "", ErrWithoutRoom)
 	case h.code == helloTooMany:
 		return storage.E("", storage.KindUnavailable, "", errors.New("the peer has too many connections"))
 	case h.code != helloAccepted || h.nonce != sent.nonce || h.lane != sent.lane || h.speaks.min != h.speaks.max:

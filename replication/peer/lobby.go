@@ -57,11 +57,12 @@ type LobbyListener interface {
 // maxLobby bounds the connections that are greeted in a lobby at once; more wait.
 const maxLobby = 64
 
-// Lobby answers, until ctx is done, whoever greets a node that has no id yet: that it has no cluster. The listener stays open,
-// for the Transport of the node that it becomes. It returns nil, or why the listener failed.
+// Lobby answers, until ctx is done, whoever greets a node that has not begun: that it has no cluster, if it has no id yet, else that
+// there is no room on its file system to begin with (ErrWithoutRoom). The listener stays open, for the Transport of the node that it
+// becomes. It returns nil, or why the listener failed. A Transport with a listener of its own has begun, and has no lobby: KindInternal.
 func (t *Transport) Lobby(ctx context.Context, l LobbyListener) error {
-	if t.cfg.Self != 0 {
-		return storage.E("wait for a cluster", storage.KindInternal, "", errors.New("this node has one"))
+	if t.cfg.Listener != nil {
+		return storage.E("answer in the lobby", storage.KindInternal, "", errors.New("this node has begun"))
 	}
 	woken := make(chan struct{}) // closed by the function below
 	stop := context.AfterFunc(ctx, func() {
@@ -94,8 +95,8 @@ func (t *Transport) Lobby(ctx context.Context, l LobbyListener) error {
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { nc.Close(); <-slots }()
-			if err := t.answerHello(nc); err != nil {
-				t.cfg.Logger.Debug("a peer was told that this node has no cluster yet", "from", nc.RemoteAddr(), "error", err)
+			if err := t.answerHello(nc, true); err != nil {
+				t.cfg.Logger.Debug("a peer was told that this node has not begun yet", "from", nc.RemoteAddr(), "error", err)
 			}
 		})
 	}

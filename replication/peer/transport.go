@@ -495,7 +495,7 @@ func (t *Transport) passing(ctx context.Context, err error) bool {
 // welcome reads an accepted connection's hello and adds the connection to its set.
 // leave ends its part in the handshakes.
 func (t *Transport) welcome(nc net.Conn, leave func()) {
-	err := t.answerHello(nc)
+	err := t.answerHello(nc, false)
 	leave()
 	if err != nil {
 		t.accepting.Add(-1)
@@ -510,7 +510,7 @@ func (t *Transport) welcome(nc net.Conn, leave func()) {
 // maxForeignHello bounds what is read of a hello of another layout.
 const maxForeignHello = 4 << 10
 
-func (t *Transport) answerHello(raw net.Conn) error {
+func (t *Transport) answerHello(raw net.Conn, lobby bool) error {
 	ctx, cancel := context.WithTimeout(t.ctx, t.cfg.HandshakeTimeout)
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { raw.Close() })
@@ -526,6 +526,9 @@ func (t *Transport) answerHello(raw net.Conn) error {
 	code := h.judge(t.cfg.Cluster, t.cfg.Self, t.cfg.speaks)
 	if code == helloAccepted && h.code != helloClient && forClients(nc) {
 		code = helloClientsOnly
+	}
+	if code == helloAccepted && lobby {
+		code = helloWithoutRoom
 	}
 	release := func() {}
 	answer := t.hello(h.lane, code, h.from, h.nonce)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -806,15 +807,37 @@ func (t *Transport) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAd
 	return newPipeline(t, id, node), nil
 }
 
+// Displaced is what a node tells instead of its free bytes whose disk is full of files that are not the store's. Its complement is no
+// number of bytes. Leaders of earlier releases take it for a disk that gets no more room by waiting.
+const Displaced = math.MinInt64
+
 // Room returns the smallest free space that the given followers have told, and own for this node. exhausted says that one of them
 // does not get more by waiting: it has told the complement, which is below zero.
+//
+// A voter that is displaced is like one that is down, which it will be when its log has taken the last of its room: what the others can
+// take does not wait for it, as long as they are a majority. If they are not, nobody has room.
 func (t *Transport) Room(own int64, servers []raft.Server) (free int64, exhausted bool) {
-	free, exhausted = max(own, ^own), own < 0
-	for _, s := range servers {
-		if v, ok := t.free.Load(s.ID); ok && s.Suffrage == raft.Voter && s.ID != t.cfg.Self {
-			told := v.(int64)
-			free, exhausted = min(free, max(told, ^told)), exhausted || told < 0
+	free = math.MaxInt64
+	voters, displaced := 0, 0
+	count := func(told int64) {
+		if told == Displaced {
+			displaced++
+			return
 		}
+		free, exhausted = min(free, max(told, ^told)), exhausted || told < 0
+	}
+	count(own)
+	for _, s := range servers {
+		if s.Suffrage != raft.Voter {
+			continue
+		}
+		voters++
+		if told, ok := t.free.Load(s.ID); ok && s.ID != t.cfg.Self {
+			count(told.(int64))
+		}
+	}
+	if displaced > 0 && 2*(voters-displaced) <= voters {
+		return 0, true
 	}
 	return free, exhausted
 }

@@ -90,14 +90,20 @@ func (d Dir) Errorf(kind storage.Kind, format string, args ...any) error {
 	return storage.E("start", kind, d.subject(), fmt.Errorf(format, args...))
 }
 
-// WithoutRoom adds what to do to the error of a start, if the file system is full. A node that runs waits for space; one that
-// starts has to write before it can wait.
-func (d Dir) WithoutRoom(err error) error {
+// FreeBytes is what is free on the file system of the directory.
+func (d Dir) FreeBytes() (int64, error) {
+	usage, err := vfs.Default.GetDiskUsage(string(d))
+	return int64(usage.AvailBytes), err
+}
+
+// WithoutRoom adds what to do to the error of a start, if the file system is full, and what follows then. A start has to write before
+// the node can run.
+func (d Dir) WithoutRoom(err error, then string) error {
 	if !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
 		return err
 	}
 	return storage.E("start on", storage.KindNoSpace, d.subject(), fmt.Errorf("%w; its file system, or its quota, is full: "+
-		"remove what does not belong to this node, or enlarge it (100 MiB will do), and start the node again; its data is unchanged", err))
+		"remove what does not belong to this node, or enlarge it (100 MiB will do), and %s; its data is unchanged", err, then))
 }
 
 // CountStart counts the starts of the node, with this one: of two addresses that a node has given, that of the later start is the

@@ -16,14 +16,14 @@ import (
 func TestStartWithoutRoom(t *testing.T) {
 	for _, cause := range []error{syscall.ENOSPC, syscall.EDQUOT} {
 		inner := storage.E("open tables of", storage.KindIO, "store /data/store", &os.PathError{Op: "write", Path: "/data/store/meta/MANIFEST-1", Err: cause})
-		err := Dir("/data").WithoutRoom(inner)
+		err := Dir("/data").WithoutRoom(inner, "start the node again")
 		for _, want := range []string{inner.Error(), "data directory /data", "is full", "start the node again"} {
 			if !errors.Is(err, storage.ErrNoSpace) || !errors.Is(err, cause) || !strings.Contains(err.Error(), want) {
 				t.Errorf("%v: %v (%v), want it to say %q", cause, err, storage.KindOf(err), want)
 			}
 		}
 	}
-	if other := storage.E("open", storage.KindIO, "store", syscall.EIO); Dir("/data").WithoutRoom(other) != error(other) {
+	if other := storage.E("open", storage.KindIO, "store", syscall.EIO); Dir("/data").WithoutRoom(other, "") != error(other) {
 		t.Error("another error is told otherwise than it is")
 	}
 }

@@ -78,6 +78,8 @@ type StoreReport struct {
 	UsedBytes     int64           `json:"used_bytes"`
 	FreeBytes     int64           `json:"free_bytes"`       // above the reserve
 	Failed        string          `json:"failed,omitempty"` // why the store is out of service
+	// Displaced: files that are not the store's take the room that it lacks (extent.Space). Releases before do not say.
+	Displaced bool `json:"displaced,omitempty"`
 }
 
 // MaxConnections bounds the connections that a report names.

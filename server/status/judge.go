@@ -2,6 +2,7 @@ package status
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -137,9 +138,30 @@ func (p *picture) judgeNode(n api.Node, groups []api.Group) []api.Reason {
 	rs := append(p.judgeState(n), p.judgeReadiness(n)...)
 	rs = append(rs, p.judgeRefusals(n)...)
 	for _, s := range n.Stores {
+		if said, ok := p.reports[n.ID].Report.Store(s.ID); ok && said.Displaced && s.State == api.StoreFull {
+			rs = append(rs, p.judgeDisplaced(n.Name, s, groups))
+			continue
+		}
 		rs = append(rs, judgeStore(n.Name, s, groups)...)
 	}
 	return rs
+}
+
+// judgeDisplaced judges a store on a file system that others have filled. What is not known of other stores counts as good.
+func (p *picture) judgeDisplaced(node string, s api.Store, groups []api.Group) api.Reason {
+	r := api.Reason{Severity: api.HealthDegraded, Subject: "store " + s.ID.String(),
+		Text:     "files that are not storaged's fill the disk of node " + node + ": its copies fall behind, and writes go on with the others",
+		NextStep: "remove what does not belong on that file system, or enlarge it; the copies then catch up by themselves. Keep the data directory"}
+	displaced := 0
+	for _, heard := range p.reports {
+		if heard.Age < staleReport && slices.ContainsFunc(heard.Report.Stores, func(s placement.StoreReport) bool { return s.Displaced }) {
+			displaced++
+		}
+	}
+	if displaced > 1 || needed(groups, s.ID) != 0 {
+		r.Severity, r.Text = api.HealthCritical, "files that are not storaged's fill the disk of node "+node+": writes are refused where no majority of the copies has room"
+	}
+	return r
 }
 
 // judgeState judges whether a node is up, and whether its connections tell of anything wrong.
@@ -156,14 +178,22 @@ func (p *picture) judgeState(n api.Node) []api.Reason {
 			step = "look whether storaged runs there, and whether the nodes reach each other's peer addresses"
 		}
 	case text == "":
-		text, step = string(n.State), downStep(n)
+		text, step = string(n.State), downStep(n, p.wasFull(n.ID))
 	default:
 		text = string(n.State) + ": " + text
 	}
 	return []api.Reason{{Severity: api.HealthDegraded, Subject: "node " + n.Name, Text: text, NextStep: step}}
 }
 
-func downStep(n api.Node) string {
+// wasFull reports whether a store of the node was full when it was last heard, as far as that is known.
+func (p *picture) wasFull(id storage.NodeID) bool {
+	return slices.ContainsFunc(p.reports[id].Report.Stores, func(s placement.StoreReport) bool { return s.Failed == "" && s.FreeBytes < fullBytes })
+}
+
+func downStep(n api.Node, full bool) string {
+	if full { // that is no reason to give a disk up
+		return "its disk was full when it was last heard: make room on its file system, then start storaged there, and look at its log; keep its data directory"
+	}
 	step := "start storaged there, and look at its log; if its address has changed, start it with --join and the address of a node that is up"
 	if n.State == storage.NodeDown {
 		step += "; only if its disk is lost, `storagectl node remove " + n.Name + "`"
@@ -182,6 +212,9 @@ func judgeWhere(name string, up bool, recorded string, w peer.Whereabouts) (text
 		return fmt.Sprintf("a second process with its identity is refused: %s at %s; the first is %s at %s", w.Second.Process,
 				w.Second.Address, w.Process, w.Address),
 			"stop the second one: its data directory is a copy. If it is the copy that is to go on, stop the first"
+	case !up && errors.Is(w.Err, peer.ErrWithoutRoom):
+		return "it runs, and cannot begin: the file system of its data directory is full",
+			"make room on that file system: remove what does not belong to the node, or enlarge it; the node then begins by itself. Keep its data directory, which is whole"
 	case !up && w.Address != "" && w.Since < whereMemory && w.Address != recorded && w.Reached:
 		return fmt.Sprintf("it has moved from %s to %s and comes back", recorded, w.Address), "wait"
 	case !up && w.Address != "" && w.Connected && !w.Reached && w.Err != nil: // a node that has died speaks no more

@@ -2,6 +2,7 @@ package status
 
 import (
 	"errors"
+	"fmt"
 	"reflect"
 	"slices"
 	"strings"
@@ -356,6 +357,8 @@ func TestWhere(t *testing.T) {
 		{"speaks, and is up", true, peer.Whereabouts{Speaker: at, Connected: true, Err: refused}, ""},
 		{"speaks, and was not tried yet", false, peer.Whereabouts{Speaker: at, Connected: true}, ""},
 		{"moved", false, peer.Whereabouts{Speaker: at, Connected: true, Reached: true}, "it has moved from a:7001 to b:7001"},
+		{"without room", false, peer.Whereabouts{Speaker: at, Err: fmt.Errorf("greet: %w", peer.ErrWithoutRoom)}, "it runs, and cannot begin"},
+		{"without room before, and up", true, peer.Whereabouts{Speaker: at, Reached: true, Err: peer.ErrWithoutRoom}, ""},
 		{"moved, and up", true, peer.Whereabouts{Speaker: at, Connected: true, Reached: true}, ""},
 		{"where it was", false, peer.Whereabouts{Speaker: old, Connected: true, Reached: true}, ""},
 		{"moved long ago", false, peer.Whereabouts{Speaker: at, Reached: true, Since: whereMemory}, ""},
@@ -364,6 +367,64 @@ func TestWhere(t *testing.T) {
 		text, step := judgeWhere("b", c.up, "a:7001", c.w)
 		if (text == "") != (c.want == "") || !strings.HasPrefix(text, c.want) || (step == "") != (text == "") {
 			t.Errorf("%s: %q, %q, want %q", c.name, text, step, c.want)
+		}
+	}
+}
+
+// TestDisplaced: a disk that others fill is no reason to refuse writes while a majority has room, and none to give it up.
+func TestDisplaced(t *testing.T) {
+	for _, c := range []struct {
+		full []storage.NodeID
+		down storage.NodeID
+		want api.Health
+	}{
+		{full: []storage.NodeID{3}, want: api.HealthDegraded},
+		{full: []storage.NodeID{2, 3}, want: api.HealthCritical},
+		{full: []storage.NodeID{3}, down: 2, want: api.HealthCritical},
+	} {
+		p := whole()
+		for _, n := range c.full {
+			p.reports[n].Report.Stores[0].FreeBytes, p.reports[n].Report.Stores[0].Displaced = 0, true
+		}
+		if c.down != 0 {
+			p.nodes[c.down-1].State = storage.NodeDown
+			delete(p.reports, c.down)
+		}
+		s := p.status()
+		told := 0
+		for _, r := range s.Reasons {
+			if strings.Contains(r.Text, "not storaged's") {
+				told++
+				if r.Severity != c.want || !strings.Contains(r.NextStep, "Keep the data directory") {
+					t.Errorf("%v, down %v: %+v", c.full, c.down, r)
+				}
+			}
+		}
+		if told != len(c.full) || s.Health != c.want {
+			t.Errorf("%v, down %v: told of %d, health %v: %+v", c.full, c.down, told, s.Health, s.Reasons)
+		}
+	}
+}
+
+// TestAdviceWithoutRoom: nobody is told to give a disk up that is full.
+func TestAdviceWithoutRoom(t *testing.T) {
+	for _, state := range []storage.NodeState{storage.NodeSuspect, storage.NodeDown} {
+		for _, free := range []int64{0, 1 << 30} {
+			p := whole()
+			p.nodes[2].State = state
+			heard := p.reports[3]
+			heard.Age, heard.Report.Stores[0].FreeBytes = time.Hour, free
+			p.reports[3] = heard
+			step := ""
+			for _, r := range p.status().Reasons {
+				if r.Subject == "node c" {
+					step = r.NextStep
+				}
+			}
+			lost := strings.Contains(step, "lost") || strings.Contains(step, "remove")
+			if (free == 0) != strings.Contains(step, "make room") || lost != (free > 0 && state == storage.NodeDown) {
+				t.Errorf("%v, %d bytes free: %q", state, free, step)
+			}
 		}
 	}
 }

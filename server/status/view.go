@@ -19,6 +19,7 @@ type View struct {
 	Config
 	running  atomic.Bool
 	waits    atomic.Pointer[string] // what a node without a cluster waits for
+	lacks    atomic.Pointer[string] // what a node that has one cannot begin without
 	caughtUp readiness
 }
 
@@ -27,6 +28,14 @@ func (v *View) WaitFor(why string) {
 	v.waits.Store(nil)
 	if why != "" {
 		v.waits.Store(&why)
+	}
+}
+
+// Lack says why a node that has a cluster cannot begin and waits; empty: it waits no more.
+func (v *View) Lack(why string) {
+	v.lacks.Store(nil)
+	if why != "" {
+		v.lacks.Store(&why)
 	}
 }
 
@@ -40,6 +49,9 @@ func (v *View) Running() bool { return v.running.Load() }
 func (v *View) NotRunning() string {
 	if why := v.waits.Load(); why != nil {
 		return "it has no cluster yet and waits: " + *why
+	}
+	if why := v.lacks.Load(); why != nil {
+		return "it waits: " + *why
 	}
 	return "it is starting or stopping"
 }

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
@@ -129,11 +130,33 @@ func TestFilledFromOutside(t *testing.T) {
 		t.Errorf("check: exit code %d\n%s", exit, out)
 	}
 	fillUp(t, ballast)
-	if err := c.StartNode(ctx, 0); err == nil || !strings.Contains(err.Error(), "is full: remove what does not belong to this node") {
-		t.Errorf("started on a full file system: %v", err)
+	if err := c.LaunchNode(0); err != nil {
+		t.Fatal(err)
 	}
-	if err := errors.Join(os.Remove(ballast), c.StartNode(ctx, 0), n.Stop(ctx)); err != nil {
-		t.Errorf("started with room again: %v", err)
+	awaitAnswer(t, n, "is full: remove what does not belong to this node")
+	if err := errors.Join(os.Remove(ballast), n.WaitReady(ctx), n.Stop(ctx)); err != nil {
+		t.Errorf("started on a full file system that has room again: %v", err)
+	}
+}
+
+// awaitAnswer waits until a node that is not ready says why.
+func awaitAnswer(t *testing.T, n *testcluster.Node, want string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	said := ""
+	if testcluster.Poll(ctx, 50*time.Millisecond, func() bool {
+		resp, err := http.Get("http://" + n.HTTP + "/readyz")
+		if err != nil {
+			said = err.Error()
+			return false
+		}
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		said = string(b)
+		return err == nil && strings.Contains(said, want)
+	}) != nil {
+		t.Fatalf("%s says %q, want %q\n%s", n.Name, said, want, n.LogTail(20))
 	}
 }
 
