@@ -124,7 +124,12 @@ func (l *load) end(t *testing.T, through *testcluster.Node, volume string) {
 // may have been cut off: then the block holds the old value or the new.
 func (l *load) verifyAcknowledged(t *testing.T, through *testcluster.Node, volume string) {
 	t.Helper()
-	client := connect(t, through, volume)
+	l.read(t, connect(t, through, volume), through)
+}
+
+// read is verifyAcknowledged over a connection that there is.
+func (l *load) read(t *testing.T, client *nbdclient.Client, through *testcluster.Node) {
+	t.Helper()
 	p := make([]byte, storage.BlockSize)
 	for block, value := range l.values {
 		if err := client.ReadAt(t.Context(), p, block*storage.BlockSize); err != nil {
