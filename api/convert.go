@@ -33,6 +33,15 @@ var (
 		{StoreFailed, pb.StoreState_STORE_STATE_FAILED},
 		{StoreUnknown, pb.StoreState_STORE_STATE_UNKNOWN},
 	}
+	compactionStates = EnumTable[storage.CompactionState, pb.CompactionState]{
+		{storage.CompactionOff, pb.CompactionState_COMPACTION_STATE_OFF},
+		{storage.CompactionIdle, pb.CompactionState_COMPACTION_STATE_IDLE},
+		{storage.CompactionRunning, pb.CompactionState_COMPACTION_STATE_RUNNING},
+		{storage.CompactionBraked, pb.CompactionState_COMPACTION_STATE_BRAKED},
+		{storage.CompactionBehind, pb.CompactionState_COMPACTION_STATE_BEHIND},
+		{storage.CompactionNothingToWin, pb.CompactionState_COMPACTION_STATE_NOTHING_TO_WIN},
+		{storage.CompactionNoRoom, pb.CompactionState_COMPACTION_STATE_NO_ROOM},
+	}
 	replicaRoles = EnumTable[storage.ReplicaRole, pb.ReplicaRole]{
 		{storage.RoleVoter, pb.ReplicaRole_REPLICA_ROLE_VOTER},
 		{storage.RoleLearner, pb.ReplicaRole_REPLICA_ROLE_LEARNER},
@@ -97,10 +106,13 @@ func VolumeToProto(v Volume) *pb.Volume {
 	if v.AllocatedBytes >= 0 {
 		out.AllocatedBytes = &v.AllocatedBytes
 	}
+	if v.OnDiskBytes >= 0 {
+		out.OnDiskBytes = &v.OnDiskBytes
+	}
 	return out
 }
 
-// VolumeFromProto reads a message; absent fields are zero values, an absent AllocatedBytes is -1.
+// VolumeFromProto reads a message; absent fields are zero values, an absent AllocatedBytes or OnDiskBytes is -1.
 func VolumeFromProto(v *pb.Volume) Volume {
 	out := Volume{
 		Volume: storage.Volume{
@@ -111,13 +123,16 @@ func VolumeFromProto(v *pb.Volume) Volume {
 			Limits: LimitsFromProto(v.GetLimits()),
 			Labels: v.GetLabels(),
 		},
-		AllocatedBytes: -1,
-		Sessions:       Each(v.GetSessions(), sessionFromProto),
-		Connections:    Each(v.GetConnections(), connectionFromProto),
-		Attachments:    Each(v.GetAttachments(), AttachmentFromProto),
+		AllocatedBytes: -1, OnDiskBytes: -1,
+		Sessions:    Each(v.GetSessions(), sessionFromProto),
+		Connections: Each(v.GetConnections(), connectionFromProto),
+		Attachments: Each(v.GetAttachments(), AttachmentFromProto),
 	}
 	if v != nil && v.AllocatedBytes != nil {
 		out.AllocatedBytes = *v.AllocatedBytes
+	}
+	if v != nil && v.OnDiskBytes != nil {
+		out.OnDiskBytes = *v.OnDiskBytes
 	}
 	return out
 }
@@ -179,12 +194,40 @@ func NodeFromProto(n *pb.Node) Node {
 
 func storeToProto(s Store) *pb.Store {
 	return &pb.Store{Id: s.ID.String(), State: storeStates.ToProto(s.State), CapacityBytes: s.CapacityBytes,
-		UsedBytes: s.UsedBytes, FreeBytes: s.FreeBytes}
+		UsedBytes: s.UsedBytes, FreeBytes: s.FreeBytes, Space: spaceToProto(s.StoreSpace)}
 }
 
 func storeFromProto(s *pb.Store) Store {
 	return Store{Store: storage.Store{ID: storeID(s.GetId()), CapacityBytes: s.GetCapacityBytes()}, State: storeStates.FromProto(s.GetState()),
-		UsedBytes: s.GetUsedBytes(), FreeBytes: s.GetFreeBytes()}
+		UsedBytes: s.GetUsedBytes(), FreeBytes: s.GetFreeBytes(), StoreSpace: spaceFromProto(s.GetSpace())}
+}
+
+// spaceToProto is the inverse of spaceFromProto; what is not known is no message.
+func spaceToProto(s storage.StoreSpace) *pb.StoreSpace {
+	if !s.Known() {
+		return nil
+	}
+	return &pb.StoreSpace{LogBytes: s.LogBytes, LiveBytes: s.LiveBytes, GarbageBytes: s.GarbageBytes, TableBytes: s.TableBytes, OtherBytes: s.OtherBytes,
+		UnusedBytes: s.UnusedBytes, ReserveBytes: s.ReserveBytes, Fill: s.Fill, NoRoom: s.NoRoom, Compaction: compactionStates.ToProto(s.Compaction)}
+}
+
+func spaceFromProto(s *pb.StoreSpace) storage.StoreSpace {
+	if s == nil {
+		return storage.StoreSpace{}
+	}
+	return storage.StoreSpace{LogBytes: s.GetLogBytes(), LiveBytes: s.GetLiveBytes(), GarbageBytes: s.GetGarbageBytes(), TableBytes: s.GetTableBytes(),
+		OtherBytes: s.GetOtherBytes(), UnusedBytes: s.GetUnusedBytes(), ReserveBytes: s.GetReserveBytes(), Fill: s.GetFill(), NoRoom: s.GetNoRoom(),
+		Compaction: compactionStates.FromProto(s.GetCompaction())}
+}
+
+func roomToProto(s StoreRoom) *pb.StoreRoom {
+	return &pb.StoreRoom{Node: uint32(s.Node), NodeName: s.NodeName, Store: s.Store.String(), FreeBytes: s.FreeBytes, Fill: s.Fill, GarbageBytes: s.GarbageBytes,
+		Compaction: compactionStates.ToProto(s.Compaction)}
+}
+
+func roomFromProto(s *pb.StoreRoom) StoreRoom {
+	return StoreRoom{Node: storage.NodeID(s.GetNode()), NodeName: s.GetNodeName(), Store: storeID(s.GetStore()), FreeBytes: s.GetFreeBytes(), Fill: s.GetFill(),
+		GarbageBytes: s.GetGarbageBytes(), Compaction: compactionStates.FromProto(s.GetCompaction())}
 }
 
 // storeID reads an identifier that the other end formatted; a malformed one is only shown to people and reads as zero.
@@ -237,7 +280,7 @@ func progressFromProto(p *pb.Progress) *Progress {
 
 // StatusToProto is the inverse of StatusFromProto.
 func StatusToProto(s Status) *pb.ClusterStatus {
-	return &pb.ClusterStatus{
+	out := &pb.ClusterStatus{
 		ClusterId: s.ClusterID.String(), Health: healths.ToProto(s.Health), Reasons: Each(s.Reasons, reasonToProto),
 		ReplicasWanted: uint32(s.ReplicasWanted), NodesTotal: uint32(s.NodesTotal), NodesUp: uint32(s.NodesUp),
 		GroupsTotal: uint32(s.GroupsTotal), GroupsFull: uint32(s.GroupsFull), GroupsWithoutLeader: uint32(s.GroupsWithoutLeader),
@@ -246,13 +289,18 @@ func StatusToProto(s Status) *pb.ClusterStatus {
 		CatalogLeaderName: s.CatalogLeaderName, CatalogTerm: s.CatalogTerm, CatalogIndex: s.CatalogIndex,
 		AnsweredBy: uint32(s.AnsweredBy), AnsweredByName: s.AnsweredByName, Age: durationpb.New(s.Age),
 		StoresUnknown: uint32(s.StoresUnknown), Version: uint32(s.Version), VersionKnown: uint32(s.VersionKnown),
+		Warnings: Each(s.Warnings, reasonToProto), GarbageBytes: s.GarbageBytes, Compacting: Each(s.Compacting, roomToProto),
 	}
+	if s.Fullest != nil {
+		out.Fullest = roomToProto(*s.Fullest)
+	}
+	return out
 }
 
 // StatusFromProto reads a message; absent fields are zero values.
 func StatusFromProto(s *pb.ClusterStatus) Status {
 	id, _ := storage.ParseClusterID(s.GetClusterId())
-	return Status{
+	out := Status{
 		ClusterID: id, Health: healths.FromProto(s.GetHealth()), Reasons: Each(s.GetReasons(), reasonFromProto),
 		ReplicasWanted: int(s.GetReplicasWanted()), NodesTotal: int(s.GetNodesTotal()), NodesUp: int(s.GetNodesUp()),
 		GroupsTotal: int(s.GetGroupsTotal()), GroupsFull: int(s.GetGroupsFull()),
@@ -262,7 +310,13 @@ func StatusFromProto(s *pb.ClusterStatus) Status {
 		CatalogLeaderName: s.GetCatalogLeaderName(), CatalogTerm: s.GetCatalogTerm(), CatalogIndex: s.GetCatalogIndex(),
 		AnsweredBy: storage.NodeID(s.GetAnsweredBy()), AnsweredByName: s.GetAnsweredByName(), Age: s.GetAge().AsDuration(),
 		StoresUnknown: int(s.GetStoresUnknown()), Version: int(s.GetVersion()), VersionKnown: int(s.GetVersionKnown()),
+		Warnings: Each(s.GetWarnings(), reasonFromProto), GarbageBytes: s.GetGarbageBytes(), Compacting: Each(s.GetCompacting(), roomFromProto),
 	}
+	if s.GetFullest() != nil {
+		fullest := roomFromProto(s.GetFullest())
+		out.Fullest = &fullest
+	}
+	return out
 }
 
 func reasonToProto(r Reason) *pb.Reason {

@@ -47,7 +47,7 @@ func fill(v reflect.Value, n *int) {
 	case reflect.String:
 		v.SetString(map[reflect.Type]string{
 			reflect.TypeFor[storage.VolumeState](): string(storage.VolumeDeleting), reflect.TypeFor[storage.NodeState](): string(storage.NodeDraining),
-			reflect.TypeFor[StoreState](): string(StoreFull), reflect.TypeFor[storage.ReplicaRole](): string(storage.RolePulling),
+			reflect.TypeFor[StoreState](): string(StoreFull), reflect.TypeFor[storage.CompactionState](): string(storage.CompactionBehind), reflect.TypeFor[storage.ReplicaRole](): string(storage.RolePulling),
 			reflect.TypeFor[Health](): string(HealthCritical), reflect.TypeFor[TaskKind](): string(TaskBalance),
 			reflect.TypeFor[storage.Access](): string(storage.AccessShared), reflect.TypeFor[storage.HolderKind](): string(storage.HolderHost),
 		}[v.Type()])
@@ -56,6 +56,8 @@ func fill(v reflect.Value, n *int) {
 		}
 	case reflect.Bool:
 		v.SetBool(true)
+	case reflect.Float64:
+		v.SetFloat(float64(*n) / 4)
 	case reflect.Int, reflect.Int64:
 		v.SetInt(int64(*n))
 	case reflect.Uint32, reflect.Uint64:
@@ -99,7 +101,7 @@ var notShown = cmp.Options{
 }
 
 func TestEveryFieldSurvivesTheWire(t *testing.T) {
-	roundTrip(t, VolumeToProto, VolumeFromProto, Volume{Volume: storage.Volume{State: storage.VolumeReady}, AllocatedBytes: -1},
+	roundTrip(t, VolumeToProto, VolumeFromProto, Volume{Volume: storage.Volume{State: storage.VolumeReady}, AllocatedBytes: -1, OnDiskBytes: -1},
 		Volume{Volume: storage.Volume{State: storage.VolumeReady}})
 	roundTrip(t, LimitsToProto, LimitsFromProto)
 	roundTrip(t, NodeToProto, NodeFromProto)
@@ -141,7 +143,7 @@ func TestEnumerations(t *testing.T) {
 
 // Answers of a newer or a defective node do not stop a client.
 func TestOddMessages(t *testing.T) {
-	if v := VolumeFromProto(nil); v.AllocatedBytes != -1 || v.State != enumUnknown || !v.CreatedAt.IsZero() {
+	if v := VolumeFromProto(nil); v.AllocatedBytes != -1 || v.OnDiskBytes != -1 || v.State != enumUnknown || !v.CreatedAt.IsZero() {
 		t.Errorf("no volume reads as %+v", v)
 	}
 	g := GroupFromProto(&pb.Group{Replicas: []*pb.Replica{{Store: "not a uuid", Role: 77}}})

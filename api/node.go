@@ -23,6 +23,22 @@ type Node struct {
 // Heard reports whether Version, Replicas and Leaders say anything: they do not while the node was not heard.
 func (n Node) Heard() bool { return n.Version != "" }
 
+// Known reports whether each store of the node has told what takes its room.
+func (n Node) Known() bool {
+	for _, s := range n.Stores {
+		if !s.Known() {
+			return false
+		}
+	}
+	return n.SpaceKnown()
+}
+
+// GarbageBytes sums the stores of the node.
+func (n Node) GarbageBytes() int64 { return n.sum(func(s Store) int64 { return s.GarbageBytes }) }
+
+// LiveBytes sums the stores of the node.
+func (n Node) LiveBytes() int64 { return n.sum(func(s Store) int64 { return s.LiveBytes }) }
+
 // SpaceKnown reports whether UsedBytes and FreeBytes say anything: they do not while the node was not heard.
 func (n Node) SpaceKnown() bool {
 	for _, s := range n.Stores {
@@ -54,8 +70,10 @@ type Store struct {
 	storage.Store
 	State     StoreState
 	UsedBytes int64
-	// FreeBytes is what may still be written; the reserve is not part of it.
+	// FreeBytes is what may still be written; the reserve is not part of it. A store that has failed has none.
 	FreeBytes int64
+	// What takes the room; it is not known of nodes that do not tell it.
+	storage.StoreSpace
 }
 
 // StoreState says whether a store takes writes.

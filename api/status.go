@@ -16,6 +16,8 @@ type Status struct {
 	Health       Health
 	// Reasons say why Health is not HealthOK, the worst first.
 	Reasons []Reason
+	// Warnings say what will make it so if nothing is done; they are no part of Health, and their Severity is HealthOK.
+	Warnings []Reason
 	// ReplicasWanted is the number of replicas that every group is meant to have.
 	ReplicasWanted int
 	NodesTotal     int
@@ -32,6 +34,12 @@ type Status struct {
 	CapacityBytes int64
 	UsedBytes     int64
 	FreeBytes     int64
+	// GarbageBytes is what compaction can win back, of the stores that tell it.
+	GarbageBytes int64
+	// Fullest is the store that is the first to refuse new data; nil while no store tells.
+	Fullest *StoreRoom
+	// Compacting are the stores whose compaction makes room.
+	Compacting []StoreRoom
 	// StoresUnknown counts the stores whose nodes were not heard: what is used and free there is not known, and not in the sums.
 	StoresUnknown int
 	// Tasks are the replicas on their way into their groups.
@@ -49,6 +57,19 @@ type Status struct {
 
 // StoresHeard reports whether UsedBytes and FreeBytes say anything: they do not while no store was heard.
 func (s Status) StoresHeard() bool { return s.StoresUnknown == 0 || s.UsedBytes > 0 || s.FreeBytes > 0 }
+
+// StoreRoom says how far a store is from refusing new data. storagectl prints it to programs as it stands.
+type StoreRoom struct {
+	Node     storage.NodeID  `json:"node"`
+	NodeName string          `json:"node_name"`
+	Store    storage.StoreID `json:"store"`
+	// FreeBytes is how much more may be written.
+	FreeBytes int64 `json:"free_bytes"`
+	// Fill and the rest are as in storage.StoreSpace.
+	Fill         float64                 `json:"fill"`
+	GarbageBytes int64                   `json:"garbage_bytes"`
+	Compaction   storage.CompactionState `json:"compaction"`
+}
 
 // Health is one word for a cluster.
 type Health string

@@ -47,7 +47,10 @@ type Volume struct {
 	// AllocatedBytes is how much of one copy holds data, in whole blocks, as the leaders of its groups count it when the
 	// volume is shown; negative when it is not known. Snapshots do not count.
 	AllocatedBytes int64
-	Sessions       []Session
+	// OnDiskBytes is AllocatedBytes of all copies together: of each group as many as it has replicas, those that are being pulled not
+	// counted. What was overwritten and is garbage belongs to no volume and is not in it. Negative when it is not known.
+	OnDiskBytes int64
+	Sessions    []Session
 	// Connections are the NBD clients of nodes, as of a second ago; of a node with hundreds not all are named.
 	Connections []Connection
 	Attachments []Attachment

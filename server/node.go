@@ -506,7 +506,7 @@ func (n *node) sources() status.Config {
 func (n *node) storeReport() placement.StoreReport {
 	space := n.store.Space()
 	r := placement.StoreReport{ID: n.store.ID(), CapacityBytes: space.CapacityBytes,
-		UsedBytes: max(0, space.CapacityBytes-space.FreeBytes), FreeBytes: space.WritableBytes(), Displaced: space.Displaced}
+		UsedBytes: max(0, space.CapacityBytes-space.FreeBytes), FreeBytes: space.WritableBytes(), Displaced: space.Displaced, StoreSpace: space.Usage()}
 	if err := n.store.Failed(); err != nil {
 		r.Failed = err.Error()
 	}

@@ -57,7 +57,9 @@ func New(now func() time.Time) *Cluster {
 		ClusterID: storage.ClusterID{0xc1, 15: 1}, Version: 6, VersionKnown: 6, Health: api.HealthOK, ReplicasWanted: 3, NodesTotal: 3, NodesUp: 3,
 		GroupsTotal: 2, GroupsFull: 2, CatalogLeader: 1, CatalogLeaderName: "a", CatalogTerm: 4, CatalogIndex: 118,
 		AnsweredBy: 2, AnsweredByName: "b", Age: 120 * time.Millisecond,
-		CapacityBytes: 300 << 30, UsedBytes: 30 << 30, FreeBytes: 255 << 30,
+		CapacityBytes: 300 << 30, UsedBytes: 30 << 30, FreeBytes: 255 << 30, GarbageBytes: 3 << 29,
+		Fullest: &api.StoreRoom{Node: 1, NodeName: "a", Store: c.nodes[0].Stores[0].ID, FreeBytes: 85 << 30, Fill: 0.1, GarbageBytes: 1 << 29,
+			Compaction: storage.CompactionIdle},
 	}
 	return c
 }
@@ -68,9 +70,15 @@ func sampleNode(i int, now time.Time) api.Node {
 		Node: storage.Node{ID: storage.NodeID(i + 1), Name: string(rune('a' + i)), Zone: fmt.Sprintf("z%d", i+1), State: storage.NodeUp,
 			Addrs: storage.Addrs{Peer: host + ":7001", API: host + ":7000", NBD: host + ":10809", HTTP: host + ":7002"}},
 		Stores: []api.Store{{Store: storage.Store{ID: storage.StoreID{0: 0x50, 15: byte(i + 1)}, CapacityBytes: 100 << 30}, State: api.StoreOK,
-			UsedBytes: 10 << 30, FreeBytes: 85 << 30}},
+			UsedBytes: 10 << 30, FreeBytes: 85 << 30, StoreSpace: sampleSpace()}},
 		Version: "v0.1.0", Replicas: 2, Leaders: []int{1, 1, 0}[i], SeenAt: now,
 	}
+}
+
+// sampleSpace is that of a store of 100 GiB.
+func sampleSpace() storage.StoreSpace {
+	return storage.StoreSpace{LogBytes: 9 << 30, LiveBytes: 8 << 30, GarbageBytes: 1 << 29, TableBytes: 100 << 20, OtherBytes: 1<<30 - 100<<20,
+		UnusedBytes: 90 << 30, ReserveBytes: 5 << 30, Fill: 0.1, Compaction: storage.CompactionIdle}
 }
 
 func sampleGroup(i int, nodes []api.Node) api.Group {

@@ -54,12 +54,22 @@ func inRange(r *spec.CapacityRange, sizeBytes int64) bool {
 	return sizeBytes >= r.GetRequiredBytes() && (r.GetLimitBytes() == 0 || sizeBytes <= r.GetLimitBytes())
 }
 
+// takes returns how much more may be written to the stores of a node that refuse nothing.
+func takes(n api.Node) (bytes int64) {
+	for _, s := range n.Stores {
+		if s.State == api.StoreOK {
+			bytes += s.FreeBytes
+		}
+	}
+	return bytes
+}
+
 // availableBytes is how much more data the nodes can take with that many copies of everything, each on another node.
 func availableBytes(nodes []api.Node, wanted int) int64 {
 	var free []int64
 	for _, n := range nodes {
 		if n.State == storage.NodeUp {
-			free = append(free, n.FreeBytes())
+			free = append(free, takes(n))
 		}
 	}
 	return copies.Fit(free, wanted)

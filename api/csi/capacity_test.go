@@ -24,6 +24,12 @@ func TestCapacity(t *testing.T) {
 	if err != nil || answer.GetAvailableCapacity() != nodes[0].FreeBytes() { // three copies on three nodes that are alike
 		t.Errorf("%d bytes are available, each of three nodes has %d: %v", answer.GetAvailableCapacity(), nodes[0].FreeBytes(), err)
 	}
+	for _, state := range []api.StoreState{api.StoreFull, api.StoreFailed} { // the next write is refused, whatever is free
+		w.Cluster().Edit(func(nodes *[]api.Node, _ *[]api.Group, _ *api.Status) { (*nodes)[2].Stores[0].State = state })
+		if answer, err := d.GetCapacity(t.Context(), &spec.GetCapacityRequest{}); err != nil || answer.GetAvailableCapacity() != 0 {
+			t.Errorf("one of three stores is %s, and %d bytes are available: %v", state, answer.GetAvailableCapacity(), err)
+		}
+	}
 	w.Cluster().Edit(func(nodes *[]api.Node, _ *[]api.Group, s *api.Status) {
 		for i := range *nodes {
 			store := &(*nodes)[i].Stores[0]

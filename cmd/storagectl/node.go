@@ -24,16 +24,20 @@ func newNodeList(a *app) *cobra.Command {
 		Use:     "list",
 		Aliases: []string{"ls"},
 		Short:   "List the nodes",
-		Args:    takes(),
-		RunE:    asks(a, func(ctx context.Context, c *client.Client, _ []string) ([]api.Node, error) { return c.Nodes(ctx) }, list(viewNode), a.writeNodes),
+		Long: `Lists the nodes. FREE is how much still may be written, FILL which part is taken of what may be; at 100 % new data is
+refused. USED holds garbage, which compaction wins back, and other files of the file system. On a terminal a bar shows
+live blocks (#), garbage (%), tables (t), other files (o) and the reserve (r).`,
+		Args: takes(),
+		RunE: asks(a, func(ctx context.Context, c *client.Client, _ []string) ([]api.Node, error) { return c.Nodes(ctx) }, list(viewNode), a.writeNodes),
 	}
 }
 
 func (a *app) writeNodes(w io.Writer, list []api.Node, wide bool) {
-	t := newTable("ID", "NAME", "ZONE", "STATE", "REPLICAS", "LEADERS", "CAPACITY", "USED", "FREE", "SEEN").more(wide, "VERSION", "PEER", "API", "NBD", "HTTP")
+	t := newTable("ID", "NAME", "ZONE", "STATE", "REPLICAS", "LEADERS", "CAPACITY", "USED", "GARBAGE", "FREE", "FILL", "SEEN").more(wide, "VERSION", "PEER", "API", "NBD", "HTTP")
 	for _, n := range list {
 		t.row(n.ID.String(), n.Name, orDash(n.Zone), string(n.State), dashUnless(n.Heard(), fmt.Sprint(n.Replicas)), dashUnless(n.Heard(), fmt.Sprint(n.Leaders)),
-			formatSize(n.CapacityBytes()), dashUnless(n.SpaceKnown(), formatSize(n.UsedBytes())), dashUnless(n.SpaceKnown(), formatSize(n.FreeBytes())), a.seen(n),
+			formatSize(n.CapacityBytes()), dashUnless(n.SpaceKnown(), a.bar(n.Stores, listBar)+formatSize(n.UsedBytes())),
+			dashUnless(n.Known(), formatSize(n.GarbageBytes())), dashUnless(n.SpaceKnown(), formatSize(n.FreeBytes())), dashUnless(n.Known(), fullest(n)), a.seen(n),
 			orDash(n.Version), orDash(n.Addrs.Peer), orDash(n.Addrs.API), orDash(n.Addrs.NBD), orDash(n.Addrs.HTTP))
 	}
 	t.write(w, "no nodes")
@@ -62,8 +66,11 @@ func newNodeShow(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "show NAME|ID",
 		Short: "Show a node and its stores",
-		Long: `Shows a node, and the room in each of its stores. A number may be the name of one node and the id of another;
-"name:2" and "id:2" say which is meant.`,
+		Long: `Shows a node, and the room in each of its stores: how much still may be written (FREE), and which part is taken of what
+may be (FILL); at 100 % new data is refused. Then what takes the room: live blocks, garbage, which compaction wins back,
+tables, other files of the file system, and what is left of the reserve. On a terminal a bar shows the parts.
+
+A number may be the name of one node and the id of another; "name:2" and "id:2" say which is meant.`,
 		Args:              takes("NAME|ID"),
 		ValidArgsFunction: a.completes(1, a.nodeNames),
 		RunE: asks(a, func(ctx context.Context, c *client.Client, args []string) (api.Node, error) {
@@ -125,10 +132,12 @@ func (a *app) writeNode(w io.Writer, n api.Node, _ bool) {
 		"Used", dashUnless(n.SpaceKnown(), fmt.Sprintf("%s (%s)", formatSize(n.UsedBytes()), percent(n.UsedBytes(), n.CapacityBytes()))),
 		"Free", dashUnless(n.SpaceKnown(), formatSize(n.FreeBytes())))
 	fmt.Fprintln(w)
-	t := newTable("STORE", "STATE", "CAPACITY", "USED", "FREE")
+	t := newTable("STORE", "STATE", "CAPACITY", "USED", "FREE", "FILL", "COMPACTION")
 	for _, s := range n.Stores {
 		known := s.State != api.StoreUnknown
-		t.row(s.ID.String(), string(s.State), formatSize(s.CapacityBytes), dashUnless(known, formatSize(s.UsedBytes)), dashUnless(known, formatSize(s.FreeBytes)))
+		t.row(s.ID.String(), string(s.State), formatSize(s.CapacityBytes), dashUnless(known, formatSize(s.UsedBytes)), dashUnless(known, formatSize(s.FreeBytes)),
+			dashUnless(s.Known(), fillText(s.Fill)), orDash(string(s.Compaction)))
 	}
 	t.write(w, "The node has no stores.")
+	a.writeSpace(w, n.Stores)
 }

@@ -216,6 +216,28 @@ func (r *rig) scene(name string) {
 			status.Version = 5
 		case "unheard": // another one, but node c has not said anything yet
 			status.Version, status.VersionKnown = 5, 0
+		case "filling": // what lives takes most of node b's disk
+			b := &(*nodes)[1].Stores[0]
+			b.UsedBytes, b.FreeBytes = 92<<30, 9<<30
+			b.StoreSpace = storage.StoreSpace{LogBytes: 84 << 30, LiveBytes: 66 << 30, GarbageBytes: 16 << 30, TableBytes: 300 << 20, OtherBytes: 8<<30 - 300<<20,
+				UnusedBytes: 8 << 30, ReserveBytes: 1 << 30, Fill: 0.87, Compaction: storage.CompactionRunning}
+			room := api.StoreRoom{Node: 2, NodeName: "b", Store: b.ID, FreeBytes: 9 << 30, Fill: 0.87, GarbageBytes: 16 << 30, Compaction: storage.CompactionRunning}
+			status.UsedBytes, status.FreeBytes, status.GarbageBytes = 112<<30, 179<<30, 17<<30
+			status.Fullest, status.Compacting = &room, []api.StoreRoom{room}
+			status.Warnings = []api.Reason{{Severity: api.HealthOK, Subject: "store " + b.ID.String(),
+				Text:     "it refuses new data after about 9GiB more: 87 % of what may live on the disk of node b is taken",
+				NextStep: "discard what is not used (fstrim), delete volumes, or make its file system larger"}}
+		case "full": // and now all that it may; the reserve is touched
+			b := &(*nodes)[1].Stores[0]
+			b.State, b.FreeBytes, b.UnusedBytes, b.LogBytes, b.GarbageBytes, b.Fill = api.StoreFull, 0, 768<<20, 91<<30+256<<20, 1<<30, 1.02
+			b.Compaction, b.UsedBytes = storage.CompactionNothingToWin, 99<<30+256<<20
+			status.Fullest.FreeBytes, status.Fullest.Fill, status.FreeBytes = 0, 1.02, 170<<30
+			status.Fullest.Compaction, status.Compacting = storage.CompactionNothingToWin, nil
+			status.Health, status.Warnings, status.Reasons = api.HealthCritical, nil, []api.Reason{{Severity: api.HealthCritical, Subject: "store " + b.ID.String(),
+				Text:     "what lives takes all that it may of the disk of node b: new data is refused, overwrites go on for a while",
+				NextStep: "discard what is not used (fstrim), delete volumes, or make its file system larger"}}
+		case "untold": // node c runs an earlier release
+			(*nodes)[2].Stores[0].StoreSpace = storage.StoreSpace{}
 		case "numbers": // node c is called 1, and down
 			(*nodes)[2].Name, (*nodes)[2].State = "1", storage.NodeDown
 		case "starting": // the second group has not had a leader yet

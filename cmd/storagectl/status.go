@@ -20,7 +20,9 @@ func newStatus(a *app) *cobra.Command {
 		Use:   "status",
 		Short: "How the cluster is, in numbers and in words",
 		Long: `Shows the cluster's health with the reasons when it is not ok and what to do about each, the room in the stores, and
-replicas on their way into their groups.
+replicas on their way into their groups. Fullest is the store that is the first to refuse new data, and after how much.
+Warnings are no part of the health: a store is spoken of from 80 % of what it may hold, is degraded from 95 %, and
+critical when the next write that needs room is refused.
 
 --watch shows it again and again until Ctrl-C; a cluster that does not answer for a moment does not end it. With -o json
 each answer is an object of its own. --check makes the exit code tell: 0 ok, 20 degraded, 21 critical, 22 starting. A
@@ -112,6 +114,9 @@ func (a *app) writeStatus(w io.Writer, s api.Status) {
 	}
 	stores := fmt.Sprintf("%s used of %s (%s), %s free", formatSize(s.UsedBytes), formatSize(s.CapacityBytes),
 		percent(s.UsedBytes, s.CapacityBytes), formatSize(s.FreeBytes))
+	if s.GarbageBytes > 0 {
+		stores += fmt.Sprintf(", %s garbage", formatSize(s.GarbageBytes))
+	}
 	switch {
 	case !s.StoresHeard():
 		stores = formatSize(s.CapacityBytes) + ", use and free space are not known"
@@ -126,16 +131,9 @@ func (a *app) writeStatus(w io.Writer, s api.Status) {
 		nodes, groups, volumes, stores = "not known", "not known", "not known", "not known"
 	}
 	facts(w, "Cluster", s.ClusterID.String(), "Version", describeVersion(s), "Health", string(s.Health), "Nodes", nodes, "Groups", groups, "Catalog", lead,
-		"Volumes", volumes, "Stores", stores, "Answer", fmt.Sprintf("from node %s, %s", nodeLabel(s.AnsweredBy, s.AnsweredByName), age))
-	if len(s.Reasons) > 0 {
-		fmt.Fprintln(w, "\nWhat is the matter:")
-		for _, r := range s.Reasons {
-			fmt.Fprintf(w, "  %-9s %s: %s\n", string(r.Severity), r.Subject, r.Text)
-			if r.NextStep != "" {
-				fmt.Fprintf(w, "  %-9s   -> %s\n", "", r.NextStep)
-			}
-		}
-	}
+		"Volumes", volumes, "Stores", stores, "Fullest", describeFullest(s), "Compacting", describeCompacting(s), "Answer", fmt.Sprintf("from node %s, %s", nodeLabel(s.AnsweredBy, s.AnsweredByName), age))
+	writeReasons(w, "What is the matter", s.Reasons, func(r api.Reason) string { return string(r.Severity) })
+	writeReasons(w, "Warnings", s.Warnings, func(api.Reason) string { return "warning" })
 	if len(s.Tasks) > 0 {
 		fmt.Fprintln(w, "\nIn progress:")
 		t := newTable("TASK", "GROUP", "TO NODE", "STEP", "DONE", "RUNNING")

@@ -17,6 +17,7 @@ type volumeView struct {
 	Name           string   `json:"name"`
 	SizeBytes      int64    `json:"size_bytes"`
 	AllocatedBytes *int64   `json:"allocated_bytes,omitempty"`
+	OnDiskBytes    *int64   `json:"on_disk_bytes,omitempty"`
 	State          string   `json:"state"`
 	Epoch          uint64   `json:"epoch"`
 	Generation     uint64   `json:"generation"`
@@ -60,9 +61,7 @@ func viewVolume(v api.Volume) volumeView {
 	}
 	maps.Copy(out.Labels, v.Labels)
 	out.Attachments = views(v.Attachments, viewHolder)
-	if v.AllocatedBytes >= 0 {
-		out.AllocatedBytes = &v.AllocatedBytes
-	}
+	out.AllocatedBytes, out.OnDiskBytes = known(v.AllocatedBytes >= 0, v.AllocatedBytes), known(v.OnDiskBytes >= 0, v.OnDiskBytes)
 	return out
 }
 
@@ -95,6 +94,22 @@ type storeView struct {
 	CapacityBytes int64  `json:"capacity_bytes"`
 	UsedBytes     *int64 `json:"used_bytes,omitempty"`
 	FreeBytes     *int64 `json:"free_bytes,omitempty"`
+	// Nodes of earlier releases do not tell it.
+	Space *spaceView `json:"space,omitempty"`
+}
+
+// spaceView is storage.StoreSpace with nothing left out.
+type spaceView struct {
+	LogBytes     int64                   `json:"log_bytes"`
+	LiveBytes    int64                   `json:"live_bytes"`
+	GarbageBytes int64                   `json:"garbage_bytes"`
+	TableBytes   int64                   `json:"table_bytes"`
+	OtherBytes   int64                   `json:"other_bytes"`
+	UnusedBytes  int64                   `json:"unused_bytes"`
+	ReserveBytes int64                   `json:"reserve_bytes"`
+	Fill         float64                 `json:"fill"`
+	NoRoom       bool                    `json:"no_room"`
+	Compaction   storage.CompactionState `json:"compaction"`
 }
 
 func viewNode(n api.Node) nodeView {
@@ -106,7 +121,7 @@ func viewNode(n api.Node) nodeView {
 		Stores: views(n.Stores, func(s api.Store) storeView {
 			heard := s.State != api.StoreUnknown
 			return storeView{ID: s.ID.String(), State: string(s.State), CapacityBytes: s.CapacityBytes,
-				UsedBytes: known(heard, s.UsedBytes), FreeBytes: known(heard, s.FreeBytes)}
+				UsedBytes: known(heard, s.UsedBytes), FreeBytes: known(heard, s.FreeBytes), Space: known(s.Known(), spaceView(s.StoreSpace))}
 		}),
 	}
 }
@@ -147,32 +162,36 @@ func viewGroup(g api.Group) groupView {
 }
 
 type statusView struct {
-	ClusterID           string       `json:"cluster_id"`
-	Version             *int         `json:"version,omitempty"`
-	VersionKnown        *int         `json:"version_known,omitempty"`
-	Health              string       `json:"health"`
-	Reasons             []api.Reason `json:"reasons"`
-	ReplicasWanted      int          `json:"replicas_wanted"`
-	NodesTotal          *int         `json:"nodes_total,omitempty"`
-	NodesUp             *int         `json:"nodes_up,omitempty"`
-	GroupsTotal         *int         `json:"groups_total,omitempty"`
-	GroupsFull          *int         `json:"groups_full,omitempty"`
-	GroupsWithoutLeader *int         `json:"groups_without_leader,omitempty"`
-	Volumes             *int         `json:"volumes,omitempty"`
-	ProvisionedBytes    *int64       `json:"provisioned_bytes,omitempty"`
-	UsableBytes         *int64       `json:"usable_bytes,omitempty"`
-	CapacityBytes       *int64       `json:"capacity_bytes,omitempty"`
-	UsedBytes           *int64       `json:"used_bytes,omitempty"`
-	FreeBytes           *int64       `json:"free_bytes,omitempty"`
-	StoresUnknown       *int         `json:"stores_unknown,omitempty"`
-	Tasks               []api.Task   `json:"tasks"`
-	CatalogLeader       uint32       `json:"catalog_leader"` // 0: nobody leads
-	CatalogLeaderName   string       `json:"catalog_leader_name"`
-	CatalogTerm         uint64       `json:"catalog_term"`
-	CatalogIndex        uint64       `json:"catalog_index"`
-	AnsweredBy          uint32       `json:"answered_by"`
-	AnsweredByName      string       `json:"answered_by_name"`
-	AgeSeconds          *float64     `json:"age_seconds,omitempty"`
+	ClusterID           string          `json:"cluster_id"`
+	Version             *int            `json:"version,omitempty"`
+	VersionKnown        *int            `json:"version_known,omitempty"`
+	Health              string          `json:"health"`
+	Reasons             []api.Reason    `json:"reasons"`
+	ReplicasWanted      int             `json:"replicas_wanted"`
+	NodesTotal          *int            `json:"nodes_total,omitempty"`
+	NodesUp             *int            `json:"nodes_up,omitempty"`
+	GroupsTotal         *int            `json:"groups_total,omitempty"`
+	GroupsFull          *int            `json:"groups_full,omitempty"`
+	GroupsWithoutLeader *int            `json:"groups_without_leader,omitempty"`
+	Volumes             *int            `json:"volumes,omitempty"`
+	ProvisionedBytes    *int64          `json:"provisioned_bytes,omitempty"`
+	UsableBytes         *int64          `json:"usable_bytes,omitempty"`
+	CapacityBytes       *int64          `json:"capacity_bytes,omitempty"`
+	UsedBytes           *int64          `json:"used_bytes,omitempty"`
+	FreeBytes           *int64          `json:"free_bytes,omitempty"`
+	GarbageBytes        *int64          `json:"garbage_bytes,omitempty"`
+	Fullest             *api.StoreRoom  `json:"fullest,omitempty"`
+	Compacting          []api.StoreRoom `json:"compacting"`
+	Warnings            []api.Reason    `json:"warnings"`
+	StoresUnknown       *int            `json:"stores_unknown,omitempty"`
+	Tasks               []api.Task      `json:"tasks"`
+	CatalogLeader       uint32          `json:"catalog_leader"` // 0: nobody leads
+	CatalogLeaderName   string          `json:"catalog_leader_name"`
+	CatalogTerm         uint64          `json:"catalog_term"`
+	CatalogIndex        uint64          `json:"catalog_index"`
+	AnsweredBy          uint32          `json:"answered_by"`
+	AnsweredByName      string          `json:"answered_by_name"`
+	AgeSeconds          *float64        `json:"age_seconds,omitempty"`
 }
 
 func viewStatus(s api.Status) statusView {
@@ -186,8 +205,9 @@ func viewStatus(s api.Status) statusView {
 		StoresUnknown: known(read, s.StoresUnknown), CatalogLeader: uint32(s.CatalogLeader), CatalogLeaderName: s.CatalogLeaderName,
 		CatalogTerm: s.CatalogTerm, CatalogIndex: s.CatalogIndex, AnsweredBy: uint32(s.AnsweredBy),
 		AnsweredByName: s.AnsweredByName, AgeSeconds: known(s.Age >= 0, s.Age.Seconds()),
-		Reasons: append([]api.Reason{}, s.Reasons...),
-		Tasks:   append([]api.Task{}, s.Tasks...),
+		GarbageBytes: known(s.Fullest != nil, s.GarbageBytes), Fullest: s.Fullest, Compacting: append([]api.StoreRoom{}, s.Compacting...),
+		Reasons: append([]api.Reason{}, s.Reasons...), Warnings: append([]api.Reason{}, s.Warnings...),
+		Tasks: append([]api.Task{}, s.Tasks...),
 	}
 }
 

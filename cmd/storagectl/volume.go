@@ -104,10 +104,10 @@ func newVolumeList(a *app) *cobra.Command {
 }
 
 func (a *app) writeVolumes(w io.Writer, list []api.Volume, wide bool) {
-	t := newTable("NAME", "SIZE", "ALLOCATED", "STATE", "OPEN ON", "AGE").more(wide, "ID", "IOPS", "BANDWIDTH", "GROUPS", "EPOCH", "GENERATION")
+	t := newTable("NAME", "SIZE", "ALLOCATED", "STATE", "OPEN ON", "AGE").more(wide, "ID", "ON DISK", "IOPS", "BANDWIDTH", "GROUPS", "EPOCH", "GENERATION")
 	for _, v := range list {
 		t.row(v.Name, formatSize(v.SizeBytes), dashUnless(v.AllocatedBytes >= 0, formatSize(v.AllocatedBytes)), string(v.State), orDash(strings.Join(openOn(v), ",")), a.age(v.CreatedAt),
-			v.ID.String(), dashUnless(v.Limits.MaxIOPS != 0, strconv.FormatInt(v.Limits.MaxIOPS, 10)),
+			v.ID.String(), dashUnless(v.OnDiskBytes >= 0, formatSize(v.OnDiskBytes)), dashUnless(v.Limits.MaxIOPS != 0, strconv.FormatInt(v.Limits.MaxIOPS, 10)),
 			dashUnless(v.Limits.MaxBytesPerSecond != 0, formatSize(v.Limits.MaxBytesPerSecond)+"/s"), joinIDs(v.Groups), v.Epoch.String(), v.Generation.String())
 	}
 	t.write(w, "no volumes; 'storagectl volume create NAME --size SIZE' makes one")
@@ -165,8 +165,11 @@ func shortDuration(d time.Duration) string {
 
 func newVolumeShow(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use:               "show NAME",
-		Short:             "Show a volume, and who has it open",
+		Use:   "show NAME",
+		Short: "Show a volume, and who has it open",
+		Long: `Shows a volume. Its size is what its users see. Allocated is what of one copy holds data: what was written and neither
+discarded nor zeroed since. On disk is the same of all copies. What was overwritten lies on the disks until it is cleared
+away; it belongs to no volume, and 'storagectl node list' shows it as garbage.`,
 		Args:              takes("NAME"),
 		ValidArgsFunction: a.completes(1, a.volumeNames),
 		RunE: asks(a, func(ctx context.Context, c *client.Client, args []string) (api.Volume, error) {
@@ -185,12 +188,16 @@ func (a *app) writeVolume(w io.Writer, v api.Volume, _ bool) {
 	if v.AllocatedBytes >= 0 {
 		used = formatSize(v.AllocatedBytes) + " (" + percent(v.AllocatedBytes, v.SizeBytes) + ")"
 	}
+	onDisk := "" // likewise
+	if v.OnDiskBytes >= 0 {
+		onDisk = formatSize(v.OnDiskBytes) + " in all copies, without garbage"
+	}
 	limits := "" // left out when there are none
 	if v.Limits != (storage.VolumeLimits{}) {
 		limits = limitsText(v.Limits)
 	}
 	facts(w, "Name", v.Name, "ID", v.ID.String(), "State", string(v.State),
-		"Size", fmt.Sprintf("%s (%d bytes)", formatSize(v.SizeBytes), v.SizeBytes), "Allocated", used, "Limits", limits, "Labels", labelsText(v.Labels),
+		"Size", fmt.Sprintf("%s (%d bytes)", formatSize(v.SizeBytes), v.SizeBytes), "Allocated", used, "On disk", onDisk, "Limits", limits, "Labels", labelsText(v.Labels),
 		"Groups", joinIDs(v.Groups), "Epoch", v.Epoch.String(), "Generation", v.Generation.String(), "Created", made)
 	if len(v.Sessions) == 0 && len(v.Connections) == 0 && len(v.Attachments) == 0 {
 		fmt.Fprintln(w, "\nNobody has it open.")

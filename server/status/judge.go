@@ -35,7 +35,8 @@ func (p *picture) status() api.Status {
 	s.GroupsFull, s.GroupsWithoutLeader, s.Tasks = sums.full, len(sums.leaderless), sums.tasks
 	s.Reasons = p.judgeCatalog()
 	for _, n := range nodes {
-		s.Reasons = append(s.Reasons, p.judgeNode(n, groups)...)
+		reasons, warnings := p.judgeNode(n, groups)
+		s.Reasons, s.Warnings = append(s.Reasons, reasons...), append(s.Warnings, warnings...)
 	}
 	s.Reasons = append(s.Reasons, judgeSize(p.cluster.Replicas, len(nodes))...)
 	s.Reasons = append(s.Reasons, sums.judge(p.cluster.Replicas, len(nodes))...)
@@ -82,6 +83,21 @@ func addNode(s *api.Status, n api.Node) {
 		if store.State == api.StoreUnknown {
 			s.StoresUnknown++
 		}
+		if store.Known() && store.State != api.StoreFailed {
+			addRoom(s, api.StoreRoom{Node: n.ID, NodeName: n.Name, Store: store.ID, FreeBytes: store.FreeBytes, Fill: store.Fill, GarbageBytes: store.GarbageBytes,
+				Compaction: store.Compaction})
+		}
+	}
+}
+
+// addRoom adds a store that takes data.
+func addRoom(s *api.Status, r api.StoreRoom) {
+	s.GarbageBytes += r.GarbageBytes
+	if s.Fullest == nil || r.FreeBytes < s.Fullest.FreeBytes {
+		s.Fullest = &r
+	}
+	if r.Compaction.Works() {
+		s.Compacting = append(s.Compacting, r)
 	}
 }
 
@@ -134,17 +150,24 @@ func judgeSize(copies, nodes int) []api.Reason {
 		Text: fmt.Sprintf("it has %d of the %d nodes that %d copies of everything need", nodes, copies, copies), NextStep: "start more nodes with --join"}}
 }
 
-func (p *picture) judgeNode(n api.Node, groups []api.Group) []api.Reason {
-	rs := append(p.judgeState(n), p.judgeReadiness(n)...)
-	rs = append(rs, p.judgeRefusals(n)...)
+func (p *picture) judgeNode(n api.Node, groups []api.Group) (reasons, warnings []api.Reason) {
+	reasons = append(p.judgeState(n), p.judgeReadiness(n)...)
+	reasons = append(reasons, p.judgeRefusals(n)...)
 	for _, s := range n.Stores {
-		if said, ok := p.reports[n.ID].Report.Store(s.ID); ok && said.Displaced && s.State == api.StoreFull {
-			rs = append(rs, p.judgeDisplaced(n.Name, s, groups))
+		if said, ok := p.reports[n.ID].Report.Store(s.ID); ok && said.Displaced && s.State != api.StoreFailed {
+			reasons = append(reasons, p.judgeDisplaced(n.Name, s, groups))
 			continue
 		}
-		rs = append(rs, judgeStore(n.Name, s, groups)...)
+		r, found := judgeStore(n.Name, s, groups)
+		switch {
+		case !found:
+		case r.Severity == api.HealthOK:
+			warnings = append(warnings, r)
+		default:
+			reasons = append(reasons, r)
+		}
 	}
-	return rs
+	return reasons, warnings
 }
 
 // judgeDisplaced judges a store on a file system that others have filled. What is not known of other stores counts as good.
@@ -251,18 +274,15 @@ func (p *picture) judgeRefusals(n api.Node) (rs []api.Reason) {
 	return rs
 }
 
-func judgeStore(node string, s api.Store, groups []api.Group) []api.Reason {
-	r := api.Reason{Subject: "store " + s.ID.String()}
-	switch s.State {
-	case api.StoreFailed:
-		r.Severity, r.Text, r.NextStep = api.HealthDegraded, "the disk of node "+node+" has failed", failedStep(node, needed(groups, s.ID))
-	case api.StoreFull:
-		r.Severity, r.Text = api.HealthCritical, "the disk of node "+node+" is full up to its reserve: writes are refused"
-		r.NextStep = "delete volumes, discard blocks, or add nodes"
-	default:
-		return nil
+// judgeStore judges whether a store serves. It says the worst only.
+func judgeStore(node string, s api.Store, groups []api.Group) (r api.Reason, found bool) {
+	if s.State == api.StoreFailed {
+		return api.Reason{Subject: "store " + s.ID.String(), Severity: api.HealthDegraded, Text: "the disk of node " + node + " has failed",
+			NextStep: failedStep(node, needed(groups, s.ID))}, true
 	}
-	return []api.Reason{r}
+	r, found = judgeRoom(node, s)
+	r.Subject = "store " + s.ID.String()
+	return r, found
 }
 
 // needed returns a group that needs the store's replica: without it the group has fewer voters than a majority. 0: there is none.

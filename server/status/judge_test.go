@@ -72,6 +72,14 @@ func (p *picture) report(n storage.NodeID, change func(*placement.NodeReport)) {
 	p.reports[n] = h
 }
 
+// space has a node say how much can still be written to its store, and what takes the room.
+func (p *picture) space(n storage.NodeID, freeBytes int64, s storage.StoreSpace) {
+	p.report(n, func(r *placement.NodeReport) {
+		r.Stores = slices.Clone(r.Stores)
+		r.Stores[0].FreeBytes, r.Stores[0].StoreSpace = freeBytes, s
+	})
+}
+
 // ages makes a node's last report so old.
 func (p *picture) ages(n storage.NodeID, age time.Duration) {
 	h := p.reports[n]
@@ -108,6 +116,7 @@ func TestJudgement(t *testing.T) {
 		startStep    = " > start storaged there, and look at its log; if its address has changed, start it with --join and the address of a node that is up"
 		majorityStep = " > bring up nodes until a majority runs; `storagectl node list` shows them"
 		damagedStep  = " > nothing while a majority of each group is up: the replicas are made again; run `storaged check`, and do not trust the disk"
+		roomStepText = " > discard what is not used (fstrim), delete volumes, or make its file system larger"
 		leaderStep   = " > bring up the nodes that hold them; `storagectl group list` shows which"
 		unready      = "not ready: group 1: being made; group 2: 65 entries behind > wait before you stop another node; http://"
 	)
@@ -216,10 +225,69 @@ func TestJudgement(t *testing.T) {
 			"directory and --join under a new name, and remove this node with `storagectl node remove b` once it is down"}},
 		{name: "a disk is full", p: whole(), change: func(p *picture) {
 			p.report(2, func(r *placement.NodeReport) { r.Stores[0].FreeBytes = fullBytes - 1 })
-		}, want: []string{"critical store " + store(2) + ": the disk of node b is full up to its reserve: writes are refused > delete volumes, discard blocks, or add nodes"}},
+		}, want: []string{"critical store " + store(2) + ": the disk of node b is full up to its reserve: writes are refused" + roomStepText}},
 		{name: "a disk with room for one more write", p: whole(), change: func(p *picture) {
 			p.report(2, func(r *placement.NodeReport) { r.Stores[0].FreeBytes = fullBytes })
 		}},
+
+		{name: "a disk without compaction that is full, and full of garbage", p: whole(), change: func(p *picture) {
+			p.space(2, fullBytes-1, storage.StoreSpace{Compaction: storage.CompactionOff, GarbageBytes: 30 << 30, Fill: 1})
+		}, want: []string{"critical store " + store(2) + ": the disk of node b is full up to its reserve: writes are refused" + roomStepText +
+			"; or start the node with compaction: 30GiB of it is garbage"}},
+		{name: "a disk that is full of what lives", p: whole(), change: func(p *picture) {
+			p.space(2, 0, storage.StoreSpace{Compaction: storage.CompactionNothingToWin, UnusedBytes: 5 << 30, ReserveBytes: 1 << 30, Fill: 1.01})
+		}, want: []string{"critical store " + store(2) + ": what lives takes all that it may of the disk of node b: new data is refused, overwrites go on for a while" + roomStepText}},
+		{name: "a disk that other files have filled", p: whole(), change: func(p *picture) {
+			p.space(2, 0, storage.StoreSpace{Compaction: storage.CompactionNothingToWin, OtherBytes: 70 << 30, UnusedBytes: 5 << 30, ReserveBytes: 1 << 30, Fill: 1.01})
+		}, want: []string{"critical store " + store(2) + ": what lives takes all that it may of the disk of node b: new data is refused, overwrites go on for a while" +
+			" > remove other files from its file system (70GiB); discard what is not used (fstrim), delete volumes, or make its file system larger"}},
+		{name: "a file system that gives no room", p: whole(), change: func(p *picture) {
+			p.space(2, 0, storage.StoreSpace{Compaction: storage.CompactionIdle, NoRoom: true, OtherBytes: 70 << 30, ReserveBytes: 1 << 30, Fill: 1})
+		}, want: []string{"critical store " + store(2) + ": the file system of node b gives no more room, so writes are refused; nothing is lost" +
+			" > make room on it: remove other files, or raise its quota; the node goes on by itself within seconds"}},
+		{name: "a disk below its reserve on which room is made", p: whole(), change: func(p *picture) {
+			p.space(2, 9<<30, storage.StoreSpace{Compaction: storage.CompactionBehind, UnusedBytes: 1<<30 + fullBytes - 1, ReserveBytes: 1 << 30, GarbageBytes: 12 << 30, Fill: 0.7})
+		}, want: []string{"degraded store " + store(2) + ": writes to the disk of node b wait until compaction has made room: 12GiB of it is garbage" +
+			" > wait; if it stays so, write less for a while, or discard what is not used (fstrim), delete volumes, or make its file system larger"}},
+		{name: "a disk below its reserve on which no room is made", p: whole(), change: func(p *picture) {
+			p.space(2, 9<<30, storage.StoreSpace{Compaction: storage.CompactionNoRoom, UnusedBytes: 100 << 20, ReserveBytes: 1 << 30, GarbageBytes: 12 << 30, Fill: 0.7})
+		}, want: []string{"critical store " + store(2) + ": the disk of node b has 100MiB unused, its reserve is 1GiB, and compaction makes no room (no room): " +
+			"new data is refused > look for groups without a majority and replicas that are pulled (`storagectl group list`), which hold what is dead; and " +
+			"discard what is not used (fstrim), delete volumes, or make its file system larger"}},
+		{name: "the same while nothing is found to be won", p: whole(), change: func(p *picture) {
+			p.space(2, 9<<30, storage.StoreSpace{Compaction: storage.CompactionNothingToWin, UnusedBytes: 100 << 20, ReserveBytes: 1 << 30, GarbageBytes: 12 << 30, Fill: 0.7})
+		}, want: []string{"critical store " + store(2) + ": the disk of node b has 100MiB unused, its reserve is 1GiB, and compaction makes no room (nothing to win): " +
+			"new data is refused > look for groups without a majority and replicas that are pulled (`storagectl group list`), which hold what is dead; and " +
+			"discard what is not used (fstrim), delete volumes, or make its file system larger"}},
+		{name: "a disk at its reserve to the byte", p: whole(), change: func(p *picture) {
+			p.space(2, 9<<30, storage.StoreSpace{Compaction: storage.CompactionRunning, UnusedBytes: 1<<30 + fullBytes, ReserveBytes: 1 << 30, Fill: 0.7})
+		}},
+		{name: "a disk that fills up", p: whole(), change: func(p *picture) {
+			p.space(2, 12<<30, storage.StoreSpace{Compaction: storage.CompactionRunning, UnusedBytes: 20 << 30, ReserveBytes: 1 << 30, Fill: warnFill})
+		}, want: []string{"warning store " + store(2) + ": it refuses new data after about 12GiB more: 80 % of what may live on the disk of node b is taken" + roomStepText}},
+		{name: "a disk that has room", p: whole(), change: func(p *picture) {
+			p.space(2, 12<<30, storage.StoreSpace{Compaction: storage.CompactionRunning, UnusedBytes: 20 << 30, ReserveBytes: 1 << 30, Fill: warnFill - 0.001})
+		}},
+		{name: "a disk that other files fill", p: whole(), change: func(p *picture) {
+			p.space(2, 12<<30, storage.StoreSpace{Compaction: storage.CompactionIdle, UnusedBytes: 20 << 30, ReserveBytes: 1 << 30, OtherBytes: 10<<30 + 1, Fill: 0.94})
+		}, want: []string{"warning store " + store(2) + ": it refuses new data after about 12GiB more: 94 % of what may live on the disk of node b is taken; " +
+			"other files have 10.0GiB of its file system > remove other files from its file system (10.0GiB); discard what is not used (fstrim), delete volumes, or make its file system larger"}},
+		{name: "a disk that is nearly full", p: whole(), change: func(p *picture) {
+			p.space(2, 3<<30, storage.StoreSpace{Compaction: storage.CompactionRunning, UnusedBytes: 20 << 30, ReserveBytes: 1 << 30, Fill: degradedFill})
+		}, want: []string{"degraded store " + store(2) + ": it refuses new data after about 3GiB more: 95 % of what may live on the disk of node b is taken" + roomStepText}},
+		{name: "a disk without compaction that fills up", p: whole(), change: func(p *picture) {
+			p.space(2, 12<<30, storage.StoreSpace{Compaction: storage.CompactionOff, UnusedBytes: 13 << 30, ReserveBytes: 1 << 30, GarbageBytes: 10 << 30, Fill: 0.88})
+		}, want: []string{"warning store " + store(2) + ": it refuses new data after about 12GiB more: 88 % of the disk of node b, its reserve left out, is taken" + roomStepText}},
+		{name: "compaction that does not keep up", p: whole(), change: func(p *picture) {
+			p.space(2, 12<<30, storage.StoreSpace{Compaction: storage.CompactionBehind, UnusedBytes: 3 << 30, ReserveBytes: 1 << 30, GarbageBytes: 40 << 30, Fill: 0.5})
+		}, want: []string{"warning store " + store(2) + ": compaction on node b does not keep up with what is written: writes are about to wait; 40GiB is garbage" +
+			" > wait; if it comes again and again, the disk is too slow or too full for this load"}},
+		{name: "a full disk that has failed", p: whole(), change: func(p *picture) {
+			p.space(2, 0, storage.StoreSpace{Compaction: storage.CompactionRunning, Fill: 1.2})
+			p.report(2, func(r *placement.NodeReport) { r.Stores[0].Failed = "input/output error" })
+		}, want: []string{"degraded store " + store(2) + ": the disk of node b has failed > the log of b says what the system reported; if that has passed " +
+			"(a cable, a full pool, no descriptors left), start storaged there again; otherwise replace the disk, start storaged with an empty data " +
+			"directory and --join under a new name, and remove this node with `storagectl node remove b` once it is down"}},
 
 		{name: "fewer nodes than copies", p: whole(), change: func(p *picture) {
 			p.nodes, p.groups = p.nodes[:2], p.groups[:0]
@@ -273,6 +341,12 @@ func TestJudgement(t *testing.T) {
 					line += " > " + r.NextStep
 				}
 				got = append(got, line)
+			}
+			for _, w := range s.Warnings {
+				if w.Severity != api.HealthOK {
+					t.Errorf("a warning of severity %q", w.Severity)
+				}
+				got = append(got, "warning "+w.Subject+": "+w.Text+" > "+w.NextStep)
 			}
 			if !slices.Equal(got, c.want) || s.Health != health {
 				t.Errorf("%s:\n%s\nwant\n%s", s.Health, strings.Join(got, "\n"), strings.Join(c.want, "\n"))
@@ -334,6 +408,27 @@ func TestSums(t *testing.T) {
 	p.onlyHeard(0)
 	if s := p.status(); s.GroupsWithoutLeader != 0 {
 		t.Errorf("alone: %d groups are without a leader, which this node cannot know", s.GroupsWithoutLeader)
+	}
+}
+
+// TestFullest: the store that refuses first is named, and those that compact. A store that has failed takes nothing, and one that does
+// not tell is not compared.
+func TestFullest(t *testing.T) {
+	p := whole()
+	if s := p.status(); s.Fullest != nil || s.Compacting != nil || s.GarbageBytes != 0 {
+		t.Errorf("nodes that do not tell: %+v", s)
+	}
+	p.space(1, 7<<30, storage.StoreSpace{Compaction: storage.CompactionOff, GarbageBytes: 1 << 30, Fill: 0.5})
+	p.space(2, 5<<30, storage.StoreSpace{Compaction: storage.CompactionRunning, GarbageBytes: 2 << 30, Fill: 0.6})
+	p.space(3, 6<<30, storage.StoreSpace{Compaction: storage.CompactionIdle, GarbageBytes: 4 << 30, Fill: 0.7})
+	b := api.StoreRoom{Node: 2, NodeName: "b", Store: storage.StoreID{2}, FreeBytes: 5 << 30, Fill: 0.6, GarbageBytes: 2 << 30, Compaction: storage.CompactionRunning}
+	if s := p.status(); *s.Fullest != b || !slices.Equal(s.Compacting, []api.StoreRoom{b}) || s.GarbageBytes != 7<<30 {
+		t.Errorf("%+v %+v, %d bytes of garbage", s.Fullest, s.Compacting, s.GarbageBytes)
+	}
+	p.space(3, 6<<30, storage.StoreSpace{Compaction: storage.CompactionNothingToWin, GarbageBytes: 4 << 30, Fill: 0.7})
+	p.report(2, func(r *placement.NodeReport) { r.Stores[0].Failed = "input/output error" })
+	if s := p.status(); s.Fullest.Node != 3 || s.Compacting != nil || s.GarbageBytes != 5<<30 || s.FreeBytes != 13<<30 {
+		t.Errorf("with a failed store: %+v %+v, %d bytes of garbage, %d free", s.Fullest, s.Compacting, s.GarbageBytes, s.FreeBytes)
 	}
 }
 

@@ -56,7 +56,7 @@ func (p *picture) connections(volume string) (out []api.Connection) {
 
 // Volume shows a volume of the catalog. What it holds, and who is connected, is not known to the catalog.
 func Volume(c storage.Volume, sessions []catalog.Session, names map[storage.NodeID]string) api.Volume {
-	out := api.Volume{Volume: c, AllocatedBytes: -1}
+	out := api.Volume{Volume: c, AllocatedBytes: -1, OnDiskBytes: -1}
 	for _, s := range sessions {
 		name := names[s.Gateway.Node]
 		if s.Gateway.Host != "" {
@@ -143,12 +143,14 @@ func apiStore(s storage.Store, report placement.NodeReport, heard bool) api.Stor
 	if !ok {
 		return out
 	}
-	out.CapacityBytes, out.UsedBytes, out.FreeBytes = r.CapacityBytes, r.UsedBytes, r.FreeBytes
+	out.CapacityBytes, out.UsedBytes, out.FreeBytes, out.StoreSpace = r.CapacityBytes, r.UsedBytes, r.FreeBytes, r.StoreSpace
 	switch {
 	case r.Failed != "":
-		out.State = api.StoreFailed
+		out.State, out.FreeBytes = api.StoreFailed, 0 // whatever is free, it takes nothing
 	case r.FreeBytes < fullBytes: // the next write may be refused
 		out.State = api.StoreFull
+	case stuck(r.StoreSpace):
+		out.State, out.FreeBytes = api.StoreFull, 0
 	}
 	return out
 }

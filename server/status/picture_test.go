@@ -60,6 +60,23 @@ func TestWhatIsNotKnownIsSaid(t *testing.T) {
 
 // TestFullBeforeAWriteIsRefused: a store is full, and the cluster not well, as soon as the next write may be refused.
 func TestFullBeforeAWriteIsRefused(t *testing.T) {
+	for name, c := range map[string]struct {
+		report placement.StoreReport
+		want   api.StoreState
+		free   int64
+	}{
+		"compaction makes room": {placement.StoreReport{StoreSpace: storage.StoreSpace{Compaction: storage.CompactionBehind, ReserveBytes: 9}}, api.StoreOK, 1 << 30},
+		"it makes none":         {placement.StoreReport{StoreSpace: storage.StoreSpace{Compaction: storage.CompactionNothingToWin, ReserveBytes: 9}}, api.StoreFull, 0},
+		"it cannot make any":    {placement.StoreReport{StoreSpace: storage.StoreSpace{Compaction: storage.CompactionNoRoom, ReserveBytes: 9}}, api.StoreFull, 0},
+		"it need not make any": {placement.StoreReport{StoreSpace: storage.StoreSpace{Compaction: storage.CompactionNoRoom, ReserveBytes: 9, UnusedBytes: 1 << 30}},
+			api.StoreOK, 1 << 30},
+		"it has failed": {placement.StoreReport{Failed: "input/output error"}, api.StoreFailed, 0},
+	} {
+		c.report.FreeBytes = 1 << 30
+		if got := apiStore(storage.Store{}, placement.NodeReport{Stores: []placement.StoreReport{c.report}}, true); got.State != c.want || got.FreeBytes != c.free {
+			t.Errorf("%s: %s, %d bytes free; want %s, %d", name, got.State, got.FreeBytes, c.want, c.free)
+		}
+	}
 	for free, want := range map[int64]api.StoreState{0: api.StoreFull, fullBytes - 1: api.StoreFull, fullBytes: api.StoreOK} {
 		r := placement.NodeReport{Stores: []placement.StoreReport{{ID: storage.StoreID{1}, FreeBytes: free}}}
 		if got := apiStore(storage.Store{ID: storage.StoreID{1}}, r, true); got.State != want {

@@ -16,7 +16,8 @@ import (
 )
 
 // What volumes hold is asked for when they are shown. Each group counts the mapped blocks of a volume as it applies entries, so an
-// answer is cheap: a look into a map. Each node that leads groups of the volumes is asked once.
+// answer is cheap: a look into a map. Each node that leads groups of the volumes is asked once,
+// or once for each number of replicas that its groups have, which is one number but for a time.
 
 const (
 	// usageTimeout bounds how long a list waits for what its volumes hold; after it, that is not known.
@@ -112,8 +113,18 @@ func (v *View) askUsage(ctx context.Context, node storage.NodeID, q usageRequest
 // askUsage asks a node how many blocks its replicas map.
 type askUsage func(ctx context.Context, node storage.NodeID, q usageRequest) (usageAnswer, error)
 
-// fillUsage sets what each volume holds, as the leaders of its groups count it now. If one of them does not answer, it stays -1:
-// not known.
+// leads is a node that leads groups, and how many replicas each of them has: what volumes take on all disks is counted apart for each
+// number.
+type leads struct {
+	node   storage.NodeID
+	copies int64
+}
+
+// copiesOf returns how many replicas of a group hold what it holds. One that is being pulled holds a part.
+func copiesOf(g storage.Group) int64 { return int64(len(g.Replicas) - g.Count(storage.RolePulling)) }
+
+// fillUsage sets what each volume holds, as the leaders of its groups count it now, and what that is in all copies. If one of them does
+// not answer, it stays -1: not known.
 func (p *picture) fillUsage(ctx context.Context, ask askUsage, volumes []api.Volume) {
 	ids := make([]storage.VolumeID, len(volumes))
 	used := map[storage.GroupID]bool{}
@@ -123,28 +134,29 @@ func (p *picture) fillUsage(ctx context.Context, ask askUsage, volumes []api.Vol
 			used[g] = true
 		}
 	}
-	byNode := map[storage.NodeID][]storage.GroupID{}
+	byLeader := map[leads][]storage.GroupID{}
 	for _, g := range p.groups {
 		if _, node := p.leader(g); used[g.ID] && node != 0 {
-			byNode[node] = append(byNode[node], g.ID)
+			l := leads{node, copiesOf(g)}
+			byLeader[l] = append(byLeader[l], g.ID)
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, usageTimeout)
 	defer cancel()
-	var mu sync.Mutex // guards blocks and counted
-	blocks, counted := make([]int64, len(volumes)), map[storage.GroupID]bool{}
+	var mu sync.Mutex // guards blocks, onDisk and counted
+	blocks, onDisk, counted := make([]int64, len(volumes)), make([]int64, len(volumes)), map[storage.GroupID]bool{}
 	var asking errgroup.Group
 	asking.SetLimit(usageParallel)
-	for node, groups := range byNode {
+	for l, groups := range byLeader {
 		asking.Go(func() error {
-			a, err := ask(ctx, node, usageRequest{Groups: groups, Volumes: ids})
+			a, err := ask(ctx, l.node, usageRequest{Groups: groups, Volumes: ids})
 			if err != nil {
 				return err // nobody asks for it: its groups stay uncounted
 			}
 			mu.Lock()
 			defer mu.Unlock()
 			for i, n := range a.Blocks {
-				blocks[i] = addKnown(blocks[i], n)
+				blocks[i], onDisk[i] = addKnown(blocks[i], n), addKnown(onDisk[i], n*l.copies)
 			}
 			for _, g := range groups {
 				counted[g] = !slices.Contains(a.Missing, g)
@@ -156,7 +168,7 @@ func (p *picture) fillUsage(ctx context.Context, ask askUsage, volumes []api.Vol
 	for i := range volumes {
 		all := !slices.ContainsFunc(volumes[i].Groups, func(g storage.GroupID) bool { return !counted[g] })
 		if all && blocks[i] >= 0 {
-			volumes[i].AllocatedBytes = blocks[i] * storage.BlockSize
+			volumes[i].AllocatedBytes, volumes[i].OnDiskBytes = blocks[i]*storage.BlockSize, onDisk[i]*storage.BlockSize
 		}
 	}
 }

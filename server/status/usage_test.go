@@ -65,7 +65,7 @@ func TestUncountedGroups(t *testing.T) {
 	var volumes []api.Volume
 	want := map[storage.VolumeID]int64{}
 	add := func(id storage.VolumeID, blocks int64, groups ...storage.GroupID) {
-		volumes = append(volumes, api.Volume{Volume: storage.Volume{ID: id, Groups: groups}, AllocatedBytes: -1})
+		volumes = append(volumes, api.Volume{Volume: storage.Volume{ID: id, Groups: groups}, AllocatedBytes: -1, OnDiskBytes: -1})
 		if want[id] = blocks * storage.BlockSize; blocks < 0 {
 			want[id] = -1
 		}
@@ -78,7 +78,15 @@ func TestUncountedGroups(t *testing.T) {
 	add(6, -1, 1)
 	add(7, 0, 2)
 	add(8, -1, 1, 3)
+	p.groups[1].Replicas = append(p.groups[1].Replicas, // of group 2: two more replicas hold all of it, and one a part
+		storage.Replica{Node: 7, Role: storage.RoleLearner}, storage.Replica{Node: 8, Role: storage.RoleLeaving}, storage.Replica{Node: 9, Role: storage.RolePulling})
 	p.fillUsage(t.Context(), ask, volumes)
+	if v := volumes[0]; v.OnDiskBytes != (5+3*7+100)*storage.BlockSize {
+		t.Errorf("of all copies it is %d blocks, want %d", v.OnDiskBytes/storage.BlockSize, 5+3*7+100)
+	}
+	if v := volumes[1]; v.OnDiskBytes != -1 {
+		t.Errorf("of a volume that was not counted it is %d bytes", v.OnDiskBytes)
+	}
 	for _, v := range volumes {
 		if v.AllocatedBytes != want[v.ID] {
 			t.Errorf("volume %d over groups %d: %d bytes, want %d", v.ID, v.Groups, v.AllocatedBytes, want[v.ID])

@@ -307,6 +307,75 @@ func (StoreState) EnumDescriptor() ([]byte, []int) {
 	return file_storage_v1_storage_proto_rawDescGZIP(), []int{4}
 }
 
+// What the compaction of a store does.
+type CompactionState int32
+
+const (
+	CompactionState_COMPACTION_STATE_UNSPECIFIED CompactionState = 0
+	CompactionState_COMPACTION_STATE_OFF         CompactionState = 1
+	CompactionState_COMPACTION_STATE_IDLE        CompactionState = 2
+	CompactionState_COMPACTION_STATE_RUNNING     CompactionState = 3
+	// Runs at less than half of its pace: clients wait longer for the disk meanwhile.
+	CompactionState_COMPACTION_STATE_BRAKED CompactionState = 4
+	// Runs as fast as it can: clients are about to wait for room.
+	CompactionState_COMPACTION_STATE_BEHIND CompactionState = 5
+	// Room is short, and no segment is left that could be emptied.
+	CompactionState_COMPACTION_STATE_NOTHING_TO_WIN CompactionState = 6
+	// Room is so short that there is none for copies.
+	CompactionState_COMPACTION_STATE_NO_ROOM CompactionState = 7
+)
+
+// Enum value maps for CompactionState.
+var (
+	CompactionState_name = map[int32]string{
+		0: "COMPACTION_STATE_UNSPECIFIED",
+		1: "COMPACTION_STATE_OFF",
+		2: "COMPACTION_STATE_IDLE",
+		3: "COMPACTION_STATE_RUNNING",
+		4: "COMPACTION_STATE_BRAKED",
+		5: "COMPACTION_STATE_BEHIND",
+		6: "COMPACTION_STATE_NOTHING_TO_WIN",
+		7: "COMPACTION_STATE_NO_ROOM",
+	}
+	CompactionState_value = map[string]int32{
+		"COMPACTION_STATE_UNSPECIFIED":    0,
+		"COMPACTION_STATE_OFF":            1,
+		"COMPACTION_STATE_IDLE":           2,
+		"COMPACTION_STATE_RUNNING":        3,
+		"COMPACTION_STATE_BRAKED":         4,
+		"COMPACTION_STATE_BEHIND":         5,
+		"COMPACTION_STATE_NOTHING_TO_WIN": 6,
+		"COMPACTION_STATE_NO_ROOM":        7,
+	}
+)
+
+func (x CompactionState) Enum() *CompactionState {
+	p := new(CompactionState)
+	*p = x
+	return p
+}
+
+func (x CompactionState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (CompactionState) Descriptor() protoreflect.EnumDescriptor {
+	return file_storage_v1_storage_proto_enumTypes[5].Descriptor()
+}
+
+func (CompactionState) Type() protoreflect.EnumType {
+	return &file_storage_v1_storage_proto_enumTypes[5]
+}
+
+func (x CompactionState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use CompactionState.Descriptor instead.
+func (CompactionState) EnumDescriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{5}
+}
+
 type ReplicaRole int32
 
 const (
@@ -349,11 +418,11 @@ func (x ReplicaRole) String() string {
 }
 
 func (ReplicaRole) Descriptor() protoreflect.EnumDescriptor {
-	return file_storage_v1_storage_proto_enumTypes[5].Descriptor()
+	return file_storage_v1_storage_proto_enumTypes[6].Descriptor()
 }
 
 func (ReplicaRole) Type() protoreflect.EnumType {
-	return &file_storage_v1_storage_proto_enumTypes[5]
+	return &file_storage_v1_storage_proto_enumTypes[6]
 }
 
 func (x ReplicaRole) Number() protoreflect.EnumNumber {
@@ -362,7 +431,7 @@ func (x ReplicaRole) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ReplicaRole.Descriptor instead.
 func (ReplicaRole) EnumDescriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{5}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{6}
 }
 
 type Health int32
@@ -407,11 +476,11 @@ func (x Health) String() string {
 }
 
 func (Health) Descriptor() protoreflect.EnumDescriptor {
-	return file_storage_v1_storage_proto_enumTypes[6].Descriptor()
+	return file_storage_v1_storage_proto_enumTypes[7].Descriptor()
 }
 
 func (Health) Type() protoreflect.EnumType {
-	return &file_storage_v1_storage_proto_enumTypes[6]
+	return &file_storage_v1_storage_proto_enumTypes[7]
 }
 
 func (x Health) Number() protoreflect.EnumNumber {
@@ -420,7 +489,7 @@ func (x Health) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Health.Descriptor instead.
 func (Health) EnumDescriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{6}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{7}
 }
 
 type TaskKind int32
@@ -462,11 +531,11 @@ func (x TaskKind) String() string {
 }
 
 func (TaskKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_storage_v1_storage_proto_enumTypes[7].Descriptor()
+	return file_storage_v1_storage_proto_enumTypes[8].Descriptor()
 }
 
 func (TaskKind) Type() protoreflect.EnumType {
-	return &file_storage_v1_storage_proto_enumTypes[7]
+	return &file_storage_v1_storage_proto_enumTypes[8]
 }
 
 func (x TaskKind) Number() protoreflect.EnumNumber {
@@ -475,7 +544,7 @@ func (x TaskKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use TaskKind.Descriptor instead.
 func (TaskKind) EnumDescriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{7}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{8}
 }
 
 // ErrorKind is the class of a failure: what a program acts on.
@@ -548,11 +617,11 @@ func (x ErrorKind) String() string {
 }
 
 func (ErrorKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_storage_v1_storage_proto_enumTypes[8].Descriptor()
+	return file_storage_v1_storage_proto_enumTypes[9].Descriptor()
 }
 
 func (ErrorKind) Type() protoreflect.EnumType {
-	return &file_storage_v1_storage_proto_enumTypes[8]
+	return &file_storage_v1_storage_proto_enumTypes[9]
 }
 
 func (x ErrorKind) Number() protoreflect.EnumNumber {
@@ -561,7 +630,7 @@ func (x ErrorKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ErrorKind.Descriptor instead.
 func (ErrorKind) EnumDescriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{8}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{9}
 }
 
 type CreateVolumeRequest struct {
@@ -1312,7 +1381,9 @@ type Volume struct {
 	// What people and tools find the volume by; at most 64 of 4096 bytes together. A key is a name, or a DNS name of at most 253
 	// characters, "/" and a name; names, and values that are not empty, are 1 to 63 letters, digits, "-", "_" and ".", with a
 	// letter or digit at both ends.
-	Labels        map[string]string `protobuf:"bytes,14,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Labels map[string]string `protobuf:"bytes,14,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// allocated_bytes of all copies together; absent when the answering node does not know. Garbage is not in it.
+	OnDiskBytes   *int64 `protobuf:"varint,15,opt,name=on_disk_bytes,json=onDiskBytes,proto3,oneof" json:"on_disk_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1443,6 +1514,13 @@ func (x *Volume) GetLabels() map[string]string {
 		return x.Labels
 	}
 	return nil
+}
+
+func (x *Volume) GetOnDiskBytes() int64 {
+	if x != nil && x.OnDiskBytes != nil {
+		return *x.OnDiskBytes
+	}
+	return 0
 }
 
 // A Session is a gateway's right to write to a volume.
@@ -2638,7 +2716,10 @@ type Store struct {
 	State         StoreState `protobuf:"varint,2,opt,name=state,proto3,enum=storage.v1.StoreState" json:"state,omitempty"`
 	CapacityBytes int64      `protobuf:"varint,3,opt,name=capacity_bytes,json=capacityBytes,proto3" json:"capacity_bytes,omitempty"`
 	UsedBytes     int64      `protobuf:"varint,4,opt,name=used_bytes,json=usedBytes,proto3" json:"used_bytes,omitempty"`
-	FreeBytes     int64      `protobuf:"varint,5,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"`
+	// What may still be written; 0 of a store that has failed.
+	FreeBytes int64 `protobuf:"varint,5,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"`
+	// Absent when the node does not tell.
+	Space         *StoreSpace `protobuf:"bytes,6,opt,name=space,proto3" json:"space,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2708,6 +2789,232 @@ func (x *Store) GetFreeBytes() int64 {
 	return 0
 }
 
+func (x *Store) GetSpace() *StoreSpace {
+	if x != nil {
+		return x.Space
+	}
+	return nil
+}
+
+// What takes the room of a store. log, table, other and unused together are the capacity.
+type StoreSpace struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of segments that hold records; live and garbage are in them.
+	LogBytes  int64 `protobuf:"varint,1,opt,name=log_bytes,json=logBytes,proto3" json:"log_bytes,omitempty"`
+	LiveBytes int64 `protobuf:"varint,2,opt,name=live_bytes,json=liveBytes,proto3" json:"live_bytes,omitempty"`
+	// What compaction can win back.
+	GarbageBytes int64 `protobuf:"varint,3,opt,name=garbage_bytes,json=garbageBytes,proto3" json:"garbage_bytes,omitempty"`
+	TableBytes   int64 `protobuf:"varint,4,opt,name=table_bytes,json=tableBytes,proto3" json:"table_bytes,omitempty"`
+	// Other files, the catalog, what the file system keeps.
+	OtherBytes int64 `protobuf:"varint,5,opt,name=other_bytes,json=otherBytes,proto3" json:"other_bytes,omitempty"`
+	// The reserve included.
+	UnusedBytes  int64 `protobuf:"varint,6,opt,name=unused_bytes,json=unusedBytes,proto3" json:"unused_bytes,omitempty"`
+	ReserveBytes int64 `protobuf:"varint,7,opt,name=reserve_bytes,json=reserveBytes,proto3" json:"reserve_bytes,omitempty"`
+	// The part that is taken of the room that may be; from 1 on new data is refused.
+	Fill float64 `protobuf:"fixed64,8,opt,name=fill,proto3" json:"fill,omitempty"`
+	// The file system gives no room, whatever it says of itself.
+	NoRoom        bool            `protobuf:"varint,9,opt,name=no_room,json=noRoom,proto3" json:"no_room,omitempty"`
+	Compaction    CompactionState `protobuf:"varint,10,opt,name=compaction,proto3,enum=storage.v1.CompactionState" json:"compaction,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoreSpace) Reset() {
+	*x = StoreSpace{}
+	mi := &file_storage_v1_storage_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoreSpace) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoreSpace) ProtoMessage() {}
+
+func (x *StoreSpace) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_v1_storage_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoreSpace.ProtoReflect.Descriptor instead.
+func (*StoreSpace) Descriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *StoreSpace) GetLogBytes() int64 {
+	if x != nil {
+		return x.LogBytes
+	}
+	return 0
+}
+
+func (x *StoreSpace) GetLiveBytes() int64 {
+	if x != nil {
+		return x.LiveBytes
+	}
+	return 0
+}
+
+func (x *StoreSpace) GetGarbageBytes() int64 {
+	if x != nil {
+		return x.GarbageBytes
+	}
+	return 0
+}
+
+func (x *StoreSpace) GetTableBytes() int64 {
+	if x != nil {
+		return x.TableBytes
+	}
+	return 0
+}
+
+func (x *StoreSpace) GetOtherBytes() int64 {
+	if x != nil {
+		return x.OtherBytes
+	}
+	return 0
+}
+
+func (x *StoreSpace) GetUnusedBytes() int64 {
+	if x != nil {
+		return x.UnusedBytes
+	}
+	return 0
+}
+
+func (x *StoreSpace) GetReserveBytes() int64 {
+	if x != nil {
+		return x.ReserveBytes
+	}
+	return 0
+}
+
+func (x *StoreSpace) GetFill() float64 {
+	if x != nil {
+		return x.Fill
+	}
+	return 0
+}
+
+func (x *StoreSpace) GetNoRoom() bool {
+	if x != nil {
+		return x.NoRoom
+	}
+	return false
+}
+
+func (x *StoreSpace) GetCompaction() CompactionState {
+	if x != nil {
+		return x.Compaction
+	}
+	return CompactionState_COMPACTION_STATE_UNSPECIFIED
+}
+
+// How far a store is from refusing new data.
+type StoreRoom struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Node     uint32                 `protobuf:"varint,1,opt,name=node,proto3" json:"node,omitempty"`
+	NodeName string                 `protobuf:"bytes,2,opt,name=node_name,json=nodeName,proto3" json:"node_name,omitempty"`
+	// A UUID.
+	Store string `protobuf:"bytes,3,opt,name=store,proto3" json:"store,omitempty"`
+	// How much more may be written.
+	FreeBytes int64 `protobuf:"varint,4,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"`
+	// As in StoreSpace.
+	Fill          float64         `protobuf:"fixed64,5,opt,name=fill,proto3" json:"fill,omitempty"`
+	GarbageBytes  int64           `protobuf:"varint,6,opt,name=garbage_bytes,json=garbageBytes,proto3" json:"garbage_bytes,omitempty"`
+	Compaction    CompactionState `protobuf:"varint,7,opt,name=compaction,proto3,enum=storage.v1.CompactionState" json:"compaction,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoreRoom) Reset() {
+	*x = StoreRoom{}
+	mi := &file_storage_v1_storage_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoreRoom) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoreRoom) ProtoMessage() {}
+
+func (x *StoreRoom) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_v1_storage_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoreRoom.ProtoReflect.Descriptor instead.
+func (*StoreRoom) Descriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *StoreRoom) GetNode() uint32 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
+
+func (x *StoreRoom) GetNodeName() string {
+	if x != nil {
+		return x.NodeName
+	}
+	return ""
+}
+
+func (x *StoreRoom) GetStore() string {
+	if x != nil {
+		return x.Store
+	}
+	return ""
+}
+
+func (x *StoreRoom) GetFreeBytes() int64 {
+	if x != nil {
+		return x.FreeBytes
+	}
+	return 0
+}
+
+func (x *StoreRoom) GetFill() float64 {
+	if x != nil {
+		return x.Fill
+	}
+	return 0
+}
+
+func (x *StoreRoom) GetGarbageBytes() int64 {
+	if x != nil {
+		return x.GarbageBytes
+	}
+	return 0
+}
+
+func (x *StoreRoom) GetCompaction() CompactionState {
+	if x != nil {
+		return x.Compaction
+	}
+	return CompactionState_COMPACTION_STATE_UNSPECIFIED
+}
+
 type ListGroupsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2716,7 +3023,7 @@ type ListGroupsRequest struct {
 
 func (x *ListGroupsRequest) Reset() {
 	*x = ListGroupsRequest{}
-	mi := &file_storage_v1_storage_proto_msgTypes[33]
+	mi := &file_storage_v1_storage_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2728,7 +3035,7 @@ func (x *ListGroupsRequest) String() string {
 func (*ListGroupsRequest) ProtoMessage() {}
 
 func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[33]
+	mi := &file_storage_v1_storage_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2741,7 +3048,7 @@ func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGroupsRequest.ProtoReflect.Descriptor instead.
 func (*ListGroupsRequest) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{33}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{35}
 }
 
 type ListGroupsResponse struct {
@@ -2753,7 +3060,7 @@ type ListGroupsResponse struct {
 
 func (x *ListGroupsResponse) Reset() {
 	*x = ListGroupsResponse{}
-	mi := &file_storage_v1_storage_proto_msgTypes[34]
+	mi := &file_storage_v1_storage_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2765,7 +3072,7 @@ func (x *ListGroupsResponse) String() string {
 func (*ListGroupsResponse) ProtoMessage() {}
 
 func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[34]
+	mi := &file_storage_v1_storage_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2778,7 +3085,7 @@ func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGroupsResponse.ProtoReflect.Descriptor instead.
 func (*ListGroupsResponse) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{34}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListGroupsResponse) GetGroups() []*Group {
@@ -2804,7 +3111,7 @@ type Group struct {
 
 func (x *Group) Reset() {
 	*x = Group{}
-	mi := &file_storage_v1_storage_proto_msgTypes[35]
+	mi := &file_storage_v1_storage_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2816,7 +3123,7 @@ func (x *Group) String() string {
 func (*Group) ProtoMessage() {}
 
 func (x *Group) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[35]
+	mi := &file_storage_v1_storage_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2829,7 +3136,7 @@ func (x *Group) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Group.ProtoReflect.Descriptor instead.
 func (*Group) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{35}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Group) GetId() uint32 {
@@ -2903,7 +3210,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_storage_v1_storage_proto_msgTypes[36]
+	mi := &file_storage_v1_storage_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2915,7 +3222,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[36]
+	mi := &file_storage_v1_storage_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2928,7 +3235,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{36}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Replica) GetNode() uint32 {
@@ -3006,7 +3313,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_storage_v1_storage_proto_msgTypes[37]
+	mi := &file_storage_v1_storage_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3018,7 +3325,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[37]
+	mi := &file_storage_v1_storage_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3031,7 +3338,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{37}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Progress) GetDoneBytes() int64 {
@@ -3063,7 +3370,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_storage_v1_storage_proto_msgTypes[38]
+	mi := &file_storage_v1_storage_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3075,7 +3382,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[38]
+	mi := &file_storage_v1_storage_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3088,7 +3395,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{38}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{40}
 }
 
 type GetStatusResponse struct {
@@ -3100,7 +3407,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_storage_v1_storage_proto_msgTypes[39]
+	mi := &file_storage_v1_storage_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3112,7 +3419,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[39]
+	mi := &file_storage_v1_storage_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3125,7 +3432,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{39}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *GetStatusResponse) GetStatus() *ClusterStatus {
@@ -3174,14 +3481,22 @@ type ClusterStatus struct {
 	// The version of the cluster that is in force; 0: not known.
 	Version uint32 `protobuf:"varint,25,opt,name=version,proto3" json:"version,omitempty"`
 	// The newest version that every node knows; 0: not known, because a node was not heard.
-	VersionKnown  uint32 `protobuf:"varint,26,opt,name=version_known,json=versionKnown,proto3" json:"version_known,omitempty"`
+	VersionKnown uint32 `protobuf:"varint,26,opt,name=version_known,json=versionKnown,proto3" json:"version_known,omitempty"`
+	// What will make health other than OK if nothing is done.
+	Warnings []*Reason `protobuf:"bytes,27,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	// What compaction can win back, of the stores that tell it.
+	GarbageBytes int64 `protobuf:"varint,28,opt,name=garbage_bytes,json=garbageBytes,proto3" json:"garbage_bytes,omitempty"`
+	// The store that is the first to refuse new data; absent while no store tells.
+	Fullest *StoreRoom `protobuf:"bytes,29,opt,name=fullest,proto3" json:"fullest,omitempty"`
+	// The stores whose compaction makes room.
+	Compacting    []*StoreRoom `protobuf:"bytes,30,rep,name=compacting,proto3" json:"compacting,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ClusterStatus) Reset() {
 	*x = ClusterStatus{}
-	mi := &file_storage_v1_storage_proto_msgTypes[40]
+	mi := &file_storage_v1_storage_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3193,7 +3508,7 @@ func (x *ClusterStatus) String() string {
 func (*ClusterStatus) ProtoMessage() {}
 
 func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[40]
+	mi := &file_storage_v1_storage_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3206,7 +3521,7 @@ func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterStatus.ProtoReflect.Descriptor instead.
 func (*ClusterStatus) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{40}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ClusterStatus) GetClusterId() string {
@@ -3391,6 +3706,34 @@ func (x *ClusterStatus) GetVersionKnown() uint32 {
 	return 0
 }
 
+func (x *ClusterStatus) GetWarnings() []*Reason {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+func (x *ClusterStatus) GetGarbageBytes() int64 {
+	if x != nil {
+		return x.GarbageBytes
+	}
+	return 0
+}
+
+func (x *ClusterStatus) GetFullest() *StoreRoom {
+	if x != nil {
+		return x.Fullest
+	}
+	return nil
+}
+
+func (x *ClusterStatus) GetCompacting() []*StoreRoom {
+	if x != nil {
+		return x.Compacting
+	}
+	return nil
+}
+
 // A Reason is one thing that is not as it should be, in words for people.
 type Reason struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -3407,7 +3750,7 @@ type Reason struct {
 
 func (x *Reason) Reset() {
 	*x = Reason{}
-	mi := &file_storage_v1_storage_proto_msgTypes[41]
+	mi := &file_storage_v1_storage_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3419,7 +3762,7 @@ func (x *Reason) String() string {
 func (*Reason) ProtoMessage() {}
 
 func (x *Reason) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[41]
+	mi := &file_storage_v1_storage_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3432,7 +3775,7 @@ func (x *Reason) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reason.ProtoReflect.Descriptor instead.
 func (*Reason) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{41}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Reason) GetSeverity() Health {
@@ -3480,7 +3823,7 @@ type Task struct {
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_storage_v1_storage_proto_msgTypes[42]
+	mi := &file_storage_v1_storage_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3492,7 +3835,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[42]
+	mi := &file_storage_v1_storage_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3505,7 +3848,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{42}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Task) GetKind() TaskKind {
@@ -3560,7 +3903,7 @@ type UpgradeClusterRequest struct {
 
 func (x *UpgradeClusterRequest) Reset() {
 	*x = UpgradeClusterRequest{}
-	mi := &file_storage_v1_storage_proto_msgTypes[43]
+	mi := &file_storage_v1_storage_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3572,7 +3915,7 @@ func (x *UpgradeClusterRequest) String() string {
 func (*UpgradeClusterRequest) ProtoMessage() {}
 
 func (x *UpgradeClusterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[43]
+	mi := &file_storage_v1_storage_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3585,7 +3928,7 @@ func (x *UpgradeClusterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeClusterRequest.ProtoReflect.Descriptor instead.
 func (*UpgradeClusterRequest) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{43}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *UpgradeClusterRequest) GetVersion() uint32 {
@@ -3605,7 +3948,7 @@ type UpgradeClusterResponse struct {
 
 func (x *UpgradeClusterResponse) Reset() {
 	*x = UpgradeClusterResponse{}
-	mi := &file_storage_v1_storage_proto_msgTypes[44]
+	mi := &file_storage_v1_storage_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3617,7 +3960,7 @@ func (x *UpgradeClusterResponse) String() string {
 func (*UpgradeClusterResponse) ProtoMessage() {}
 
 func (x *UpgradeClusterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[44]
+	mi := &file_storage_v1_storage_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3630,7 +3973,7 @@ func (x *UpgradeClusterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeClusterResponse.ProtoReflect.Descriptor instead.
 func (*UpgradeClusterResponse) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{44}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *UpgradeClusterResponse) GetVersion() uint32 {
@@ -3648,7 +3991,7 @@ type GetVersionRequest struct {
 
 func (x *GetVersionRequest) Reset() {
 	*x = GetVersionRequest{}
-	mi := &file_storage_v1_storage_proto_msgTypes[45]
+	mi := &file_storage_v1_storage_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3660,7 +4003,7 @@ func (x *GetVersionRequest) String() string {
 func (*GetVersionRequest) ProtoMessage() {}
 
 func (x *GetVersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[45]
+	mi := &file_storage_v1_storage_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3673,7 +4016,7 @@ func (x *GetVersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVersionRequest.ProtoReflect.Descriptor instead.
 func (*GetVersionRequest) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{45}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{47}
 }
 
 type GetVersionResponse struct {
@@ -3690,7 +4033,7 @@ type GetVersionResponse struct {
 
 func (x *GetVersionResponse) Reset() {
 	*x = GetVersionResponse{}
-	mi := &file_storage_v1_storage_proto_msgTypes[46]
+	mi := &file_storage_v1_storage_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3702,7 +4045,7 @@ func (x *GetVersionResponse) String() string {
 func (*GetVersionResponse) ProtoMessage() {}
 
 func (x *GetVersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[46]
+	mi := &file_storage_v1_storage_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3715,7 +4058,7 @@ func (x *GetVersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVersionResponse.ProtoReflect.Descriptor instead.
 func (*GetVersionResponse) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{46}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *GetVersionResponse) GetVersion() string {
@@ -3764,7 +4107,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_storage_v1_storage_proto_msgTypes[47]
+	mi := &file_storage_v1_storage_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3776,7 +4119,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[47]
+	mi := &file_storage_v1_storage_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3789,7 +4132,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{47}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ErrorDetail) GetOp() string {
@@ -3893,7 +4236,7 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\x14DeleteVolumeResponse\"Z\n" +
 	"\fVolumeLimits\x12\x19\n" +
 	"\bmax_iops\x18\x01 \x01(\x03R\amaxIops\x12/\n" +
-	"\x14max_bytes_per_second\x18\x02 \x01(\x03R\x11maxBytesPerSecond\"\x8f\x05\n" +
+	"\x14max_bytes_per_second\x18\x02 \x01(\x03R\x11maxBytesPerSecond\"\xca\x05\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
@@ -3913,11 +4256,13 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\vconnections\x18\v \x03(\v2\x16.storage.v1.ConnectionR\vconnections\x128\n" +
 	"\vattachments\x18\f \x03(\v2\x16.storage.v1.AttachmentR\vattachments\x120\n" +
 	"\x06limits\x18\r \x01(\v2\x18.storage.v1.VolumeLimitsR\x06limits\x126\n" +
-	"\x06labels\x18\x0e \x03(\v2\x1e.storage.v1.Volume.LabelsEntryR\x06labels\x1a9\n" +
+	"\x06labels\x18\x0e \x03(\v2\x1e.storage.v1.Volume.LabelsEntryR\x06labels\x12'\n" +
+	"\ron_disk_bytes\x18\x0f \x01(\x03H\x01R\vonDiskBytes\x88\x01\x01\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x12\n" +
-	"\x10_allocated_bytes\"\xe0\x01\n" +
+	"\x10_allocated_bytesB\x10\n" +
+	"\x0e_on_disk_bytes\"\xe0\x01\n" +
 	"\aSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\rR\x04node\x12\x1b\n" +
@@ -4010,7 +4355,7 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x10\n" +
 	"\x03api\x18\x02 \x01(\tR\x03api\x12\x10\n" +
 	"\x03nbd\x18\x03 \x01(\tR\x03nbd\x12\x12\n" +
-	"\x04http\x18\x04 \x01(\tR\x04http\"\xaa\x01\n" +
+	"\x04http\x18\x04 \x01(\tR\x04http\"\xd8\x01\n" +
 	"\x05Store\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12,\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x16.storage.v1.StoreStateR\x05state\x12%\n" +
@@ -4018,7 +4363,37 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\n" +
 	"used_bytes\x18\x04 \x01(\x03R\tusedBytes\x12\x1d\n" +
 	"\n" +
-	"free_bytes\x18\x05 \x01(\x03R\tfreeBytes\"\x13\n" +
+	"free_bytes\x18\x05 \x01(\x03R\tfreeBytes\x12,\n" +
+	"\x05space\x18\x06 \x01(\v2\x16.storage.v1.StoreSpaceR\x05space\"\xe1\x02\n" +
+	"\n" +
+	"StoreSpace\x12\x1b\n" +
+	"\tlog_bytes\x18\x01 \x01(\x03R\blogBytes\x12\x1d\n" +
+	"\n" +
+	"live_bytes\x18\x02 \x01(\x03R\tliveBytes\x12#\n" +
+	"\rgarbage_bytes\x18\x03 \x01(\x03R\fgarbageBytes\x12\x1f\n" +
+	"\vtable_bytes\x18\x04 \x01(\x03R\n" +
+	"tableBytes\x12\x1f\n" +
+	"\vother_bytes\x18\x05 \x01(\x03R\n" +
+	"otherBytes\x12!\n" +
+	"\funused_bytes\x18\x06 \x01(\x03R\vunusedBytes\x12#\n" +
+	"\rreserve_bytes\x18\a \x01(\x03R\freserveBytes\x12\x12\n" +
+	"\x04fill\x18\b \x01(\x01R\x04fill\x12\x17\n" +
+	"\ano_room\x18\t \x01(\bR\x06noRoom\x12;\n" +
+	"\n" +
+	"compaction\x18\n" +
+	" \x01(\x0e2\x1b.storage.v1.CompactionStateR\n" +
+	"compaction\"\xe7\x01\n" +
+	"\tStoreRoom\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\rR\x04node\x12\x1b\n" +
+	"\tnode_name\x18\x02 \x01(\tR\bnodeName\x12\x14\n" +
+	"\x05store\x18\x03 \x01(\tR\x05store\x12\x1d\n" +
+	"\n" +
+	"free_bytes\x18\x04 \x01(\x03R\tfreeBytes\x12\x12\n" +
+	"\x04fill\x18\x05 \x01(\x01R\x04fill\x12#\n" +
+	"\rgarbage_bytes\x18\x06 \x01(\x03R\fgarbageBytes\x12;\n" +
+	"\n" +
+	"compaction\x18\a \x01(\x0e2\x1b.storage.v1.CompactionStateR\n" +
+	"compaction\"\x13\n" +
 	"\x11ListGroupsRequest\"?\n" +
 	"\x12ListGroupsResponse\x12)\n" +
 	"\x06groups\x18\x01 \x03(\v2\x11.storage.v1.GroupR\x06groups\"\xdd\x01\n" +
@@ -4051,7 +4426,7 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"started_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\"\x12\n" +
 	"\x10GetStatusRequest\"F\n" +
 	"\x11GetStatusResponse\x121\n" +
-	"\x06status\x18\x01 \x01(\v2\x19.storage.v1.ClusterStatusR\x06status\"\xd9\a\n" +
+	"\x06status\x18\x01 \x01(\v2\x19.storage.v1.ClusterStatusR\x06status\"\x96\t\n" +
 	"\rClusterStatus\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12*\n" +
@@ -4085,7 +4460,13 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\x0estores_unknown\x18\x17 \x01(\rR\rstoresUnknown\x12!\n" +
 	"\fusable_bytes\x18\x18 \x01(\x03R\vusableBytes\x12\x18\n" +
 	"\aversion\x18\x19 \x01(\rR\aversion\x12#\n" +
-	"\rversion_known\x18\x1a \x01(\rR\fversionKnown\"\x83\x01\n" +
+	"\rversion_known\x18\x1a \x01(\rR\fversionKnown\x12.\n" +
+	"\bwarnings\x18\x1b \x03(\v2\x12.storage.v1.ReasonR\bwarnings\x12#\n" +
+	"\rgarbage_bytes\x18\x1c \x01(\x03R\fgarbageBytes\x12/\n" +
+	"\afullest\x18\x1d \x01(\v2\x15.storage.v1.StoreRoomR\afullest\x125\n" +
+	"\n" +
+	"compacting\x18\x1e \x03(\v2\x15.storage.v1.StoreRoomR\n" +
+	"compacting\"\x83\x01\n" +
 	"\x06Reason\x12.\n" +
 	"\bseverity\x18\x01 \x01(\x0e2\x12.storage.v1.HealthR\bseverity\x12\x18\n" +
 	"\asubject\x18\x02 \x01(\tR\asubject\x12\x12\n" +
@@ -4143,7 +4524,16 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\x0eSTORE_STATE_OK\x10\x01\x12\x14\n" +
 	"\x10STORE_STATE_FULL\x10\x02\x12\x16\n" +
 	"\x12STORE_STATE_FAILED\x10\x03\x12\x17\n" +
-	"\x13STORE_STATE_UNKNOWN\x10\x04*\x91\x01\n" +
+	"\x13STORE_STATE_UNKNOWN\x10\x04*\x83\x02\n" +
+	"\x0fCompactionState\x12 \n" +
+	"\x1cCOMPACTION_STATE_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14COMPACTION_STATE_OFF\x10\x01\x12\x19\n" +
+	"\x15COMPACTION_STATE_IDLE\x10\x02\x12\x1c\n" +
+	"\x18COMPACTION_STATE_RUNNING\x10\x03\x12\x1b\n" +
+	"\x17COMPACTION_STATE_BRAKED\x10\x04\x12\x1b\n" +
+	"\x17COMPACTION_STATE_BEHIND\x10\x05\x12#\n" +
+	"\x1fCOMPACTION_STATE_NOTHING_TO_WIN\x10\x06\x12\x1c\n" +
+	"\x18COMPACTION_STATE_NO_ROOM\x10\a*\x91\x01\n" +
 	"\vReplicaRole\x12\x1c\n" +
 	"\x18REPLICA_ROLE_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12REPLICA_ROLE_VOTER\x10\x01\x12\x18\n" +
@@ -4212,156 +4602,165 @@ func file_storage_v1_storage_proto_rawDescGZIP() []byte {
 	return file_storage_v1_storage_proto_rawDescData
 }
 
-var file_storage_v1_storage_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
-var file_storage_v1_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
+var file_storage_v1_storage_proto_enumTypes = make([]protoimpl.EnumInfo, 10)
+var file_storage_v1_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
 var file_storage_v1_storage_proto_goTypes = []any{
 	(VolumeState)(0),                // 0: storage.v1.VolumeState
 	(HolderKind)(0),                 // 1: storage.v1.HolderKind
 	(Access)(0),                     // 2: storage.v1.Access
 	(NodeState)(0),                  // 3: storage.v1.NodeState
 	(StoreState)(0),                 // 4: storage.v1.StoreState
-	(ReplicaRole)(0),                // 5: storage.v1.ReplicaRole
-	(Health)(0),                     // 6: storage.v1.Health
-	(TaskKind)(0),                   // 7: storage.v1.TaskKind
-	(ErrorKind)(0),                  // 8: storage.v1.ErrorKind
-	(*CreateVolumeRequest)(nil),     // 9: storage.v1.CreateVolumeRequest
-	(*CreateVolumeResponse)(nil),    // 10: storage.v1.CreateVolumeResponse
-	(*GetVolumeRequest)(nil),        // 11: storage.v1.GetVolumeRequest
-	(*GetVolumeResponse)(nil),       // 12: storage.v1.GetVolumeResponse
-	(*ListVolumesRequest)(nil),      // 13: storage.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),     // 14: storage.v1.ListVolumesResponse
-	(*ResizeVolumeRequest)(nil),     // 15: storage.v1.ResizeVolumeRequest
-	(*ResizeVolumeResponse)(nil),    // 16: storage.v1.ResizeVolumeResponse
-	(*ModifyVolumeRequest)(nil),     // 17: storage.v1.ModifyVolumeRequest
-	(*ModifyVolumeResponse)(nil),    // 18: storage.v1.ModifyVolumeResponse
-	(*DeleteVolumeRequest)(nil),     // 19: storage.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),    // 20: storage.v1.DeleteVolumeResponse
-	(*VolumeLimits)(nil),            // 21: storage.v1.VolumeLimits
-	(*Volume)(nil),                  // 22: storage.v1.Volume
-	(*Session)(nil),                 // 23: storage.v1.Session
-	(*Holder)(nil),                  // 24: storage.v1.Holder
-	(*Attachment)(nil),              // 25: storage.v1.Attachment
-	(*AttachRequest)(nil),           // 26: storage.v1.AttachRequest
-	(*AttachResponse)(nil),          // 27: storage.v1.AttachResponse
-	(*DetachRequest)(nil),           // 28: storage.v1.DetachRequest
-	(*DetachResponse)(nil),          // 29: storage.v1.DetachResponse
-	(*ListAttachmentsRequest)(nil),  // 30: storage.v1.ListAttachmentsRequest
-	(*ListAttachmentsResponse)(nil), // 31: storage.v1.ListAttachmentsResponse
-	(*Connection)(nil),              // 32: storage.v1.Connection
-	(*ListNodesRequest)(nil),        // 33: storage.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),       // 34: storage.v1.ListNodesResponse
-	(*GetNodeRequest)(nil),          // 35: storage.v1.GetNodeRequest
-	(*GetNodeResponse)(nil),         // 36: storage.v1.GetNodeResponse
-	(*RemoveNodeRequest)(nil),       // 37: storage.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),      // 38: storage.v1.RemoveNodeResponse
-	(*Node)(nil),                    // 39: storage.v1.Node
-	(*NodeAddresses)(nil),           // 40: storage.v1.NodeAddresses
-	(*Store)(nil),                   // 41: storage.v1.Store
-	(*ListGroupsRequest)(nil),       // 42: storage.v1.ListGroupsRequest
-	(*ListGroupsResponse)(nil),      // 43: storage.v1.ListGroupsResponse
-	(*Group)(nil),                   // 44: storage.v1.Group
-	(*Replica)(nil),                 // 45: storage.v1.Replica
-	(*Progress)(nil),                // 46: storage.v1.Progress
-	(*GetStatusRequest)(nil),        // 47: storage.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),       // 48: storage.v1.GetStatusResponse
-	(*ClusterStatus)(nil),           // 49: storage.v1.ClusterStatus
-	(*Reason)(nil),                  // 50: storage.v1.Reason
-	(*Task)(nil),                    // 51: storage.v1.Task
-	(*UpgradeClusterRequest)(nil),   // 52: storage.v1.UpgradeClusterRequest
-	(*UpgradeClusterResponse)(nil),  // 53: storage.v1.UpgradeClusterResponse
-	(*GetVersionRequest)(nil),       // 54: storage.v1.GetVersionRequest
-	(*GetVersionResponse)(nil),      // 55: storage.v1.GetVersionResponse
-	(*ErrorDetail)(nil),             // 56: storage.v1.ErrorDetail
-	nil,                             // 57: storage.v1.CreateVolumeRequest.LabelsEntry
-	nil,                             // 58: storage.v1.ModifyVolumeRequest.SetLabelsEntry
-	nil,                             // 59: storage.v1.Volume.LabelsEntry
-	(*timestamppb.Timestamp)(nil),   // 60: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 61: google.protobuf.Duration
+	(CompactionState)(0),            // 5: storage.v1.CompactionState
+	(ReplicaRole)(0),                // 6: storage.v1.ReplicaRole
+	(Health)(0),                     // 7: storage.v1.Health
+	(TaskKind)(0),                   // 8: storage.v1.TaskKind
+	(ErrorKind)(0),                  // 9: storage.v1.ErrorKind
+	(*CreateVolumeRequest)(nil),     // 10: storage.v1.CreateVolumeRequest
+	(*CreateVolumeResponse)(nil),    // 11: storage.v1.CreateVolumeResponse
+	(*GetVolumeRequest)(nil),        // 12: storage.v1.GetVolumeRequest
+	(*GetVolumeResponse)(nil),       // 13: storage.v1.GetVolumeResponse
+	(*ListVolumesRequest)(nil),      // 14: storage.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),     // 15: storage.v1.ListVolumesResponse
+	(*ResizeVolumeRequest)(nil),     // 16: storage.v1.ResizeVolumeRequest
+	(*ResizeVolumeResponse)(nil),    // 17: storage.v1.ResizeVolumeResponse
+	(*ModifyVolumeRequest)(nil),     // 18: storage.v1.ModifyVolumeRequest
+	(*ModifyVolumeResponse)(nil),    // 19: storage.v1.ModifyVolumeResponse
+	(*DeleteVolumeRequest)(nil),     // 20: storage.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),    // 21: storage.v1.DeleteVolumeResponse
+	(*VolumeLimits)(nil),            // 22: storage.v1.VolumeLimits
+	(*Volume)(nil),                  // 23: storage.v1.Volume
+	(*Session)(nil),                 // 24: storage.v1.Session
+	(*Holder)(nil),                  // 25: storage.v1.Holder
+	(*Attachment)(nil),              // 26: storage.v1.Attachment
+	(*AttachRequest)(nil),           // 27: storage.v1.AttachRequest
+	(*AttachResponse)(nil),          // 28: storage.v1.AttachResponse
+	(*DetachRequest)(nil),           // 29: storage.v1.DetachRequest
+	(*DetachResponse)(nil),          // 30: storage.v1.DetachResponse
+	(*ListAttachmentsRequest)(nil),  // 31: storage.v1.ListAttachmentsRequest
+	(*ListAttachmentsResponse)(nil), // 32: storage.v1.ListAttachmentsResponse
+	(*Connection)(nil),              // 33: storage.v1.Connection
+	(*ListNodesRequest)(nil),        // 34: storage.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),       // 35: storage.v1.ListNodesResponse
+	(*GetNodeRequest)(nil),          // 36: storage.v1.GetNodeRequest
+	(*GetNodeResponse)(nil),         // 37: storage.v1.GetNodeResponse
+	(*RemoveNodeRequest)(nil),       // 38: storage.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),      // 39: storage.v1.RemoveNodeResponse
+	(*Node)(nil),                    // 40: storage.v1.Node
+	(*NodeAddresses)(nil),           // 41: storage.v1.NodeAddresses
+	(*Store)(nil),                   // 42: storage.v1.Store
+	(*StoreSpace)(nil),              // 43: storage.v1.StoreSpace
+	(*StoreRoom)(nil),               // 44: storage.v1.StoreRoom
+	(*ListGroupsRequest)(nil),       // 45: storage.v1.ListGroupsRequest
+	(*ListGroupsResponse)(nil),      // 46: storage.v1.ListGroupsResponse
+	(*Group)(nil),                   // 47: storage.v1.Group
+	(*Replica)(nil),                 // 48: storage.v1.Replica
+	(*Progress)(nil),                // 49: storage.v1.Progress
+	(*GetStatusRequest)(nil),        // 50: storage.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),       // 51: storage.v1.GetStatusResponse
+	(*ClusterStatus)(nil),           // 52: storage.v1.ClusterStatus
+	(*Reason)(nil),                  // 53: storage.v1.Reason
+	(*Task)(nil),                    // 54: storage.v1.Task
+	(*UpgradeClusterRequest)(nil),   // 55: storage.v1.UpgradeClusterRequest
+	(*UpgradeClusterResponse)(nil),  // 56: storage.v1.UpgradeClusterResponse
+	(*GetVersionRequest)(nil),       // 57: storage.v1.GetVersionRequest
+	(*GetVersionResponse)(nil),      // 58: storage.v1.GetVersionResponse
+	(*ErrorDetail)(nil),             // 59: storage.v1.ErrorDetail
+	nil,                             // 60: storage.v1.CreateVolumeRequest.LabelsEntry
+	nil,                             // 61: storage.v1.ModifyVolumeRequest.SetLabelsEntry
+	nil,                             // 62: storage.v1.Volume.LabelsEntry
+	(*timestamppb.Timestamp)(nil),   // 63: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 64: google.protobuf.Duration
 }
 var file_storage_v1_storage_proto_depIdxs = []int32{
-	21, // 0: storage.v1.CreateVolumeRequest.limits:type_name -> storage.v1.VolumeLimits
-	57, // 1: storage.v1.CreateVolumeRequest.labels:type_name -> storage.v1.CreateVolumeRequest.LabelsEntry
-	22, // 2: storage.v1.CreateVolumeResponse.volume:type_name -> storage.v1.Volume
-	22, // 3: storage.v1.GetVolumeResponse.volume:type_name -> storage.v1.Volume
-	22, // 4: storage.v1.ListVolumesResponse.volumes:type_name -> storage.v1.Volume
-	22, // 5: storage.v1.ResizeVolumeResponse.volume:type_name -> storage.v1.Volume
-	58, // 6: storage.v1.ModifyVolumeRequest.set_labels:type_name -> storage.v1.ModifyVolumeRequest.SetLabelsEntry
-	22, // 7: storage.v1.ModifyVolumeResponse.volume:type_name -> storage.v1.Volume
+	22, // 0: storage.v1.CreateVolumeRequest.limits:type_name -> storage.v1.VolumeLimits
+	60, // 1: storage.v1.CreateVolumeRequest.labels:type_name -> storage.v1.CreateVolumeRequest.LabelsEntry
+	23, // 2: storage.v1.CreateVolumeResponse.volume:type_name -> storage.v1.Volume
+	23, // 3: storage.v1.GetVolumeResponse.volume:type_name -> storage.v1.Volume
+	23, // 4: storage.v1.ListVolumesResponse.volumes:type_name -> storage.v1.Volume
+	23, // 5: storage.v1.ResizeVolumeResponse.volume:type_name -> storage.v1.Volume
+	61, // 6: storage.v1.ModifyVolumeRequest.set_labels:type_name -> storage.v1.ModifyVolumeRequest.SetLabelsEntry
+	23, // 7: storage.v1.ModifyVolumeResponse.volume:type_name -> storage.v1.Volume
 	0,  // 8: storage.v1.Volume.state:type_name -> storage.v1.VolumeState
-	60, // 9: storage.v1.Volume.created_at:type_name -> google.protobuf.Timestamp
-	23, // 10: storage.v1.Volume.sessions:type_name -> storage.v1.Session
-	32, // 11: storage.v1.Volume.connections:type_name -> storage.v1.Connection
-	25, // 12: storage.v1.Volume.attachments:type_name -> storage.v1.Attachment
-	21, // 13: storage.v1.Volume.limits:type_name -> storage.v1.VolumeLimits
-	59, // 14: storage.v1.Volume.labels:type_name -> storage.v1.Volume.LabelsEntry
-	60, // 15: storage.v1.Session.opened_at:type_name -> google.protobuf.Timestamp
+	63, // 9: storage.v1.Volume.created_at:type_name -> google.protobuf.Timestamp
+	24, // 10: storage.v1.Volume.sessions:type_name -> storage.v1.Session
+	33, // 11: storage.v1.Volume.connections:type_name -> storage.v1.Connection
+	26, // 12: storage.v1.Volume.attachments:type_name -> storage.v1.Attachment
+	22, // 13: storage.v1.Volume.limits:type_name -> storage.v1.VolumeLimits
+	62, // 14: storage.v1.Volume.labels:type_name -> storage.v1.Volume.LabelsEntry
+	63, // 15: storage.v1.Session.opened_at:type_name -> google.protobuf.Timestamp
 	1,  // 16: storage.v1.Holder.kind:type_name -> storage.v1.HolderKind
-	24, // 17: storage.v1.Attachment.holder:type_name -> storage.v1.Holder
+	25, // 17: storage.v1.Attachment.holder:type_name -> storage.v1.Holder
 	2,  // 18: storage.v1.Attachment.access:type_name -> storage.v1.Access
-	60, // 19: storage.v1.Attachment.since:type_name -> google.protobuf.Timestamp
-	24, // 20: storage.v1.AttachRequest.holder:type_name -> storage.v1.Holder
+	63, // 19: storage.v1.Attachment.since:type_name -> google.protobuf.Timestamp
+	25, // 20: storage.v1.AttachRequest.holder:type_name -> storage.v1.Holder
 	2,  // 21: storage.v1.AttachRequest.access:type_name -> storage.v1.Access
-	25, // 22: storage.v1.AttachResponse.attachment:type_name -> storage.v1.Attachment
-	25, // 23: storage.v1.ListAttachmentsResponse.attachments:type_name -> storage.v1.Attachment
-	60, // 24: storage.v1.Connection.opened_at:type_name -> google.protobuf.Timestamp
-	39, // 25: storage.v1.ListNodesResponse.nodes:type_name -> storage.v1.Node
-	39, // 26: storage.v1.GetNodeResponse.node:type_name -> storage.v1.Node
+	26, // 22: storage.v1.AttachResponse.attachment:type_name -> storage.v1.Attachment
+	26, // 23: storage.v1.ListAttachmentsResponse.attachments:type_name -> storage.v1.Attachment
+	63, // 24: storage.v1.Connection.opened_at:type_name -> google.protobuf.Timestamp
+	40, // 25: storage.v1.ListNodesResponse.nodes:type_name -> storage.v1.Node
+	40, // 26: storage.v1.GetNodeResponse.node:type_name -> storage.v1.Node
 	3,  // 27: storage.v1.Node.state:type_name -> storage.v1.NodeState
-	40, // 28: storage.v1.Node.addresses:type_name -> storage.v1.NodeAddresses
-	41, // 29: storage.v1.Node.stores:type_name -> storage.v1.Store
-	60, // 30: storage.v1.Node.seen_at:type_name -> google.protobuf.Timestamp
+	41, // 28: storage.v1.Node.addresses:type_name -> storage.v1.NodeAddresses
+	42, // 29: storage.v1.Node.stores:type_name -> storage.v1.Store
+	63, // 30: storage.v1.Node.seen_at:type_name -> google.protobuf.Timestamp
 	4,  // 31: storage.v1.Store.state:type_name -> storage.v1.StoreState
-	44, // 32: storage.v1.ListGroupsResponse.groups:type_name -> storage.v1.Group
-	45, // 33: storage.v1.Group.replicas:type_name -> storage.v1.Replica
-	5,  // 34: storage.v1.Replica.role:type_name -> storage.v1.ReplicaRole
-	46, // 35: storage.v1.Replica.progress:type_name -> storage.v1.Progress
-	60, // 36: storage.v1.Progress.started_at:type_name -> google.protobuf.Timestamp
-	49, // 37: storage.v1.GetStatusResponse.status:type_name -> storage.v1.ClusterStatus
-	6,  // 38: storage.v1.ClusterStatus.health:type_name -> storage.v1.Health
-	50, // 39: storage.v1.ClusterStatus.reasons:type_name -> storage.v1.Reason
-	51, // 40: storage.v1.ClusterStatus.tasks:type_name -> storage.v1.Task
-	61, // 41: storage.v1.ClusterStatus.age:type_name -> google.protobuf.Duration
-	6,  // 42: storage.v1.Reason.severity:type_name -> storage.v1.Health
-	7,  // 43: storage.v1.Task.kind:type_name -> storage.v1.TaskKind
-	46, // 44: storage.v1.Task.progress:type_name -> storage.v1.Progress
-	8,  // 45: storage.v1.ErrorDetail.kind:type_name -> storage.v1.ErrorKind
-	9,  // 46: storage.v1.Volumes.Create:input_type -> storage.v1.CreateVolumeRequest
-	11, // 47: storage.v1.Volumes.Get:input_type -> storage.v1.GetVolumeRequest
-	13, // 48: storage.v1.Volumes.List:input_type -> storage.v1.ListVolumesRequest
-	15, // 49: storage.v1.Volumes.Resize:input_type -> storage.v1.ResizeVolumeRequest
-	17, // 50: storage.v1.Volumes.Modify:input_type -> storage.v1.ModifyVolumeRequest
-	19, // 51: storage.v1.Volumes.Delete:input_type -> storage.v1.DeleteVolumeRequest
-	33, // 52: storage.v1.Nodes.List:input_type -> storage.v1.ListNodesRequest
-	35, // 53: storage.v1.Nodes.Get:input_type -> storage.v1.GetNodeRequest
-	37, // 54: storage.v1.Nodes.Remove:input_type -> storage.v1.RemoveNodeRequest
-	42, // 55: storage.v1.Groups.List:input_type -> storage.v1.ListGroupsRequest
-	47, // 56: storage.v1.Cluster.Status:input_type -> storage.v1.GetStatusRequest
-	54, // 57: storage.v1.Cluster.Version:input_type -> storage.v1.GetVersionRequest
-	52, // 58: storage.v1.Cluster.Upgrade:input_type -> storage.v1.UpgradeClusterRequest
-	26, // 59: storage.v1.Attachments.Attach:input_type -> storage.v1.AttachRequest
-	28, // 60: storage.v1.Attachments.Detach:input_type -> storage.v1.DetachRequest
-	30, // 61: storage.v1.Attachments.List:input_type -> storage.v1.ListAttachmentsRequest
-	10, // 62: storage.v1.Volumes.Create:output_type -> storage.v1.CreateVolumeResponse
-	12, // 63: storage.v1.Volumes.Get:output_type -> storage.v1.GetVolumeResponse
-	14, // 64: storage.v1.Volumes.List:output_type -> storage.v1.ListVolumesResponse
-	16, // 65: storage.v1.Volumes.Resize:output_type -> storage.v1.ResizeVolumeResponse
-	18, // 66: storage.v1.Volumes.Modify:output_type -> storage.v1.ModifyVolumeResponse
-	20, // 67: storage.v1.Volumes.Delete:output_type -> storage.v1.DeleteVolumeResponse
-	34, // 68: storage.v1.Nodes.List:output_type -> storage.v1.ListNodesResponse
-	36, // 69: storage.v1.Nodes.Get:output_type -> storage.v1.GetNodeResponse
-	38, // 70: storage.v1.Nodes.Remove:output_type -> storage.v1.RemoveNodeResponse
-	43, // 71: storage.v1.Groups.List:output_type -> storage.v1.ListGroupsResponse
-	48, // 72: storage.v1.Cluster.Status:output_type -> storage.v1.GetStatusResponse
-	55, // 73: storage.v1.Cluster.Version:output_type -> storage.v1.GetVersionResponse
-	53, // 74: storage.v1.Cluster.Upgrade:output_type -> storage.v1.UpgradeClusterResponse
-	27, // 75: storage.v1.Attachments.Attach:output_type -> storage.v1.AttachResponse
-	29, // 76: storage.v1.Attachments.Detach:output_type -> storage.v1.DetachResponse
-	31, // 77: storage.v1.Attachments.List:output_type -> storage.v1.ListAttachmentsResponse
-	62, // [62:78] is the sub-list for method output_type
-	46, // [46:62] is the sub-list for method input_type
-	46, // [46:46] is the sub-list for extension type_name
-	46, // [46:46] is the sub-list for extension extendee
-	0,  // [0:46] is the sub-list for field type_name
+	43, // 32: storage.v1.Store.space:type_name -> storage.v1.StoreSpace
+	5,  // 33: storage.v1.StoreSpace.compaction:type_name -> storage.v1.CompactionState
+	5,  // 34: storage.v1.StoreRoom.compaction:type_name -> storage.v1.CompactionState
+	47, // 35: storage.v1.ListGroupsResponse.groups:type_name -> storage.v1.Group
+	48, // 36: storage.v1.Group.replicas:type_name -> storage.v1.Replica
+	6,  // 37: storage.v1.Replica.role:type_name -> storage.v1.ReplicaRole
+	49, // 38: storage.v1.Replica.progress:type_name -> storage.v1.Progress
+	63, // 39: storage.v1.Progress.started_at:type_name -> google.protobuf.Timestamp
+	52, // 40: storage.v1.GetStatusResponse.status:type_name -> storage.v1.ClusterStatus
+	7,  // 41: storage.v1.ClusterStatus.health:type_name -> storage.v1.Health
+	53, // 42: storage.v1.ClusterStatus.reasons:type_name -> storage.v1.Reason
+	54, // 43: storage.v1.ClusterStatus.tasks:type_name -> storage.v1.Task
+	64, // 44: storage.v1.ClusterStatus.age:type_name -> google.protobuf.Duration
+	53, // 45: storage.v1.ClusterStatus.warnings:type_name -> storage.v1.Reason
+	44, // 46: storage.v1.ClusterStatus.fullest:type_name -> storage.v1.StoreRoom
+	44, // 47: storage.v1.ClusterStatus.compacting:type_name -> storage.v1.StoreRoom
+	7,  // 48: storage.v1.Reason.severity:type_name -> storage.v1.Health
+	8,  // 49: storage.v1.Task.kind:type_name -> storage.v1.TaskKind
+	49, // 50: storage.v1.Task.progress:type_name -> storage.v1.Progress
+	9,  // 51: storage.v1.ErrorDetail.kind:type_name -> storage.v1.ErrorKind
+	10, // 52: storage.v1.Volumes.Create:input_type -> storage.v1.CreateVolumeRequest
+	12, // 53: storage.v1.Volumes.Get:input_type -> storage.v1.GetVolumeRequest
+	14, // 54: storage.v1.Volumes.List:input_type -> storage.v1.ListVolumesRequest
+	16, // 55: storage.v1.Volumes.Resize:input_type -> storage.v1.ResizeVolumeRequest
+	18, // 56: storage.v1.Volumes.Modify:input_type -> storage.v1.ModifyVolumeRequest
+	20, // 57: storage.v1.Volumes.Delete:input_type -> storage.v1.DeleteVolumeRequest
+	34, // 58: storage.v1.Nodes.List:input_type -> storage.v1.ListNodesRequest
+	36, // 59: storage.v1.Nodes.Get:input_type -> storage.v1.GetNodeRequest
+	38, // 60: storage.v1.Nodes.Remove:input_type -> storage.v1.RemoveNodeRequest
+	45, // 61: storage.v1.Groups.List:input_type -> storage.v1.ListGroupsRequest
+	50, // 62: storage.v1.Cluster.Status:input_type -> storage.v1.GetStatusRequest
+	57, // 63: storage.v1.Cluster.Version:input_type -> storage.v1.GetVersionRequest
+	55, // 64: storage.v1.Cluster.Upgrade:input_type -> storage.v1.UpgradeClusterRequest
+	27, // 65: storage.v1.Attachments.Attach:input_type -> storage.v1.AttachRequest
+	29, // 66: storage.v1.Attachments.Detach:input_type -> storage.v1.DetachRequest
+	31, // 67: storage.v1.Attachments.List:input_type -> storage.v1.ListAttachmentsRequest
+	11, // 68: storage.v1.Volumes.Create:output_type -> storage.v1.CreateVolumeResponse
+	13, // 69: storage.v1.Volumes.Get:output_type -> storage.v1.GetVolumeResponse
+	15, // 70: storage.v1.Volumes.List:output_type -> storage.v1.ListVolumesResponse
+	17, // 71: storage.v1.Volumes.Resize:output_type -> storage.v1.ResizeVolumeResponse
+	19, // 72: storage.v1.Volumes.Modify:output_type -> storage.v1.ModifyVolumeResponse
+	21, // 73: storage.v1.Volumes.Delete:output_type -> storage.v1.DeleteVolumeResponse
+	35, // 74: storage.v1.Nodes.List:output_type -> storage.v1.ListNodesResponse
+	37, // 75: storage.v1.Nodes.Get:output_type -> storage.v1.GetNodeResponse
+	39, // 76: storage.v1.Nodes.Remove:output_type -> storage.v1.RemoveNodeResponse
+	46, // 77: storage.v1.Groups.List:output_type -> storage.v1.ListGroupsResponse
+	51, // 78: storage.v1.Cluster.Status:output_type -> storage.v1.GetStatusResponse
+	58, // 79: storage.v1.Cluster.Version:output_type -> storage.v1.GetVersionResponse
+	56, // 80: storage.v1.Cluster.Upgrade:output_type -> storage.v1.UpgradeClusterResponse
+	28, // 81: storage.v1.Attachments.Attach:output_type -> storage.v1.AttachResponse
+	30, // 82: storage.v1.Attachments.Detach:output_type -> storage.v1.DetachResponse
+	32, // 83: storage.v1.Attachments.List:output_type -> storage.v1.ListAttachmentsResponse
+	68, // [68:84] is the sub-list for method output_type
+	52, // [52:68] is the sub-list for method input_type
+	52, // [52:52] is the sub-list for extension type_name
+	52, // [52:52] is the sub-list for extension extendee
+	0,  // [0:52] is the sub-list for field type_name
 }
 
 func init() { file_storage_v1_storage_proto_init() }
@@ -4376,8 +4775,8 @@ func file_storage_v1_storage_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_storage_v1_storage_proto_rawDesc), len(file_storage_v1_storage_proto_rawDesc)),
-			NumEnums:      9,
-			NumMessages:   51,
+			NumEnums:      10,
+			NumMessages:   53,
 			NumExtensions: 0,
 			NumServices:   5,
 		},
