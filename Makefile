@@ -130,9 +130,10 @@ bench-quick: build ## the same in about two minutes: fewer seconds, a smaller vo
 bench-space: build ## random overwrites of ten times a store's size at 50 to 90 % live, one node and three: what compaction writes (BENCH="flags"; an hour or two)
 	$(GO) run ./bench space $(BENCH)
 
-deploy-check: build ## the Helm chart: lint, rendering, Kubernetes' schemas, deploy/kubernetes (DEPLOY=-update writes it); systemd's units. Builds Helm's library first
+deploy-check: build ## the Helm chart: lint, rendering, Kubernetes' schemas, deploy/kubernetes (DEPLOY=-update writes it); systemd's units; alerts. Builds Helm's library first
 	$(GO) test -C tools/deploy -count 1 . $(DEPLOY)
 	@test/deps.sh --run tools/deploy/units.sh $(BIN)/storaged -- systemd-analyze
+	@test/deps.sh --run promtool test rules deploy/prometheus/alerts_test.yml -- promtool
 
 fmt: ## gofmt everything
 	gofmt -w $$(git ls-files '*.go')

@@ -17,6 +17,9 @@
 //	            name, never used twice
 //	node        one storaged process that serves one or more stores
 //	cluster     the nodes together
+//	garbage     what segments take that is neither a live block nor what must stand around it; compaction wins it back
+//	reserve     what a store keeps free for deletes, for tables and for overwrites
+//	fill        which part is taken of what a store may hold: at 1 new data is refused
 //	host        a machine that attaches volumes; it may or may not run a node
 //	device      a block device of a host: a volume's, where nothing else is said
 //	version in force  what nodes may say to each other and write to their disks, a number of the cluster: builds that do not know

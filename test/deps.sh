@@ -35,6 +35,7 @@ lz4        lz4            lab
 xz         xz-utils       lab
 mmdebstrap mmdebstrap     lab
 systemd-analyze systemd   deploy
+promtool   prometheus     deploy
 '
 
 package_of() { awk -v p="$1" '$1 == p {print $2}' <<<"$table"; }
@@ -64,7 +65,7 @@ esac
 
 packages=$(missing "$@")
 if [ -n "$packages" ] && { [ "$mode" = install ] || { [ -n "${CI-}" ] && [ "$(id -u)" = 0 ]; }; }; then
-  export DEBIAN_FRONTEND=noninteractive
+  export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 # services that come along are not started
   apt-get -qq update
   # shellcheck disable=SC2086 # a list of package names
   apt-get -qq install -y --no-install-recommends $packages

@@ -100,6 +100,7 @@ func TestOperationsOfAFullDisk(t *testing.T) {
 			if !bytes.Contains(session, []byte(body+"\n")) {
 				t.Errorf("no command of testdata/space.txt prints this:\n%s", body)
 			}
+		case kind == "promql":
 		case kind == "sh":
 			for line := range strings.Lines(body) {
 				line, _, _ = strings.Cut(strings.TrimSpace(line), " #")

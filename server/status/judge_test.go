@@ -425,7 +425,7 @@ func TestFullest(t *testing.T) {
 	if s := p.status(); *s.Fullest != b || !slices.Equal(s.Compacting, []api.StoreRoom{b}) || s.GarbageBytes != 7<<30 {
 		t.Errorf("%+v %+v, %d bytes of garbage", s.Fullest, s.Compacting, s.GarbageBytes)
 	}
-	p.space(3, 6<<30, storage.StoreSpace{Compaction: storage.CompactionNothingToWin, GarbageBytes: 4 << 30, Fill: 0.7})
+	p.space(3, 6<<30, storage.StoreSpace{Compaction: storage.CompactionNothingToWin, GarbageBytes: 4 << 30, UnusedBytes: 6 << 30, Fill: 0.7})
 	p.report(2, func(r *placement.NodeReport) { r.Stores[0].Failed = "input/output error" })
 	if s := p.status(); s.Fullest.Node != 3 || s.Compacting != nil || s.GarbageBytes != 5<<30 || s.FreeBytes != 13<<30 {
 		t.Errorf("with a failed store: %+v %+v, %d bytes of garbage, %d free", s.Fullest, s.Compacting, s.GarbageBytes, s.FreeBytes)
