@@ -259,6 +259,14 @@ func TestJudgement(t *testing.T) {
 		}, want: []string{"critical store " + store(2) + ": the disk of node b has 100MiB unused, its reserve is 1GiB, and compaction makes no room (nothing to win): " +
 			"new data is refused > look for groups without a majority and replicas that are pulled (`storagectl group list`), which hold what is dead; and " +
 			"discard what is not used (fstrim), delete volumes, or make its file system larger"}},
+		{name: "a disk below its reserve, of which what lives takes all that it may", p: whole(), change: func(p *picture) {
+			p.space(2, 0, storage.StoreSpace{Compaction: storage.CompactionNothingToWin, UnusedBytes: 100 << 20, ReserveBytes: 1 << 30, Fill: 1})
+		}, want: []string{"critical store " + store(2) + ": what lives takes all that it may of the disk of node b: new data is refused, overwrites go on for a while" + roomStepText}},
+		{name: "a disk that others fill, while compaction still finds room", p: whole(), change: func(p *picture) {
+			p.space(2, 9<<30, storage.StoreSpace{Compaction: storage.CompactionBehind, UnusedBytes: 100 << 20, ReserveBytes: 1 << 30, OtherBytes: 60 << 30, Fill: 0.7})
+			p.report(2, func(r *placement.NodeReport) { r.Stores[0].Displaced = true })
+		}, want: []string{"degraded store " + store(2) + ": files that are not storaged's fill the disk of node b: its copies fall behind, and writes go on with the others" +
+			" > remove what does not belong on that file system, or enlarge it; the copies then catch up by themselves. Keep the data directory"}},
 		{name: "a disk at its reserve to the byte", p: whole(), change: func(p *picture) {
 			p.space(2, 9<<30, storage.StoreSpace{Compaction: storage.CompactionRunning, UnusedBytes: 1<<30 + fullBytes, ReserveBytes: 1 << 30, Fill: 0.7})
 		}},

@@ -34,8 +34,6 @@ func judgeRoom(node string, s api.Store) (r api.Reason, found bool) {
 		return say(api.HealthCritical, "what lives takes all that it may of the disk of node "+node+": new data is refused, overwrites go on for a while", roomStep(s))
 	case s.State == api.StoreFull:
 		return say(api.HealthCritical, "the disk of node "+node+" is full up to its reserve: writes are refused", roomStep(s))
-	case s.State != api.StoreOK || !s.Known():
-		return r, false
 	case compacts(s) && s.Waits(fullBytes):
 		return say(api.HealthDegraded, fmt.Sprintf("writes to the disk of node %s wait until compaction has made room: %s of it is garbage", node, size.Bytes(s.GarbageBytes)),
 			"wait; if it stays so, write less for a while, or "+roomStep(s))
