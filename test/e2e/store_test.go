@@ -98,7 +98,7 @@ func flipBit(t *testing.T, dir string, what []byte) (file string) {
 // TestFullStore: a full store answers ENOSPC, still reads and discards, and has room again after a discard and after
 // a volume was deleted.
 func TestFullStore(t *testing.T) {
-	c := oneNode(t, "--capacity", "160MiB", "--reserve", "32MiB", "--segment-size", "8MiB", "--free-segments", "1")
+	c := oneNode(t, "--capacity", "192MiB", "--reserve", "32MiB", "--segment-size", "8MiB", "--free-segments", "1")
 	n := c.Node(0)
 	client := connect(t, n, volumeName)
 	first := random(1 << 20)
