@@ -12,7 +12,6 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/extent"
-	"github.com/storaged/storaged/replication/runner"
 )
 
 // disk is one store as its groups see it: alive, silent or failed, and how much room it has. Whether it has failed is
@@ -29,11 +28,7 @@ type disk struct {
 
 	unreadable unreadable
 	stable     pendingSets
-	free       atomic.Int64
-	exhausted  atomic.Bool  // waiting makes no room for what allocates
-	displaced  atomic.Bool  // files of others take the room
-	writable   atomic.Int64 // above the reserve
-	reserve    atomic.Int64
+	room       diskRoom
 	reads      *semaphore.Weighted // the disk's part of Config.ReadBytes: one that hangs does not hold the others'
 	inflight   *semaphore.Weighted
 	due        chan struct{} // a group's checkpoint is due
@@ -44,17 +39,13 @@ func newDisk(s *extent.Store, cfg *Config) *disk {
 	return &disk{store: s, logger: cfg.Logger, hungAfter: max(time.Second, 2*cfg.HeartbeatTimeout),
 		unreadable: unreadable{limit: cfg.UnreadableBlocks, window: cfg.UnreadableWindow},
 		reads:      semaphore.NewWeighted(max(cfg.ReadBytes/int64(len(cfg.Stores)), storage.ExtentSize)),
-		inflight:   semaphore.NewWeighted(cfg.StoreInFlightBytes), due: make(chan struct{}, 1)}
+		inflight:   semaphore.NewWeighted(cfg.StoreInFlightBytes), due: make(chan struct{}, 1),
+		room: diskRoom{begun: time.Now()}}
 }
 
 // look refreshes what is too dear to ask for with every request. It is called a few times a second.
 func (d *disk) look(now time.Time) {
-	s := d.store.Space()
-	d.free.Store(s.FreeBytes)
-	d.exhausted.Store(s.Exhausted)
-	d.displaced.Store(s.Displaced)
-	d.reserve.Store(s.ReserveBytes)
-	d.writable.Store(s.WritableBytes())
+	d.lookAtRoom(now)
 	if err := d.store.Failed(); err != nil {
 		d.stopReplicas(err)
 	}
@@ -104,20 +95,23 @@ func (d *disk) checkpointDue() {
 	}
 }
 
-// toldBytes is what others are told of the room: the free bytes, or below zero their complement when waiting makes no more, or that files
-// of others take it.
-func (d *disk) toldBytes() int64 {
-	if d.displaced.Load() {
-		return runner.Displaced
-	}
-	free := max(0, d.free.Load())
-	if d.exhausted.Load() {
-		return ^free
-	}
-	return free
+// lookAtRoom refreshes what is known of the room.
+func (d *disk) lookAtRoom(now time.Time) {
+	appended := d.store.Log().AppendedBytes() // first: what comes meanwhile is taken off twice, and not never
+	d.room.note(d.store.Space(), appended, now)
 }
 
-func (d *disk) reserveBytes() int64 { return d.reserve.Load() }
+// grantBytes is what a node that leads groups on this disk is told of the room. Whenever as much was written as a segment holds, it is
+// looked at anew: what was given back meanwhile counts, too.
+func (d *disk) grantBytes() int64 {
+	appended := d.store.Log().AppendedBytes()
+	if appended-d.room.appended.Load() >= d.store.SegmentBytes() {
+		d.lookAtRoom(time.Now())
+	}
+	return d.room.grant(appended)
+}
+
+func (d *disk) reserveBytes() int64 { return d.room.reserve.Load() }
 
 // fail marks the disk failed for good. The process and its other disks live on.
 func (d *disk) fail(err error) {

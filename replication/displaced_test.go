@@ -29,7 +29,7 @@ func (f *sharedFS) GetDiskUsage(string) (vfs.DiskUsage, error) {
 // TestOthersFillOneDisk: files that are not the store's take the room on one disk of three. What a majority can take is taken; on two
 // disks, it is refused. With room again all is as before.
 //
-// Line: in runner.Transport.Room, a voter that is displaced does not count; without it the first write is refused.
+// Line: in ledger.Book.Reserve, a voter that is displaced does not count; without it the first write is refused.
 func TestOthersFillOneDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHarness(t, 3)

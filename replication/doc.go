@@ -8,6 +8,7 @@
 //   - Mutations of a block range are serialised on the leader (see ranges.go), so that partial blocks merge and a
 //     later write is never overtaken by an earlier one.
 //   - Whatever is accepted is bounded in bytes, per group and per store (see admission.go).
+//   - No store is sent more than it has room for, by all who lead groups on it together (see space.go, diskroom.go).
 //
 // # What waits for what
 //

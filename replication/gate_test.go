@@ -107,7 +107,7 @@ func TestPowerCutOfAMajorityKeepsWhatWasAcknowledged(t *testing.T) {
 		acked := map[uint32]byte{}
 		for round := range 6 {
 			leader := h.awaitLeader(1)
-			stalled := storage.NodeID(round%3 + 1)
+			stalled := storage.NodeID((int(leader)-1+round)%3 + 1) // the leader's own in two rounds: nothing is acknowledged then
 			h.nodes[stalled].stall.begin()
 			type write struct {
 				at   uint32

@@ -13,7 +13,6 @@ import (
 	"github.com/hashicorp/raft"
 
 	storage "github.com/storaged/storaged"
-	"github.com/storaged/storaged/internal/clock"
 	"github.com/storaged/storaged/replication/extent"
 	"github.com/storaged/storaged/replication/extent/table"
 	"github.com/storaged/storaged/replication/op"
@@ -65,10 +64,18 @@ func (rs *Replicas) raftConfig(self raft.ServerID, logger *slog.Logger) *raft.Co
 
 // newInstance makes an instance that does not run yet, with its log.
 func (g *group) newInstance(checkpoint table.Checkpoint) (*instance, error) {
-	in := &instance{Instance: runner.New(runner.Config{Subject: "group " + g.id.String(), Group: g.id,
-		OnLeadership: g.node.cfg.OnLeadership, Logger: g.logger})}
+	in := &instance{}
+	in.Instance = runner.New(runner.Config{Subject: "group " + g.id.String(), Group: g.id, Logger: g.logger, OnLeadership: func() {
+		if !in.Leads() {
+			in.log.book.End() // at once: a group that is led here may write to the same stores
+		}
+		g.node.cfg.OnLeadership()
+	}})
 	var err error
 	in.log, err = newLogStore(in.Context(), g.extents.Log(), g.disk.store.Log().Wait, g.unreadable(in), checkpoint)
+	if err == nil {
+		in.log.book = g.node.ledger.Book(string(g.self))
+	}
 	return in, err
 }
 
@@ -88,7 +95,10 @@ func (g *group) startLocked() error {
 		HeartbeatTimeout: g.node.cfg.HeartbeatTimeout, Logger: g.logger,
 		Gate:       g.gate,
 		Silent:     g.disk.silent,
-		FreeBytes:  g.disk.toldBytes,
+		FreeBytes:  g.disk.grantBytes,
+		Told:       func(server raft.ServerID, bytes int64) { in.log.book.Told(string(server), bytes) },
+		Acked:      func(server raft.ServerID, term, index uint64) { in.log.book.Acked(string(server), term, index) },
+		Heard:      g.disk.room.hear,
 		Room:       g.disk.awaitRoom,
 		Checkpoint: func() uint64 { return g.extents.Checkpointed().Index },
 		Pull:       g.pull,
@@ -162,6 +172,7 @@ func (g *group) stopLocked() {
 	if err := in.Stop(); err != nil {
 		g.logger.Error("raft did not shut down cleanly", "store", g.disk.store.ID(), "error", err)
 	}
+	in.log.book.End()
 }
 
 func (g *group) stop() {
@@ -265,41 +276,52 @@ func (g *group) propose(ctx context.Context, data []byte) (op.Result, error) {
 	if o.ReadTerm != 0 {
 		return op.Result{}, storage.E(name, storage.KindInvalid, "group "+g.id.String(), errors.New("a request may not name a read term"))
 	}
-	if o.Kind == op.Write {
-		if err := g.awaitSpace(ctx, in, &o, int64(len(payload))); err != nil {
-			return op.Result{}, err
-		}
+	reserved, err := g.awaitSpace(ctx, in, &o, logBytes(proposedBytes(&o, len(data))))
+	if err != nil {
+		return op.Result{}, err
 	}
+	result, appended, err := g.proposeReserved(ctx, in, term, &o, data, payload)
+	if !appended {
+		in.log.book.Release(reserved)
+	}
+	return result, err
+}
+
+// proposeReserved is propose for an operation that there is space for. appended is false if nothing of it came into the log.
+func (g *group) proposeReserved(ctx context.Context, in *instance, term uint64, o *op.Op, data, payload []byte) (r op.Result, appended bool, err error) {
+	const name = "propose"
 	if o.Kind == op.Write || o.Kind == op.Clear {
 		if err := g.awaitRoom(ctx); err != nil {
-			return op.Result{}, err
+			return op.Result{}, false, err
 		}
 	}
 	release, err := g.admit.acquire(ctx, int64(len(data)))
 	if err != nil {
-		return op.Result{}, storage.E(name, storage.KindUnavailable, "group "+g.id.String(), err)
+		return op.Result{}, false, storage.E(name, storage.KindUnavailable, "group "+g.id.String(), err)
 	}
 	defer release()
 	if o.Kind == op.Write || o.Kind == op.Clear {
 		first, n := o.Blocks()
 		hold, err := g.ranges.acquire(ctx, o.Volume, o.Extent, first, n)
 		if err != nil {
-			return op.Result{}, storage.E(name, storage.KindUnavailable, "group "+g.id.String(), err)
+			return op.Result{}, false, storage.E(name, storage.KindUnavailable, "group "+g.id.String(), err)
 		}
 		defer g.ranges.release(hold)
 		if !o.Aligned() {
 			// I3: take the range lock out, or the term, and a partial write undoes a full one beside it.
-			if data, err = g.merge(ctx, &o, payload, term); err != nil {
-				return op.Result{}, err
+			if data, err = g.merge(ctx, o, payload, term); err != nil {
+				return op.Result{}, false, err
 			}
 		}
 	}
 	// The blocks stay reserved until it is answered, or the instance stops: no context.
 	future, err := runner.Do(context.Background(), in.Instance, name, func(r *raft.Raft) raft.ApplyFuture { return r.Apply(data, 0) })
 	if err != nil {
-		return op.Result{}, err
+		// While the instance stops, nobody may look at the future, and the book is closed.
+		return op.Result{}, in.Context().Err() != nil || future.Index() > 0, err
 	}
-	return g.resultOf(future.Response())
+	r, err = g.resultOf(future.Response())
+	return r, true, err
 }
 
 // errDamagedRequest says that a request does not have the checksums that it carries.
@@ -366,39 +388,6 @@ func (g *group) unmerged(err error) error {
 		return storage.E("propose", storage.KindIO, "group "+g.id.String(), err)
 	}
 	return err
-}
-
-// spaceLook is how often a write that waits for room looks whether there is some.
-const spaceLook = 50 * time.Millisecond
-
-// awaitSpace lets a write wait, no longer than admissionPatience, while a voter is below its reserve but makes room, and refuses it
-// before it is proposed otherwise. What overwrites blocks that are mapped needs no more room in the end: it is let in down to half of
-// the reserve, so that journals are replayed and file systems checked in a full volume.
-func (g *group) awaitSpace(ctx context.Context, in *instance, o *op.Op, n int64) error {
-	ctx, cancel := context.WithTimeout(ctx, admissionPatience)
-	defer cancel()
-	for {
-		free, exhausted := in.transport.Room(g.disk.toldBytes(), in.Configuration().Servers)
-		reserve := g.disk.reserveBytes()
-		if !exhausted && free-n >= reserve {
-			return nil
-		}
-		if free-n >= reserve/2 && g.disk.store.Compacts() {
-			if overwrites, err := g.extents.Maps(o); err != nil || overwrites {
-				return err
-			}
-		}
-		full := fmt.Errorf("the fullest replica has %d bytes left and keeps %d in reserve; delete volumes, discard blocks or add stores", free, reserve)
-		if exhausted && free-n >= reserve {
-			full = errors.New("what lives takes all the room that it may have on the fullest replica; delete volumes, discard blocks or add stores")
-		}
-		if exhausted || !g.disk.store.Compacts() {
-			return storage.E("write", storage.KindNoSpace, "group "+g.id.String(), full)
-		}
-		if err := clock.Sleep(ctx, spaceLook); err != nil {
-			return storage.E("write", storage.KindUnavailable, "group "+g.id.String(), full)
-		}
-	}
 }
 
 // confirmRead returns when this replica may answer a read from its own table: it leads, its Barrier is done, and

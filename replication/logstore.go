@@ -13,6 +13,7 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/extent/table"
+	"github.com/storaged/storaged/replication/ledger"
 	"github.com/storaged/storaged/replication/op"
 	"github.com/storaged/storaged/replication/runner"
 	"github.com/storaged/storaged/replication/segment"
@@ -38,6 +39,8 @@ type logStore struct {
 	unreadable func(index uint64, err error) error                 // see group.unreadable
 
 	inst atomic.Pointer[runner.Instance] // that this is the log of, as soon as it runs
+	book *ledger.Book                    // of what others have yet to receive
+	open func() ledger.Opening           // the method opening, made once
 
 	mu      sync.Mutex
 	configs []configAt // ascending by index, the checkpoint's first if there is one; guarded by mu
@@ -63,6 +66,7 @@ var (
 func newLogStore(ctx context.Context, log *segment.GroupLog, wait func(context.Context, segment.Position) error,
 	unreadable func(uint64, error) error, checkpoint table.Checkpoint) (*logStore, error) {
 	s := &logStore{log: log, ctx: ctx, wait: wait, unreadable: unreadable}
+	s.open = s.opening
 	if checkpoint.Index > 0 {
 		s.configs = []configAt{newConfigAt(checkpoint.ConfigIndex, raft.DecodeConfiguration(checkpoint.Config))}
 	}
@@ -123,6 +127,10 @@ func (s *logStore) StoreLogs(logs []*raft.Log) error {
 	mustWait := s.votersBefore(logs[0].Index) <= 1
 	in := s.inst.Load()
 	follows := in != nil && in.Follows() // clients read at the leader
+	leads := in != nil && in.Leads()
+	if leads {
+		s.book.Begin(logs[0].Term, s.open)
+	}
 	for i, l := range logs {
 		entries[i] = segment.Entry{Index: l.Index, Term: l.Term, Type: uint8(l.Type), Data: l.Data,
 			Extensions: l.Extensions, Cold: follows}
@@ -142,10 +150,42 @@ func (s *logStore) StoreLogs(logs []*raft.Log) error {
 		s.dropConfigsFrom(logs[0].Index)
 		return err
 	}
+	if leads {
+		s.enter(logs)
+	}
 	if mustWait { // I1: take this out, and a lone voter acknowledges what its disk does not hold
 		return s.wait(s.ctx, end)
 	}
 	return nil
+}
+
+// opening is what the book of a term begins with.
+func (s *logStore) opening() (o ledger.Opening) {
+	o.Servers = s.members()
+	o.First, o.Sizes = s.log.Sizes()
+	return o
+}
+
+// members returns the newest configuration.
+func (s *logStore) members() (out []ledger.Server) {
+	for _, m := range s.newest().servers {
+		out = append(out, ledger.Server{ID: string(m.ID), Voter: m.Suffrage == raft.Voter})
+	}
+	return out
+}
+
+// enter notes entries that this replica has appended as leader, and that the others have yet to receive.
+func (s *logStore) enter(logs []*raft.Log) {
+	for _, l := range logs {
+		n, reserved := logBytes(len(l.Data)), int64(0)
+		switch l.Type {
+		case raft.LogCommand:
+			reserved = n // by group.propose
+		case raft.LogConfiguration:
+			s.book.SetServers(s.members())
+		}
+		s.book.Appended(l.Term, l.Index, n, reserved)
+	}
 }
 
 // DeleteRange obeys at once when the range begins within the log or reaches its end (a conflicting suffix), and is
@@ -158,6 +198,11 @@ func (s *logStore) DeleteRange(first, last uint64) error {
 		return nil
 	case first <= logFirst && last < logLast:
 		s.log.Compact(last)
+		if first := s.log.FirstIndex(); first > 0 {
+			s.book.Dropped(first)
+		} else {
+			s.book.Dropped(logLast + 1)
+		}
 		return nil
 	}
 	s.dropConfigsFrom(first)

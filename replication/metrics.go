@@ -70,6 +70,6 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		id := d.store.ID().String()
 		gauge(descSilent, flag(d.silent()), id)
 		gauge(descUnreadable, float64(d.unreadable.count()), id)
-		gauge(descFree, float64(d.writable.Load()), id)
+		gauge(descFree, float64(d.room.writable.Load()), id)
 	}
 }

@@ -18,6 +18,7 @@ import (
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/clock"
 	"github.com/storaged/storaged/replication/extent"
+	"github.com/storaged/storaged/replication/ledger"
 	"github.com/storaged/storaged/replication/op"
 	"github.com/storaged/storaged/replication/peer"
 	"github.com/storaged/storaged/replication/runner"
@@ -48,6 +49,10 @@ type Config struct {
 	UnreadableBlocks int
 	UnreadableWindow time.Duration
 
+	// SilentAfter is for how long a voter that is not heard of still holds up writes by what it has said of its room: until the group
+	// goes on for good without it. Default 5 minutes.
+	SilentAfter time.Duration
+
 	// OnLeadership, if set, is called after a replica of this node has begun to lead its group, or no longer does. It must not
 	// block.
 	OnLeadership func()
@@ -59,6 +64,7 @@ type Config struct {
 func (c *Config) setDefaults() {
 	c.UnreadableBlocks = cmp.Or(c.UnreadableBlocks, 16)
 	c.UnreadableWindow = cmp.Or(c.UnreadableWindow, time.Hour)
+	c.SilentAfter = cmp.Or(c.SilentAfter, 5*time.Minute)
 	c.HeartbeatTimeout = cmp.Or(c.HeartbeatTimeout, 500*time.Millisecond)
 	if c.ReadMode == op.ReadDefault {
 		c.ReadMode = op.ReadLease
@@ -86,9 +92,10 @@ func (c *Config) Validate() error {
 
 // Replicas runs the replicas of one node. Its methods may be called by any number of goroutines.
 type Replicas struct {
-	cfg   Config
-	disks []*disk
-	pulls *pullServer
+	cfg    Config
+	disks  []*disk
+	pulls  *pullServer
+	ledger *ledger.Ledger // of what is on its way to stores from here
 
 	mu     sync.RWMutex
 	groups map[storage.GroupID]*group         // guarded by mu
@@ -111,6 +118,7 @@ func NewReplicas(cfg Config) (*Replicas, error) {
 	}
 	rs := &Replicas{cfg: cfg, groups: map[storage.GroupID]*group{}, out: map[storage.GroupID]damagedReplica{},
 		changing: make(chan struct{}, 1)}
+	rs.ledger = ledger.New(cfg.SilentAfter)
 	rs.ctx, rs.cancel = context.WithCancel(context.Background())
 	for _, s := range cfg.Stores {
 		d := newDisk(s, &cfg)

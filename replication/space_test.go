@@ -117,10 +117,10 @@ func TestWaitForRoom(t *testing.T) {
 				c := h.open(1, 7, 1)
 				c.write(0, block(1))
 				d := n.replicas.mustGroup(1).disk
-				for d.free.Store(0); d.free.Load() == 0; { // until the disk was looked at
+				for d.room.free.Store(0); d.room.free.Load() == 0; { // until the disk was looked at
 					time.Sleep(time.Millisecond)
 				}
-				d.free.Store(0)
+				d.room.free.Store(0)
 				ctx, cancel := context.WithTimeout(t.Context(), test.patient)
 				defer cancel()
 				o := c.writeOp(storage.BlockSize, block(2))

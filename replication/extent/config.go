@@ -36,7 +36,8 @@ type Config struct {
 	// Segment holds further settings of the segment log (FreeSegments, MaxTailBytes, CacheBytes, RetainBytes,
 	// IdleAfter, MaxOpenFiles); all else in it is set by Open.
 	Segment segment.Config
-	// CheckpointBytes is how much log may be written on this disk, over all groups, before a checkpoint is due.
+	// CheckpointBytes is how much log may be written on this disk, over all groups, before a checkpoint is due. While less than twice the
+	// reserve is free, it is a segment.
 	CheckpointBytes int64
 	// CacheBytes bounds the table pages that are kept in memory and could be read again. Pages that no checkpoint holds yet
 	// may take four times as much (AwaitRoom).
@@ -65,6 +66,14 @@ type Config struct {
 	OnFailure func(error)
 	Logger    *slog.Logger
 	Metrics   prometheus.Registerer
+}
+
+// checkpointBytes is how much log may be written before a checkpoint is due, which is less while room is tight.
+func (c *Config) checkpointBytes(tight bool) int64 {
+	if tight {
+		return min(c.CheckpointBytes, c.SegmentBytes)
+	}
+	return c.CheckpointBytes
 }
 
 // maxFill is which part may live; 0 without compaction.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	storage "github.com/storaged/storaged"
@@ -27,6 +28,9 @@ type Space struct {
 	// ReserveBytes: below it, writes that allocate should be refused before they are proposed. It is Config.ReserveBytes, or
 	// what segments written ahead and the tables may need if that is more.
 	ReserveBytes int64
+	// NeedBytes of the reserve are what the store needs for itself, whoever writes: segments that are open, written ahead, or full of what
+	// no checkpoint covers, and the tables. The rest is for what leaders send before they know.
+	NeedBytes int64
 	// Exhausted: what lives takes all that it may. A write that allocates finds no room by waiting; what overwrites does. Without
 	// compaction nothing finds any by waiting, and it is the same as Full.
 	Exhausted bool
@@ -101,6 +105,8 @@ type room struct {
 	db   *tabledb.DB
 	log  *segment.Log
 	live *live.Index
+	// tight: there is less than twice the reserve. Checkpoints come more often then, so that less waits for them.
+	tight atomic.Bool
 
 	mu              sync.Mutex // guards all below; held across the file system's answer so that one asks for all
 	asked           time.Time
@@ -113,6 +119,9 @@ type room struct {
 
 // Compacts reports whether the store makes room by itself.
 func (s *Store) Compacts() bool { return s.cfg.Compact }
+
+// SegmentBytes returns the size of new segments.
+func (s *Store) SegmentBytes() int64 { return s.cfg.SegmentBytes }
 
 // Space returns how full the store is. It costs a few hundred nanoseconds and may be 100 ms old. When nothing is known
 // (a file system that does not say, and no configured capacity), it answers that there is plenty.
@@ -132,6 +141,7 @@ func (r *room) space() Space {
 	defer r.mu.Unlock()
 	out := Space{CapacityBytes: 1 << 62, FreeBytes: 1 << 62,
 		ReserveBytes: max(r.cfg.ReserveBytes, leastReserve(r.cfg.Segment.FreeSegments, r.cfg.SegmentBytes, r.need, r.cfg.Compact))}
+	out.NeedBytes = r.needBytes(out.ReserveBytes)
 	if r.known {
 		out.CapacityBytes, out.FreeBytes = r.total, r.avail+free
 	}
@@ -168,6 +178,12 @@ func (r *room) displacedLocked(s *Space, used, free int64) bool {
 		without = min(without, c-used-r.tables)
 	}
 	return without >= s.ReserveBytes
+}
+
+// needBytes is Space.NeedBytes. A sixteenth of the reserve at least is left: a small store cannot have all that is wanted.
+func (r *room) needBytes(reserve int64) int64 {
+	segments := 1 + int64(r.cfg.Segment.FreeSegments) + 2*max(1, r.cfg.checkpointBytes(r.tight.Load())/r.cfg.SegmentBytes)
+	return min(segments*r.cfg.SegmentBytes+r.need, reserve-reserve/16)
 }
 
 // makeRoom gives back segments that are free and wait to be used again when the file system has less left than the tables

@@ -468,7 +468,8 @@ func (s *Store) shareLocked() {
 	pages := max(s.cfg.CacheBytes/pageMemory, 64*n)
 	s.cached.Set(pages-pages/4, pages/4/n)
 	s.changed.Set(2*pages, 2*pages/n)
-	s.written.Set(s.cfg.CheckpointBytes, s.cfg.CheckpointBytes/n)
+	written := s.cfg.checkpointBytes(s.room.tight.Load())
+	s.written.Set(written, written/n)
 	s.unsaved.SetLimit(unsavedShares * pages)
 }
 

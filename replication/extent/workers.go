@@ -23,7 +23,9 @@ func (s *Store) newWorker() *reclaim.Worker {
 			if s.Failed() != nil {
 				return 0, false
 			}
-			return s.room.level(), true
+			level = s.room.level()
+			s.setTight(level != reclaim.Enough)
+			return level, true
 		},
 		Logger:       s.logger,
 		LateSegments: segment.SegmentNo(s.cfg.CheckpointBytes / s.cfg.SegmentBytes), SegmentBytes: s.cfg.SegmentBytes,
@@ -37,6 +39,15 @@ func (s *Store) newWorker() *reclaim.Worker {
 			return replicas
 		},
 	})
+}
+
+// setTight follows how much room there is.
+func (s *Store) setTight(tight bool) {
+	if s.room.tight.Swap(tight) != tight {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.shareLocked()
+	}
 }
 
 // segments implements reclaim.Segments.

@@ -163,9 +163,9 @@ func (r *Dispatcher) serveHeartbeats(in *peer.Inbound) {
 		switch {
 		case err != nil:
 		case t.fastBeat(hs[i].req.Term):
-			answers[i] = t.serveHeartbeat(hs[i].req)
+			answers[i] = t.serveHeartbeat(in.From, hs[i].req)
 		default:
-			slow.Go(func() { answers[i] = t.serveHeartbeat(hs[i].req) })
+			slow.Go(func() { answers[i] = t.serveHeartbeat(in.From, hs[i].req) })
 		}
 	}
 	slow.Wait()
@@ -285,7 +285,7 @@ func finishHeartbeats(calls []*beatCall, sent time.Time, resp *peer.Response, er
 			if a.resp.Success {
 				c.t.lease.success(c.hb.to, c.hb.req.Term, sent, 0)
 			}
-			c.t.free.Store(c.hb.to, a.freeBytes)
+			c.t.cfg.Told(c.hb.to, a.freeBytes)
 			*c.resp = a.resp
 			c.done(nil)
 		}

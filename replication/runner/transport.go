@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -49,8 +48,14 @@ type TransportConfig struct {
 	Gate Gate
 	// Silent reports that this replica must not be heard (failed or hung disk); nil for never.
 	Silent func() bool
-	// FreeBytes is sent with every answer, see Room; nil for unknown.
+	// FreeBytes is sent with every answer: what the leader's node may take for granted that this replica's store can take. Below zero it is the
+	// complement of that, and says that waiting makes no more. Nil: unknown.
 	FreeBytes func() int64
+	// Told is told what a follower's answer has said so, and Acked, after it, that a follower holds the log of a term durably up to
+	// index. Heard is told which node has sent what only leaders send. None of them may block; nil for nobody.
+	Told  func(server raft.ServerID, bytes int64)
+	Acked func(server raft.ServerID, term, index uint64)
+	Heard func(leader storage.NodeID)
 	// Room returns when entries may be taken, or why not before ctx is done; nil for always. It never waits for anything
 	// that needs this transport.
 	Room func(ctx context.Context) error
@@ -84,7 +89,6 @@ type Transport struct {
 	cancel   context.CancelFunc
 	instance atomic.Pointer[Instance] // once it runs
 	beat     atomic.Pointer[func(raft.RPC)]
-	free     sync.Map                   // raft.ServerID -> int64: free bytes as last told by each follower
 	windows  sync.Map                   // raft.ServerID -> *semaphore.Weighted: appendWindowBytes of each follower
 	told     atomic.Pointer[leaderTold] // what leaders have told of their commit index; nil: nothing yet
 	ledTerm  atomic.Uint64              // highest term in which this replica has sent an AppendEntries
@@ -113,6 +117,15 @@ func NewTransport(cfg TransportConfig) *Transport {
 	}
 	if cfg.FreeBytes == nil {
 		cfg.FreeBytes = func() int64 { return 0 }
+	}
+	if cfg.Told == nil {
+		cfg.Told = func(raft.ServerID, int64) {}
+	}
+	if cfg.Acked == nil {
+		cfg.Acked = func(raft.ServerID, uint64, uint64) {}
+	}
+	if cfg.Heard == nil {
+		cfg.Heard = func(storage.NodeID) {}
 	}
 	if cfg.Room == nil {
 		cfg.Room = func(context.Context) error { return nil }
@@ -403,7 +416,7 @@ func (t *Transport) answered(id raft.ServerID, req *raft.AppendEntriesRequest, s
 	if err == nil {
 		var free int64
 		if free, err = decodeAppendResponse(r.Header, &resp); err == nil {
-			t.free.Store(id, free)
+			t.cfg.Told(id, free) // before Acked: what is acknowledged is part of it
 		}
 		r.Release()
 	}
@@ -422,6 +435,7 @@ func (t *Transport) answered(id raft.ServerID, req *raft.AppendEntriesRequest, s
 	}
 	last := req.Entries[n-1]
 	t.lease.success(id, req.Term, sent, last.Index)
+	t.cfg.Acked(id, req.Term, last.Index)
 	// I1: take the gate out, and a leader counts itself for what its disk does not hold.
 	if !t.cfg.Gate(last.Index, last.Term, func(err error) { join.add(resp, err) }) {
 		join.add(resp, t.unavailable("append entries", fmt.Errorf("entry %d of term %d is no longer in the log", last.Index, last.Term)))
@@ -529,6 +543,7 @@ func (t *Transport) LeaderCommit() (commit uint64, at time.Time) {
 
 // serveAppend hands a leader's request to Raft and answers when the answer may leave.
 func (t *Transport) serveAppend(in *peer.Inbound, req *raft.AppendEntriesRequest) {
+	t.cfg.Heard(in.From)
 	t.noteCommit(req.LeaderCommitIndex, time.Now())
 	t.bringIntoLine(req)
 	if in.OwnSums && !t.ownSums(req) {
@@ -599,7 +614,8 @@ func (t *Transport) replySuccess(in *peer.Inbound, term uint64, resp *raft.Appen
 // I1: a heartbeat of another term than the replica's own goes through the main loop. On the fast path the library raises the
 // term at once, while its main loop may still act as the leader of the old term. That leader's next entry would get the
 // *new* term: there would be two different entries of one index and term, and no later check finds that.
-func (t *Transport) serveHeartbeat(req *raft.AppendEntriesRequest) (a heartbeatAnswer) {
+func (t *Transport) serveHeartbeat(from storage.NodeID, req *raft.AppendEntriesRequest) (a heartbeatAnswer) {
+	t.cfg.Heard(from)
 	beat := t.beat.Load()
 	if beat == nil || t.cfg.Silent() {
 		return a
@@ -805,39 +821,4 @@ func (t *Transport) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAd
 		return nil, err
 	}
 	return newPipeline(t, id, node), nil
-}
-
-// Displaced is what a node tells instead of its free bytes whose disk is full of files that are not the store's. Its complement is no
-// number of bytes. Leaders of earlier releases take it for a disk that gets no more room by waiting.
-const Displaced = math.MinInt64
-
-// Room returns the smallest free space that the given followers have told, and own for this node. exhausted says that one of them
-// does not get more by waiting: it has told the complement, which is below zero.
-//
-// A voter that is displaced is like one that is down, which it will be when its log has taken the last of its room: what the others can
-// take does not wait for it, as long as they are a majority. If they are not, nobody has room.
-func (t *Transport) Room(own int64, servers []raft.Server) (free int64, exhausted bool) {
-	free = math.MaxInt64
-	voters, displaced := 0, 0
-	count := func(told int64) {
-		if told == Displaced {
-			displaced++
-			return
-		}
-		free, exhausted = min(free, max(told, ^told)), exhausted || told < 0
-	}
-	count(own)
-	for _, s := range servers {
-		if s.Suffrage != raft.Voter {
-			continue
-		}
-		voters++
-		if told, ok := t.free.Load(s.ID); ok && s.ID != t.cfg.Self {
-			count(told.(int64))
-		}
-	}
-	if displaced > 0 && 2*(voters-displaced) <= voters {
-		return 0, true
-	}
-	return free, exhausted
 }

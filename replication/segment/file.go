@@ -102,6 +102,10 @@ func (l *Log) Space() (usedBytes, freeSegmentBytes int64) {
 	return l.usedBytes, l.freeBytes
 }
 
+// AppendedBytes returns how much was appended since the log was opened. It costs nothing, so that what Space said a moment ago can be
+// corrected by what came since.
+func (l *Log) AppendedBytes() int64 { return l.appended.Load() }
+
 // walkSpaceLocked is what Space counts, from all segments.
 func (l *Log) walkSpaceLocked() (used, free int64) {
 	for _, s := range l.segments {

@@ -89,6 +89,17 @@ func (g *GroupLog) LastIndex() uint64 {
 	return g.lastLocked()
 }
 
+// Sizes returns the index of the first entry that is kept, or will be, and how many bytes of the disk's log each takes.
+func (g *GroupLog) Sizes() (first uint64, sizes []int64) {
+	g.l.mu.Lock()
+	defer g.l.mu.Unlock()
+	sizes = make([]int64, len(g.entries))
+	for i := range g.entries {
+		sizes[i] = g.entries[i].size()
+	}
+	return g.base + 1, sizes
+}
+
 // lastLocked is the index before the next one to be appended.
 func (g *GroupLog) lastLocked() uint64 { return g.base + uint64(len(g.entries)) }
 

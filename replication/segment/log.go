@@ -26,7 +26,8 @@ type Log struct {
 	disk    *diskio.Reader
 	begun   time.Time
 
-	durable atomic.Uint64 // Position; written by the committer only, with mu held
+	durable  atomic.Uint64 // Position; written by the committer only, with mu held
+	appended atomic.Int64  // bytes of records that were ever appended; written with mu held
 
 	// mu guards everything below. It is never held across I/O.
 	mu        sync.Mutex
@@ -272,6 +273,7 @@ func (l *Log) placeLocked(r *record, now int64) {
 	r.appends = now
 	l.offset += uint32(r.header.size())
 	l.tailBytes += int64(r.header.size())
+	l.appended.Add(int64(r.header.size()))
 	l.recent.push(r)
 	l.lastAppend = now
 }
