@@ -29,7 +29,7 @@ POWERCUT ?=
 # The commit of the release before this one.
 BEFORE   ?= f484692
 
-.PHONY: help build demo test unit race interop e2e chaos-short chaos upgrade-test powercut lab lab-short lab-run lab-systemd lab-systemd-run kube fuzz bench bench-quick bench-space deploy-check fmt fmt-check tidy-check vet lint \
+.PHONY: help build demo test unit race interop e2e chaos-short chaos upgrade-test powercut lab lab-short lab-run lab-systemd lab-systemd-run kube fuzz bench bench-quick bench-space bench-scale deploy-check fmt fmt-check tidy-check vet lint \
         generate generate-check deps deps-install ci clean
 
 help: ## say what there is
@@ -130,6 +130,10 @@ bench-quick: build ## the same in about two minutes: fewer seconds, a smaller vo
 bench-space: build ## random overwrites of ten times a store's size at 50 to 90 % live, one node and three: what compaction writes (BENCH="flags"; an hour or two)
 	$(GO) run ./bench space $(BENCH)
 
+bench-scale: build ## how cost grows with depth, volumes, idle volumes, clients, groups, block size, reads, fill (BENCH="-only NAME -plots DIR"; half an hour or so)
+	@test/deps.sh fio nbdkit
+	$(GO) run ./bench scale -storaged $(BIN)/storaged $(BENCH)
+
 deploy-check: build ## the Helm chart: lint, rendering, Kubernetes' schemas, deploy/kubernetes (DEPLOY=-update writes it); systemd's units; alerts. Builds Helm's library first
 	$(GO) test -C tools/deploy -count 1 . $(DEPLOY)
 	@test/deps.sh --run tools/deploy/units.sh $(BIN)/storaged -- systemd-analyze
@@ -171,4 +175,4 @@ ci: ## what the forge runs
 	bash .ci/run
 
 clean: ## remove what was built
-	rm -rf $(BIN) bench/out.json
+	rm -rf $(BIN) bench/out.json bench/space.json bench/scale.json

@@ -1,10 +1,6 @@
 package main
 
 import (
-	"bytes"
-	"encoding/xml"
-	"errors"
-	"io"
 	"math"
 	"strings"
 	"testing"
@@ -92,19 +88,7 @@ func TestSpaceFlags(t *testing.T) {
 // TestPlotSpace: the plot is XML, with a point for each row.
 func TestPlotSpace(t *testing.T) {
 	svg := plotSpace([]spaceRow{{Nodes: 1, LivePercent: 50, LogPerByte: 1.5}, {Nodes: 3, LivePercent: 90, LogPerByte: 6}})
-	points := 0
-	for d := xml.NewDecoder(bytes.NewReader(svg)); ; {
-		token, err := d.Token()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			t.Fatalf("%v in %s", err, svg)
-		}
-		if start, ok := token.(xml.StartElement); ok && start.Name.Local == "circle" {
-			points++
-		}
-	}
+	points := circles(elements(t, svg))
 	if points != 2 {
 		t.Errorf("%d points of 2 rows: %s", points, svg)
 	}

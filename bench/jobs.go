@@ -101,9 +101,32 @@ func runFio(ctx context.Context, j job, uri string, sizeBytes int64, perJob time
 
 func tail(b []byte) []byte { return b[max(0, len(b)-500):] }
 
-// parseFio reads fio's JSON.
+// parseFio reads fio's JSON: of the reads, or of the writes.
 func parseFio(out []byte, writes bool) (m measure, err error) {
-	type direction struct {
+	if !writes {
+		m, _, err = parseFioOf(out, "read")
+		return m, err
+	}
+	m, m.writtenBytes, err = parseFioOf(out, "write")
+	return m, err
+}
+
+// parseFioOf reads one direction of fio's only job, or of its only group of jobs: read, write or mixed, which is both together.
+func parseFioOf(out []byte, direction string) (m measure, ioBytes int64, err error) {
+	var doc struct {
+		Jobs []map[string]json.RawMessage `json:"jobs"`
+	}
+	// fio prints notes before its JSON.
+	if i := bytes.IndexByte(out, '{'); i > 0 {
+		out = out[i:]
+	}
+	if err := json.Unmarshal(out, &doc); err != nil {
+		return m, 0, err
+	}
+	if len(doc.Jobs) != 1 || string(doc.Jobs[0]["error"]) != "0" {
+		return m, 0, errors.New("the job did not run well")
+	}
+	var d struct {
 		IOBytes  int64   `json:"io_bytes"`
 		BWBytes  float64 `json:"bw_bytes"`
 		IOPS     float64 `json:"iops"`
@@ -113,35 +136,16 @@ func parseFio(out []byte, writes bool) (m measure, err error) {
 			Percentile map[string]float64 `json:"percentile"`
 		} `json:"lat_ns"`
 	}
-	var doc struct {
-		Jobs []struct {
-			Error int       `json:"error"`
-			Read  direction `json:"read"`
-			Write direction `json:"write"`
-		} `json:"jobs"`
-	}
-	// fio prints notes before its JSON.
-	if i := bytes.IndexByte(out, '{'); i > 0 {
-		out = out[i:]
-	}
-	if err := json.Unmarshal(out, &doc); err != nil {
-		return m, err
-	}
-	if len(doc.Jobs) != 1 || doc.Jobs[0].Error != 0 {
-		return m, errors.New("the job did not run well")
-	}
-	d := doc.Jobs[0].Read
-	if writes {
-		d = doc.Jobs[0].Write
-		m.writtenBytes = d.IOBytes
+	if err := json.Unmarshal(doc.Jobs[0][direction], &d); err != nil {
+		return m, 0, fmt.Errorf("%s: %w", direction, err)
 	}
 	if d.TotalIOs == 0 {
-		return m, errors.New("no request was answered")
+		return m, 0, errors.New("no request was answered")
 	}
 	m.IOPS, m.MBPerS, m.requests = d.IOPS, d.BWBytes/1e6, d.TotalIOs
 	m.longest = time.Duration(d.Lat.Max)
 	m.P50us, m.P99us, m.P999us = d.Lat.Percentile["50.000000"]/1e3, d.Lat.Percentile["99.000000"]/1e3, d.Lat.Percentile["99.900000"]/1e3
-	return m, nil
+	return m, d.IOBytes, nil
 }
 
 // median returns the median of each figure by itself.

@@ -7,6 +7,8 @@
 // the ratios to the floor and what the servers used, says which targets of docs/performance.md are met, and writes
 // the rows to bench/out.json. A missed target is no failure: the exit status tells only whether it could measure.
 //
+// Subcommands answer one question each: `space` what compaction writes, `scale` how cost grows with one factor.
+//
 // What it measures and how is told in docs/performance.md.
 package main
 
@@ -58,16 +60,21 @@ func main() {
 	}
 }
 
-// command runs what the arguments say: the comparison with the floor, or `space`.
+// command runs what the arguments say: the comparison with the floor, or what the first of them names.
 func command(ctx context.Context, args []string) error {
-	if len(args) > 0 && args[0] == "space" {
-		cfg, err := parseSpaceFlags(args[1:])
-		if err != nil {
-			return err
+	if len(args) > 0 {
+		switch args[0] {
+		case "space":
+			return runParsed(ctx, args[1:], parseSpaceFlags, runSpace)
+		case "scale":
+			return runParsed(ctx, args[1:], parseScaleFlags, runScale)
 		}
-		return runSpace(ctx, cfg, os.Stdout)
 	}
-	cfg, err := parseFlags(args)
+	return runParsed(ctx, args, parseFlags, run)
+}
+
+func runParsed[C any](ctx context.Context, args []string, parse func([]string) (C, error), run func(context.Context, C, io.Writer) error) error {
+	cfg, err := parse(args)
 	if err != nil {
 		return err
 	}

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -132,10 +131,7 @@ func runSpace(ctx context.Context, cfg spaceConfig, w io.Writer) (err error) {
 		}
 	}
 	printSpace(w, rows)
-	b, err := json.MarshalIndent(rows, "", "  ")
-	if err == nil {
-		err = os.WriteFile(cfg.out, append(b, '\n'), 0o644)
-	}
+	err = writeRows(cfg.out, rows)
 	if err == nil && cfg.plot != "" {
 		err = os.WriteFile(cfg.plot, plotSpace(rows), 0o644)
 	}

@@ -54,13 +54,18 @@ func (s *server) usage() (sum testcluster.Usage, err error) {
 
 // run runs a job, with everything written before it on disk, and adds what the servers used.
 func (s *server) run(ctx context.Context, j job, sizeBytes int64, perJob time.Duration, round int) (measure, error) {
+	return s.during(func() (measure, error) { return runFio(ctx, j, s.uri, sizeBytes, perJob, round) })
+}
+
+// during adds what the servers used to what fio measured.
+func (s *server) during(fio func() (measure, error)) (measure, error) {
 	before, err := s.usage()
 	if err != nil {
 		return measure{}, err
 	}
 	diskBefore := s.disk.written()
 	largest := s.watchMemory()
-	m, err := runFio(ctx, j, s.uri, sizeBytes, perJob, round)
+	m, err := fio()
 	m.ResidentMiB = float64(largest()) / mib
 	if err != nil {
 		return m, err
@@ -264,23 +269,14 @@ func startSystem(ctx context.Context, cfg config, dir string) (*server, error) {
 		_ = stop() // the first error tells more
 		return nil, err
 	}
-	return &server{
-		name: "storaged", uri: "nbd://" + c.Node(0).NBD + "/" + volumeName, stop: stop,
-		pids: func() (pids []int) {
-			for _, n := range c.Nodes() {
-				if pid := n.PID(); pid != 0 {
-					pids = append(pids, pid)
-				}
-			}
-			return pids
-		},
-		leaders: func(ctx context.Context) (string, error) {
-			leads, err := c.LeadersOf(ctx, volumeName)
-			return fmt.Sprint(slices.Sorted(maps.Keys(leads))), err
-		},
-		stallURI: "nbd://" + c.Node(0).NBD + "/" + stallVolumeName,
-		leading:  func(ctx context.Context) (*testcluster.Node, error) { return leadingNode(ctx, c) },
-	}, nil
+	sys := clusterServer(c, disk{})
+	sys.uri, sys.stallURI, sys.stop = export(c.Node(0), volumeName), export(c.Node(0), stallVolumeName), stop
+	sys.leaders = func(ctx context.Context) (string, error) {
+		leads, err := c.LeadersOf(ctx, volumeName)
+		return fmt.Sprint(slices.Sorted(maps.Keys(leads))), err
+	}
+	sys.leading = func(ctx context.Context) (*testcluster.Node, error) { return leadingNode(ctx, c) }
+	return sys, nil
 }
 
 const (
