@@ -23,6 +23,7 @@ type load struct {
 type target struct {
 	uri       string
 	sizeBytes int64
+	offset    int64 // where it begins
 }
 
 // args returns fio's arguments. during 0 runs over each target once. What the targets gave is reported as one.
@@ -38,7 +39,7 @@ func (l load) args(targets []target, during time.Duration, round int) []string {
 	}
 	// What stands before the first name holds for all.
 	for i, t := range targets {
-		args = append(args, fmt.Sprintf("--name=t%d", i), "--uri="+t.uri, "--size="+strconv.FormatInt(t.sizeBytes, 10))
+		args = append(args, fmt.Sprintf("--name=t%d", i), "--uri="+t.uri, "--offset="+strconv.FormatInt(t.offset, 10), "--size="+strconv.FormatInt(t.sizeBytes, 10))
 	}
 	return args
 }

@@ -7,7 +7,8 @@
 // the ratios to the floor and what the servers used, says which targets of docs/performance.md are met, and writes
 // the rows to bench/out.json. A missed target is no failure: the exit status tells only whether it could measure.
 //
-// Subcommands answer one question each: `space` what compaction writes, `scale` how cost grows with one factor.
+// Subcommands answer one question each: `space` what compaction writes, `scale` how cost grows with one factor,
+// `start` how long a start takes after kill -9.
 //
 // What it measures and how is told in docs/performance.md.
 package main
@@ -68,6 +69,8 @@ func command(ctx context.Context, args []string) error {
 			return runParsed(ctx, args[1:], parseSpaceFlags, runSpace)
 		case "scale":
 			return runParsed(ctx, args[1:], parseScaleFlags, runScale)
+		case "start":
+			return runParsed(ctx, args[1:], parseStartFlags, runStart)
 		}
 	}
 	return runParsed(ctx, args, parseFlags, run)

@@ -287,12 +287,12 @@ func (r *scaleRun) withFloor(ctx context.Context) (err error) {
 	}
 	r.stops = append(r.stops, func() error { r.floors.stop(); return nil })
 	r.floors.fua.disk, r.floors.plain.disk = r.disk, r.disk
-	return fill(ctx, []target{{r.floors.plain.uri, r.sizeBytes}})
+	return fill(ctx, []target{{uri: r.floors.plain.uri, sizeBytes: r.sizeBytes}})
 }
 
 // volume creates a volume, fills it, and returns it by way of the first node. groups 0 leaves their number to the cluster.
 func (r *scaleRun) volume(ctx context.Context, name string, sizeBytes int64, groups int) (target, error) {
-	t := target{export(r.cluster.Node(0), name), sizeBytes}
+	t := target{uri: export(r.cluster.Node(0), name), sizeBytes: sizeBytes}
 	if err := r.cluster.CreateVolumeOver(ctx, name, sizeBytes, groups); err != nil {
 		return t, err
 	}
@@ -362,7 +362,7 @@ func (r *scaleRun) point(x float64, l load, targets ...target) point {
 // withFloor adds the floor to a point of one target.
 func (p point) withFloor(floor *server) point {
 	p.servers = append([]*server{floor}, p.servers...)
-	p.targets = append([][]target{{{floor.uri, p.targets[0][0].sizeBytes}}}, p.targets...)
+	p.targets = append([][]target{{{uri: floor.uri, sizeBytes: p.targets[0][0].sizeBytes}}}, p.targets...)
 	return p
 }
 
@@ -480,7 +480,7 @@ func (r *scaleRun) clients(ctx context.Context) ([]scaleRow, error) {
 	}
 	spread := make([]target, 3)
 	for i := range spread {
-		spread[i] = target{export(r.cluster.Node(i), volumeName), t.sizeBytes}
+		spread[i] = target{uri: export(r.cluster.Node(i), volumeName), sizeBytes: t.sizeBytes}
 	}
 	l := load{rw: "randwrite", blockBytes: 4 * kib, depth: 16}
 	return r.measure(ctx, []point{r.point(1, l, t, t, t), r.point(3, l, spread...)})
@@ -548,5 +548,5 @@ func (r *scaleRun) fillLevel(ctx context.Context, live int) (rows []scaleRow, er
 		return nil, err
 	}
 	r.cluster = store.cluster
-	return r.measure(ctx, []point{r.point(float64(live), load{rw: "randwrite", blockBytes: 4 * kib, depth: 32}, target{store.uri(), sizeBytes})})
+	return r.measure(ctx, []point{r.point(float64(live), load{rw: "randwrite", blockBytes: 4 * kib, depth: 32}, target{uri: store.uri(), sizeBytes: sizeBytes})})
 }

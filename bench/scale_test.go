@@ -37,9 +37,9 @@ func TestScaleFlags(t *testing.T) {
 
 // TestLoadArgs: what stands before the first job holds for every target, and each has a connection of its own.
 func TestLoadArgs(t *testing.T) {
-	args := load{rw: "randrw", readPercent: 70, blockBytes: 4096, depth: 8}.args([]target{{"nbd://a/x", mib}, {"nbd://b/y", 2 * mib}}, 0, 3)
+	args := load{rw: "randrw", readPercent: 70, blockBytes: 4096, depth: 8}.args([]target{{uri: "nbd://a/x", sizeBytes: mib}, {uri: "nbd://b/y", sizeBytes: 2 * mib, offset: mib}}, 0, 3)
 	first := slices.Index(args, "--name=t0")
-	want := []string{"--name=t0", "--uri=nbd://a/x", "--size=1048576", "--name=t1", "--uri=nbd://b/y", "--size=2097152"}
+	want := []string{"--name=t0", "--uri=nbd://a/x", "--offset=0", "--size=1048576", "--name=t1", "--uri=nbd://b/y", "--offset=1048576", "--size=2097152"}
 	if first < 0 || !slices.Equal(args[first:], want) {
 		t.Errorf("targets in %v, want %v at the end", args, want)
 	}
