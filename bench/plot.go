@@ -39,6 +39,30 @@ const (
 // colors of measured lines, in order.
 var colors = []string{"#1f77b4", "#d62728", "#2ca02c", "#9467bd"}
 
+// figureOf is a panel's title and what it shows of a row.
+type figureOf[R any] struct {
+	title string
+	of    func(*R) float64
+}
+
+// panelsOf makes a panel for each figure, with a line for each name of rows.
+func panelsOf[R any](figures []figureOf[R], rows []R, x func(*R) float64, name func(*R) string) (panels []panel) {
+	for _, f := range figures {
+		p := panel{title: f.title}
+		for i := range rows {
+			r := &rows[i]
+			at := slices.IndexFunc(p.lines, func(l line) bool { return l.name == name(r) })
+			if at < 0 {
+				at = len(p.lines)
+				p.lines = append(p.lines, line{name: name(r), color: colors[at%len(colors)], marks: true, points: map[float64]float64{}})
+			}
+			p.lines[at].points[x(r)] = f.of(r)
+		}
+		panels = append(panels, p)
+	}
+	return panels
+}
+
 // svg draws the chart.
 func (c *chart) svg() []byte {
 	height := chartTop + len(c.panels)*panelHeight + 30

@@ -51,10 +51,7 @@ type series struct {
 }
 
 // figure is a panel of a series' plot.
-type figure struct {
-	title string
-	of    func(*scaleRow) float64
-}
+type figure = figureOf[scaleRow]
 
 var (
 	residentFigure = figure{"MiB resident, the largest server", func(r *scaleRow) float64 { return r.ResidentMiB }}
@@ -197,31 +194,13 @@ func printScale(w io.Writer, rows []scaleRow) {
 	_ = t.Flush() // to a terminal or a pipe: what is lost there is seen
 }
 
-// chart has a panel for each figure, and a line for each system.
-func (s *series) chart(rows []scaleRow) chart {
-	c := chart{title: s.title, xLabel: s.xLabel, logX: s.logX}
-	for _, f := range s.figures {
-		p := panel{title: f.title}
-		for i := range rows {
-			r := &rows[i]
-			at := slices.IndexFunc(p.lines, func(l line) bool { return l.name == r.System })
-			if at < 0 {
-				at = len(p.lines)
-				p.lines = append(p.lines, line{name: r.System, color: colors[at%len(colors)], marks: true, points: map[float64]float64{}})
-			}
-			p.lines[at].points[r.X] = f.of(r)
-		}
-		c.panels = append(c.panels, p)
-	}
-	return c
-}
-
 // plot writes the series' SVG into a directory.
 func (s *series) plot(dir string, rows []scaleRow) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	c := s.chart(rows)
+	c := chart{title: s.title, xLabel: s.xLabel, logX: s.logX,
+		panels: panelsOf(s.figures, rows, func(r *scaleRow) float64 { return r.X }, func(r *scaleRow) string { return r.System })}
 	return os.WriteFile(filepath.Join(dir, "scale-"+s.name+".svg"), c.svg(), 0o644)
 }
 

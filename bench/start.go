@@ -50,10 +50,7 @@ type startRow struct {
 	AskedFor  float64 `json:"rchar_bytes"`
 }
 
-var startFigures = []struct {
-	title string
-	of    func(*startRow) float64
-}{
+var startFigures = []figureOf[startRow]{
 	{"ms to ready", func(r *startRow) float64 { return r.ReadyMs }},
 	{"ms to the first write", func(r *startRow) float64 { return r.WriteMs }},
 	{"MiB read from the disk", func(r *startRow) float64 { return r.ReadBytes / mib }},
@@ -169,15 +166,9 @@ func printStart(w io.Writer, rows []startRow) {
 
 // plotStart has the live data on the x axis, so that what grows with it rises.
 func plotStart(rows []startRow) []byte {
-	c := chart{title: "Start after kill -9, with a log as long as it becomes between checkpoints", xLabel: "GiB of live data"}
-	for _, f := range startFigures {
-		l := line{color: colors[0], marks: true, points: map[float64]float64{}}
-		for i := range rows {
-			l.name = fmt.Sprintf("%d nodes", rows[i].Nodes)
-			l.points[rows[i].LiveBytes/(1<<30)] = f.of(&rows[i])
-		}
-		c.panels = append(c.panels, panel{title: f.title, lines: []line{l}})
-	}
+	c := chart{title: "Start after kill -9, with a log as long as it becomes between checkpoints", xLabel: "GiB of live data",
+		panels: panelsOf(startFigures, rows, func(r *startRow) float64 { return r.LiveBytes / (1 << 30) },
+			func(r *startRow) string { return fmt.Sprintf("%d nodes", r.Nodes) })}
 	return c.svg()
 }
 
