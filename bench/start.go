@@ -40,8 +40,8 @@ type startConfig struct {
 type startRow struct {
 	Nodes     int     `json:"nodes"`
 	LiveBytes float64 `json:"live_bytes"`
-	// LogBytes is what was appended since the last checkpoint of any group ended, when the nodes were killed. Where groups do not take
-	// their checkpoints at the same time, more than that is in no checkpoint.
+	// LogBytes is what was appended since the last checkpoint of any group ended, when the nodes were killed; if there was none,
+	// since overwriting began. Where groups do not take their checkpoints at the same time, more than that is in no checkpoint.
 	LogBytes  float64 `json:"log_bytes"`
 	Segments  float64 `json:"segments"` // files of the log
 	ReadyMs   float64 `json:"ready_ms"` // from the start of the processes until /readyz of the last one
