@@ -26,8 +26,11 @@ const (
 	sweepPages = 256
 	// maxCopyBlocks go into one record at most.
 	maxCopyBlocks = 64
-	// trimSegments are given back at most each time.
-	trimSegments = 4
+	// trimSegments are given back each second, and a trimShare of what is too much if that is more: whatever was deleted, most of it is given
+	// back within a few minutes.
+	trimSegments, trimShare = 4, 30
+	// burstShare is which part of the capacity is kept at most for a burst.
+	burstShare = 16
 )
 
 // compaction is what compact.Worker sees of a store.
@@ -61,10 +64,17 @@ func (c compaction) Checkpoint(groups map[segment.GroupKey]struct{}) {
 
 // Trim keeps what the reserve and the segments that are written ahead take, and some for a burst.
 func (c compaction) Trim() {
-	keep := c.Space().ReserveBytes + 4*int64(c.cfg.Segment.FreeSegments)*c.cfg.SegmentBytes
-	if _, free := c.log.Space(); free > keep {
-		c.m.trimmed.Add(float64(c.log.GiveBack(min(free-keep, trimSegments*c.cfg.SegmentBytes))) / float64(c.cfg.SegmentBytes))
+	space := c.Space()
+	_, free := c.log.Space()
+	if n := toTrim(free, space.ReserveBytes, space.CapacityBytes, 4*int64(c.cfg.Segment.FreeSegments)*c.cfg.SegmentBytes, c.cfg.SegmentBytes); n > 0 {
+		c.m.trimmed.Add(float64(c.log.GiveBack(n)) / float64(c.cfg.SegmentBytes))
 	}
+}
+
+// toTrim returns how many bytes of free segments are given back to the file system within a second.
+func toTrim(free, reserve, capacity, burst, segment int64) int64 {
+	over := free - reserve - min(burst, capacity/burstShare)
+	return max(0, min(over, max(trimSegments*segment, over/trimShare)))
 }
 
 func (c compaction) MayEmpty(no segment.SegmentNo) error {
