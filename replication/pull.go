@@ -14,6 +14,7 @@ import (
 
 	"github.com/hashicorp/raft"
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/clock"
 	"github.com/storaged/storaged/replication/extent"
 	"github.com/storaged/storaged/replication/extent/table"
 	"github.com/storaged/storaged/replication/peer"
@@ -28,8 +29,10 @@ import (
 const (
 	manifestSilence  = extent.ManifestSilence
 	pullStallTimeout = 10 * time.Second // a pull without an answer for so long has failed
-	pullExtentsLimit = 512              // extent versions of one answer
-	pullParallel     = 4                // extents that one pull fetches at the same time
+	pullRoomPatience = 20 * time.Second // a pull waits so long for room; the source keeps what the manifest names, less than manifestSilence
+	pullRoomLook     = time.Second
+	pullExtentsLimit = 512 // extent versions of one answer
+	pullParallel     = 4   // extents that one pull fetches at the same time
 	maxOpenManifests = 16
 
 	maxManifestNameBytes = 128
@@ -428,7 +431,7 @@ func (p *puller) version(ctx context.Context, ref table.Ref) error {
 			n := min(table.MaxRun, run.First+run.N-first)
 			blocks, err := p.ofVersion(ctx, methodBlocks, encoded, first, n)
 			if err == nil {
-				err = p.staging.PutBlocks(ref, first, blocks)
+				err = withRoom(ctx, func() error { return p.staging.PutBlocks(ref, first, blocks) })
 			}
 			if err != nil {
 				return err
@@ -437,6 +440,18 @@ func (p *puller) version(ctx context.Context, ref table.Ref) error {
 		}
 	}
 	return nil
+}
+
+// withRoom repeats a step of a pull that the store refuses because it would take of the reserve, until there is room or pullRoomPatience
+// is over. Compaction may make some meanwhile; a pull that ends begins with nothing.
+func withRoom(ctx context.Context, step func() error) error {
+	err := step()
+	for begun := time.Now(); errors.Is(err, storage.ErrNoSpace) && time.Since(begun) < pullRoomPatience; err = step() {
+		if clock.Sleep(ctx, pullRoomLook) != nil {
+			return err
+		}
+	}
+	return err
 }
 
 func (p *puller) ofVersion(ctx context.Context, m peer.Method, ref []byte, first, n int) ([]byte, error) {

@@ -215,6 +215,9 @@ func (r *room) refresh() {
 	}
 }
 
+// wastedShare is which part of the capacity is much to be garbage.
+const wastedShare = 16
+
 // level makes room for the tables if they need it, and says how much there is for clients.
 func (r *room) level() reclaim.Room {
 	r.makeRoom(false)
@@ -223,6 +226,12 @@ func (r *room) level() reclaim.Room {
 		return reclaim.Full
 	case space.FreeBytes < 2*space.ReserveBytes:
 		return reclaim.Short
+	default:
+		used, _ := r.log.Space()
+		blocks, _ := r.live.Blocks()
+		if used-compact.PackedBytes(blocks, r.cfg.SegmentBytes) > space.CapacityBytes/wastedShare {
+			return reclaim.Wasted
+		}
 	}
 	return reclaim.Enough
 }

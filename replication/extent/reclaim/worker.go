@@ -22,6 +22,7 @@ const (
 	// MaxCheckpointAge is how long changes wait for a checkpoint at most.
 	MaxCheckpointAge = 5 * time.Minute
 
+	wastedAge      = 20 * time.Second // much would be free after a checkpoint
 	shortOfRoomAge = 10 * time.Second // below twice the reserve
 	fullAge        = time.Second      // below the reserve
 )
@@ -73,6 +74,7 @@ type Room uint8
 // Levels of room.
 const (
 	Enough Room = iota
+	Wasted      // enough, and much that is taken is garbage: what was discarded or deleted, perhaps, and no checkpoint says so yet
 	Short       // less than twice the reserve
 	Full        // less than the reserve
 )
@@ -308,6 +310,8 @@ func (w *Worker) look(now time.Time) {
 		age = fullAge
 	case Short:
 		age = shortOfRoomAge
+	case Wasted:
+		age = wastedAge
 	}
 	due := false
 	seen := make(map[segment.GroupKey]sighting, len(w.seen))

@@ -149,7 +149,7 @@ func TestChangesGrowOld(t *testing.T) {
 		due  bool
 		want time.Duration
 	}{
-		{Enough, false, MaxCheckpointAge}, {Enough, true, shortOfRoomAge}, {Short, false, shortOfRoomAge}, {Full, false, fullAge},
+		{Enough, false, MaxCheckpointAge}, {Enough, true, shortOfRoomAge}, {Wasted, false, wastedAge}, {Short, false, shortOfRoomAge}, {Full, false, fullAge},
 	} {
 		t.Run(fmt.Sprintf("room %d, due %v", test.room, test.due), func(t *testing.T) {
 			r := &fakeReplica{freezes: 1, due: test.due}
