@@ -276,8 +276,8 @@ func (r *fullRound) again() {
 // TestCompactionWithoutRoom: a file system is full at each call of rounds of compaction that may want room, once, or from there on until
 // there is some. Nothing is lost, the disk has not failed, and what waited goes on when there is room.
 //
-// Guards I1 and I6. Broken once each, and red: keepRecycled (segment/preparer.go) forgets the file; prepareOne takes a lack of room for a
-// failure; attempt (tabledb/fs.go) does not insist; writeSegment (segment/committer.go) does not repeat the write.
+// Guards I1 and I6. Broken once each: prepareOne (segment/preparer.go) takes a lack of room for a failure, and this failed; attempt
+// (tabledb/fs.go) does not insist, and this did not end.
 func TestCompactionWithoutRoom(t *testing.T) {
 	for _, once := range []bool{true, false} {
 		t.Run(map[bool]string{true: "once", false: "until there is room"}[once], func(t *testing.T) {
@@ -348,8 +348,8 @@ func compactWithoutRoom(t *testing.T, fs *roundFS) {
 // file system, because nobody knows what became of the bytes. The process goes on, and after a power cut all that was acknowledged is
 // there.
 //
-// Guards I1: in tabledb/fs.go, that a log that cannot be closed or made, or a directory that cannot be synced, fails the database and not
-// Pebble: each was an error once, and the process ended.
+// Guards I1, with TestBrokenLog of package tabledb: in its fs.go, that a log that cannot be made, or a directory that cannot be synced,
+// fails the database and not Pebble. It did not once, and the process ended.
 func TestCompactionOnBrokenDisk(t *testing.T) {
 	for _, tc := range []struct {
 		name        string
