@@ -26,7 +26,7 @@ type Group struct {
 
 	// commitMu is held by whoever changes what Pebble holds of the group: Persist, purges, installs. It is taken
 	// before mu, and held across the sync of the batch because only then memory may follow.
-	commitMu sync.Mutex
+	commitMu turn
 
 	// applying is held by Apply, from when it asks where entries lie until the live counts know of it, and by whoever has the log
 	// lay them elsewhere. It is taken before mu, and not under it.
@@ -55,7 +55,7 @@ type Group struct {
 }
 
 func newGroup(s *Store, key segment.GroupKey, log *segment.GroupLog, set tableSet, record table.GroupRecord) *Group {
-	g := &Group{store: s, key: key, log: log, set: set, record: record, applied: record.Index, term: record.Term,
+	g := &Group{store: s, key: key, log: log, commitMu: newTurn(), set: set, record: record, applied: record.Index, term: record.Term,
 		state: table.NewState(), purgeDue: map[storage.VolumeID]struct{}{}}
 	g.cache.init(s)
 	return g
