@@ -3,6 +3,7 @@ package segment
 import (
 	"maps"
 	"math/rand/v2"
+	"sync/atomic"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -118,8 +119,8 @@ func TestCopiesOfWhatChanged(t *testing.T) {
 	disk.hold(false)
 	close(pass)
 	mustWait(t, l, c.end)
-	if !c.Adopt() || g.NextNeeded(0) != c.to[0] {
-		t.Errorf("the log is needed from %s on, the copies begin at %s", g.NextNeeded(0), c.to[0])
+	if !c.Adopt() || g.NextNeeded(0) != c.to[0].at {
+		t.Errorf("the log is needed from %s on, the copies begin at %s", g.NextNeeded(0), c.to[0].at)
 	}
 	for i := uint64(1); i <= 3; i++ {
 		checkEntry(t, g, testEntry(i, 1, 500))
@@ -131,12 +132,13 @@ func TestCopiesOfWhatChanged(t *testing.T) {
 // the copies would find a gap. It guards currentLocked in CopyUncovered.
 func TestCopiesBesideAppend(t *testing.T) {
 	var g *GroupLog
-	var during func() // once, when an entry is read
+	var during atomic.Pointer[func()] // once, when an entry is read
 	cfg := testConfig(nil)
 	cfg.FS = errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
-		if f := during; f != nil && op.Kind == errorfs.OpFileReadAt {
-			during = nil
-			f()
+		if op.Kind == errorfs.OpFileReadAt {
+			if f := during.Swap(nil); f != nil {
+				(*f)()
+			}
 		}
 		return nil
 	}))
@@ -149,8 +151,9 @@ func TestCopiesBesideAppend(t *testing.T) {
 	for i := uint64(1); i <= 3; i++ {
 		mustWait(t, l, mustAppend(t, g, testEntry(i, 1, 500)))
 	}
-	during = func() { mustAppend(t, g, testEntry(4, 1, 500)) }
-	if c, err := g.CopyUncovered(1 << 20); c != nil || err != nil || during != nil {
+	appends := func() { mustAppend(t, g, testEntry(4, 1, 500)) }
+	during.Store(&appends)
+	if c, err := g.CopyUncovered(1 << 20); c != nil || err != nil || during.Load() != nil {
 		t.Fatalf("an entry was appended meanwhile: %v, %v", c, err)
 	}
 	mustWait(t, l, l.End())
