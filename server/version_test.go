@@ -70,6 +70,11 @@ func TestStoresFollowTheVersion(t *testing.T) {
 		if !slices.Equal(asked, []int{1, 2, 2, 2}) {
 			t.Errorf("formats %v", asked)
 		}
+		c.apply(catalog.RaiseVersion{To: 7})
+		synctest.Wait()
+		if !slices.Equal(asked, []int{1, 2, 2, 2, 3}) {
+			t.Errorf("with version 7 formats %v", asked)
+		}
 		cancel()
 	})
 }

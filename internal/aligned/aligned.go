@@ -3,7 +3,7 @@
 //
 // The memory is the garbage collector's, and is not cleared: whoever asks for it fills all of it before anybody reads it. It is
 // not lent and given back by counting. Raft's library, queues to peers and the log's cache refer to the same bytes, and the
-// collector is the proof that none of them does any more.
+// collector is the proof that none of them does any more (docs/adr/0039-direct-writes.md).
 //
 // It keeps nothing and may be used by any number of goroutines.
 package aligned

@@ -22,7 +22,7 @@ import (
 // The kernel runs vfs_fsync on the file that the descriptor stands for, as fdatasync does, and the result says the same:
 // an error of writing back any page since the file was opened or last synced.
 //
-// It writes zeroes in the same way, for segments that are filled ahead of time.
+// It writes zeroes in the same way, for segments that are filled ahead of time, and what goes around the page cache (Writer).
 //
 // It belongs to one goroutine. The zero value is ready; Close frees what it holds.
 type Syncer struct {
@@ -62,6 +62,7 @@ const (
 	aioWrite     = 1 // IOCB_CMD_PWRITE
 	aioFSync     = 2 // IOCB_CMD_FSYNC
 	aioFDSync    = 3 // IOCB_CMD_FDSYNC
+	aioWriteV    = 8 // IOCB_CMD_PWRITEV
 	aioEventFD   = 1 // IOCB_FLAG_RESFD
 	aioQueueSize = 1
 )
@@ -98,7 +99,12 @@ func (s *Syncer) sync(f vfs.File, opcode uint16) (done bool, err error) {
 
 // Possible reports whether the kernel can work on the file by itself.
 func (s *Syncer) Possible(f vfs.File) bool {
-	if f.Fd() == vfs.InvalidFd || s.refused {
+	return f.Fd() != vfs.InvalidFd && s.ready()
+}
+
+// ready reports whether the kernel's AIO can be used.
+func (s *Syncer) ready() bool {
+	if s.refused {
 		return false
 	}
 	if s.event == nil && s.setUp() != nil {
@@ -128,7 +134,7 @@ func (s *Syncer) submit(control *aioControl) error {
 	list := [1]*aioControl{control}
 	// To start a sync is to queue it. To start a write may mean to wait, for room in the disk's queue or in the journal: on
 	// a disk that hangs, for ever. The runtime must hear of it, or all of the process waits with it.
-	waits := control.opcode == aioWrite
+	waits := control.opcode == aioWrite || control.opcode == aioWriteV
 	for {
 		var n uintptr
 		var errno unix.Errno

@@ -39,6 +39,9 @@ func (s *Store) RaiseFormat(n int) error {
 		return fail(storage.KindIO, err)
 	}
 	s.format.Store(int64(n))
+	if n >= storedir.AlignedRecords {
+		s.log.Align()
+	}
 	s.logger.Info("the store's format was raised: earlier builds do not open it any more", "dir", s.cfg.Dir, "format", n)
 	return nil
 }

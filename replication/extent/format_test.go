@@ -267,7 +267,7 @@ func TestLaterFormatIsRefused(t *testing.T) {
 	if !errors.Is(err, storage.ErrUnsupported) {
 		t.Fatal(err)
 	}
-	for _, part := range []string{testDir, "format 7", "v9.9.9", "up to 2"} {
+	for _, part := range []string{testDir, "format 7", "v9.9.9", "up to 3"} {
 		if !strings.Contains(err.Error(), part) {
 			t.Errorf("%q does not say %q", err, part)
 		}

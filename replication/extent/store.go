@@ -239,6 +239,7 @@ func (s *Store) openLog() error {
 	c := s.cfg.Segment
 	c.FS, c.Dir, c.Store = s.cfg.FS, storedir.LogDir(s.cfg.FS, s.cfg.Dir), s.identity.Store
 	c.SegmentBytes, c.Logger, c.Metrics = s.cfg.SegmentBytes, s.cfg.Logger, s.cfg.Metrics
+	c.Aligned = s.identity.Format >= storedir.AlignedRecords
 	c.InUse, c.OnFailure, c.Groups = s.live.InUse, s.fail, nil
 	for key, g := range s.groups {
 		c.Groups = append(c.Groups, segment.GroupStart{Key: key, AppliedIndex: g.record.Index, AppliedTerm: g.record.Term, From: g.record.From})

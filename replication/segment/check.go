@@ -90,7 +90,7 @@ func (c *checker) walk(s *scanSegment) error {
 		switch {
 		case !h.known():
 			return storage.E("check segment", storage.KindUnsupported, at.String(), fmt.Errorf(
-				"record of kind %d, version %d; this program knows version %d", h.kind, h.version, recordVersion))
+				"record of kind %d, version %d; this program knows version %d", h.kind, h.version, paddedVersion))
 		case v == tornRecord:
 			c.find(at, "the payload of %s fails its checksum", h.describe())
 		case h.kind == kindSeal:

@@ -26,7 +26,7 @@ func TestMarkCold(t *testing.T) {
 			c.markCold(r[0], r[1])
 		}
 		var cold [][2]int64
-		for _, p := range c.cold {
+		for _, p := range c.spans {
 			cold = append(cold, [2]int64{p.From, p.To})
 		}
 		if !slices.Equal(cold, test.want) {

@@ -5,6 +5,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"github.com/storaged/storaged/internal/aligned"
 	"github.com/storaged/storaged/internal/diskio"
 )
 
@@ -19,7 +20,7 @@ type committer struct {
 	batch   []*record
 	meta    []byte        // headers, prefixes, small data and padding of a batch
 	vectors [][]byte      // what one segment's part of the batch is made of
-	cold    []diskio.Span // page-aligned parts of the vectors that are not to stay in the page cache, ascending
+	spans   []diskio.Span // parts of the vectors that do not go through the page cache, or do not stay there, ascending
 	writer  diskio.Writer
 	sync    diskio.Syncer
 	due     []note
@@ -124,7 +125,7 @@ func (c *committer) writeSegment(records []*record, mark Position) (op string, e
 	start := time.Now()
 	for {
 		c.gather(records, mark)
-		err := c.writer.WriteAt(s.file, c.vectors, int64(records[0].header.position.Offset()), c.cold)
+		err := c.writer.WriteAt(s.file, c.vectors, int64(records[0].header.position.Offset()), c.spans)
 		if err == nil {
 			break
 		}
@@ -138,7 +139,9 @@ func (c *committer) writeSegment(records []*record, mark Position) (op string, e
 	if err := c.sync.SyncData(s.file); err != nil {
 		return "sync segment", diskio.Synced(err)
 	}
-	c.writer.Evict(s.file, c.cold)
+	c.writer.Evict(s.file, c.spans)
+	c.l.metrics.direct.Add(float64(c.writer.DirectBytes))
+	c.writer.DirectBytes = 0
 	c.l.metrics.write.Observe(written.Sub(start).Seconds())
 	c.l.metrics.sync.Observe(time.Since(written).Seconds())
 	c.l.noteBatch(time.Since(start))
@@ -183,18 +186,29 @@ func (l *Log) awaitSpace(err error) bool {
 func (c *committer) gather(records []*record, mark Position) {
 	need := pageBytes
 	for _, r := range records {
-		need += recordHeaderBytes + prefixBytes + recordAlignBytes + len(r.ext)
-		if len(r.data) < joinBelow {
-			need += len(r.data)
-		}
+		need += r.metaBytes()
 	}
 	if cap(c.meta) < need {
-		c.meta = make([]byte, 0, need+need/2)
+		c.meta = aligned.Bytes(need + need/2)
 	}
 	m, from := c.meta[:0], 0 // m[from:] is not in vectors yet
-	c.vectors, c.cold = c.vectors[:0], c.cold[:0]
+	flush := func() {
+		if from < len(m) {
+			c.vectors = append(c.vectors, m[from:len(m):len(m)])
+			from = len(m)
+		}
+	}
+	c.vectors, c.spans = c.vectors[:0], c.spans[:0]
 	for _, r := range records {
-		if r.cold {
+		switch {
+		case r.direct:
+			c.markDirect(r)
+			if r.ownPages() { // what is written with the blocks lies in pages of memory, too
+				flush()
+				from = (from + pageBytes - 1) &^ (pageBytes - 1)
+				m = m[:from]
+			}
+		case r.cold:
 			c.markCold(int64(r.header.position.Offset()), int64(r.end().Offset()))
 		}
 		h := r.header
@@ -205,20 +219,39 @@ func (c *committer) gather(records []*record, mark Position) {
 		if h.payload > 0 {
 			m = append(m, r.prefix[:]...)
 			m = append(m, r.ext...)
-			if len(r.data) < joinBelow {
-				m = append(m, r.data...)
-			} else {
-				c.vectors = append(c.vectors, m[from:], r.data)
-				from = len(m)
+			m = append(m, zeroPage[:h.padding]...)
+			head := r.headBytes()
+			m = append(m, r.data[:head]...)
+			if head < len(r.data) {
+				flush()
+				c.vectors = append(c.vectors, r.data[head:])
 			}
 		}
-		m = append(m, zeroPage[:h.size()-recordHeaderBytes-int(h.payload)]...)
+		m = append(m, zeroPage[:h.size()-recordHeaderBytes-h.bodyBytes()]...)
 	}
 	end := int(records[len(records)-1].end().Offset())
 	m = append(m, zeroPage[:-end&(pageBytes-1)]...)
-	if from < len(m) {
-		c.vectors = append(c.vectors, m[from:])
+	flush()
+}
+
+// headBytes is how much of the data is copied beside the record's header instead of being written by reference.
+func (r *record) headBytes() int {
+	switch {
+	case r.direct:
+		return len(r.data) - r.blocks
+	case len(r.data) < joinBelow:
+		return len(r.data)
 	}
+	return 0
+}
+
+// metaBytes is the most that a record takes of committer.meta.
+func (r *record) metaBytes() int {
+	n := recordHeaderBytes + prefixBytes + recordAlignBytes + len(r.ext) + int(r.header.padding) + r.headBytes()
+	if r.direct {
+		n += pageBytes
+	}
+	return n
 }
 
 // finish makes the batch known as durable, keeps the cache in its bounds and calls who waited.
@@ -313,6 +346,7 @@ func (c *committer) call(err error) {
 
 // releaseWaiters tells everyone who still waits that nothing more will become durable.
 func (c *committer) releaseWaiters() {
+	c.writer.Close()
 	c.sync.Close()
 	l := c.l
 	l.mu.Lock()

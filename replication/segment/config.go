@@ -46,6 +46,9 @@ type Config struct {
 	CacheBytes int64
 	// RetainBytes bounds, per group, the entries that are kept although Compact allowed to drop them. -1 keeps none.
 	RetainBytes int64
+	// Aligned allows records whose blocks begin where a page of the file does; see Log.Align. Earlier builds do not open a log
+	// that holds one.
+	Aligned bool
 	// IdleAfter is how long nothing must have been appended before the closing record is written.
 	IdleAfter time.Duration
 	// MaxOpenFiles bounds the files that are kept open for reading.
@@ -61,6 +64,8 @@ type Config struct {
 	Logger *slog.Logger
 	// Metrics may be nil. For several logs in one registry wrap it with a label for each.
 	Metrics prometheus.Registerer
+
+	alignedBytes int // AlignedBytes, or what a test needs
 }
 
 func (c *Config) setDefaults() {
@@ -72,6 +77,7 @@ func (c *Config) setDefaults() {
 	c.IdleAfter = cmp.Or(c.IdleAfter, DefaultIdleAfter)
 	c.PrewriteBelowBytes = cmp.Or(c.PrewriteBelowBytes, DefaultPrewriteBelowBytes)
 	c.MaxOpenFiles = cmp.Or(c.MaxOpenFiles, DefaultMaxOpenFiles)
+	c.alignedBytes = cmp.Or(c.alignedBytes, AlignedBytes)
 	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 	if c.InUse == nil {
 		c.InUse = func(SegmentNo) bool { return false }

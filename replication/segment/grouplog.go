@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/aligned"
 	"github.com/storaged/storaged/internal/crc32c"
 )
 
@@ -46,15 +47,16 @@ type entry struct {
 	extBytes  uint32
 	dataBytes uint32
 	sum       uint32
+	padding   uint16
 	rec       *record // nil once the cache let go of it
 }
 
 func (e *entry) size() int64 {
-	return int64(alignedBytes(prefixBytes + int(e.extBytes) + int(e.dataBytes)))
+	return int64(alignedBytes(prefixBytes + int(e.extBytes) + int(e.padding) + int(e.dataBytes)))
 }
 
 func (e *entry) dataAt() Position {
-	return e.at + Position(recordHeaderBytes+prefixBytes) + Position(e.extBytes)
+	return e.at + Position(recordHeaderBytes+prefixBytes) + Position(e.extBytes) + Position(e.padding)
 }
 
 func (e *entry) end() Position { return e.at + Position(e.size()) }
@@ -148,7 +150,7 @@ func (g *GroupLog) Append(entries []Entry) (end Position, err error) {
 	for i := range records {
 		r := &records[i]
 		l.pushLocked(r, now)
-		g.entries = append(g.entries, entry{term: r.header.term, at: r.header.position, sum: r.header.sum,
+		g.entries = append(g.entries, entry{term: r.header.term, at: r.header.position, sum: r.header.sum, padding: r.header.padding,
 			extBytes: uint32(len(r.ext)), dataBytes: uint32(len(r.data)), rec: r})
 	}
 	l.committed.Signal()
@@ -177,6 +179,9 @@ func (g *GroupLog) prepare(entries []Entry) (records []record, total int64, err 
 		r.prefix = p.encode()
 		if len(e.BlockSums)%4 != 0 || len(e.BlockSums)/4*storage.BlockSize > len(e.Data) {
 			return refuse("entry %d has %d bytes, and %d of block sums", e.Index, len(e.Data), len(e.BlockSums))
+		}
+		if n := len(e.BlockSums) / 4 * storage.BlockSize; e.Cold && n >= g.l.cfg.alignedBytes && aligned.Is(e.Data[len(e.Data)-n:]) {
+			r.blocks = n
 		}
 		sum := crc32.Update(0, castagnoli, r.prefix[:])
 		sum = crc32.Update(sum, castagnoli, e.Extensions)

@@ -259,10 +259,31 @@ func (l *Log) admitLocked(n int64) error {
 	return nil
 }
 
+// Align lets the log write records of large, cold entries so that their blocks begin where a page of the file does, with zeroes
+// before them, and around the page cache where the file system can. It stays so. Earlier builds do not open a log that holds one.
+func (l *Log) Align() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.cfg.Aligned = true
+}
+
+// padLocked gives the record the padding that brings its blocks to a page, if it is to be written next.
+func (l *Log) padLocked(r *record) {
+	r.header.padding, r.direct = 0, r.blocks > 0 && l.cfg.Aligned
+	if r.direct {
+		r.header.padding = uint16(-(int(l.offset) + recordHeaderBytes + prefixBytes + len(r.ext) + len(r.data) - r.blocks) & (pageBytes - 1))
+	}
+}
+
 // pushLocked gives the record its position and hands it to the committer. The caller wakes the committer.
 func (l *Log) pushLocked(r *record, now int64) {
+	l.padLocked(r)
 	if int64(l.offset)+int64(r.header.size())+recordHeaderBytes > int64(l.current.capacity) {
 		l.rollLocked(now)
+		l.padLocked(r)
+		if int64(l.offset)+int64(r.header.size())+recordHeaderBytes > int64(l.current.capacity) { // a very small segment
+			r.header.padding, r.direct = 0, false
+		}
 	}
 	l.placeLocked(r, now)
 }

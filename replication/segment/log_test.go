@@ -3,11 +3,14 @@ package segment
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"fmt"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/aligned"
 )
 
 var testStore = storage.StoreID{1, 2, 3}
@@ -39,6 +42,17 @@ func testEntry(index, term uint64, size int) Entry {
 	seed := []byte(fmt.Sprintf("<%d.%d>", index, term))
 	return Entry{Index: index, Term: term, Type: 1, AppendedAt: int64(index), Extensions: []byte("ext"),
 		Data: bytes.Repeat(seed, size/len(seed)+1)[:size]}
+}
+
+// withBlocks gives the entry the sums of the whole blocks that its data ends with, and moves it to where they begin at a page.
+func withBlocks(e *Entry) {
+	n := len(e.Data) / storage.BlockSize * storage.BlockSize
+	data := aligned.Before(len(e.Data)-n, n)
+	copy(data, e.Data)
+	e.Data, e.BlockSums = data, nil
+	for b := data[len(data)-n:]; len(b) > 0; b = b[storage.BlockSize:] {
+		e.BlockSums = binary.LittleEndian.AppendUint32(e.BlockSums, checksum(b[:storage.BlockSize]))
+	}
 }
 
 func mustAppend(t tb, g *GroupLog, entries ...Entry) Position {

@@ -10,6 +10,7 @@ import (
 type metrics struct {
 	records    prometheus.Counter
 	bytes      prometheus.Counter
+	direct     prometheus.Counter
 	batch      prometheus.Histogram
 	write      prometheus.Histogram
 	sync       prometheus.Histogram
@@ -25,6 +26,8 @@ func newMetrics(l *Log) (*metrics, error) {
 			Help: "Records made durable."}),
 		bytes: prometheus.NewCounter(prometheus.CounterOpts{Name: "storage_segment_append_bytes_total",
 			Help: "Bytes of records made durable, with headers and padding."}),
+		direct: prometheus.NewCounter(prometheus.CounterOpts{Name: "storage_segment_direct_bytes_total",
+			Help: "Bytes of them written around the page cache. Worry when it stays 0 under large writes, and the file system is no tmpfs: each then costs a copy."}),
 		batch: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "storage_segment_batch_records",
 			Help:    "Records per sync. Values near one under load mean that group commit does not happen.",
 			Buckets: prometheus.ExponentialBuckets(1, 2, 12)}),
@@ -46,6 +49,6 @@ func newMetrics(l *Log) (*metrics, error) {
 		Help: "Reads that the page cache could not answer and the disk had to."},
 		func() float64 { return float64(l.disk.Cold()) })
 	var err error
-	m.unregister, err = registry.Register(l.cfg.Metrics, m.records, m.bytes, m.batch, m.write, m.sync, m.prepared, m.failed, used, free, cold)
+	m.unregister, err = registry.Register(l.cfg.Metrics, m.records, m.bytes, m.direct, m.batch, m.write, m.sync, m.prepared, m.failed, used, free, cold)
 	return m, err
 }

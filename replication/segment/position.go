@@ -52,14 +52,18 @@ type Entry struct {
 	// be modified either.
 	Extensions []byte
 	Data       []byte
-	// Cold says that nobody is expected to read Data from this disk soon, as on a follower. Large data is then not
-	// left in the page cache. Get does not tell.
+	// Cold says that nobody is expected to read Data from this disk soon, as on a follower. Large data is then not left in the page
+	// cache: if it ends with blocks that lie where direct I/O can take them (AlignedBytes), it is written around it. Get does not tell.
 	Cold bool
 	// BlockSums, if given, are the crc32c of the blocks of storage.BlockSize that Data ends with, in order, 4 bytes each,
 	// little-endian. The caller has verified them: the record's checksum is made from them without another pass over the
 	// blocks, so that what happens to a block between the two shows when the record is read. Get does not tell.
 	BlockSums []byte
 }
+
+// AlignedBytes is from how many bytes of blocks on (Entry.BlockSums) a cold entry is written around the page cache, from where they
+// lie, if they begin at a page of memory and the log may write aligned records (Config.Aligned).
+const AlignedBytes = 64 << 10
 
 // GroupStart is what a durable checkpoint says about one group.
 type GroupStart struct {

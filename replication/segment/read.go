@@ -3,6 +3,7 @@ package segment
 import (
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"slices"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -118,19 +119,21 @@ func (l *Log) noteOpenLocked(s *segmentFile) (toClose []vfs.File) {
 
 // readEntry reads an entry from the disk and checks it. It is called with mu held and gives it up.
 func (l *Log) readEntryUnlock(index uint64, e entry) (Entry, error) {
-	payload := make([]byte, prefixBytes+int(e.extBytes)+int(e.dataBytes))
-	if err := l.readUnlock(e.at+recordHeaderBytes, payload); err != nil {
+	h := recordHeader{kind: kindEntry, payload: prefixBytes + e.extBytes + e.dataBytes, padding: e.padding}
+	body := make([]byte, h.bodyBytes())
+	if err := l.readUnlock(e.at+recordHeaderBytes, body); err != nil {
 		return Entry{}, err
 	}
-	prefix, ok := decodeEntryPrefix(payload)
-	if !ok || checksum(payload) != e.sum || prefix.extensions != e.extBytes {
+	front, data, ok := h.parts(body)
+	if !ok || crc32.Update(checksum(front), castagnoli, data) != e.sum || len(front) != prefixBytes+int(e.extBytes) {
 		return Entry{}, storage.E("read log", storage.KindCorrupt, e.at.String(),
 			fmt.Errorf("entry %d of the log fails its checksum", index))
 	}
-	ext := payload[prefixBytes : prefixBytes+e.extBytes]
+	prefix, _ := decodeEntryPrefix(front)
+	ext := front[prefixBytes:]
 	if len(ext) == 0 {
 		ext = nil
 	}
 	return Entry{Index: index, Term: e.term, Type: prefix.kind, AppendedAt: prefix.appendedAt,
-		Extensions: ext, Data: payload[prefixBytes+e.extBytes:]}, nil
+		Extensions: ext, Data: data}, nil
 }

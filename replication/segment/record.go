@@ -18,8 +18,10 @@ const (
 	// operation) with room to spare. It is checked before anything is allocated or read for a record.
 	maxPayloadBytes = 2 << 20
 
-	recordMagic   = 0x52474553 // "SEGR"
+	recordMagic = 0x52474553 // "SEGR"
+	// recordVersion is that of records without padding, paddedVersion that of those with.
 	recordVersion = 1
+	paddedVersion = 2
 )
 
 // recordKind is the type of a record.
@@ -44,6 +46,7 @@ type recordHeader struct {
 	kind        recordKind
 	version     uint8
 	payload     uint32 // bytes of payload, without the padding
+	padding     uint16 // zeroes between the extensions and the data, < pageBytes
 	position    Position
 	key         GroupKey
 	term, index uint64
@@ -51,7 +54,7 @@ type recordHeader struct {
 	sum         uint32   // crc32c of the payload
 }
 
-// alignedBytes is the size of a record with n bytes of payload, with header and padding.
+// alignedBytes is the size of a record with n bytes of payload, padding included, with its header and what fills it up.
 func alignedBytes(payload int) int {
 	return (recordHeaderBytes + payload + recordAlignBytes - 1) &^ (recordAlignBytes - 1)
 }
@@ -66,8 +69,11 @@ func (h *recordHeader) encode(b []byte, salt uint32) {
 	le := binary.LittleEndian
 	le.PutUint32(b[0:], recordMagic)
 	b[4] = recordVersion
+	if h.padding > 0 {
+		b[4] = paddedVersion
+	}
 	b[5] = byte(h.kind)
-	le.PutUint16(b[6:], 0)
+	le.PutUint16(b[6:], h.padding)
 	le.PutUint32(b[8:], h.payload)
 	le.PutUint32(b[12:], uint32(h.position.Segment()))
 	le.PutUint32(b[16:], h.position.Offset())
@@ -104,16 +110,43 @@ func decodeRecordHeader(b []byte, salt uint32, at Position) (h recordHeader, ok 
 		index:   le.Uint64(b[40:]),
 		durable: Position(le.Uint64(b[48:])),
 	}
-	return h, h.payload <= maxPayloadBytes
+	if h.version == paddedVersion {
+		h.padding = le.Uint16(b[6:])
+	}
+	// The bound of the padding guards what is read of a record, and where the next one is looked for.
+	return h, h.payload <= maxPayloadBytes && h.padding < pageBytes
 }
 
 // known reports whether this version of the code understands the record.
 func (h *recordHeader) known() bool {
-	return h.version == recordVersion && h.kind > 0 && h.kind < kindEnd
+	return (h.version == recordVersion || h.version == paddedVersion) && h.kind > 0 && h.kind < kindEnd
 }
 
-// size is the record's size with header and padding.
-func (h *recordHeader) size() int { return alignedBytes(int(h.payload)) }
+// size is the record's size with header, padding and what fills it up.
+func (h *recordHeader) size() int { return alignedBytes(int(h.payload) + int(h.padding)) }
+
+// bodyBytes is how many bytes of payload and padding follow the header.
+func (h *recordHeader) bodyBytes() int { return int(h.payload) + int(h.padding) }
+
+// parts returns what of the bytes that follow the header is before the padding, prefix and extensions, and what is after it, the
+// data. They are the payload. ok is false if the lengths cannot be; nothing is checked but them.
+func (h *recordHeader) parts(body []byte) (front, data []byte, ok bool) {
+	if h.kind != kindEntry && h.kind != kindData {
+		return body, nil, h.padding == 0
+	}
+	if h.payload < prefixBytes || len(body) != h.bodyBytes() {
+		return nil, nil, false
+	}
+	n := uint32(prefixBytes)
+	if h.kind == kindEntry {
+		p, ok := decodeEntryPrefix(body[:h.payload])
+		if !ok {
+			return nil, nil, false
+		}
+		n += p.extensions
+	}
+	return body[:n], body[n+uint32(h.padding):], true
+}
 
 // entryPrefix is what precedes an entry's extensions and data in the payload.
 type entryPrefix struct {

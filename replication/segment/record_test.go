@@ -2,7 +2,9 @@ package segment
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/hex"
+	"hash/crc32"
 	"testing"
 
 	storage "github.com/storaged/storaged"
@@ -21,6 +23,12 @@ func TestGoldenBytes(t *testing.T) {
 	if got := hex.EncodeToString(b[:60]); got != record {
 		t.Errorf("record header\n got %s\nwant %s", got, record)
 	}
+	padded := sampleHeader
+	padded.padding = 0x0abc
+	padded.encode(b, salt)
+	if got, want := hex.EncodeToString(b[:60]), record[:8]+"02"+"01"+"bc0a"+record[16:]; got != want {
+		t.Errorf("padded record header\n got %s\nwant %s", got, want)
+	}
 	h := segmentHeader{no: 9, store: testStore, stream: StreamHot, sizeBytes: 64 << 20, logStart: PositionOf(3, 4096)}
 	block := make([]byte, segmentHeaderBytes)
 	h.encode(block)
@@ -30,6 +38,8 @@ func TestGoldenBytes(t *testing.T) {
 		t.Errorf("segment header\n got %s\nwant %s", got, segment)
 	}
 }
+
+func headerSum(b []byte, salt uint32) uint32 { return crc32.Update(salt, castagnoli, b[:60]) }
 
 // TestRecordHeader: a header is valid only unchanged, in its place and in its store.
 func TestRecordHeader(t *testing.T) {
@@ -57,6 +67,22 @@ func TestRecordHeader(t *testing.T) {
 	if _, ok := decodeRecordHeader(make([]byte, recordHeaderBytes), 0, 0); ok {
 		t.Error("zeroes are valid")
 	}
+	padded := sampleHeader
+	for _, n := range []uint16{1, 64, pageBytes - 1, pageBytes, 1<<16 - 1} {
+		padded.version, padded.padding = paddedVersion, n
+		padded.encode(b, salt)
+		h, ok := decodeRecordHeader(b, salt, padded.position)
+		if ok != (n < pageBytes) || ok && (h != padded || h.size() != alignedBytes(int(h.payload)+int(n)) || !h.known()) {
+			t.Errorf("padding of %d: %+v, %v", n, h, ok)
+		}
+	}
+	later := sampleHeader
+	later.encode(b, salt)
+	b[4], b[6] = paddedVersion+1, 1
+	binary.LittleEndian.PutUint32(b[60:], headerSum(b, salt))
+	if h, ok := decodeRecordHeader(b, salt, later.position); !ok || h.known() {
+		t.Errorf("a record of a later version: %+v, %v", h, ok)
+	}
 	long := sampleHeader
 	long.payload = maxPayloadBytes + 1
 	long.encode(b, salt)
@@ -71,17 +97,22 @@ func FuzzRecordHeader(f *testing.F) {
 	sampleHeader.encode(b, salt)
 	f.Add(b, uint64(sampleHeader.position))
 	f.Add([]byte{}, uint64(0))
+	padded := sampleHeader
+	padded.padding = 77
+	c := make([]byte, recordHeaderBytes)
+	padded.encode(c, salt)
+	f.Add(c, uint64(padded.position))
 	f.Fuzz(func(t *testing.T, b []byte, at uint64) {
 		h, ok := decodeRecordHeader(b, salt, Position(at))
 		if !ok {
 			return
 		}
-		if h.payload > maxPayloadBytes || h.position != Position(at) {
+		if h.payload > maxPayloadBytes || h.position != Position(at) || h.padding >= pageBytes || h.size() > alignedBytes(maxPayloadBytes+pageBytes) {
 			t.Fatalf("accepted %+v at %s", h, Position(at))
 		}
 		again := make([]byte, recordHeaderBytes)
 		h.encode(again, salt)
-		if h.version == recordVersion && !bytes.Equal(again[:6], b[:6]) {
+		if h.version == recordVersion && !bytes.Equal(again[:6], b[:6]) || h.padding > 0 && !bytes.Equal(again[:8], b[:8]) {
 			t.Fatalf("%x encodes to %x", b[:recordHeaderBytes], again)
 		}
 	})
@@ -94,6 +125,30 @@ func FuzzEntryPrefix(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if p, ok := decodeEntryPrefix(b); ok && int64(p.extensions) > int64(len(b)-prefixBytes) {
 			t.Fatalf("accepted %+v of %d bytes", p, len(b))
+		}
+	})
+}
+
+// FuzzParts: whatever prefix and lengths a record has, what is before the padding and what is after it are its payload, or it is
+// refused.
+func FuzzParts(f *testing.F) {
+	p := entryPrefix{kind: 3, extensions: 84}
+	b := p.encode()
+	f.Add(append(b[:], make([]byte, 200)...), uint8(kindEntry), uint16(50))
+	f.Add(append(b[:], make([]byte, 200)...), uint8(kindData), uint16(0))
+	f.Add([]byte{1}, uint8(kindSeal), uint16(1))
+	f.Fuzz(func(t *testing.T, body []byte, kind uint8, padding uint16) {
+		h := recordHeader{kind: recordKind(kind), padding: padding % pageBytes}
+		if int(h.padding) > len(body) {
+			return
+		}
+		h.payload = uint32(len(body)) - uint32(h.padding)
+		front, data, ok := h.parts(body)
+		if !ok {
+			return
+		}
+		if len(front)+len(data) != int(h.payload) || !bytes.Equal(append(bytes.Clone(front), data...), append(bytes.Clone(body[:len(front)]), body[len(front)+int(h.padding):]...)) {
+			t.Fatalf("%d bytes of kind %d and %d of padding: %d and %d", len(body), kind, h.padding, len(front), len(data))
 		}
 	})
 }

@@ -49,6 +49,7 @@ func Open(cfg Config) (*Log, error) {
 	l.usedBytes, l.freeBytes = l.walkSpaceLocked()
 	l.background.Add(2)
 	c := &committer{l: l}
+	c.writer.AIO = &c.sync
 	go c.run()
 	go l.preparer()
 	return l, nil

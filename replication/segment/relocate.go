@@ -21,8 +21,14 @@ type Copies struct {
 	g     *GroupLog
 	first uint64     // index of the first entry
 	from  []Position // where the entries were
-	to    []Position // where their copies are
+	to    []copyAt   // where their copies are
 	end   Position   // what must be durable for all copies to be
+}
+
+// copyAt is the place of a copy. Its padding is that of the place.
+type copyAt struct {
+	at      Position
+	padding uint16
 }
 
 // UncoveredBytes returns how much of the log is taken by entries that no durable checkpoint covers.
@@ -77,7 +83,7 @@ func (g *GroupLog) CopyUncovered(limit int64) (*Copies, error) {
 	now := l.now()
 	for i := range records {
 		l.pushLocked(&records[i], now)
-		c.to = append(c.to, records[i].header.position)
+		c.to = append(c.to, copyAt{records[i].header.position, records[i].header.padding})
 	}
 	c.end = l.endLocked()
 	l.committed.Signal()
@@ -124,7 +130,7 @@ func (c *Copies) Adopt() bool {
 	}
 	for i, to := range c.to {
 		if e := c.g.entryLocked(c.first + uint64(i)); e != nil && e.at == c.from[i] {
-			e.at = to
+			e.at, e.padding = to.at, to.padding
 		}
 	}
 	return true

@@ -13,12 +13,18 @@ type record struct {
 	appends int64 // the time of the append, as Log.now says it
 	seg     *segmentFile
 	cold    bool // see Entry.Cold; only if the data is large
+	// blocks is how many bytes of blocks the data ends with, if they lie as direct I/O needs them; 0 otherwise. Whole pages.
+	blocks int
+	direct bool // blocks begin at a page of the file; set with the position
 }
 
 // dataAt is the position of the first byte of the data of an entry or a data record.
 func (r *record) dataAt() Position {
-	return r.header.position + Position(recordHeaderBytes+prefixBytes+len(r.ext))
+	return r.header.position + Position(recordHeaderBytes+prefixBytes+len(r.ext)+int(r.header.padding))
 }
+
+// blocksAt is the position of the first byte of blocks.
+func (r *record) blocksAt() Position { return r.dataAt() + Position(len(r.data)-r.blocks) }
 
 // end is the position after the record.
 func (r *record) end() Position { return r.header.position + Position(r.header.size()) }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"slices"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -35,7 +36,7 @@ func (r *recovery) scan(start Position) (end Position, clean bool, err error) {
 	searched := false
 	for at := start; ; {
 		s := r.segment(at.Segment())
-		h, payload, v, err := r.read(s, at)
+		h, front, v, err := r.read(s, at)
 		if err != nil {
 			return 0, false, err
 		}
@@ -43,12 +44,12 @@ func (r *recovery) scan(start Position) (end Position, clean bool, err error) {
 			if !h.known() {
 				return 0, false, storage.E("read log", storage.KindUnsupported, at.String(),
 					fmt.Errorf("record of kind %d, version %d; this program knows version %d", h.kind, h.version,
-						recordVersion))
+						paddedVersion))
 			}
 			r.proven = max(r.proven, h.durable)
 		}
 		if v == wholeRecord {
-			r.apply(&h, payload)
+			r.apply(&h, front)
 			at = h.next()
 			continue
 		}
@@ -123,8 +124,8 @@ func (r *recovery) cleanAt(s *scanSegment) bool {
 		int64(s.header.sizeBytes) == r.l.cfg.SegmentBytes
 }
 
-// read judges what lies at a position. s may be nil.
-func (r *recovery) read(s *scanSegment, at Position) (h recordHeader, payload []byte, v verdict, err error) {
+// read judges what lies at a position, and returns the payload of a whole record without its data. s may be nil.
+func (r *recovery) read(s *scanSegment, at Position) (h recordHeader, front []byte, v verdict, err error) {
 	if s == nil || at.Offset()%recordAlignBytes != 0 || at.Offset() < segmentHeaderBytes ||
 		int64(at.Offset())+recordHeaderBytes > s.sizeBytes {
 		return recordHeader{}, nil, nothing, nil
@@ -137,18 +138,18 @@ func (r *recovery) read(s *scanSegment, at Position) (h recordHeader, payload []
 	if !ok {
 		return recordHeader{}, nil, nothing, nil
 	}
-	b, err = r.view(s, int64(at.Offset()), recordHeaderBytes+int(h.payload))
+	if !h.known() {
+		return h, nil, tornRecord, nil // whoever asks refuses the log, or goes on behind it
+	}
+	b, err = r.view(s, int64(at.Offset()), recordHeaderBytes+h.bodyBytes())
 	if err != nil {
 		return recordHeader{}, nil, nothing, err
 	}
-	payload = b[recordHeaderBytes:]
-	if checksum(payload) != h.sum {
+	front, data, ok := h.parts(b[recordHeaderBytes:])
+	if !ok || crc32.Update(checksum(front), castagnoli, data) != h.sum {
 		return h, nil, tornRecord, nil
 	}
-	if _, ok := decodeEntryPrefix(payload); h.kind == kindEntry && !ok {
-		return h, nil, tornRecord, nil
-	}
-	return h, payload, wholeRecord, nil
+	return h, front, wholeRecord, nil
 }
 
 // search looks at everything behind the place for valid headers: their durable marks prove what was durable, and
@@ -256,8 +257,8 @@ func (r *recovery) closeFile() error {
 	return f.Close()
 }
 
-// apply gives a record to its group.
-func (r *recovery) apply(h *recordHeader, payload []byte) {
+// apply gives a record to its group. front is its payload up to the data.
+func (r *recovery) apply(h *recordHeader, front []byte) {
 	r.last = h.kind
 	g := r.l.groups[h.key]
 	if g == nil || h.position < g.need || g.damage != nil {
@@ -265,7 +266,7 @@ func (r *recovery) apply(h *recordHeader, payload []byte) {
 	}
 	switch h.kind {
 	case kindEntry:
-		r.applyEntry(g, h, payload)
+		r.applyEntry(g, h, front)
 	case kindTruncate:
 		if _, ok := r.gaps[g.key]; ok && h.index <= g.lastLocked()+1 {
 			delete(r.gaps, g.key) // what was missing is truncated
@@ -282,7 +283,7 @@ func (r *recovery) apply(h *recordHeader, payload []byte) {
 	}
 }
 
-func (r *recovery) applyEntry(g *GroupLog, h *recordHeader, payload []byte) {
+func (r *recovery) applyEntry(g *GroupLog, h *recordHeader, front []byte) {
 	// Below the checkpoint; or of a history that the checkpoint, which came from a manifest, has replaced.
 	if h.index <= g.applied || h.term < g.appliedTerm {
 		return
@@ -297,15 +298,15 @@ func (r *recovery) applyEntry(g *GroupLog, h *recordHeader, payload []byte) {
 	case h.index < next:
 		// The same entry once more (Copies): it lies in the later place, because the earlier one may be gone.
 		if e := g.entryLocked(h.index); e != nil && e.term == h.term && e.sum == h.sum {
-			e.at = h.position
+			e.at, e.padding = h.position, h.padding
 			return
 		}
 		r.hurtGroup(g.key, h.position, fmt.Sprintf("entry %d is there twice", h.index))
 		return
 	}
-	p, _ := decodeEntryPrefix(payload)
-	g.entries = append(g.entries, entry{term: h.term, at: h.position, extBytes: p.extensions, sum: h.sum,
-		dataBytes: h.payload - prefixBytes - p.extensions})
+	extensions := uint32(len(front) - prefixBytes)
+	g.entries = append(g.entries, entry{term: h.term, at: h.position, extBytes: extensions, sum: h.sum, padding: h.padding,
+		dataBytes: h.payload - prefixBytes - extensions})
 }
 
 // closeGaps gives up the groups whose entries do not continue each other.

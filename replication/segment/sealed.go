@@ -109,7 +109,7 @@ func (r *sealedReader) record(h *recordHeader, at int64, fn func(SealedRecord) e
 	if skip > int64(h.payload) {
 		return nil // the prefix is damaged
 	}
-	data := at + recordHeaderBytes + skip
+	data := at + recordHeaderBytes + skip + int64(h.padding)
 	out.Data, out.Bytes = PositionOf(r.no, uint32(data)), int(int64(h.payload)-skip)
 	if h.kind == kindEntry {
 		if out.Head, err = r.view(data, int64(min(out.Bytes, maxHeadBytes))); err != nil {

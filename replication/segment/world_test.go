@@ -10,6 +10,8 @@ import (
 	"sync"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	storage "github.com/storaged/storaged"
 )
 
 // tb is what *testing.T, *testing.B and *rapid.T have in common.
@@ -67,7 +69,7 @@ func (m *modelLog) do(op modelOp) {
 func newWorld(groups int) *world {
 	w := &world{mem: vfs.NewCrashableMem(), starts: make(map[GroupKey]GroupStart), term: 1}
 	w.cfg = Config{FS: w.mem, Dir: "log", Store: testStore, SegmentBytes: 32 << 10, FreeSegments: 2, CacheBytes: 20 << 10,
-		RetainBytes: 8 << 10}
+		RetainBytes: 8 << 10, Aligned: true, alignedBytes: storage.BlockSize}
 	for n := 1; n <= groups; n++ {
 		w.starts[key(n)] = GroupStart{Key: key(n)}
 	}
@@ -144,6 +146,10 @@ func (w *world) append(t tb, k GroupKey, sizes ...int) {
 		w.serial++
 		e := testEntry(next+uint64(i), w.term, size)
 		e.AppendedAt = w.serial
+		if w.serial%3 != 0 { // both forms of records are in every log
+			withBlocks(&e)
+			e.Cold = w.serial%2 == 0
+		}
 		entries = append(entries, e)
 	}
 	first := len(w.ops)

@@ -9,8 +9,9 @@ import "time"
 //	3  which configuration a replica's role was taken from
 //	4  attachments for readers only; limits of what is provisioned
 //	5  labels of volumes
-//	6  the version in force is raised by a command; formats of version 2 in stores
-const Version = 6
+//	6  the version in force is raised by a command; stores of format 2
+//	7  stores of format 3
+const Version = 7
 
 // BaseVersion is the newest version that may be used in a cluster that has never raised its own. All builds that run in such
 // clusters know it. What came later is refused until Cluster.Version says that every node knows it.
@@ -21,7 +22,10 @@ const unruledVersion = 5
 
 // StoreFormat returns the format of stores that came with a version of the cluster or before.
 func StoreFormat(version int) int {
-	if version >= 6 {
+	switch {
+	case version >= 7:
+		return 3
+	case version >= 6:
 		return 2
 	}
 	return 1

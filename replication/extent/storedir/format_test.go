@@ -35,7 +35,8 @@ func TestIdentityFormats(t *testing.T) {
 		{`1, "format": 7`, 1, nil}, // builds that write version 1 know no formats
 		{`2, "format": 1`, 1, nil},
 		{`2, "format": 2, "build": "v1"`, 2, nil},
-		{`2, "format": 3`, 0, storage.ErrUnsupported},
+		{`2, "format": 3`, 3, nil},
+		{`2, "format": 4`, 0, storage.ErrUnsupported},
 		{`3`, 0, storage.ErrUnsupported},
 		{`2`, 0, storage.ErrCorrupt},
 		{`2, "format": -1`, 0, storage.ErrCorrupt},

@@ -32,9 +32,10 @@ const (
 
 // Formats of what lies in a data directory. A build reads all up to NewestFormat, and writes that of the directory.
 const (
-	FirstFormat  = 1 // of a new store
-	PagesByEpoch = 2 // pages hold what was written at their epoch, live counts are two numbers, there are index keys
-	NewestFormat = PagesByEpoch
+	FirstFormat    = 1 // of a new store
+	PagesByEpoch   = 2 // pages hold what was written at their epoch, live counts are two numbers, there are index keys
+	AlignedRecords = 3 // the log has records of version 2, with padding before their data
+	NewestFormat   = AlignedRecords
 )
 
 // Identity says whose store a data directory is, and what may lie in it. The ids are written once, the format is raised.
