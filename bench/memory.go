@@ -40,7 +40,7 @@ type memoryConfig struct {
 
 // memoryRow is what a node used with so much mapped.
 type memoryRow struct {
-	Volumes       int     `json:"volumes"`
+	Volumes       int     `json:"volumes"` // that are mapped; all are attached
 	MappedBytes   float64 `json:"mapped_bytes"`
 	Pages         float64 `json:"pages"`
 	BlocksPerPage int     `json:"blocks_per_page"`
@@ -134,7 +134,9 @@ func runMemory(ctx context.Context, cfg memoryConfig, w io.Writer) (err error) {
 	if err := m.start(ctx); err != nil {
 		return err
 	}
-	var rows []memoryRow
+	// The first row is what the volumes take by themselves, attached, before anything of them is mapped.
+	rows := []memoryRow{{BlocksPerPage: cfg.blocksPerPage, MappingMiB: float64(m.server.watchMemory()()) / mib}}
+	fmt.Fprintf(w, "%s  %d volumes attached: %.0f MiB resident\n", time.Now().Format(time.TimeOnly), cfg.volumes, rows[0].MappingMiB)
 	for _, volumes := range []int{cfg.volumes / 4, cfg.volumes / 2, cfg.volumes} {
 		fmt.Fprintf(w, "%s  %d of %d volumes mapped: ", time.Now().Format(time.TimeOnly), volumes, cfg.volumes)
 		row, err := m.measure(ctx, volumes)
@@ -180,10 +182,11 @@ type mapper struct {
 	cfg     *memoryConfig
 	cluster *testcluster.Cluster
 	server  *server
-	clients []*nbdclient.Client // of the volumes that are mapped, in order
+	clients []*nbdclient.Client // of all volumes, in order
+	mapped  int                 // volumes, the first ones
 }
 
-// start starts the node and creates all volumes.
+// start starts the node, creates all volumes and attaches them.
 func (m *mapper) start(ctx context.Context) error {
 	if err := m.cluster.Start(ctx); err != nil {
 		return err
@@ -197,6 +200,11 @@ func (m *mapper) start(ctx context.Context) error {
 		if err := m.cluster.CreateVolumeOver(ctx, mappedVolume(i), m.cfg.pages()*pageBytes, 0); err != nil {
 			return err
 		}
+		c, err := nbdclient.Dial(ctx, nbdclient.Config{Network: "tcp", Address: m.cluster.Node(0).NBD, Export: mappedVolume(i)})
+		if err != nil {
+			return err
+		}
+		m.clients = append(m.clients, c)
 	}
 	return nil
 }
@@ -232,20 +240,14 @@ func (m *mapper) measure(ctx context.Context, volumes int) (row memoryRow, err e
 	return row, err
 }
 
-// mapUntil attaches and writes further volumes, a few at a time. They stay attached.
+// mapUntil writes further volumes, a few at a time.
 func (m *mapper) mapUntil(ctx context.Context, volumes int) error {
-	for len(m.clients) < volumes {
-		c, err := nbdclient.Dial(ctx, nbdclient.Config{Network: "tcp", Address: m.cluster.Node(0).NBD, Export: mappedVolume(len(m.clients))})
-		if err != nil {
+	for m.mapped < volumes {
+		n := min(volumes-m.mapped, volumesAtOnce)
+		if err := m.mapVolumes(ctx, m.clients[m.mapped:m.mapped+n]); err != nil {
 			return err
 		}
-		m.clients = append(m.clients, c)
-		if len(m.clients)%volumesAtOnce == 0 || len(m.clients) == volumes {
-			last := (len(m.clients) - 1) / volumesAtOnce * volumesAtOnce
-			if err := m.mapVolumes(ctx, m.clients[last:]); err != nil {
-				return err
-			}
-		}
+		m.mapped += n
 	}
 	return nil
 }
@@ -288,10 +290,10 @@ func (m *mapper) random(ctx context.Context) ([]time.Duration, error) {
 	all, ctx := errgroup.WithContext(ctx)
 	for i := range took {
 		all.Go(func() error {
-			r := rand.New(rand.NewPCG(uint64(i), uint64(len(m.clients))))
+			r := rand.New(rand.NewPCG(uint64(i), uint64(m.mapped)))
 			write, read := noise(storage.BlockSize, uint64(i)), make([]byte, storage.BlockSize)
 			for from := time.Now(); from.Before(until); from = time.Now() {
-				c := m.clients[r.IntN(len(m.clients))]
+				c := m.clients[r.IntN(m.mapped)]
 				at := r.Int64N(m.cfg.pages())*pageBytes + int64(r.IntN(m.cfg.blocksPerPage))*storage.BlockSize
 				var err error
 				if r.IntN(100) < m.cfg.reads {
