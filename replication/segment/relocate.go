@@ -10,9 +10,12 @@ import (
 // first of them: a few of them hold every later segment of the disk. So they are appended once more, at the end. Raft sees
 // nothing of it: the log of the group holds the same entries, in other places.
 //
-// Whenever the power goes, recovery finds each entry, in its later place if that is durable (applyEntry):
+// Whenever the power goes, recovery finds each entry:
 //
-//   - While the copies are not durable, the old places count. The group's position, from which it needs the log, does not move.
+//   - While the copies are not durable, the old places count. The group's position, from which it needs the log, does not move, and
+//     what is read before a copy of it is the entry (applyEntry).
+//   - Copies of which one was truncated meanwhile never count: the log may be needed from where the truncated ones were, and there
+//     would be none before them.
 //   - All copies get their positions at once (CopyUncovered), so that a scan that begins at the first of them meets them one
 //     after another, and whatever the group appends or truncates later behind them.
 
@@ -117,8 +120,8 @@ func (c *Copies) currentLocked() bool {
 	return true
 }
 
-// Adopt makes the copies the places of their entries as soon as they are durable; until then it returns false. Entries that
-// were truncated or dropped meanwhile have none. From then on NextNeeded may lie behind the old places: whoever has asked
+// Adopt makes the copies the places of their entries as soon as they are durable; until then it returns false. If one was truncated
+// meanwhile, all stay where they are. From then on NextNeeded may lie behind the old places: whoever has asked
 // for one of them (Location) must have seen to it that its segment counts as in use.
 func (c *Copies) Adopt() bool {
 	l := c.g.l
@@ -128,10 +131,18 @@ func (c *Copies) Adopt() bool {
 	if l.Durable() < c.end {
 		return false
 	}
+	for i := range c.to {
+		if e := c.entryLocked(i); e == nil && c.first+uint64(i) > c.g.base || e != nil && e.at != c.from[i] {
+			return true
+		}
+	}
 	for i, to := range c.to {
-		if e := c.g.entryLocked(c.first + uint64(i)); e != nil && e.at == c.from[i] {
+		if e := c.entryLocked(i); e != nil {
 			e.at, e.padding = to.at, to.padding
 		}
 	}
 	return true
 }
+
+// entryLocked is the entry that copy i is of; nil if it was dropped or truncated.
+func (c *Copies) entryLocked(i int) *entry { return c.g.entryLocked(c.first + uint64(i)) }

@@ -49,6 +49,12 @@ func TestCopiesMovePositions(t *testing.T) {
 	w.truncate(t, stalled, 2) // the copy of entry 3, and entry 4
 	w.append(t, stalled, 800)
 	w.waitAll(t)
+	if w.adoptCopies(stalled) || w.copies[stalled] != nil {
+		t.Error("copies count of which one was truncated, or are waited for")
+	}
+	w.copy(t, stalled)
+	w.append(t, stalled, 900)
+	w.waitAll(t)
 	if !w.adoptCopies(stalled) || w.starts[stalled].From <= need {
 		t.Fatalf("the log is needed from %s on; it was from %s on", w.starts[stalled].From, need)
 	}
@@ -126,6 +132,74 @@ func TestCopiesOfWhatChanged(t *testing.T) {
 		checkEntry(t, g, testEntry(i, 1, 500))
 	}
 	checkEntry(t, g, testEntry(4, 2, 500))
+}
+
+// TestCopiesBesideTruncation: copies of entries that were truncated before they counted never do. The truncation is not durable, so
+// the log is needed from the first truncated entry on, and no entry before that may have moved behind it. Guards I7: Adopt's look
+// at all entries; without it the log began behind entry 1.
+func TestCopiesBesideTruncation(t *testing.T) {
+	var disk slowSync
+	l := openLog(t, testConfig(errorfs.Wrap(vfs.NewMem(), &disk)))
+	g, err := l.CreateGroup(key(1), 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := uint64(1); i <= 3; i++ {
+		mustWait(t, l, mustAppend(t, g, testEntry(i, 1, 500)))
+	}
+	c, err := g.CopyUncovered(1 << 20)
+	if err != nil || c == nil {
+		t.Fatalf("%v, %v", c, err)
+	}
+	mustWait(t, l, c.end)
+	pass := disk.hold(true)
+	if err := g.TruncateSuffix(2); err != nil {
+		t.Fatal(err)
+	}
+	if need := g.NextNeeded(0); !c.Adopt() || g.NextNeeded(0) != need || need != c.from[0] {
+		t.Errorf("the log is needed from %s on, and was from %s, where entry 1 is at %s", g.NextNeeded(0), need, c.from[0])
+	}
+	disk.hold(false)
+	close(pass)
+}
+
+// TestCopiesInPart: a power cut leaves the first of the copies. Then recovery takes none: the log is needed from the oldest place of an
+// entry on. Guards I7: applyEntry keeps what it has read; with the later place the log began behind entry 2.
+func TestCopiesInPart(t *testing.T) {
+	mem := vfs.NewCrashableMem()
+	l := openLog(t, testConfig(mem))
+	g, err := l.CreateGroup(key(1), 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var places []Position
+	for i := uint64(1); i <= 2; i++ {
+		mustWait(t, l, mustAppend(t, g, testEntry(i, 1, 500)))
+		places = append(places, g.NextNeeded(i-1))
+	}
+	first, err := g.Get(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	records, _, err := g.prepare([]Entry{first})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.mu.Lock()
+	l.pushLocked(&records[0], l.now())
+	l.mu.Unlock()
+	l.committed.Signal()
+	mustWait(t, l, l.End())
+	clone := mem.CrashClone(vfs.CrashCloneCfg{})
+	cfg := testConfig(clone)
+	cfg.Groups = []GroupStart{{Key: key(1), From: places[0]}}
+	l2 := openLog(t, cfg)
+	if d := l2.Damaged(); len(d) > 0 {
+		t.Fatalf("%+v", d)
+	}
+	if need := l2.Group(key(1)).NextNeeded(0); need != places[0] {
+		t.Errorf("the log is needed from %s on, entry 2 is at %s", need, places[1])
+	}
 }
 
 // TestCopiesBesideAppend: what a leader sends while entries are read for their copies is not between them: a scan that begins at

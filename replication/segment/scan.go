@@ -296,9 +296,9 @@ func (r *recovery) applyEntry(g *GroupLog, h *recordHeader, front []byte) {
 		r.gaps[g.key] = h.position
 		return
 	case h.index < next:
-		// The same entry once more (Copies): it lies in the later place, because the earlier one may be gone.
+		// The same entry once more (Copies). What was read lies behind where recovery begins, so it stays. Copies may be there in part:
+		// the log begins at its first entry only as long as its entries ascend.
 		if e := g.entryLocked(h.index); e != nil && e.term == h.term && e.sum == h.sum {
-			e.at, e.padding = h.position, h.padding
 			return
 		}
 		r.hurtGroup(g.key, h.position, fmt.Sprintf("entry %d is there twice", h.index))
