@@ -45,6 +45,8 @@ type GroupStatus struct {
 	// may still be lost with its leader.
 	Replicas    []ReplicaStatus
 	ConfigIndex uint64
+	// LiveBytes is what the group's blocks take on this replica's store at least.
+	LiveBytes int64
 	// PulledBytes of PullTotalBytes have come of a manifest on its way here; both 0 when none is.
 	PulledBytes, PullTotalBytes int64
 }
@@ -66,7 +68,7 @@ func (rs *Replicas) Status() []GroupStatus {
 }
 
 func (g *group) describe() GroupStatus {
-	s := GroupStatus{Group: g.id, Self: g.self, Role: "stopped", PullTotalBytes: g.pullTotal.Load()}
+	s := GroupStatus{Group: g.id, Self: g.self, Role: "stopped", PullTotalBytes: g.pullTotal.Load(), LiveBytes: g.extents.LiveBytes()}
 	if s.PullTotalBytes > 0 {
 		s.PulledBytes = g.pulled.Load()
 	}

@@ -30,7 +30,7 @@ func reportOf(key storage.ReplicaKey, s replication.GroupStatus) placement.Repli
 		state = placement.ReplicaStopped
 	}
 	r := placement.ReplicaReport{Group: s.Group, Key: key, Term: s.Term, Leader: s.Leader, Last: s.LastIndex,
-		Commit: s.CommitIndex, Applied: s.AppliedIndex, ConfigIndex: s.ConfigIndex, PulledBytes: s.PulledBytes, PullBytes: s.PullTotalBytes,
+		Commit: s.CommitIndex, Applied: s.AppliedIndex, ConfigIndex: s.ConfigIndex, PulledBytes: s.PulledBytes, PullBytes: s.PullTotalBytes, LiveBytes: s.LiveBytes,
 		State: state, Reason: s.Reason}
 	for _, m := range s.Replicas {
 		k, err := storage.ParseReplicaKey(string(m.ID))

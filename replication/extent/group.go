@@ -106,6 +106,14 @@ func (g *Group) MappedBlocks(ids []storage.VolumeID) []int64 {
 	return out
 }
 
+// LiveBytes returns how many bytes of blocks live in the group, those of deleted volumes that are not purged yet included. What versions
+// share counts once, but for pages of format 1.
+func (g *Group) LiveBytes() int64 {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	return g.set.live.Bytes()
+}
+
 // CheckRead returns nil unless the request must be refused: KindFenced for a session that is not open or a generation
 // that is over, KindNotFound for a deleted volume.
 func (g *Group) CheckRead(r op.ReadRequest) error {

@@ -303,6 +303,9 @@ func checkLive(g *Group) error {
 	if now := set.live.Now(); !maps.Equal(now, walked) {
 		return fmt.Errorf("live counts %v, tables say %v", now, walked)
 	}
+	if n := g.LiveBytes(); n != ownBytes(walked) {
+		return fmt.Errorf("%d bytes are said to live, tables say %d", n, ownBytes(walked))
+	}
 	total := table.Counts{}
 	g.store.live.Segments(func(no segment.SegmentNo, s live.Segment) { total[no] = s.Count })
 	if len(g.store.Groups()) == 1 && g.store.Pulls() == 0 && !maps.Equal(total, walked) {
@@ -357,4 +360,12 @@ func checkOwn(g *Group) error {
 		return fmt.Errorf("counted are %+v, there are %+v", sum, want)
 	}
 	return nil
+}
+
+// ownBytes is how many bytes of blocks live by counts.
+func ownBytes(c table.Counts) (n int64) {
+	for _, of := range c {
+		n += of.Own * storage.BlockSize
+	}
+	return n
 }

@@ -54,7 +54,7 @@ func (l *leadership) newGroup(s *catalog.State, v placement.View) []task {
 	if len(v.Groups) >= v.Cluster.Groups {
 		return nil
 	}
-	node, store, err := placement.Choose(v, nil)
+	node, store, err := placement.Choose(v, nil, 0)
 	if err != nil {
 		return nil // no report yet, or no room: the next report decides
 	}

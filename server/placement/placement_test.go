@@ -133,7 +133,7 @@ func (d *driver) settle() (steps []placement.Step) {
 
 func (d *driver) addGroups(n int) {
 	for range n {
-		node, st, err := placement.Choose(d.view(), nil)
+		node, st, err := placement.Choose(d.view(), nil, 0)
 		if err != nil {
 			d.t.Fatalf("%v", err)
 		}
@@ -307,7 +307,7 @@ func TestChoosePrefersZonesThenUse(t *testing.T) {
 	on := []storage.Replica{{Node: 1, Key: key(1, 1), Role: storage.RoleVoter}}
 	check := func(want storage.NodeID) {
 		t.Helper()
-		if got, st, err := placement.Choose(v, on); err != nil || got != want || st != store(want) {
+		if got, st, err := placement.Choose(v, on, 0); err != nil || got != want || st != store(want) {
 			t.Errorf("got node %v (%v), want %v", got, err, want)
 		}
 	}
@@ -320,12 +320,64 @@ func TestChoosePrefersZonesThenUse(t *testing.T) {
 	check(2) // the same zone is better than none
 	r := v.Reports[2]
 	r.Stores[0].FreeBytes = 0
-	if _, _, err := placement.Choose(v, on); !errors.Is(err, placement.ErrNoStore) {
+	if _, _, err := placement.Choose(v, on, 0); !errors.Is(err, placement.ErrNoStore) {
 		t.Errorf("all are full, silent or taken: %v", err)
 	}
 	r.Stores[0].FreeBytes, r.Stores[0].Failed = 100, "EIO"
-	if _, _, err := placement.Choose(v, on); !errors.Is(err, placement.ErrNoStore) {
+	if _, _, err := placement.Choose(v, on, 0); !errors.Is(err, placement.ErrNoStore) {
 		t.Errorf("the last disk has failed: %v", err)
+	}
+}
+
+// TestReplicaGoesWhereItsGroupHasRoom: a store takes part only with room for what lives of the group, and a tenth to spare, as the leader
+// says; a leader of an earlier release does not, and any free space will do. The reason says what is missing.
+//
+// Guards, in Choose: the comparison with wantBytes; in plan and giveUp: the leader's LiveBytes. Each was taken out once, and this failed.
+func TestReplicaGoesWhereItsGroupHasRoom(t *testing.T) {
+	const gib = 1 << 30
+	for _, test := range []struct {
+		name       string
+		live       int64
+		free       [2]int64 // of nodes 3 and 4
+		lost       bool     // the disk of node 2 has failed
+		want       storage.NodeID
+		wantReason string
+	}{
+		{"room on both", 10 * gib, [2]int64{20 * gib, 21 * gib}, false, 3, ""},
+		{"room on one", 10 * gib, [2]int64{11*gib - 1, 11 * gib}, false, 4, ""},
+		{"room on none", 10 * gib, [2]int64{10 * gib, 9 * gib}, false, 0, "11811160064 bytes free, and store " + store(3).String() + " of node c has the most, 10737418240"},
+		{"not known", 0, [2]int64{1, 0}, false, 3, ""},
+		{"full", 0, [2]int64{0, -1}, false, 0, "1 bytes free"},
+		{"lost, and room on none", 10 * gib, [2]int64{10 * gib, 9 * gib}, true, 0, "11811160064 bytes free"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			v := placement.View{Cluster: catalog.Cluster{Replicas: 3}, Reports: map[storage.NodeID]placement.NodeReport{}}
+			g := storage.Group{ID: 1, State: storage.GroupReady, LastIncarnation: 2}
+			leader := placement.ReplicaReport{Group: 1, Key: key(1, 1), State: placement.ReplicaLeader, Term: 1, Last: 9, Commit: 9, ConfigIndex: 2, LiveBytes: test.live}
+			for id := storage.NodeID(1); id <= 4; id++ {
+				v.Nodes = append(v.Nodes, storage.Node{ID: id, Name: string(rune('a' + id - 1)), State: storage.NodeUp, Stores: []storage.Store{{ID: store(id)}}})
+				r := placement.NodeReport{Node: id, Stores: []placement.StoreReport{{ID: store(id), CapacityBytes: 100 * gib, FreeBytes: 50 * gib}}}
+				if id > 2 {
+					r.Stores[0].FreeBytes = test.free[id-3]
+				} else {
+					g.Replicas = append(g.Replicas, storage.Replica{Node: id, Key: key(id, storage.Incarnation(id)), Role: storage.RoleVoter})
+					leader.Members = append(leader.Members, placement.Member{Key: key(id, storage.Incarnation(id)), Node: id, Voter: true, AckedIndex: 9})
+				}
+				if id == 2 && test.lost {
+					r.Stores[0].Failed = "EIO"
+				}
+				v.Reports[id] = r
+			}
+			first := v.Reports[1]
+			first.Replicas = []placement.ReplicaReport{leader}
+			v.Reports[1] = first
+			switch s := placement.Next(v, g); {
+			case test.want == 0 && (s.Kind != placement.StepNone || !strings.Contains(s.Reason, test.wantReason)):
+				t.Errorf("%v on node %v, %q", s.Kind, s.Node, s.Reason)
+			case test.want != 0 && (s.Kind != placement.StepPlan || s.Node != test.want):
+				t.Errorf("%v on node %v, %q; want node %v", s.Kind, s.Node, s.Reason, test.want)
+			}
+		})
 	}
 }
 

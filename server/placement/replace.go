@@ -64,7 +64,7 @@ func (p *planner) giveUp() (Step, bool) {
 				continue
 			}
 		}
-		if _, _, err := Choose(p.v, p.g.Replicas); err != nil && (why == lossStore || why == lossNode) {
+		if _, _, err := Choose(p.v, p.g.Replicas, p.leader.LiveBytes); err != nil && (why == lossStore || why == lossNode) {
 			p.waiting = "replica " + r.Key.String() + " is out of service: " + err.Error()
 			continue
 		}
@@ -82,11 +82,12 @@ func (p *planner) inTheWay(r storage.Replica) bool {
 	if p.lost(r) != lossDamaged || len(p.g.Replicas)-p.g.Count(storage.RoleLeaving) >= p.v.Wanted() {
 		return false
 	}
-	if _, _, err := Choose(p.v, p.g.Replicas); err == nil {
+	if _, _, err := Choose(p.v, p.g.Replicas, p.leader.LiveBytes); err == nil {
 		return false
 	}
 	rest := slices.DeleteFunc(slices.Clone(p.g.Replicas), func(x storage.Replica) bool { return x.Key == r.Key })
-	if _, _, err := Choose(p.v, rest); err != nil {
+	// What the damaged one holds is room for the new one, once it is gone.
+	if _, _, err := Choose(p.v, rest, 0); err != nil {
 		return false
 	}
 	_, quorum := p.without(r.Key)

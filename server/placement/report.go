@@ -46,6 +46,8 @@ type ReplicaReport struct {
 	// Members is the newest configuration it knows, ConfigIndex that entry's index (0: not known).
 	Members     []Member `json:"members,omitempty"`
 	ConfigIndex uint64   `json:"config_index,omitempty"`
+	// LiveBytes is what the blocks of the group take at least. Releases before do not say.
+	LiveBytes int64 `json:"live_bytes,omitempty"`
 	// Of a pull on its way: bytes done, bytes in all (0: not known), and since when.
 	PulledBytes   int64     `json:"pulled_bytes,omitempty"`
 	PullBytes     int64     `json:"pull_bytes,omitempty"`

@@ -271,7 +271,7 @@ func (p *planner) plan() (Step, bool) {
 	if staying >= p.v.Wanted() {
 		return Step{}, false
 	}
-	node, store, err := Choose(p.v, p.g.Replicas)
+	node, store, err := Choose(p.v, p.g.Replicas, p.leader.LiveBytes)
 	if err != nil {
 		p.waiting = err.Error()
 		return Step{}, false

@@ -96,6 +96,7 @@ type candidate struct {
 	replicas int     // on the store
 	load     float64 // replicas per capacity
 	used     float64 // share of the store in use
+	free     int64   // bytes that may be written
 }
 
 func (c candidate) better(o candidate) bool {
@@ -111,10 +112,12 @@ func (c candidate) better(o candidate) bool {
 	}
 }
 
-// Choose returns the store for the next replica of a group, given those it has. It must be on another node, and in
-// another zone if there is one. Among those Choose prefers the store with the fewest replicas for its capacity, then
-// the least used. A store takes part if its node is up and reports, and the store works and has free space.
-func Choose(v View, replicas []storage.Replica) (storage.NodeID, storage.StoreID, error) {
+// Choose returns the store for the next replica of a group, given those it has and how many bytes live in it (0: not known). It must be
+// on another node, and in another zone if there is one. Among those Choose prefers the store with the fewest replicas for its
+// capacity, then the least used. A store takes part if its node is up and reports, and the store works and has room for the
+// group, with a tenth to spare for what is written while it is pulled.
+func Choose(v View, replicas []storage.Replica, liveBytes int64) (storage.NodeID, storage.StoreID, error) {
+	wantBytes := max(1, liveBytes+liveBytes/10)
 	taken := map[storage.NodeID]bool{}
 	zones := map[string]bool{}
 	for _, r := range replicas {
@@ -124,7 +127,7 @@ func Choose(v View, replicas []storage.Replica) (storage.NodeID, storage.StoreID
 		}
 	}
 	count := v.replicasPerStore()
-	var best candidate
+	var best, small candidate // small: without enough room, the largest
 	for _, n := range v.Nodes {
 		if n.State != storage.NodeUp || taken[n.ID] || !v.works(n.ID) {
 			continue
@@ -132,12 +135,23 @@ func Choose(v View, replicas []storage.Replica) (storage.NodeID, storage.StoreID
 		for _, s := range n.Stores {
 			c, ok := v.candidate(n, s, count[s.ID])
 			c.newZone = !zones[n.Zone]
-			if ok && (best.node == 0 || c.better(best)) {
+			switch {
+			case !ok:
+			case c.free < wantBytes:
+				if small.node == 0 || c.free > small.free {
+					small = c
+				}
+			case best.node == 0 || c.better(best):
 				best = c
 			}
 		}
 	}
-	if best.node == 0 {
+	switch {
+	case best.node == 0 && small.node != 0:
+		n, _ := v.node(small.node)
+		return 0, storage.StoreID{}, fmt.Errorf("%w: it needs %d bytes free, and store %s of node %s has the most, %d; discard, delete volumes or add stores",
+			ErrNoStore, wantBytes, small.store, n.Name, max(0, small.free))
+	case best.node == 0:
 		return 0, storage.StoreID{}, fmt.Errorf("%w: %d nodes hold one already, and no other is up with room",
 			ErrNoStore, len(taken))
 	}
@@ -146,11 +160,11 @@ func Choose(v View, replicas []storage.Replica) (storage.NodeID, storage.StoreID
 
 func (v View) candidate(n storage.Node, s storage.Store, replicas int) (candidate, bool) {
 	report, ok := v.Reports[n.ID].Store(s.ID)
-	if !ok || report.Failed != "" || report.FreeBytes <= 0 {
+	if !ok || report.Failed != "" {
 		return candidate{}, false
 	}
 	capacity := max(report.CapacityBytes, 1)
-	return candidate{node: n.ID, store: s.ID, replicas: replicas, load: float64(replicas) / float64(capacity),
+	return candidate{node: n.ID, store: s.ID, replicas: replicas, free: report.FreeBytes, load: float64(replicas) / float64(capacity),
 		used: float64(report.UsedBytes) / float64(capacity)}, true
 }
 

@@ -16,12 +16,28 @@ type Set struct {
 	durable table.Counts // what Pebble holds
 	frozen  table.Counts // change from there to the frozen state, if there is one
 	pending table.Counts // change from there to now
+	blocks  int64        // that live at present: the sum of Own
 	totals  *totals      // of the Index that the set is in; nil: none
 }
 
 // NewSet returns the counts of a set of which the database holds durable.
 func NewSet(durable table.Counts) *Set {
-	return &Set{durable: durable, frozen: table.Counts{}, pending: table.Counts{}}
+	return &Set{durable: durable, frozen: table.Counts{}, pending: table.Counts{}, blocks: own(durable)}
+}
+
+// own returns how many more blocks live by a change.
+func own(d table.Counts) (n int64) {
+	for _, c := range d {
+		n += c.Own
+	}
+	return n
+}
+
+// Bytes returns how many bytes of blocks live at present. What versions share counts once. It costs nothing.
+func (l *Set) Bytes() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.blocks * storage.BlockSize
 }
 
 // Change notes what applying entries changed.
@@ -37,6 +53,7 @@ func (l *Set) change(d table.Counts, written bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.pending.Add(d)
+	l.blocks += own(d)
 	if l.totals != nil {
 		l.totals.add(d, 1, written)
 	}
@@ -108,6 +125,7 @@ func (l *Set) ChangeDurable(d table.Counts) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.durable.Add(d)
+	l.blocks += own(d)
 	if l.totals != nil {
 		l.totals.add(d, 1, false)
 	}
