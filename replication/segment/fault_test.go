@@ -376,3 +376,67 @@ func TestConcurrentAppends(t *testing.T) {
 		t.Fatalf("notified up to %s of %s", reached, l.End())
 	}
 }
+
+// TestClaimedSegmentWaitsForRoom: records wait for a segment that is being made, from a new file or a recycled one, and there is no room at
+// one of its calls, once or for a while. That is no failure of the disk: nothing of the segment is half there, the records wait until
+// there is room, and a power cut right after finds all of them.
+//
+// It guards in prepareOne that a claimed segment is tried again; taken out once, the disk failed.
+func TestClaimedSegmentWaitsForRoom(t *testing.T) {
+	makes := func(op errorfs.Op) bool { // what a file system may refuse for want of room
+		switch op.Kind {
+		case errorfs.OpCreate, errorfs.OpRename, errorfs.OpFilePreallocate, errorfs.OpFileWrite, errorfs.OpFileWriteAt:
+			return true
+		}
+		return false
+	}
+	for n := int64(1); ; n++ {
+		refused := int64(0)
+		for _, times := range []int64{1, 3} {
+			synctest.Test(t, func(t *testing.T) {
+				w, from, counts := newWorld(1), new(atomic.Int64), new(atomic.Int64)
+				from.Store(1 << 60)
+				mem := vfs.NewCrashableMem()
+				root, err := mem.OpenDir("")
+				if err == nil {
+					err = root.Sync()
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				w.mem, w.cfg.FreeSegments = mem, 1
+				w.cfg.OnFailure = func(err error) { t.Errorf("call %d, %d times: the disk has failed: %v", n, times, err) }
+				w.cfg.FS = errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+					if makes(op) {
+						if c := counts.Add(1); c >= from.Load() && c < from.Load()+times {
+							return syscall.ENOSPC
+						}
+					}
+					return nil
+				}))
+				w.l = openLog(t, w.config(w.cfg.FS))
+				from.Store(counts.Load() + n)
+				for i := range 12 {
+					w.append(t, key(1), 9000, 9000)
+					w.waitAll(t)
+					if i%4 == 3 {
+						w.checkpoint(t, key(1), 1)
+						w.recycle()
+					}
+				}
+				if counts.Load() >= from.Load() {
+					refused++
+				}
+				from.Store(1 << 60) // closing does not wait
+				w.cfg.FS, w.cfg.OnFailure = mem, nil
+				w.crash(t, 0, 1)
+				if err := w.l.Close(); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		if refused == 0 {
+			return
+		}
+	}
+}
