@@ -306,7 +306,7 @@ func (s *starter) fillLog(ctx context.Context, round int) (logBytes float64, err
 	}
 	kills.Wait()
 	stop()
-	<-fio // it was told to end, and has lost its server
+	_ = <-fio // it was told to end, and has lost its server
 	if watch.seen == 0 {
 		fmt.Fprintf(s.w, "  no checkpoint in %.0f MiB of log: a longer -warm may show more\n", float64(s.cfg.warm)/mib)
 	}
