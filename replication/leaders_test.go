@@ -224,7 +224,7 @@ func TestGrantsFollow(t *testing.T) {
 // TestWaitsForASlowFollower: a write that a voter has said room for, but for what is on its way there, waits, and is not refused as if the
 // store were full. What comes to nothing gives its room back, and what is proposed has reserved what it takes.
 //
-// Guards, in propose: Release, and proposedBytes. Each was taken out once, and this failed.
+// Guards, in propose: Release. It was taken out once, and this failed.
 func TestWaitsForASlowFollower(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, c, leader := three(t)
