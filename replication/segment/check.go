@@ -29,6 +29,11 @@ func Check(fs vfs.FS, dir string, store storage.StoreID, finding func(text strin
 	if err := c.listFound(); err != nil {
 		return nil, openError(dir, err)
 	}
+	for _, s := range c.found {
+		if err := c.openFound(s); err != nil {
+			return nil, openError(dir, err)
+		}
+	}
 	if len(c.found) == 0 {
 		return nil, storage.E("check segment log", storage.KindNotFound, dir, errors.New("there is no segment in it"))
 	}

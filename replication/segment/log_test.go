@@ -5,9 +5,11 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"sync"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/aligned"
@@ -127,6 +129,57 @@ func TestAppendReopen(t *testing.T) {
 		checkEntry(t, g, testEntry(91, 2, 100))
 		if err := l.Close(); err != nil {
 			t.Fatal(err)
+		}
+	}
+}
+
+// TestOpenReadsWhatIsNeeded: the segments before all that a group needs, which may be very many, are neither opened nor read at a start, and
+// what tables refer to there can be read all the same. So a start does not grow with the data.
+func TestOpenReadsWhatIsNeeded(t *testing.T) {
+	for _, checkpointed := range []bool{true, false} {
+		mem := vfs.NewMem()
+		l := openLog(t, testConfig(mem))
+		g, err := l.CreateGroup(key(1), 0, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := uint64(1); i <= 60; i++ {
+			mustWait(t, l, mustAppend(t, g, testEntry(i, 1, 9000)))
+		}
+		_, first, _, _, ok := g.Location(1)
+		if !ok {
+			t.Fatal("no place")
+		}
+		start := GroupStart{Key: key(1)}
+		if checkpointed {
+			start = GroupStart{Key: key(1), AppliedIndex: 59, AppliedTerm: 1, From: g.NextNeeded(59)}
+			l.DurableCheckpoint(key(1), 59, 1, start.From)
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		opened := map[string]int{}
+		var mu sync.Mutex
+		cfg := testConfig(errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+			if op.Kind == errorfs.OpOpen {
+				mu.Lock()
+				defer mu.Unlock()
+				opened[op.Path]++
+			}
+			return nil
+		})))
+		cfg.Groups = []GroupStart{start}
+		l = openLog(t, cfg)
+		mu.Lock()
+		n := len(opened)
+		mu.Unlock()
+		if all := len(l.Segments()); checkpointed && (all < 8 || n > 4) || !checkpointed && n < 8 {
+			t.Errorf("checkpointed %v: %d of %d segments were opened", checkpointed, n, all)
+		}
+		want := testEntry(1, 1, 9000)
+		got := make([]byte, len(want.Data))
+		if err := l.ReadAt(first, got); err != nil || !bytes.Equal(got, want.Data) {
+			t.Errorf("checkpointed %v: the first entry is not read: %v", checkpointed, err)
 		}
 	}
 }

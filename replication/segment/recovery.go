@@ -69,11 +69,13 @@ func openError(dir string, err error) error {
 
 // recovery is the state of opening a log. It is used by one goroutine, before the log is shared.
 type recovery struct {
-	l      *Log
-	found  []*scanSegment // ascending
-	proven Position       // everything before was durable once: the highest durable mark seen, or From of a group
-	hurt   map[GroupKey]bool
-	gaps   map[GroupKey]Position // entries after this place do not continue the log, so far
+	l     *Log
+	found []*scanSegment // ascending
+	// beginning is what the headers that were read say of where the log began when they were written.
+	beginning Position
+	proven    Position // everything before was durable once: the highest durable mark seen, or From of a group
+	hurt      map[GroupKey]bool
+	gaps      map[GroupKey]Position // entries after this place do not continue the log, so far
 
 	buf    []byte // window of the file being read
 	bufSeg *scanSegment
@@ -134,10 +136,33 @@ func (r *recovery) list() error {
 	if err := r.listFound(); err != nil {
 		return err
 	}
+	if err := r.readHeaders(); err != nil {
+		return err
+	}
 	return l.syncDir()
 }
 
-// listFound finds the segments and reads their headers. It writes nothing.
+// readHeaders reads the headers of the segments that may be scanned, the latest first. Those before all that is needed may be very
+// many: only their sizes are looked at. Nothing that a header says matters there: a log begins in its segment or before.
+func (r *recovery) readHeaders() error {
+	for i := len(r.found) - 1; i >= 0; i-- {
+		s := r.found[i]
+		if s.no >= r.start().Segment() {
+			if err := r.openFound(s); err != nil {
+				return err
+			}
+			continue
+		}
+		info, err := r.l.cfg.FS.Stat(r.l.path(segmentName(s.no)))
+		if err != nil {
+			return err
+		}
+		s.sized(info.Size())
+	}
+	return nil
+}
+
+// listFound finds the segments. It reads and writes nothing.
 func (r *recovery) listFound() error {
 	l := r.l
 	names, err := l.cfg.FS.List(l.cfg.Dir)
@@ -151,9 +176,6 @@ func (r *recovery) listFound() error {
 		}
 		s := &scanSegment{segmentFile: &segmentFile{no: no, state: SegmentSealed, ready: true}}
 		l.segments[no] = s.segmentFile
-		if err := r.openFound(s, name); err != nil {
-			return err
-		}
 		r.found = append(r.found, s)
 		l.nextNo = max(l.nextNo, no+1)
 	}
@@ -161,8 +183,16 @@ func (r *recovery) listFound() error {
 	return nil
 }
 
-func (r *recovery) openFound(s *scanSegment, name string) error {
-	l := r.l
+// sized notes the size of the file.
+func (s *scanSegment) sized(n int64) {
+	s.sizeBytes = n
+	s.capacity = uint32(min(n, 1<<30))
+	s.used = s.capacity
+}
+
+// openFound reads the header of a segment.
+func (r *recovery) openFound(s *scanSegment) error {
+	l, name := r.l, segmentName(s.no)
 	f, err := l.cfg.FS.Open(l.path(name))
 	if err != nil {
 		return err
@@ -172,9 +202,7 @@ func (r *recovery) openFound(s *scanSegment, name string) error {
 	if err != nil {
 		return err
 	}
-	s.sizeBytes = info.Size()
-	s.capacity = uint32(min(s.sizeBytes, 1<<30))
-	s.used = s.capacity
+	s.sized(info.Size())
 	var block [segmentHeaderUsed]byte
 	if err := r.readUpTo(f, block[:], 0); err != nil {
 		return err
@@ -188,7 +216,9 @@ func (r *recovery) openFound(s *scanSegment, name string) error {
 		return storage.E("open segment", storage.KindUnsupported, l.path(name),
 			fmt.Errorf("its format has version %d; this program knows %d", h.version, segmentVersion))
 	}
-	s.header, s.headerOK = h, ok && h.no == s.no
+	if s.header, s.headerOK = h, ok && h.no == s.no; s.headerOK {
+		r.beginning = max(r.beginning, h.logStart)
+	}
 	return nil
 }
 
@@ -205,19 +235,13 @@ func (r *recovery) readUpTo(f vfs.File, buf []byte, offset int64) error {
 // start is where the scan begins: the smallest position that a group needs. Its group's zero means the beginning of
 // the log, which the headers know.
 func (r *recovery) start() Position {
-	beginning := Position(0)
-	for _, s := range r.found {
-		if s.headerOK {
-			beginning = max(beginning, s.header.logStart)
-		}
-	}
 	start := ^Position(0)
 	for _, g := range r.l.groups {
 		r.proven = max(r.proven, g.need)
-		start = min(start, cmp.Or(g.need, beginning))
+		start = min(start, cmp.Or(g.need, r.beginning))
 	}
 	if len(r.l.groups) == 0 {
-		start = beginning
+		start = r.beginning
 	}
 	if start.Segment() == 0 && len(r.found) > 0 {
 		start = PositionOf(r.found[0].no, segmentHeaderBytes)
