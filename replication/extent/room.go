@@ -156,28 +156,32 @@ func (r *room) space() Space {
 	if out.FreeBytes < 0 || r.db.Short() {
 		out.FreeBytes = 0
 	}
-	out.Displaced = r.displacedLocked(&out, used, free)
 	blocks, _ := r.live.Blocks()
-	out.judge(taken{used, r.tables, other, blocks, r.cfg.SegmentBytes}, r.cfg.maxFill())
+	took := taken{used, r.tables, other, blocks, r.cfg.SegmentBytes}
+	out.judge(took, r.cfg.maxFill())
 	if r.log.Full() || r.db.Short() { // the file system has no room: there is none for copies either
 		out.Exhausted, out.writable = true, 0
 		out.usage.NoRoom, out.usage.Fill = true, max(1, out.usage.Fill)
 	}
+	out.Displaced = r.displacedLocked(&out, took, free)
 	return out
 }
 
-// displacedLocked reports whether a store that is full would not be without the files of others. What else the node itself keeps, and a
-// segment that is being made, is as good as nothing beside a reserve.
-func (r *room) displacedLocked(s *Space, used, free int64) bool {
-	if !r.known || !s.Full() {
+// displacedLocked reports whether a store that finds no room by waiting would, without the files of others. What else the node itself
+// keeps, and a segment that is being made, is as good as nothing beside a reserve. A store that is only below its reserve has room again
+// when what is garbage is cleared away.
+func (r *room) displacedLocked(s *Space, t taken, free int64) bool {
+	if !r.known || !s.Exhausted || !s.Full() {
 		return false
 	}
-	others := max(0, r.inUse-used-free-r.tables-r.cfg.SegmentBytes)
-	without := r.avail + free + others
+	others := max(0, r.inUse-t.log-free-r.tables-r.cfg.SegmentBytes)
+	without := *s
+	without.FreeBytes = r.avail + free + others
 	if c := r.cfg.CapacityBytes; c > 0 {
-		without = min(without, c-used-r.tables)
+		without.FreeBytes = min(without.FreeBytes, c-t.log-r.tables)
 	}
-	return without >= s.ReserveBytes
+	without.judge(t, r.cfg.maxFill())
+	return !without.Exhausted
 }
 
 // needBytes is Space.NeedBytes. A sixteenth of the reserve at least is left: a small store cannot have all that is wanted.
