@@ -7,7 +7,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -416,16 +415,12 @@ func (r *scaleRun) watchIdle(ctx context.Context, volumes int) (row scaleRow, er
 
 // metricsBytes returns how much a node answers at /metrics.
 func metricsBytes(ctx context.Context, addr string) (float64, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/metrics", nil)
+	body, err := getMetrics(ctx, addr)
 	if err != nil {
 		return 0, err
 	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return 0, err
-	}
-	defer resp.Body.Close()
-	n, err := io.Copy(io.Discard, resp.Body)
+	defer body.Close()
+	n, err := io.Copy(io.Discard, body)
 	return float64(n), err
 }
 

@@ -320,19 +320,28 @@ func (s *spaceStore) counts(ctx context.Context) (c spaceCounts, err error) {
 	return c, nil
 }
 
-// readMetric returns the sum of a metric's series at a node.
-func readMetric(ctx context.Context, addr, name string) (sum float64, err error) {
+// getMetrics asks a node for its metrics.
+func getMetrics(ctx context.Context, addr string) (io.ReadCloser, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/metrics", nil)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
+		return nil, err
+	}
+	return resp.Body, nil
+}
+
+// readMetric returns the sum of a metric's series at a node.
+func readMetric(ctx context.Context, addr, name string) (sum float64, err error) {
+	body, err := getMetrics(ctx, addr)
+	if err != nil {
 		return 0, err
 	}
-	defer resp.Body.Close()
+	defer body.Close()
 	found := false
-	lines := bufio.NewScanner(resp.Body)
+	lines := bufio.NewScanner(body)
 	for lines.Scan() {
 		series, value, ok := strings.Cut(lines.Text(), " ")
 		if before, _, _ := strings.Cut(series, "{"); !ok || before != name {

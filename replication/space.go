@@ -78,12 +78,14 @@ func (g *group) awaitSpace(ctx context.Context, in *instance, o *op.Op, n int64)
 // shortOf says in words what a write of n bytes lacks.
 func shortOf(r ledger.Room, reserve, n int64) error {
 	switch {
+	case r.Server == "":
+		return errors.New("files that are not the stores' own fill the disks of so many replicas that the others are no majority; remove them; 'storagectl node list' shows where")
 	case r.Exhausted && r.LeftBytes()-n >= reserve:
-		return errors.New("what lives takes all the room that it may have on the fullest replica; delete volumes, discard blocks or add stores")
+		return errors.New("what lives takes all the room that it may have on the fullest replica; delete volumes, discard blocks or make its file system larger")
 	case r.Told-n >= reserve:
 		return fmt.Errorf("replica %s can take %d bytes more from this node, and %d are on their way to it; it is slow, or was away", r.Server,
 			r.Told-reserve, r.OutBytes)
 	}
-	return fmt.Errorf("the fullest replica, %s, has %d bytes left and keeps %d in reserve; delete volumes, discard blocks or add stores", r.Server,
+	return fmt.Errorf("the fullest replica, %s, has %d bytes left and keeps %d in reserve; delete volumes, discard blocks or make its file system larger", r.Server,
 		r.LeftBytes(), reserve)
 }
