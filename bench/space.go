@@ -321,7 +321,7 @@ func (s *spaceStore) counts(ctx context.Context) (c spaceCounts, err error) {
 }
 
 // getMetrics asks a node for its metrics.
-func getMetrics(ctx context.Context, addr string) (io.ReadCloser, error) {
+func getMetrics(ctx context.Context, addr string) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/metrics", nil)
 	if err != nil {
 		return nil, err
@@ -330,7 +330,8 @@ func getMetrics(ctx context.Context, addr string) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, err
 	}
-	return resp.Body, nil
+	defer resp.Body.Close()
+	return io.ReadAll(resp.Body)
 }
 
 // readMetric returns the sum of a metric's series at a node.
@@ -339,9 +340,8 @@ func readMetric(ctx context.Context, addr, name string) (sum float64, err error)
 	if err != nil {
 		return 0, err
 	}
-	defer body.Close()
 	found := false
-	lines := bufio.NewScanner(body)
+	lines := bufio.NewScanner(bytes.NewReader(body))
 	for lines.Scan() {
 		series, value, ok := strings.Cut(lines.Text(), " ")
 		if before, _, _ := strings.Cut(series, "{"); !ok || before != name {
