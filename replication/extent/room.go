@@ -108,8 +108,10 @@ type room struct {
 	// tight: there is less than twice the reserve. Checkpoints come more often then, so that less waits for them.
 	tight atomic.Bool
 
-	mu              sync.Mutex // guards all below; held across the file system's answer so that one asks for all
-	asked           time.Time
+	asks  turn                      // held while the disk is asked
+	asked atomic.Pointer[time.Time] // when the answer below was asked for; nil before the first
+
+	mu              sync.Mutex // guards all below
 	total, avail    int64
 	inUse           int64 // of the file system, whoever uses it
 	tables          int64 // all files of the database
@@ -200,17 +202,28 @@ func (r *room) makeRoom(short bool) bool {
 	return (short || lacks) && r.log.GiveBack(need) > 0
 }
 
+// refresh asks the file system and the database again when the last answer is too old. One asks for all, who wait for its answer.
 func (r *room) refresh() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if !r.asked.IsZero() && time.Since(r.asked) < spaceTTL {
+	fresh := func() bool {
+		at := r.asked.Load()
+		return at != nil && time.Since(*at) < spaceTTL
+	}
+	if fresh() {
 		return
 	}
-	r.asked = time.Now()
-	var tables int64
-	r.tables, tables = r.db.DiskBytes()
-	r.need = tablesNeed(tables, r.cfg.MemTableBytes)
+	r.asks.Lock()
+	defer r.asks.Unlock()
+	if fresh() {
+		return
+	}
+	now := time.Now()
+	all, tables := r.db.DiskBytes()
 	usage, err := r.cfg.FS.GetDiskUsage(r.cfg.Dir)
+
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.asked.Store(&now)
+	r.tables, r.need = all, tablesNeed(tables, r.cfg.MemTableBytes)
 	if r.known = err == nil; r.known {
 		r.total, r.avail, r.inUse = int64(usage.TotalBytes), int64(usage.AvailBytes), int64(usage.UsedBytes)
 	} else if !r.reported && r.cfg.CapacityBytes == 0 {

@@ -124,7 +124,7 @@ func Open(cfg Config) (_ *Store, err error) {
 	if err := diskio.SyncDir(cfg.FS, cfg.Dir); err != nil {
 		return nil, storage.E("open", storage.KindIO, "store "+cfg.Dir, err)
 	}
-	s.room.cfg, s.room.db, s.room.log, s.room.live = &s.cfg, s.db, s.log, &s.live
+	s.room.cfg, s.room.db, s.room.log, s.room.live, s.room.asks = &s.cfg, s.db, s.log, &s.live, newTurn()
 	s.shareLocked()
 	files.Opened()
 	if err := s.db.Opened(func() bool { return s.room.makeRoom(true) }); err != nil {
