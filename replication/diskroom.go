@@ -6,7 +6,7 @@ import (
 	"time"
 
 	storage "github.com/storaged/storaged"
-	"github.com/storaged/storaged/replication/extent"
+	"github.com/storaged/storaged/replication/extent/room"
 	"github.com/storaged/storaged/replication/ledger"
 )
 
@@ -21,7 +21,7 @@ type diskRoom struct {
 	displaced atomic.Bool  // files of others take the room
 	writable  atomic.Int64 // above the reserve
 	reserve   atomic.Int64
-	need      atomic.Int64 // extent.Space.NeedBytes
+	need      atomic.Int64 // room.Space.NeedBytes
 	leaders   atomic.Int64 // nodes that lead groups on the disk, at least 1
 	begun     time.Time
 
@@ -30,7 +30,7 @@ type diskRoom struct {
 }
 
 // note takes what was found out. appended is the log's AppendedBytes from before that.
-func (r *diskRoom) note(s extent.Space, appended int64, now time.Time) {
+func (r *diskRoom) note(s room.Space, appended int64, now time.Time) {
 	r.free.Store(s.FreeBytes)
 	r.appended.Store(appended) // after free: see grant
 	r.exhausted.Store(s.Exhausted)

@@ -12,6 +12,7 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/extent"
+	"github.com/storaged/storaged/replication/extent/room"
 	"github.com/storaged/storaged/replication/op"
 )
 
@@ -168,7 +169,7 @@ func TestGrants(t *testing.T) {
 				for n := range leaders {
 					r.hear(n + 1)
 				}
-				r.note(extent.Space{FreeBytes: free, ReserveBytes: reserve, NeedBytes: need, Exhausted: exhausted}, 5*mib, time.Now())
+				r.note(room.Space{FreeBytes: free, ReserveBytes: reserve, NeedBytes: need, Exhausted: exhausted}, 5*mib, time.Now())
 				told := r.grant(5 * mib)
 				if (told < 0) != exhausted {
 					t.Fatalf("%d free: exhausted %v, told %d", free, exhausted, told)
@@ -195,7 +196,7 @@ func TestGrants(t *testing.T) {
 func TestGrantsFollow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := diskRoom{begun: time.Now()}
-		space := extent.Space{FreeBytes: 3000, ReserveBytes: 1000, NeedBytes: 600}
+		space := room.Space{FreeBytes: 3000, ReserveBytes: 1000, NeedBytes: 600}
 		want := func(appended, told int64) {
 			t.Helper()
 			if got := r.grant(appended); got != told {

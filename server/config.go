@@ -15,7 +15,7 @@ import (
 	"github.com/storaged/storaged/internal/hostport"
 	"github.com/storaged/storaged/internal/size"
 	"github.com/storaged/storaged/internal/tlsfiles"
-	"github.com/storaged/storaged/replication/extent"
+	"github.com/storaged/storaged/replication/extent/room"
 	"github.com/storaged/storaged/server/catalog"
 )
 
@@ -123,7 +123,7 @@ func (c *Config) Validate() error {
 	if c.SegmentBytes%(4<<10) != 0 || c.SegmentBytes < leastSegment || c.SegmentBytes > 1<<30 {
 		bad("segment-size", "%v: use a multiple of 4KiB from %v to 1GiB; a segment holds the largest entry of the log", c.SegmentBytes, leastSegment)
 	}
-	reserve := max(c.ReserveBytes, size.Bytes(extent.LeastReserve(c.FreeSegments, int64(c.SegmentBytes), c.Compact)))
+	reserve := max(c.ReserveBytes, size.Bytes(room.LeastReserve(c.FreeSegments, int64(c.SegmentBytes), c.Compact)))
 	if least := reserve + 2*c.SegmentBytes; c.CapacityBytes > 0 && c.CapacityBytes < least {
 		bad("capacity", "%v is less than the reserve (%v: --reserve, or what --free-segments and the tables need) and two segments (--segment-size %v): no write would ever be taken; use at least %v",
 			c.CapacityBytes, reserve, c.SegmentBytes, least)

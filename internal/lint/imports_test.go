@@ -91,6 +91,10 @@ var rules = []rule{{
 	of:  []string{"./replication/extent/reclaim", "./replication/extent/live"}, forbid: []string{"./"},
 	allow: []string{"./$", "./replication/segment", "./replication/op", "./replication/extent/table", "./internal"}, deep: true,
 }, {
+	why: "what judges the room of a store sees it through interfaces: neither its log nor what is in its tables",
+	of:  []string{"./replication/extent/room"}, forbid: []string{"./"},
+	allow: []string{"./$", "./replication/extent/compact", "./replication/extent/reclaim", "./replication/extent/tabledb", "./internal"},
+}, {
 	why: "compaction sees the store through an interface",
 	of:  []string{"./replication/extent/compact"}, forbid: []string{"./"},
 	allow: []string{"./$", "./replication/segment", "./replication/op", "./replication/extent/table", "./replication/extent/live", "./internal"}, deep: true,
@@ -276,6 +280,8 @@ func TestRulesBite(t *testing.T) {
 		{"tables in their database", listed{ImportPath: own("replication/extent/tabledb"), Imports: []string{own("replication/extent/table")}}, 1},
 		{"the store in its workers", listed{ImportPath: own("replication/extent/reclaim"), Imports: []string{own("replication/extent")}}, 1},
 		{"the store in its compaction", listed{ImportPath: own("replication/extent/compact"), Imports: []string{own("replication/extent")}}, 1},
+		{"the store in what judges its room", listed{ImportPath: own("replication/extent/room"), Imports: []string{own("replication/extent")}}, 1},
+		{"the log in what judges its room", listed{ImportPath: own("replication/extent/room"), Imports: []string{own("replication/segment")}}, 1},
 		{"the database in the workers", listed{ImportPath: own("replication/extent/reclaim"), Imports: []string{own("replication/extent/tabledb")}}, 1},
 		{"op in nbd", listed{ImportPath: own("nbd"), Imports: []string{own("replication/op")}}, 1},
 		{"op in the gateway", listed{ImportPath: own("gateway/volume"), Imports: []string{own("replication/op")}}, 0},

@@ -5,6 +5,7 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/registry"
+	"github.com/storaged/storaged/replication/extent/room"
 )
 
 // compactionMetrics are those of a store's compaction.
@@ -32,7 +33,8 @@ func newCompactionMetrics(id storage.StoreID) *compactionMetrics {
 
 // register makes them known, and with them what takes the room of the store.
 func (m *compactionMetrics) register(r prometheus.Registerer, s *Store) (err error) {
-	m.unregister, err = registry.Register(r, m.copied, m.moved, m.victims, m.skipped, m.damaged, m.trimmed, newSpaceCollector(s))
+	m.unregister, err = registry.Register(r, m.copied, m.moved, m.victims, m.skipped, m.damaged, m.trimmed,
+		room.NewCollector(s.identity.Store, s.room, s.compacting))
 	if err != nil {
 		return storage.E("register metrics of", storage.KindInternal, "store "+s.identity.Store.String(), err)
 	}

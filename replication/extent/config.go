@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/extent/room"
 	"github.com/storaged/storaged/replication/extent/storedir"
 	"github.com/storaged/storaged/replication/extent/tabledb"
 	"github.com/storaged/storaged/replication/segment"
@@ -48,7 +49,7 @@ type Config struct {
 	// TableFiles bounds the files of tables that Pebble keeps open.
 	TableFiles int
 	// ReserveBytes is the free space below which allocating writes should be refused. 0: eight segments. It counts as more
-	// where segments written ahead and the tables may need more (Space).
+	// where segments written ahead and the tables may need more (room.Space).
 	ReserveBytes int64
 	// CapacityBytes bounds what the store uses of its file system. 0: all of it.
 	CapacityBytes int64
@@ -68,20 +69,14 @@ type Config struct {
 	Metrics   prometheus.Registerer
 }
 
-// checkpointBytes is how much log may be written before a checkpoint is due, which is less while room is tight.
-func (c *Config) checkpointBytes(tight bool) int64 {
-	if tight {
-		return min(c.CheckpointBytes, c.SegmentBytes)
+// room is what the store's room is made with.
+func (c *Config) room() room.Config {
+	r := room.Config{FS: c.FS, Dir: c.Dir, SegmentBytes: c.SegmentBytes, FreeSegments: c.Segment.FreeSegments, CheckpointBytes: c.CheckpointBytes,
+		MemTableBytes: c.MemTableBytes, ReserveBytes: c.ReserveBytes, CapacityBytes: c.CapacityBytes, Logger: c.Logger}
+	if c.Compact {
+		r.MaxFill = c.MaxFill
 	}
-	return c.CheckpointBytes
-}
-
-// maxFill is which part may live; 0 without compaction.
-func (c *Config) maxFill() float64 {
-	if !c.Compact {
-		return 0
-	}
-	return c.MaxFill
+	return r
 }
 
 // tables is what the tables' database is opened with.

@@ -12,6 +12,7 @@
 //   - table: tables, the small state and their formats, as values
 //   - live: which segments the tables refer to
 //   - reclaim: the workers that give back space
+//   - room: how much room there is, what takes it, and what is refused for want of it
 //   - compact: moves live blocks out of segments that are full of dead ones, by way of Repoint
 //   - tabledb: Pebble on a disk that may fail or be full
 //   - storedir: the data directory

@@ -10,6 +10,7 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/extent/reclaim"
+	"github.com/storaged/storaged/replication/extent/room"
 	"github.com/storaged/storaged/replication/segment"
 )
 
@@ -62,7 +63,7 @@ func TestDiscardFreesFullStore(t *testing.T) {
 		defer r.s.Close()
 		for x := storage.ExtentIndex(0); !r.s.Space().Full(); x++ {
 			r.ok(r.write(x, 0, blocks(1, 48)))
-			time.Sleep(2 * spaceTTL)
+			time.Sleep(2 * room.TTL)
 		}
 		for x := range storage.ExtentIndex(100) {
 			r.ok(r.clear(x, 0, storage.ExtentSize))

@@ -13,8 +13,8 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/extent/room"
 	"github.com/storaged/storaged/replication/extent/table"
-	"github.com/storaged/storaged/replication/extent/tabledb"
 	"github.com/storaged/storaged/replication/segment"
 )
 
@@ -273,21 +273,8 @@ func TestCloseWithoutRoom(t *testing.T) {
 	})
 }
 
-// What the tables may need at once is part of the reserve, however small it was chosen; it follows the tables up to a bound.
+// What the tables may need at once is part of the reserve, however small it was chosen.
 func TestReserveHoldsWhatTablesNeed(t *testing.T) {
-	for _, tc := range []struct{ tables, memTable, want int64 }{
-		{0, 8 << 20, 24 << 20},
-		{100 << 20, 8 << 20, 124 << 20},
-		{1 << 40, 8 << 20, 424 << 20},
-	} {
-		if got := tablesNeed(tc.tables, tc.memTable); got != tc.want {
-			t.Errorf("tables of %d bytes need %d, want %d", tc.tables, got, tc.want)
-		}
-	}
-	// The defaults of a node: 8 segments of 64 MiB written ahead, and 1 GiB in reserve, hold tables of any size.
-	if need := 8*(64<<20) + tablesNeed(1<<40, tabledb.DefaultMemTableBytes); need > 1<<30 {
-		t.Errorf("the default reserve does not hold %d bytes", need)
-	}
 	cfg := testConfig(memFS(t))
 	cfg.ReserveBytes, cfg.MemTableBytes = 1, 64<<10
 	r := newRig(t, cfg)
@@ -326,7 +313,7 @@ func pullStopsAtReserve(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, ref := range list {
-		time.Sleep(spaceTTL) // the figures may be as old
+		time.Sleep(room.TTL) // the figures may be as old
 		err := pullVersion(man, st, ref)
 		if refused = errors.Is(err, storage.ErrNoSpace); err != nil && !refused {
 			t.Fatal(err)
@@ -498,7 +485,7 @@ func TestPullThatMakesRoom(t *testing.T) {
 		cfg.Store, cfg.ReserveBytes, cfg.CapacityBytes = storage.StoreID{7}, 1<<20, 5<<19
 		dst := newRig(t, cfg)
 		fill(dst)
-		time.Sleep(spaceTTL)
+		time.Sleep(room.TTL)
 		if s := dst.s.Space(); !s.Full() {
 			t.Fatalf("there is room, and the test shows nothing: %+v", s)
 		}

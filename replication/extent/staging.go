@@ -70,9 +70,9 @@ func (s *Store) Stage(key segment.GroupKey, header table.ManifestHeader) (*Stagi
 	// Only the pull frees what was discarded and deleted while the replica was away. So it may begin below the reserve.
 	makesRoom := header.TotalBytes < g.set.live.DurableBytes()
 	g.mu.RUnlock()
-	err := s.room.mayGrow("stage")
+	err := s.room.MayGrow("stage")
 	if err == nil && !makesRoom {
-		err = s.room.mayTake("stage", 0, false)
+		err = s.room.MayTake("stage", 0, false)
 	}
 	if err != nil {
 		return nil, err
@@ -286,7 +286,7 @@ func (st *Staging) PutBlocks(ref table.Ref, first int, payload []byte) error {
 		return err
 	}
 	// A pull stops at the reserve, as writes do: what is below is for those that make room, of which it may be one.
-	if err := st.s.room.mayTake("stage blocks", int64(len(payload)), st.makesRoom); err != nil {
+	if err := st.s.room.MayTake("stage blocks", int64(len(payload)), st.makesRoom); err != nil {
 		return err
 	}
 	// From before the blocks are in a segment until they are counted, none that may hold them is recycled.
@@ -376,7 +376,7 @@ func (st *Staging) storeLocked(t, older *table.Version, counted table.Counts) er
 				n += table.MaxPageLen
 			}
 		}
-		if err := st.s.room.mayTake("stage tables", n, true); n > 0 && err != nil {
+		if err := st.s.room.MayTake("stage tables", n, true); n > 0 && err != nil {
 			return err
 		}
 	}

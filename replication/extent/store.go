@@ -18,6 +18,7 @@ import (
 	"github.com/storaged/storaged/replication/extent/compact"
 	"github.com/storaged/storaged/replication/extent/live"
 	"github.com/storaged/storaged/replication/extent/reclaim"
+	"github.com/storaged/storaged/replication/extent/room"
 	"github.com/storaged/storaged/replication/extent/storedir"
 	"github.com/storaged/storaged/replication/extent/table"
 	"github.com/storaged/storaged/replication/extent/tabledb"
@@ -35,7 +36,7 @@ type Store struct {
 	log      *segment.Log
 	logger   *slog.Logger
 	metrics  *metrics
-	room     room
+	room     *room.Room
 	files    *storedir.FS // what cfg.FS is
 	unsaved  bound.Limit
 	scratch  scratchPool
@@ -124,10 +125,10 @@ func Open(cfg Config) (_ *Store, err error) {
 	if err := diskio.SyncDir(cfg.FS, cfg.Dir); err != nil {
 		return nil, storage.E("open", storage.KindIO, "store "+cfg.Dir, err)
 	}
-	s.room.cfg, s.room.db, s.room.log, s.room.live, s.room.asks = &s.cfg, s.db, s.log, &s.live, newTurn()
+	s.room = room.New(cfg.room(), s.log, s.db, &s.live)
 	s.shareLocked()
 	files.Opened()
-	if err := s.db.Opened(func() bool { return s.room.makeRoom(true) }); err != nil {
+	if err := s.db.Opened(func() bool { return s.room.MakeRoom(true) }); err != nil {
 		return nil, err
 	}
 	s.worker = s.newWorker()
@@ -336,7 +337,7 @@ func setIncarnations(b *tabledb.Batch, group storage.GroupID, i incarnations) {
 
 // NextIncarnation returns an incarnation of the group that this store has never had and will not be given again.
 func (s *Store) NextIncarnation(group storage.GroupID) (storage.Incarnation, error) {
-	if err := s.room.mayGrow("name a replica of"); err != nil {
+	if err := s.room.MayGrow("name a replica of"); err != nil {
 		return 0, err
 	}
 	s.making.Lock() // two callers must not get the same
@@ -361,7 +362,7 @@ func (s *Store) CreateGroup(key segment.GroupKey) (*Group, error) {
 	if err := s.Failed(); err != nil {
 		return fail(storage.KindIO, err)
 	}
-	if err := s.room.mayGrow("create"); err != nil {
+	if err := s.room.MayGrow("create"); err != nil {
 		return nil, err
 	}
 	s.making.Lock() // the group is there or not
@@ -469,9 +470,26 @@ func (s *Store) shareLocked() {
 	pages := max(s.cfg.CacheBytes/pageMemory, 64*n)
 	s.cached.Set(pages-pages/4, pages/4/n)
 	s.changed.Set(2*pages, 2*pages/n)
-	written := s.cfg.checkpointBytes(s.room.tight.Load())
+	written := s.room.CheckpointBytes()
 	s.written.Set(written, written/n)
 	s.unsaved.SetLimit(unsavedShares * pages)
+}
+
+// Compacts reports whether the store makes room by itself.
+func (s *Store) Compacts() bool { return s.cfg.Compact }
+
+// SegmentBytes returns the size of new segments.
+func (s *Store) SegmentBytes() int64 { return s.cfg.SegmentBytes }
+
+// Space returns how full the store is, and what takes its room. See room.Room.Space.
+func (s *Store) Space() room.Space { return s.room.Space().WithCompaction(s.compacting()) }
+
+// compacting is what compaction does now.
+func (s *Store) compacting() storage.CompactionState {
+	if s.compactor == nil {
+		return storage.CompactionOff
+	}
+	return s.compactor.State()
 }
 
 // StopWaiting ends all waiting for room, now and later: what finds none from now on fails with KindNoSpace, and is not on the

@@ -13,7 +13,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	storage "github.com/storaged/storaged"
-	"github.com/storaged/storaged/replication/extent/compact"
 )
 
 // sharedFS is a file system of a size, on which other files lie too.
@@ -54,7 +53,7 @@ func (f *sharedFS) GetDiskUsage(dir string) (vfs.DiskUsage, error) {
 }
 
 // TestUsageAddsUp: what takes the room of a store, and what nothing takes, are all of it, and other files are told from the store's own.
-// Guards, in room.go: the difference that is other; without any of its terms this fails.
+// Guards, in room/room.go: the difference that is other; without any of its terms this fails.
 func TestUsageAddsUp(t *testing.T) {
 	for _, compacts := range []bool{false, true} {
 		t.Run(fmt.Sprintf("compacts %v", compacts), func(t *testing.T) {
@@ -89,40 +88,6 @@ func TestUsageAddsUp(t *testing.T) {
 				}
 			})
 		})
-	}
-}
-
-// TestFillIsOneWhenWritesAreRefused: with compaction and without, new data is refused from a fill of 1 on, and what can still be written
-// brings it there.
-func TestFillIsOneWhenWritesAreRefused(t *testing.T) {
-	const segment, mib = 1 << 20, 1 << 20
-	perSegment := compact.Capacity(segment)
-	for _, maxFill := range []float64{0, 0.9} {
-		for _, free := range []int64{100, 101, 150, 1000} {
-			for segments := int64(0); segments < 2000; segments += 50 {
-				s := Space{CapacityBytes: 4000 * mib, FreeBytes: free * mib, ReserveBytes: 100 * mib}
-				s.judge(taken{log: segments * segment, tables: 3 * mib, blocks: segments * perSegment, segmentBytes: segment}, maxFill)
-				refused := s.Exhausted
-				if maxFill == 0 {
-					refused = s.writable == 0
-				}
-				if refused != (s.usage.Fill >= 1) || refused != (s.writable == 0) {
-					t.Fatalf("max fill %v, %d MiB free, %d segments: refused %v, fill %v, %d bytes can be written", maxFill, free, segments, refused, s.usage.Fill, s.writable)
-				}
-				if taken, all := 0.9*float64(segments+3+free-100), float64(compact.PackedBytes(segments*perSegment, segment)/mib+3); maxFill > 0 && s.usage.Fill != all/taken {
-					t.Fatalf("%d MiB free, %d segments: fill %v, want %v", free, segments, s.usage.Fill, all/taken)
-				}
-				if maxFill == 0 || refused || free < 150 { // packed blocks are counted in whole segments
-					continue
-				}
-				more := taken{log: segments * segment, tables: 3 * mib, blocks: segments*perSegment + s.writable/storage.BlockSize, segmentBytes: segment}
-				s.judge(more, maxFill)
-				if s.usage.Fill > 1.01 || s.writable > 2*mib {
-					t.Fatalf("max fill %v, %d MiB free, %d segments: after all that can be written the fill is %v and %d bytes can be written", maxFill, free, segments,
-						s.usage.Fill, s.writable)
-				}
-			}
-		}
 	}
 }
 

@@ -23,7 +23,7 @@ func (s *Store) newWorker() *reclaim.Worker {
 			if s.Failed() != nil {
 				return 0, false
 			}
-			level = s.room.level()
+			level = s.room.Level()
 			s.setTight(level != reclaim.Enough)
 			return level, true
 		},
@@ -43,7 +43,7 @@ func (s *Store) newWorker() *reclaim.Worker {
 
 // setTight follows how much room there is.
 func (s *Store) setTight(tight bool) {
-	if s.room.tight.Swap(tight) != tight {
+	if s.room.SetTight(tight) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.shareLocked()
@@ -129,7 +129,7 @@ func (r replica) Copy() (begun bool, err error) {
 	if r.store.format.Load() < storedir.PagesByEpoch {
 		return false, nil
 	}
-	if err := r.store.room.mayTake("copy entries", r.log.UncoveredBytes(), true); err != nil {
+	if err := r.store.room.MayTake("copy entries", r.log.UncoveredBytes(), true); err != nil {
 		return false, nil
 	}
 	r.commitMu.Lock()

@@ -80,7 +80,7 @@ type StoreReport struct {
 	UsedBytes     int64           `json:"used_bytes"`
 	FreeBytes     int64           `json:"free_bytes"`       // what can still be written: above the reserve, or of what may live
 	Failed        string          `json:"failed,omitempty"` // why the store is out of service
-	// Displaced: files that are not the store's take the room that it lacks (extent.Space). Releases before do not say.
+	// Displaced: files that are not the store's take the room that it lacks (room.Space). Releases before do not say.
 	Displaced bool `json:"displaced,omitempty"`
 	storage.StoreSpace
 }

@@ -1,4 +1,4 @@
-package extent
+package room
 
 import (
 	"github.com/prometheus/client_golang/prometheus"
@@ -6,9 +6,10 @@ import (
 	storage "github.com/storaged/storaged"
 )
 
-// spaceCollector says what takes the room of a store when Prometheus asks, all of one moment.
-type spaceCollector struct {
-	store  *Store
+// Collector says what takes the room of a store when Prometheus asks, all of one moment.
+type Collector struct {
+	room   *Room
+	now    func() storage.CompactionState
 	gauges []spaceGauge
 	state  *prometheus.Desc
 	wrote  *prometheus.Desc
@@ -23,12 +24,13 @@ type spaceGauge struct {
 var compactionStates = []storage.CompactionState{storage.CompactionOff, storage.CompactionIdle, storage.CompactionRunning, storage.CompactionBraked,
 	storage.CompactionBehind, storage.CompactionNothingToWin, storage.CompactionNoRoom}
 
-func newSpaceCollector(s *Store) *spaceCollector {
-	labels := prometheus.Labels{"store": s.identity.Store.String()}
+// NewCollector returns the metrics of a store's room. compaction says what compaction does now.
+func NewCollector(id storage.StoreID, r *Room, compaction func() storage.CompactionState) *Collector {
+	labels := prometheus.Labels{"store": id.String()}
 	desc := func(name, help string, variable ...string) *prometheus.Desc {
 		return prometheus.NewDesc("storage_store_"+name, help, variable, labels)
 	}
-	c := &spaceCollector{store: s,
+	c := &Collector{room: r, now: compaction,
 		state: desc("compaction_state", "1 for what compaction does now. Worry when it is \"nothing to win\" or \"no room\": room is short, and none is made.", "state"),
 		wrote: desc("written_bytes_total", "Bytes of blocks that clients wrote, as they were applied. storage_segment_append_bytes_total grows by so many times as much: "+
 			"entries, and the copies of compaction. Worry when that is more than six times for hours."),
@@ -62,7 +64,7 @@ func newSpaceCollector(s *Store) *spaceCollector {
 }
 
 // Describe implements prometheus.Collector.
-func (c *spaceCollector) Describe(ch chan<- *prometheus.Desc) {
+func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, g := range c.gauges {
 		ch <- g.desc
 	}
@@ -71,15 +73,15 @@ func (c *spaceCollector) Describe(ch chan<- *prometheus.Desc) {
 }
 
 // Collect implements prometheus.Collector.
-func (c *spaceCollector) Collect(ch chan<- prometheus.Metric) {
-	space := c.store.Space()
+func (c *Collector) Collect(ch chan<- prometheus.Metric) {
+	space := c.room.Space().WithCompaction(c.now())
 	for _, g := range c.gauges {
 		ch <- prometheus.MustNewConstMetric(g.desc, prometheus.GaugeValue, g.value(space, space.Usage()))
 	}
 	for _, s := range compactionStates {
 		ch <- prometheus.MustNewConstMetric(c.state, prometheus.GaugeValue, truth(s == space.Usage().Compaction), string(s))
 	}
-	_, written := c.store.live.Blocks()
+	_, written := c.room.live.Blocks()
 	ch <- prometheus.MustNewConstMetric(c.wrote, prometheus.CounterValue, float64(written*storage.BlockSize))
 }
 

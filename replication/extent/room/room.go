@@ -1,22 +1,23 @@
-package extent
+package room
 
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
+
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/extent/compact"
-	"github.com/storaged/storaged/replication/extent/live"
 	"github.com/storaged/storaged/replication/extent/reclaim"
 	"github.com/storaged/storaged/replication/extent/tabledb"
-	"github.com/storaged/storaged/replication/segment"
 )
 
-// spaceTTL is how long the file system's answer about its free space is used again.
-const spaceTTL = 100 * time.Millisecond
+// TTL is how long the answer of the file system is used again.
+const TTL = 100 * time.Millisecond
 
 // Space says how full a store is, in bytes.
 type Space struct {
@@ -25,7 +26,7 @@ type Space struct {
 	// FreeBytes is what it may still use, free segments that are written ahead included. It is 0 while the tables, or the log,
 	// want room that the file system does not give them, whatever it says of itself.
 	FreeBytes int64
-	// ReserveBytes: below it, writes that allocate should be refused before they are proposed. It is Config.ReserveBytes, or
+	// ReserveBytes: below it, writes that allocate should be refused before they are proposed. It is what Config says, or
 	// what segments written ahead and the tables may need if that is more.
 	ReserveBytes int64
 	// NeedBytes of the reserve are what the store needs for itself, whoever writes: segments that are open, written ahead, or full of what
@@ -51,6 +52,12 @@ func (s Space) WritableBytes() int64 { return s.writable }
 
 // Usage says what takes the room.
 func (s Space) Usage() storage.StoreSpace { return s.usage }
+
+// WithCompaction returns s with what compaction does in what Usage says.
+func (s Space) WithCompaction(state storage.CompactionState) Space {
+	s.usage.Compaction = state
+	return s
+}
 
 // taken is what takes the room of a store. Bytes, but for the blocks; other is what others have.
 type taken struct{ log, tables, other, blocks, segmentBytes int64 }
@@ -99,16 +106,55 @@ func leastReserve(freeSegments int, segmentBytes, need int64, compacts bool) int
 	return least
 }
 
-// room is what a store knows of the room on its disk, and decides from it.
-type room struct {
-	cfg  *Config
-	db   *tabledb.DB
-	log  *segment.Log
-	live *live.Index
+// Config is what a Room is made with. All in it is set, sizes are in bytes.
+type Config struct {
+	// FS and Dir say where the store lies.
+	FS  vfs.FS
+	Dir string
+	// SegmentBytes is the size of new segments, FreeSegments how many are written ahead.
+	SegmentBytes int64
+	FreeSegments int
+	// CheckpointBytes is how much log may be written before a checkpoint is due, unless room is tight.
+	CheckpointBytes int64
+	// MemTableBytes is the size of the tables' memtables.
+	MemTableBytes int64
+	// ReserveBytes is kept in reserve at least.
+	ReserveBytes int64
+	// CapacityBytes bounds what the store uses of its file system. 0: all of it.
+	CapacityBytes int64
+	// MaxFill is which part of the room above the reserve may live. 0: all, because there is no compaction.
+	MaxFill float64
+	Logger  *slog.Logger
+}
+
+// Log is what a Room sees of the segment log: *segment.Log.
+type Log interface {
+	Space() (usedBytes, freeSegmentBytes int64)
+	Full() bool
+	GiveBack(n int64) (given int64)
+}
+
+// Tables is what a Room sees of the tables' database: *tabledb.DB. Short says that it waits for room.
+type Tables interface {
+	DiskBytes() (all, tables int64)
+	Short() bool
+}
+
+// Live is what a Room sees of what the tables refer to: *live.Index.
+type Live interface {
+	Blocks() (live, written int64)
+}
+
+// Room is what a store knows of the room on its disk, and decides from it.
+type Room struct {
+	cfg  Config
+	db   Tables
+	log  Log
+	live Live
 	// tight: there is less than twice the reserve. Checkpoints come more often then, so that less waits for them.
 	tight atomic.Bool
 
-	asks  turn                      // held while the disk is asked
+	asks  chan struct{}             // has room for one, who asks the disk; no mutex, because the disk may wait for room, and virtual time for who waits
 	asked atomic.Pointer[time.Time] // when the answer below was asked for; nil before the first
 
 	mu              sync.Mutex // guards all below
@@ -119,30 +165,31 @@ type room struct {
 	known, reported bool
 }
 
-// Compacts reports whether the store makes room by itself.
-func (s *Store) Compacts() bool { return s.cfg.Compact }
-
-// SegmentBytes returns the size of new segments.
-func (s *Store) SegmentBytes() int64 { return s.cfg.SegmentBytes }
-
-// Space returns how full the store is. It costs a few hundred nanoseconds and may be 100 ms old. When nothing is known
-// (a file system that does not say, and no configured capacity), it answers that there is plenty.
-func (s *Store) Space() Space {
-	out := s.room.space()
-	out.usage.Compaction = storage.CompactionOff
-	if s.compactor != nil {
-		out.usage.Compaction = s.compactor.State()
-	}
-	return out
+// New returns the room of a store, of which nothing is known yet. It asks nobody.
+func New(cfg Config, log Log, db Tables, live Live) *Room {
+	return &Room{cfg: cfg, log: log, db: db, live: live, asks: make(chan struct{}, 1)}
 }
 
-func (r *room) space() Space {
+// SetTight says whether there is less than twice the reserve, and reports whether that is new.
+func (r *Room) SetTight(tight bool) (changed bool) { return r.tight.Swap(tight) != tight }
+
+// CheckpointBytes is how much log may be written before a checkpoint is due, which is less while room is tight.
+func (r *Room) CheckpointBytes() int64 {
+	if r.tight.Load() {
+		return min(r.cfg.CheckpointBytes, r.cfg.SegmentBytes)
+	}
+	return r.cfg.CheckpointBytes
+}
+
+// Space returns how full the store is. It costs a few hundred nanoseconds and may be as old as TTL. When nothing is known (a file system
+// that does not say, and no configured capacity), it answers that there is plenty.
+func (r *Room) Space() Space {
 	r.refresh()
 	used, free := r.log.Space()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	out := Space{CapacityBytes: 1 << 62, FreeBytes: 1 << 62,
-		ReserveBytes: max(r.cfg.ReserveBytes, leastReserve(r.cfg.Segment.FreeSegments, r.cfg.SegmentBytes, r.need, r.cfg.Compact))}
+		ReserveBytes: max(r.cfg.ReserveBytes, leastReserve(r.cfg.FreeSegments, r.cfg.SegmentBytes, r.need, r.cfg.MaxFill > 0))}
 	out.NeedBytes = r.needBytes(out.ReserveBytes)
 	if r.known {
 		out.CapacityBytes, out.FreeBytes = r.total, r.avail+free
@@ -160,7 +207,7 @@ func (r *room) space() Space {
 	}
 	blocks, _ := r.live.Blocks()
 	took := taken{used, r.tables, other, blocks, r.cfg.SegmentBytes}
-	out.judge(took, r.cfg.maxFill())
+	out.judge(took, r.cfg.MaxFill)
 	if r.log.Full() || r.db.Short() { // the file system has no room: there is none for copies either
 		out.Exhausted, out.writable = true, 0
 		out.usage.NoRoom, out.usage.Fill = true, max(1, out.usage.Fill)
@@ -172,7 +219,7 @@ func (r *room) space() Space {
 // displacedLocked reports whether a store that finds no room by waiting would, without the files of others. What else the node itself
 // keeps, and a segment that is being made, is as good as nothing beside a reserve. A store that is only below its reserve has room again
 // when what is garbage is cleared away.
-func (r *room) displacedLocked(s *Space, t taken, free int64) bool {
+func (r *Room) displacedLocked(s *Space, t taken, free int64) bool {
 	if !r.known || !s.Exhausted || !s.Full() {
 		return false
 	}
@@ -182,19 +229,19 @@ func (r *room) displacedLocked(s *Space, t taken, free int64) bool {
 	if c := r.cfg.CapacityBytes; c > 0 {
 		without.FreeBytes = min(without.FreeBytes, c-t.log-r.tables)
 	}
-	without.judge(t, r.cfg.maxFill())
+	without.judge(t, r.cfg.MaxFill)
 	return !without.Exhausted
 }
 
 // needBytes is Space.NeedBytes. A sixteenth of the reserve at least is left: a small store cannot have all that is wanted.
-func (r *room) needBytes(reserve int64) int64 {
-	segments := 1 + int64(r.cfg.Segment.FreeSegments) + 2*max(1, r.cfg.checkpointBytes(r.tight.Load())/r.cfg.SegmentBytes)
+func (r *Room) needBytes(reserve int64) int64 {
+	segments := 1 + int64(r.cfg.FreeSegments) + 2*max(1, r.CheckpointBytes()/r.cfg.SegmentBytes)
 	return min(segments*r.cfg.SegmentBytes+r.need, reserve-reserve/16)
 }
 
-// makeRoom gives back segments that are free and wait to be used again when the file system has less left than the tables
+// MakeRoom gives back segments that are free and wait to be used again when the file system has less left than the tables
 // may need; all the same if they have found no room. It reports whether there is more room than before.
-func (r *room) makeRoom(short bool) bool {
+func (r *Room) MakeRoom(short bool) bool {
 	r.refresh()
 	r.mu.Lock()
 	need, lacks := r.need, r.known && r.avail < r.need
@@ -203,16 +250,16 @@ func (r *room) makeRoom(short bool) bool {
 }
 
 // refresh asks the file system and the database again when the last answer is too old. One asks for all, who wait for its answer.
-func (r *room) refresh() {
+func (r *Room) refresh() {
 	fresh := func() bool {
 		at := r.asked.Load()
-		return at != nil && time.Since(*at) < spaceTTL
+		return at != nil && time.Since(*at) < TTL
 	}
 	if fresh() {
 		return
 	}
-	r.asks.Lock()
-	defer r.asks.Unlock()
+	r.asks <- struct{}{}
+	defer func() { <-r.asks }()
 	if fresh() {
 		return
 	}
@@ -235,10 +282,10 @@ func (r *room) refresh() {
 // wastedShare is which part of the capacity is much to be garbage.
 const wastedShare = 16
 
-// level makes room for the tables if they need it, and says how much there is for clients.
-func (r *room) level() reclaim.Room {
-	r.makeRoom(false)
-	switch space := r.space(); {
+// Level makes room for the tables if they need it, and says how much there is for clients.
+func (r *Room) Level() reclaim.Room {
+	r.MakeRoom(false)
+	switch space := r.Space(); {
 	case space.Full():
 		return reclaim.Full
 	case space.FreeBytes < 2*space.ReserveBytes:
@@ -256,22 +303,22 @@ func (r *room) level() reclaim.Room {
 // errTablesFull is why something is refused.
 var errTablesFull = errors.New("the file system has no room for the store's tables; discard, delete volumes or make room on it")
 
-// mayGrow refuses what makes the store larger while there is no room for its tables: the caller would wait for room with
+// MayGrow refuses what makes the store larger while there is no room for its tables: the caller would wait for room with
 // locks held.
-func (r *room) mayGrow(op string) error {
+func (r *Room) MayGrow(op string) error {
 	if r.db.Short() {
 		return storage.E(op, storage.KindNoSpace, "store "+r.cfg.Dir, errTablesFull)
 	}
 	return nil
 }
 
-// mayTake refuses n bytes of a copy, which no client waits for, if less than the reserve would be left. If the copy makes
+// MayTake refuses n bytes of a copy, which no client waits for, if less than the reserve would be left. If the copy makes
 // room in the end, half of the reserve is enough.
-func (r *room) mayTake(op string, n int64, makesRoom bool) error {
-	if err := r.mayGrow(op); err != nil {
+func (r *Room) MayTake(op string, n int64, makesRoom bool) error {
+	if err := r.MayGrow(op); err != nil {
 		return err
 	}
-	space := r.space()
+	space := r.Space()
 	least := space.ReserveBytes
 	if makesRoom {
 		least /= 2
