@@ -1,8 +1,10 @@
 package replication
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"testing"
 	"testing/synctest"
@@ -88,6 +90,58 @@ func TestFullOfGarbage(t *testing.T) {
 		}
 		h.close()
 	})
+}
+
+// TestRefusedInTheEnd writes large pieces to small stores of small segments until one is refused: after a few seconds of waiting at most,
+// however ill the pieces fit into segments.
+//
+// Guards, in extent/compaction.go: readRun's bound, compact.RecordBlocks; at 64 blocks copies of copies won nothing, and a write
+// waited until the tables had taken all room: this failed in each case.
+func TestRefusedInTheEnd(t *testing.T) {
+	for _, c := range []struct{ capacity, segment, piece int }{
+		{61 << 20, 512 << 10, 256 << 10},
+		{79 << 20, 1 << 20, 256 << 10},
+	} {
+		t.Run(fmt.Sprintf("segments of %d KiB", c.segment>>10), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := newHarness(t, 1)
+				h.store = func(s *extent.Config) {
+					s.CapacityBytes, s.SegmentBytes, s.Compact = int64(c.capacity), int64(c.segment), true
+				}
+				n := h.nodes[1]
+				n.start()
+				defer h.close()
+				const groups = 4
+				var clients []*client
+				for g := range storage.GroupID(groups) {
+					if err := n.replicas.Bootstrap(t.Context(), 1+g, storeID(1), 1); err != nil {
+						t.Fatal(err)
+					}
+					clients = append(clients, h.open(1+g, 7, 1))
+				}
+				perExtent := storage.ExtentSize / c.piece
+				data := bytes.Repeat([]byte{1}, c.piece)
+				for i := 0; ; i++ {
+					k := i / groups
+					o := clients[i%groups].writeOp(uint32(k%perExtent*c.piece), data)
+					o.Extent = storage.ExtentIndex(k / perExtent)
+					var err error = storage.ErrUnavailable
+					for start := time.Now(); errors.Is(err, storage.ErrUnavailable); {
+						_, err = n.replicas.Propose(t.Context(), clients[i%groups].group, [][]byte{o.AppendHeader(nil), data})
+						if waited := time.Since(start); waited > 20*time.Second {
+							t.Fatalf("after %d KiB one has waited for %v: %v", i*c.piece>>10, waited, err)
+						}
+					}
+					if errors.Is(err, storage.ErrNoSpace) {
+						return
+					}
+					if err != nil {
+						t.Fatal(err)
+					}
+				}
+			})
+		})
+	}
 }
 
 // TestWaitForRoom: a store that is below its reserve at one look, and not at the next, has a write wait if it makes room by itself,

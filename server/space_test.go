@@ -1,12 +1,15 @@
 package server
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"testing"
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api"
+	"github.com/storaged/storaged/gateway/volume"
 )
 
 // TestOneFigureOfFreeSpace: every answer to how much can still be written is the same, the free space above the reserve: in the
@@ -47,5 +50,59 @@ func TestOneFigureOfFreeSpace(t *testing.T) {
 		if _, err := v.CreateVolume(t.Context(), api.NewVolume{Name: name, SizeBytes: bytes}); !errors.Is(err, want) {
 			t.Errorf("a volume of %d bytes on a store of %d: %v", bytes, capacity, err)
 		}
+	}
+}
+
+// TestRefusedIsCritical writes to a node until it refuses, with compaction and without. Before that it warns or is degraded; once it
+// refuses it is critical, and what it says of its room agrees; when the volume is gone all is well again.
+func TestRefusedIsCritical(t *testing.T) {
+	for _, compacts := range []bool{false, true} {
+		t.Run(fmt.Sprintf("compacts %v", compacts), func(t *testing.T) {
+			n := startNode(t, func(c *Config) {
+				c.CapacityBytes, c.ReserveBytes, c.SegmentBytes, c.Compact = 128<<20, 1<<20, 2<<20, compacts
+			})
+			if _, err := n.admin.CreateVolume(t.Context(), api.NewVolume{Name: "data", SizeBytes: 1 << 30, Groups: 2, Overcommit: true}); err != nil {
+				t.Fatal(err)
+			}
+			v, err := n.gateway.Open(t.Context(), "data", volume.OpenOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer v.Close(context.Background())
+			look := func() api.Status {
+				s, err := n.admin.Status(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				return s
+			}
+			told := false
+			data := bytes.Repeat([]byte{1}, 1<<20)
+			for at := int64(0); err == nil; at += 1 << 20 {
+				if at >= 256<<20 {
+					t.Fatal("a store of 128 MiB takes 256 MiB")
+				}
+				err = v.WriteAt(t.Context(), data, at)
+				if err == nil && !told && n.store.Space().Usage().Fill > 0.9 {
+					until(t, "it is told of", func() bool { s := look(); told = len(s.Warnings) == 1 || s.Health == api.HealthDegraded; return told })
+				}
+			}
+			if !errors.Is(err, storage.ErrNoSpace) {
+				t.Fatal(err)
+			}
+			if !told {
+				t.Error("nothing was said before it refused")
+			}
+			until(t, "the node that refuses is critical", func() bool { return look().Health == api.HealthCritical })
+			s := look()
+			if s.Fullest == nil || s.Fullest.FreeBytes >= 1<<20 || s.Fullest.Fill < 0.97 || s.FreeBytes >= 1<<20 {
+				t.Errorf("it refuses, and says of its room %+v", s.Fullest)
+			}
+			v.Close(context.Background())
+			if err := n.admin.DeleteVolume(t.Context(), "data", 0); err != nil {
+				t.Fatal(err)
+			}
+			until(t, "all is well", func() bool { s := look(); return s.Health == api.HealthOK && len(s.Warnings) == 0 })
+		})
 	}
 }

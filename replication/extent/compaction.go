@@ -24,8 +24,6 @@ const (
 	roomPatience = 5 * time.Second
 	// sweepPages are looked at in one scan of a sweep.
 	sweepPages = 256
-	// maxCopyBlocks go into one record at most.
-	maxCopyBlocks = 64
 	// trimSegments are given back each second, and a trimShare of what is too much if that is more: whatever was deleted, most of it is given
 	// back within a few minutes.
 	trimSegments, trimShare = 4, 30
@@ -336,7 +334,7 @@ func blockNo(b *compact.Block) int { return int(b.Page.Page)*table.BlocksPerPage
 // readRun reads the first blocks that follow each other in an extent: what one record may hold.
 func (c compaction) readRun(blocks []compact.Block) (n int, payload []byte, err error) {
 	first := &blocks[0]
-	for n = 1; n < min(len(blocks), c.blocksPerRecord(), maxCopyBlocks); n++ {
+	for n = 1; n < min(len(blocks), compact.RecordBlocks(c.cfg.SegmentBytes)); n++ {
 		b := &blocks[n]
 		if b.Group != first.Group || b.Set != first.Set || b.Page.ID() != first.Page.ID() || blockNo(b) != blockNo(first)+n {
 			break

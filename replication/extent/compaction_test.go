@@ -16,6 +16,7 @@ import (
 	"github.com/storaged/storaged/replication/extent/check"
 	"github.com/storaged/storaged/replication/extent/compact"
 	"github.com/storaged/storaged/replication/extent/live"
+	"github.com/storaged/storaged/replication/extent/room"
 	"github.com/storaged/storaged/replication/extent/table"
 	"github.com/storaged/storaged/replication/segment"
 )
@@ -115,6 +116,77 @@ func overwrite(t *testing.T, percent int64, times int) {
 	if report := sound(t, fs); report.Blocks != uint64(live) {
 		t.Errorf("%+v, want %d blocks", report, live)
 	}
+}
+
+// TestCopiesWinRoom: of large records only one fits into a small segment, and half of it stays empty. Compaction packs what they
+// hold, once, and is content then.
+//
+// Guards, in compaction.go: readRun's bound, compact.RecordBlocks; at 64 blocks each copy left half of its segment empty like what was
+// copied: this failed, because it went on for ever.
+func TestCopiesWinRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := testConfig(memFS(t))
+		cfg.SegmentBytes, cfg.CapacityBytes, cfg.Compact = 512*kib, 16<<20, true
+		due := make(chan struct{}, 1)
+		cfg.OnCheckpointDue = func(segment.GroupKey) {
+			select {
+			case due <- struct{}{}:
+			default:
+			}
+		}
+		r := newRig(t, cfg)
+		r.ok(openSession(1))
+		live := int64(0) // bytes
+		for x := storage.ExtentIndex(0); r.s.Space().FreeBytes > r.s.Space().ReserveBytes; x++ {
+			r.ok(r.write(x, 0, blocks(uint64(x), 64)))
+			live += 64 * storage.BlockSize
+			time.Sleep(room.TTL)
+		}
+		for range 100 {
+			time.Sleep(time.Second)
+			select {
+			case <-due:
+				r.checkpoint()
+				r.g.Log().Compact(r.index - 1)
+			default:
+			}
+		}
+		written := r.s.log.AppendedBytes()
+		if space := r.s.Space(); space.Full() || space.Usage().GarbageBytes > 4*cfg.SegmentBytes || written > 3*live {
+			t.Errorf("%d bytes live, %d were written: %+v", live, written, space)
+		}
+	})
+}
+
+// TestNothingToWin: compaction has nothing to win in a full store of which nothing is checkpointed. After some time who needs room is not to
+// wait any more, until there is some.
+//
+// Guards, in room/room.go: judge's look at whether compaction is in vain; removed once, and this failed.
+func TestNothingToWin(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := testConfig(memFS(t))
+		cfg.CapacityBytes, cfg.Compact = 16<<20, true
+		r := newRig(t, cfg)
+		r.ok(openSession(1))
+		for i := uint64(0); !r.s.Space().Full(); i++ {
+			r.ok(r.write(0, 0, blocks(i, 32)))
+			time.Sleep(room.TTL)
+		}
+		time.Sleep(5 * time.Second)
+		if s := r.s.Space(); !s.Full() || s.Exhausted || s.Usage().Compaction != storage.CompactionNothingToWin {
+			t.Fatalf("at first %+v", s)
+		}
+		time.Sleep(time.Minute)
+		if s := r.s.Space(); !s.Full() || !s.Exhausted || s.WritableBytes() != 0 || s.Displaced || s.Usage().Fill > 0.5 {
+			t.Errorf("after a minute %+v", s)
+		}
+		r.checkpoint()
+		r.g.Log().Compact(r.index)
+		time.Sleep(5 * time.Second)
+		if s := r.s.Space(); s.Full() || s.Exhausted || s.WritableBytes() == 0 {
+			t.Errorf("with a checkpoint %+v", s)
+		}
+	})
 }
 
 // compactOnce moves what lives in the oldest segment that may be emptied, and returns it; 0 if there is none. What there is say the

@@ -125,17 +125,19 @@ func Open(cfg Config) (_ *Store, err error) {
 	if err := diskio.SyncDir(cfg.FS, cfg.Dir); err != nil {
 		return nil, storage.E("open", storage.KindIO, "store "+cfg.Dir, err)
 	}
-	s.room = room.New(cfg.room(), s.log, s.db, &s.live)
+	s.compaction.m = newCompactionMetrics(s.identity.Store)
+	roomOf := cfg.room()
+	if cfg.Compact {
+		s.compactor = compact.New(s.compaction, s.compaction.m, s.logger)
+		roomOf.InVain = s.compactor.InVain
+	}
+	s.room = room.New(roomOf, s.log, s.db, &s.live)
 	s.shareLocked()
 	files.Opened()
 	if err := s.db.Opened(func() bool { return s.room.MakeRoom(true) }); err != nil {
 		return nil, err
 	}
 	s.worker = s.newWorker()
-	s.compaction.m = newCompactionMetrics(s.identity.Store)
-	if cfg.Compact {
-		s.compactor = compact.New(s.compaction, s.compaction.m, s.logger)
-	}
 	if err := s.compaction.m.register(cfg.Metrics, s); err != nil {
 		return nil, err
 	}

@@ -17,6 +17,8 @@ const (
 	// A copy of one block takes a record of its own: header, prefix and padding are 128 bytes. A segment has a header, and a seal.
 	copyBytes     = 4<<10 + 128
 	segmentMargin = 4<<10 + 64
+	// maxRecordBlocks are copied in one record at most.
+	maxRecordBlocks = 64
 
 	// shortlist is how many segments are looked at closely before none is said to do.
 	shortlist = 32
@@ -24,6 +26,13 @@ const (
 
 // Capacity returns how many copies of single blocks fit into a segment: what a full one may hold, whatever it was written with.
 func Capacity(segmentBytes int64) int64 { return max(1, (segmentBytes-segmentMargin)/copyBytes) }
+
+// RecordBlocks returns how many blocks go into one record of copies at most. What is left at the end of a segment because the next record
+// does not fit is less than a segment may lack and be no victim. Otherwise copies would be copied again for ever, and nothing be won.
+func RecordBlocks(segmentBytes int64) int {
+	lack := int(float64(Capacity(segmentBytes)) * (1 - MaxUse))
+	return max(1, min(lack-1, maxRecordBlocks))
+}
 
 // PackedBytes returns how many bytes of segments so many blocks take that were all moved.
 func PackedBytes(blocks, segmentBytes int64) int64 {

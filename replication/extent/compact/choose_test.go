@@ -45,6 +45,23 @@ func TestChoose(t *testing.T) {
 	}
 }
 
+// TestCopiesMakeNoVictims: a segment that is full of the largest records of copies is none, whatever its size, though what is left at its
+// end is too little for another.
+// Guards, in choose.go: RecordBlocks' bound by what a segment may lack; at 64 blocks for all segments this failed.
+func TestCopiesMakeNoVictims(t *testing.T) {
+	for segment := int64(16 << 10); segment <= 64<<20; segment += segment/64 + 4<<10 {
+		n := int64(RecordBlocks(segment))
+		record := n*(4<<10) + copyBytes - 4<<10
+		blocks := (segment - segmentMargin) / record * n
+		if use := float64(blocks) / float64(Capacity(segment)); n < 1 || use <= MaxUse {
+			t.Errorf("a segment of %d bytes that is full of records of %d blocks is used to %.1f %%", segment, n, 100*use)
+		}
+	}
+	if n := RecordBlocks(64 << 20); n != maxRecordBlocks {
+		t.Errorf("in segments of 64 MiB records have %d blocks", n)
+	}
+}
+
 // TestCapacity: copies of single blocks fit, and a segment that is full of them is no victim.
 func TestCapacity(t *testing.T) {
 	for _, bytes := range []int64{16 << 10, 64 << 10, 1 << 20, 64 << 20, 1 << 30} {

@@ -29,6 +29,10 @@ const (
 	leastEmptied = 8
 	emptiedFor   = 2 * time.Minute
 
+	// vainAfter is for how long nothing may be won before nobody is to wait for it: longer than it takes until segments that are dead already
+	// are recycled, and than a group is without a leader.
+	vainAfter = 30 * time.Second
+
 	// LeastSegments is how many segments must be free for a round to begin: those that the copies may roll into, and one to spare.
 	LeastSegments = 3
 
@@ -92,7 +96,13 @@ type Worker struct {
 	emptied map[segment.SegmentNo]time.Time
 	told    map[segment.SegmentNo]struct{} // segments with a bad block that were reported
 
-	state atomic.Pointer[storage.CompactionState]
+	said atomic.Pointer[said]
+}
+
+// said is a state, and since when room is short in vain; zero: it is not.
+type said struct {
+	state storage.CompactionState
+	vain  time.Time
 }
 
 type leave struct {
@@ -104,14 +114,29 @@ type leave struct {
 func New(d Disk, m Metrics, logger *slog.Logger) *Worker {
 	w := &Worker{disk: d, metrics: m, logger: logger, pace: pace{room: d.Room, latency: d.SyncLatency},
 		left: map[segment.SegmentNo]leave{}, emptied: map[segment.SegmentNo]time.Time{}, told: map[segment.SegmentNo]struct{}{}}
-	w.say(storage.CompactionIdle)
+	w.said.Store(&said{state: storage.CompactionIdle})
 	return w
 }
 
 // State says what the worker does now. It may be called at any time.
-func (w *Worker) State() storage.CompactionState { return *w.state.Load() }
+func (w *Worker) State() storage.CompactionState { return w.said.Load().state }
 
-func (w *Worker) say(s storage.CompactionState) { w.state.Store(&s) }
+// InVain reports whether room has been short for some time and nothing was to be won: who waits for room would wait without end. It may be
+// called at any time.
+func (w *Worker) InVain() bool {
+	s := w.said.Load()
+	return !s.vain.IsZero() && time.Since(s.vain) >= vainAfter
+}
+
+func (w *Worker) say(s storage.CompactionState) {
+	next := said{state: s}
+	if s == storage.CompactionNothingToWin || s == storage.CompactionNoRoom {
+		if next.vain = w.said.Load().vain; next.vain.IsZero() {
+			next.vain = time.Now()
+		}
+	}
+	w.said.Store(&next)
+}
 
 // saysMoving says that blocks are moved, for that need.
 func (w *Worker) saysMoving(need need) {

@@ -238,3 +238,33 @@ func TestWorkerSays(t *testing.T) {
 		})
 	}
 }
+
+// TestInVain: nothing to win, or no room for copies, for some time is in vain; neither is it at once, nor when there is something again.
+// Guards, in worker.go: say's note of since when; vainAfter.
+func TestInVain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newFakeDisk(9, Capacity(mib))
+		d.room = roomOf(2, 700*Capacity(mib)) // urgent
+		w := New(d, d, slog.New(slog.DiscardHandler))
+		step := func(what string, passed time.Duration, want bool) {
+			t.Helper()
+			time.Sleep(passed)
+			w.step(t.Context(), time.Now())
+			if got := w.InVain(); got != want {
+				t.Errorf("%s: %v, says %q", what, got, w.State())
+			}
+		}
+		step("at once", 0, false)
+		step("soon", vainAfter-time.Second, false)
+		step("for some time", time.Second, true)
+		d.room = roomOf(-98, 900*Capacity(mib))
+		step("and no room for copies", 2*time.Second, true)
+		d.room, d.segments[3].live = roomOf(2, 700*Capacity(mib)), 10
+		step("something is to win", 2*time.Second, false)
+		d.segments[3].gone = true
+		step("it was won", 2*time.Second, false)
+		step("nothing for some time again", vainAfter, true)
+		d.room = roomOf(500, 400*Capacity(mib))
+		step("there is room", 2*time.Second, false)
+	})
+}

@@ -32,8 +32,8 @@ type Space struct {
 	// NeedBytes of the reserve are what the store needs for itself, whoever writes: segments that are open, written ahead, or full of what
 	// no checkpoint covers, and the tables. The rest is for what leaders send before they know.
 	NeedBytes int64
-	// Exhausted: what lives takes all that it may. A write that allocates finds no room by waiting; what overwrites does. Without
-	// compaction nothing finds any by waiting, and it is the same as Full.
+	// Exhausted: what lives takes all that it may, or the store is Full and compaction has had nothing to win for some time. A write that
+	// allocates finds no room by waiting; what overwrites may. Without compaction nothing finds any by waiting, and it is the same as Full.
 	Exhausted bool
 	// Displaced: the store is full because files of others take its room. It would not be, without them. Nothing that its users
 	// do makes room, so it is no reason to refuse what a majority of others can take.
@@ -59,8 +59,11 @@ func (s Space) WithCompaction(state storage.CompactionState) Space {
 	return s
 }
 
-// taken is what takes the room of a store. Bytes, but for the blocks; other is what others have.
-type taken struct{ log, tables, other, blocks, segmentBytes int64 }
+// taken is what takes the room of a store. Bytes, but for the blocks; other is what others have. vain: compaction makes no room.
+type taken struct {
+	log, tables, other, blocks, segmentBytes int64
+	vain                                     bool
+}
 
 // judge fills in what follows from how full the store is. Of what segments and tables take or may take, but for the reserve, maxFill
 // may live: the fuller, the more is written for each block.
@@ -74,6 +77,9 @@ func (s *Space) judge(t taken, maxFill float64) {
 		full, has = full*maxFill, packed+t.tables
 		left := int64(full) - has
 		s.Exhausted, s.writable = left <= 0, compact.UnpackedBytes(max(0, left), t.segmentBytes)
+		if t.vain && s.Full() {
+			s.Exhausted, s.writable = true, 0
+		}
 	}
 	s.usage.Fill = 1
 	if full > 0 {
@@ -106,7 +112,7 @@ func leastReserve(freeSegments int, segmentBytes, need int64, compacts bool) int
 	return least
 }
 
-// Config is what a Room is made with. All in it is set, sizes are in bytes.
+// Config is what a Room is made with. All in it is set but for InVain, sizes are in bytes.
 type Config struct {
 	// FS and Dir say where the store lies.
 	FS  vfs.FS
@@ -124,7 +130,9 @@ type Config struct {
 	CapacityBytes int64
 	// MaxFill is which part of the room above the reserve may live. 0: all, because there is no compaction.
 	MaxFill float64
-	Logger  *slog.Logger
+	// InVain reports whether compaction has had nothing to win for some time; nil without compaction.
+	InVain func() bool
+	Logger *slog.Logger
 }
 
 // Log is what a Room sees of the segment log: *segment.Log.
@@ -206,7 +214,7 @@ func (r *Room) Space() Space {
 		out.FreeBytes = 0
 	}
 	blocks, _ := r.live.Blocks()
-	took := taken{used, r.tables, other, blocks, r.cfg.SegmentBytes}
+	took := taken{used, r.tables, other, blocks, r.cfg.SegmentBytes, r.cfg.InVain != nil && r.cfg.InVain()}
 	out.judge(took, r.cfg.MaxFill)
 	if r.log.Full() || r.db.Short() { // the file system has no room: there is none for copies either
 		out.Exhausted, out.writable = true, 0

@@ -163,3 +163,14 @@ func TestFillIsOneWhenWritesAreRefused(t *testing.T) {
 		}
 	}
 }
+
+// TestRoomBeforeVain: what is above the reserve can be written although compaction has nothing to win.
+func TestRoomBeforeVain(t *testing.T) {
+	for free, refused := range map[int64]bool{101 * mib: false, 100 * mib: false, 99 * mib: true} {
+		s := Space{CapacityBytes: 400 * mib, FreeBytes: free, ReserveBytes: 100 * mib}
+		s.judge(taken{log: 400*mib - free, blocks: 1000, segmentBytes: mib, vain: true}, 0.9)
+		if s.Exhausted != refused || s.writable == 0 != refused {
+			t.Errorf("%d MiB free: %+v", free/mib, s)
+		}
+	}
+}
