@@ -71,12 +71,9 @@ func (g *group) newInstance(checkpoint table.Checkpoint) (*instance, error) {
 		}
 		g.node.cfg.OnLeadership()
 	}})
-	var err error
-	in.log, err = newLogStore(in.Context(), g.extents.Log(), g.disk.store.Log().Wait, g.unreadable(in), checkpoint)
-	if err == nil {
-		in.log.book = g.node.ledger.Book(string(g.self))
-	}
-	return in, err
+	in.log = &logStore{log: g.extents.Log(), ctx: in.Context(), wait: g.disk.store.Log().Wait, unreadable: g.unreadable(in),
+		running: in.Running, book: g.node.ledger.Book(string(g.self))}
+	return in, in.log.readConfigs(checkpoint)
 }
 
 // start makes a Raft instance over the replica's log and state. mu is held.

@@ -190,6 +190,8 @@ type diskStall struct {
 	full   string        // writes of files under it find no room; "": all do
 	unread string        // the same for reads
 	sector int64         // reads of the log that touch this byte of a segment fail; 0: none
+
+	logReads int // of segments, so far
 }
 
 // MaybeError implements errorfs.Injector.
@@ -212,6 +214,9 @@ func (d *diskStall) MaybeError(o errorfs.Op) error {
 			return errorfs.ErrInjected
 		}
 	case errorfs.OpFileReadAt:
+		if strings.Contains(o.Path, "store/log/") {
+			d.logReads++
+		}
 		d.mu.Lock()
 		unread, sector := d.unread, d.sector
 		d.mu.Unlock()
@@ -277,6 +282,13 @@ func (d *diskStall) unreadable(path string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.unread = path
+}
+
+// readsOfLog returns how many reads of segments there were.
+func (d *diskStall) readsOfLog() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.logReads
 }
 
 // badSector makes reads that begin in the same 4 KiB of a segment as the byte fail; 0: none.

@@ -37,6 +37,7 @@ type logStore struct {
 	ctx        context.Context                                     // done when the instance is to stop
 	wait       func(ctx context.Context, p segment.Position) error // segment.Log.Wait
 	unreadable func(index uint64, err error) error                 // see group.unreadable
+	running    func() bool                                         // see runner.Instance.Running
 
 	inst atomic.Pointer[runner.Instance] // that this is the log of, as soon as it runs
 	book *ledger.Book                    // of what others have yet to receive
@@ -62,29 +63,29 @@ var (
 	_ raft.MonotonicLogStore = (*logStore)(nil)
 )
 
-// newLogStore reads the configurations that the log holds above the checkpoint.
-func newLogStore(ctx context.Context, log *segment.GroupLog, wait func(context.Context, segment.Position) error,
-	unreadable func(uint64, error) error, checkpoint table.Checkpoint) (*logStore, error) {
-	s := &logStore{log: log, ctx: ctx, wait: wait, unreadable: unreadable}
+// readConfigs reads the configurations that the log holds above the checkpoint, and no other entry: the segment log has read and
+// checked all of them when it was opened. It is called once, before anything else.
+func (s *logStore) readConfigs(checkpoint table.Checkpoint) error {
 	s.open = s.opening
 	if checkpoint.Index > 0 {
 		s.configs = []configAt{newConfigAt(checkpoint.ConfigIndex, raft.DecodeConfiguration(checkpoint.Config))}
 	}
-	first, last := log.FirstIndex(), log.LastIndex()
+	first, last := s.log.FirstIndex(), s.log.LastIndex()
 	if first == 0 {
-		return s, nil
+		return nil
 	}
 	for i := max(first, checkpoint.Index+1); i <= last; i++ {
-		e, err := log.Get(i)
+		if _, kind, ok := s.log.TypeOf(i); ok && raft.LogType(kind) != raft.LogConfiguration {
+			continue
+		}
+		e, err := s.log.Get(i)
 		if err != nil {
 			// Whatever the reason: without it the replica would vote with less than it once acknowledged (I7).
-			return nil, storage.E("read log", storage.KindCorrupt, "group", fmt.Errorf("entry %d: %w", i, err))
+			return storage.E("read log", storage.KindCorrupt, "group", fmt.Errorf("entry %d: %w", i, err))
 		}
-		if raft.LogType(e.Type) == raft.LogConfiguration {
-			s.configs = append(s.configs, newConfigAt(i, raft.DecodeConfiguration(e.Data)))
-		}
+		s.configs = append(s.configs, newConfigAt(i, raft.DecodeConfiguration(e.Data)))
 	}
-	return s, nil
+	return nil
 }
 
 // IsMonotonic tells Raft that a gap in the log is refused, so that it clears the log after an installed snapshot.
@@ -99,7 +100,16 @@ func (s *logStore) LastIndex() (uint64, error) { return s.log.LastIndex(), nil }
 // GetLog fills out with the entry of the given index, or returns raft.ErrLogNotFound. It returns no other error: the
 // library panics on one. An entry that cannot be read is not found, or its replica is set aside and the caller parked
 // until it stops (group.unreadable).
+//
+// While the library starts it asks for every entry above the checkpoint, and looks for configurations only. Commands come without
+// their data then: otherwise a start would read the log once more.
 func (s *logStore) GetLog(index uint64, out *raft.Log) error {
+	if !s.running() {
+		if term, kind, ok := s.log.TypeOf(index); ok && raft.LogType(kind) == raft.LogCommand {
+			*out = raft.Log{Index: index, Term: term, Type: raft.LogCommand}
+			return nil
+		}
+	}
 	e, err := s.log.Get(index)
 	switch {
 	case err == nil:

@@ -48,6 +48,7 @@ type entry struct {
 	dataBytes uint32
 	sum       uint32
 	padding   uint16
+	kind      uint8   // Entry.Type
 	rec       *record // nil once the cache let go of it
 }
 
@@ -151,7 +152,7 @@ func (g *GroupLog) Append(entries []Entry) (end Position, err error) {
 		r := &records[i]
 		l.pushLocked(r, now)
 		g.entries = append(g.entries, entry{term: r.header.term, at: r.header.position, sum: r.header.sum, padding: r.header.padding,
-			extBytes: uint32(len(r.ext)), dataBytes: uint32(len(r.data)), rec: r})
+			extBytes: uint32(len(r.ext)), dataBytes: uint32(len(r.data)), kind: r.prefix[0], rec: r})
 	}
 	l.committed.Signal()
 	return l.endLocked(), nil
@@ -237,6 +238,17 @@ func (g *GroupLog) Get(index uint64) (Entry, error) {
 			Extensions: r.ext, Data: r.data}, nil
 	}
 	return g.l.readEntryUnlock(index, *e)
+}
+
+// TypeOf returns the term and the Entry.Type of an entry, and reads nothing from the disk for it. ok is false if there is no such entry.
+func (g *GroupLog) TypeOf(index uint64) (term uint64, kind uint8, ok bool) {
+	g.l.mu.Lock()
+	defer g.l.mu.Unlock()
+	e := g.entryLocked(index)
+	if e == nil {
+		return 0, 0, false
+	}
+	return e.term, e.kind, true
 }
 
 // Location returns where the data of an entry lies: the position of its first byte and its length in bytes, and the

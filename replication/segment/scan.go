@@ -213,9 +213,12 @@ func (r *recovery) nextInSegment(s *scanSegment, from Position) (recordHeader, b
 	return recordHeader{}, false, nil
 }
 
-// view returns n bytes of the segment; what lies behind the end of the file is zero. It is valid until the next call.
+// view returns n bytes of the segment; what lies behind the end of the file is zero. It is valid until the next call. What the window
+// has of them already is not read again.
 func (r *recovery) view(s *scanSegment, offset int64, n int) ([]byte, error) {
-	if r.bufSeg == s && offset >= r.bufAt && offset+int64(n) <= r.bufAt+int64(len(r.buf)) {
+	end := r.bufAt + int64(len(r.buf))
+	inside := r.bufSeg == s && offset >= r.bufAt
+	if inside && offset+int64(n) <= end {
 		return r.buf[offset-r.bufAt:][:n:n], nil
 	}
 	if err := r.open(s); err != nil {
@@ -224,7 +227,11 @@ func (r *recovery) view(s *scanSegment, offset int64, n int) ([]byte, error) {
 	if r.buf == nil {
 		r.buf = make([]byte, min(scanWindowBytes, int(r.l.cfg.SegmentBytes)+maxPayloadBytes))
 	}
-	if err := r.readUpTo(r.file, r.buf, offset); err != nil {
+	kept := 0
+	if inside && offset < end {
+		kept = copy(r.buf, r.buf[offset-r.bufAt:])
+	}
+	if err := r.readUpTo(r.file, r.buf[kept:], offset+int64(kept)); err != nil {
 		r.bufSeg = nil
 		return nil, err
 	}
@@ -306,7 +313,7 @@ func (r *recovery) applyEntry(g *GroupLog, h *recordHeader, front []byte) {
 	}
 	extensions := uint32(len(front) - prefixBytes)
 	g.entries = append(g.entries, entry{term: h.term, at: h.position, extBytes: extensions, sum: h.sum, padding: h.padding,
-		dataBytes: h.payload - prefixBytes - extensions})
+		kind: front[0], dataBytes: h.payload - prefixBytes - extensions})
 }
 
 // closeGaps gives up the groups whose entries do not continue each other.
