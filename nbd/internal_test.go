@@ -205,6 +205,61 @@ func TestInbound(t *testing.T) {
 	}
 }
 
+// scriptedReader gives one piece for each read, as far as there is room, and notes how much room there was.
+type scriptedReader struct {
+	pieces [][]byte
+	room   []int
+}
+
+func (s *scriptedReader) Read(b []byte) (int, error) {
+	s.room = append(s.room, len(b))
+	if len(s.pieces) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(b, s.pieces[0])
+	if s.pieces[0] = s.pieces[0][n:]; len(s.pieces[0]) == 0 {
+		s.pieces = s.pieces[1:]
+	}
+	return n, nil
+}
+
+// TestInboundWaitsWithASmallBuffer: a connection reads much at once while much arrives, and does not keep the memory for it when it
+// waits for the next request. Tried: without the second case of resize it does.
+func TestInboundWaitsWithASmallBuffer(t *testing.T) {
+	src := &scriptedReader{pieces: [][]byte{make([]byte, 100), make([]byte, 100_000), make([]byte, 28), make([]byte, 28)}}
+	in := wire.NewInbound(src)
+	in.Grow()
+	read := func(n int) {
+		t.Helper()
+		for range n / 4 {
+			if _, err := in.Next(4); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	read(100 + 100_000)
+	if largest := slices.Max(src.room); largest < 32<<10 {
+		t.Errorf("%d bytes at most were read at once", largest)
+	}
+	read(28)
+	before := len(src.room)
+	read(28)
+	if len(src.room) == before || slices.Max(src.room[before:]) > 8<<10 {
+		t.Errorf("a connection waits with room for %d bytes", src.room[before:])
+	}
+	// A payload that is read past the buffer leaves nothing behind it that is known of.
+	src.pieces = [][]byte{make([]byte, 28+64<<10), make([]byte, 28)}
+	read(28)
+	if err := in.Full(make([]byte, 64<<10)); err != nil {
+		t.Fatal(err)
+	}
+	before = len(src.room)
+	read(28)
+	if slices.Max(src.room[before:]) > 8<<10 {
+		t.Errorf("after a payload a connection waits with room for %d bytes", src.room[before:])
+	}
+}
+
 func TestTruncate(t *testing.T) {
 	for _, tc := range []struct {
 		s    string

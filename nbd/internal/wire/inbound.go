@@ -3,12 +3,16 @@ package wire
 import (
 	"errors"
 	"io"
+	"sync"
 	"sync/atomic"
 	"time"
 )
 
 const (
-	handshakeBufferBytes    = 4 << 10
+	handshakeBufferBytes = 4 << 10
+	// idleBufferBytes is what a connection waits with: a request that writes 4 KiB, and some.
+	idleBufferBytes = 8 << 10
+	// transmissionBufferBytes is what it has while more has arrived than that.
 	transmissionBufferBytes = 64 << 10
 	// StallBytes is how much must cross the socket within Config.StallTimeout once a transfer has begun.
 	StallBytes = 1 << 20
@@ -20,6 +24,11 @@ type Inbound struct {
 	Src  io.Reader
 	buf  []byte
 	r, w int // unread bytes are buf[r:w]
+	// idle is buf, or what it becomes again; large is buf, or nil.
+	idle  []byte
+	large *[transmissionBufferBytes]byte
+	grows bool // large may be taken
+	more  bool // the last read filled all the room that it had: more is likely to be there
 	// since is when a transfer that must not stop began, as now says it; 0 between requests.
 	since atomic.Int64
 	begun time.Time
@@ -27,18 +36,42 @@ type Inbound struct {
 
 // NewInbound reads src, with a small buffer until Grow.
 func NewInbound(src io.Reader) *Inbound {
-	return &Inbound{Src: src, buf: make([]byte, handshakeBufferBytes), begun: time.Now()}
+	idle := make([]byte, handshakeBufferBytes)
+	return &Inbound{Src: src, buf: idle, idle: idle, begun: time.Now()}
 }
+
+// largeBuffers are those that no connection has.
+var largeBuffers = sync.Pool{New: func() any { return new([transmissionBufferBytes]byte) }}
 
 // Now is the time since the beginning, in nanoseconds, never 0. It is not the time of day: to set that forward must not
 // make a transfer look stalled.
 func (in *Inbound) Now() int64 { return int64(time.Since(in.begun)) + 1 }
 
-// Grow makes the buffer as large as the transmission phase wants it, keeping what is unread.
+// Grow makes the buffer as large as the transmission phase wants it, keeping what is unread. From then on it is larger still while more
+// has arrived than it holds. Of a thousand connections that wait for requests each would keep that otherwise.
 func (in *Inbound) Grow() {
-	buf := make([]byte, transmissionBufferBytes)
-	in.w = copy(buf, in.buf[in.r:in.w])
-	in.buf, in.r = buf, 0
+	if in.grows {
+		return
+	}
+	idle := make([]byte, idleBufferBytes)
+	in.w = copy(idle, in.buf[in.r:in.w])
+	in.buf, in.idle, in.r, in.grows = idle, idle, 0, true
+}
+
+// resize takes a large buffer when more is likely to be there than the other holds, and gives it up before a read that is likely to wait.
+// n bytes are wanted; unread bytes stay.
+func (in *Inbound) resize(n int) {
+	switch unread := in.w - in.r; {
+	case in.large == nil && in.grows && (in.more || n > len(in.buf)):
+		in.large = largeBuffers.Get().(*[transmissionBufferBytes]byte)
+		in.w = copy(in.large[:], in.buf[in.r:in.w])
+		in.buf, in.r = in.large[:], 0
+	case in.large != nil && !in.more && max(n, unread) <= len(in.idle):
+		in.w = copy(in.idle, in.buf[in.r:in.w])
+		in.buf, in.r = in.idle, 0
+		largeBuffers.Put(in.large)
+		in.large = nil
+	}
 }
 
 // Buffered is the number of bytes that can be read without a system call.
@@ -60,8 +93,9 @@ func (in *Inbound) Next(n int) ([]byte, error) {
 	return b, nil
 }
 
-// fill reads until n bytes are buffered.
+// fill reads until n bytes are buffered. The buffer holds as many.
 func (in *Inbound) fill(n int) error {
+	in.resize(n)
 	in.w = copy(in.buf, in.buf[in.r:in.w])
 	in.r = 0
 	for in.w < n {
@@ -70,6 +104,7 @@ func (in *Inbound) fill(n int) error {
 		}
 		m, err := in.Src.Read(in.buf[in.w:])
 		in.w += m
+		in.more = in.w == len(in.buf)
 		if in.w < n && err != nil {
 			if err == io.EOF && in.w > 0 {
 				err = io.ErrUnexpectedEOF
@@ -93,6 +128,7 @@ func (in *Inbound) Full(p []byte) error {
 			if _, err := io.ReadFull(in.Src, chunk); err != nil {
 				return NoEOF(err)
 			}
+			in.more = false // it is not known
 		} else {
 			if err := in.fill(len(chunk)); err != nil {
 				return NoEOF(err)
