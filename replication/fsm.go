@@ -11,6 +11,7 @@ import (
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/extent"
 	"github.com/storaged/storaged/replication/op"
+	"github.com/storaged/storaged/replication/runner"
 )
 
 // maxStagingNameBytes bounds what Restore reads: the name of a staging area.
@@ -25,6 +26,7 @@ type fsm struct {
 	// damaged is told once why nothing is applied any more. It must not block.
 	damaged func(error)
 	told    bool // owned by the goroutine that applies
+	trace   *runner.Trace
 }
 
 var _ raft.BatchingFSM = (*fsm)(nil)
@@ -35,6 +37,8 @@ func (f *fsm) Apply(l *raft.Log) any { return f.ApplyBatch([]*raft.Log{l})[0] }
 // ApplyBatch applies committed entries in order. Configuration entries count as applied, so that the applied index of a
 // checkpoint covers them. Each response is a *op.Result.
 func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
+	first, last := logs[0].Index, logs[len(logs)-1].Index
+	f.trace.Committed(first, last)
 	entries := make([]extent.ApplyEntry, len(logs))
 	for i, l := range logs {
 		entries[i] = extent.ApplyEntry{Index: l.Index, Term: l.Term, IsCommand: l.Type == raft.LogCommand, Data: l.Data}
@@ -48,6 +52,7 @@ func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 	for i := range results {
 		out[i] = &results[i]
 	}
+	f.trace.Applied(first, last)
 	return out
 }
 

@@ -46,6 +46,7 @@ type instance struct {
 	*runner.Instance
 	transport *runner.Transport
 	log       *logStore
+	trace     *runner.Trace
 }
 
 // raftConfig is the library's configuration of every data group; docs/design.md, section 5, "Settings".
@@ -64,7 +65,7 @@ func (rs *Replicas) raftConfig(self raft.ServerID, logger *slog.Logger) *raft.Co
 
 // newInstance makes an instance that does not run yet, with its log.
 func (g *group) newInstance(checkpoint table.Checkpoint) (*instance, error) {
-	in := &instance{}
+	in := &instance{trace: g.node.stages.Trace()}
 	in.Instance = runner.New(runner.Config{Subject: "group " + g.id.String(), Group: g.id, Logger: g.logger, OnLeadership: func() {
 		if !in.Leads() {
 			in.log.book.End() // at once: a group that is led here may write to the same stores
@@ -72,7 +73,7 @@ func (g *group) newInstance(checkpoint table.Checkpoint) (*instance, error) {
 		g.node.cfg.OnLeadership()
 	}})
 	in.log = &logStore{log: g.extents.Log(), ctx: in.Context(), wait: g.disk.store.Log().Wait, unreadable: g.unreadable(in),
-		running: in.Running, book: g.node.ledger.Book(string(g.self))}
+		running: in.Running, book: g.node.ledger.Book(string(g.self)), trace: in.trace}
 	return in, in.log.readConfigs(checkpoint)
 }
 
@@ -103,10 +104,11 @@ func (g *group) startLocked() error {
 		Verify:     op.VerifyEntry,
 		OwnSums:    true,
 		Damaged:    g.setAside,
+		Trace:      in.trace,
 		Installed:  g.installed,
 	})
 	snaps := &snapshotStore{extents: g.extents, open: g.openManifest, installing: in.log.installed}
-	err = in.Start(g.node.raftConfig(g.self, g.logger), &fsm{extents: g.extents, lastBeforeInstall: &g.lastBeforeInstall, damaged: g.setAside},
+	err = in.Start(g.node.raftConfig(g.self, g.logger), &fsm{extents: g.extents, lastBeforeInstall: &g.lastBeforeInstall, damaged: g.setAside, trace: in.trace},
 		in.log, g.stable(in), snaps, in.transport)
 	if err != nil {
 		return storage.E("start", storage.KindInternal, "group "+g.id.String(), err)
@@ -262,6 +264,7 @@ func (g *group) leading(ctx context.Context, opName string) (*instance, uint64, 
 // and payload, which the log keeps.
 func (g *group) propose(ctx context.Context, data []byte) (op.Result, error) {
 	const name = "propose"
+	proposed := time.Now()
 	in, term, err := g.leading(ctx, name)
 	if err != nil {
 		return op.Result{}, err
@@ -277,7 +280,7 @@ func (g *group) propose(ctx context.Context, data []byte) (op.Result, error) {
 	if err != nil {
 		return op.Result{}, err
 	}
-	result, appended, err := g.proposeReserved(ctx, in, term, &o, data, payload)
+	result, appended, err := g.proposeReserved(ctx, in, term, &o, data, payload, proposed)
 	if !appended {
 		in.log.book.Release(reserved)
 	}
@@ -285,7 +288,7 @@ func (g *group) propose(ctx context.Context, data []byte) (op.Result, error) {
 }
 
 // proposeReserved is propose for an operation that there is space for. appended is false if nothing of it came into the log.
-func (g *group) proposeReserved(ctx context.Context, in *instance, term uint64, o *op.Op, data, payload []byte) (r op.Result, appended bool, err error) {
+func (g *group) proposeReserved(ctx context.Context, in *instance, term uint64, o *op.Op, data, payload []byte, proposed time.Time) (r op.Result, appended bool, err error) {
 	const name = "propose"
 	if o.Kind == op.Write || o.Kind == op.Clear {
 		if err := g.awaitRoom(ctx); err != nil {
@@ -312,11 +315,13 @@ func (g *group) proposeReserved(ctx context.Context, in *instance, term uint64, 
 		}
 	}
 	// The blocks stay reserved until it is answered, or the instance stops: no context.
+	handed := time.Now()
 	future, err := runner.Do(context.Background(), in.Instance, name, func(r *raft.Raft) raft.ApplyFuture { return r.Apply(data, 0) })
 	if err != nil {
 		// While the instance stops, nobody may look at the future, and the book is closed.
 		return op.Result{}, in.Context().Err() != nil || future.Index() > 0, err
 	}
+	in.trace.Answered(future.Index(), proposed, handed)
 	r, err = g.resultOf(future.Response())
 	return r, true, err
 }

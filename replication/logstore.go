@@ -42,6 +42,8 @@ type logStore struct {
 	inst atomic.Pointer[runner.Instance] // that this is the log of, as soon as it runs
 	book *ledger.Book                    // of what others have yet to receive
 	open func() ledger.Opening           // the method opening, made once
+	// trace notes where entries are; nil for nothing.
+	trace *runner.Trace
 
 	mu      sync.Mutex
 	configs []configAt // ascending by index, the checkpoint's first if there is one; guarded by mu
@@ -140,6 +142,7 @@ func (s *logStore) StoreLogs(logs []*raft.Log) error {
 	leads := in != nil && in.Leads()
 	if leads {
 		s.book.Begin(logs[0].Term, s.open)
+		s.trace.Storing(logs[0].Index, logs[len(logs)-1].Index)
 	}
 	for i, l := range logs {
 		entries[i] = segment.Entry{Index: l.Index, Term: l.Term, Type: uint8(l.Type), Data: l.Data,
@@ -164,9 +167,12 @@ func (s *logStore) StoreLogs(logs []*raft.Log) error {
 		s.enter(logs)
 	}
 	if mustWait { // I1: take this out, and a lone voter acknowledges what its disk does not hold
-		return s.wait(s.ctx, end)
+		err = s.wait(s.ctx, end)
 	}
-	return nil
+	if leads {
+		s.trace.Stored(logs[0].Index, logs[len(logs)-1].Index)
+	}
+	return err
 }
 
 // opening is what the book of a term begins with.

@@ -96,6 +96,7 @@ type Replicas struct {
 	disks  []*disk
 	pulls  *pullServer
 	ledger *ledger.Ledger // of what is on its way to stores from here
+	stages *runner.Stages // nil without metrics
 
 	mu     sync.RWMutex
 	groups map[storage.GroupID]*group         // guarded by mu
@@ -134,6 +135,10 @@ func NewReplicas(cfg Config) (*Replicas, error) {
 	cfg.Peers.Handle(op.MethodMappedExtents, peer.Terms{From: peer.Members | peer.Gateways, Order: peer.Concurrent}, rs.serveMapped)
 	if cfg.Metrics != nil {
 		if err := cfg.Metrics.Register(&collector{rs}); err != nil {
+			return nil, storage.E("new host", storage.KindInternal, "metrics", err)
+		}
+		var err error
+		if rs.stages, err = runner.NewStages(cfg.Metrics); err != nil {
 			return nil, storage.E("new host", storage.KindInternal, "metrics", err)
 		}
 	}

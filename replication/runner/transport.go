@@ -74,6 +74,8 @@ type TransportConfig struct {
 	// Damaged is told when an entry of this replica's own log fails Verify, after a follower has refused it; nil for nobody. It
 	// must not block.
 	Damaged func(error)
+	// Trace notes where entries are; nil for nothing.
+	Trace *Trace
 	// Installed is called after a snapshot was installed by the library; nil for nothing.
 	Installed func(req *raft.InstallSnapshotRequest)
 }
@@ -324,7 +326,12 @@ func (t *Transport) startAppend(id raft.ServerID, node storage.NodeID, args *raf
 		return
 	}
 	parts := splitAppend(args)
-	join := &appendJoin{left: len(parts), resp: resp, done: done}
+	join := &appendJoin{left: len(parts), resp: resp, done: func(err error) {
+		if err == nil && resp.Success {
+			t.cfg.Trace.passAll(atCounted, args.Entries)
+		}
+		done(err)
+	}}
 	for _, part := range parts {
 		release, err := t.admitAppend(id, part)
 		if err != nil {
@@ -335,8 +342,12 @@ func (t *Transport) startAppend(id raft.ServerID, node storage.NodeID, args *raf
 		header, payload := encodeAppend(id, part)
 		req := &peer.Request{Method: methodRaftAppend, Group: t.cfg.Group, Header: header, Payload: payload,
 			OwnSums: t.ownSums(part)}
+		t.cfg.Trace.passAll(atSent, part.Entries)
 		t.cfg.Peers.Go(node, peer.Data, req, func(r *peer.Response, err error) {
 			release()
+			if t.cfg.Trace != nil && err == nil && len(part.Entries) > 0 {
+				t.cfg.Trace.tripped(node, time.Since(sent))
+			}
 			t.answered(id, part, sent, r, err, join)
 		})
 	}
@@ -436,6 +447,7 @@ func (t *Transport) answered(id raft.ServerID, req *raft.AppendEntriesRequest, s
 	last := req.Entries[n-1]
 	t.lease.success(id, req.Term, sent, last.Index)
 	t.cfg.Acked(id, req.Term, last.Index)
+	t.cfg.Trace.passAll(atAnswered, req.Entries)
 	// I1: take the gate out, and a leader counts itself for what its disk does not hold.
 	if !t.cfg.Gate(last.Index, last.Term, func(err error) { join.add(resp, err) }) {
 		join.add(resp, t.unavailable("append entries", fmt.Errorf("entry %d of term %d is no longer in the log", last.Index, last.Term)))
@@ -543,8 +555,9 @@ func (t *Transport) LeaderCommit() (commit uint64, at time.Time) {
 
 // serveAppend hands a leader's request to Raft and answers when the answer may leave.
 func (t *Transport) serveAppend(in *peer.Inbound, req *raft.AppendEntriesRequest) {
+	taken := time.Now()
 	t.cfg.Heard(in.From)
-	t.noteCommit(req.LeaderCommitIndex, time.Now())
+	t.noteCommit(req.LeaderCommitIndex, taken)
 	t.bringIntoLine(req)
 	if in.OwnSums && !t.ownSums(req) {
 		in.ReplyError(storage.E("append entries", storage.KindInvalid, "group "+t.cfg.Group.String(), errors.New(
@@ -579,9 +592,25 @@ func (t *Transport) serveAppend(in *peer.Inbound, req *raft.AppendEntriesRequest
 		return
 	}
 	last := req.Entries[len(req.Entries)-1]
+	reply := func(err error) { t.replySuccess(in, req.Term, resp, err) }
+	if t.cfg.Trace != nil {
+		reply = t.timed(in.Received, taken, reply)
+	}
 	// I1: take the gate out, and a follower acknowledges what its disk does not hold.
-	if !t.cfg.Gate(last.Index, last.Term, func(err error) { t.replySuccess(in, req.Term, resp, err) }) {
+	if !t.cfg.Gate(last.Index, last.Term, reply) {
 		in.ReplyError(t.unavailable("append entries", fmt.Errorf("entry %d of term %d was replaced", last.Index, last.Term)))
+	}
+}
+
+// timed returns reply with the stages booked of a request that was received and taken then, and that the library has stored now.
+func (t *Transport) timed(received, taken time.Time, reply func(error)) func(error) {
+	stored := time.Now()
+	return func(err error) {
+		durable := time.Now()
+		reply(err)
+		if err == nil {
+			t.cfg.Trace.followed(received, taken, stored, durable)
+		}
 	}
 }
 
