@@ -11,7 +11,7 @@ const fioOutput = `note: something
 {"jobs": [{"error": 0,
   "read": {"io_bytes": 0, "bw_bytes": 0, "iops": 0, "total_ios": 0, "lat_ns": {"max": 0}},
   "write": {"io_bytes": 4096000, "bw_bytes": 2048000, "iops": 500.0, "total_ios": 1000,
-    "lat_ns": {"max": 7000000, "percentile": {"50.000000": 100000, "99.000000": 200000, "99.900000": 300000}}}}]}`
+    "lat_ns": {"max": 7000000, "mean": 123000, "percentile": {"50.000000": 100000, "99.000000": 200000, "99.900000": 300000}}}}]}`
 
 func TestParseFio(t *testing.T) {
 	m, err := parseFio([]byte(fioOutput), true)
@@ -19,7 +19,7 @@ func TestParseFio(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := measure{IOPS: 500, MBPerS: 2.048, P50us: 100, P99us: 200, P999us: 300, requests: 1000, writtenBytes: 4096000,
-		longest: 7 * time.Millisecond}
+		longest: 7 * time.Millisecond, meanUs: 123}
 	if m != want {
 		t.Errorf("got %+v, want %+v", m, want)
 	}

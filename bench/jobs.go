@@ -82,6 +82,7 @@ type measure struct {
 	requests     int64
 	writtenBytes int64
 	longest      time.Duration
+	meanUs       float64
 }
 
 // runFio runs one job against an export.
@@ -133,6 +134,7 @@ func parseFioOf(out []byte, direction string) (m measure, ioBytes int64, err err
 		TotalIOs int64   `json:"total_ios"`
 		Lat      struct {
 			Max        float64            `json:"max"`
+			Mean       float64            `json:"mean"`
 			Percentile map[string]float64 `json:"percentile"`
 		} `json:"lat_ns"`
 	}
@@ -143,7 +145,7 @@ func parseFioOf(out []byte, direction string) (m measure, ioBytes int64, err err
 		return m, 0, errors.New("no request was answered")
 	}
 	m.IOPS, m.MBPerS, m.requests = d.IOPS, d.BWBytes/1e6, d.TotalIOs
-	m.longest = time.Duration(d.Lat.Max)
+	m.longest, m.meanUs = time.Duration(d.Lat.Max), d.Lat.Mean/1e3
 	m.P50us, m.P99us, m.P999us = d.Lat.Percentile["50.000000"]/1e3, d.Lat.Percentile["99.000000"]/1e3, d.Lat.Percentile["99.900000"]/1e3
 	return m, d.IOBytes, nil
 }

@@ -8,7 +8,8 @@
 // the rows to bench/out.json. A missed target is no failure: the exit status tells only whether it could measure.
 //
 // Subcommands answer one question each: `space` what compaction writes, `scale` how cost grows with one factor,
-// `start` how long a start takes after kill -9, `memory` what is resident with much mapped.
+// `start` how long a start takes after kill -9, `memory` what is resident with much mapped, `stages` where the time of a
+// write at depth 1 goes.
 //
 // What it measures and how is told in docs/performance.md.
 package main
@@ -71,6 +72,8 @@ func command(ctx context.Context, args []string) error {
 			return runParsed(ctx, args[1:], parseScaleFlags, runScale)
 		case "start":
 			return runParsed(ctx, args[1:], parseStartFlags, runStart)
+		case "stages":
+			return runParsed(ctx, args[1:], parseStagesFlags, runStages)
 		case "memory":
 			return runParsed(ctx, args[1:], parseMemoryFlags, runMemory)
 		}
