@@ -91,6 +91,7 @@ func findings(t testing.TB, fs vfs.FS) (found []string) {
 // Guards I1 and I4, in table/page.go: what Fork, Set and Unmap count, and where Fork begins a new chain; in tables.go: that
 // tableset.Page goes down until the page is whole. Each was broken once, and this test failed.
 func TestFormsSideBySide(t *testing.T) {
+	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
 		sides := []*side{newSide(t, 1), newSide(t, storedir.PagesByEpoch), newSide(t, 1)}
 		defer func() {

@@ -152,6 +152,7 @@ func TestPowerCut(t *testing.T) { powerCut(t, func(*rig) {}) }
 //
 // Guards I1: in compaction.go, Move's wait for the copies: removed once, and this failed.
 func TestPowerCutWhileCompacting(t *testing.T) {
+	t.Parallel()
 	moved := 0
 	powerCut(t, func(r *rig) {
 		for range 2 {

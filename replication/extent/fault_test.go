@@ -54,6 +54,7 @@ func isRead(o errorfs.Op) bool {
 // error; nothing that was acknowledged is lost, and no read returns wrong bytes, neither before nor after a restart on
 // a disk that works again.
 func TestFaults(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		name  string
 		class func(errorfs.Op) bool

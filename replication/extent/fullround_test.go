@@ -297,6 +297,7 @@ func (r *fullRound) again() {
 // Guards I1 and I6. Broken once each: prepareOne (segment/preparer.go) takes a lack of room for a failure, and this failed; attempt
 // (tabledb/fs.go) does not insist, and this did not end.
 func TestCompactionWithoutRoom(t *testing.T) {
+	t.Parallel()
 	for _, once := range []bool{true, false} {
 		t.Run(map[bool]string{true: "once", false: "until there is room"}[once], func(t *testing.T) {
 			// One of so many calls of a kind, more of the rare ones.
@@ -366,6 +367,7 @@ func compactWithoutRoom(t *testing.T, fs *roundFS) {
 // Guards I1, with TestBrokenLog of package tabledb: in its fs.go, that a log that cannot be made, or a directory that cannot be synced,
 // fails the database and not Pebble. It did not once, and the process ended.
 func TestCompactionOnBrokenDisk(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		name        string
 		syncs       bool

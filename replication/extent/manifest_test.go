@@ -185,6 +185,7 @@ func TestManifestIntoEmptyReplica(t *testing.T) {
 // Guards I7 and I8: install's one batch, and Commit's wait for the log. Each was taken apart once (two batches; no
 // wait), and this test failed.
 func TestPowerCutDuringInstall(t *testing.T) {
+	t.Parallel()
 	for format := 1; format <= storedir.NewestFormat; format++ {
 		t.Run(fmt.Sprintf("format %d", format), func(t *testing.T) { powerCutDuringInstall(t, format) })
 	}

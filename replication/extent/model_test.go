@@ -30,7 +30,10 @@ type modelVolume struct {
 	closed     map[storage.SessionID]map[uint64]bool
 	order      []storage.SessionID // of closing
 	blocks     map[modelBlock][]modelVersion
+	buf        []byte // of compareExtent
 }
+
+var zeroes [storage.BlockSize]byte // nobody writes to it
 
 type modelBlock struct {
 	extent storage.ExtentIndex
@@ -233,7 +236,8 @@ func (v *modelVolume) compareState(g *Group, id storage.VolumeID) error {
 
 func (v *modelVolume) compareExtent(g *Group, id storage.VolumeID, x storage.ExtentIndex, e storage.Epoch, n int) error {
 	req := op.ReadRequest{Volume: id, Extent: x, Length: uint32(n) * storage.BlockSize, Generation: v.generation, Epoch: e}
-	dst, sums, holes := make([]byte, n*storage.BlockSize), make([]uint32, n), make([]bool, n)
+	v.buf = slices.Grow(v.buf[:0], n*storage.BlockSize)[:n*storage.BlockSize] // with what was read before: holes are written, too
+	dst, sums, holes := v.buf, make([]uint32, n), make([]bool, n)
 	if err := g.Read(req, dst, sums, holes, nil); err != nil {
 		return err
 	}
@@ -243,7 +247,7 @@ func (v *modelVolume) compareExtent(g *Group, id storage.VolumeID, x storage.Ext
 		switch {
 		case (want == nil) != holes[b]:
 			return fmt.Errorf("volume %d extent %d block %d epoch %d: hole %v", id, x, b, e, holes[b])
-		case want == nil && !bytes.Equal(got, make([]byte, storage.BlockSize)):
+		case want == nil && !bytes.Equal(got, zeroes[:]):
 			return fmt.Errorf("volume %d extent %d block %d epoch %d: a hole is not zero", id, x, b, e)
 		case want != nil && !bytes.Equal(got, want):
 			return fmt.Errorf("volume %d extent %d block %d epoch %d: wrong bytes", id, x, b, e)
