@@ -17,7 +17,7 @@ import (
 // TestOverwrittenFileSystem: an ext4 file system on an attached volume, most of which one file takes, is overwritten at random, three
 // times as much as a store may hold. Nothing in it ever sees an error.
 func TestOverwrittenFileSystem(t *testing.T) {
-	const disk, file, piece = 1 << 30, 256 << 20, 256 << 10
+	const disk, file, piece = 384 << 20, 96 << 20, 256 << 10
 	c := threeSmallDisks(t, disk, file+file/4)
 	g := startHost(t, c, "overwriter")
 	at := mounted(t, g.attach(t, host.Request{Volume: volumeName}))
