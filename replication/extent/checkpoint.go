@@ -116,6 +116,7 @@ func (f *Frozen) commit(c table.Checkpoint) error {
 func (f *Frozen) fill(b *tabledb.Batch, record *table.GroupRecord, byEpoch bool) {
 	w := tableset.PageWriter{Batch: b, Set: f.set.id, ByEpoch: byEpoch}
 	for v, p := range f.pages {
+		yield()
 		w.Put(v, &p.Page)
 	}
 	tableset.SetLive(b, f.set.id, f.set.live.Next(), byEpoch)

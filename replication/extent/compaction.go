@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"time"
 
@@ -30,6 +31,10 @@ const (
 	// burstShare is which part of the capacity is kept at most for a burst.
 	burstShare = 16
 )
+
+// yield lets others run. A segment is many thousand short steps, and on one processor those who wait for a client's write would wait for
+// 10 ms of them, at each of its hops, until the scheduler takes the processor away.
+func yield() { runtime.Gosched() }
 
 // compaction is what compact.Worker sees of a store.
 type compaction struct {
@@ -118,6 +123,7 @@ func (c compaction) Find(no segment.SegmentNo) (blocks []compact.Block, err erro
 	}
 	found := map[pageOf]struct{}{}
 	err = c.log.ReadSealed(no, func(r segment.SealedRecord) error {
+		yield()
 		v, x, first, n := blocksOf(&r)
 		for b := first - first%table.BlocksPerPage; b < first+n; b += table.BlocksPerPage {
 			for _, g := range replicas[r.Group] {
@@ -138,6 +144,7 @@ func (c compaction) Find(no segment.SegmentNo) (blocks []compact.Block, err erro
 	}
 	slices.SortFunc(pages, comparePages)
 	for _, p := range pages {
+		yield()
 		in, err := p.g.blocksIn(p.key, map[segment.SegmentNo]struct{}{no: {}})
 		if err != nil {
 			return nil, err
@@ -214,6 +221,7 @@ func (c compaction) Sweep(ctx context.Context, nos map[segment.SegmentNo]struct{
 			}
 			from = next
 			for _, k := range keys {
+				yield()
 				blocks, err := g.blocksIn(k, nos)
 				if err == nil && len(blocks) > 0 {
 					err = fn(blocks)
@@ -342,6 +350,7 @@ func (c compaction) readRun(blocks []compact.Block) (n int, payload []byte, err 
 	}
 	payload = make([]byte, n*storage.BlockSize)
 	for i := range n {
+		yield()
 		b, part := &blocks[i], payload[i*storage.BlockSize:][:storage.BlockSize]
 		err := c.log.ReadAt(b.From.Position(), part)
 		// I5: damage is not copied under a new checksum, nor does the last trace of it go.

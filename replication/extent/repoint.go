@@ -53,6 +53,7 @@ func (g *Group) repoint(set table.SetID, moves []Move) (changed int, err error) 
 		}
 		stored := make(map[table.PageKey][]*page, len(byPage))
 		for k := range byPage {
+			yield()
 			if stored[k], err = g.loadAll(set, k); err != nil {
 				return 0, err
 			}

@@ -43,6 +43,8 @@ const (
 	idleAfter = 5 * time.Second
 
 	paceEvery = time.Second
+	// burst is what may be copied at once after a pause, as a part of the rate.
+	burst = paceEvery / 32
 	// leastBytes is what is copied in a second at least once it is to be done, and idleBytes while nobody writes.
 	leastBytes, idleBytes = 8 << 20, 32 << 20
 	leastBrake            = 1.0 / 16
@@ -76,7 +78,8 @@ type pace struct {
 	used  bool          // something was copied since the last look
 
 	tokens float64
-	use    float64 // of the present victims
+	filled time.Time // when tokens were added last
+	use    float64   // of the present victims
 }
 
 // look brings everything up to date, once in paceEvery.
@@ -97,7 +100,6 @@ func (p *pace) look(now time.Time) need {
 	}
 	p.clients += (float64(n*storage.BlockSize)/passed.Seconds() - p.clients) / 2
 	p.feel(p.latency())
-	p.tokens = min(p.tokens+p.rate(now)*passed.Seconds(), p.rate(now)*paceEvery.Seconds())
 	return p.need(now)
 }
 
@@ -145,17 +147,31 @@ func (p *pace) rate(now time.Time) float64 {
 	return max(leastBytes, keepUp*(1+6*(1-part))) * p.brake
 }
 
+// fill adds the tokens of the time that has passed: those of burst at most, so that nothing is copied in bursts that clients feel.
+func (p *pace) fill(now time.Time) {
+	rate := p.rate(now)
+	p.tokens = min(p.tokens+rate*now.Sub(p.filled).Seconds(), rate*burst.Seconds())
+	p.filled = now
+}
+
 // wait returns when n bytes may be copied, at once if it is urgent.
 func (p *pace) wait(ctx context.Context, n int64) error {
 	p.used = true
-	for p.look(time.Now()) != urgent {
-		if p.tokens > 0 {
+	for {
+		now := time.Now()
+		if p.look(now) == urgent {
+			return ctx.Err()
+		}
+		if p.fill(now); p.tokens > 0 {
 			p.tokens -= float64(n)
 			return ctx.Err()
 		}
-		if err := clock.Sleep(ctx, paceEvery/4); err != nil {
+		rest := paceEvery / 4
+		if rate := p.rate(now); rate > 0 {
+			rest = min(rest, time.Duration(-p.tokens/rate*float64(time.Second))+time.Millisecond)
+		}
+		if err := clock.Sleep(ctx, rest); err != nil {
 			return err
 		}
 	}
-	return ctx.Err()
 }
