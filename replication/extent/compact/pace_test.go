@@ -101,6 +101,27 @@ func TestRate(t *testing.T) {
 	}
 }
 
+// TestNoBursts: what may be copied in a second is spread over it, also after a pause. Guard: burst, in pace.go; with a whole second of it
+// this fails.
+func TestNoBursts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		room := roomOf(12, 700*Capacity(mib)) // 8 MiB a second
+		p := pace{room: func() Room { room.WrittenBlocks++; return room }, latency: func() time.Duration { return 0 }}
+		for range 3 {
+			time.Sleep(3 * time.Second)
+			start, copied := time.Now(), 0
+			for copied = 0; time.Since(start) < time.Second/4; copied += mib / 16 {
+				if err := p.wait(t.Context(), mib/16); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if copied > 3*mib {
+				t.Errorf("%d KiB were copied in a quarter of a second, of 8 MiB/s", copied>>10)
+			}
+		}
+	})
+}
+
 // TestWait keeps the rate, and does not wait when it is urgent.
 func TestWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

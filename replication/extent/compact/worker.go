@@ -37,7 +37,7 @@ const (
 	LeastSegments = 3
 
 	// batchBlocks are copied before the log is waited for.
-	batchBlocks = 256
+	batchBlocks = 64
 )
 
 // Block is a live block that lies in a victim.
