@@ -136,15 +136,16 @@ func (p *pace) need(now time.Time) need {
 // as clients write; the less is free, the more is done ahead: as much as that at
 // the goal, four times at half of it, nothing at twice of it.
 func (p *pace) rate(now time.Time) float64 {
-	if p.need(now) == idle {
-		return idleBytes * p.brake
+	least := 0.0
+	if now.Sub(p.quiet) >= idleAfter { // whatever the need: what is half done would wait for clients to write
+		least = idleBytes
 	}
 	keepUp := p.clients * p.use / (1 - min(p.use, MaxUse))
 	part := float64(p.now.above()) / float64(max(1, p.now.goal()))
 	if part >= 1 {
-		return keepUp * max(0, 2-part) * p.brake
+		return max(least, keepUp*max(0, 2-part)) * p.brake
 	}
-	return max(leastBytes, keepUp*(1+6*(1-part))) * p.brake
+	return max(least, leastBytes, keepUp*(1+6*(1-part))) * p.brake
 }
 
 // fill adds the tokens of the time that has passed: those of burst at most, so that nothing is copied in bursts that clients feel.
@@ -167,8 +168,8 @@ func (p *pace) wait(ctx context.Context, n int64) error {
 			return ctx.Err()
 		}
 		rest := paceEvery / 4
-		if rate := p.rate(now); rate > 0 {
-			rest = min(rest, time.Duration(-p.tokens/rate*float64(time.Second))+time.Millisecond)
+		if rate := p.rate(now); -p.tokens < rate*rest.Seconds() {
+			rest = time.Duration(-p.tokens/rate*float64(time.Second)) + time.Millisecond
 		}
 		if err := clock.Sleep(ctx, rest); err != nil {
 			return err

@@ -1,6 +1,7 @@
 package compact
 
 import (
+	"context"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -118,6 +119,47 @@ func TestNoBursts(t *testing.T) {
 			if copied > 3*mib {
 				t.Errorf("%d KiB were copied in a quarter of a second, of 8 MiB/s", copied>>10)
 			}
+		}
+	})
+}
+
+// TestQuietIsNoReasonToWait: what is begun is ended though nobody writes any more, with more free than the goal, too. Guard: least, in rate.
+func TestQuietIsNoReasonToWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		room := roomOf(40, 700*Capacity(mib)) // more than the goal, less than twice that
+		p := pace{room: func() Room { return room }, latency: func() time.Duration { return 0 }, use: 0.5}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		for range 32 {
+			if err := p.wait(ctx, mib); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if d := time.Since(p.quiet); p.need(time.Now()) != due || d < idleAfter || d > idleAfter+3*time.Second {
+			t.Errorf("it is %d, and 32 MiB took until %v after the last write", p.need(time.Now()), d)
+		}
+	})
+}
+
+// TestWaitAtHardlyAnyRate: who waits for what clients will write, and they write no more, sleeps. Guard: the comparison before rest is
+// divided by the rate, in pace.go; without it the time overflowed once, and the wait was a loop that never slept.
+func TestWaitAtHardlyAnyRate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		room, looks := roomOf(100, 700*Capacity(mib)), 0 // a little more than the goal
+		p := pace{room: func() Room { looks++; return room }, latency: func() time.Duration { return 0 }, use: 0.5}
+		p.look(time.Now())
+		room.Free = 30 * mib
+		room.WrittenBlocks = 10
+		time.Sleep(paceEvery)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		for ctx.Err() == nil {
+			_ = p.wait(ctx, mib)
+			room.WrittenBlocks = 10 + int64(time.Hour) // never quiet, and nothing written
+			p.written, p.quiet = room.WrittenBlocks, time.Now()
+		}
+		if looks > 4000 {
+			t.Errorf("the room was looked at %d times in an hour", looks)
 		}
 	})
 }
