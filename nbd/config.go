@@ -37,7 +37,8 @@ type Config struct {
 	// one of MaxServerBytes for MaxConnections.
 	Budget *Budget
 
-	// HandshakeTimeout bounds the time from the first byte to the transmission phase. 10 s.
+	// HandshakeTimeout bounds the time from the first byte to the transmission phase. 10 s. The backend has four fifths of it: after that
+	// the client is told what it waits for.
 	HandshakeTimeout time.Duration
 	// StallTimeout ends a connection whose client stops in the middle of a request, or does not take its replies,
 	// for so long. Between requests a client may be silent for ever. 60 s.

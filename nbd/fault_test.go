@@ -111,7 +111,7 @@ func TestTLSForgets(t *testing.T) {
 // TestDrainWhileOpening: a backend that cannot open its export now does not hold up a server that stops.
 func TestDrainWhileOpening(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := &slowBackend{nbdtest.NewBackend(), make(chan struct{})}
+		b := &slowBackend{nbdtest.NewBackend(), make(chan struct{}), 0}
 		v := b.Add("v", 4096)
 		s, err := nbd.NewServer(nbd.Config{Backend: b})
 		if err != nil {

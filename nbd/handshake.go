@@ -24,14 +24,17 @@ const (
 	maxOptions = 256
 	// maxContexts bounds the metadata contexts that one connection selects.
 	maxContexts = 16
+	// replyShare is which part of the time for the handshake is left when the backend's is over, to say so.
+	replyShare = 5
 )
 
 // handshake is the option haggling of one connection.
 type handshake struct {
 	c        *conn
 	ctx      context.Context
-	out      []byte // replies to the option being answered
-	selected string // the export that features.contexts were selected for
+	asking   context.Context // for the backend: ends before ctx, so that the client hears what it waited for
+	out      []byte          // replies to the option being answered
+	selected string          // the export that features.contexts were selected for
 }
 
 // optionReply is an error that is sent to the client, who may then try another option.
@@ -60,7 +63,9 @@ func (c *conn) handshake() error {
 		}
 	})
 	defer stop() // if that is too late, the first read of a request says so
-	h := &handshake{c: c, ctx: ctx}
+	asking, cancelAsking := context.WithTimeout(ctx, timeout-timeout/replyShare)
+	defer cancelAsking()
+	h := &handshake{c: c, ctx: ctx, asking: asking}
 	if err := h.greet(); err != nil {
 		return err
 	}
@@ -201,8 +206,16 @@ func (h *handshake) flush() error {
 }
 
 // rejected turns an error of the backend into an option reply.
-func rejected(err error) error {
-	return rejectOption(optionError(err), "%s", err.Error())
+func (h *handshake) rejected(err error) error {
+	return rejectOption(optionError(err), "%s", h.because(err).Error())
+}
+
+// because says of a backend that has run out of time that this is what happened.
+func (h *handshake) because(err error) error {
+	if h.ctx.Err() == nil && errors.Is(h.asking.Err(), context.DeadlineExceeded) {
+		return fmt.Errorf("the export was not ready in time, try again: %w", err)
+	}
+	return err
 }
 
 // list answers LIST. Only names are sent: what else the reply may carry confuses clients.
@@ -211,9 +224,9 @@ func (h *handshake) list(data []byte) error {
 	if len(data) != 0 {
 		return rejectOption(wire.RepErrInvalid, "LIST has no data")
 	}
-	exports, err := h.c.srv.cfg.Backend.Exports(h.ctx)
+	exports, err := h.c.srv.cfg.Backend.Exports(h.asking)
 	if err != nil {
-		return rejected(err)
+		return h.rejected(err)
 	}
 	for _, e := range exports {
 		h.reply(option, protocol.NEGOTIATION_TYPE_REPLY_SERVER, wire.AppendString(nil, e.Name))
@@ -287,7 +300,7 @@ func (h *handshake) exportName(name string) error {
 		return err
 	}
 	if err := h.open(name); err != nil {
-		return err
+		return fmt.Errorf("export %q is not open, and EXPORT_NAME has no reply that says so: %w", name, h.because(err))
 	}
 	h.out = binary.BigEndian.AppendUint64(h.out, h.c.info.SizeBytes)
 	h.out = binary.BigEndian.AppendUint16(h.out, h.c.info.transmissionFlags(h.c.features))
@@ -300,7 +313,7 @@ func (h *handshake) exportName(name string) error {
 // open opens the export and settles what was negotiated for it.
 func (h *handshake) open(name string) error {
 	c := h.c
-	export, err := c.srv.cfg.Backend.Open(h.ctx, name, c.peer())
+	export, err := c.srv.cfg.Backend.Open(h.asking, name, c.peer())
 	if err != nil {
 		return err
 	}
@@ -330,9 +343,9 @@ func (h *handshake) info(data []byte) error {
 	if err != nil {
 		return err
 	}
-	info, err := h.c.srv.cfg.Backend.Stat(h.ctx, name, h.c.peer())
+	info, err := h.c.srv.cfg.Backend.Stat(h.asking, name, h.c.peer())
 	if err != nil {
-		return rejected(err)
+		return h.rejected(err)
 	}
 	f := h.c.features
 	if h.selected != name {
@@ -352,7 +365,7 @@ func (h *handshake) goTransmit(data []byte) error {
 		return err
 	}
 	if err := h.open(name); err != nil {
-		return rejected(err)
+		return h.rejected(err)
 	}
 	h.describe(option, h.c.info, h.c.info.transmissionFlags(h.c.features), wanted)
 	h.ack(option)
@@ -391,9 +404,9 @@ func (h *handshake) metaContext(option uint32, data []byte) error {
 	if err != nil {
 		return err
 	}
-	info, err := h.c.srv.cfg.Backend.Stat(h.ctx, name, h.c.peer())
+	info, err := h.c.srv.cfg.Backend.Stat(h.asking, name, h.c.peer())
 	if err != nil {
-		return rejected(err)
+		return h.rejected(err)
 	}
 	found := matchContexts(info.Contexts, queries, set)
 	if set {

@@ -638,22 +638,24 @@ func TestDrainDuringHandshake(t *testing.T) {
 	})
 }
 
-// slowBackend opens exports when it is let.
+// slowBackend opens exports when its time is over, or so much later.
 type slowBackend struct {
 	*nbdtest.Backend
 	opening chan struct{}
+	after   time.Duration
 }
 
 func (b *slowBackend) Open(ctx context.Context, name string, peer nbd.Peer) (nbd.Export, error) {
 	close(b.opening)
 	<-ctx.Done()
+	<-time.After(b.after)
 	return b.Backend.Open(ctx, name, peer) // too late, but not told apart from in time
 }
 
 // TestOpenTooLate: an export that was opened when the time for the handshake was over is closed again.
 func TestOpenTooLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := &slowBackend{nbdtest.NewBackend(), make(chan struct{})}
+		b := &slowBackend{nbdtest.NewBackend(), make(chan struct{}), time.Minute}
 		v := b.Add("v", 4096)
 		s, err := nbd.NewServer(nbd.Config{Backend: b})
 		if err != nil {

@@ -267,6 +267,7 @@ func (g *Gateway) openSession(ctx context.Context, key trunkKey, at storage.Atta
 
 // askCatalog asks until there is an answer that is final. whole reports that nothing is missing in it.
 func askCatalog[T any](ctx context.Context, g *Gateway, what, volume string, ask func() (answer T, whole bool, err error)) (T, error) {
+	var before error
 	for n := 0; ; n++ {
 		answer, whole, err := ask()
 		switch {
@@ -275,12 +276,25 @@ func askCatalog[T any](ctx context.Context, g *Gateway, what, volume string, ask
 		case err == nil:
 			return answer, nil
 		case ctx.Err() != nil:
-			return answer, storage.E(what, storage.KindCanceled, "volume "+volume, ctx.Err())
+			return answer, storage.E(what, storage.KindCanceled, "volume "+volume, endedAfter(ctx, before, err))
 		case !retryable(storage.KindOf(err)):
 			return answer, err
 		}
+		before = err
 		_ = clock.Sleep(ctx, backoffFor(n, g.config.RetryMin, g.config.RetryMax, g.config.Jitter())) // the next attempt sees the end
 	}
+}
+
+// endedAfter says that the context has ended, and what the attempts had met: the last of them, if it was not ended itself, or the one
+// before.
+func endedAfter(ctx context.Context, before, last error) error {
+	if last == nil || storage.KindOf(last) == storage.KindCanceled {
+		last = before
+	}
+	if last == nil {
+		return ctx.Err()
+	}
+	return fmt.Errorf("%w; until then: %v", ctx.Err(), last) //nolint:errorlint // its kind is not that of the answer
 }
 
 // distinct returns the distinct groups of a placement, and for each of its places the index of its group among them.

@@ -254,17 +254,21 @@ func (t *trunk) inGroups(ctx context.Context, o op.Op, check func(r op.Result, a
 
 // insist repeats an operation that may be repeated until a group has decided on it, or ctx or the trunk has ended.
 func (t *trunk) insist(ctx context.Context, group storage.GroupID, header []byte) (res op.Result, attempts int, err error) {
+	var before error
 	for n := 0; ; n++ {
 		res, err = t.gateway.config.Cluster.Propose(t.attempts.context(), group, [][]byte{header})
 		kind := kindOf(res, err)
 		switch {
 		case ctx.Err() != nil && (err != nil || retryable(kind)):
-			return op.Result{}, n + 1, storage.E("ask group", storage.KindCanceled, t.subject, ctx.Err())
+			return op.Result{}, n + 1, storage.E("ask group", storage.KindCanceled, t.subject, endedAfter(ctx, before, err))
 		case t.ctx.Err() != nil && (err != nil || retryable(kind)):
 			return op.Result{}, n + 1, t.ended()
 		case err != nil || retryable(kind):
 			// Only a result is the group's decision; an error may be that of somebody on the way.
 			t.metrics.retry(kind)
+			if before = err; err == nil {
+				before = res.Err("ask group", t.subject)
+			}
 			t.pause(ctx, n, nil)
 		default:
 			return res, n + 1, nil
