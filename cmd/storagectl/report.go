@@ -87,7 +87,8 @@ func (a *app) hint(ctx context.Context, err error) string {
 		if full, ok := errors.AsType[transfer.LocalFull](err); ok {
 			return full.Hint()
 		}
-		return "delete volumes, discard what their file systems do not use (fstrim), or add stores; 'storagectl node list' shows the room"
+		return "discard what file systems on volumes do not use (fstrim), delete volumes, or make the file system of the fullest node larger, or its --capacity; " +
+			"more nodes are room for new volumes; 'storagectl node list' shows the room"
 	case storage.KindCorrupt:
 		return "look at 'storagectl status', and at the nodes' logs"
 	case storage.KindUnsupported:

@@ -149,7 +149,7 @@ func Choose(v View, replicas []storage.Replica, liveBytes int64) (storage.NodeID
 	switch {
 	case best.node == 0 && small.node != 0:
 		n, _ := v.node(small.node)
-		return 0, storage.StoreID{}, fmt.Errorf("%w: it needs %d bytes free, and store %s of node %s has the most, %d; discard, delete volumes or add stores",
+		return 0, storage.StoreID{}, fmt.Errorf("%w: it needs %d bytes free, and store %s of node %s has the most, %d; discard, delete volumes, make its file system larger or add a node",
 			ErrNoStore, wantBytes, small.store, n.Name, max(0, small.free))
 	case best.node == 0:
 		return 0, storage.StoreID{}, fmt.Errorf("%w: %d nodes hold one already, and no other is up with room",
