@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -312,6 +314,55 @@ func TestRecycledFileOutlivesNoSpace(t *testing.T) {
 		}
 		if names, err := fs.List(cfg.Dir); err != nil || len(names) != len(l.Segments()) {
 			t.Fatalf("%d segments, and files %v (%v)", len(l.Segments()), names, err)
+		}
+		_ = l.Close()
+	})
+}
+
+// TestFileWithoutHeaderGivesItsRoom: a file to be used again whose header finds no room gives its own room back: the next attempt makes a
+// file beside it, and would have to find that room a second time. It guards reuse's Remove (tried: without, the file is still there).
+func TestFileWithoutHeaderGivesItsRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var full atomic.Bool
+		fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+			header := op.Kind == errorfs.OpFileWriteAt && op.Offset == 0 && strings.HasSuffix(op.Path, ".seg")
+			if full.Load() && (header || op.Kind == errorfs.OpCreate) {
+				return syscall.ENOSPC
+			}
+			return nil
+		}))
+		cfg := testConfig(fs)
+		cfg.OnFailure = func(err error) { t.Errorf("the disk has failed: %v", err) }
+		l := openLog(t, cfg)
+		g, err := l.CreateGroup(key(1), 0, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for index := uint64(1); l.End().Segment() < 4; index++ {
+			mustWait(t, l, mustAppend(t, g, testEntry(index, 1, 8000)))
+		}
+		time.Sleep(noSpaceRetry) // all that is wanted is ready
+		full.Store(true)
+		last := g.LastIndex()
+		l.DurableCheckpoint(key(1), last, 1, g.NextNeeded(last))
+		g.Compact(last)
+		if err := l.Recycle(1, unused); err != nil {
+			t.Fatal(err)
+		}
+		for index := last + 1; l.End().Segment() < 6; index++ { // uses up what was ready
+			mustWait(t, l, mustAppend(t, g, testEntry(index, 1, 8000)))
+		}
+		time.Sleep(10 * noSpaceRetry)
+		l.mu.Lock()
+		wanted := l.unready[0].no
+		l.mu.Unlock()
+		if _, err := fs.Stat(l.path(segmentName(wanted))); !os.IsNotExist(err) || !l.Full() {
+			t.Errorf("without room segment %d has a file (%v); full: %v", wanted, err, l.Full())
+		}
+		full.Store(false)
+		time.Sleep(2 * noSpaceRetry)
+		if names, err := fs.List(cfg.Dir); err != nil || len(names) != len(l.Segments()) || l.Full() {
+			t.Errorf("with room %d segments, and files %v (%v)", len(l.Segments()), names, err)
 		}
 		_ = l.Close()
 	})
