@@ -63,10 +63,11 @@ func (d *driver) addNode(zone string) storage.NodeID {
 	return id
 }
 
+// view is of a moment. Reports of removed nodes are refused (package control).
 func (d *driver) view() placement.View {
 	fresh := map[storage.NodeID]placement.NodeReport{}
 	for _, n := range d.s.Nodes() {
-		if r, ok := d.w.Report(n.ID); ok {
+		if r, ok := d.w.Report(n.ID); ok && n.State != storage.NodeRemoved {
 			fresh[n.ID] = r
 		}
 	}

@@ -188,8 +188,19 @@ func TestDeadLearnerIsReplaced(t *testing.T) {
 	d.wantWhole(t, 1, 2, 4)
 }
 
+// removed returns the nodes that were removed.
+func (d *driver) removed() (ids []storage.NodeID) {
+	for _, n := range d.s.Nodes() {
+		if n.State == storage.NodeRemoved {
+			ids = append(ids, n.ID)
+		}
+	}
+	return ids
+}
+
 // TestHeals: whatever is damaged, fails, dies or is removed while a majority of every group is left, and whoever
-// decides late, no order costs a voter that is needed, and the cluster ends whole.
+// decides late, no order costs a voter that is needed, and the cluster ends whole. A node that was removed may be started again, and
+// votes until it hears that it was; nothing may depend on it.
 func TestHeals(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		d := newDriver(t, 2)
@@ -204,10 +215,11 @@ func TestHeals(t *testing.T) {
 			nodes := d.s.Nodes()
 			n := nodes[rapid.IntRange(0, len(nodes)-1).Draw(t, "node")]
 			g := storage.GroupID(rapid.IntRange(1, 2).Draw(t, "group"))
-			spare := d.w.Spare(n.ID, 1) && d.w.Spare(n.ID, 2)
+			spares := func(g storage.GroupID) bool { return d.w.Spare(n.ID, g, d.removed()...) }
+			spare := spares(1) && spares(2)
 			switch rapid.IntRange(0, 11).Draw(t, "what") {
 			case 0:
-				if d.w.Spare(n.ID, g) {
+				if spares(g) {
 					d.w.Damage(n.ID, g)
 				}
 			case 1:
@@ -261,6 +273,9 @@ func TestHeals(t *testing.T) {
 				d.w.SetUp(n.ID, true)
 				d.must(catalog.SetNodeState{Node: n.ID, State: storage.NodeUp})
 			}
+		}
+		for _, id := range d.removed() {
+			d.w.SetUp(id, false) // it ends when it hears of it
 		}
 		for range 3 {
 			d.addNode("") // room for what failed

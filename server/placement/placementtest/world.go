@@ -173,15 +173,17 @@ func (w *World) FailDisk(id storage.NodeID) {
 	}
 }
 
-// Spare reports whether a group goes on when a node's replica is lost.
-func (w *World) Spare(id storage.NodeID, group storage.GroupID) bool {
+// Spare reports whether a group goes on when a node's replica is lost, and other nodes end.
+func (w *World) Spare(id storage.NodeID, group storage.GroupID, others ...storage.NodeID) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	g := w.groups[group]
 	if g == nil {
 		return false
 	}
-	return g.newest().majority(func(m placement.Member) bool { return m.Node != id && w.worksLocked(group, m) })
+	return g.newest().majority(func(m placement.Member) bool {
+		return m.Node != id && !slices.Contains(others, m.Node) && w.worksLocked(group, m)
+	})
 }
 
 func (w *World) settleLocked(id storage.GroupID) (led bool) {
