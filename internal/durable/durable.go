@@ -1,19 +1,22 @@
 // Package durable changes files of a process's own so that a crash or a power cut leaves them whole. It is for small state
 // beside the data: data directories' stores go through their own file system (replication/extent).
 //
-// Errors are KindIO and name the path. Functions may be called concurrently for different paths.
+// Errors are KindIO, or KindNoSpace where the file system or a quota is full, and name the path. Functions may be called concurrently
+// for different paths.
 package durable
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	storage "github.com/storaged/storaged"
 )
 
 // WriteFile replaces a file, or makes it, for the owner only: after a crash it holds the old bytes or the new ones, whole,
-// and once WriteFile has returned the new ones. It writes beside it, at path + ".tmp".
+// and once WriteFile has returned the new ones. It writes beside it, at path + ".tmp", and leaves nothing there when it fails.
 func WriteFile(path string, data []byte) error {
 	tmp := path + ".tmp"
 	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
@@ -24,10 +27,16 @@ func WriteFile(path string, data []byte) error {
 	if err == nil {
 		err = os.Rename(tmp, path)
 	}
-	if err != nil {
-		return storage.E("write", storage.KindIO, path, err)
+	switch {
+	case err == nil:
+		return SyncDir(filepath.Dir(path))
+	case errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT):
+		_ = os.Remove(tmp)
+		return storage.E("write", storage.KindNoSpace, path, fmt.Errorf("%w; what it held before is unchanged: make room on its file system, "+
+			"or in the quota, and try again", err))
 	}
-	return SyncDir(filepath.Dir(path))
+	_ = os.Remove(tmp)
+	return storage.E("write", storage.KindIO, path, err)
 }
 
 // SyncDir makes durable which files a directory holds.
