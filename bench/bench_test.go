@@ -78,7 +78,7 @@ func TestSpaceFlags(t *testing.T) {
 	if size := cfg.volumeBytes(90); size <= 0 || size > cfg.usable()*9/10 || size < cfg.usable()*8/10 {
 		t.Errorf("a volume of 90 %% has %d bytes of %d", size, cfg.usable())
 	}
-	for _, args := range [][]string{{"-live", "91"}, {"-live", "50,x"}, {"-nodes", "0"}, {"-nodes", "4"}, {"-turns", "1"}, {"-capacity-mib", "600"}, {"-time", "1500ms"}} {
+	for _, args := range [][]string{{"-live", "91"}, {"-live", "50,x"}, {"-nodes", "0"}, {"-nodes", "4"}, {"-turns", "1"}, {"-capacity-mib", "560"}, {"-time", "1500ms"}} {
 		if _, err := parseSpaceFlags(args); err == nil {
 			t.Errorf("%v are taken", args)
 		}

@@ -24,7 +24,7 @@ func TestScaleFlags(t *testing.T) {
 		}
 	}
 	for _, args := range [][]string{{"-only", "depth,x"}, {"-idle-volumes", "10,x"}, {"-idle-volumes", "100,10"}, {"-size-mib", "65"}, {"-size-mib", "0"},
-		{"-rounds", "0"}, {"-time", "1500ms"}, {"-idle", "0"}, {"-capacity-mib", "600"}, {"-live", "95"}} {
+		{"-rounds", "0"}, {"-time", "1500ms"}, {"-idle", "0"}, {"-capacity-mib", "560"}, {"-live", "95"}} {
 		if _, err := parseScaleFlags(args); err == nil {
 			t.Errorf("%v are taken", args)
 		}

@@ -68,7 +68,7 @@ func parseSpaceFlags(args []string) (cfg spaceConfig, err error) {
 	flags.StringVar(&cfg.plot, "plot", "", "`file` for the plot, an SVG; none if empty")
 	capacity := flags.Int64("capacity-mib", 2048, "what a store may use, in `MiB`")
 	reserve := flags.Int64("reserve-mib", 512, "its reserve, in `MiB`")
-	segments := flags.Int64("segment-mib", 8, "size of its segments, in `MiB`")
+	segments := flags.Int64("segment-mib", 2, "size of its segments, in `MiB`: 768 of them, as where the table was simulated")
 	flags.IntVar(&cfg.turns, "turns", 10, "how often as much is overwritten as a store may use")
 	live := flags.String("live", "50,70,80,90", "shares that live, in `percent`")
 	nodes := flags.String("nodes", "1,3", "`numbers` of nodes")

@@ -38,7 +38,7 @@ type Config struct {
 	// IdleAfter, MaxOpenFiles); all else in it is set by Open.
 	Segment segment.Config
 	// CheckpointBytes is how much log may be written on this disk, over all groups, before a checkpoint is due. While less than twice the
-	// reserve is free, it is a segment.
+	// reserve is free, it is a sixteenth of ReserveBytes, and a segment at least.
 	CheckpointBytes int64
 	// CacheBytes bounds the table pages that are kept in memory and could be read again. Pages that no checkpoint holds yet
 	// may take four times as much (AwaitRoom).

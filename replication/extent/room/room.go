@@ -181,10 +181,14 @@ func New(cfg Config, log Log, db Tables, live Live) *Room {
 // SetTight says whether there is less than twice the reserve, and reports whether that is new.
 func (r *Room) SetTight(tight bool) (changed bool) { return r.tight.Swap(tight) != tight }
 
+// tightPart is which part of the reserve may be log that no checkpoint covers while room is tight. A checkpoint writes each page that
+// changed since the last one: with segments of a few MiB one for each would cost more than all else.
+const tightPart = 16
+
 // CheckpointBytes is how much log may be written before a checkpoint is due, which is less while room is tight.
 func (r *Room) CheckpointBytes() int64 {
 	if r.tight.Load() {
-		return min(r.cfg.CheckpointBytes, r.cfg.SegmentBytes)
+		return min(r.cfg.CheckpointBytes, max(r.cfg.SegmentBytes, r.cfg.ReserveBytes/tightPart))
 	}
 	return r.cfg.CheckpointBytes
 }

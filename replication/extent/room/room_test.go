@@ -133,11 +133,14 @@ func TestAnswersAreUsedForAWhile(t *testing.T) {
 	})
 }
 
-// TestTightMeansSoonerCheckpoints: while room is tight, a checkpoint is due after a segment.
+// TestTightMeansSoonerCheckpoints: while room is tight, a checkpoint is due after a sixteenth of the reserve, and a segment at least.
 func TestTightMeansSoonerCheckpoints(t *testing.T) {
-	r := (&world{}).room(0)
-	if r.CheckpointBytes() != 4*mib || !r.SetTight(true) || r.SetTight(true) || r.CheckpointBytes() != mib || !r.SetTight(false) {
-		t.Errorf("a checkpoint is due after %d bytes", r.CheckpointBytes())
+	for _, tc := range []struct{ reserve, want int64 }{{6 * mib, mib}, {32 * mib, 2 * mib}, {1 << 30, 4 * mib}} {
+		r := (&world{}).room(0)
+		r.cfg.ReserveBytes = tc.reserve
+		if r.CheckpointBytes() != 4*mib || !r.SetTight(true) || r.SetTight(true) || r.CheckpointBytes() != tc.want || !r.SetTight(false) {
+			t.Errorf("a reserve of %d: a checkpoint is due after %d bytes", tc.reserve, r.CheckpointBytes())
+		}
 	}
 }
 
