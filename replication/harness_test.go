@@ -191,7 +191,7 @@ type diskStall struct {
 	unread string        // the same for reads
 	sector int64         // reads of the log that touch this byte of a segment fail; 0: none
 
-	logReads int // of segments, so far
+	logReads int // of segments, so far; guarded by mu
 }
 
 // MaybeError implements errorfs.Injector.
@@ -214,10 +214,10 @@ func (d *diskStall) MaybeError(o errorfs.Op) error {
 			return errorfs.ErrInjected
 		}
 	case errorfs.OpFileReadAt:
+		d.mu.Lock()
 		if strings.Contains(o.Path, "store/log/") {
 			d.logReads++
 		}
-		d.mu.Lock()
 		unread, sector := d.unread, d.sector
 		d.mu.Unlock()
 		if unread != "" && strings.Contains(o.Path, unread) {
