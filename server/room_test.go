@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -17,19 +19,40 @@ import (
 
 // fullDisk is a file system on which a node cannot begin.
 type fullDisk struct {
+	begun time.Time
+
+	mu       sync.Mutex // guards what follows
 	free     int64
 	attempts []time.Duration // since the first, when a step was tried
-	begun    time.Time
-	said     []string // what people were told, the last one last
-	lobby    int      // who is in it
+	said     []string        // what people were told, the last one last
+	lobby    int             // who is in it
+}
+
+// change runs fn with the lock held.
+func (d *fullDisk) change(fn func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	fn()
+}
+
+// look returns what was noted so far.
+func (d *fullDisk) look() (attempts []time.Duration, said []string, lobby int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.attempts), slices.Clone(d.said), d.lobby
 }
 
 func (d *fullDisk) waiting() waiting {
-	return waiting{dir: "/data", free: func() (int64, error) { return d.free, nil }, lacks: func(why string) { d.said = append(d.said, why) },
+	return waiting{dir: "/data",
+		free: func() (free int64, err error) {
+			d.change(func() { free = d.free })
+			return free, nil
+		},
+		lacks: func(why string) { d.change(func() { d.said = append(d.said, why) }) },
 		lobby: func(ctx context.Context) error {
-			d.lobby++
+			d.change(func() { d.lobby++ })
 			<-ctx.Done()
-			d.lobby--
+			d.change(func() { d.lobby-- })
 			return nil
 		},
 		logger: slog.New(slog.DiscardHandler)}
@@ -38,12 +61,14 @@ func (d *fullDisk) waiting() waiting {
 // step is refused until so much is free.
 func (d *fullDisk) step(need int64) func() error {
 	d.begun = time.Now()
-	return func() error {
-		d.attempts = append(d.attempts, time.Since(d.begun))
-		if d.free < need {
-			return storage.E("open", storage.KindIO, "/data/store", syscall.ENOSPC)
-		}
-		return nil
+	return func() (err error) {
+		d.change(func() {
+			d.attempts = append(d.attempts, time.Since(d.begun))
+			if d.free < need {
+				err = storage.E("open", storage.KindIO, "/data/store", syscall.ENOSPC)
+			}
+		})
+		return err
 	}
 }
 
@@ -58,21 +83,22 @@ func TestBeginWaitsForRoom(t *testing.T) {
 		step := d.step(4 << 20)
 		go func() { ended <- d.waiting().begin(t.Context(), step) }()
 		time.Sleep(30*time.Second + roomLook/2)
-		if len(d.attempts) != 1 || d.lobby != 1 || len(d.said) != 1 || !strings.Contains(d.said[0], "data directory /data") {
-			t.Fatalf("after half a minute: tried %v, %d in the lobby, said %q", d.attempts, d.lobby, d.said)
+		if attempts, said, lobby := d.look(); len(attempts) != 1 || lobby != 1 || len(said) != 1 || !strings.Contains(said[0], "data directory /data") {
+			t.Fatalf("after half a minute: tried %v, %d in the lobby, said %q", attempts, lobby, said)
 		}
-		d.free = 2 << 20
+		d.change(func() { d.free = 2 << 20 })
 		time.Sleep(2 * roomLook)
-		if len(d.attempts) != 2 {
-			t.Errorf("more is free, and it was tried %v", d.attempts)
+		if attempts, _, _ := d.look(); len(attempts) != 2 {
+			t.Errorf("more is free, and it was tried %v", attempts)
 		}
 		time.Sleep(roomPatience + 2*roomLook)
-		if len(d.attempts) != 3 {
-			t.Errorf("after a minute more: tried %v", d.attempts)
+		if attempts, _, _ := d.look(); len(attempts) != 3 {
+			t.Errorf("after a minute more: tried %v", attempts)
 		}
-		d.free = 4 << 20
-		if err := <-ended; err != nil || d.lobby != 0 || d.said[len(d.said)-1] != "" {
-			t.Errorf("there is room: %v, %d in the lobby, said %q", err, d.lobby, d.said)
+		d.change(func() { d.free = 4 << 20 })
+		err := <-ended
+		if _, said, lobby := d.look(); err != nil || lobby != 0 || said[len(said)-1] != "" {
+			t.Errorf("there is room: %v, %d in the lobby, said %q", err, lobby, said)
 		}
 	})
 }
@@ -82,11 +108,12 @@ func TestBeginEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := &fullDisk{}
 		other := storage.E("open", storage.KindIO, "/data/store", syscall.EIO)
-		if err := d.waiting().begin(t.Context(), func() error { return other }); !errors.Is(err, syscall.EIO) || len(d.said) > 0 {
-			t.Errorf("%v, said %q", err, d.said)
+		err := d.waiting().begin(t.Context(), func() error { return other })
+		if _, said, _ := d.look(); !errors.Is(err, syscall.EIO) || len(said) > 0 {
+			t.Errorf("%v, said %q", err, said)
 		}
 		tries := 0
-		err := d.waiting().begin(t.Context(), func() error {
+		err = d.waiting().begin(t.Context(), func() error {
 			if tries++; tries > 1 {
 				return other
 			}
@@ -100,8 +127,9 @@ func TestBeginEnds(t *testing.T) {
 			_ = clock.Sleep(ctx, time.Hour)
 			cancel()
 		}()
-		if err := d.waiting().begin(ctx, d.step(1)); !errors.Is(err, context.Canceled) || !errors.Is(err, storage.ErrNoSpace) || d.lobby != 0 {
-			t.Errorf("stopped: %v", err)
+		err = d.waiting().begin(ctx, d.step(1))
+		if _, _, lobby := d.look(); !errors.Is(err, context.Canceled) || !errors.Is(err, storage.ErrNoSpace) || lobby != 0 {
+			t.Errorf("stopped: %v, %d in the lobby", err, lobby)
 		}
 	})
 }
