@@ -137,12 +137,18 @@ func (s *Stages) Trace() *Trace {
 	return &Trace{stages: s}
 }
 
-// Storing, Stored, Committed and Applied note that the entries first to last pass a station of their leader. Storing begins
-// their traces; what no trace was begun for is ignored.
-func (t *Trace) Storing(first, last uint64)   { t.pass(atStoring, first, last) }
-func (t *Trace) Stored(first, last uint64)    { t.pass(atStored, first, last) }
+// Storing notes that the entries first to last are handed to the leader's log, and begins their traces. What no trace was begun
+// for is ignored by the other stations.
+func (t *Trace) Storing(first, last uint64) { t.pass(atStoring, first, last) }
+
+// Stored notes that the leader's log has taken them.
+func (t *Trace) Stored(first, last uint64) { t.pass(atStored, first, last) }
+
+// Committed notes that the leader's state machine is given them.
 func (t *Trace) Committed(first, last uint64) { t.pass(atCommitted, first, last) }
-func (t *Trace) Applied(first, last uint64)   { t.pass(atApplied, first, last) }
+
+// Applied notes that it has applied them.
+func (t *Trace) Applied(first, last uint64) { t.pass(atApplied, first, last) }
 
 // passAll is pass for the entries of a request, if it has any.
 func (t *Trace) passAll(s station, entries []*raft.Log) {

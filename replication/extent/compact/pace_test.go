@@ -111,7 +111,7 @@ func TestNoBursts(t *testing.T) {
 		for range 3 {
 			time.Sleep(3 * time.Second)
 			start, copied := time.Now(), 0
-			for copied = 0; time.Since(start) < time.Second/4; copied += mib / 16 {
+			for ; time.Since(start) < time.Second/4; copied += mib / 16 {
 				if err := p.wait(t.Context(), mib/16); err != nil {
 					t.Fatal(err)
 				}
