@@ -143,9 +143,10 @@ func (s *state) machine() (storage.Machine, error) {
 	id, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		id = []byte(rand.Text() + "\n")
-		err = durable.WriteFile(path, id)
-	}
-	if err != nil {
+		if err := durable.WriteFile(path, id); err != nil {
+			return "", err
+		}
+	} else if err != nil {
 		return "", storage.E("read", storage.KindIO, path, err)
 	}
 	machine, _ := os.ReadFile("/etc/machine-id") // not in every container

@@ -27,16 +27,16 @@ func WriteFile(path string, data []byte) error {
 	if err == nil {
 		err = os.Rename(tmp, path)
 	}
-	switch {
-	case err == nil:
+	if err == nil {
 		return SyncDir(filepath.Dir(path))
-	case errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT):
-		_ = os.Remove(tmp)
-		return storage.E("write", storage.KindNoSpace, path, fmt.Errorf("%w; what it held before is unchanged: make room on its file system, "+
-			"or in the quota, and try again", err))
 	}
-	_ = os.Remove(tmp)
-	return storage.E("write", storage.KindIO, path, err)
+	_ = os.Remove(tmp) // it takes room, which may be what is wanted
+	kind := storage.KindIO
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		kind = storage.KindNoSpace
+		err = fmt.Errorf("%w; what it held before is unchanged: make room on its file system, or in the quota, and try again", err)
+	}
+	return storage.E("write", kind, path, err)
 }
 
 // SyncDir makes durable which files a directory holds.
