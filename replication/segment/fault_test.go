@@ -320,13 +320,18 @@ func TestRecycledFileOutlivesNoSpace(t *testing.T) {
 }
 
 // TestFileWithoutHeaderGivesItsRoom: a file to be used again whose header finds no room gives its own room back: the next attempt makes a
-// file beside it, and would have to find that room a second time. It guards reuse's Remove (tried: without, the file is still there).
+// file beside it, and would have to find that room a second time. It guards reuse's Remove (tried: without, the file is still there), and that a log without room is full while it
+// tries again (tried: with prepFull cleared for the attempt, it is not).
 func TestFileWithoutHeaderGivesItsRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var full atomic.Bool
+		var made atomic.Pointer[Log]
 		fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
 			header := op.Kind == errorfs.OpFileWriteAt && op.Offset == 0 && strings.HasSuffix(op.Path, ".seg")
 			if full.Load() && (header || op.Kind == errorfs.OpCreate) {
+				if !header && !made.Load().Full() {
+					t.Errorf("the log makes %s for want of room, and is not full", op.Path)
+				}
 				return syscall.ENOSPC
 			}
 			return nil
@@ -334,6 +339,7 @@ func TestFileWithoutHeaderGivesItsRoom(t *testing.T) {
 		cfg := testConfig(fs)
 		cfg.OnFailure = func(err error) { t.Errorf("the disk has failed: %v", err) }
 		l := openLog(t, cfg)
+		made.Store(l)
 		g, err := l.CreateGroup(key(1), 0, 0)
 		if err != nil {
 			t.Fatal(err)

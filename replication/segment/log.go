@@ -57,6 +57,7 @@ type Log struct {
 	recycled []*segmentFile             // files to be used again, still under their old number
 	perSync  int64                      // bytes that a sync covers, a moving average
 	prepFull bool                       // the last attempt to make a segment found no space, and none was recycled since
+	retry    bool                       // it is to be tried again all the same
 	stuck    bool                       // the committer finds no space for records
 	openLRU  []*segmentFile             // segments with an open file for reading, oldest use first
 

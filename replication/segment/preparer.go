@@ -43,6 +43,7 @@ func (l *Log) nextToPrepare() (s, old *segmentFile) {
 		}
 		l.prepare.Wait()
 	}
+	l.retry = false
 	return s, l.takeRecycledLocked()
 }
 
@@ -64,7 +65,7 @@ func (l *Log) wantedLocked() *segmentFile {
 	if len(l.unready) == 0 {
 		return nil
 	}
-	if s := l.unready[0]; s.claimed || !l.closing && !l.prepFull {
+	if s := l.unready[0]; s.claimed || !l.closing && (l.retry || !l.prepFull) {
 		return s
 	}
 	return nil
@@ -155,13 +156,13 @@ func (l *Log) waitForSpace() {
 	retry := time.AfterFunc(noSpaceRetry, func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		l.prepFull = false
+		l.retry = true
 		l.prepare.Signal()
 	})
 	defer retry.Stop()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for l.prepFull && l.failure == nil && !l.closing && !l.impatient {
+	for l.prepFull && !l.retry && l.failure == nil && !l.closing && !l.impatient {
 		l.prepare.Wait()
 	}
 }
