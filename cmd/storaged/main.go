@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/sched"
 	"github.com/storaged/storaged/internal/version"
 	"github.com/storaged/storaged/server"
 )
@@ -111,6 +112,9 @@ keys are the flags' names. The command line wins over the environment, the envir
   storaged serve --data-dir /var/lib/storaged --join storage-1 --zone rack-b`,
 	}, &config, func(ctx context.Context, stderr io.Writer) error {
 		leaveKernelShare()
+		if err := sched.AskPoller(); err != nil {
+			return err
+		}
 		return server.Run(ctx, config, stderr)
 	})
 }

@@ -2,6 +2,7 @@ package extent
 
 import (
 	"maps"
+	"slices"
 	"sync/atomic"
 
 	storage "github.com/storaged/storaged"
@@ -10,13 +11,23 @@ import (
 )
 
 // cachedPage is what memory holds of one page in all its versions: the newest, and those older ones that no checkpoint
-// holds yet. The group's lock guards it, but for used.
+// holds yet. The group's lock guards it, but for used and alone.
 type cachedPage struct {
 	head  *page   // the newest version; nil: it is known that there is none
 	older []*page // ascending epochs, all dirty or frozen; each below head's
 	// pinned: a version is not in the last checkpoint, so that the page must stay.
 	pinned bool
-	used   used
+	// alone: Pebble holds no version of another epoch than head's. It is set while the lock is held for reading, too.
+	alone atomic.Bool
+	used  used
+}
+
+// noteStored says which versions of the page Pebble holds.
+func (c *cachedPage) noteStored(stored []*page) {
+	other := func(p *page) bool { return c.head == nil || p.Epoch != c.head.Epoch }
+	if len(c.older) == 0 && !slices.ContainsFunc(stored, other) {
+		c.alone.Store(true)
+	}
 }
 
 // at returns the newest version in memory with an epoch not above e. sure is false if Pebble may hold a newer one.
@@ -124,6 +135,7 @@ func (c *cache) writable(k table.PageKey, cp *cachedPage, epoch storage.Epoch) *
 		if p.dirtySince != 0 {
 			cp.older = append(cp.older, p)
 		}
+		cp.alone.Store(false) // I1: the one before stays in Pebble, or gets there
 		p = &page{Page: p.Fork(epoch, c.store.byEpoch())}
 		c.delta.Count(&p.Page, 1)
 	case p.dirtySince == c.freezes:

@@ -5,11 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
+	"maps"
 	"slices"
 	"time"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/sched"
 	"github.com/storaged/storaged/replication/extent/compact"
 	"github.com/storaged/storaged/replication/extent/live"
 	"github.com/storaged/storaged/replication/extent/table"
@@ -25,16 +26,14 @@ const (
 	roomPatience = 5 * time.Second
 	// sweepPages are looked at in one scan of a sweep.
 	sweepPages = 256
+	// pagesAtOnce are loaded at once, and looked at under one hold of the group's lock.
+	pagesAtOnce = 64
 	// trimSegments are given back each second, and a trimShare of what is too much if that is more: whatever was deleted, most of it is given
 	// back within a few minutes.
 	trimSegments, trimShare = 4, 30
 	// burstShare is which part of the capacity is kept at most for a burst.
 	burstShare = 16
 )
-
-// yield lets others run. A segment is many thousand short steps, and on one processor those who wait for a client's write would wait for
-// 10 ms of them, at each of its hops, until the scheduler takes the processor away.
-func yield() { runtime.Gosched() }
 
 // compaction is what compact.Worker sees of a store.
 type compaction struct {
@@ -102,32 +101,29 @@ func (g *Group) mayMove() bool {
 	return !g.removed && g.damage == nil && (g.movedAt.IsZero() || time.Since(g.movedAt) < unsavedFor)
 }
 
-// pageOf is a page of a replica's tables.
-type pageOf struct {
-	g   *Group
-	key table.PageKey
-}
-
-func comparePages(a, b pageOf) int {
-	return cmp.Or(compareKeys(a.g.key, b.g.key), cmp.Compare(a.key.Volume, b.key.Volume), cmp.Compare(a.key.Extent, b.key.Extent),
-		cmp.Compare(a.key.Page, b.key.Page))
+// found are pages of a replica's tables.
+type found struct {
+	g     *Group
+	pages map[table.PageKey]struct{}
 }
 
 // Find takes from the records only of which pages there are blocks: where these lie, the pages say.
 func (c compaction) Find(no segment.SegmentNo) (blocks []compact.Block, err error) {
-	replicas := map[storage.GroupID][]*Group{}
+	replicas := map[storage.GroupID][]*found{}
+	var all []*found
 	for _, key := range c.Groups() {
 		if g := c.Group(key); g != nil {
-			replicas[key.Group] = append(replicas[key.Group], g)
+			f := &found{g, map[table.PageKey]struct{}{}}
+			all = append(all, f)
+			replicas[key.Group] = append(replicas[key.Group], f)
 		}
 	}
-	found := map[pageOf]struct{}{}
 	err = c.log.ReadSealed(no, func(r segment.SealedRecord) error {
-		yield()
+		sched.Yield()
 		v, x, first, n := blocksOf(&r)
 		for b := first - first%table.BlocksPerPage; b < first+n; b += table.BlocksPerPage {
-			for _, g := range replicas[r.Group] {
-				found[pageOf{g, table.PageKey{Volume: v, Extent: x, Page: uint8(b / table.BlocksPerPage)}}] = struct{}{}
+			for _, f := range replicas[r.Group] {
+				f.pages[table.PageKey{Volume: v, Extent: x, Page: uint8(b / table.BlocksPerPage)}] = struct{}{}
 			}
 		}
 		return nil
@@ -138,18 +134,14 @@ func (c compaction) Find(no segment.SegmentNo) (blocks []compact.Block, err erro
 	if err != nil {
 		return nil, err
 	}
-	pages := make([]pageOf, 0, len(found))
-	for p := range found {
-		pages = append(pages, p)
-	}
-	slices.SortFunc(pages, comparePages)
-	for _, p := range pages {
-		yield()
-		in, err := p.g.blocksIn(p.key, map[segment.SegmentNo]struct{}{no: {}})
-		if err != nil {
-			return nil, err
+	for _, f := range all {
+		for part := range slices.Chunk(slices.SortedFunc(maps.Keys(f.pages), table.PageKey.Compare), pagesAtOnce) {
+			in, err := f.g.blocksIn(part, map[segment.SegmentNo]struct{}{no: {}})
+			if err != nil {
+				return nil, err
+			}
+			blocks = append(blocks, in...)
 		}
-		blocks = append(blocks, in...)
 	}
 	return blocks, nil
 }
@@ -172,35 +164,54 @@ func blocksOf(r *segment.SealedRecord) (v storage.VolumeID, x storage.ExtentInde
 	return o.Volume, o.Extent, first, n
 }
 
-// blocksIn returns the blocks of a page, in any version, that lie in one of the segments; each place once, in the order of blocks.
-func (g *Group) blocksIn(k table.PageKey, nos map[segment.SegmentNo]struct{}) (blocks []compact.Block, err error) {
+// blocksIn returns the blocks of pages, in any version, that lie in one of the segments; each place once, in the order of blocks. The
+// pages must be in ascending order.
+func (g *Group) blocksIn(pages []table.PageKey, nos map[segment.SegmentNo]struct{}) (blocks []compact.Block, err error) {
 	for {
 		g.mu.RLock()
-		set, persists := g.set.id, g.cache.persists
+		set, persists, unknown := g.set.id, g.cache.persists, g.cache.unknown(pages)
 		g.mu.RUnlock()
-		stored, err := g.loadAll(set, k)
+		stored, err := g.loadAll(set, unknown)
 		if err != nil {
 			return nil, err
 		}
 		g.mu.RLock()
-		if g.set.id != set || g.cache.persists != persists {
+		if g.set.id != set || g.cache.persists != persists || !g.cache.knows(pages, stored) {
 			g.mu.RUnlock()
 			continue
 		}
-		versions, err := g.cache.versions(k, stored)
-		for _, p := range versions {
-			for at, e := range p.Entries {
-				if _, in := nos[e.Segment]; in {
-					blocks = append(blocks, compact.Block{Group: g.key, Set: set, Page: k, At: at, Epoch: p.Epoch, From: e})
-				}
+		for _, k := range unknown {
+			if cp := g.cache.pages[k]; cp != nil {
+				cp.noteStored(stored[k])
+			}
+		}
+		for _, k := range pages {
+			if blocks, err = g.blocksOfPage(blocks, k, stored[k], nos); err != nil {
+				break
 			}
 		}
 		g.mu.RUnlock()
-		slices.SortStableFunc(blocks, func(a, b compact.Block) int {
-			return cmp.Or(cmp.Compare(a.At, b.At), cmp.Compare(a.From.Position(), b.From.Position()))
-		})
-		return slices.CompactFunc(blocks, func(a, b compact.Block) bool { return a.At == b.At && a.From == b.From }), err
+		return blocks, err
 	}
+}
+
+// blocksOfPage appends the blocks of a page that lie in one of the segments. stored are its versions in Pebble. mu is held.
+func (g *Group) blocksOfPage(blocks []compact.Block, k table.PageKey, stored []*page, nos map[segment.SegmentNo]struct{}) ([]compact.Block, error) {
+	before := len(blocks)
+	versions, err := g.cache.versions(k, stored)
+	for _, p := range versions {
+		for at, e := range p.Entries {
+			if _, in := nos[e.Segment]; in {
+				blocks = append(blocks, compact.Block{Group: g.key, Set: g.set.id, Page: k, At: at, Epoch: p.Epoch, From: e})
+			}
+		}
+	}
+	of := blocks[before:]
+	slices.SortStableFunc(of, func(a, b compact.Block) int {
+		return cmp.Or(cmp.Compare(a.At, b.At), cmp.Compare(a.From.Position(), b.From.Position()))
+	})
+	of = slices.CompactFunc(of, func(a, b compact.Block) bool { return a.At == b.At && a.From == b.From })
+	return blocks[:before+len(of)], err
 }
 
 // Sweep looks at the pages that Pebble holds. What is in memory only is found once it is stored.
@@ -220,9 +231,8 @@ func (c compaction) Sweep(ctx context.Context, nos map[segment.SegmentNo]struct{
 				return err
 			}
 			from = next
-			for _, k := range keys {
-				yield()
-				blocks, err := g.blocksIn(k, nos)
+			for part := range slices.Chunk(keys, pagesAtOnce) {
+				blocks, err := g.blocksIn(part, nos)
 				if err == nil && len(blocks) > 0 {
 					err = fn(blocks)
 				}
@@ -350,7 +360,7 @@ func (c compaction) readRun(blocks []compact.Block) (n int, payload []byte, err 
 	}
 	payload = make([]byte, n*storage.BlockSize)
 	for i := range n {
-		yield()
+		sched.Yield()
 		b, part := &blocks[i], payload[i*storage.BlockSize:][:storage.BlockSize]
 		err := c.log.ReadAt(b.From.Position(), part)
 		// I5: damage is not copied under a new checksum, nor does the last trace of it go.

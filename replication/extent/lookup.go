@@ -79,13 +79,13 @@ func (g *Group) lookupPage(k table.PageKey, e storage.Epoch, at int, out []table
 		g.mu.RUnlock()
 
 		var p *page
-		var stored []*page
+		var stored map[table.PageKey][]*page
 		var err error
 		switch {
 		case s == nil:
 			p, err = g.load(set, k, storage.Epoch(math.MaxUint64))
 		case older: // it may be one of those, or inherit from one
-			stored, err = g.loadAll(set, k)
+			stored, err = g.loadAll(set, []table.PageKey{k})
 		default:
 			p, err = g.load(set, k, e)
 		}
@@ -105,7 +105,7 @@ func (g *Group) lookupPage(k table.PageKey, e storage.Epoch, at int, out []table
 			continue
 		}
 		if older {
-			p, err = g.cache.asOf(k, stored, e)
+			p, err = g.cache.asOf(k, stored[k], e)
 		}
 		if err == nil {
 			copyEntries(out, p, at)

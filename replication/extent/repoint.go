@@ -2,12 +2,15 @@ package extent
 
 import (
 	"cmp"
+	"maps"
 	"math"
 	"slices"
 	"time"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/sched"
 	"github.com/storaged/storaged/replication/extent/table"
+	"github.com/storaged/storaged/replication/extent/tabledb"
 	"github.com/storaged/storaged/replication/segment"
 )
 
@@ -44,24 +47,22 @@ func (g *Group) repoint(set table.SetID, moves []Move) (changed int, err error) 
 	for _, m := range moves {
 		byPage[m.Page] = append(byPage[m.Page], m)
 	}
+	pages := slices.SortedFunc(maps.Keys(byPage), table.PageKey.Compare)
 	for {
 		g.mu.RLock()
-		persists, current := g.cache.persists, g.hasTables(set)
+		persists, current, unknown := g.cache.persists, g.hasTables(set), g.cache.unknown(pages)
 		g.mu.RUnlock()
 		if !current {
 			return 0, nil
 		}
-		stored := make(map[table.PageKey][]*page, len(byPage))
-		for k := range byPage {
-			yield()
-			if stored[k], err = g.loadAll(set, k); err != nil {
-				return 0, err
-			}
+		stored, err := g.loadAll(set, unknown)
+		if err != nil {
+			return 0, err
 		}
 		g.mu.Lock()
 		// I1: what was loaded may be older than a checkpoint by now, and would come back by way of the cache.
-		if g.cache.persists == persists && g.hasTables(set) {
-			changed, err = g.repointLocked(byPage, stored)
+		if g.cache.persists == persists && g.hasTables(set) && g.cache.knows(pages, stored) {
+			changed, err = g.repointLocked(pages, byPage, stored)
 			g.mu.Unlock()
 			return changed, err
 		}
@@ -74,24 +75,51 @@ func (g *Group) hasTables(set table.SetID) bool {
 	return g.set.id == set && !g.removed && g.damage == nil
 }
 
-// loadAll reads all versions of a page from Pebble, as they are stored, in ascending order of epoch.
-func (g *Group) loadAll(set table.SetID, k table.PageKey) (versions []*page, err error) {
-	from := table.AppendPageKey(nil, set, k, storage.Epoch(math.MaxUint64))
-	to := append(table.AppendPageKey(nil, set, k, 0), 0)
-	err = g.store.db.Scan(from, to, func(key, value []byte) (bool, error) {
-		p := new(page)
-		versions = append(versions, p)
-		return true, p.Decode(key, value)
+// unknown returns the pages of which Pebble may hold versions that memory does not.
+func (c *cache) unknown(pages []table.PageKey) (unknown []table.PageKey) {
+	for _, k := range pages {
+		if cp := c.pages[k]; cp == nil || !cp.alone.Load() {
+			unknown = append(unknown, k)
+		}
+	}
+	return unknown
+}
+
+// knows reports whether memory and stored together have all versions of the pages.
+func (c *cache) knows(pages []table.PageKey, stored map[table.PageKey][]*page) bool {
+	return !slices.ContainsFunc(c.unknown(pages), func(k table.PageKey) bool {
+		_, loaded := stored[k]
+		return !loaded
 	})
-	slices.Reverse(versions)
+}
+
+// loadAll reads all versions of pages from Pebble, as they are stored, each page's in ascending order of epoch. The pages must be in
+// ascending order.
+func (g *Group) loadAll(set table.SetID, pages []table.PageKey) (versions map[table.PageKey][]*page, err error) {
+	ranges := make([]tabledb.Range, 0, len(pages))
+	versions = make(map[table.PageKey][]*page, len(pages))
+	for _, k := range pages {
+		versions[k] = nil
+		ranges = append(ranges, tabledb.Range{From: table.AppendPageKey(nil, set, k, storage.Epoch(math.MaxUint64)),
+			To: append(table.AppendPageKey(nil, set, k, 0), 0)})
+	}
+	err = g.store.db.ScanRanges(ranges, func(i int, key, value []byte) error {
+		sched.Yield()
+		p := new(page)
+		versions[pages[i]] = append(versions[pages[i]], p)
+		return p.Decode(key, value)
+	})
+	for _, vs := range versions {
+		slices.Reverse(vs)
+	}
 	g.store.loaded()
 	return versions, err
 }
 
 // repointLocked changes pages in memory. stored are their versions in Pebble.
-func (g *Group) repointLocked(moves map[table.PageKey][]Move, stored map[table.PageKey][]*page) (changed int, err error) {
+func (g *Group) repointLocked(pages []table.PageKey, moves map[table.PageKey][]Move, stored map[table.PageKey][]*page) (changed int, err error) {
 	delta := table.Counts{}
-	for k, ms := range moves {
+	for _, k := range pages {
 		// I1: of a deleted volume nothing is changed, so that a purge finds in Pebble all that was counted.
 		if v := g.state.Volume(k.Volume); v == nil || v.Deleted() {
 			continue
@@ -101,7 +129,7 @@ func (g *Group) repointLocked(moves map[table.PageKey][]Move, stored map[table.P
 			return changed, g.repointed(changed, delta, err)
 		}
 		for _, p := range all {
-			changed += g.cache.repoint(k, p, all[len(all)-1], ms, delta)
+			changed += g.cache.repoint(k, p, all[len(all)-1], moves[k], delta)
 		}
 	}
 	return changed, g.repointed(changed, delta, nil)

@@ -103,6 +103,51 @@ func (r *rig) byEpoch() {
 	}
 }
 
+var pageOne = []table.PageKey{{Volume: 1}}
+
+// wantAlone has the first page of volume 1 looked at, which Pebble holds in one version, and wants that it need not be loaded again.
+func (r *rig) wantAlone() {
+	r.t.Helper()
+	if _, err := r.g.blocksIn(pageOne, nil); err != nil || len(r.g.cache.unknown(pageOne)) > 0 {
+		r.t.Fatalf("after a look at them, other versions of the page are not known (%v)", err)
+	}
+}
+
+// TestForkedMeanwhile: a page of which memory knows the only version gets a second one after Repoint, or a look at its blocks, has found
+// that nothing needs to be loaded. The first version, which only Pebble holds then, is not forgotten.
+//
+// Guards I1: cache.knows in both. Each was removed once: the first version kept the old place, and was not found.
+func TestForkedMeanwhile(t *testing.T) {
+	for _, moves := range []bool{true, false} {
+		r := newRig(t, moveConfig(t))
+		r.ok(openSession(1))
+		r.ok(r.write(0, 0, blocks(1, 2)))
+		r.checkpoint()
+		r.wantAlone()
+		m, _, err := r.copied(0, 0, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		forked := false
+		r.s.loaded = func() {
+			if !forked {
+				forked = true
+				q := r.write(0, 0, blocks(2, 1))
+				q.o.Epoch = 2
+				r.ok(q)
+			}
+		}
+		if moves {
+			if n, err := r.g.Repoint(r.g.set.id, []Move{m}); err != nil || n != 1 || r.at(0, 1).Position() != m.To {
+				t.Errorf("%d entries changed, error %v; the block of epoch 1 lies at %s, want %s", n, err, r.at(0, 1).Position(), m.To)
+			}
+		} else if found, err := r.g.blocksIn(pageOne, map[segment.SegmentNo]struct{}{m.From.Segment: {}}); err != nil || len(found) == 0 || found[0].From != m.From {
+			t.Errorf("found %v, error %v; want the block of epoch 1 at %s", found, err, m.From.Position())
+		}
+		r.wantLive()
+	}
+}
+
 func testRepoint(t *testing.T, state string, byEpoch bool) {
 	cfg := moveConfig(t)
 	r := newRig(t, cfg)
@@ -114,6 +159,7 @@ func testRepoint(t *testing.T, state string, byEpoch bool) {
 	r.ok(r.write(0, 0, one))
 	if state != "forked" {
 		r.checkpoint()
+		r.wantAlone()
 	}
 	q := r.write(0, 4096, two)
 	q.o.Epoch = 2

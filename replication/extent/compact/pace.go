@@ -11,8 +11,8 @@ import (
 // Room says how full a disk is. Bytes, unless the name says something else.
 type Room struct {
 	Free, Reserve int64
-	// Used is what segments take that hold records.
-	Used, SegmentBytes int64
+	// Used is what segments take that hold records. Coming is the part of them that is free with the next checkpoints.
+	Used, Coming, SegmentBytes int64
 	// Goal is what is to be free above the reserve; 0: see goal.
 	Goal int64
 	// LiveBlocks live in them; WrittenBlocks were written since the start.
@@ -20,10 +20,12 @@ type Room struct {
 }
 
 // Garbage is what segments take beyond what their live blocks would, packed.
-func (r *Room) Garbage() int64 { return max(0, r.Used-PackedBytes(r.LiveBlocks, r.SegmentBytes)) }
+func (r *Room) Garbage() int64 {
+	return max(0, r.Used-r.Coming-PackedBytes(r.LiveBlocks, r.SegmentBytes))
+}
 
-// above returns what is free above the reserve.
-func (r *Room) above() int64 { return r.Free - r.Reserve }
+// above returns what is free above the reserve, or will be.
+func (r *Room) above() int64 { return r.Free + r.Coming - r.Reserve }
 
 // goal returns how much compaction wants to be free above the reserve: Goal, or a twelfth of what does not live, and some segments at least. The
 // more is kept free, the fuller is the rest, and the more of each victim has to be copied.
@@ -43,6 +45,8 @@ const (
 	idleAfter = 5 * time.Second
 
 	paceEvery = time.Second
+	// roomEvery is how often the room is looked at: what is free of a small store would be written several times over in a second.
+	roomEvery = paceEvery / 32
 	// burst is what may be copied at once after a pause, as a part of the rate.
 	burst = paceEvery / 32
 	// leastBytes is what is copied in a second at least once it is to be done, and idleBytes while nobody writes.
@@ -68,6 +72,7 @@ type pace struct {
 	latency func() time.Duration // of syncs since it was asked last, see segment.Log.SyncLatency
 
 	looked  time.Time
+	seen    time.Time // when now was
 	now     Room
 	written int64     // blocks, at the last look
 	quiet   time.Time // since when nothing is written
@@ -82,17 +87,19 @@ type pace struct {
 	use    float64   // of the present victims
 }
 
-// look brings everything up to date, once in paceEvery.
+// look brings everything up to date: the room each roomEvery, the rest each paceEvery.
 func (p *pace) look(now time.Time) need {
+	if now.Sub(p.seen) >= roomEvery {
+		p.seen, p.now = now, p.room()
+	}
 	passed := now.Sub(p.looked)
 	if p.looked.IsZero() {
 		p.brake, p.quiet, passed = 1, now, paceEvery
-		p.written = p.room().WrittenBlocks
+		p.written = p.now.WrittenBlocks
 	} else if passed < paceEvery {
 		return p.need(now)
 	}
 	p.looked = now
-	p.now = p.room()
 	n := p.now.WrittenBlocks - p.written
 	p.written = p.now.WrittenBlocks
 	if n > 0 {

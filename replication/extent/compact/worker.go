@@ -91,9 +91,11 @@ type Worker struct {
 	logger  *slog.Logger
 	pace    pace
 
-	// left are segments that are left alone until then, and why; emptied are victims that wait for a checkpoint, and since when.
+	// left are segments that are left alone until then, and why; emptied are victims that wait for a checkpoint, and since when, of these
+	// groups.
 	left    map[segment.SegmentNo]leave
 	emptied map[segment.SegmentNo]time.Time
+	moved   map[segment.GroupKey]struct{}
 	told    map[segment.SegmentNo]struct{} // segments with a bad block that were reported
 
 	said atomic.Pointer[said]
@@ -112,8 +114,9 @@ type leave struct {
 
 // New returns a worker that waits for Run.
 func New(d Disk, m Metrics, logger *slog.Logger) *Worker {
-	w := &Worker{disk: d, metrics: m, logger: logger, pace: pace{room: d.Room, latency: d.SyncLatency},
-		left: map[segment.SegmentNo]leave{}, emptied: map[segment.SegmentNo]time.Time{}, told: map[segment.SegmentNo]struct{}{}}
+	w := &Worker{disk: d, metrics: m, logger: logger, left: map[segment.SegmentNo]leave{}, emptied: map[segment.SegmentNo]time.Time{},
+		moved: map[segment.GroupKey]struct{}{}, told: map[segment.SegmentNo]struct{}{}}
+	w.pace = pace{room: w.room, latency: d.SyncLatency}
 	w.said.Store(&said{state: storage.CompactionIdle})
 	return w
 }
@@ -186,20 +189,36 @@ func (w *Worker) Run(ctx context.Context) {
 	}
 }
 
+// room is the disk's, with what was emptied.
+func (w *Worker) room() Room {
+	now := time.Now()
+	for no, since := range w.emptied {
+		if now.Sub(since) >= emptiedFor || errors.Is(w.disk.MayEmpty(no), storage.ErrNotFound) {
+			delete(w.emptied, no)
+		}
+	}
+	r := w.disk.Room()
+	r.Coming = int64(len(w.emptied)) * r.SegmentBytes
+	return r
+}
+
 // step empties one segment, if that is to be done and possible; false if there is nothing more to do now.
 func (w *Worker) step(ctx context.Context, now time.Time) bool {
 	need := w.pace.look(now)
 	if need == nothing {
 		w.say(storage.CompactionIdle)
+		w.checkpoint()
 		return false
 	}
-	if !w.mayBegin(now) {
+	if !w.mayBegin() {
 		w.saysWaiting(need)
+		w.checkpoint()
 		return false
 	}
 	no, live, ok := w.victim(now, need)
 	if !ok {
 		w.saysWaiting(need)
+		w.checkpoint()
 		return need == urgent && w.sweep(ctx, now, 1) || w.sweep(ctx, now, sweepAt)
 	}
 	w.pace.use = float64(live) / float64(Capacity(w.pace.now.SegmentBytes))
@@ -207,15 +226,25 @@ func (w *Worker) step(ctx context.Context, now time.Time) bool {
 }
 
 // mayBegin reports whether there is room for the copies of a round, and not too much waits for checkpoints.
-func (w *Worker) mayBegin(now time.Time) bool {
-	for no, since := range w.emptied {
-		if now.Sub(since) >= emptiedFor || errors.Is(w.disk.MayEmpty(no), storage.ErrNotFound) {
-			delete(w.emptied, no)
-		}
-	}
+func (w *Worker) mayBegin() bool {
 	// I1 and no deadlock: copies never take the last room, which the log needs for what it has promised to take.
 	most := max(leastEmptied, int(w.pace.now.Reserve/4/max(1, w.pace.now.SegmentBytes)))
 	return len(w.emptied) < most && w.roomForCopies()
+}
+
+// checkpoint asks for checkpoints of what was moved.
+func (w *Worker) checkpoint() {
+	if len(w.moved) > 0 {
+		w.disk.Checkpoint(w.moved)
+		clear(w.moved)
+	}
+}
+
+// checkpointDue reports whether what was emptied is worth a checkpoint: half of what is to be free waits for one, or is missing.
+func (w *Worker) checkpointDue() bool {
+	r := &w.pace.now
+	half := r.goal() / 2
+	return r.Coming >= half || r.Free-r.Reserve < half
 }
 
 func (w *Worker) roomForCopies() bool {
@@ -256,20 +285,22 @@ func (w *Worker) candidates(need need) choice {
 func (w *Worker) empty(ctx context.Context, no segment.SegmentNo) bool {
 	w.metrics.Victim()
 	blocks, err := w.disk.Find(no)
-	groups := map[segment.GroupKey]struct{}{}
 	if err == nil {
-		err = w.move(ctx, blocks, groups)
+		err = w.move(ctx, blocks)
 	}
-	w.disk.Checkpoint(groups)
 	if ctx.Err() != nil {
 		return false
 	}
 	w.settle(no, time.Now(), err)
+	w.pace.now = w.room() // before the next victim
+	if w.checkpointDue() {
+		w.checkpoint()
+	}
 	return err == nil || errors.Is(err, ErrUnreadable)
 }
 
 // move moves blocks at the pace, and notes whose they are.
-func (w *Worker) move(ctx context.Context, blocks []Block, groups map[segment.GroupKey]struct{}) error {
+func (w *Worker) move(ctx context.Context, blocks []Block) error {
 	for len(blocks) > 0 {
 		n := min(len(blocks), batchBlocks)
 		if err := w.pace.wait(ctx, int64(n)*copyBytes); err != nil {
@@ -277,7 +308,7 @@ func (w *Worker) move(ctx context.Context, blocks []Block, groups map[segment.Gr
 		}
 		w.saysMoving(w.pace.need(time.Now()))
 		for _, b := range blocks[:n] {
-			groups[b.Group] = struct{}{}
+			w.moved[b.Group] = struct{}{}
 		}
 		if err := w.disk.Move(ctx, blocks[:n]); err != nil {
 			return err
@@ -318,9 +349,8 @@ func (w *Worker) sweep(ctx context.Context, now time.Time, least int) bool {
 	if len(nos) < least {
 		return false
 	}
-	groups := map[segment.GroupKey]struct{}{}
-	err := w.disk.Sweep(ctx, nos, func(blocks []Block) error { return w.move(ctx, blocks, groups) })
-	w.disk.Checkpoint(groups)
+	err := w.disk.Sweep(ctx, nos, func(blocks []Block) error { return w.move(ctx, blocks) })
+	w.checkpoint()
 	for no := range nos {
 		w.settle(no, now, err)
 		if l, left := w.left[no]; left {

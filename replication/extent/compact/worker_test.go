@@ -167,6 +167,35 @@ func TestWorkerHasNothingToDo(t *testing.T) {
 	})
 }
 
+// TestEmptiedIsComing: victims that wait for a checkpoint count as free, so that no more are emptied than are wanted; a checkpoint is asked
+// for when half of what is to be free waits for it, or is missing, or nothing more is to be done, and not after each victim.
+//
+// Guards, in worker.go: Coming in room (without, all 40 are emptied);
+// checkpointDue (without, a checkpoint is asked for four times more); the call of checkpoint in step (without, the last case fails).
+func TestEmptiedIsComing(t *testing.T) {
+	for _, test := range []struct {
+		above           int64 // MiB; ten are wanted
+		victims         int   // and one more, perhaps
+		asked, askedMax int
+	}{{2, 8, 8, 9}, {6, 4, 0, 0}} {
+		synctest.Test(t, func(t *testing.T) {
+			d := newFakeDisk(40, 100)
+			d.room = Room{Free: (400 + test.above) * mib, Reserve: 400 * mib, Goal: 10 * mib, Used: 500 * mib, SegmentBytes: mib}
+			d.run(t, 4*time.Second)
+			if n := len(d.finds); n < test.victims || n > test.victims+1 || d.asked < test.asked || d.asked > test.askedMax {
+				t.Errorf("%d MiB: %d victims, %d checkpoints asked for", test.above, n, d.asked)
+			}
+		})
+	}
+	d := newFakeDisk(1, 100)
+	w := New(d, d, slog.New(slog.DiscardHandler))
+	w.moved[segment.GroupKey{Group: 1}] = struct{}{}
+	d.room = roomOf(500, 400*Capacity(mib))
+	if w.step(t.Context(), time.Now()); d.asked != 1 || len(w.moved) != 0 {
+		t.Errorf("nothing more is to be done: %d checkpoints asked for", d.asked)
+	}
+}
+
 // TestWorkerIsStubborn: what the records do not lead to is looked for in all tables, once many segments have some of it or room is
 // short; a segment with a block that cannot be read is left, and that is said once.
 func TestWorkerIsStubborn(t *testing.T) {
@@ -191,7 +220,7 @@ func TestWorkerIsStubborn(t *testing.T) {
 
 // TestWorkerSays what it does. Guards, in worker.go: each call of say; without any of them a case fails.
 func TestWorkerSays(t *testing.T) {
-	enough, due, urgent, gone := roomOf(500, 400*Capacity(mib)), roomOf(12, 700*Capacity(mib)), roomOf(2, 700*Capacity(mib)), roomOf(-98, 900*Capacity(mib))
+	enough, due, urgent, gone := roomOf(500, 400*Capacity(mib)), roomOf(12, 700*Capacity(mib)), roomOf(-6, 700*Capacity(mib)), roomOf(-98, 900*Capacity(mib))
 	for _, c := range []struct {
 		name     string
 		room     Room

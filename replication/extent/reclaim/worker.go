@@ -102,6 +102,7 @@ type Worker struct {
 
 	mu      sync.Mutex                             // guards all below
 	asked   map[segment.GroupKey]segment.SegmentNo // where the log ended when a checkpoint was asked for to move the position
+	stuck   map[segment.GroupKey]position          // of replicas that hold the log
 	copying bool                                   // copies were begun that no position has moved for yet
 	room    Room                                   // at the last look
 }
@@ -114,7 +115,8 @@ type sighting struct {
 
 // New returns a worker that waits for Run.
 func New(c Config) *Worker {
-	return &Worker{cfg: c, purges: make(chan struct{}, 1), moves: make(chan struct{}, 1), seen: map[segment.GroupKey]sighting{}, asked: map[segment.GroupKey]segment.SegmentNo{}}
+	return &Worker{cfg: c, purges: make(chan struct{}, 1), moves: make(chan struct{}, 1), seen: map[segment.GroupKey]sighting{}, asked: map[segment.GroupKey]segment.SegmentNo{},
+		stuck: map[segment.GroupKey]position{}}
 }
 
 // Run works until ctx is done.
@@ -234,20 +236,28 @@ func (w *Worker) advanceIdle() (any bool) {
 // copyShare bounds what copies of entries add to the log: an eighth of what is written.
 const copyShare = 8
 
-// copyHeld has the entries copied of replicas that hold the log although they were asked for a checkpoint long ago; while room is
-// short, of all that hold it.
+// position is where a recovery position is, and since when.
+type position struct {
+	from  segment.SegmentNo
+	since time.Time
+}
+
+// copyHeld has the entries copied of replicas that hold the log although they were asked for a checkpoint long ago. While room is short,
+// those whose position has not moved for so long that a checkpoint must have moved it, whatever it holds: under load every replica
+// holds some of the log, and to copy what the next checkpoint covers takes room instead of making it.
 func (w *Worker) copyHeld(held []Replica, last segment.SegmentNo) {
+	now := time.Now()
 	var bytes int64
 	for _, r := range held {
 		bytes += r.UncoveredBytes()
 	}
-	late := 2 * max(IdleSegments, w.cfg.LateSegments)
-	if w.roomThen() != Enough {
-		late = IdleSegments
+	late, patience := 2*max(IdleSegments, w.cfg.LateSegments), time.Duration(0)
+	if room := w.roomThen(); room != Enough {
+		late, patience = IdleSegments, 2*checkpointAge(room)
 	}
 	copying := false
 	for _, r := range held {
-		if lag := last - r.RecoveryFrom(); lag < late || int64(lag)*w.cfg.SegmentBytes < copyShare*bytes {
+		if lag := last - r.RecoveryFrom(); now.Sub(w.stuckSince(r, now)) < patience || lag < late || int64(lag)*w.cfg.SegmentBytes < copyShare*bytes {
 			continue
 		}
 		begun, err := r.Copy()
@@ -259,6 +269,18 @@ func (w *Worker) copyHeld(held []Replica, last segment.SegmentNo) {
 	w.mu.Lock() // not before: Copy takes locks of the replica
 	defer w.mu.Unlock()
 	w.copying = copying
+}
+
+// stuckSince returns since when the replica's position has been seen where it is.
+func (w *Worker) stuckSince(r Replica, now time.Time) time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	p, known := w.stuck[r.Key()]
+	if from := r.RecoveryFrom(); !known || p.from != from {
+		p = position{from, now}
+		w.stuck[r.Key()] = p
+	}
+	return p.since
 }
 
 func (w *Worker) roomThen() Room {
@@ -296,6 +318,7 @@ func (w *Worker) Forget(key segment.GroupKey) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	delete(w.asked, key)
+	delete(w.stuck, key)
 }
 
 // look asks for the checkpoints of replicas whose changes are old enough.
@@ -304,16 +327,7 @@ func (w *Worker) look(now time.Time) {
 	if !ok {
 		return
 	}
-	age := MaxCheckpointAge
-	switch room {
-	case Full:
-		age = fullAge
-	case Short:
-		age = shortOfRoomAge
-	case Wasted:
-		age = wastedAge
-	}
-	due := false
+	age, due := checkpointAge(room), false
 	seen := make(map[segment.GroupKey]sighting, len(w.seen))
 	for _, r := range w.cfg.Replicas() {
 		d := w.changedFor(r, now, seen)
@@ -329,6 +343,19 @@ func (w *Worker) look(now time.Time) {
 	if !due && room == Full {
 		w.Recycle() // what a reader or a pull had pinned
 	}
+}
+
+// checkpointAge is how old changes become before a checkpoint is asked for.
+func checkpointAge(room Room) time.Duration {
+	switch room {
+	case Full:
+		return fullAge
+	case Short:
+		return shortOfRoomAge
+	case Wasted:
+		return wastedAge
+	}
+	return MaxCheckpointAge
 }
 
 // changedFor returns for how long the replica has been seen with changes that no freeze took; 0 if it has none. What it knows

@@ -25,6 +25,7 @@ type disk struct {
 	purges   int // steps that are left; the last one frees
 	purgeErr error
 
+	goesOn   goesOn
 	room     Room
 	failed   bool
 	replicas []*fakeReplica
@@ -41,7 +42,20 @@ func (d *disk) Recycle(no segment.SegmentNo) error {
 	return nil
 }
 
-func (d *disk) Last() segment.SegmentNo { return d.last }
+func (d *disk) Last() segment.SegmentNo { return d.last + d.goesOn.by() }
+
+// goesOn is how positions go on by themselves.
+type goesOn struct {
+	since time.Time
+	each  time.Duration // 0: they stay
+}
+
+func (g goesOn) by() segment.SegmentNo {
+	if g.each == 0 {
+		return 0
+	}
+	return segment.SegmentNo(time.Since(g.since) / g.each)
+}
 
 func (d *disk) Purge() (freed, more bool, err error) {
 	if d.purges == 0 || d.purgeErr != nil {
@@ -56,6 +70,7 @@ type fakeReplica struct {
 	changed, due   bool
 	freezes        uint64
 	from           segment.SegmentNo
+	goesOn         goesOn
 	held           bool // Advance finds nothing to do
 	advanceErr     error
 	asked, advance int
@@ -69,7 +84,7 @@ func (r *fakeReplica) Key() segment.GroupKey           { return r.key }
 func (r *fakeReplica) Changed() (bool, uint64)         { return r.changed, r.freezes }
 func (r *fakeReplica) CheckpointDue() bool             { return r.due }
 func (r *fakeReplica) RequestCheckpoint()              { r.asked++ }
-func (r *fakeReplica) RecoveryFrom() segment.SegmentNo { return r.from }
+func (r *fakeReplica) RecoveryFrom() segment.SegmentNo { return r.from + r.goesOn.by() }
 
 func (r *fakeReplica) UncoveredBytes() int64 { return r.uncovered }
 
@@ -211,8 +226,8 @@ func TestIdleReplicaHoldsNoLog(t *testing.T) {
 }
 
 // TestStalledReplicaHoldsNoLog: entries are copied of a replica that holds the log although it was asked for a checkpoint; sooner when
-// room is short, and not so that the copies are more than an eighth of what is written. Its position moves without anybody's
-// checkpoint.
+// room is short, but not before a checkpoint could have moved the position, and not so that the copies are more than an eighth of what is
+// written. Its position moves without anybody's checkpoint. It guards stuckSince (tried: without, "short of room, and moving" fails).
 func TestStalledReplicaHoldsNoLog(t *testing.T) {
 	const mib = 1 << 20
 	for _, test := range []struct {
@@ -220,22 +235,26 @@ func TestStalledReplicaHoldsNoLog(t *testing.T) {
 		room      Room
 		uncovered int64 // of a second replica
 		last      segment.SegmentNo
+		moves     time.Duration // the log and the position go on so often; 0: not
 		copies    int
 	}{
-		{"not long ago", Enough, 0, 7, 0}, {"long ago", Enough, 0, 8, 1}, {"short of room", Short, 0, 2, 1},
-		{"too much", Enough, mib, 8, 0}, {"too much for now", Enough, mib, 17, 1}, {"it is near", Full, 0, 1, 0},
+		{"not long ago", Enough, 0, 7, 0, 0}, {"long ago", Enough, 0, 8, 0, 1}, {"short of room", Short, 0, 2, 0, 1},
+		{"short of room, and moving", Short, 0, 2, shortOfRoomAge, 0}, {"full, and moving", Full, 0, 2, fullAge, 0}, {"full", Full, 0, 2, 0, 1},
+		{"too much", Enough, mib, 8, 0, 0}, {"too much for now", Enough, mib, 17, 0, 1}, {"it is near", Full, 0, 1, 0, 0},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				r, other := &fakeReplica{held: true, uncovered: 1}, &fakeReplica{key: segment.GroupKey{Group: 2}, held: true, uncovered: test.uncovered,
 					copyErr: errors.New("unreadable")}
 				d := &disk{last: test.last, room: test.room, replicas: []*fakeReplica{r, other}, dead: []segment.SegmentNo{1}}
+				d.goesOn = goesOn{time.Now(), test.moves}
+				r.goesOn, other.goesOn = d.goesOn, d.goesOn
 				w := d.worker()
 				if test.room == Enough {
 					w.Checkpointed(false)
 				}
 				go w.Run(t.Context())
-				time.Sleep(4 * Every)
+				time.Sleep(3 * shortOfRoomAge)
 				synctest.Wait()
 				if r.copies != test.copies {
 					t.Fatalf("%d copies", r.copies)

@@ -1,6 +1,7 @@
 package table
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -94,10 +95,20 @@ type PageKey struct {
 // ID returns the extent that the page is of.
 func (k PageKey) ID() ExtentID { return ExtentID{k.Volume, k.Extent} }
 
+// Compare orders pages as their keys are ordered within a set.
+func (k PageKey) Compare(o PageKey) int {
+	return cmp.Or(cmp.Compare(k.Volume, o.Volume), cmp.Compare(k.Extent, o.Extent), cmp.Compare(k.Page, o.Page))
+}
+
 // VersionKey names one version of a page.
 type VersionKey struct {
 	PageKey
 	Epoch storage.Epoch
+}
+
+// Compare orders versions as their keys are ordered within a set: the newest of a page first.
+func (k VersionKey) Compare(o VersionKey) int {
+	return cmp.Or(k.PageKey.Compare(o.PageKey), cmp.Compare(o.Epoch, k.Epoch))
 }
 
 // PageKeyLen is the length of the keys that AppendPageKey makes.

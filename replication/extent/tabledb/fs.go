@@ -6,6 +6,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/storaged/storaged/internal/diskio"
+	"github.com/storaged/storaged/internal/sched"
 )
 
 // metaFS is the file system that Pebble sees. It mends three things that Pebble takes for granted:
@@ -99,7 +100,7 @@ func (d metaDirFile) Sync() error {
 	if d.m.failure() != nil {
 		return nil //nolint:nilerr // whoever writes is told
 	}
-	if err := d.File.Sync(); err != nil {
+	if err := d.m.syncers.Sync(d.File); err != nil {
 		d.m.fail(diskio.Synced(fmt.Errorf("sync directory: %w", err)))
 	}
 	return nil
@@ -150,6 +151,9 @@ func (f *metaFile) Write(p []byte) (n int, err error) {
 	if lost {
 		n = len(p)
 	}
+	if f.category == compacting || f.category == flushing {
+		sched.Yield()
+	}
 	return n, err
 }
 
@@ -186,10 +190,10 @@ func (f *metaFile) synced(err error) error {
 }
 
 // Sync implements vfs.File.
-func (f *metaFile) Sync() error { return f.synced(f.File.Sync()) }
+func (f *metaFile) Sync() error { return f.synced(f.m.syncers.Sync(f.File)) }
 
 // SyncData implements vfs.File.
-func (f *metaFile) SyncData() error { return f.synced(f.File.SyncData()) }
+func (f *metaFile) SyncData() error { return f.synced(f.m.syncers.SyncData(f.File)) }
 
 // SyncTo implements vfs.File.
 func (f *metaFile) SyncTo(length int64) (bool, error) {
