@@ -115,6 +115,7 @@ keys are the flags' names. The command line wins over the environment, the envir
 		if err := sched.AskPoller(); err != nil {
 			return err
 		}
+		go keepSmall(ctx, int64(config.CacheBytes+config.LogCacheBytes))
 		return server.Run(ctx, config, stderr)
 	})
 }
