@@ -42,7 +42,7 @@ func (s *Syncers) take() *Syncer {
 func (s *Syncers) giveBack(one *Syncer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
+	if s.closed || one.refused { // the kernel may have room for another one later
 		one.Close()
 		return
 	}

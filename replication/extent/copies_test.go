@@ -97,3 +97,26 @@ func TestCopiesNeedTheFormat(t *testing.T) {
 		t.Errorf("in format %d: %v, %v", storedir.PagesByEpoch, begun, err)
 	}
 }
+
+// TestCopiesNeedLittleRoom: entries that hold a full disk are copied well below the half of the reserve that clients' overwrites leave,
+// and not into the last segments, which the log needs. Guards: the condition in Copy (with half of the reserve in it, as for pulls, the first
+// is not copied; without it, the second is).
+func TestCopiesNeedLittleRoom(t *testing.T) {
+	cfg := testConfig(memFS(t))
+	r := newRig(t, cfg)
+	r.byEpoch()
+	r.ok(openSession(1))
+	for _, test := range []struct {
+		segments int64
+		begun    bool
+	}{{7, true}, {2, false}} {
+		space := r.s.Space()
+		taken := space.CapacityBytes - space.FreeBytes
+		cfg.CapacityBytes = taken + test.segments*cfg.SegmentBytes
+		cfg.ReserveBytes = 100 * cfg.SegmentBytes
+		r.reopen(cfg)
+		if begun, err := (replica{r.g}).Copy(); begun != test.begun || err != nil {
+			t.Errorf("%d bytes are free, %d in a segment: copied %v, error %v", r.s.Space().FreeBytes, cfg.SegmentBytes, begun, err)
+		}
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/extent/compact"
 	"github.com/storaged/storaged/replication/extent/live"
 	"github.com/storaged/storaged/replication/extent/reclaim"
 	"github.com/storaged/storaged/replication/extent/storedir"
@@ -122,14 +123,15 @@ func (r replica) UncoveredBytes() int64 { return r.log.UncoveredBytes() }
 // (replication.Config.GroupInFlightBytes).
 const maxCopyBytes = 32 << 20
 
-// Copy appends the entries that no checkpoint covers once more, unless copies of them are on their way, or there is no room. Advance
+// Copy appends the entries that no checkpoint covers once more, unless copies of them are on their way, or there is no room: they may take of
+// the reserve what compaction may, because what they hold is not free before they are copied. Advance
 // moves the position when they are durable: nobody waits for that here, because room in the log may come by way of the caller.
 func (r replica) Copy() (begun bool, err error) {
 	// A build that does not know of copies takes them for damage as long as it finds both: it does not open this format.
 	if r.store.format.Load() < storedir.PagesByEpoch {
 		return false, nil
 	}
-	if err := r.store.room.MayTake("copy entries", r.log.UncoveredBytes(), true); err != nil {
+	if r.store.Space().FreeBytes-r.log.UncoveredBytes() < compact.LeastSegments*r.store.cfg.SegmentBytes {
 		return false, nil
 	}
 	r.commitMu.Lock()

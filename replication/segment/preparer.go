@@ -82,7 +82,7 @@ func (l *Log) prepareOne(s, old *segmentFile) {
 			l.freeBytes += int64(s.capacity)
 		}
 		l.unready = l.unready[1:]
-		l.prepFull = false
+		l.prepFull, l.toldWaits = false, false
 		l.committed.Signal()
 		l.mu.Unlock()
 		l.metrics.prepared.Inc()
@@ -93,7 +93,8 @@ func (l *Log) prepareOne(s, old *segmentFile) {
 	}
 	l.mu.Lock()
 	full := diskio.NoSpace(err) && !(s.claimed && (l.closing || l.impatient))
-	if full && !l.prepFull {
+	if full && (!l.prepFull || s.claimed && !l.toldWaits) {
+		l.toldWaits = s.claimed
 		l.log.Warn("no space for another segment", "dir", l.cfg.Dir, "records_wait", s.claimed, "error", err)
 	}
 	l.prepFull = full && (old != nil || len(l.recycled) == 0) // else there is one to be used again since

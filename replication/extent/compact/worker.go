@@ -156,9 +156,9 @@ func (w *Worker) saysMoving(need need) {
 // saysWaiting says why nothing is moved although there is a need.
 func (w *Worker) saysWaiting(need need) {
 	switch {
-	case len(w.emptied) > 0:
+	case len(w.emptied) > 0 && (need != nothing || w.pace.now.Free < w.pace.now.Reserve):
 		w.saysMoving(need) // a checkpoint makes room
-	case need == idle:
+	case need == idle || need == nothing:
 		w.say(storage.CompactionIdle)
 	case !w.roomForCopies():
 		w.say(storage.CompactionNoRoom)
@@ -192,13 +192,15 @@ func (w *Worker) Run(ctx context.Context) {
 // room is the disk's, with what was emptied.
 func (w *Worker) room() Room {
 	now := time.Now()
+	r := w.disk.Room()
 	for no, since := range w.emptied {
-		if now.Sub(since) >= emptiedFor || errors.Is(w.disk.MayEmpty(no), storage.ErrNotFound) {
+		switch err := w.disk.MayEmpty(no); {
+		case now.Sub(since) >= emptiedFor || errors.Is(err, storage.ErrNotFound):
 			delete(w.emptied, no)
+		case err == nil: // else something holds it whatever a checkpoint says, such as a pull
+			r.Coming += r.SegmentBytes
 		}
 	}
-	r := w.disk.Room()
-	r.Coming = int64(len(w.emptied)) * r.SegmentBytes
 	return r
 }
 
@@ -206,7 +208,7 @@ func (w *Worker) room() Room {
 func (w *Worker) step(ctx context.Context, now time.Time) bool {
 	need := w.pace.look(now)
 	if need == nothing {
-		w.say(storage.CompactionIdle)
+		w.saysWaiting(need)
 		w.checkpoint()
 		return false
 	}

@@ -170,7 +170,7 @@ func TestWorkerHasNothingToDo(t *testing.T) {
 // TestEmptiedIsComing: victims that wait for a checkpoint count as free, so that no more are emptied than are wanted; a checkpoint is asked
 // for when half of what is to be free waits for it, or is missing, or nothing more is to be done, and not after each victim.
 //
-// Guards, in worker.go: Coming in room (without, all 40 are emptied);
+// Guards, in worker.go: Coming in room (without, all 40 are emptied), and for what nothing else holds only;
 // checkpointDue (without, a checkpoint is asked for four times more); the call of checkpoint in step (without, the last case fails).
 func TestEmptiedIsComing(t *testing.T) {
 	for _, test := range []struct {
@@ -187,6 +187,25 @@ func TestEmptiedIsComing(t *testing.T) {
 			}
 		})
 	}
+	synctest.Test(t, func(t *testing.T) { // a pull holds what was emptied
+		d := newFakeDisk(46, 100)
+		d.room = Room{Free: 380 * mib, Reserve: 400 * mib, Goal: 10 * mib, Used: 500 * mib, SegmentBytes: mib}
+		w := New(d, d, slog.New(slog.DiscardHandler))
+		for no, s := range d.segments {
+			if s.needed = no <= 41; s.needed {
+				w.emptied[no], s.live = time.Now(), 0
+			}
+		}
+		if w.step(t.Context(), time.Now()); len(d.finds) != 1 {
+			t.Errorf("victims that are held count as coming room: %d more were emptied", len(d.finds))
+		}
+		for _, s := range d.segments {
+			s.needed = false
+		}
+		if w.step(t.Context(), time.Now().Add(time.Second)); len(d.finds) != 1 || w.State() != storage.CompactionRunning {
+			t.Errorf("%d emptied though enough is coming; below the reserve it says %q", len(d.finds), w.State())
+		}
+	})
 	d := newFakeDisk(1, 100)
 	w := New(d, d, slog.New(slog.DiscardHandler))
 	w.moved[segment.GroupKey{Group: 1}] = struct{}{}

@@ -243,21 +243,24 @@ type position struct {
 }
 
 // copyHeld has the entries copied of replicas that hold the log although they were asked for a checkpoint long ago. While room is short,
-// those whose position has not moved for so long that a checkpoint must have moved it, whatever it holds: under load every replica
-// holds some of the log, and to copy what the next checkpoint covers takes room instead of making it.
+// also of those whose position has not moved for so long that a checkpoint must have moved it, whatever it holds: under load every
+// replica holds some of the log, and to copy what the next checkpoint covers takes room instead of making it.
 func (w *Worker) copyHeld(held []Replica, last segment.SegmentNo) {
 	now := time.Now()
 	var bytes int64
 	for _, r := range held {
 		bytes += r.UncoveredBytes()
 	}
-	late, patience := 2*max(IdleSegments, w.cfg.LateSegments), time.Duration(0)
+	late := 2 * max(IdleSegments, w.cfg.LateSegments)
+	soon, patience := late, time.Duration(0)
 	if room := w.roomThen(); room != Enough {
-		late, patience = IdleSegments, 2*checkpointAge(room)
+		soon, patience = IdleSegments, 2*checkpointAge(room)
 	}
 	copying := false
 	for _, r := range held {
-		if lag := last - r.RecoveryFrom(); now.Sub(w.stuckSince(r, now)) < patience || lag < late || int64(lag)*w.cfg.SegmentBytes < copyShare*bytes {
+		from := r.RecoveryFrom()
+		lag, stuck := last-from, now.Sub(w.stuckSince(r.Key(), from, now))
+		if lag < late && (lag < soon || stuck < patience) || int64(lag)*w.cfg.SegmentBytes < copyShare*bytes {
 			continue
 		}
 		begun, err := r.Copy()
@@ -271,14 +274,14 @@ func (w *Worker) copyHeld(held []Replica, last segment.SegmentNo) {
 	w.copying = copying
 }
 
-// stuckSince returns since when the replica's position has been seen where it is.
-func (w *Worker) stuckSince(r Replica, now time.Time) time.Time {
+// stuckSince returns since when a replica's position has been seen where it is.
+func (w *Worker) stuckSince(key segment.GroupKey, from segment.SegmentNo, now time.Time) time.Time {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	p, known := w.stuck[r.Key()]
-	if from := r.RecoveryFrom(); !known || p.from != from {
+	p, known := w.stuck[key]
+	if !known || p.from != from {
 		p = position{from, now}
-		w.stuck[r.Key()] = p
+		w.stuck[key] = p
 	}
 	return p.since
 }

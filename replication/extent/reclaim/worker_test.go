@@ -240,6 +240,7 @@ func TestStalledReplicaHoldsNoLog(t *testing.T) {
 	}{
 		{"not long ago", Enough, 0, 7, 0, 0}, {"long ago", Enough, 0, 8, 0, 1}, {"short of room", Short, 0, 2, 0, 1},
 		{"short of room, and moving", Short, 0, 2, shortOfRoomAge, 0}, {"full, and moving", Full, 0, 2, fullAge, 0}, {"full", Full, 0, 2, 0, 1},
+		{"short of room, moving and long ago", Short, 0, 8, shortOfRoomAge, 1},
 		{"too much", Enough, mib, 8, 0, 0}, {"too much for now", Enough, mib, 17, 0, 1}, {"it is near", Full, 0, 1, 0, 0},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -121,8 +121,10 @@ func Open(c Config) (*DB, error) {
 			_ = m.Close() // says why again
 			r.err = m.err
 		}
+		m.syncers.Close()
 		return nil, m.openError(r.err)
 	default: // Pebble has given up, or hangs
+		m.syncers.Close()
 		return nil, m.openError(m.err)
 	}
 }

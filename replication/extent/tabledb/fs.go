@@ -3,6 +3,7 @@ package tabledb
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/storaged/storaged/internal/diskio"
@@ -112,6 +113,7 @@ type metaFile struct {
 	m        *DB
 	name     string
 	category vfs.DiskWriteCategory
+	gaveWay  time.Duration
 }
 
 // recoveredFrom reports whether Pebble recovers from the file, or it is a directory's entry. Tables are the rest: nothing refers to one
@@ -151,10 +153,23 @@ func (f *metaFile) Write(p []byte) (n int, err error) {
 	if lost {
 		n = len(p)
 	}
-	if f.category == compacting || f.category == flushing {
-		sched.Yield()
-	}
+	f.giveWay()
 	return n, err
+}
+
+// flushGivesWay is for how long the flush of a file gives way to others at most: commits wait for flushes in the end.
+const flushGivesWay = 500 * time.Millisecond
+
+// giveWay lets others run while Pebble works beside them.
+func (f *metaFile) giveWay() {
+	switch {
+	case f.category == compacting:
+		sched.Yield()
+	case f.category == flushing && f.gaveWay < flushGivesWay:
+		from := time.Now()
+		sched.Yield()
+		f.gaveWay += time.Since(from)
+	}
 }
 
 // WriteAt implements vfs.File.
