@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 
@@ -81,12 +82,12 @@ func TestFormatIsRaisedNodeByNode(t *testing.T) {
 }
 
 // noIdentity fails what is written of an identity file.
-type noIdentity struct{ on bool }
+type noIdentity struct{ on atomic.Bool }
 
 func (f *noIdentity) String() string { return "identity" }
 
 func (f *noIdentity) MaybeError(o errorfs.Op) error {
-	if f.on && strings.Contains(o.Path, "store.json") && o.Kind.ReadOrWrite() == errorfs.OpIsWrite {
+	if f.on.Load() && strings.Contains(o.Path, "store.json") && o.Kind.ReadOrWrite() == errorfs.OpIsWrite {
 		return errorfs.ErrInjected
 	}
 	return nil
@@ -106,7 +107,7 @@ func TestFormatIsRaisedBesideAFailedDisk(t *testing.T) {
 		h.configure = func(c *Config) { c.Stores = append([]*extent.Store{second}, c.Stores...) }
 		n := h.nodes[1]
 		n.start()
-		fault.on = true
+		fault.on.Store(true)
 		if err := n.replicas.RaiseFormat(storedir.PagesByEpoch); !errors.Is(err, storage.ErrIO) {
 			t.Errorf("with a disk that fails: %v", err)
 		}
