@@ -106,10 +106,10 @@ func runFaulty(t *testing.T, f *faulty) {
 		if g, err = s.CreateGroup(testKey); err == nil {
 			acked = faultyWorkload(t, &rig{t: t, s: s, g: g, term: 1}, what)
 		}
+		_ = s.Close() // a failed disk says so again; only then nobody is between the failure and its report
 		if failures.Load() > 1 || (failures.Load() == 1) != (s.Failed() != nil) {
 			t.Fatalf("%s: %d failures were reported, failed: %v", what(), failures.Load(), s.Failed())
 		}
-		_ = s.Close() // a failed disk says so again
 	} else if f.hit.Load() == nil {
 		t.Fatal(err)
 	}

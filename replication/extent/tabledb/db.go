@@ -230,10 +230,10 @@ func (m *DB) backgroundError(err error) {
 func (m *DB) fail(err error) {
 	m.failOnce.Do(func() {
 		m.err = err
-		close(m.failed)
 		if !diskio.NoSpace(err) || !m.space.stopped() { // a store that is closed while it waits for room has not failed
 			m.cfg.OnFailure(err)
 		}
+		close(m.failed) // last: who sees the failure finds it reported
 	})
 }
 
