@@ -27,6 +27,13 @@ func (s *Syncers) Sync(f vfs.File) error {
 	return one.Sync(f)
 }
 
+// SyncDir is Syncer.SyncDir.
+func (s *Syncers) SyncDir(fs vfs.FS, dir string) error {
+	one := s.take()
+	defer s.giveBack(one)
+	return one.SyncDir(fs, dir)
+}
+
 func (s *Syncers) take() *Syncer {
 	s.mu.Lock()
 	defer s.mu.Unlock()

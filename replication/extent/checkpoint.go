@@ -116,7 +116,7 @@ func (f *Frozen) commit(c table.Checkpoint) error {
 
 // fill puts all of a checkpoint into one batch: tables, live counts, small state and applied index are never of
 // different moments.
-func (f *Frozen) fill(b *tabledb.Batch, record *table.GroupRecord, byEpoch bool) {
+func (f *Frozen) fill(b tableset.Batch, record *table.GroupRecord, byEpoch bool) {
 	w := tableset.PageWriter{Batch: b, Set: f.set.id, ByEpoch: byEpoch}
 	// In the order of keys each finds its place in Pebble's memory beside the one before, and nothing else runs while all do.
 	for _, v := range slices.SortedFunc(maps.Keys(f.pages), table.VersionKey.Compare) {

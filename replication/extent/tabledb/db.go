@@ -16,6 +16,7 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/diskio"
+	"github.com/storaged/storaged/internal/sched"
 )
 
 // closeTimeout is how long Close waits for a database that has failed, before it is abandoned.
@@ -43,7 +44,6 @@ type DB struct {
 
 	releaseOnce sync.Once
 	space       shortage
-	syncers     diskio.Syncers
 	measured    measure
 
 	mu     sync.RWMutex // guards closed; held for reading while the database is used
@@ -72,6 +72,17 @@ type Config struct {
 	OnFailure func(error)
 	// Logger is told what an operator would act on; nil: nothing.
 	Logger *slog.Logger
+
+	syncs syncing // nil: diskio.Syncers; tests count
+	yield func()  // nil: sched.Yield; tests let it last
+}
+
+// syncing is how what Pebble writes is synced. No thread waits in it for the disk: each would hold up a processor of Go.
+type syncing interface {
+	Sync(vfs.File) error
+	SyncData(vfs.File) error
+	SyncDir(fs vfs.FS, dir string) error
+	Close()
 }
 
 func (c *Config) setDefaults() {
@@ -81,6 +92,12 @@ func (c *Config) setDefaults() {
 	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 	if c.OnFailure == nil {
 		c.OnFailure = func(error) {}
+	}
+	if c.syncs == nil {
+		c.syncs = new(diskio.Syncers)
+	}
+	if c.yield == nil {
+		c.yield = sched.Yield
 	}
 }
 
@@ -112,21 +129,22 @@ func Open(c Config) (*DB, error) {
 		m.releaseOnce.Do(func() { close(m.release) })
 		await(ended, closeTimeout)
 	}
+	var r result
 	select {
-	case r := <-done:
-		if m.db = r.db; r.err == nil && m.failure() == nil {
-			return m, nil
-		}
-		if r.err == nil { // opened, but for what found no room
-			_ = m.Close() // says why again
-			r.err = m.err
-		}
-		m.syncers.Close()
+	case r = <-done:
+	default: // Pebble has given up, or hangs: the database has failed
+		r.err = m.err
+	}
+	if r.err != nil {
+		c.syncs.Close()
 		return nil, m.openError(r.err)
-	default: // Pebble has given up, or hangs
-		m.syncers.Close()
+	}
+	m.db = r.db
+	if m.failure() != nil { // opened, but for what found no room
+		_ = m.Close() // says why again
 		return nil, m.openError(m.err)
 	}
+	return m, nil
 }
 
 func (m *DB) openError(err error) error {
@@ -414,7 +432,7 @@ func (m *DB) Close() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.closed = true
-	defer m.syncers.Close()
+	defer m.cfg.syncs.Close()
 	done := make(chan error, 1)
 	go func() {
 		defer func() {

@@ -7,7 +7,6 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/storaged/storaged/internal/diskio"
-	"github.com/storaged/storaged/internal/sched"
 )
 
 // metaFS is the file system that Pebble sees. It mends three things that Pebble takes for granted:
@@ -31,7 +30,7 @@ type metaFS struct {
 // Create implements vfs.FS.
 func (f metaFS) Create(name string, category vfs.DiskWriteCategory) (vfs.File, error) {
 	if strings.HasPrefix(f.PathBase(name), "marker.") {
-		if err := diskio.SyncDir(f.FS, f.PathDir(name)); err != nil {
+		if err := f.m.cfg.syncs.SyncDir(f.FS, f.PathDir(name)); err != nil {
 			return nil, err
 		}
 	}
@@ -101,7 +100,7 @@ func (d metaDirFile) Sync() error {
 	if d.m.failure() != nil {
 		return nil //nolint:nilerr // whoever writes is told
 	}
-	if err := d.m.syncers.Sync(d.File); err != nil {
+	if err := d.m.cfg.syncs.Sync(d.File); err != nil {
 		d.m.fail(diskio.Synced(fmt.Errorf("sync directory: %w", err)))
 	}
 	return nil
@@ -164,10 +163,10 @@ const flushGivesWay = 500 * time.Millisecond
 func (f *metaFile) giveWay() {
 	switch {
 	case f.category == compacting:
-		sched.Yield()
+		f.m.cfg.yield()
 	case f.category == flushing && f.gaveWay < flushGivesWay:
 		from := time.Now()
-		sched.Yield()
+		f.m.cfg.yield()
 		f.gaveWay += time.Since(from)
 	}
 }
@@ -205,10 +204,10 @@ func (f *metaFile) synced(err error) error {
 }
 
 // Sync implements vfs.File.
-func (f *metaFile) Sync() error { return f.synced(f.m.syncers.Sync(f.File)) }
+func (f *metaFile) Sync() error { return f.synced(f.m.cfg.syncs.Sync(f.File)) }
 
 // SyncData implements vfs.File.
-func (f *metaFile) SyncData() error { return f.synced(f.m.syncers.SyncData(f.File)) }
+func (f *metaFile) SyncData() error { return f.synced(f.m.cfg.syncs.SyncData(f.File)) }
 
 // SyncTo implements vfs.File.
 func (f *metaFile) SyncTo(length int64) (bool, error) {

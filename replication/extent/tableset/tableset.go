@@ -18,6 +18,14 @@ type Scanner interface {
 	Scan(from, to []byte, fn func(key, value []byte) (more bool, err error)) error
 }
 
+// Batch is what is stored as one: tabledb.Batch. It does not keep the slices.
+type Batch interface {
+	Set(key, value []byte)
+	Delete(key []byte)
+}
+
+var _ Batch = (*tabledb.Batch)(nil)
+
 // FirstExtent returns the first extent of the set at or after id that has a table.
 func FirstExtent(r Scanner, set table.SetID, id table.ExtentID) (found table.ExtentID, ok bool, err error) {
 	from := table.AppendPageKey(nil, set, table.PageKey{Volume: id.Volume, Extent: id.Extent, Page: 0}, storage.Epoch(math.MaxUint64))
@@ -138,10 +146,10 @@ func Live(r Scanner, set table.SetID) (table.Counts, error) {
 	return live, err
 }
 
-// SetLive stores live counts; those of segments without references are removed.
-func SetLive(b *tabledb.Batch, set table.SetID, live table.Counts, byEpoch bool) {
-	for no, n := range live {
-		k := table.LiveKey(set, no)
+// SetLive stores live counts, in the order of keys; those of segments without references are removed.
+func SetLive(b Batch, set table.SetID, live table.Counts, byEpoch bool) {
+	for _, no := range slices.Sorted(maps.Keys(live)) {
+		k, n := table.LiveKey(set, no), live[no]
 		if n.Refs == 0 {
 			b.Delete(k)
 		} else {
@@ -152,7 +160,7 @@ func SetLive(b *tabledb.Batch, set table.SetID, live table.Counts, byEpoch bool)
 
 // PageWriter puts pages of a set into a batch.
 type PageWriter struct {
-	Batch   *tabledb.Batch
+	Batch   Batch
 	Set     table.SetID
 	ByEpoch bool // the form that is written
 
@@ -172,7 +180,7 @@ func (w *PageWriter) Put(v table.VersionKey, p *table.Page) {
 }
 
 // SetVolumes stores what a group knows of volumes, and removes what it has forgotten.
-func SetVolumes(b *tabledb.Batch, changes []table.Change) {
+func SetVolumes(b Batch, changes []table.Change) {
 	for _, c := range changes {
 		if c.Value == nil {
 			b.Delete(c.Key)
@@ -183,7 +191,7 @@ func SetVolumes(b *tabledb.Batch, changes []table.Change) {
 }
 
 // SetGroup makes the record the group's checkpoint.
-func SetGroup(b *tabledb.Batch, key segment.GroupKey, record *table.GroupRecord) {
+func SetGroup(b Batch, key segment.GroupKey, record *table.GroupRecord) {
 	k := table.GroupKey(table.KeyGroup, key)
 	b.Set(k, record.AppendValue(nil, k))
 }
