@@ -3,6 +3,8 @@ package segment
 import (
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"runtime"
@@ -324,7 +326,7 @@ func TestRecycledFileOutlivesNoSpace(t *testing.T) {
 
 // TestFileWithoutHeaderGivesItsRoom: a file to be used again whose header finds no room gives its own room back: the next attempt makes a
 // file beside it, and would have to find that room a second time. It guards reuse's Remove (tried: without, the file is still there), and that a log without room is full while it
-// tries again (tried: with prepFull cleared for the attempt, it is not).
+// tries again (tried: with the lack forgotten for the attempt, it is not).
 func TestFileWithoutHeaderGivesItsRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var full atomic.Bool
@@ -372,6 +374,111 @@ func TestFileWithoutHeaderGivesItsRoom(t *testing.T) {
 		time.Sleep(2 * noSpaceRetry)
 		if names, err := fs.List(cfg.Dir); err != nil || len(names) != len(l.Segments()) || l.Full() {
 			t.Errorf("with room %d segments, and files %v (%v)", len(l.Segments()), names, err)
+		}
+		_ = l.Close()
+	})
+}
+
+// heard is what an operator is told.
+type heard struct {
+	mu   sync.Mutex // guards said
+	said strings.Builder
+}
+
+func (h *heard) Write(p []byte) (int, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.said.Write(p)
+}
+
+// of returns how often people were told of a lack of space, with records that wait or without.
+func (h *heard) of(recordsWait bool) int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return strings.Count(h.said.String(), fmt.Sprintf("records_wait=%v", recordsWait))
+}
+
+// TestLackIsToldOnce: people are told once that there is no space for another segment, and once more when records wait for it, however often
+// it is tried; a segment that is recycled and finds no space, either, is no news. After there was space they are told anew. Meanwhile it is
+// tried once a second, and the log is full.
+//
+// Guards, in preparer.go: the comparison in tellLackLocked, where told begins anew, and what is done of lackWaits and lackDue in
+// wantedLocked and waitForSpace. Each was taken out once, and failed here.
+func TestLackIsToldOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var full atomic.Bool
+		var attempts atomic.Int64
+		fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+			if full.Load() && (op.Kind == errorfs.OpCreate || op.Kind == errorfs.OpRename) {
+				if attempts.Add(1) > 1000 {
+					return syscall.EIO // it is tried without a pause
+				}
+				return syscall.ENOSPC
+			}
+			return nil
+		}))
+		var told heard
+		cfg := testConfig(fs)
+		cfg.OnFailure = func(err error) { t.Errorf("the disk has failed: %v", err) }
+		cfg.Logger = slog.New(slog.NewTextHandler(&told, nil))
+		l := openLog(t, cfg)
+		g, err := l.CreateGroup(key(1), 0, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := func(when string, lack, waits int) {
+			t.Helper()
+			if told.of(false) != lack || told.of(true) != waits {
+				t.Errorf("%s: told %d times of a lack, want %d, and %d times that records wait, want %d", when, told.of(false), lack, told.of(true), waits)
+			}
+			if l.Full() != full.Load() {
+				t.Errorf("%s: full: %v", when, l.Full())
+			}
+		}
+		index := uint64(0)
+		appendThrough := func(no SegmentNo) {
+			for l.End().Segment() < no {
+				index++
+				if _, err := g.Append([]Entry{testEntry(index, 1, 8000)}); err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+			}
+		}
+		appendThrough(3)
+		for round := range 2 {
+			time.Sleep(noSpaceRetry) // all that is wanted is ready
+			want("there is space", round, round)
+			full.Store(true)
+			last := l.End().Segment()
+			appendThrough(last + 1)
+			before := attempts.Load()
+			time.Sleep(20 * noSpaceRetry)
+			if n := attempts.Load() - before; n < 15 || n > 25 {
+				t.Errorf("%d attempts in 20 s", n)
+			}
+			want("nobody waits", round+1, round)
+			appendThrough(last + SegmentNo(cfg.FreeSegments) + 1)
+			time.Sleep(20 * noSpaceRetry)
+			want("records wait", round+1, round+1)
+			l.DurableCheckpoint(key(1), index-10, 1, g.NextNeeded(index-10))
+			g.Compact(index - 10)
+			if err := l.Recycle(SegmentNo(round+1), unused); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(20 * noSpaceRetry)
+			want("one is recycled, and finds no space", round+1, round+1)
+			full.Store(false)
+			time.Sleep(2 * noSpaceRetry)
+		}
+		want("there is space again", 2, 2)
+		full.Store(true)
+		appendThrough(l.End().Segment() + 1)
+		l.StopWaiting()
+		before := attempts.Load()
+		time.Sleep(20 * noSpaceRetry)
+		if n := attempts.Load() - before; n > 1 {
+			t.Errorf("%d attempts in 20 s in which nothing waits for space", n)
 		}
 		_ = l.Close()
 	})

@@ -172,7 +172,7 @@ func (l *Log) Recycle(no SegmentNo, inUse func() bool) error {
 	l.recycled = append(l.recycled, s)
 	l.usedBytes -= int64(s.capacity)
 	l.freeBytes += int64(s.capacity)
-	l.prepFull = false
+	l.lack = lackNone
 	l.prepare.Signal()
 	return nil
 }

@@ -48,19 +48,18 @@ type Log struct {
 	cacheBytes   int64 // of records below durableIndex
 	tailBytes    int64 // of records at and above durableIndex
 
-	segments  map[SegmentNo]*segmentFile // every segment with a number, of any state
-	current   *segmentFile               // the one that appends go to
-	offset    uint32                     // where the next record goes in it; a multiple of 64
-	future    []*segmentFile             // numbered segments after current, ascending; the preparer makes them ready
-	unready   []*segmentFile             // the ones of current and future that are not ready, ascending
-	nextNo    SegmentNo                  // above every number ever used
-	recycled  []*segmentFile             // files to be used again, still under their old number
-	perSync   int64                      // bytes that a sync covers, a moving average
-	prepFull  bool                       // the last attempt to make a segment found no space, and none was recycled since
-	retry     bool                       // it is to be tried again all the same
-	toldWaits bool                       // people were told that records wait for it
-	stuck     bool                       // the committer finds no space for records
-	openLRU   []*segmentFile             // segments with an open file for reading, oldest use first
+	segments map[SegmentNo]*segmentFile // every segment with a number, of any state
+	current  *segmentFile               // the one that appends go to
+	offset   uint32                     // where the next record goes in it; a multiple of 64
+	future   []*segmentFile             // numbered segments after current, ascending; the preparer makes them ready
+	unready  []*segmentFile             // the ones of current and future that are not ready, ascending
+	nextNo   SegmentNo                  // above every number ever used
+	recycled []*segmentFile             // files to be used again, still under their old number
+	perSync  int64                      // bytes that a sync covers, a moving average
+	lack     lack                       // of space for another segment
+	told     lackTold                   // what people were told of it since there was some
+	stuck    bool                       // the committer finds no space for records
+	openLRU  []*segmentFile             // segments with an open file for reading, oldest use first
 
 	usedBytes, freeBytes int64 // of segments that hold records, and of those that are there and free; walkSpaceLocked says the same
 

@@ -16,6 +16,24 @@ const (
 	noSpaceRetry  = time.Second
 )
 
+// lack is what the preparer knows of space for another segment.
+type lack uint8
+
+const (
+	lackNone  lack = iota // the last attempt found some, or a segment was recycled since
+	lackWaits             // it found none, and is not repeated for a while
+	lackDue               // it found none, and is repeated
+)
+
+// lackTold is what people were told of a lack; each once.
+type lackTold uint8
+
+const (
+	toldNothing lackTold = iota
+	toldLack             // that there is none
+	toldRecords          // that records wait for it
+)
+
 // preparer keeps Config.FreeSegments segments ready, until the log is closed or failed.
 func (l *Log) preparer() {
 	defer l.background.Done()
@@ -43,7 +61,6 @@ func (l *Log) nextToPrepare() (s, old *segmentFile) {
 		}
 		l.prepare.Wait()
 	}
-	l.retry = false
 	return s, l.takeRecycledLocked()
 }
 
@@ -65,7 +82,7 @@ func (l *Log) wantedLocked() *segmentFile {
 	if len(l.unready) == 0 {
 		return nil
 	}
-	if s := l.unready[0]; s.claimed || !l.closing && (l.retry || !l.prepFull) {
+	if s := l.unready[0]; s.claimed || !l.closing && l.lack != lackWaits {
 		return s
 	}
 	return nil
@@ -82,7 +99,7 @@ func (l *Log) prepareOne(s, old *segmentFile) {
 			l.freeBytes += int64(s.capacity)
 		}
 		l.unready = l.unready[1:]
-		l.prepFull, l.toldWaits = false, false
+		l.lack, l.told = lackNone, toldNothing
 		l.committed.Signal()
 		l.mu.Unlock()
 		l.metrics.prepared.Inc()
@@ -93,17 +110,31 @@ func (l *Log) prepareOne(s, old *segmentFile) {
 	}
 	l.mu.Lock()
 	full := diskio.NoSpace(err) && !(s.claimed && (l.closing || l.impatient))
-	if full && (!l.prepFull || s.claimed && !l.toldWaits) {
-		l.toldWaits = s.claimed
-		l.log.Warn("no space for another segment", "dir", l.cfg.Dir, "records_wait", s.claimed, "error", err)
+	if full {
+		l.tellLackLocked(s.claimed, err)
 	}
-	l.prepFull = full && (old != nil || len(l.recycled) == 0) // else there is one to be used again since
+	l.lack = lackNone
+	if full && (old != nil || len(l.recycled) == 0) { // else there is one to be used again since
+		l.lack = lackWaits
+	}
 	l.mu.Unlock()
 	if !full {
 		l.fail("make segment "+s.no.String(), err)
 		return
 	}
 	l.waitForSpace()
+}
+
+// tellLackLocked tells people of a lack once, and once more if records wait for a segment.
+func (l *Log) tellLackLocked(recordsWait bool, err error) {
+	tell := toldLack
+	if recordsWait {
+		tell = toldRecords
+	}
+	if tell > l.told {
+		l.told = tell
+		l.log.Warn("no space for another segment", "dir", l.cfg.Dir, "records_wait", recordsWait, "error", err)
+	}
 }
 
 var errStopped = errors.New("the log stops")
@@ -113,7 +144,7 @@ var errStopped = errors.New("the log stops")
 func (l *Log) Full() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.stuck || l.prepFull
+	return l.stuck || l.lack != lackNone
 }
 
 // GiveBack removes files of segments that are free and wait to be used again, until n bytes are given back to the file
@@ -157,13 +188,15 @@ func (l *Log) waitForSpace() {
 	retry := time.AfterFunc(noSpaceRetry, func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		l.retry = true
-		l.prepare.Signal()
+		if l.lack == lackWaits {
+			l.lack = lackDue
+			l.prepare.Signal()
+		}
 	})
 	defer retry.Stop()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for l.prepFull && !l.retry && l.failure == nil && !l.closing && !l.impatient {
+	for l.lack == lackWaits && l.failure == nil && !l.closing && !l.impatient {
 		l.prepare.Wait()
 	}
 }
