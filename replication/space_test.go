@@ -99,14 +99,15 @@ func TestFullOfGarbage(t *testing.T) {
 // waited until the tables had taken all room: this failed in each case.
 func TestRefusedInTheEnd(t *testing.T) {
 	for _, c := range []struct{ capacity, segment, piece int }{
-		{61 << 20, 512 << 10, 256 << 10},
-		{79 << 20, 1 << 20, 256 << 10},
+		{16 << 20, 512 << 10, 256 << 10},
+		{24 << 20, 1 << 20, 256 << 10},
 	} {
 		t.Run(fmt.Sprintf("segments of %d KiB", c.segment>>10), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				h := newHarness(t, 1)
 				h.store = func(s *extent.Config) {
 					s.CapacityBytes, s.SegmentBytes, s.Compact = int64(c.capacity), int64(c.segment), true
+					s.MemTableBytes = 256 << 10 // else it is most of the reserve, and more has to be written
 				}
 				n := h.nodes[1]
 				n.start()
