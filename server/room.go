@@ -6,10 +6,10 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/storaged/storaged/internal/clock"
+	"github.com/storaged/storaged/internal/noroom"
 	"github.com/storaged/storaged/replication/peer"
 	"github.com/storaged/storaged/server/datadir"
 )
@@ -23,12 +23,6 @@ const (
 	roomPatience = time.Minute
 )
 
-// withoutRoom reports whether a step of the start found the file system, or what this user may have of it, full. What a step has not
-// written it writes anew the next time, so it does not matter which call said so.
-func withoutRoom(err error) bool {
-	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
-}
-
 // waiting is a node that belongs to a cluster and cannot begin: its file system is full. A process that ended would have to be started
 // again by somebody, and meanwhile the others could not tell it from one that is lost.
 type waiting struct {
@@ -39,10 +33,11 @@ type waiting struct {
 	logger *slog.Logger
 }
 
-// begin repeats a step of the start until it finds room, or ctx is done.
+// begin repeats a step of the start until it finds room, or ctx is done. What a step has not written it writes anew the next time, so it
+// does not matter which call found the file system full.
 func (w waiting) begin(ctx context.Context, step func() error) error {
 	err := step()
-	if !withoutRoom(err) {
+	if !noroom.Is(err) {
 		return err
 	}
 	why := w.dir.WithoutRoom(err, "the node begins by itself")
@@ -58,7 +53,7 @@ func (w waiting) begin(ctx context.Context, step func() error) error {
 			w.logger.Warn("other nodes do not hear why this one does not begin", "error", err)
 		}
 	})
-	for withoutRoom(err) {
+	for noroom.Is(err) {
 		if e := w.more(ctx); e != nil {
 			return fmt.Errorf("%w; %w", w.dir.WithoutRoom(err, "start the node again"), e)
 		}

@@ -2,13 +2,14 @@ package diskio
 
 import (
 	"errors"
-	"syscall"
+
+	"github.com/storaged/storaged/internal/noroom"
 )
 
 // NoSpace reports whether an error says that the file system, or what this user may have of it, is full. The error of a
 // sync (Synced) never does: nobody knows what became of the bytes that were written before it.
 func NoSpace(err error) bool {
-	return (errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)) && !errors.As(err, new(syncError))
+	return noroom.Is(err) && !errors.As(err, new(syncError))
 }
 
 // Synced marks the error of a sync; nil stays nil.

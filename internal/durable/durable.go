@@ -10,9 +10,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"syscall"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/noroom"
 )
 
 // WriteFile replaces a file, or makes it, for the owner only: after a crash it holds the old bytes or the new ones, whole,
@@ -32,7 +32,7 @@ func WriteFile(path string, data []byte) error {
 	}
 	_ = os.Remove(tmp) // it takes room, which may be what is wanted
 	kind := storage.KindIO
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+	if noroom.Is(err) {
 		kind = storage.KindNoSpace
 		err = fmt.Errorf("%w; what it held before is unchanged: make room on its file system, or in the quota, and try again", err)
 	}

@@ -8,6 +8,7 @@ import (
 	"syscall"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/noroom"
 )
 
 // Output stands for the path in errors about standard output.
@@ -54,7 +55,7 @@ func localKind(err error) storage.Kind {
 		return storage.KindPermission
 	case errors.Is(err, fs.ErrExist):
 		return storage.KindExists
-	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.EFBIG):
+	case noroom.Is(err), errors.Is(err, syscall.EFBIG):
 		return storage.KindNoSpace
 	case errors.Is(err, syscall.EISDIR), errors.Is(err, syscall.ENOTDIR):
 		return storage.KindInvalid

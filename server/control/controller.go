@@ -7,12 +7,10 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
-	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/logging"
@@ -84,7 +82,10 @@ func (c *Controller) start() error {
 		return err
 	}
 	c.disk = newDisk(stores, c.inst, c.cfg.OnFailure, c.cfg.Logger)
-	snapshots := sealedSnapshots{stores.Snapshots, c.fsm.noteConfig}
+	snapshots := sealedSnapshots{SnapshotStore: stores.Snapshots, noteConfig: c.fsm.noteConfig}
+	if c.files != nil {
+		snapshots.dir = c.cfg.path(snapshotDir)
+	}
 	c.fsm.onHalt = c.disk.fail
 	conf := c.raftConfig()
 	if c.id.Bootstrap != nil {
@@ -105,18 +106,11 @@ func (c *Controller) openStores() (*RaftStores, error) {
 	if c.cfg.Stores != nil {
 		return c.cfg.Stores, nil
 	}
-	if err := os.MkdirAll(c.cfg.Dir, 0o750); err != nil {
-		return nil, storage.E("open catalog", storage.KindIO, c.cfg.Dir, err)
-	}
-	bolt, err := raftboltdb.New(raftboltdb.Options{Path: c.cfg.path("raft.db"), MsgpackUseNewTimeFormat: true})
+	bolt, snaps, err := openFiles(c.cfg.Dir, logging.HC(c.cfg.Logger))
 	if err != nil {
-		return nil, storage.E("open catalog", storage.KindIO, c.cfg.path("raft.db"), err)
+		return nil, storage.E("open catalog", storage.KindIO, c.cfg.Dir, err)
 	}
 	c.files = bolt
-	snaps, err := raft.NewFileSnapshotStoreWithLogger(c.cfg.Dir, retainedSnapshots, logging.HC(c.cfg.Logger))
-	if err != nil {
-		return nil, storage.E("open catalog", storage.KindIO, c.cfg.Dir, err)
-	}
 	return &RaftStores{Log: bolt, Stable: bolt, Snapshots: snaps}, nil
 }
 

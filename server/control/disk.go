@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -15,6 +16,7 @@ import (
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/noroom"
 	"github.com/storaged/storaged/replication/runner"
 )
 
@@ -56,11 +58,20 @@ func newDisk(s *RaftStores, inst *runner.Instance, onFailure func(error), logger
 		logger: logger, closing: make(chan struct{})}
 }
 
-// noRoom reports whether a write was refused because the file system, or what this user may have of it, is full. A sync that
-// reports a full file system is not such an error; bbolt returns it without the operation.
+// noRoom reports whether a write was refused because the file system, or what this user may have of it, is full, or bbolt could not make
+// its file longer. A sync that reports a full file system is not such an error; bbolt returns it without the operation.
 func noRoom(err error) bool {
 	var p *fs.PathError
-	return errors.As(err, &p) && p.Op == "write" && (errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT))
+	return errors.As(err, &p) && p.Op == "write" && noroom.Is(err) || unresized(err)
+}
+
+// notResized is how bbolt begins an error of the call that makes its file longer, before it writes a transaction. It keeps the text only.
+const notResized = "file resize error: "
+
+// unresized reports whether bbolt found no room to make its file longer: some file systems, as btrfs, refuse that. Nothing is written then.
+func unresized(err error) bool {
+	return err != nil && strings.HasPrefix(err.Error(), notResized) &&
+		(strings.HasSuffix(err.Error(), syscall.ENOSPC.Error()) || strings.HasSuffix(err.Error(), syscall.EDQUOT.Error()))
 }
 
 // stopWaiting fails the disk if anybody waits for room, so that what waits can end.

@@ -19,6 +19,7 @@ import (
 // they are. The layout is in docs/format/catalog.md.
 type sealedSnapshots struct {
 	raft.SnapshotStore
+	dir        string             // where the snapshots lie; empty: in no files
 	noteConfig func(index uint64) // told where the configuration of each snapshot lies that is opened
 }
 
@@ -44,13 +45,21 @@ func (s sealedSnapshots) Create(version raft.SnapshotVersion, index, term uint64
 	trans raft.Transport) (raft.SnapshotSink, error) {
 	sink, err := s.SnapshotStore.Create(version, index, term, configuration, configIndex, trans)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, s.dropUnfinished(index, term))
 	}
 	if _, err := sink.Write(encodeMeta(index, term, configIndex, configuration)); err != nil {
 		_ = sink.Cancel() // the first error counts
 		return nil, err
 	}
 	return sink, nil
+}
+
+// dropUnfinished removes what a Create that failed has left.
+func (s sealedSnapshots) dropUnfinished(index, term uint64) error {
+	if s.dir == "" {
+		return nil
+	}
+	return dropUnfinished(s.dir, fmt.Sprintf("%d-%d-*", term, index))
 }
 
 // Open implements raft.SnapshotStore. KindCorrupt if what lies beside the snapshot is not what it was made with.

@@ -40,7 +40,7 @@ func TestSealedSnapshots(t *testing.T) {
 		return sink.ID()
 	}
 	var configs []uint64
-	sealed := sealedSnapshots{files, func(index uint64) { configs = append(configs, index) }}
+	sealed := sealedSnapshots{SnapshotStore: files, noteConfig: func(index uint64) { configs = append(configs, index) }}
 	read := func(id string) (*raft.SnapshotMeta, string, error) {
 		meta, r, err := sealed.Open(id)
 		if err != nil {

@@ -15,12 +15,12 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/durable"
+	"github.com/storaged/storaged/internal/noroom"
 	"github.com/storaged/storaged/internal/size"
 )
 
@@ -99,7 +99,7 @@ func (d Dir) FreeBytes() (int64, error) {
 // WithoutRoom adds what to do to the error of a start, if the file system is full, and what follows then. A start has to write before
 // the node can run.
 func (d Dir) WithoutRoom(err error, then string) error {
-	if !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
+	if !noroom.Is(err) {
 		return err
 	}
 	return storage.E("start on", storage.KindNoSpace, d.subject(), fmt.Errorf("%w; its file system, or its quota, is full: "+

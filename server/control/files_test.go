@@ -1,0 +1,161 @@
+package control
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+	"golang.org/x/sys/unix"
+)
+
+// limitFiles lets files of this process become no longer than so many bytes, until release is called. As on a full disk a write takes what fits and
+// is refused then, with EFBIG.
+func limitFiles(t *testing.T, bytes uint64) (release func()) {
+	t.Helper()
+	signal.Ignore(syscall.SIGXFSZ)
+	var was unix.Rlimit
+	err := unix.Getrlimit(unix.RLIMIT_FSIZE, &was)
+	if err == nil {
+		err = unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: bytes, Max: was.Max})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &was); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestLogIsMadeWhole: what a node could write of the file of its log and votes when there was no room, or the power was cut, is not taken for it
+// later. The next attempt makes it, and nothing is left of the one before.
+//
+// Guards, in files.go: that makeLog makes it under another name, and removes what is there of it. With the file made in its place, or
+// either Remove taken out, a case fails.
+func TestLogIsMadeWhole(t *testing.T) {
+	for _, bytes := range []uint64{1, 4096, 12288, 16384, 20000} {
+		dir := t.TempDir()
+		release := limitFiles(t, bytes)
+		_, _, err := openFiles(dir, hclog.NewNullLogger())
+		release()
+		if err == nil {
+			t.Fatalf("there was room for all in %d bytes: the test shows nothing", bytes)
+		}
+		if left, err := filepath.Glob(filepath.Join(dir, "*.*")); err != nil || len(left) > 0 {
+			t.Errorf("files of %d bytes: left are %v (%v)", bytes, left, err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, logFile+newSuffix), make([]byte, bytes), 0o600); err != nil { // a power cut
+			t.Fatal(err)
+		}
+		elsewhere := filepath.Join(t.TempDir(), "written in its place")
+		if err := os.Symlink(elsewhere, filepath.Join(dir, logFile)); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			log, _, err := openFiles(dir, hclog.NewNullLogger())
+			if err != nil {
+				t.Fatalf("files of %d bytes: with room: %v", bytes, err)
+			}
+			if err := errors.Join(log.StoreLog(&raft.Log{Index: 1, Term: 1}), log.Close()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := os.Stat(elsewhere); err == nil {
+			t.Errorf("files of %d bytes: it is made under its name", bytes)
+		}
+	}
+}
+
+// TestGrowWithoutRoom: bbolt says in text alone that it could not make its file longer. That is what noRoom looks for, and only with the system's
+// words for a lack of room.
+func TestGrowWithoutRoom(t *testing.T) {
+	log, _, err := openFiles(t.TempDir(), hclog.NewNullLogger())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	large := &raft.Log{Index: 1, Term: 1, Data: bytes.Repeat([]byte{1}, 1<<20)}
+	release := limitFiles(t, 64<<10)
+	err = log.StoreLog(large)
+	release()
+	if err == nil || !strings.HasPrefix(err.Error(), notResized) || !strings.HasSuffix(err.Error(), ": "+syscall.EFBIG.Error()) || errors.Is(err, syscall.EFBIG) {
+		t.Fatalf("bbolt says %v", err)
+	}
+	if noRoom(err) {
+		t.Errorf("%v is taken for a lack of room", err)
+	}
+	for _, lack := range []syscall.Errno{syscall.ENOSPC, syscall.EDQUOT} {
+		if said := strings.Replace(err.Error(), syscall.EFBIG.Error(), lack.Error(), 1); !noRoom(errors.New(said)) {
+			t.Errorf("%s: not taken for a lack of room", said)
+		}
+		if noRoom(errors.New("file sync error: " + lack.Error())) {
+			t.Errorf("a sync that says %v is repeated", lack)
+		}
+	}
+	if err := log.StoreLog(large); err != nil {
+		t.Errorf("with room: %v", err)
+	}
+}
+
+// TestUnfinishedSnapshotsAreRemoved: what a snapshot leaves that found no room is removed, else each attempt, one a minute, takes some of it; so is
+// at the start what a process left that ended. Guards both calls of dropUnfinished; each was taken out once.
+func TestUnfinishedSnapshotsAreRemoved(t *testing.T) {
+	dir := t.TempDir()
+	in := filepath.Join(dir, snapshotDir)
+	left := func(when string, want int) {
+		t.Helper()
+		if names, err := filepath.Glob(filepath.Join(in, "*")); err != nil || len(names) != want {
+			t.Errorf("%s: %v (%v), want %d", when, names, err, want)
+		}
+	}
+	log, files, err := openFiles(dir, hclog.NewNullLogger())
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealed := sealedSnapshots{SnapshotStore: files, dir: in, noteConfig: func(uint64) {}}
+	create := func(index uint64) (raft.SnapshotSink, error) {
+		_, transport := raft.NewInmemTransport("")
+		return sealed.Create(1, index, 3, raft.Configuration{}, 1, transport)
+	}
+	release := limitFiles(t, 0)
+	_, err = create(7)
+	release()
+	if err == nil {
+		t.Fatal("there was room: the test shows nothing")
+	}
+	left("after one without room", 0)
+	sink, err := create(8)
+	if err != nil {
+		t.Fatal(err)
+	}
+	release = limitFiles(t, 0)
+	_, err = create(9)
+	release()
+	if err == nil {
+		t.Fatal("there was room: the test shows nothing")
+	}
+	left("one is written, another found no room", 1)
+	if err := sink.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := create(10); err != nil { // and the process ends
+		t.Fatal(err)
+	}
+	left("the process ends while it writes one", 2)
+	if err := log.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if log, _, err = openFiles(dir, hclog.NewNullLogger()); err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	left("after a start", 1)
+}
