@@ -21,6 +21,7 @@ type directFile struct {
 	fd      int      // -1: direct I/O is not possible there
 	refused bool     // a file system took the descriptor and not the writes
 	vectors []unix.Iovec
+	flags   uint32 // RWF_ flags of the writes
 }
 
 // errNotDirect says that nothing was written, and that there is another way.
@@ -99,6 +100,27 @@ func (w *Writer) writeDirect(f vfs.File, vectors [][]byte, offset int64) (done b
 	return true, err
 }
 
+// Direct reports whether whole pages can be written to the file around the page cache.
+func (w *Writer) Direct(f vfs.File) bool {
+	return w.AIO != nil && (f.Fd() == vfs.InvalidFd || w.direct.open(f))
+}
+
+// WriteDurable writes whole pages around the page cache, in one go with their way to the disk (pwritev2(2), RWF_DSYNC): they are
+// durable when it returns. It is not done if they are to be written, and synced, in another way. After an error it may be repeated:
+// all of it goes to the disk once more, unlike after a sync, which takes what it could not write for written.
+func (w *Writer) WriteDurable(f vfs.File, vectors [][]byte, offset int64) (done bool, err error) {
+	if w.AIO == nil || !pages(vectors, offset) {
+		return false, nil
+	}
+	w.direct.flags = unix.RWF_DSYNC
+	done, err = w.writeDirect(f, vectors, offset)
+	w.direct.flags = 0
+	if done && err == nil && f.Fd() == vfs.InvalidFd {
+		err = Synced(f.SyncData())
+	}
+	return done, err
+}
+
 // writeAll writes the vectors, and returns how much it has written.
 func (d *directFile) writeAll(aio *Syncer, vectors [][]byte, offset int64) (written int64, err error) {
 	for len(vectors) > 0 {
@@ -123,7 +145,7 @@ func (d *directFile) writeAll(aio *Syncer, vectors [][]byte, offset int64) (writ
 // writeSome writes d.vectors. After a short write it goes on at the last whole page, so that all it writes is whole pages.
 func (d *directFile) writeSome(aio *Syncer, offset int64) (written int64, err error) {
 	for rest := d.vectors; len(rest) > 0; {
-		n, err := aio.writeDirect(d.fd, rest, offset+written)
+		n, err := aio.writeDirect(d.fd, rest, offset+written, d.flags)
 		switch {
 		case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOTSUP):
 			return written, fmt.Errorf("%w: %w", errNotDirect, err)
@@ -147,9 +169,9 @@ func (d *directFile) writeSome(aio *Syncer, offset int64) (written int64, err er
 }
 
 // writeDirect hands one write to the kernel, and waits for its end; without AIO it blocks a thread.
-func (s *Syncer) writeDirect(fd int, vectors []unix.Iovec, offset int64) (int64, error) {
+func (s *Syncer) writeDirect(fd int, vectors []unix.Iovec, offset int64, flags uint32) (int64, error) {
 	if s.ready() {
-		err := s.submit(&aioControl{opcode: aioWriteV, fd: uint32(fd), offset: offset, bytes: uint64(len(vectors)),
+		err := s.submit(&aioControl{opcode: aioWriteV, rwFlags: flags, fd: uint32(fd), offset: offset, bytes: uint64(len(vectors)),
 			buffer: uint64(uintptr(unsafe.Pointer(unsafe.SliceData(vectors))))})
 		if err == nil {
 			n, err := s.wait()
@@ -158,11 +180,11 @@ func (s *Syncer) writeDirect(fd int, vectors []unix.Iovec, offset int64) (int64,
 		}
 	}
 	// The high half of the offset is 0 on every machine: a segment is at most 1 GiB.
-	n, _, errno := unix.Syscall6(unix.SYS_PWRITEV, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(vectors))), uintptr(len(vectors)),
-		uintptr(offset), 0, 0)
+	n, _, errno := unix.Syscall6(unix.SYS_PWRITEV2, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(vectors))), uintptr(len(vectors)),
+		uintptr(offset), 0, uintptr(flags))
 	switch {
 	case errno == unix.EINTR:
-		return s.writeDirect(fd, vectors, offset)
+		return s.writeDirect(fd, vectors, offset, flags)
 	case errno != 0:
 		return 0, errno
 	}

@@ -40,7 +40,7 @@ type aioContext uintptr
 type aioControl struct {
 	_       uint64 // aio_data
 	_       uint32 // aio_key
-	_       uint32 // aio_rw_flags
+	rwFlags uint32
 	opcode  uint16
 	_       int16 // aio_reqprio
 	fd      uint32

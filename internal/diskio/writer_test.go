@@ -136,6 +136,64 @@ func TestDirectWrite(t *testing.T) {
 	}
 }
 
+// TestWriteDurable writes pages that the page cache holds, with and without AIO, and reads them back through it. Where it cannot
+// be done nothing is written.
+func TestWriteDurable(t *testing.T) {
+	for name, c := range map[string]struct {
+		set  func(*Writer)
+		skew int
+		want bool
+	}{
+		"AIO":              {func(*Writer) {}, 0, true},
+		"without AIO":      {func(w *Writer) { w.AIO.refused = true }, 0, true},
+		"no direct I/O":    {func(w *Writer) { w.direct.refused = true }, 0, false},
+		"nobody asked":     {func(w *Writer) { w.AIO = nil }, 0, false},
+		"no page's memory": {func(*Writer) {}, 512, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := realFile(t)
+			want := bytes.Repeat([]byte{0xee}, 3000*page)
+			if _, err := f.WriteAt(want, 0); err != nil {
+				t.Fatal(err)
+			}
+			aio := &Syncer{}
+			w := Writer{AIO: aio}
+			defer aio.Close()
+			defer w.Close()
+			c.set(&w)
+			var vectors [][]byte
+			for i := range maxVectors + 10 {
+				v := alignedBytes(2 * page)[c.skew:][:page]
+				for j := range v {
+					v[j] = byte(i + j>>9)
+				}
+				vectors = append(vectors, v)
+			}
+			done, err := w.WriteDurable(f, vectors, page)
+			if err != nil || done != c.want || w.Direct(f) != (done || c.skew > 0) || (w.DirectBytes > 0) != done {
+				t.Errorf("done: %v, %v; direct: %v, %d bytes", done, err, w.Direct(f), w.DirectBytes)
+			}
+			if done {
+				copy(want[page:], bytes.Join(vectors, nil))
+			}
+			got := make([]byte, len(want))
+			if _, err := f.ReadAt(got, 0); err != nil || !bytes.Equal(got, want) {
+				t.Fatalf("what was read is not what was written (error %v)", err)
+			}
+			if done {
+				if w.direct.flags != 0 {
+					t.Error("later writes would wait for the disk")
+				}
+				_ = unix.Close(w.direct.fd)
+				if done, err := w.WriteDurable(f, vectors[:1], page); !done || !errors.Is(err, unix.EBADF) {
+					t.Errorf("a write that fails: done %v, %v", done, err)
+				}
+				w.direct.of = nil
+			}
+		})
+	}
+}
+
 // TestDirectNeedsPages: parts that are no whole pages, in the file or in memory, are written through the page cache, and so is all
 // of a file system that has no direct I/O.
 func TestDirectNeedsPages(t *testing.T) {

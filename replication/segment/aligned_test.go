@@ -136,11 +136,11 @@ func TestAlignedIsAllowed(t *testing.T) {
 	checkEntry(t, g, func() Entry { huge.Index = index; return huge }())
 }
 
-// TestGather lays out random batches and looks at what is to be written and how: the records as they are, every page in one way
-// only, and what goes around the page cache from whole pages of memory.
+// TestGather lays out random batches and looks at what is to be written and how: the records as they are, after what is known of the
+// first page. Every page goes in one way only, and what goes around the page cache from whole pages of memory.
 func TestGather(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(3, 9))
-	direct := 0
+	direct, wholes := 0, 0
 	for round := range 300 {
 		cfg := Config{SegmentBytes: 64 << 20, Aligned: true, Store: testStore}
 		cfg.setDefaults()
@@ -166,11 +166,28 @@ func TestGather(t *testing.T) {
 			l.pushLocked(&records[i], 0)
 			batch = append(batch, &records[i])
 		}
-		for range 2 { // a batch that found no room is laid out again
-			c.gather(batch, 0)
+		from, whole := int64(batch[0].header.position.Offset()), round%3 == 0
+		for _, r := range batch {
+			whole = whole && !r.direct
 		}
-		from := int64(batch[0].header.position.Offset())
+		if whole || round%3 == 1 {
+			c.tail, c.tailEnd = testEntry(1, 1, int(from%pageBytes)).Data, batch[0].header.position
+			from -= from % pageBytes
+		}
+		for range 2 { // a batch that found no room is laid out again
+			c.gather(batch, 0, whole)
+		}
 		image := bytes.Join(c.vectors, nil)
+		if !bytes.HasPrefix(image, c.tail) {
+			t.Fatalf("round %d: the page's head is not what it was", round)
+		}
+		if whole {
+			wholes++
+			if len(c.vectors) != 1 || len(image)%pageBytes != 0 || !aligned.Is(c.vectors[0]) {
+				t.Fatalf("round %d: %d vectors, %d bytes are no whole pages", round, len(c.vectors), len(image))
+			}
+			c.spans = nil // they say nothing then
+		}
 		if end := from + int64(len(image)); end%pageBytes != 0 || end-int64(l.offset) >= pageBytes {
 			t.Fatalf("round %d: it ends at %d, the log at %d", round, end, l.offset)
 		}
@@ -207,6 +224,9 @@ func TestGather(t *testing.T) {
 				}
 			}
 		}
+	}
+	if wholes < 20 {
+		t.Errorf("only %d batches are written as a whole", wholes)
 	}
 	if direct < 200 {
 		t.Errorf("only %d vectors go around the page cache", direct)

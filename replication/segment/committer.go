@@ -24,6 +24,8 @@ type committer struct {
 	writer  diskio.Writer
 	sync    diskio.Syncer
 	due     []note
+	tail    []byte     // what the page holds before tailEnd
+	tailEnd Position   // where the records end that were written as a whole; 0: tail is not known
 	toClose []vfs.File // of sealed segments: more are open than Config.MaxOpenFiles
 }
 
@@ -123,9 +125,9 @@ func (c *committer) writeSegment(records []*record, mark Position) (op string, e
 		return "write segment", err
 	}
 	start := time.Now()
+	var durable bool
 	for {
-		c.gather(records, mark)
-		err := c.writer.WriteAt(s.file, c.vectors, int64(records[0].header.position.Offset()), c.spans)
+		durable, err = c.writeRecords(records, mark)
 		if err == nil {
 			break
 		}
@@ -136,16 +138,42 @@ func (c *committer) writeSegment(records []*record, mark Position) (op string, e
 		}
 	}
 	written := time.Now()
-	if err := c.sync.SyncData(s.file); err != nil {
+	if durable {
+		written = start // it counts as a sync
+	} else if err := c.sync.SyncData(s.file); err != nil {
 		return "sync segment", diskio.Synced(err)
+	} else {
+		c.writer.Evict(s.file, c.spans)
 	}
-	c.writer.Evict(s.file, c.spans)
 	c.l.metrics.direct.Add(float64(c.writer.DirectBytes))
 	c.writer.DirectBytes = 0
 	c.l.metrics.write.Observe(written.Sub(start).Seconds())
 	c.l.metrics.sync.Observe(time.Since(written).Seconds())
 	c.l.noteBatch(time.Since(start))
 	return "", nil
+}
+
+// writeRecords writes records of one segment once, and reports whether they are durable already.
+func (c *committer) writeRecords(records []*record, mark Position) (durable bool, err error) {
+	r := records[0]
+	whole := c.wholeWrite(records)
+	at := int64(r.header.position.Offset())
+	if c.knowsTail(r) { // or the kernel would have to read it
+		at -= int64(len(c.tail))
+	}
+	c.gather(records, mark, whole)
+	if whole {
+		if durable, err = c.writer.WriteDurable(r.seg.file, c.vectors, at); durable && err == nil {
+			c.keepTail(records[len(records)-1])
+		}
+		if durable {
+			return true, err
+		}
+	}
+	if err = c.writer.WriteAt(r.seg.file, c.vectors, at, c.spans); err == nil {
+		c.tailEnd = 0
+	}
+	return false, err
 }
 
 // awaitReady waits until the preparer has made the segment ready.
@@ -183,10 +211,12 @@ func (l *Log) awaitSpace(err error) bool {
 
 // gather lays out records of one segment as vectors: large data by reference, everything else in meta. The last page
 // is filled up with zeroes, so that the kernel never has to read a page to write a part of it.
-func (c *committer) gather(records []*record, mark Position) {
-	need := pageBytes
+//
+// What is written as a whole is one vector.
+func (c *committer) gather(records []*record, mark Position, whole bool) {
+	need := 2 * pageBytes
 	for _, r := range records {
-		need += r.metaBytes()
+		need += r.metaBytes(whole)
 	}
 	if cap(c.meta) < need {
 		c.meta = aligned.Bytes(need + need/2)
@@ -199,6 +229,9 @@ func (c *committer) gather(records []*record, mark Position) {
 		}
 	}
 	c.vectors, c.spans = c.vectors[:0], c.spans[:0]
+	if c.knowsTail(records[0]) {
+		m = append(m, c.tail...)
+	}
 	for _, r := range records {
 		switch {
 		case r.direct:
@@ -220,7 +253,7 @@ func (c *committer) gather(records []*record, mark Position) {
 			m = append(m, r.prefix[:]...)
 			m = append(m, r.ext...)
 			m = append(m, zeroPage[:h.padding]...)
-			head := r.headBytes()
+			head := r.headBytes(whole)
 			m = append(m, r.data[:head]...)
 			if head < len(r.data) {
 				flush()
@@ -235,19 +268,19 @@ func (c *committer) gather(records []*record, mark Position) {
 }
 
 // headBytes is how much of the data is copied beside the record's header instead of being written by reference.
-func (r *record) headBytes() int {
+func (r *record) headBytes(whole bool) int {
 	switch {
 	case r.direct:
 		return len(r.data) - r.blocks
-	case len(r.data) < joinBelow:
+	case whole || len(r.data) < joinBelow:
 		return len(r.data)
 	}
 	return 0
 }
 
 // metaBytes is the most that a record takes of committer.meta.
-func (r *record) metaBytes() int {
-	n := recordHeaderBytes + prefixBytes + recordAlignBytes + len(r.ext) + int(r.header.padding) + r.headBytes()
+func (r *record) metaBytes(whole bool) int {
+	n := recordHeaderBytes + prefixBytes + recordAlignBytes + len(r.ext) + int(r.header.padding) + r.headBytes(whole)
 	if r.direct {
 		n += pageBytes
 	}

@@ -274,7 +274,7 @@ func (w *world) writeBehind(t *testing.T, e Entry, limit int) {
 	records[0].header.position = w.l.End()
 	records[0].seg = w.l.current
 	c := &committer{l: w.l}
-	c.gather([]*record{&records[0]}, w.l.Durable())
+	c.gather([]*record{&records[0]}, w.l.Durable(), false)
 	var b []byte
 	for _, v := range c.vectors {
 		b = append(b, v...)

@@ -175,6 +175,7 @@ func (g *GroupLog) prepare(entries []Entry) (records []record, total int64, err 
 			return refuse("entry %d has %d bytes; a record has at most %d", e.Index, payload, largest)
 		}
 		r.group, r.ext, r.data = g, e.Extensions, e.Data
+		r.follows = e.Cold
 		r.cold = e.Cold && len(e.Data) >= coldBytes
 		p := entryPrefix{kind: e.Type, extensions: uint32(len(e.Extensions)), appendedAt: e.AppendedAt}
 		r.prefix = p.encode()

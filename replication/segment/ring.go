@@ -12,7 +12,8 @@ type record struct {
 	data    []byte
 	appends int64 // the time of the append, as Log.now says it
 	seg     *segmentFile
-	cold    bool // see Entry.Cold; only if the data is large
+	follows bool // see Entry.Cold
+	cold    bool // follows, and the data is large
 	// blocks is how many bytes of blocks the data ends with, if they lie as direct I/O needs them; 0 otherwise. Whole pages.
 	blocks int
 	direct bool // blocks begin at a page of the file; set with the position

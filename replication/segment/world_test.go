@@ -146,9 +146,9 @@ func (w *world) append(t tb, k GroupKey, sizes ...int) {
 		w.serial++
 		e := testEntry(next+uint64(i), w.term, size)
 		e.AppendedAt = w.serial
-		if w.serial%3 != 0 { // both forms of records are in every log
+		e.Cold = w.serial/8%2 == 0 // some batches are a follower's as a whole
+		if w.serial%3 != 0 {       // both forms of records are in every log
 			withBlocks(&e)
-			e.Cold = w.serial%2 == 0
 		}
 		entries = append(entries, e)
 	}
