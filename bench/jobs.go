@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os/exec"
 	"slices"
 	"strconv"
 	"time"
@@ -62,7 +61,7 @@ func (j job) args(uri string, sizeBytes int64, perJob time.Duration, round int) 
 	args := []string{"--name=" + j.name, "--ioengine=nbd", "--uri=" + uri, "--rw=" + j.rw,
 		"--bs=" + strconv.Itoa(j.blockBytes), "--iodepth=" + strconv.Itoa(j.depth), "--size=" + strconv.FormatInt(sizeBytes, 10),
 		"--norandommap", "--randrepeat=0", "--randseed=" + strconv.Itoa(1000+round), "--refill_buffers",
-		"--lat_percentiles=1", "--clat_percentiles=0", "--percentile_list=50:99:99.9", "--output-format=json"}
+		"--lat_percentiles=1", "--clat_percentiles=0", "--percentile_list=50:99:99.9"}
 	if perJob > 0 {
 		args = append(args, "--time_based", fmt.Sprintf("--runtime=%d", int(perJob.Seconds())))
 	}
@@ -87,13 +86,11 @@ type measure struct {
 
 // runFio runs one job against an export.
 func runFio(ctx context.Context, j job, uri string, sizeBytes int64, perJob time.Duration, round int) (measure, error) {
-	var stdout, stderr bytes.Buffer
-	cmd := exec.CommandContext(ctx, "fio", j.args(uri, sizeBytes, perJob, round)...)
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err := cmd.Run(); err != nil {
-		return measure{}, fmt.Errorf("fio %s on %s: %w: %s %s", j.name, uri, err, stderr.Bytes(), tail(stdout.Bytes()))
+	out, err := fio(ctx, j.name+" on "+uri, j.args(uri, sizeBytes, perJob, round))
+	if err != nil {
+		return measure{}, err
 	}
-	m, err := parseFio(stdout.Bytes(), j.writes())
+	m, err := parseFio(out, j.writes())
 	if err != nil {
 		return m, fmt.Errorf("fio %s on %s: %w", j.name, uri, err)
 	}

@@ -1,10 +1,8 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"fmt"
-	"os/exec"
 	"strconv"
 	"time"
 
@@ -30,7 +28,7 @@ type target struct {
 func (l load) args(targets []target, during time.Duration, round int) []string {
 	args := []string{"--ioengine=nbd", "--thread", "--rw=" + l.rw, "--bs=" + strconv.Itoa(l.blockBytes), "--iodepth=" + strconv.Itoa(l.depth),
 		"--norandommap", "--randrepeat=0", "--randseed=" + strconv.Itoa(1000+round), "--refill_buffers", "--group_reporting",
-		"--unified_rw_reporting=mixed", "--lat_percentiles=1", "--clat_percentiles=0", "--percentile_list=50:99:99.9", "--output-format=json"}
+		"--unified_rw_reporting=mixed", "--lat_percentiles=1", "--clat_percentiles=0", "--percentile_list=50:99:99.9"}
 	if l.rw == "randrw" {
 		args = append(args, "--rwmixread="+strconv.Itoa(l.readPercent))
 	}
@@ -46,13 +44,11 @@ func (l load) args(targets []target, during time.Duration, round int) []string {
 
 // run runs it. Writes are counted where all requests are writes.
 func (l load) run(ctx context.Context, targets []target, during time.Duration, round int) (measure, error) {
-	var stdout, stderr bytes.Buffer
-	cmd := exec.CommandContext(ctx, "fio", l.args(targets, during, round)...)
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err := cmd.Run(); err != nil {
-		return measure{}, fmt.Errorf("fio %s on %d targets: %w: %s %s", l.rw, len(targets), err, stderr.Bytes(), tail(stdout.Bytes()))
+	out, err := fio(ctx, fmt.Sprintf("%s on %d targets", l.rw, len(targets)), l.args(targets, during, round))
+	if err != nil {
+		return measure{}, err
 	}
-	m, ioBytes, err := parseFioOf(stdout.Bytes(), "mixed")
+	m, ioBytes, err := parseFioOf(out, "mixed")
 	if err != nil {
 		return m, fmt.Errorf("fio %s on %d targets: %w", l.rw, len(targets), err)
 	}
@@ -67,6 +63,7 @@ var fillLoad = load{rw: "write", blockBytes: mib, depth: 4}
 
 // fill writes the targets once, a few at a time.
 func fill(ctx context.Context, targets []target) error {
+	defer progressOf(ctx).begin("filling", (len(targets)+7)/8)()
 	for len(targets) > 0 {
 		n := min(8, len(targets))
 		if _, err := fillLoad.run(ctx, targets[:n], 0, 0); err != nil {

@@ -11,6 +11,8 @@
 // `start` how long a start takes after kill -9, `memory` what is resident with much mapped, `stages` where the time of a
 // write at depth 1 goes.
 //
+// How far a long step is goes to standard error: on a terminal in one line, elsewhere in a line every 30 s.
+//
 // What it measures and how is told in docs/performance.md.
 package main
 
@@ -52,7 +54,7 @@ type config struct {
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	err := command(ctx, os.Args[1:])
+	err := command(withProgress(ctx, os.Stderr), os.Args[1:])
 	if errors.Is(err, flag.ErrHelp) {
 		return
 	}
@@ -170,12 +172,11 @@ func run(ctx context.Context, cfg config, w io.Writer) (err error) {
 		s.disk = device
 	}
 	for _, s := range []*server{floor.plain, sys} {
-		fmt.Fprintf(w, "filling %d GiB on %s ", cfg.sizeBytes>>30, s.name)
 		m, err := s.run(ctx, fillJob, cfg.sizeBytes, 0, 0)
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(w, "%.0f MB/s\n", m.MBPerS)
+		fmt.Fprintf(w, "filled %d GiB on %s, %.0f MB/s\n", cfg.sizeBytes>>30, s.name, m.MBPerS)
 	}
 	results := results{config: cfg}
 	if results.idlePercent, err = measureIdle(ctx, cfg, sys, w); err != nil {
@@ -296,7 +297,6 @@ func measureStall(ctx context.Context, cfg config, sys *server, w io.Writer) (ti
 	if err != nil {
 		return 0, err
 	}
-	fmt.Fprintf(w, "freezing %s, which leads, for %v under random writes at depth 1: ", node.Name, cfg.freeze)
 	var m measure
 	var fio errgroup.Group
 	fio.Go(func() (err error) {
@@ -314,6 +314,6 @@ func measureStall(ctx context.Context, cfg config, sys *server, w io.Writer) (ti
 	if err = errors.Join(err, fio.Wait()); err != nil {
 		return 0, err
 	}
-	fmt.Fprintf(w, "longest request %v\n", m.longest.Round(time.Millisecond))
+	fmt.Fprintf(w, "froze %s, which led, for %v under random writes at depth 1: longest request %v\n", node.Name, cfg.freeze, m.longest.Round(time.Millisecond))
 	return m.longest, nil
 }

@@ -138,13 +138,11 @@ func runMemory(ctx context.Context, cfg memoryConfig, w io.Writer) (err error) {
 	rows := []memoryRow{{BlocksPerPage: cfg.blocksPerPage, MappingMiB: float64(m.server.watchMemory()()) / mib}}
 	fmt.Fprintf(w, "%s  %d volumes attached: %.0f MiB resident\n", time.Now().Format(time.TimeOnly), cfg.volumes, rows[0].MappingMiB)
 	for _, volumes := range []int{cfg.volumes / 4, cfg.volumes / 2, cfg.volumes} {
-		fmt.Fprintf(w, "%s  %d of %d volumes mapped: ", time.Now().Format(time.TimeOnly), volumes, cfg.volumes)
 		row, err := m.measure(ctx, volumes)
 		if err != nil {
-			fmt.Fprintln(w)
 			return err
 		}
-		fmt.Fprintf(w, "%.0f MiB resident while mapping, %.0f under random requests\n", row.MappingMiB, row.RandomMiB)
+		fmt.Fprintf(w, "%s  %d of %d volumes mapped: %.0f MiB resident while mapping, %.0f under random requests\n", time.Now().Format(time.TimeOnly), volumes, cfg.volumes, row.MappingMiB, row.RandomMiB)
 		rows = append(rows, row)
 		if err := writeRows(cfg.out, rows); err != nil {
 			return err
@@ -196,6 +194,8 @@ func (m *mapper) start(ctx context.Context) error {
 	if err := m.cluster.WaitFull(full); err != nil {
 		return err
 	}
+	p := progressOf(ctx)
+	defer p.begin("attaching volumes", m.cfg.volumes)()
 	for i := range m.cfg.volumes {
 		if err := m.cluster.CreateVolumeOver(ctx, mappedVolume(i), m.cfg.pages()*pageBytes, 0); err != nil {
 			return err
@@ -205,6 +205,7 @@ func (m *mapper) start(ctx context.Context) error {
 			return err
 		}
 		m.clients = append(m.clients, c)
+		p.ended()
 	}
 	return nil
 }
@@ -242,7 +243,10 @@ func (m *mapper) measure(ctx context.Context, volumes int) (row memoryRow, err e
 
 // mapUntil writes further volumes, a few at a time.
 func (m *mapper) mapUntil(ctx context.Context, volumes int) error {
+	p, from := progressOf(ctx), m.mapped
+	defer p.begin("mapping volumes", 1)()
 	for m.mapped < volumes {
+		p.note(float64(m.mapped-from)/float64(volumes-from), "")
 		n := min(volumes-m.mapped, volumesAtOnce)
 		if err := m.mapVolumes(ctx, m.clients[m.mapped:m.mapped+n]); err != nil {
 			return err

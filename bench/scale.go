@@ -382,11 +382,10 @@ func (r *scaleRun) idle(ctx context.Context) (rows []scaleRow, err error) {
 	}
 	made := 0
 	for _, n := range r.idleVolumes {
-		for ; made < n; made++ {
-			if err := r.cluster.CreateVolumeOver(ctx, fmt.Sprintf("idle-%d", made), 1<<30, 0); err != nil {
-				return nil, err
-			}
+		if err := r.makeIdle(ctx, made, n); err != nil {
+			return nil, err
 		}
+		made = n
 		row, err := r.watchIdle(ctx, n)
 		if err != nil {
 			return nil, err
@@ -394,6 +393,18 @@ func (r *scaleRun) idle(ctx context.Context) (rows []scaleRow, err error) {
 		rows = append(rows, row)
 	}
 	return rows, nil
+}
+
+func (r *scaleRun) makeIdle(ctx context.Context, from, to int) error {
+	p := progressOf(ctx)
+	defer p.begin("making volumes", to-from)()
+	for i := from; i < to; i++ {
+		if err := r.cluster.CreateVolumeOver(ctx, fmt.Sprintf("idle-%d", i), 1<<30, 0); err != nil {
+			return err
+		}
+		p.ended()
+	}
+	return nil
 }
 
 func (r *scaleRun) watchIdle(ctx context.Context, volumes int) (row scaleRow, err error) {

@@ -10,7 +10,6 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -115,14 +114,12 @@ func runSpace(ctx context.Context, cfg spaceConfig, w io.Writer) (err error) {
 	var rows []spaceRow
 	for _, nodes := range cfg.nodes {
 		for _, live := range cfg.live {
-			fmt.Fprintf(w, "%s  %d nodes, %d %% live: ", time.Now().Format(time.TimeOnly), nodes, live)
 			row, err := cfg.row(ctx, filepath.Join(dir, fmt.Sprintf("n%d-l%d", nodes, live)), nodes, live)
 			if err != nil {
-				fmt.Fprintln(w)
 				return fmt.Errorf("%d nodes, %d %% live: %w", nodes, live, err)
 			}
 			rows = append(rows, row)
-			fmt.Fprintf(w, "%.2f log bytes a byte, %.1f MB/s, longest %.0f ms\n", row.LogPerByte, row.MBPerS, row.LongestMs)
+			fmt.Fprintf(w, "%s  %d nodes, %d %% live: %.2f log bytes a byte, %.1f MB/s, longest %.0f ms\n", time.Now().Format(time.TimeOnly), nodes, live, row.LogPerByte, row.MBPerS, row.LongestMs)
 		}
 	}
 	if !cfg.keep {
@@ -165,35 +162,44 @@ func (c *spaceConfig) row(ctx context.Context, dir string, nodes, live int) (row
 		return row, err
 	}
 	defer func() { err = errors.Join(err, store.end()) }()
+	if err := c.turn(ctx, store, &row, sizeBytes); err != nil {
+		return row, err
+	}
+	if live == 70 && c.rounds > 0 {
+		row.P99Ratio, row.RateRatio, err = c.compare(ctx, store, dir+"-roomy", nodes, sizeBytes)
+	}
+	return row, err
+}
+
+// turn overwrites the volume turn by turn, and measures in the second half of them.
+func (c *spaceConfig) turn(ctx context.Context, store *spaceStore, row *spaceRow, sizeBytes int64) (err error) {
+	defer progressOf(ctx).begin(fmt.Sprintf("%d nodes, %d %% live", row.Nodes, row.LivePercent), c.turns)()
 	perTurn := c.usable()
 	var half spaceCounts
 	var runs []measure
 	for turn := range c.turns {
 		if turn == c.turns/2 {
 			if half, err = store.counts(ctx); err != nil {
-				return row, err
+				return err
 			}
 			runs = nil
 		}
 		m, err := store.overwrite(ctx, sizeBytes, 0, perTurn, turn)
 		if err != nil {
-			return row, fmt.Errorf("turn %d: %w", turn, err)
+			return fmt.Errorf("turn %d: %w", turn, err)
 		}
 		row.LongestMs = max(row.LongestMs, float64(m.longest)/1e6)
 		runs = append(runs, m)
 	}
 	end, err := store.counts(ctx)
 	if err != nil {
-		return row, err
+		return err
 	}
-	payload := float64(perTurn) * float64(len(runs)) * float64(nodes)
+	payload := float64(perTurn) * float64(len(runs)) * float64(row.Nodes)
 	row.LogPerByte, row.DiskPerByte = (end.log-half.log)/payload, (end.disk-half.disk)/payload
 	mid := median(runs)
 	row.MBPerS, row.P50us, row.P99us = mid.MBPerS, mid.P50us, mid.P99us
-	if live == 70 && c.rounds > 0 {
-		row.P99Ratio, row.RateRatio, err = c.compare(ctx, store, dir+"-roomy", nodes, sizeBytes)
-	}
-	return row, err
+	return nil
 }
 
 // volumeBytes is how large a volume is of which the blocks, each as a copy, and its tables take so much of what a store may use.
@@ -209,6 +215,7 @@ func (c *spaceConfig) compare(ctx context.Context, full *spaceStore, dir string,
 		return 0, 0, err
 	}
 	defer func() { err = errors.Join(err, roomy.end()) }()
+	defer progressOf(ctx).begin(fmt.Sprintf("%d nodes, beside a store that has room", nodes), 2*c.rounds)()
 	var ours, theirs []measure
 	for round := range c.rounds {
 		pair := []struct {
@@ -296,13 +303,11 @@ func (s *spaceStore) overwrite(ctx context.Context, sizeBytes int64, during time
 	if bytesToWrite > 0 {
 		args = append(args, "--io_size="+strconv.FormatInt(bytesToWrite, 10))
 	}
-	var stdout, stderr bytes.Buffer
-	cmd := exec.CommandContext(ctx, "fio", args...)
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err := cmd.Run(); err != nil {
-		return measure{}, fmt.Errorf("fio: %w: %s %s", err, stderr.Bytes(), tail(stdout.Bytes()))
+	out, err := fio(ctx, j.name, args)
+	if err != nil {
+		return measure{}, err
 	}
-	return parseFio(stdout.Bytes(), true)
+	return parseFio(out, true)
 }
 
 // spaceCounts are bytes since the start: of the nodes' logs, and of the device.

@@ -201,6 +201,7 @@ type starter struct {
 // start fills the log, kills the nodes, starts them and writes a block.
 func (s *starter) start(ctx context.Context, round int) (r startRow, err error) {
 	r = startRow{Nodes: s.cfg.nodes, LiveBytes: float64(s.live)}
+	defer progressOf(ctx).begin(fmt.Sprintf("%d MiB live, round %d", s.live/mib, round+1), 0)()
 	if r.LogBytes, err = s.fillLog(ctx, round); err != nil {
 		return r, err
 	}
