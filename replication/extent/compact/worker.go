@@ -96,6 +96,7 @@ type Worker struct {
 	left    map[segment.SegmentNo]leave
 	emptied map[segment.SegmentNo]time.Time
 	moved   map[segment.GroupKey]struct{}
+	owed    bool                           // one was emptied since checkpoints were asked for
 	told    map[segment.SegmentNo]struct{} // segments with a bad block that were reported
 
 	said atomic.Pointer[said]
@@ -239,6 +240,7 @@ func (w *Worker) checkpoint() {
 	if len(w.moved) > 0 {
 		w.disk.Checkpoint(w.moved)
 		clear(w.moved)
+		w.owed = false
 	}
 }
 
@@ -309,6 +311,9 @@ func (w *Worker) move(ctx context.Context, blocks []Block) error {
 			return err
 		}
 		w.saysMoving(w.pace.need(time.Now()))
+		if w.owed && w.checkpointDue() { // the room went while this one waited: those before need not wait with it
+			w.checkpoint()
+		}
 		for _, b := range blocks[:n] {
 			w.moved[b.Group] = struct{}{}
 		}
@@ -323,7 +328,7 @@ func (w *Worker) move(ctx context.Context, blocks []Block) error {
 // settle notes what became of a victim.
 func (w *Worker) settle(no segment.SegmentNo, now time.Time, err error) {
 	if w.disk.References(no) == 0 {
-		w.emptied[no] = now
+		w.emptied[no], w.owed = now, true
 		delete(w.left, no)
 		return
 	}

@@ -215,6 +215,31 @@ func TestEmptiedIsComing(t *testing.T) {
 	}
 }
 
+// TestEmptiedDoNotWaitForTheNext: when room goes while a victim is moved, checkpoints are asked for at once that free those before it, and once.
+//
+// Guards, in worker.go: the call of checkpoint in move, and owed there. Each was taken out once, and failed here.
+func TestEmptiedDoNotWaitForTheNext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newFakeDisk(40, 3*batchBlocks)
+		d.room = Room{Free: 406 * mib, Reserve: 400 * mib, Goal: 10 * mib, Used: 500 * mib, SegmentBytes: mib}
+		w := New(d, d, slog.New(slog.DiscardHandler))
+		var asked []int // before each batch
+		d.moving = func() {
+			asked = append(asked, d.asked)
+			if len(d.finds) == 2 {
+				d.room.Free = 403 * mib
+				time.Sleep(roomEvery)
+			}
+		}
+		for range 2 {
+			w.step(t.Context(), time.Now())
+		}
+		if want := []int{0, 0, 0, 0, 1, 1}; !slices.Equal(asked, want) || d.asked != 2 {
+			t.Errorf("%v checkpoints asked for before each batch, want %v, and %d in all, want 2", asked, want, d.asked)
+		}
+	})
+}
+
 // TestWorkerIsStubborn: what the records do not lead to is looked for in all tables, once many segments have some of it or room is
 // short; a segment with a block that cannot be read is left, and that is said once.
 func TestWorkerIsStubborn(t *testing.T) {
