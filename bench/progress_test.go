@@ -22,11 +22,11 @@ func TestProgress(t *testing.T) {
 	}{
 		{false, []string{
 			"  overwriting: for 30s, 15 %, w=63.0MiB/s, about 2m50s more\n",
-			"  overwriting: for 1m0s, 50 %, about 1m0s more\n",
+			"  overwriting: for 1m0s, 50 %, w=63.0MiB/s, about 1m0s more\n",
 			"  waiting: for 30s, w=1.0MiB/s\n",
 		}},
 		{true, []string{"\roverwriting: for 1s\x1b[K", "\roverwriting: for 30s, 15 %, w=63.0MiB/s, about 2m50s more\x1b[K",
-			"\roverwriting: for 1m0s, 50 %, about 1m0s more\x1b[K", "\r\x1b[K", "\rwaiting: for 30s, w=1.0MiB/s\x1b[K", "\r\x1b[K"}},
+			"\roverwriting: for 1m0s, 50 %, w=63.0MiB/s, about 1m0s more\x1b[K", "\r\x1b[K", "\rwaiting: for 30s, w=1.0MiB/s\x1b[K", "\r\x1b[K"}},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			var said strings.Builder

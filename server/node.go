@@ -472,6 +472,9 @@ func (n *node) stop() error {
 	if n.replicas != nil {
 		errs = append(errs, n.replicas.Close(ctx))
 	}
+	if n.rafts != nil {
+		n.rafts.Close() // heartbeats that wait for their tick have nobody to go to
+	}
 	if n.http != nil {
 		errs = append(errs, n.http.Close())
 	}
