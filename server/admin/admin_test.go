@@ -33,6 +33,7 @@ func (l leading) Reports(context.Context) (map[storage.NodeID]placement.Heard, e
 func (leading) Term() uint64            { return 1 }
 func (leading) NeverLed() bool          { return false }
 func (leading) Untold() bool            { return false }
+func (leading) WithoutRoom() bool       { return false }
 func (leading) Known() []storage.NodeID { return nil }
 
 // noPeers are the connections of a node that is alone.

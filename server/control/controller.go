@@ -203,6 +203,9 @@ func (c *Controller) NeverLed() bool { return c.id.Bootstrap != nil && c.inst.La
 // Untold reports that this node has joined the cluster and was sent nothing of its catalog yet.
 func (c *Controller) Untold() bool { return c.id.Bootstrap == nil && c.inst.LastIndex() == 0 }
 
+// WithoutRoom reports that the file system under this node's log of the catalog is full: it neither leads nor follows until there is room.
+func (c *Controller) WithoutRoom() bool { return c.disk.withoutRoom() }
+
 // Known returns the nodes that this one has an address of.
 func (c *Controller) Known() []storage.NodeID { return c.book.nodes() }
 

@@ -43,10 +43,15 @@ type disk struct {
 
 	closing chan struct{} // closed by stopWaiting: nobody waits for room any more
 	waiting atomic.Int32  // operations that wait for room
+	refused atomic.Int64  // when a leader last found none; Unix nanoseconds
 }
 
-// roomRetry is how long nothing is tried again after a write found no room.
-const roomRetry = time.Second
+const (
+	// roomRetry is how long nothing is tried again after a write found no room.
+	roomRetry = time.Second
+	// refusedFor is how long a refusal says that there is no room. A leader by itself is elected again within it, and refuses again.
+	refusedFor = 10 * time.Second
+)
 
 var (
 	_ raft.LogStore    = (*disk)(nil)
@@ -72,6 +77,11 @@ const notResized = "file resize error: "
 func unresized(err error) bool {
 	return err != nil && strings.HasPrefix(err.Error(), notResized) &&
 		(strings.HasSuffix(err.Error(), syscall.ENOSPC.Error()) || strings.HasSuffix(err.Error(), syscall.EDQUOT.Error()))
+}
+
+// withoutRoom reports whether what was to be stored found no room, lately as far as is known.
+func (d *disk) withoutRoom() bool {
+	return d.waiting.Load() > 0 || time.Since(time.Unix(0, d.refused.Load())) < refusedFor
 }
 
 // stopWaiting fails the disk if anybody waits for room, so that what waits can end.
@@ -196,6 +206,7 @@ func (d *disk) StoreLogs(ls []*raft.Log) error {
 		}
 		if noRoom(err) && d.inst.Leads() {
 			d.logger.Warn("no room for the catalog's log: this node gives up its leadership; make room on its file system", "error", err)
+			d.refused.Store(time.Now().UnixNano())
 			return errRefused
 		}
 		return err

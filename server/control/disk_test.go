@@ -274,6 +274,9 @@ func fillDisk(t *testing.T, ofLeader, closing bool) {
 	if calls == 0 || calls > 1000 {
 		t.Errorf("%d writes found no room", calls)
 	}
+	if mine, others := c.WithoutRoom(), k.running()[other].WithoutRoom(); !mine || others {
+		t.Errorf("the node says that it is without room: %v; another: %v", mine, others)
+	}
 	if closing {
 		k.stopNode(victim)
 		return
@@ -282,6 +285,30 @@ func fillDisk(t *testing.T, ofLeader, closing bool) {
 	k.until("the node follows again", func() (ok bool) {
 		c.View(func(s *catalog.State) { _, ok = s.VolumeByName("second") })
 		return ok
+	})
+	if time.Sleep(refusedFor); c.WithoutRoom() {
+		t.Error("with room it says still that there is none")
+	}
+}
+
+// TestFullDiskIsSaid: a leader by itself that refused what it was to store says for a while that there is no room.
+//
+// Guards withoutRoom; each half was taken out once, and failed here or in TestFullDisk.
+func TestFullDiskIsSaid(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDisk(&RaftStores{}, runner.New(runner.Config{}), func(error) {}, slog.New(slog.DiscardHandler))
+		if d.withoutRoom() {
+			t.Error("nothing was refused yet")
+		}
+		d.refused.Store(time.Now().UnixNano())
+		time.Sleep(refusedFor - time.Second)
+		if !d.withoutRoom() {
+			t.Error("it was refused, and does not say so")
+		}
+		time.Sleep(2 * time.Second)
+		if d.withoutRoom() {
+			t.Error("it was refused long ago")
+		}
 	})
 }
 

@@ -109,6 +109,13 @@ func (p *picture) judgeCatalog() (rs []api.Reason) {
 	switch {
 	case p.unborn != "":
 		add(api.HealthStarting, "catalog", p.unborn, "wait a moment; if it stays so, look at the log of this node")
+	case p.catalogFull:
+		severity, text := api.HealthDegraded, "its log finds no room on this node, which does not follow it; "+p.copyAge()
+		if p.fresh.Leader == 0 {
+			severity, text = api.HealthCritical, "it has no leader, and its log finds no room on this node; "+p.copyAge()
+		}
+		add(severity, "catalog", text, "make room on the file system of this node's data directory: remove what does not belong there, or enlarge it; "+
+			"the node then goes on by itself. Keep its data directory")
 	case p.fresh.Leader == 0:
 		add(api.HealthCritical, "catalog", "it has no leader; "+p.copyAge(),
 			"bring up nodes until a majority runs; `storagectl node list` shows them")

@@ -111,14 +111,15 @@ func (p *picture) onlyHeard(leader storage.NodeID) {
 // line holds that something is not said.
 func TestJudgement(t *testing.T) {
 	const (
-		startingStep = " > wait a moment; if it stays so, look at the other reasons, and at the log of the node that leads the catalog"
-		unheardStep  = " > look whether storaged runs there, and whether the nodes reach each other's peer addresses"
-		startStep    = " > start storaged there, and look at its log; if its address has changed, start it with --join and the address of a node that is up"
-		majorityStep = " > bring up nodes until a majority runs; `storagectl node list` shows them"
-		damagedStep  = " > nothing while a majority of each group is up: the replicas are made again; run `storaged check`, and do not trust the disk"
-		roomStepText = " > discard what is not used (fstrim), delete volumes, or make its file system larger"
-		leaderStep   = " > bring up the nodes that hold them; `storagectl group list` shows which"
-		unready      = "not ready: group 1: being made; group 2: 65 entries behind > wait before you stop another node; http://"
+		startingStep    = " > wait a moment; if it stays so, look at the other reasons, and at the log of the node that leads the catalog"
+		unheardStep     = " > look whether storaged runs there, and whether the nodes reach each other's peer addresses"
+		startStep       = " > start storaged there, and look at its log; if its address has changed, start it with --join and the address of a node that is up"
+		majorityStep    = " > bring up nodes until a majority runs; `storagectl node list` shows them"
+		catalogRoomStep = " > make room on the file system of this node's data directory: remove what does not belong there, or enlarge it; the node then goes on by itself. Keep its data directory"
+		damagedStep     = " > nothing while a majority of each group is up: the replicas are made again; run `storaged check`, and do not trust the disk"
+		roomStepText    = " > discard what is not used (fstrim), delete volumes, or make its file system larger"
+		leaderStep      = " > bring up the nodes that hold them; `storagectl group list` shows which"
+		unready         = "not ready: group 1: being made; group 2: 65 entries behind > wait before you stop another node; http://"
 	)
 	second := peer.Speaker{Process: "copy/7", Address: "b2:7001"}
 	lines := []string{"group 1: being made", "group 2: 65 entries behind"}
@@ -141,6 +142,13 @@ func TestJudgement(t *testing.T) {
 				"degraded groups 1, 2: fewer than 3 of their voters are up"}},
 		{name: "nothing was read since this node was started", p: &picture{self: 1, alone: true, fresh: catalog.Freshness{Age: catalog.NeverHeard}},
 			want: []string{"critical catalog: it has no leader; this node has not read it since it was started, so nodes, groups and volumes are not known" + majorityStep}},
+		{name: "the catalog's log finds no room here, and nobody leads", p: whole(), change: func(p *picture) {
+			p.onlyHeard(0)
+			p.fresh.Age, p.catalogFull = 31400*time.Millisecond, true
+		}, want: []string{"critical catalog: it has no leader, and its log finds no room on this node; what follows is what this node knew 31s ago" + catalogRoomStep,
+			"degraded groups 1, 2: fewer than 3 of their voters are up"}},
+		{name: "the catalog's log finds no room here", p: whole(), change: func(p *picture) { p.fresh.Age, p.catalogFull = 31400*time.Millisecond, true },
+			want: []string{"degraded catalog: its log finds no room on this node, which does not follow it; what follows is what this node knew 31s ago" + catalogRoomStep}},
 		{name: "the catalog's leader does not answer", p: whole(), change: func(p *picture) { p.onlyHeard(2) },
 			want: []string{"degraded catalog: its leader does not answer; what follows is from this node's copy",
 				"degraded groups 1, 2: fewer than 3 of their voters are up"}},

@@ -12,17 +12,19 @@ import (
 
 // picture is one consistent look at the cluster: what is shown and judged is worked out from it alone.
 type picture struct {
-	now     time.Time
-	self    storage.NodeID // the node that looks
-	fresh   catalog.Freshness
-	unborn  string // why this node has no catalog yet although nothing is lost
-	cluster catalog.Cluster
-	nodes   []storage.Node
-	names   map[storage.NodeID]string
-	groups  []storage.Group
-	volumes []storage.Volume
-	usedBy  map[storage.VolumeID][]catalog.Session
-	usable  int64 // bytes of data that the stores hold with all copies
+	now   time.Time
+	self  storage.NodeID // the node that looks
+	fresh catalog.Freshness
+	// catalogFull: the catalog's log on this node finds no room.
+	catalogFull bool
+	unborn      string // why this node has no catalog yet although nothing is lost
+	cluster     catalog.Cluster
+	nodes       []storage.Node
+	names       map[storage.NodeID]string
+	groups      []storage.Group
+	volumes     []storage.Volume
+	usedBy      map[storage.VolumeID][]catalog.Session
+	usable      int64 // bytes of data that the stores hold with all copies
 
 	alone   bool                                // the catalog's leader did not answer
 	reports map[storage.NodeID]placement.Heard  // what the leader was told; while alone, what this node says itself

@@ -80,6 +80,7 @@ type Catalog interface {
 	Term() uint64
 	NeverLed() bool
 	Untold() bool
+	WithoutRoom() bool
 	Known() []storage.NodeID
 }
 
@@ -97,6 +98,7 @@ const reportsTimeout = time.Second
 func (v *View) look(ctx context.Context) *picture {
 	p := &picture{now: time.Now(), self: v.Self, names: map[storage.NodeID]string{}, where: map[storage.NodeID]peer.Whereabouts{},
 		usedBy: map[storage.VolumeID][]catalog.Session{}}
+	p.catalogFull = v.Catalog.WithoutRoom()
 	p.fresh = v.Catalog.View(func(s *catalog.State) {
 		p.cluster, p.nodes, p.groups, p.volumes = s.Cluster(), s.Nodes(), s.Groups(), s.VolumesByName()
 		p.usable = s.UsableBytes()

@@ -20,13 +20,13 @@ import (
 type world struct {
 	*catalogtest.Catalog
 	Peers
-	reports          map[storage.NodeID]placement.Heard // nil: the leader does not answer
-	neverLed, untold bool
-	connected        []storage.NodeID
-	failed           string // the store of this node
-	replicas         []Replica
-	refusals         []string
-	second           *peer.SecondProcessError
+	reports                map[storage.NodeID]placement.Heard // nil: the leader does not answer
+	neverLed, untold, full bool
+	connected              []storage.NodeID
+	failed                 string // the store of this node
+	replicas               []Replica
+	refusals               []string
+	second                 *peer.SecondProcessError
 }
 
 func (w *world) Reports(context.Context) (map[storage.NodeID]placement.Heard, error) {
@@ -38,6 +38,7 @@ func (w *world) Reports(context.Context) (map[storage.NodeID]placement.Heard, er
 func (w *world) Term() uint64                     { return 7 }
 func (w *world) NeverLed() bool                   { return w.neverLed }
 func (w *world) Untold() bool                     { return w.untold }
+func (w *world) WithoutRoom() bool                { return w.full }
 func (w *world) Known() []storage.NodeID          { return []storage.NodeID{1, 2} }
 func (w *world) Connected(n storage.NodeID) bool  { return slices.Contains(w.connected, n) }
 func (w *world) Second() *peer.SecondProcessError { return w.second }
@@ -70,6 +71,13 @@ func TestLook(t *testing.T) {
 	w.reports, w.connected = nil, []storage.NodeID{1}
 	if p := v.look(t.Context()); !p.alone || !p.reached[1] || !slices.Equal(p.reports[1].Report.Sessions, []storage.SessionID{5}) || !p.where[1].Connected {
 		t.Errorf("without reports: %+v", p)
+	}
+	if p := v.look(t.Context()); p.catalogFull {
+		t.Error("there is room for the catalog's log")
+	}
+	w.full = true
+	if p := v.look(t.Context()); !p.catalogFull {
+		t.Error("it is not seen that there is no room for the catalog's log")
 	}
 	if s, err := v.Status(t.Context()); err != nil || s.ClusterID != v.Cluster || s.CatalogTerm != 7 || s.AnsweredBy != 1 {
 		t.Errorf("%+v, %v", s, err)

@@ -18,7 +18,7 @@ import (
 // follows no more until there is room. The process goes on, volumes are made by way of the others, nobody is told to give the node up, and
 // with room it follows by itself. Of a cluster of one node, which nobody can follow, changes are refused meanwhile.
 //
-// Guards disk.await and errRefused of server/control.
+// Guards disk.await and errRefused of server/control, and for how long a refusal counts in withoutRoom.
 func TestCatalogWithoutRoom(t *testing.T) {
 	for _, nodes := range []int{1, 3} {
 		t.Run(fmt.Sprintf("%d nodes", nodes), func(t *testing.T) { catalogWithoutRoom(t, nodes) })
@@ -66,6 +66,11 @@ func catalogWithoutRoom(t *testing.T, nodes int) {
 		}
 	}
 	t.Logf("%d volumes made, %d refused", made, refused)
+	if nodes == 1 {
+		awaitText(t, "a catalog without room", func() string { return advice(t, c) }, func(s string) bool {
+			return strings.Contains(s, "its log finds no room on this node") && !strings.Contains(s, "bring up nodes")
+		})
+	}
 	t.Logf("told: %s", advice(t, c))
 	if n.PID() != pid || pid == 0 {
 		t.Fatalf("the process has ended:\n%s", n.LogTail(20))
