@@ -110,7 +110,7 @@ func (p *picture) judgeCatalog() (rs []api.Reason) {
 	case p.unborn != "":
 		add(api.HealthStarting, "catalog", p.unborn, "wait a moment; if it stays so, look at the log of this node")
 	case p.catalogFull:
-		severity, text := api.HealthDegraded, "its log finds no room on this node, which does not follow it; "+p.copyAge()
+		severity, text := api.HealthDegraded, "its log finds no room on this node, which learns nothing new of it; "+p.copyAge()
 		if p.fresh.Leader == 0 {
 			severity, text = api.HealthCritical, "it has no leader, and its log finds no room on this node; "+p.copyAge()
 		}

@@ -148,7 +148,7 @@ func TestJudgement(t *testing.T) {
 		}, want: []string{"critical catalog: it has no leader, and its log finds no room on this node; what follows is what this node knew 31s ago" + catalogRoomStep,
 			"degraded groups 1, 2: fewer than 3 of their voters are up"}},
 		{name: "the catalog's log finds no room here", p: whole(), change: func(p *picture) { p.fresh.Age, p.catalogFull = 31400*time.Millisecond, true },
-			want: []string{"degraded catalog: its log finds no room on this node, which does not follow it; what follows is what this node knew 31s ago" + catalogRoomStep}},
+			want: []string{"degraded catalog: its log finds no room on this node, which learns nothing new of it; what follows is what this node knew 31s ago" + catalogRoomStep}},
 		{name: "the catalog's leader does not answer", p: whole(), change: func(p *picture) { p.onlyHeard(2) },
 			want: []string{"degraded catalog: its leader does not answer; what follows is from this node's copy",
 				"degraded groups 1, 2: fewer than 3 of their voters are up"}},
