@@ -16,6 +16,7 @@ import (
 	"github.com/storaged/storaged/replication/extent"
 	"github.com/storaged/storaged/replication/extent/check"
 	"github.com/storaged/storaged/replication/extent/storedir"
+	"github.com/storaged/storaged/replication/segment"
 )
 
 // raised says whether a disk's store was raised.
@@ -99,7 +100,8 @@ func TestFormatIsRaisedBesideAFailedDisk(t *testing.T) {
 		h := newHarness(t, 1)
 		defer h.close()
 		fault, disk := &noIdentity{}, vfs.NewMem()
-		second, err := extent.Open(extent.Config{FS: errorfs.Wrap(disk, fault), Dir: "second", Cluster: simCluster, CapacityBytes: 1 << 30})
+		second, err := extent.Open(extent.Config{FS: errorfs.Wrap(disk, fault), Dir: "second", Cluster: simCluster, CapacityBytes: 1 << 30,
+			SegmentBytes: 2 << 20, Segment: segment.Config{FreeSegments: 1}}) // the default is hundreds of MiB of zeroes, in memory
 		if err != nil {
 			t.Fatal(err)
 		}
