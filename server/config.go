@@ -17,6 +17,7 @@ import (
 	"github.com/storaged/storaged/internal/tlsfiles"
 	"github.com/storaged/storaged/replication/extent/room"
 	"github.com/storaged/storaged/server/catalog"
+	"github.com/storaged/storaged/server/control"
 )
 
 // Config is all that an operator sets of a node. Flags, the configuration file (YAML, the keys are the flags' names), the
@@ -49,6 +50,7 @@ type Config struct {
 
 	Replicas         int           `flag:"replicas" default:"3" help:"copies of every extent; set when the cluster is made"`
 	Groups           int           `flag:"groups" default:"8" help:"replication groups to start with; set when the cluster is made"`
+	RepairAfter      time.Duration `flag:"repair-after" default:"5m" help:"how long a node may be down until the others make its replicas anew, so that all data has all its copies again; a node that is back later drops what it holds of them. 0: never by itself, only after a node was removed. What the catalog's leader says counts: set it alike on all nodes"`
 	HeartbeatTimeout time.Duration `flag:"heartbeat-timeout" default:"500ms" help:"how long a leader may be silent; one value per cluster, set when it is made"`
 	ReadMode         string        `flag:"read-mode" default:"lease" help:"lease: a leader answers reads while a majority has lately confirmed it; quorum: it asks a majority for every read"`
 	MaxAppendEntries int           `flag:"max-append-entries" default:"128" help:"entries in one replication request"`
@@ -70,6 +72,9 @@ type Config struct {
 
 	ShutdownTimeout time.Duration `flag:"shutdown-timeout" default:"10s" help:"how long a stopping node waits for requests and hands leadership over"`
 }
+
+// maxRepairAfter bounds Config.RepairAfter; what is meant to be longer is meant to be never.
+const maxRepairAfter = 30 * 24 * time.Hour
 
 // Validate returns every problem at once, each with the flag's name.
 func (c *Config) Validate() error {
@@ -103,6 +108,9 @@ func (c *Config) Validate() error {
 	}
 	if c.HeartbeatTimeout < 50*time.Millisecond || c.HeartbeatTimeout > 10*time.Second {
 		bad("heartbeat-timeout", "%v: use 50ms to 10s", c.HeartbeatTimeout)
+	}
+	if c.RepairAfter != 0 && (c.RepairAfter < control.DownAfter || c.RepairAfter > maxRepairAfter) {
+		bad("repair-after", "%v: use %v to %v, or 0 for never", c.RepairAfter, control.DownAfter, maxRepairAfter)
 	}
 	if c.ReadMode != "lease" && c.ReadMode != "quorum" {
 		bad("read-mode", "%q: use lease or quorum", c.ReadMode)

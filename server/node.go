@@ -338,7 +338,7 @@ func (n *node) startControl(ctx context.Context) error {
 	err := n.waiting().begin(ctx, func() (err error) {
 		n.control, err = control.Open(control.Config{Dir: n.dir().Catalog(), Transport: n.catalogRT, Peers: controlPeers{n.peers},
 			Actions: acts, OnFailure: n.catalogFailed, Self: n.self(n.store.ID(), n.store.Space().CapacityBytes), Report: n.view.Report,
-			Logger: n.logger, Metrics: n.metrics})
+			RepairAfter: n.config.RepairAfter, Logger: n.logger, Metrics: n.metrics})
 		return err
 	})
 	if err != nil {
@@ -350,7 +350,7 @@ func (n *node) startControl(ctx context.Context) error {
 	n.desk = session.NewDesk(n.control)
 	n.desk.Serve(n.peers)
 	n.cluster = cluster{r, session.NewLocal(n.desk, self, n.config.Name, rand.Text())}
-	n.view.Config = n.sources()
+	n.view.Config, n.view.RepairAfter = n.sources(), n.config.RepairAfter
 	n.admin.Commands, n.admin.Desk, n.admin.ProvisionLimit = n.control, n.desk, n.config.ProvisionLimit
 	n.goRun(&n.peersWG, "peers", func() error { return n.peers.Run(n.peersCtx) })
 	if err := n.replicas.Start(); err != nil {

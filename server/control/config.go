@@ -68,6 +68,8 @@ type Config struct {
 	ReconcileInterval time.Duration
 	// SuspectAfter and DownAfter are the silences after which a node is suspect, and down. Defaults 3 s and 15 s.
 	SuspectAfter, DownAfter time.Duration
+	// RepairAfter is the silence after which a node's voters are replaced elsewhere (placement.Away). 0: never.
+	RepairAfter time.Duration
 	// SessionTimeout is how long a session lives that no gateway's report names. Default 30 s.
 	SessionTimeout time.Duration
 	// BalanceCooldown is the time between two moves of one group's leader, and after a node came back before it is
@@ -89,6 +91,9 @@ type Config struct {
 	Metrics prometheus.Registerer // default: none
 }
 
+// DownAfter is the default of Config.DownAfter.
+const DownAfter = 15 * time.Second
+
 // RaftStores are where Raft keeps its log, its votes and its snapshots.
 type RaftStores struct {
 	Log       raft.LogStore
@@ -101,7 +106,7 @@ func (c *Config) setDefaults() {
 	c.ReportInterval = cmp.Or(c.ReportInterval, time.Second)
 	c.ReconcileInterval = cmp.Or(c.ReconcileInterval, time.Second)
 	c.SuspectAfter = cmp.Or(c.SuspectAfter, 3*time.Second)
-	c.DownAfter = cmp.Or(c.DownAfter, 15*time.Second)
+	c.DownAfter = cmp.Or(c.DownAfter, DownAfter)
 	c.SessionTimeout = cmp.Or(c.SessionTimeout, 30*time.Second)
 	c.BalanceCooldown = cmp.Or(c.BalanceCooldown, 10*time.Second)
 	c.RequestTimeout = cmp.Or(c.RequestTimeout, 5*time.Second)
@@ -128,6 +133,7 @@ func (c *Config) Validate() error {
 	p.Check(c.Report != nil, "Report is missing")
 	p.Check(c.MaxTasks >= 0, "MaxTasks is negative")
 	p.Check(c.DownAfter >= c.SuspectAfter, "DownAfter (%v) is below SuspectAfter (%v)", c.DownAfter, c.SuspectAfter)
+	p.Check(c.RepairAfter == 0 || c.RepairAfter >= c.DownAfter, "RepairAfter (%v) is below DownAfter (%v)", c.RepairAfter, c.DownAfter)
 	p.Check(c.SuspectAfter >= 2*c.ReportInterval, "SuspectAfter (%v) is below two report intervals (%v)", c.SuspectAfter, c.ReportInterval)
 	_, err := catalog.Encode(c.Self)
 	p.Add(err)

@@ -69,24 +69,37 @@ func TestCatalogChanges(t *testing.T) {
 		silent  []storage.NodeID
 		removed []storage.NodeID
 		want    string
+		away    []storage.NodeID // and down
 	}{
-		{"v1", 1, nil, nil, nil, "[]"},
-		{"v1", 2, nil, nil, nil, "[{add_nonvoter 2}]"},
-		{"v1 n2", 2, nil, nil, nil, "[]"}, // two voters survive nothing
-		{"v1 n2 n3", 3, nil, nil, nil, "[{add_voter 2} {add_voter 3}]"},
-		{"v1 n2 n3", 3, []storage.NodeID{2}, nil, nil, "[]"},
-		{"v1 n2 n3", 3, nil, []storage.NodeID{3}, nil, "[]"},
-		{"v1 v2 n3", 3, nil, nil, nil, "[{add_voter 3}]"}, // interrupted between the two
-		{"v1 v2 v3 n4", 4, nil, nil, nil, "[]"},
-		{"v1 v2 v3 n4 n5 n6", 6, nil, nil, nil, "[{add_voter 4} {add_voter 5}]"},
-		{"v1 v2 v3 n4 n5 n6", 6, []storage.NodeID{4}, nil, nil, "[{add_voter 5} {add_voter 6}]"},
-		{"v1 v2 v3 v4 v5 n6 n7", 7, nil, nil, nil, "[]"},
-		{"v1 v2 v3", 3, nil, nil, []storage.NodeID{3}, "[{remove 3}]"},
-		{"v1", 1, nil, nil, []storage.NodeID{1}, "[]"}, // the last voter stays
+		{servers: "v1", nodes: 1, want: "[]"},
+		{servers: "v1", nodes: 2, want: "[{add_nonvoter 2}]"},
+		{servers: "v1 n2", nodes: 2, want: "[]"}, // two voters survive nothing
+		{servers: "v1 n2 n3", nodes: 3, want: "[{add_voter 2} {add_voter 3}]"},
+		{servers: "v1 n2 n3", nodes: 3, lagging: []storage.NodeID{2}, want: "[]"},
+		{servers: "v1 n2 n3", nodes: 3, silent: []storage.NodeID{3}, want: "[]"},
+		{servers: "v1 v2 n3", nodes: 3, want: "[{add_voter 3}]"}, // interrupted between the two
+		{servers: "v1 v2 v3 n4", nodes: 4, want: "[]"},
+		{servers: "v1 v2 v3 n4 n5 n6", nodes: 6, want: "[{add_voter 4} {add_voter 5}]"},
+		{servers: "v1 v2 v3 n4 n5 n6", nodes: 6, lagging: []storage.NodeID{4}, want: "[{add_voter 5} {add_voter 6}]"},
+		{servers: "v1 v2 v3 v4 v5 n6 n7", nodes: 7, want: "[]"},
+		{servers: "v1 v2 v3", nodes: 3, removed: []storage.NodeID{3}, want: "[{remove 3}]"},
+		{servers: "v1", nodes: 1, removed: []storage.NodeID{1}, want: "[]"}, // the last voter stays
+		{servers: "v1 v2 v3 n4", nodes: 4, away: []storage.NodeID{2}, want: "[{add_voter 4} {remove 2}]"},
+		{servers: "v1 v2 v3 v4", nodes: 4, away: []storage.NodeID{2}, want: "[{remove 2}]"}, // interrupted between the two
+		{servers: "v1 v3 v4", nodes: 4, away: []storage.NodeID{2}, want: "[{add_nonvoter 2}]"},
+		{servers: "v1 n2 v3 v4", nodes: 4, away: []storage.NodeID{2}, want: "[]"},
+		{servers: "v1 v2 v3 n4", nodes: 4, away: []storage.NodeID{2}, lagging: []storage.NodeID{4}, want: "[]"},
+		{servers: "v1 v2 v3 n4", nodes: 4, away: []storage.NodeID{4}, want: "[]"},
+		{servers: "v1 v2 v3", nodes: 3, away: []storage.NodeID{2}, want: "[]"}, // nobody could take its place
+		{servers: "v1 v2 v3 n4 n5 n6", nodes: 6, away: []storage.NodeID{2}, want: "[{add_voter 4} {add_voter 5}]"},
+		{servers: "v1 v2 v3 v4 v5 n6", nodes: 6, away: []storage.NodeID{2, 3}, want: "[{add_voter 6} {remove 2}]"},
 	} {
-		v := placement.View{Reports: map[storage.NodeID]placement.NodeReport{}}
+		v := placement.View{Reports: map[storage.NodeID]placement.NodeReport{}, Away: map[storage.NodeID]bool{}}
 		for id := storage.NodeID(1); id <= storage.NodeID(c.nodes); id++ {
 			n := storage.Node{ID: id, State: storage.NodeUp}
+			if slices.Contains(c.away, id) {
+				n.State, v.Away[id] = storage.NodeDown, true
+			}
 			if slices.Contains(c.removed, id) {
 				n.State = storage.NodeRemoved
 			}
@@ -95,13 +108,13 @@ func TestCatalogChanges(t *testing.T) {
 			if slices.Contains(c.lagging, id) {
 				report.CatalogIndex--
 			}
-			if !slices.Contains(c.silent, id) {
+			if !slices.Contains(c.silent, id) && !v.Away[id] {
 				v.Reports[id] = report
 			}
 		}
 		if got := fmt.Sprint(catalogChanges(members(c.servers), v, 900, 1000)); got != c.want {
-			t.Errorf("%s of %d nodes (lagging %v, silent %v, removed %v): %s, want %s", c.servers, c.nodes, c.lagging, c.silent,
-				c.removed, got, c.want)
+			t.Errorf("%s of %d nodes (lagging %v, silent %v, removed %v, away %v): %s, want %s", c.servers, c.nodes, c.lagging,
+				c.silent, c.removed, c.away, got, c.want)
 		}
 	}
 }

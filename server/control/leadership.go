@@ -27,6 +27,8 @@ type leadership struct {
 	unfenced map[storage.VolumeID]time.Time  // since when a volume's generation waits to be refused to older ones everywhere
 	settling map[storage.GroupID]time.Time   // when an order for the group ended
 	moved    map[storage.GroupID]time.Time   // when the group's leader was last moved
+	held     string                          // why nodes that are down for long are not replaced
+	away     map[storage.NodeID]bool         // which are
 	served   served                          // which nodes' gateways serve which volumes
 }
 
@@ -118,6 +120,7 @@ func (l *leadership) decide(now time.Time) []task {
 		v := placement.NewView(s, l.freshLocked(now))
 		v.Uses = l.served.uses(s, now, l.c.cfg.BalanceCooldown)
 		todo = append(todo, l.nodesLocked(v, now)...)
+		v.Away = l.awayLocked(v, now)
 		todo = append(todo, l.newGroup(s, v)...)
 		todo = append(todo, l.groupsLocked(v, now)...)
 		todo = append(todo, l.balanceLocked(v, now)...)

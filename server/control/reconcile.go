@@ -18,19 +18,41 @@ import (
 func (l *leadership) nodesLocked(v placement.View, now time.Time) []task {
 	var todo []task
 	for _, n := range v.Nodes {
-		seen := l.since
-		if r, ok := l.reports[n.ID]; ok {
-			seen = r.at
-		}
-		to := judge(n.State, now.Sub(seen), l.c.cfg.SuspectAfter, l.c.cfg.DownAfter)
+		silence := l.silenceLocked(n.ID, now)
+		to := judge(n.State, silence, l.c.cfg.SuspectAfter, l.c.cfg.DownAfter)
 		if _, heard := l.reports[n.ID]; to == n.State || to == storage.NodeUp && !heard {
 			continue
 		}
 		todo = append(todo, l.propose("node "+n.ID.String(), "node state",
 			catalog.SetNodeState{Node: n.ID, From: n.State, State: to},
-			fmt.Sprintf("%s is %s after %v of silence", n.Name, to, now.Sub(seen).Round(time.Millisecond))))
+			fmt.Sprintf("%s is %s after %v of silence", n.Name, to, silence.Round(time.Millisecond))))
 	}
 	return todo
+}
+
+// silenceLocked returns how long a node was not heard of in this term.
+func (l *leadership) silenceLocked(id storage.NodeID, now time.Time) time.Duration {
+	if r, ok := l.reports[id]; ok {
+		return now.Sub(r.at)
+	}
+	return now.Sub(l.since)
+}
+
+// awayLocked returns the nodes whose replicas are made anew elsewhere, and tells people of each once.
+func (l *leadership) awayLocked(v placement.View, now time.Time) map[storage.NodeID]bool {
+	away, held := placement.Away(v.Nodes, func(id storage.NodeID) time.Duration { return l.silenceLocked(id, now) }, l.c.cfg.RepairAfter)
+	for _, n := range v.Nodes {
+		if away[n.ID] && !l.away[n.ID] {
+			l.c.cfg.Logger.Warn("a node has been down for long: its replicas are made anew on other nodes", "node", n.ID, "name", n.Name,
+				"repair-after", l.c.cfg.RepairAfter)
+		}
+	}
+	if held != "" && held != l.held {
+		l.c.cfg.Logger.Warn("nodes have been down for long, and are not replaced by themselves: it does not look like the loss of single nodes",
+			"because", held)
+	}
+	l.away, l.held = away, held
+	return away
 }
 
 // judge returns the state of a node that was silent for so long. Draining and removed are people's decisions.
@@ -68,7 +90,7 @@ const settleFor = 3 * time.Second
 // groupsLocked takes each group one step on.
 func (l *leadership) groupsLocked(v placement.View, now time.Time) []task {
 	var todo []task
-	for _, g := range v.Groups {
+	for _, g := range placement.MostEndangeredFirst(v) {
 		key := groupKey(g.ID)
 		if !l.tasks.idle(key, now) || l.settlingLocked(g, now) {
 			continue
@@ -117,7 +139,11 @@ func (l *leadership) groupTask(key string, s placement.Step) task {
 	case placement.StepForget:
 		return l.propose(key, s.Kind.String(), catalog.RemoveReplica{Group: s.Group, Key: s.Key}, text)
 	}
-	return task{key: key, kind: s.Kind.String(), text: text, run: func(ctx context.Context) error {
+	t := task{key: key, kind: s.Kind.String(), text: text}
+	if s.Kind == placement.StepCreate {
+		t.from, t.to = s.Leader, s.Node
+	}
+	t.run = func(ctx context.Context) error {
 		limit := l.c.cfg.RequestTimeout
 		if s.Kind == placement.StepCreate {
 			limit = l.c.cfg.CreateTimeout
@@ -129,7 +155,8 @@ func (l *leadership) groupTask(key string, s placement.Step) task {
 		l.settling[s.Group] = time.Now()
 		l.mu.Unlock()
 		return err
-	}}
+	}
+	return t
 }
 
 // order carries a step out in the world.

@@ -5,6 +5,8 @@ import (
 	"log/slog"
 	"sync"
 	"time"
+
+	storage "github.com/storaged/storaged"
 )
 
 const (
@@ -21,9 +23,9 @@ type tasks struct {
 	done   func(t task, err error) // called from the task's goroutine
 
 	wg      sync.WaitGroup
-	mu      sync.Mutex        // guards the maps
-	running map[string]string // kind by key
-	resting map[string]rest   // bounded: one per key that failed; keys are objects of the catalog
+	mu      sync.Mutex      // guards the maps
+	running map[string]task // by key
+	resting map[string]rest // bounded: one per key that failed; keys are objects of the catalog
 }
 
 type rest struct {
@@ -36,11 +38,13 @@ type task struct {
 	key  string // the object it changes
 	kind string // bounded: a metric's label
 	text string // for the log
-	run  func(ctx context.Context) error
+	// from and to are the nodes between which a replica is pulled; 0: none is.
+	from, to storage.NodeID
+	run      func(ctx context.Context) error
 }
 
 func newTasks(ctx context.Context, limit int, logger *slog.Logger, done func(task, error)) *tasks {
-	return &tasks{ctx: ctx, limit: limit, logger: logger, done: done, running: map[string]string{}, resting: map[string]rest{}}
+	return &tasks{ctx: ctx, limit: limit, logger: logger, done: done, running: map[string]task{}, resting: map[string]rest{}}
 }
 
 // idle reports whether a task may be started for the key now.
@@ -53,14 +57,28 @@ func (t *tasks) idle(key string, now time.Time) bool {
 // slowKind is the kind of tasks that may take hours (placement.StepCreate); half of the places are kept free of them.
 const slowKind = "create"
 
-func (t *tasks) roomLocked(kind string) bool {
-	slow := 0
-	for _, k := range t.running {
-		if k == slowKind {
-			slow++
+// maxPulls is how many replicas are pulled at once from one node, and how many to one: more of them would not end sooner, and
+// clients of the nodes feel each.
+const maxPulls = 2
+
+func (t *tasks) roomLocked(x task) bool {
+	if x.kind != slowKind {
+		return true
+	}
+	slow, from, to := 0, 0, 0
+	for _, r := range t.running {
+		if r.kind != slowKind {
+			continue
+		}
+		slow++
+		if r.from == x.from {
+			from++
+		}
+		if r.to == x.to {
+			to++
 		}
 	}
-	return kind != slowKind || slow < max(1, t.limit/2)
+	return slow < max(1, t.limit/2) && from < maxPulls && to < maxPulls
 }
 
 func (t *tasks) idleLocked(key string, now time.Time) bool {
@@ -72,10 +90,10 @@ func (t *tasks) idleLocked(key string, now time.Time) bool {
 func (t *tasks) start(x task, now time.Time) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !t.idleLocked(x.key, now) || !t.roomLocked(x.kind) || t.ctx.Err() != nil {
+	if !t.idleLocked(x.key, now) || !t.roomLocked(x) || t.ctx.Err() != nil {
 		return false
 	}
-	t.running[x.key] = x.kind
+	t.running[x.key] = x
 	t.wg.Go(func() {
 		err := x.run(t.ctx)
 		t.finish(x, err, time.Now())

@@ -21,6 +21,9 @@ type serverChange struct {
 // followers. Followers that have caught up become voters, back to back, so that the number of voters is odd and at
 // most five; the first nodes come first. More than one change is returned only to get past an even number. A node
 // has caught up when it holds the configuration that made it a follower, and nearly all of the log.
+//
+// A voter on a node that has been down for long (placement.Away) gives its vote to a follower that has caught up: it leaves right after,
+// and is then taken in as a follower again.
 func catalogChanges(servers []raft.Server, v placement.View, configIndex, lastIndex uint64) []serverChange {
 	member := map[storage.NodeID]raft.ServerSuffrage{}
 	voters := 0
@@ -32,7 +35,7 @@ func catalogChanges(servers []raft.Server, v placement.View, configIndex, lastIn
 		}
 	}
 	usable, removed := 0, storage.NodeID(0)
-	var ready []serverChange
+	var ready, away []serverChange
 	for _, n := range v.Nodes {
 		suffrage, in := member[n.ID]
 		switch {
@@ -45,6 +48,9 @@ func catalogChanges(servers []raft.Server, v placement.View, configIndex, lastIn
 			return []serverChange{{runner.AddNonvoter, n.ID}}
 		}
 		usable++
+		if suffrage == raft.Voter && n.State == storage.NodeDown && v.Away[n.ID] {
+			away = append(away, serverChange{runner.RemoveServer, n.ID})
+		}
 		report, heard := v.Reports[n.ID]
 		if suffrage != raft.Voter && heard && n.State == storage.NodeUp && report.CatalogIndex >= max(configIndex, 1) &&
 			report.CatalogIndex+placement.PromotionLag >= lastIndex {
@@ -56,6 +62,12 @@ func catalogChanges(servers []raft.Server, v placement.View, configIndex, lastIn
 	}
 	want := min(usable, maxCatalogVoters)
 	want -= (want + 1) % 2
+	switch {
+	case len(away) > 0 && voters > want: // it was interrupted between the two changes
+		return away[:1]
+	case len(away) > 0 && len(ready) > 0 && voters == want:
+		return []serverChange{ready[0], away[0]}
+	}
 	take := min(want-voters, len(ready))
 	if (voters+take)%2 == 0 {
 		take--

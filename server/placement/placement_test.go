@@ -26,6 +26,7 @@ type driver struct {
 	s     *catalog.State
 	index uint64
 	w     *placementtest.World
+	away  map[storage.NodeID]bool
 }
 
 func newDriver(t interface{ Fatalf(string, ...any) }, groups int) *driver {
@@ -71,7 +72,9 @@ func (d *driver) view() placement.View {
 			fresh[n.ID] = r
 		}
 	}
-	return placement.NewView(d.s, fresh)
+	v := placement.NewView(d.s, fresh)
+	v.Away = d.away
+	return v
 }
 
 // carryOut does what a step says; errors are those of a world that has moved on.

@@ -11,6 +11,9 @@ import (
 // promoted first. Then the lost one is removed from the configuration, dropped if its node can be asked, and
 // forgotten. When all nodes of the cluster hold a replica of the group, the node of a damaged one is the only place
 // for the new one. The damaged one then goes first, provided that the others are a majority without it.
+//
+// A voter whose node has been down for long may still come back. It stays what it is until another replica has caught up,
+// and only then is recorded as leaving. If it is back before, the new one goes.
 
 // loss says why a replica will not come back by itself.
 type loss uint8
@@ -21,16 +24,18 @@ const (
 	lossRemoved      // its node was removed for ever
 	lossStore        // its disk failed; it may be good again when the node starts anew
 	lossNode         // it did not vote yet, and its node is down
+	lossAway         // it votes, and its node has been down for long
 	lossSurplus      // it does not vote, and there are as many voters as are wanted
 )
 
 // String returns the loss in words, as in logs.
 func (l loss) String() string {
 	return [...]string{lossNone: "it is well", lossDamaged: "its log is damaged", lossRemoved: "its node was removed",
-		lossStore: "its disk has failed", lossNode: "its node is down", lossSurplus: "there are enough voters"}[l]
+		lossStore: "its disk has failed", lossNode: "its node is down", lossAway: "its node has been down for long",
+		lossSurplus: "there are enough voters"}[l]
 }
 
-// lost judges a replica. A voter on a node that is down is not lost here: the node may come back.
+// lost judges a replica. A voter on a node that is down is not lost before that has been so for long: the node may come back.
 func (p *planner) lost(r storage.Replica) loss {
 	n, known := p.v.node(r.Node)
 	report, heard := p.v.Reports[r.Node]
@@ -40,14 +45,42 @@ func (p *planner) lost(r storage.Replica) loss {
 		return lossRemoved
 	case n.State == storage.NodeDown && (r.Role == storage.RolePulling || r.Role == storage.RoleLearner):
 		return lossNode
+	case p.isAway(r):
+		return lossAway
 	case heard && !p.v.storeWorks(r.Node, r.Key.Store):
 		return lossStore
 	case heard && holds && own.State == ReplicaDamaged:
 		return lossDamaged
-	case r.Role != storage.RoleVoter && r.Role != storage.RoleLeaving && p.g.Count(storage.RoleVoter) >= p.v.Wanted():
+	case r.Role != storage.RoleVoter && r.Role != storage.RoleLeaving && p.g.Count(storage.RoleVoter)-p.away() >= p.v.Wanted():
 		return lossSurplus
 	}
 	return lossNone
+}
+
+// isAway reports whether the replica votes, and its node has been down for long.
+func (p *planner) isAway(r storage.Replica) bool {
+	n, _ := p.v.node(r.Node)
+	return r.Role == storage.RoleVoter && n.State == storage.NodeDown && p.v.Away[r.Node]
+}
+
+// away returns how many voters there are on nodes that have been down for long.
+func (p *planner) away() (n int) {
+	for _, r := range p.g.Replicas {
+		if p.isAway(r) {
+			n++
+		}
+	}
+	return n
+}
+
+// successor reports whether a replica that does not vote yet has caught up.
+func (p *planner) successor() bool {
+	for _, m := range p.leader.Members {
+		if r, known := p.g.Replica(m.Key); known && !m.Voter && r.Role == storage.RoleLearner && p.v.caughtUp(p.g, p.leader, m) {
+			return true
+		}
+	}
+	return false
 }
 
 // giveUp records a lost replica as leaving, one voter at a time, and only if that brings another one. The last voter
@@ -56,6 +89,9 @@ func (p *planner) giveUp() (Step, bool) {
 	for _, r := range p.g.Replicas {
 		why := p.lost(r)
 		if why == lossNone || r.Role == storage.RoleLeaving || r.Role == storage.RoleVoter && p.g.Count(storage.RoleLeaving) > 0 {
+			continue
+		}
+		if why == lossAway && !p.successor() {
 			continue
 		}
 		if r.Role == storage.RoleVoter {

@@ -217,7 +217,7 @@ func TestHeals(t *testing.T) {
 			g := storage.GroupID(rapid.IntRange(1, 2).Draw(t, "group"))
 			spares := func(g storage.GroupID) bool { return d.w.Spare(n.ID, g, d.removed()...) }
 			spare := spares(1) && spares(2)
-			switch rapid.IntRange(0, 11).Draw(t, "what") {
+			switch rapid.IntRange(0, 12).Draw(t, "what") {
 			case 0:
 				if spares(g) {
 					d.w.Damage(n.ID, g)
@@ -247,6 +247,11 @@ func TestHeals(t *testing.T) {
 				if !d.w.Up(n.ID) && spare {
 					_ = d.apply(catalog.SetNodeState{Node: n.ID, State: storage.NodeRemoved})
 				}
+			case 12:
+				d.away = map[storage.NodeID]bool{}
+				for _, n := range d.s.Nodes() {
+					d.away[n.ID] = n.State == storage.NodeDown
+				}
 			case 6:
 				for _, s := range pending { // orders that arrive late; a node's own replica is never decided on late
 					if s.Kind != placement.StepDrop {
@@ -274,6 +279,7 @@ func TestHeals(t *testing.T) {
 				d.must(catalog.SetNodeState{Node: n.ID, State: storage.NodeUp})
 			}
 		}
+		d.away = nil
 		for _, id := range d.removed() {
 			d.w.SetUp(id, false) // it ends when it hears of it
 		}

@@ -267,7 +267,7 @@ func (p *planner) join() (Step, bool) {
 
 // plan chooses the place of a missing replica.
 func (p *planner) plan() (Step, bool) {
-	staying := len(p.g.Replicas) - p.g.Count(storage.RoleLeaving)
+	staying := len(p.g.Replicas) - p.g.Count(storage.RoleLeaving) - p.away()
 	if staying >= p.v.Wanted() {
 		return Step{}, false
 	}

@@ -15,6 +15,8 @@ type View struct {
 	Nodes   []storage.Node
 	Groups  []storage.Group
 	Reports map[storage.NodeID]NodeReport
+	// Away are nodes that have been down for so long that their voters are replaced; see Away.
+	Away map[storage.NodeID]bool
 	// Uses is where the groups' volumes are used; nil if leaders need not be near.
 	Uses Uses
 }

@@ -208,12 +208,35 @@ func (p *picture) judgeState(n api.Node) []api.Reason {
 			step = "look whether storaged runs there, and whether the nodes reach each other's peer addresses"
 		}
 	case text == "":
-		text, step = string(n.State), downStep(n, p.wasFull(n.ID))
+		text, step = string(n.State)+p.repair(n), downStep(n, p.wasFull(n.ID))
 	default:
 		text = string(n.State) + ": " + text
 	}
 	return []api.Reason{{Severity: api.HealthDegraded, Subject: "node " + n.Name, Text: text, NextStep: step}}
 }
+
+// repair says what becomes of the replicas of a node that is down, after its state; empty: nothing, by itself.
+func (p *picture) repair(n api.Node) string {
+	if n.State != storage.NodeDown || p.repairAfter == 0 {
+		return ""
+	}
+	if !slices.ContainsFunc(p.groups, func(g storage.Group) bool { _, on := g.OnNode(n.ID); return on }) {
+		return "; it holds no replica that the cluster counts on: all data has its copies on other nodes"
+	}
+	age := func(id storage.NodeID) time.Duration { return p.reports[id].Age } // 0: not heard of by this leader
+	switch away, held := placement.Away(p.nodes, age, p.repairAfter); {
+	case away[n.ID]:
+		return fmt.Sprintf(" for %v; its replicas are made anew on other nodes", roundly(age(n.ID)))
+	case held != "":
+		return fmt.Sprintf("; its replicas are not made anew by themselves, because %s, which does not look like the loss of single nodes", held)
+	case age(n.ID) == 0:
+		return fmt.Sprintf("; after %v (--repair-after) its replicas are made anew on other nodes", p.repairAfter)
+	}
+	return fmt.Sprintf(" for %v; in %v (--repair-after %v) its replicas are made anew on other nodes", roundly(age(n.ID)),
+		roundly(p.repairAfter-age(n.ID)), p.repairAfter)
+}
+
+func roundly(d time.Duration) time.Duration { return d.Round(time.Second) }
 
 // wasFull reports whether a store of the node was full when it was last heard, as far as that is known.
 func (p *picture) wasFull(id storage.NodeID) bool {

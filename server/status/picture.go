@@ -26,6 +26,8 @@ type picture struct {
 	usedBy      map[storage.VolumeID][]catalog.Session
 	usable      int64 // bytes of data that the stores hold with all copies
 
+	repairAfter time.Duration // how long a node may be down; 0: for ever
+
 	alone   bool                                // the catalog's leader did not answer
 	reports map[storage.NodeID]placement.Heard  // what the leader was told; while alone, what this node says itself
 	reached map[storage.NodeID]bool             // nodes that this one has a living connection to; filled while alone

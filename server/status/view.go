@@ -56,10 +56,11 @@ func (v *View) NotRunning() string {
 	return "it is starting or stopping"
 }
 
-// Config says where a View looks. All fields are required.
+// Config says where a View looks. All fields without a remark are required.
 type Config struct {
 	Self        storage.NodeID
 	Cluster     storage.ClusterID
+	RepairAfter time.Duration // of this node; see control.Config. 0: never
 	Catalog     Catalog
 	Peers       Peers
 	Replicas    func() []Replica // of this node
@@ -96,7 +97,7 @@ type Peers interface {
 const reportsTimeout = time.Second
 
 func (v *View) look(ctx context.Context) *picture {
-	p := &picture{now: time.Now(), self: v.Self, names: map[storage.NodeID]string{}, where: map[storage.NodeID]peer.Whereabouts{},
+	p := &picture{now: time.Now(), self: v.Self, repairAfter: v.RepairAfter, names: map[storage.NodeID]string{}, where: map[storage.NodeID]peer.Whereabouts{},
 		usedBy: map[storage.VolumeID][]catalog.Session{}}
 	p.catalogFull = v.Catalog.WithoutRoom()
 	p.fresh = v.Catalog.View(func(s *catalog.State) {
