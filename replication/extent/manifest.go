@@ -309,7 +309,8 @@ func (m *Manifest) Blocks(ref table.Ref, first, n int, elsewhere Elsewhere) ([]b
 		payload = payload[:len(payload)+storage.BlockSize]
 		block := payload[len(payload)-storage.BlockSize:]
 		if err := m.readBlock(ref, b, e, block); err != nil {
-			if err = elsewhere.get(Unreadable{ref.Volume, ref.Extent, ref.Epoch, b, e.Position(), e.Sum, err}, block); err != nil {
+			u := Unreadable{ref.Volume, ref.Extent, ref.Epoch, b, e.Position(), e.Sum, err}
+			if err = m.g.fromElsewhere(elsewhere, u, e, block); err != nil {
 				return nil, err
 			}
 		}

@@ -15,6 +15,7 @@ type metrics struct {
 	checkpoints prometheus.Histogram
 	pages       prometheus.Counter
 	corrupt     prometheus.Counter
+	mended      prometheus.Counter
 	unregister  func()
 }
 
@@ -28,6 +29,8 @@ func newMetrics(r prometheus.Registerer, id storage.StoreID, files *storedir.FS,
 			Help: "Table pages written by checkpoints."}),
 		corrupt: prometheus.NewCounter(prometheus.CounterOpts{Name: "storage_extent_corrupt_reads_total", ConstLabels: labels,
 			Help: "Reads of blocks whose checksum did not match. Worry at the first one: the disk is losing data."}),
+		mended: prometheus.NewCounter(prometheus.CounterOpts{Name: "storage_extent_mended_blocks_total", ConstLabels: labels,
+			Help: "Blocks that the disk did not give back, and that were written anew from another replica. Worry when it grows: the disk is losing data."}),
 	}
 	retries := prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "storage_extent_open_retries_total", ConstLabels: labels,
 		Help: "Opens of the store's files that failed for want of descriptors or memory, and were repeated. Worry when it grows: the store waits. Raise the limit of open files."},
@@ -36,7 +39,7 @@ func newMetrics(r prometheus.Registerer, id storage.StoreID, files *storedir.FS,
 		Help: "Replicas of the store that are pulled from another node now, or were and are not installed yet. Worry when it is not 0 for long: what they hold is not free."},
 		func() float64 { return float64(pulls()) })
 	var err error
-	if m.unregister, err = registry.Register(r, m.checkpoints, m.pages, m.corrupt, retries, pulling); err != nil {
+	if m.unregister, err = registry.Register(r, m.checkpoints, m.pages, m.corrupt, m.mended, retries, pulling); err != nil {
 		return nil, storage.E("register metrics of", storage.KindInternal, "store "+id.String(), err)
 	}
 	return m, nil

@@ -134,11 +134,20 @@ func (g *Group) readBlock(r *op.ReadRequest, block int, e *table.Entry, dst []by
 		}
 		if again[0] == *e {
 			err := g.readFailed(r, block, *e, readErr)
-			return elsewhere.get(Unreadable{r.Volume, r.Extent, r.Epoch, block, e.Position(), e.Sum, err}, dst)
+			return g.fromElsewhere(elsewhere, Unreadable{r.Volume, r.Extent, r.Epoch, block, e.Position(), e.Sum, err}, *e, dst)
 		}
 		*e = again[0]
 	}
 	return storage.E("read", storage.KindUnavailable, blockName(r, block), fmt.Errorf("it was overwritten %d times while it was read", maxLooks))
+}
+
+// fromElsewhere gets a block that lies at e and cannot be read there, and has it written anew here.
+func (g *Group) fromElsewhere(elsewhere Elsewhere, u Unreadable, e table.Entry, dst []byte) error {
+	err := elsewhere.get(u, dst)
+	if err == nil {
+		g.mendLater(u, e, dst)
+	}
+	return err
 }
 
 // get returns nil when the block has been brought from elsewhere, and otherwise the error of the disk.

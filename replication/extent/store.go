@@ -67,6 +67,7 @@ type Store struct {
 
 	compaction compaction      // of this store
 	compactor  *compact.Worker // nil without Config.Compact
+	mends      mends
 
 	stop    context.CancelFunc
 	stopped sync.WaitGroup
@@ -88,7 +89,7 @@ func Open(cfg Config) (_ *Store, err error) {
 		return nil, storage.E("make directory of", storage.KindIO, "store "+cfg.Dir, err)
 	}
 	s := &Store{cfg: cfg, files: files, logger: cfg.Logger, groups: map[segment.GroupKey]*Group{}, stagings: map[table.SetID]*Staging{},
-		openMans: map[*Manifest]struct{}{}, loaded: func() {}}
+		openMans: map[*Manifest]struct{}{}, loaded: func() {}, mends: newMends()}
 	var cleanup []func() error
 	defer func() {
 		if err != nil {
@@ -144,6 +145,7 @@ func Open(cfg Config) (_ *Store, err error) {
 	ctx, stop := context.WithCancel(context.Background())
 	s.stop = stop
 	s.stopped.Go(func() { s.worker.Run(ctx) })
+	s.stopped.Go(func() { s.runMends(ctx) })
 	if s.compactor != nil {
 		s.stopped.Go(func() { s.compactor.Run(ctx) })
 	}
