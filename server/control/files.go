@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/hashicorp/go-hclog"
@@ -34,7 +35,7 @@ func openFiles(dir string, logger hclog.Logger) (*raftboltdb.BoltStore, *raft.Fi
 	if err != nil {
 		return nil, nil, err
 	}
-	err = dropUnfinished(filepath.Join(dir, snapshotDir), "*")
+	err = dropUnfinished(filepath.Join(dir, snapshotDir), "")
 	if err == nil {
 		var snapshots *raft.FileSnapshotStore
 		if snapshots, err = raft.NewFileSnapshotStoreWithLogger(dir, retainedSnapshots, logger); err == nil {
@@ -55,13 +56,18 @@ func tryFile(dir string) error {
 
 // openLog opens the file of log and votes, which is made under another name: of one that was made in part, for want of room or because the
 // power was cut, bbolt says that it is no database, for ever.
+//
+// Guards I7: a log that is not there is made only where there is nothing at all. A link to a disk that is not mounted is no empty log,
+// with which the node would vote once more in a term in which it has voted.
 func openLog(path string) (*raftboltdb.BoltStore, error) {
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
 		if err := makeLog(path); err != nil {
 			return nil, err
 		}
 	} else if err != nil {
 		return nil, err
+	} else if _, err := os.Stat(path); err != nil {
+		return nil, fmt.Errorf("what %s is a link to cannot be read; is its file system mounted? %w", path, err)
 	}
 	return openBolt(path)
 }
@@ -98,10 +104,12 @@ func openBolt(path string) (*raftboltdb.BoltStore, error) {
 
 // dropUnfinished removes what is left of snapshots that were not finished, of all or of those whose names begin so. The library leaves it
 // when it finds no room, or the process ends, and each attempt has a name of its own.
-func dropUnfinished(dir, names string) error {
-	left, err := filepath.Glob(filepath.Join(dir, names+".tmp"))
-	for _, path := range left {
-		err = errors.Join(err, os.RemoveAll(path))
+func dropUnfinished(dir, prefix string) error {
+	entries, err := os.ReadDir(dir)
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), prefix) && strings.HasSuffix(e.Name(), ".tmp") {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
+		}
 	}
 	return err
 }

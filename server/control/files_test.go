@@ -55,10 +55,6 @@ func TestLogIsMadeWhole(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, logFile+newSuffix), make([]byte, bytes), 0o600); err != nil { // a power cut
 			t.Fatal(err)
 		}
-		elsewhere := filepath.Join(t.TempDir(), "written in its place")
-		if err := os.Symlink(elsewhere, filepath.Join(dir, logFile)); err != nil {
-			t.Fatal(err)
-		}
 		for range 2 {
 			log, _, err := openFiles(dir, hclog.NewNullLogger())
 			if err != nil {
@@ -68,8 +64,57 @@ func TestLogIsMadeWhole(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if _, err := os.Stat(elsewhere); err == nil {
-			t.Errorf("files of %d bytes: it is made under its name", bytes)
+	}
+	dir := t.TempDir()
+	path, elsewhere := filepath.Join(dir, logFile), filepath.Join(dir, "written in its place")
+	if err := os.Symlink(elsewhere, path); err != nil {
+		t.Fatal(err)
+	}
+	if err := makeLog(path); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(elsewhere); err == nil {
+		t.Error("it is made under its name")
+	}
+}
+
+// TestLogOnADiskThatIsNotThere: a log that is a link to nothing is no log that has to be made (tried: with os.Stat alone the node begins
+// with an empty one, and forgets its votes).
+func TestLogOnADiskThatIsNotThere(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Symlink(filepath.Join(dir, "mount", logFile), filepath.Join(dir, logFile)); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err := openFiles(dir, hclog.NewNullLogger())
+	if err == nil || !strings.Contains(err.Error(), "is its file system mounted?") {
+		t.Errorf("it is opened: %v", err)
+	}
+	if at, err := os.Readlink(filepath.Join(dir, logFile)); err != nil || filepath.Base(filepath.Dir(at)) != "mount" {
+		t.Errorf("the link is %s, %v", at, err)
+	}
+}
+
+// TestUnfinishedSnapshotsOfThisNode: a data directory's name is no pattern.
+func TestUnfinishedSnapshotsOfThisNode(t *testing.T) {
+	top := t.TempDir()
+	for _, name := range []string{"disk[0]", "disk0", "disk["} {
+		if err := os.MkdirAll(filepath.Join(top, name, snapshotDir, "2-10-7.tmp"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := dropUnfinished(filepath.Join(top, "disk[0]", snapshotDir), "2-1-"); err != nil {
+		t.Error(err)
+	}
+	for name, want := range map[string]bool{"disk[0]": false, "disk0": true, "disk[": false} {
+		if name != "disk0" {
+			log, _, err := openFiles(filepath.Join(top, name), hclog.NewNullLogger())
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = log.Close()
+		}
+		if _, err := os.Stat(filepath.Join(top, name, snapshotDir, "2-10-7.tmp")); (err == nil) != want {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

@@ -59,7 +59,7 @@ func (s sealedSnapshots) dropUnfinished(index, term uint64) error {
 	if s.dir == "" {
 		return nil
 	}
-	return dropUnfinished(s.dir, fmt.Sprintf("%d-%d-*", term, index))
+	return dropUnfinished(s.dir, fmt.Sprintf("%d-%d-", term, index))
 }
 
 // Open implements raft.SnapshotStore. KindCorrupt if what lies beside the snapshot is not what it was made with.
