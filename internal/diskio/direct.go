@@ -147,7 +147,8 @@ func (d *directFile) writeSome(aio *Syncer, offset int64) (written int64, err er
 	for rest := d.vectors; len(rest) > 0; {
 		n, err := aio.writeDirect(d.fd, rest, offset+written, d.flags)
 		switch {
-		case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOTSUP):
+		case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOTSUP),
+			errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EPERM): // the last two from a filter of system calls
 			return written, fmt.Errorf("%w: %w", errNotDirect, err)
 		case err != nil:
 			return written, err

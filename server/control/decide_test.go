@@ -84,15 +84,17 @@ func TestCatalogChanges(t *testing.T) {
 		{servers: "v1 v2 v3 v4 v5 n6 n7", nodes: 7, want: "[]"},
 		{servers: "v1 v2 v3", nodes: 3, removed: []storage.NodeID{3}, want: "[{remove 3}]"},
 		{servers: "v1", nodes: 1, removed: []storage.NodeID{1}, want: "[]"}, // the last voter stays
-		{servers: "v1 v2 v3 n4", nodes: 4, away: []storage.NodeID{2}, want: "[{add_voter 4} {remove 2}]"},
-		{servers: "v1 v2 v3 v4", nodes: 4, away: []storage.NodeID{2}, want: "[{remove 2}]"}, // interrupted between the two
+		{servers: "v1 v2 v3 n4", nodes: 4, away: []storage.NodeID{2}, want: "[{remove 2} {add_voter 4}]"},
+		{servers: "v1 v2 v3 v4", nodes: 4, away: []storage.NodeID{2}, want: "[{remove 2}]"}, // more than are wanted
+		{servers: "v1 v3 n4 n2", nodes: 4, away: []storage.NodeID{2}, want: "[{add_voter 4}]"}, // interrupted between the two
+		{servers: "v1 v2 v3 n4 n5", nodes: 5, away: []storage.NodeID{2, 5}, want: "[{remove 2} {add_voter 4}]"},
 		{servers: "v1 v3 v4", nodes: 4, away: []storage.NodeID{2}, want: "[{add_nonvoter 2}]"},
 		{servers: "v1 n2 v3 v4", nodes: 4, away: []storage.NodeID{2}, want: "[]"},
 		{servers: "v1 v2 v3 n4", nodes: 4, away: []storage.NodeID{2}, lagging: []storage.NodeID{4}, want: "[]"},
 		{servers: "v1 v2 v3 n4", nodes: 4, away: []storage.NodeID{4}, want: "[]"},
 		{servers: "v1 v2 v3", nodes: 3, away: []storage.NodeID{2}, want: "[]"}, // nobody could take its place
 		{servers: "v1 v2 v3 n4 n5 n6", nodes: 6, away: []storage.NodeID{2}, want: "[{add_voter 4} {add_voter 5}]"},
-		{servers: "v1 v2 v3 v4 v5 n6", nodes: 6, away: []storage.NodeID{2, 3}, want: "[{add_voter 6} {remove 2}]"},
+		{servers: "v1 v2 v3 v4 v5 n6", nodes: 6, away: []storage.NodeID{2, 3}, want: "[{remove 2} {add_voter 6}]"},
 	} {
 		v := placement.View{Reports: map[storage.NodeID]placement.NodeReport{}, Away: map[storage.NodeID]bool{}}
 		for id := storage.NodeID(1); id <= storage.NodeID(c.nodes); id++ {

@@ -90,14 +90,22 @@ const settleFor = 3 * time.Second
 // groupsLocked takes each group one step on.
 func (l *leadership) groupsLocked(v placement.View, now time.Time) []task {
 	var todo []task
+	planned := map[storage.StoreID]bool{}
 	for _, g := range placement.MostEndangeredFirst(v) {
 		key := groupKey(g.ID)
 		if !l.tasks.idle(key, now) || l.settlingLocked(g, now) {
 			continue
 		}
-		if step := placement.Next(v, g); step.Kind != placement.StepNone {
-			todo = append(todo, l.groupTask(key, step))
+		step := placement.Next(v, g)
+		switch {
+		case step.Kind == placement.StepNone:
+			continue
+		case step.Kind == placement.StepPlan && planned[step.Store]:
+			continue // the next look counts what the first takes
+		case step.Kind == placement.StepPlan:
+			planned[step.Store] = true
 		}
+		todo = append(todo, l.groupTask(key, step))
 	}
 	return todo
 }

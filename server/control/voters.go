@@ -22,8 +22,8 @@ type serverChange struct {
 // most five; the first nodes come first. More than one change is returned only to get past an even number. A node
 // has caught up when it holds the configuration that made it a follower, and nearly all of the log.
 //
-// A voter on a node that has been down for long (placement.Away) gives its vote to a follower that has caught up: it leaves right after,
-// and is then taken in as a follower again.
+// A voter on a node that has been down for long (placement.Away) gives its vote to a follower that has caught up: it leaves right
+// before, and is then taken in as a follower again. So a newcomer that fails does not stop the others.
 func catalogChanges(servers []raft.Server, v placement.View, configIndex, lastIndex uint64) []serverChange {
 	member := map[storage.NodeID]raft.ServerSuffrage{}
 	voters := 0
@@ -62,18 +62,17 @@ func catalogChanges(servers []raft.Server, v placement.View, configIndex, lastIn
 	}
 	want := min(usable, maxCatalogVoters)
 	want -= (want + 1) % 2
-	switch {
-	case len(away) > 0 && voters > want: // it was interrupted between the two changes
-		return away[:1]
-	case len(away) > 0 && len(ready) > 0 && voters == want:
-		return []serverChange{ready[0], away[0]}
-	}
 	take := min(want-voters, len(ready))
 	if (voters+take)%2 == 0 {
 		take--
 	}
-	if take <= 0 {
-		return nil
+	switch {
+	case take > 0:
+		return ready[:take]
+	case len(away) > 0 && voters > want:
+		return away[:1]
+	case len(away) > 0 && len(ready) > 0:
+		return []serverChange{away[0], ready[0]}
 	}
-	return ready[:take]
+	return nil
 }

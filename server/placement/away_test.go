@@ -38,7 +38,7 @@ func TestAwayVoterIsReplaced(t *testing.T) {
 	}
 	d.down(2, true)
 	steps := d.settle()
-	want := "plan, create, add learner, set role, set role, promote, set role, remove, forget"
+	want := "plan, create, add learner, set role, set role, remove, forget, promote, set role"
 	if got := kinds(steps); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
@@ -163,5 +163,120 @@ func TestAway(t *testing.T) {
 		if !slices.Equal(got, c.want) || held != c.held || len(away) != len(got) {
 			t.Errorf("%s: away are %v, want %v; held: %q, want %q", what, got, c.want, held, c.held)
 		}
+	}
+}
+
+// take carries out so many steps of group 1.
+func (d *driver) take(t *testing.T, n int) {
+	t.Helper()
+	for range n {
+		g, _ := d.s.Group(1)
+		if err := d.carryOut(placement.Next(d.view(), g)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestRepairOutlivesTheLeaderOfTheCatalog: a new one does not know yet how long the node has been down. What was copied is not thrown away
+// meanwhile, and is used once it is known again. The same goes for a view that leaves the node to people all of a sudden.
+func TestRepairOutlivesTheLeaderOfTheCatalog(t *testing.T) {
+	for after := 1; after < 9; after++ {
+		d := three(t)
+		d.addNode("")
+		d.down(2, true)
+		d.take(t, after)
+		d.away = nil
+		if got := kinds(d.settle()); strings.Contains(got, "drop") {
+			t.Errorf("after %d steps: %s", after, got)
+		}
+		before := d.w.Holds(4, 1)
+		d.down(2, true)
+		if got := kinds(d.settle()); before && strings.Contains(got, "create") {
+			t.Errorf("after %d steps: copied once more: %s", after, got)
+		}
+		d.wantWhole(t, 1, 3, 4)
+	}
+}
+
+// TestBackIsNotEnough: a node that is back takes the place of its successor only when it has caught up, and its disk works.
+func TestBackIsNotEnough(t *testing.T) {
+	d := three(t)
+	d.addNode("")
+	d.down(2, true)
+	d.w.Write(1, 1000, 0)
+	d.take(t, 4) // there is a learner that has caught up
+	d.w.SetSlow(2, true)
+	d.back(2)
+	d.w.Write(1, 1000, 0)
+	if steps := d.settle(); len(steps) > 0 {
+		t.Errorf("it is back, and far behind: %v", steps)
+	}
+	d.w.SetSlow(2, false)
+	d.w.Write(1, 1, 0)
+	d.settle()
+	d.wantWhole(t, 1, 2, 3)
+
+	d = three(t)
+	d.addNode("")
+	d.down(2, true)
+	d.take(t, 4)
+	d.w.FailDisk(2)
+	d.back(2)
+	if got := kinds(d.settle()); strings.Contains(got, "create") || strings.Contains(got, "plan") {
+		t.Errorf("it is back with a failed disk: %s", got)
+	}
+	d.wantWhole(t, 1, 3, 4)
+}
+
+// TestNewcomerThatFails: whenever the node ends that takes the place of the one that is away, the group has a leader.
+func TestNewcomerThatFails(t *testing.T) {
+	for after := range 10 {
+		d := three(t)
+		d.addNode("")
+		d.down(2, true)
+		d.take(t, after)
+		d.w.SetUp(4, false)
+		if _, leader := d.w.Voters(1); after < 8 && leader == 0 {
+			t.Errorf("after %d steps nobody leads", after)
+		}
+	}
+}
+
+// TestAwayKeepsZones: the zone of a node that is away is free again.
+func TestAwayKeepsZones(t *testing.T) {
+	d := newDriver(t, 1)
+	for _, z := range []string{"a", "b", "c"} {
+		d.addNode(z)
+	}
+	d.addGroups(1)
+	d.settle()
+	for _, z := range []string{"b", "c", "a"} {
+		d.addNode(z)
+	}
+	d.w.Write(1, 1000, 0)
+	d.down(1, true)
+	d.settle()
+	d.wantWhole(t, 2, 3, 6)
+}
+
+// TestRoomForWhatComes: what is planned and pulled to a store is not free there.
+func TestRoomForWhatComes(t *testing.T) {
+	const gib = 1 << 30
+	v := placement.View{Reports: map[storage.NodeID]placement.NodeReport{}}
+	for id := storage.NodeID(1); id <= 4; id++ {
+		v.Nodes = append(v.Nodes, storage.Node{ID: id, State: storage.NodeUp, Stores: []storage.Store{{ID: store(id)}}})
+		v.Reports[id] = placement.NodeReport{Node: id, Stores: []placement.StoreReport{{ID: store(id), CapacityBytes: 1000 * gib, FreeBytes: 120 * gib}}}
+	}
+	v.Groups = []storage.Group{{ID: 1, Replicas: []storage.Replica{{Node: 1, Key: key(1, 1), Role: storage.RoleVoter}}},
+		{ID: 2, Replicas: []storage.Replica{{Node: 1, Key: key(1, 1), Role: storage.RoleVoter}, {Node: 4, Key: key(4, 2), Role: storage.RolePulling}}}}
+	one := v.Reports[1]
+	one.Replicas = []placement.ReplicaReport{{Group: 2, Key: key(1, 1), State: placement.ReplicaLeader, LiveBytes: 100 * gib}}
+	v.Reports[1] = one
+	taken := append(v.Groups[0].Replicas, storage.Replica{Node: 2}, storage.Replica{Node: 3})
+	if node, _, err := placement.Choose(v, taken, 100*gib); err == nil {
+		t.Errorf("100 GiB more go to node %v", node)
+	}
+	if node, _, err := placement.Choose(v, taken, 10*gib); err != nil || node != 4 {
+		t.Errorf("10 GiB more: node %v, %v", node, err)
 	}
 }

@@ -213,7 +213,7 @@ func TestPromotionWaitsForBoth(t *testing.T) {
 			if id == 1 {
 				r.State, r.Last, r.Members = placement.ReplicaLeader, 1000, members
 			}
-			v.Reports[id] = placement.NodeReport{Node: id, Replicas: []placement.ReplicaReport{r}}
+			v.Reports[id] = placement.NodeReport{Node: id, Replicas: []placement.ReplicaReport{r}, Stores: []placement.StoreReport{{ID: store(id)}}}
 		}
 		return v
 	}

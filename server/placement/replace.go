@@ -25,7 +25,7 @@ const (
 	lossStore        // its disk failed; it may be good again when the node starts anew
 	lossNode         // it did not vote yet, and its node is down
 	lossAway         // it votes, and its node has been down for long
-	lossSurplus      // it does not vote, and there are as many voters as are wanted
+	lossSurplus      // it does not vote, and there are as many voters as are wanted, which work
 )
 
 // String returns the loss in words, as in logs.
@@ -51,7 +51,7 @@ func (p *planner) lost(r storage.Replica) loss {
 		return lossStore
 	case heard && holds && own.State == ReplicaDamaged:
 		return lossDamaged
-	case r.Role != storage.RoleVoter && r.Role != storage.RoleLeaving && p.g.Count(storage.RoleVoter)-p.away() >= p.v.Wanted():
+	case r.Role != storage.RoleVoter && r.Role != storage.RoleLeaving && p.sound() >= p.v.Wanted():
 		return lossSurplus
 	}
 	return lossNone
@@ -67,6 +67,26 @@ func (p *planner) isAway(r storage.Replica) bool {
 func (p *planner) away() (n int) {
 	for _, r := range p.g.Replicas {
 		if p.isAway(r) {
+			n++
+		}
+	}
+	return n
+}
+
+// departed reports whether a leaving voter goes before another one votes: its node is down, another replica has caught up, and the others
+// have a majority without it. With the newcomer as one voter more, the group would stand still if that one failed.
+func (p *planner) departed(r storage.Replica) bool {
+	n, known := p.v.node(r.Node)
+	_, quorum := p.without(r.Key)
+	return known && n.State == storage.NodeDown && quorum && p.successor()
+}
+
+// sound returns how many voters work and have caught up. A voter whose node is down, or is back and has not caught up, may not come
+// back: what was copied in its place is not thrown away for it, whoever leads the catalog by then and knows how long it was away.
+func (p *planner) sound() (n int) {
+	for _, m := range p.leader.Members {
+		if r, known := p.g.Replica(m.Key); known && m.Voter && r.Role == storage.RoleVoter &&
+			p.v.storeWorks(m.Node, m.Key.Store) && (m.Key == p.leader.Key || p.v.caughtUp(p.g, p.leader, m)) {
 			n++
 		}
 	}
@@ -100,7 +120,7 @@ func (p *planner) giveUp() (Step, bool) {
 				continue
 			}
 		}
-		if _, _, err := Choose(p.v, p.g.Replicas, p.leader.LiveBytes); err != nil && (why == lossStore || why == lossNode) {
+		if _, _, err := Choose(p.v, p.g.Replicas, p.leader.LiveBytes); err != nil && (why == lossStore && (r.Role != storage.RoleVoter || !p.successor()) || why == lossNode) {
 			p.waiting = "replica " + r.Key.String() + " is out of service: " + err.Error()
 			continue
 		}

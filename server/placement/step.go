@@ -145,7 +145,7 @@ func (p *planner) leave() (Step, bool) {
 			return p.drop(r), true
 		case !m.Voter:
 			return p.step(StepRemove, r), true
-		case !p.spare(r) && !p.inTheWay(r):
+		case !p.spare(r) && !p.inTheWay(r) && !p.departed(r):
 			p.waiting = "replica " + r.Key.String() + " leaves once another voter has taken its place"
 		case r.Key == p.leader.Key:
 			return p.handOver()

@@ -124,11 +124,11 @@ func Choose(v View, replicas []storage.Replica, liveBytes int64) (storage.NodeID
 	zones := map[string]bool{}
 	for _, r := range replicas {
 		taken[r.Node] = true
-		if n, ok := v.node(r.Node); ok && r.Role != storage.RoleLeaving {
+		if n, ok := v.node(r.Node); ok && r.Role != storage.RoleLeaving && !v.Away[r.Node] {
 			zones[n.Zone] = true
 		}
 	}
-	count := v.replicasPerStore()
+	count, coming := v.replicasPerStore(), v.coming()
 	var best, small candidate // small: without enough room, the largest
 	for _, n := range v.Nodes {
 		if n.State != storage.NodeUp || taken[n.ID] || !v.works(n.ID) {
@@ -136,7 +136,7 @@ func Choose(v View, replicas []storage.Replica, liveBytes int64) (storage.NodeID
 		}
 		for _, s := range n.Stores {
 			c, ok := v.candidate(n, s, count[s.ID])
-			c.newZone = !zones[n.Zone]
+			c.newZone, c.free = !zones[n.Zone], c.free-coming[s.ID]
 			switch {
 			case !ok:
 			case c.free < wantBytes:
@@ -168,6 +168,21 @@ func (v View) candidate(n storage.Node, s storage.Store, replicas int) (candidat
 	capacity := max(report.CapacityBytes, 1)
 	return candidate{node: n.ID, store: s.ID, replicas: replicas, free: report.FreeBytes, load: float64(replicas) / float64(capacity),
 		used: float64(report.UsedBytes) / float64(capacity)}, true
+}
+
+// coming returns how many bytes are planned or pulled to each store: what lives in the groups of replicas that do not vote yet. What of it
+// is there already counts twice.
+func (v View) coming() map[storage.StoreID]int64 {
+	bytes := map[storage.StoreID]int64{}
+	for _, g := range v.Groups {
+		for _, r := range g.Replicas {
+			if r.Role == storage.RolePulling || r.Role == storage.RoleLearner {
+				_, leader, _ := v.Leader(g)
+				bytes[r.Key.Store] += leader.LiveBytes
+			}
+		}
+	}
+	return bytes
 }
 
 func (v View) replicasPerStore() map[storage.StoreID]int {
