@@ -85,7 +85,7 @@ func TestCatalogChanges(t *testing.T) {
 		{servers: "v1 v2 v3", nodes: 3, removed: []storage.NodeID{3}, want: "[{remove 3}]"},
 		{servers: "v1", nodes: 1, removed: []storage.NodeID{1}, want: "[]"}, // the last voter stays
 		{servers: "v1 v2 v3 n4", nodes: 4, away: []storage.NodeID{2}, want: "[{remove 2} {add_voter 4}]"},
-		{servers: "v1 v2 v3 v4", nodes: 4, away: []storage.NodeID{2}, want: "[{remove 2}]"}, // more than are wanted
+		{servers: "v1 v2 v3 v4", nodes: 4, away: []storage.NodeID{2}, want: "[{remove 2}]"},    // more than are wanted
 		{servers: "v1 v3 n4 n2", nodes: 4, away: []storage.NodeID{2}, want: "[{add_voter 4}]"}, // interrupted between the two
 		{servers: "v1 v2 v3 n4 n5", nodes: 5, away: []storage.NodeID{2, 5}, want: "[{remove 2} {add_voter 4}]"},
 		{servers: "v1 v3 v4", nodes: 4, away: []storage.NodeID{2}, want: "[{add_nonvoter 2}]"},

@@ -239,6 +239,10 @@ func TestNewcomerThatFails(t *testing.T) {
 		if _, leader := d.w.Voters(1); after < 8 && leader == 0 {
 			t.Errorf("after %d steps nobody leads", after)
 		}
+		g, _ := d.s.Group(1)
+		if s := placement.Next(d.view(), g); s.Kind == placement.StepRemove && s.Node == 2 {
+			t.Errorf("after %d steps: the voter goes, and nobody is there to take its place", after)
+		}
 	}
 }
 

@@ -221,7 +221,10 @@ func (p *picture) repair(n api.Node) string {
 		return ""
 	}
 	if !slices.ContainsFunc(p.groups, func(g storage.Group) bool { _, on := g.OnNode(n.ID); return on }) {
-		return "; it holds no replica that the cluster counts on: all data has its copies on other nodes"
+		return "; it holds no replica that the cluster counts on any more"
+	}
+	if !p.replaceable(n.ID) {
+		return "; its replicas come back with it, or with a new node: no other node could take them"
 	}
 	age := func(id storage.NodeID) time.Duration { return p.reports[id].Age } // 0: not heard of by this leader
 	switch away, held := placement.Away(p.nodes, age, p.repairAfter); {
@@ -230,10 +233,21 @@ func (p *picture) repair(n api.Node) string {
 	case held != "":
 		return fmt.Sprintf("; its replicas are not made anew by themselves, because %s, which does not look like the loss of single nodes", held)
 	case age(n.ID) == 0:
-		return fmt.Sprintf("; after %v (--repair-after) its replicas are made anew on other nodes", p.repairAfter)
+		return fmt.Sprintf("; once it has been so for %v (--repair-after) its replicas are made anew on other nodes", p.repairAfter)
 	}
 	return fmt.Sprintf(" for %v; in %v (--repair-after %v) its replicas are made anew on other nodes", roundly(age(n.ID)),
 		roundly(p.repairAfter-age(n.ID)), p.repairAfter)
+}
+
+// replaceable reports whether an up node is without a replica of some group that has one on the node. Whether it has room, the groups say.
+func (p *picture) replaceable(id storage.NodeID) bool {
+	return slices.ContainsFunc(p.groups, func(g storage.Group) bool {
+		_, on := g.OnNode(id)
+		return on && (len(g.Replicas)-g.Count(storage.RoleLeaving) > p.cluster.Replicas || slices.ContainsFunc(p.nodes, func(n storage.Node) bool {
+			_, holds := g.OnNode(n.ID)
+			return n.State == storage.NodeUp && !holds
+		}))
+	})
 }
 
 func roundly(d time.Duration) time.Duration { return d.Round(time.Second) }

@@ -50,7 +50,7 @@ func TestNodeLostForGood(t *testing.T) {
 		}
 	}
 	says(time.Minute, "node "+victim.Name, "down for", "(--repair-after 20s) its replicas are made anew on other nodes")
-	says(2*time.Minute, "all data has its copies on other nodes")
+	says(2*time.Minute, "it holds no replica that the cluster counts on any more")
 	t.Logf("whole again %v after the node died", time.Since(died).Round(time.Millisecond))
 	groups, err := c.Groups(t.Context())
 	if err != nil {
