@@ -3,6 +3,7 @@ package segment
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
@@ -43,7 +44,7 @@ func Check(fs vfs.FS, dir string, store storage.StoreID, finding func(text strin
 		}
 	}
 	for _, f := range c.findings {
-		if f.at < c.proven {
+		if f.at < c.proven && !c.skipped(f.at.Segment()) {
 			finding(f.text)
 		}
 	}
@@ -53,9 +54,21 @@ func Check(fs vfs.FS, dir string, store storage.StoreID, finding func(text strin
 
 // checker walks over all segments. What it finds counts only if it lies before what is proven to have been durable,
 // which is known at the end.
+//
+// A log whose end was torn goes on in a segment with a number above all others (resume). Those that were made ready before, and may hold parts of
+// what was torn, keep their numbers until they are used again. They are no part of the log: the seal before them says so.
 type checker struct {
 	recovery
 	findings []checkFinding
+	skips    []sealOf
+}
+
+// sealOf says after which segment the log goes on in which.
+type sealOf struct{ from, to SegmentNo }
+
+// skipped reports whether the log goes on behind a segment without having been in it.
+func (c *checker) skipped(no SegmentNo) bool {
+	return slices.ContainsFunc(c.skips, func(s sealOf) bool { return s.from < no && no < s.to })
 }
 
 type checkFinding struct {
@@ -99,6 +112,7 @@ func (c *checker) walk(s *scanSegment) error {
 		case v == tornRecord:
 			c.find(at, "the payload of %s fails its checksum", h.describe())
 		case h.kind == kindSeal:
+			c.skips = append(c.skips, sealOf{s.no, SegmentNo(h.index)})
 			return nil
 		}
 		at += Position(h.size())

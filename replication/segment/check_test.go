@@ -3,6 +3,7 @@ package segment
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -113,5 +114,60 @@ func TestCheck(t *testing.T) {
 	buf := make([]byte, len(want.Data))
 	if err := r.ReadAt(at[key(2)][4]+recordHeaderBytes+prefixBytes+3, buf); err != nil || !bytes.Equal(buf, want.Data) {
 		t.Fatalf("ReadAt: %v", err)
+	}
+}
+
+// TestCheckKnowsWhatIsSkipped: segments that were ready when the log's end was torn are no part of it afterwards, and no damage (without
+// skipped, check says so of a sound log). A segment that the log went through is, as before.
+func TestCheckKnowsWhatIsSkipped(t *testing.T) {
+	w := newWorld(1)
+	w.cfg.FS, w.cfg.FreeSegments = w.mem, 4
+	w.l = openLog(t, w.config(w.mem))
+	w.append(t, key(1), 5000)
+	w.waitAll(t)
+	awaitFree(t, w.l, 4)
+	w.writeBehind(t, testEntry(2, 1, 9000), 4096)
+	if err := w.l.current.file.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	w.cfg.FreeSegments = 1
+	w.crash(t, 100, 1)
+	w.cfg.FS = w.mem
+	if end := w.l.End().Segment(); end != 6 {
+		t.Fatalf("it goes on in segment %s", end)
+	}
+	for w.l.End().Segment() < 7 { // which takes two of the four
+		w.append(t, key(1), 5000)
+		w.waitAll(t)
+	}
+	if err := w.l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	found := func() (texts []string) {
+		t.Helper()
+		r, err := Check(w.mem, "log", testStore, func(text string) { texts = append(texts, text) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = r.Close()
+		return texts
+	}
+	names, err := w.mem.List("log")
+	if err != nil || !slices.ContainsFunc(names, func(n string) bool { return n > segmentName(1) && n < segmentName(6) }) {
+		t.Fatalf("nothing is left of what was ready: %v, %v", names, err)
+	}
+	if f := found(); len(f) > 0 {
+		t.Errorf("a sound log: %q", f)
+	}
+	f, err := w.mem.OpenReadWrite("log/"+segmentName(6), vfs.WriteCategoryUnspecified)
+	if err == nil {
+		_, err = f.WriteAt(make([]byte, 20<<10), segmentHeaderBytes)
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f := found(); len(f) != 1 || !strings.Contains(f[0], "segment 6, byte 4096") {
+		t.Errorf("a segment of it is gone: %q", f)
 	}
 }
