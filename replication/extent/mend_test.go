@@ -100,8 +100,8 @@ func TestMendChangesNothingElse(t *testing.T) {
 	m := mend{g: r.g, page: table.PageKey{Volume: 1}, entry: old, data: bytes.Clone(first)}
 	m.data[7]++
 	end := r.s.log.End()
-	if err := r.s.mend(t.Context(), m); !errors.Is(err, storage.ErrCorrupt) {
-		t.Errorf("other bytes: %v", err)
+	if err := r.s.mend(t.Context(), m); !errors.Is(err, storage.ErrCorrupt) || r.s.log.End() != end {
+		t.Errorf("other bytes: %v, the log grew: %v", err, r.s.log.End() != end)
 	}
 	m.data[7]--
 	second := blocks(2, 1)
