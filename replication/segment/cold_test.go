@@ -58,16 +58,5 @@ func TestColdEntries(t *testing.T) {
 			mustWait(t, l, end)
 		}
 	}
-	mustWait(t, l, l.End())
-	for _, e := range want {
-		checkEntry(t, g, e)
-	}
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-	l = openLog(t, cfg)
-	g = l.Group(key(1))
-	for _, e := range want {
-		checkEntry(t, g, e)
-	}
+	checkAgain(t, cfg, l, want)
 }

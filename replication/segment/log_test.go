@@ -74,6 +74,21 @@ func mustWait(t tb, l *Log, p Position) {
 	}
 }
 
+// checkAgain wants all entries of the first group to be there, now and after the log was opened again.
+func checkAgain(t *testing.T, cfg Config, l *Log, want []Entry) {
+	t.Helper()
+	mustWait(t, l, l.End())
+	for range 2 {
+		for _, e := range want {
+			checkEntry(t, l.Group(key(1)), e)
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		l = openLog(t, cfg)
+	}
+}
+
 func checkEntry(t tb, g *GroupLog, want Entry) {
 	t.Helper()
 	got, err := g.Get(want.Index)

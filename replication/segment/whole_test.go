@@ -37,20 +37,10 @@ func TestWholeBatches(t *testing.T) {
 	}
 	reading.Wait()
 	mustWait(t, l, l.End())
-	for _, e := range want {
-		checkEntry(t, g, e)
-	}
 	if testutil.ToFloat64(l.metrics.direct) == 0 {
 		t.Log("this file system has no direct I/O")
 	}
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-	l = openLog(t, cfg)
-	g = l.Group(key(1))
-	for _, e := range want {
-		checkEntry(t, g, e)
-	}
+	checkAgain(t, cfg, l, want)
 }
 
 // TestWholeWrites: only batches of a follower's entries are written as a whole, and only as long as the disk takes that. What the
