@@ -88,10 +88,16 @@ func (c *cache) dropShares() {
 
 // insert adds a page that was loaded, and makes room for it.
 func (c *cache) insert(k table.PageKey, head *page) *cachedPage {
+	p := c.add(k, head)
+	c.evict()
+	return p
+}
+
+// add adds a page that was loaded. Room is to be made for it (evict).
+func (c *cache) add(k table.PageKey, head *page) *cachedPage {
 	p := &cachedPage{head: head}
 	p.used.set()
 	c.pages[k] = p
-	c.evict()
 	return p
 }
 

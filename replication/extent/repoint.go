@@ -63,6 +63,9 @@ func (g *Group) repoint(set table.SetID, moves []Move) (changed int, err error) 
 		// I1: what was loaded may be older than a checkpoint by now, and would come back by way of the cache.
 		if g.cache.persists == persists && g.hasTables(set) && g.cache.knows(pages, stored) {
 			changed, err = g.repointLocked(pages, byPage, stored)
+			for range pages {
+				g.cache.evict() // not before: of those that were not loaded, memory alone knows where the blocks lie
+			}
 			g.mu.Unlock()
 			return changed, err
 		}
@@ -242,7 +245,7 @@ func (c *cache) holds(k table.PageKey, p *page) bool {
 func (c *cache) rewritable(k table.PageKey, p, newest *page) *page {
 	cp := c.pages[k]
 	if cp == nil {
-		cp = c.insert(k, newest)
+		cp = c.add(k, newest)
 	}
 	switch {
 	case p.dirtySince == c.freezes:

@@ -113,6 +113,77 @@ func (r *rig) wantAlone() {
 	}
 }
 
+// TestRepointEvicts: of two pages one is loaded to be changed, and there is no room for both in memory. The other one, which was not
+// loaded because memory has all of it, is changed as well. Once it may, memory keeps no more than it has room for.
+//
+// Guards I6: pages are not evicted before all are changed; they were once, and this failed: the blocks of the second stayed where they
+// were, and their segment was left alone for minutes.
+func TestRepointEvicts(t *testing.T) {
+	r := newRig(t, moveConfig(t))
+	r.ok(openSession(1))
+	r.ok(r.write(0, (table.BlocksPerPage-1)*storage.BlockSize, blocks(1, 2)))
+	r.checkpoint()
+	r.s.cached.Set(1, 1)
+	second := table.PageKey{Volume: 1, Page: 1}
+	r.at(table.BlocksPerPage, op.HeadEpoch)
+	if _, err := r.g.blocksIn([]table.PageKey{second}, nil); err != nil {
+		t.Fatal(err)
+	}
+	defer r.s.live.HoldFrom(r.s.log.Durable().Segment())()
+	var moves []Move
+	for b := range 2 {
+		m, _, err := r.copied(0, table.BlocksPerPage-1+b, op.HeadEpoch)
+		if err != nil {
+			t.Fatal(err)
+		}
+		moves = append(moves, m)
+	}
+	r.at(table.BlocksPerPage, op.HeadEpoch) // it is in memory
+	r.evict(0)
+	r.g.cache.pages[second].used.clear()
+	if !r.g.cache.pages[second].alone.Load() {
+		t.Fatal("the second page would be loaded again")
+	}
+	if n, err := r.g.Repoint(r.g.set.id, moves); err != nil || n != 2 {
+		t.Fatalf("%d blocks changed their place, want 2 (%v)", n, err)
+	}
+	r.wantLive()
+}
+
+// TestRepointKeepsNoPages: pages that nobody reads are changed one by one, and checkpointed. Memory does not keep all of them.
+//
+// Guards I9: Repoint evicts; removed once, and this failed.
+func TestRepointKeepsNoPages(t *testing.T) {
+	const pages = 8
+	r := newRig(t, moveConfig(t))
+	r.ok(openSession(1))
+	var moves []Move
+	for i := range pages {
+		r.ok(r.write(storage.ExtentIndex(i), 0, blocks(uint64(i), 1)))
+	}
+	defer r.s.live.HoldFrom(r.s.log.Durable().Segment())()
+	for i := range pages {
+		m, _, err := r.copied(storage.ExtentIndex(i), 0, op.HeadEpoch)
+		if err != nil {
+			t.Fatal(err)
+		}
+		moves = append(moves, m)
+	}
+	r.checkpoint()
+	r.s.cached.Set(1, 1)
+	clear(r.g.cache.pages)
+	for _, m := range moves {
+		if n, err := r.g.Repoint(r.g.set.id, []Move{m}); err != nil || n != 1 {
+			t.Fatalf("%d blocks changed their place (%v)", n, err)
+		}
+		r.checkpoint()
+	}
+	if n := len(r.g.cache.pages); n > pages/2 {
+		t.Errorf("memory keeps %d pages of %d, and has room for one", n, pages)
+	}
+	r.wantLive()
+}
+
 // TestForkedMeanwhile: a page of which memory knows the only version gets a second one after Repoint, or a look at its blocks, has found
 // that nothing needs to be loaded. The first version, which only Pebble holds then, is not forgotten.
 //
