@@ -54,7 +54,7 @@ func (c compaction) Segments(fn func(segment.SegmentNo, live.Segment)) { c.live.
 
 func (c compaction) References(no segment.SegmentNo) int64 { return c.live.References(no) }
 
-func (c compaction) SyncLatency() time.Duration { return c.log.SyncLatency() }
+func (c compaction) SyncLatency() time.Duration { return c.log.SyncLatency(segment.Compaction) }
 
 func (c compaction) Checkpoint(groups map[segment.GroupKey]struct{}) {
 	for key := range groups {

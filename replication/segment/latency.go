@@ -37,15 +37,27 @@ func (c *latencies) p99() time.Duration {
 func (l *Log) noteBatch(d time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.batches.add(d)
+	for i := range l.batches {
+		l.batches[i].add(d)
+	}
 }
 
-// SyncLatency returns how long batches of records took to be written and synced since it was asked last: a hundredth of them took
+// Asker is one of those who ask for SyncLatency.
+type Asker uint8
+
+// The askers.
+const (
+	Compaction Asker = iota
+	Scrub
+	askers
+)
+
+// SyncLatency returns how long batches of records took to be written and synced since this one asked last: a hundredth of them took
 // about so long or longer. It is 0 if there were none.
-func (l *Log) SyncLatency() (p99 time.Duration) {
+func (l *Log) SyncLatency(who Asker) (p99 time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	p99 = l.batches.p99()
-	l.batches = latencies{}
+	p99 = l.batches[who].p99()
+	l.batches[who] = latencies{}
 	return p99
 }

@@ -73,7 +73,7 @@ type Log struct {
 	closingDue bool  // the idle timer asks for a closing record
 	marked     Position
 
-	batches latencies // since SyncLatency was asked last
+	batches [askers]latencies // since each asked for SyncLatency last
 
 	failure       error
 	closing       bool

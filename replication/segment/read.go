@@ -7,7 +7,9 @@ import (
 	"slices"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/diskio"
 )
 
 // ReadAt fills buf with the bytes at p: from memory if they lie within the data of one entry that is there, else
@@ -24,6 +26,17 @@ func (l *Log) ReadAt(p Position, buf []byte) error {
 			return nil
 		}
 	}
+	return l.readDurableUnlock(p, buf)
+}
+
+// ReadStored is ReadAt of what the disk holds, whatever memory has: for those who ask whether the disk gives it back.
+func (l *Log) ReadStored(p Position, buf []byte) error {
+	l.mu.Lock()
+	return l.readDurableUnlock(p, buf)
+}
+
+// readDurableUnlock reads bytes from the disk if they are durable. It is called with mu held and gives it up.
+func (l *Log) readDurableUnlock(p Position, buf []byte) error {
 	if p+Position(len(buf)) > l.Durable() && p.Segment() >= l.Durable().Segment() {
 		l.mu.Unlock()
 		return storage.E("read log", storage.KindInvalid, p.String(), errors.New("beyond what is durable"))
@@ -42,9 +55,7 @@ func (l *Log) readUnlock(p Position, buf []byte) error {
 		l.mu.Unlock()
 		return storage.E("read log", storage.KindUnavailable, p.String(), errClosed)
 	}
-	s.reads++ // keeps it from being recycled and its file from being closed
-	l.reading++
-	f := s.file
+	f := l.beginReadLocked(s)
 	l.mu.Unlock()
 	err := error(nil)
 	if f == nil {
@@ -56,17 +67,42 @@ func (l *Log) readUnlock(p Position, buf []byte) error {
 	if err == nil {
 		_, err = l.disk.ReadAt(f, buf, int64(p.Offset()))
 	}
+	l.endRead(s)
+	if err != nil {
+		return storage.E("read log", storage.KindIO, p.String(), err)
+	}
+	return nil
+}
+
+// beginReadLocked keeps a segment from being recycled and its file from being closed until endRead. The file is nil if it is not open.
+func (l *Log) beginReadLocked(s *segmentFile) vfs.File {
+	s.reads++
+	l.reading++
+	return s.file
+}
+
+func (l *Log) endRead(s *segmentFile) {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	s.reads--
 	l.reading--
 	if l.closed && l.reading == 0 {
 		l.unread.Signal()
 	}
-	l.mu.Unlock()
-	if err != nil {
-		return storage.E("read log", storage.KindIO, p.String(), err)
+}
+
+// dropCached has the kernel forget what it holds of a sealed segment in memory, if its file is open.
+func (l *Log) dropCached(no SegmentNo) {
+	l.mu.Lock()
+	s := l.segments[no]
+	if s == nil || s.state != SegmentSealed || s.file == nil || l.closed {
+		l.mu.Unlock()
+		return
 	}
-	return nil
+	f := l.beginReadLocked(s)
+	l.mu.Unlock()
+	diskio.DropCached(f)
+	l.endRead(s)
 }
 
 // openForReading opens the file of a sealed segment, whose reads is not zero, and closes another one if too many
