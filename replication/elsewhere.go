@@ -39,7 +39,8 @@ func (g *group) elsewhere(ctx context.Context) extent.Elsewhere {
 // copyPatience bounds, in heartbeat time-outs, the search for a replica that has a block. Some may be behind, or changing.
 const copyPatience = 2
 
-// readCopy asks the other members for a block until one has it with the sum. It ends when all say that they cannot read it.
+// readCopy asks the other members for a block until one has it with the sum. It ends when all say that they cannot read it: then, and only
+// then, the error is of KindIO, and the block lost. KindUnavailable when time is up and one may have it later.
 func (g *group) readCopy(ctx context.Context, u extent.Unreadable, dst []byte) error {
 	in := g.inst.Load()
 	if in == nil {
@@ -61,10 +62,26 @@ func (g *group) readCopy(ctx context.Context, u extent.Unreadable, dst []byte) e
 			again = again || kind != storage.KindIO && kind != storage.KindCorrupt
 			errs = append(errs, fmt.Errorf("node %s: %w", s.Address, err))
 		}
-		if clock.Sleep(ctx, g.node.cfg.HeartbeatTimeout/8) != nil || !again {
+		if !again {
 			return storage.E("read copy", storage.KindIO, "group "+g.id.String(), errors.Join(errs...))
 		}
+		if clock.Sleep(ctx, g.node.cfg.HeartbeatTimeout/8) != nil {
+			return storage.E("read copy", storage.KindUnavailable, "group "+g.id.String(), errors.Join(errs...))
+		}
 	}
+}
+
+// mendFrom is the extent.Source of the stores. What the scrub finds does not count against the disk: it is mended before anybody waits for
+// it, and a disk whose rot of years is found in an hour is no worse than it was (ADR 45).
+func (rs *Replicas) mendFrom(ctx context.Context, key segment.GroupKey, u extent.Unreadable, dst []byte) error {
+	g, err := rs.group(key.Group)
+	if err != nil {
+		return err
+	}
+	if g.extents.Key() != key {
+		return storage.E("mend", storage.KindUnavailable, "group "+key.String(), errors.New("the replica does not run"))
+	}
+	return g.readCopy(ctx, u, dst)
 }
 
 // readCopyFrom asks one member for a block. The error is of KindIO or KindCorrupt if it cannot read it either, and of another

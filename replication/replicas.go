@@ -126,6 +126,7 @@ func NewReplicas(cfg Config) (*Replicas, error) {
 		d.onFail = func() { rs.goRun(func() { rs.stopDisk(d) }) }
 		d.look(time.Now())
 		rs.disks = append(rs.disks, d)
+		s.MendFrom(rs.mendFrom)
 	}
 	rs.pulls = newPullServer(rs)
 	cfg.Peers.Handle(op.MethodPropose, peer.Terms{From: peer.Members | peer.Gateways, Order: peer.Concurrent, SumsInRequests: true, Layout: layoutPropose}, rs.servePropose)

@@ -39,14 +39,15 @@ type Config struct {
 	Advertise     string `flag:"advertise" help:"host name or address under which others reach this node (default: the listening address, or the host's name when that is a wildcard)"`
 	Pprof         string `flag:"listen-pprof" help:"address of the Go profiler; off when empty: it must not be reachable by strangers"`
 
-	CapacityBytes  size.Bytes `flag:"capacity" help:"how much of the disk this store may use (default: all of the file system)"`
-	Compact        bool       `flag:"compact" default:"true" help:"move what lives out of segments that are full of overwritten and discarded blocks, so that overwrites never fill the store; the reserve is 12 segments at least, and what lives takes at most nine tenths of the rest"`
-	ReserveBytes   size.Bytes `flag:"reserve" default:"1GiB" help:"free space below which allocating writes are refused; discards and deletes still work; more is kept where segments written ahead and the tables may need more"`
-	SegmentBytes   size.Bytes `flag:"segment-size" default:"64MiB" help:"size of the log's segments, 2MiB to 1GiB; fixed when the store is made"`
-	ProvisionLimit int        `flag:"provision-limit" default:"1000" help:"how large all volumes together may be, in percent of the data that the stores of the cluster hold with all copies; a volume that is larger than the stores by itself is refused too. 0: no limit. Requests to this node are held to it: set it alike on all nodes"`
-	FreeSegments   int        `flag:"free-segments" default:"8" help:"segments that are written ahead of time"`
-	CacheBytes     size.Bytes `flag:"cache" default:"64MiB" help:"memory for extent tables"`
-	LogCacheBytes  size.Bytes `flag:"log-cache" default:"48MiB" help:"memory for recent log entries"`
+	CapacityBytes  size.Bytes    `flag:"capacity" help:"how much of the disk this store may use (default: all of the file system)"`
+	Compact        bool          `flag:"compact" default:"true" help:"move what lives out of segments that are full of overwritten and discarded blocks, so that overwrites never fill the store; the reserve is 12 segments at least, and what lives takes at most nine tenths of the rest"`
+	ReserveBytes   size.Bytes    `flag:"reserve" default:"1GiB" help:"free space below which allocating writes are refused; discards and deletes still work; more is kept where segments written ahead and the tables may need more"`
+	ScrubInterval  time.Duration `flag:"scrub-interval" default:"336h" help:"how often all that the store holds is read and compared with its checksums; a pass is spread over this time, between 1 and 64 MiB a second, and gives way to clients. Blocks that the disk does not give back as they were written are written anew from another replica. 0: never, but for segments in which something could not be read"`
+	SegmentBytes   size.Bytes    `flag:"segment-size" default:"64MiB" help:"size of the log's segments, 2MiB to 1GiB; fixed when the store is made"`
+	ProvisionLimit int           `flag:"provision-limit" default:"1000" help:"how large all volumes together may be, in percent of the data that the stores of the cluster hold with all copies; a volume that is larger than the stores by itself is refused too. 0: no limit. Requests to this node are held to it: set it alike on all nodes"`
+	FreeSegments   int           `flag:"free-segments" default:"8" help:"segments that are written ahead of time"`
+	CacheBytes     size.Bytes    `flag:"cache" default:"64MiB" help:"memory for extent tables"`
+	LogCacheBytes  size.Bytes    `flag:"log-cache" default:"48MiB" help:"memory for recent log entries"`
 
 	Replicas         int           `flag:"replicas" default:"3" help:"copies of every extent; set when the cluster is made"`
 	Groups           int           `flag:"groups" default:"8" help:"replication groups to start with; set when the cluster is made"`
@@ -72,6 +73,9 @@ type Config struct {
 
 	ShutdownTimeout time.Duration `flag:"shutdown-timeout" default:"10s" help:"how long a stopping node waits for requests and hands leadership over"`
 }
+
+// leastScrub and maxScrub bound Config.ScrubInterval.
+const leastScrub, maxScrub = time.Second, 366 * 24 * time.Hour
 
 // maxRepairAfter bounds Config.RepairAfter; what is meant to be longer is meant to be never.
 const maxRepairAfter = 30 * 24 * time.Hour
@@ -111,6 +115,9 @@ func (c *Config) Validate() error {
 	}
 	if c.RepairAfter != 0 && (c.RepairAfter < control.DownAfter || c.RepairAfter > maxRepairAfter) {
 		bad("repair-after", "%v: use %v to %v, or 0 for never", c.RepairAfter, control.DownAfter, maxRepairAfter)
+	}
+	if c.ScrubInterval != 0 && (c.ScrubInterval < leastScrub || c.ScrubInterval > maxScrub) {
+		bad("scrub-interval", "%v: use %v to %v, or 0 for never", c.ScrubInterval, leastScrub, maxScrub)
 	}
 	if c.ReadMode != "lease" && c.ReadMode != "quorum" {
 		bad("read-mode", "%q: use lease or quorum", c.ReadMode)

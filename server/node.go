@@ -270,7 +270,7 @@ func (n *node) openStoreAs(id storage.StoreID) (*extent.Store, error) {
 	c := &n.config
 	return extent.Open(extent.Config{FS: vfs.Default, Dir: n.dir().Store(), Cluster: n.identity.Cluster, Store: id,
 		SegmentBytes: int64(c.SegmentBytes), CapacityBytes: int64(c.CapacityBytes), ReserveBytes: int64(c.ReserveBytes),
-		CacheBytes: int64(c.CacheBytes), Compact: c.Compact,
+		CacheBytes: int64(c.CacheBytes), Compact: c.Compact, ScrubInterval: c.ScrubInterval,
 		Segment:    segment.Config{FreeSegments: c.FreeSegments, CacheBytes: int64(c.LogCacheBytes), MaxOpenFiles: n.descriptors.segments},
 		TableFiles: n.descriptors.tables,
 		OnCheckpointDue: func(k segment.GroupKey) {

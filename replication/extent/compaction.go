@@ -107,34 +107,38 @@ type found struct {
 	pages map[table.PageKey]struct{}
 }
 
-// Find takes from the records only of which pages there are blocks: where these lie, the pages say.
-func (c compaction) Find(no segment.SegmentNo) (blocks []compact.Block, err error) {
-	replicas := map[storage.GroupID][]*found{}
-	var all []*found
-	for _, key := range c.Groups() {
-		if g := c.Group(key); g != nil {
+// leads are the pages to which the records of a segment lead, of all replicas.
+type leads struct {
+	of  map[storage.GroupID][]*found
+	all []*found
+}
+
+func (s *Store) newLeads() *leads {
+	l := &leads{of: map[storage.GroupID][]*found{}}
+	for _, key := range s.Groups() {
+		if g := s.Group(key); g != nil {
 			f := &found{g, map[table.PageKey]struct{}{}}
-			all = append(all, f)
-			replicas[key.Group] = append(replicas[key.Group], f)
+			l.all = append(l.all, f)
+			l.of[key.Group] = append(l.of[key.Group], f)
 		}
 	}
-	err = c.log.ReadSealed(no, func(r segment.SealedRecord) error {
-		sched.Yield()
-		v, x, first, n := blocksOf(&r)
-		for b := first - first%table.BlocksPerPage; b < first+n; b += table.BlocksPerPage {
-			for _, f := range replicas[r.Group] {
-				f.pages[table.PageKey{Volume: v, Extent: x, Page: uint8(b / table.BlocksPerPage)}] = struct{}{}
-			}
+	return l
+}
+
+// add takes from a record only of which pages there are blocks, and returns how many: where these lie, the pages say.
+func (l *leads) add(r *segment.SealedRecord) (n int) {
+	v, x, first, n := blocksOf(r)
+	for b := first - first%table.BlocksPerPage; b < first+n; b += table.BlocksPerPage {
+		for _, f := range l.of[r.Group] {
+			f.pages[table.PageKey{Volume: v, Extent: x, Page: uint8(b / table.BlocksPerPage)}] = struct{}{}
 		}
-		return nil
-	})
-	if storage.KindOf(err) == storage.KindIO {
-		err = fmt.Errorf("%w: %w", compact.ErrUnreadable, err)
 	}
-	if err != nil {
-		return nil, err
-	}
-	for _, f := range all {
+	return n
+}
+
+// blocks returns the blocks of these pages that lie in a segment.
+func (l *leads) blocks(no segment.SegmentNo) (blocks []compact.Block, err error) {
+	for _, f := range l.all {
 		for part := range slices.Chunk(slices.SortedFunc(maps.Keys(f.pages), table.PageKey.Compare), pagesAtOnce) {
 			in, err := f.g.blocksIn(part, map[segment.SegmentNo]struct{}{no: {}})
 			if err != nil {
@@ -144,6 +148,23 @@ func (c compaction) Find(no segment.SegmentNo) (blocks []compact.Block, err erro
 		}
 	}
 	return blocks, nil
+}
+
+func (c compaction) Find(no segment.SegmentNo) (blocks []compact.Block, err error) {
+	l := c.newLeads()
+	err = c.log.ReadSealed(no, func(r segment.SealedRecord) error {
+		sched.Yield()
+		l.add(&r)
+		return nil
+	})
+	if storage.KindOf(err) == storage.KindIO {
+		c.scrubber.Ask(no)
+		err = fmt.Errorf("%w: %w", compact.ErrUnreadable, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return l.blocks(no)
 }
 
 // blocksOf returns which blocks a record has; none if it has no blocks.
@@ -332,7 +353,7 @@ func (c compaction) copyBlocks(blocks []compact.Block, moves map[tablesOf][]Move
 			break
 		}
 		first := &blocks[0]
-		h := segment.DataHeader{Group: first.Group.Group, Volume: first.Page.Volume, Extent: first.Page.Extent, Epoch: first.Epoch, FirstBlock: uint16(blockNo(first))}
+		h := segment.DataHeader{Group: first.Group.Group, Volume: first.Page.Volume, Extent: first.Page.Extent, Epoch: first.Epoch, FirstBlock: uint16(first.BlockNo())}
 		var data segment.Position
 		if data, end, err = c.log.AppendData(h, payload); err != nil {
 			return 0, nil, err
@@ -347,14 +368,12 @@ func (c compaction) copyBlocks(blocks []compact.Block, moves map[tablesOf][]Move
 	return end, unread, nil
 }
 
-func blockNo(b *compact.Block) int { return int(b.Page.Page)*table.BlocksPerPage + b.At }
-
 // readRun reads the first blocks that follow each other in an extent: what one record may hold.
 func (c compaction) readRun(blocks []compact.Block) (n int, payload []byte, err error) {
 	first := &blocks[0]
 	for n = 1; n < min(len(blocks), compact.RecordBlocks(c.cfg.SegmentBytes)); n++ {
 		b := &blocks[n]
-		if b.Group != first.Group || b.Set != first.Set || b.Page.ID() != first.Page.ID() || blockNo(b) != blockNo(first)+n {
+		if b.Group != first.Group || b.Set != first.Set || b.Page.ID() != first.Page.ID() || b.BlockNo() != first.BlockNo()+n {
 			break
 		}
 	}
@@ -369,6 +388,7 @@ func (c compaction) readRun(blocks []compact.Block) (n int, payload []byte, err 
 			err = storage.E("compact", storage.KindCorrupt, b.From.Position().String(), errors.New("checksum mismatch"))
 		}
 		if k := storage.KindOf(err); k == storage.KindIO || k == storage.KindCorrupt {
+			c.scrubber.Ask(b.From.Segment) // which has all that is bad there written anew, so that the segment can be emptied
 			err = fmt.Errorf("%w: %w", compact.ErrUnreadable, err)
 		}
 		if err != nil {

@@ -3,6 +3,7 @@ package extent
 import (
 	"cmp"
 	"log/slog"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/prometheus/client_golang/prometheus"
@@ -60,6 +61,9 @@ type Config struct {
 	MaxFill float64
 	// FreeGoalBytes is what compaction wants to be free above the reserve. 0: a twelfth of what does not live.
 	FreeGoalBytes int64
+	// ScrubInterval is how often a pass begins that reads all of the store and has mended what the disk does not give back. 0: none does,
+	// and only segments are read in which something could not be.
+	ScrubInterval time.Duration
 	// OnCheckpointDue is called when a group should be checkpointed, once until its next Freeze. It is called by
 	// the goroutine that applies or by one of the store's own, and must not block nor call back.
 	OnCheckpointDue func(segment.GroupKey)
@@ -120,6 +124,7 @@ func (c *Config) Validate() error {
 	} {
 		p.Check(v.n >= v.low, "%s %d: want at least %d", v.name, v.n, v.low)
 	}
+	p.Check(c.ScrubInterval >= 0, "scrub interval %v: want at least 0", c.ScrubInterval)
 	p.Check(c.MaxFill > 0 && c.MaxFill <= 0.97, "a fill of %v: want one above 0, at most 0.97", c.MaxFill)
 	return p.Err("open store", c.Dir)
 }

@@ -62,7 +62,7 @@ func (s *Store) runMends(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case m := <-s.mends.queue:
-			err := s.mend(ctx, m)
+			_, err := s.mend(ctx, m)
 			s.mends.mu.Lock()
 			delete(s.mends.waiting, m.entry.Position())
 			s.mends.mu.Unlock()
@@ -74,41 +74,42 @@ func (s *Store) runMends(ctx context.Context) {
 	}
 }
 
-func (s *Store) mend(ctx context.Context, m mend) error {
+// mend writes a block anew, and returns how many stored entries refer to it now; 0 if it was overwritten or moved meanwhile.
+func (s *Store) mend(ctx context.Context, m mend) (n int, err error) {
 	if op.Sum(m.data) != m.entry.Sum { // I5
-		return storage.E("mend", storage.KindCorrupt, m.entry.Position().String(), errors.New("the copy changed in memory"))
+		return 0, storage.E("mend", storage.KindCorrupt, m.entry.Position().String(), errors.New("the copy changed in memory"))
 	}
 	// Compaction works with what is left of the reserve.
 	if s.Space().Full() {
-		return storage.E("mend", storage.KindNoSpace, "store "+s.identity.Store.String(), errors.New("its free space is below the reserve"))
+		return 0, storage.E("mend", storage.KindNoSpace, "store "+s.identity.Store.String(), errors.New("its free space is below the reserve"))
 	}
 	blocks, err := m.g.blocksIn([]table.PageKey{m.page}, map[segment.SegmentNo]struct{}{m.entry.Segment: {}})
 	if err != nil {
-		return err
+		return 0, err
 	}
 	at := slices.IndexFunc(blocks, func(b compact.Block) bool { return b.At == m.at && b.From == m.entry })
 	if at < 0 {
-		return nil // it was overwritten, or moved
+		return 0, nil // it was overwritten, or moved
 	}
 	b := blocks[at]
 	if err := s.compaction.roomFor(ctx, blocks[at:at+1]); err != nil {
-		return err
+		return 0, err
 	}
 	// I1: as when compaction moves a block (compaction.Move).
 	defer s.live.HoldFrom(s.log.Durable().Segment())()
 	data, end, err := s.log.AppendData(segment.DataHeader{Group: b.Group.Group, Volume: b.Page.Volume, Extent: b.Page.Extent, Epoch: b.Epoch,
-		FirstBlock: uint16(blockNo(&b))}, m.data)
+		FirstBlock: uint16(b.BlockNo())}, m.data)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if err := s.log.Wait(ctx, end); err != nil {
-		return err
+		return 0, err
 	}
-	n, err := m.g.Repoint(b.Set, []Move{{b.Page, b.At, b.From, data}})
+	n, err = m.g.Repoint(b.Set, []Move{{b.Page, b.At, b.From, data}})
 	if n > 0 {
 		s.metrics.mended.Inc()
 		s.logger.Info("a block that the disk did not give back was written anew, from another replica", "store", s.identity.Store, "group", m.g.key,
-			"volume", m.page.Volume, "extent", m.page.Extent, "block", blockNo(&b), "at", m.entry.Position().String(), "now_at", data.String())
+			"volume", m.page.Volume, "extent", m.page.Extent, "block", b.BlockNo(), "at", m.entry.Position().String(), "now_at", data.String())
 	}
-	return err
+	return n, err
 }

@@ -146,6 +146,8 @@ func (g *Group) fromElsewhere(elsewhere Elsewhere, u Unreadable, e table.Entry, 
 	err := elsewhere.get(u, dst)
 	if err == nil {
 		g.mendLater(u, e, dst)
+	} else if storage.KindOf(u.Err) != storage.KindUnavailable {
+		g.store.scrubber.Ask(e.Segment) // it lists what is lost, and goes on asking
 	}
 	return err
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/storaged/storaged/replication/extent/live"
 	"github.com/storaged/storaged/replication/extent/reclaim"
 	"github.com/storaged/storaged/replication/extent/room"
+	"github.com/storaged/storaged/replication/extent/scrub"
 	"github.com/storaged/storaged/replication/extent/storedir"
 	"github.com/storaged/storaged/replication/extent/table"
 	"github.com/storaged/storaged/replication/extent/tabledb"
@@ -68,6 +69,8 @@ type Store struct {
 	compaction compaction      // of this store
 	compactor  *compact.Worker // nil without Config.Compact
 	mends      mends
+	scrubber   *scrub.Worker
+	source     atomic.Pointer[Source] // nil: none yet
 
 	stop    context.CancelFunc
 	stopped sync.WaitGroup
@@ -126,6 +129,7 @@ func Open(cfg Config) (_ *Store, err error) {
 	if err := diskio.SyncDir(cfg.FS, cfg.Dir); err != nil {
 		return nil, storage.E("open", storage.KindIO, "store "+cfg.Dir, err)
 	}
+	s.scrubber = scrub.New(scrubbing{s}, cfg.ScrubInterval, s.logger.With("store", s.identity.Store))
 	s.compaction.m = newCompactionMetrics(s.identity.Store)
 	roomOf := cfg.room()
 	if cfg.Compact {
@@ -146,6 +150,7 @@ func Open(cfg Config) (_ *Store, err error) {
 	s.stop = stop
 	s.stopped.Go(func() { s.worker.Run(ctx) })
 	s.stopped.Go(func() { s.runMends(ctx) })
+	s.stopped.Go(func() { s.scrubber.Run(ctx) })
 	if s.compactor != nil {
 		s.stopped.Go(func() { s.compactor.Run(ctx) })
 	}

@@ -72,7 +72,7 @@ func TestBlocksBeginAtPages(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	r, err := Check(fs, "log", testStore, func(text string) { t.Error(text) })
+	r, err := Check(fs, "log", testStore, func(_ Position, text string) { t.Error(text) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -344,7 +344,7 @@ func TestLaterRecordIsRefused(t *testing.T) {
 	if _, err := Open(cfg); !errors.Is(err, storage.ErrUnsupported) {
 		t.Errorf("opened: %v", err)
 	}
-	if _, err := Check(fs, "log", testStore, func(string) {}); !errors.Is(err, storage.ErrUnsupported) {
+	if _, err := Check(fs, "log", testStore, func(Position, string) {}); !errors.Is(err, storage.ErrUnsupported) {
 		t.Errorf("checked: %v", err)
 	}
 }

@@ -16,11 +16,11 @@ type Reader struct {
 	r *recovery
 }
 
-// Check reads every record of a stopped log, writes nothing, and tells in words what is wrong: unreadable places, and
+// Check reads every record of a stopped log, writes nothing, and tells where and in words what is wrong: unreadable places, and
 // payloads that fail their checksum. What lies behind the end of the log is not wrong: a torn tail is ordinary. The
 // Reader reads the blocks that tables refer to. KindNotFound if there is no log, KindConflict if it belongs to another
 // store, KindUnsupported for a newer format, KindIO.
-func Check(fs vfs.FS, dir string, store storage.StoreID, finding func(text string)) (*Reader, error) {
+func Check(fs vfs.FS, dir string, store storage.StoreID, finding func(at Position, text string)) (*Reader, error) {
 	cfg := Config{FS: fs, Dir: dir, Store: store}
 	cfg.setDefaults()
 	l := &Log{cfg: cfg, salt: headerSalt(store), log: cfg.Logger, nextNo: 1, segments: make(map[SegmentNo]*segmentFile),
@@ -45,7 +45,7 @@ func Check(fs vfs.FS, dir string, store storage.StoreID, finding func(text strin
 	}
 	for _, f := range c.findings {
 		if f.at < c.proven && !c.skipped(f.at.Segment()) {
-			finding(f.text)
+			finding(f.at, f.text)
 		}
 	}
 	c.buf, c.bufSeg = nil, nil

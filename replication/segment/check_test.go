@@ -58,7 +58,7 @@ func TestData(t *testing.T) {
 func TestCheck(t *testing.T) {
 	check := func(fs vfs.FS) (findings []string) {
 		t.Helper()
-		r, err := Check(fs, "log", testStore, func(text string) { findings = append(findings, text) })
+		r, err := Check(fs, "log", testStore, func(_ Position, text string) { findings = append(findings, text) })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -102,10 +102,10 @@ func TestCheck(t *testing.T) {
 	if f := check(recycled); len(f) != 1 || !strings.Contains(f[0], "no valid record from here") {
 		t.Fatalf("recycling was cut short: %q", f)
 	}
-	if _, err := Check(fs, "log", storage.StoreID{8}, func(string) {}); !errors.Is(err, storage.ErrConflict) {
+	if _, err := Check(fs, "log", storage.StoreID{8}, func(Position, string) {}); !errors.Is(err, storage.ErrConflict) {
 		t.Fatalf("other store: %v", err)
 	}
-	r, err := Check(fs, "log", testStore, func(string) {})
+	r, err := Check(fs, "log", testStore, func(Position, string) {})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -145,7 +145,7 @@ func TestCheckKnowsWhatIsSkipped(t *testing.T) {
 	}
 	found := func() (texts []string) {
 		t.Helper()
-		r, err := Check(w.mem, "log", testStore, func(text string) { texts = append(texts, text) })
+		r, err := Check(w.mem, "log", testStore, func(_ Position, text string) { texts = append(texts, text) })
 		if err != nil {
 			t.Fatal(err)
 		}

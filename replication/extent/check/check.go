@@ -34,6 +34,7 @@ type Report struct {
 	Groups, Volumes        int
 	Pages, Blocks, Damaged uint64 // table pages and blocks read; blocks that could not be, or failed their checksum
 	Findings               int
+	Garbage                int // damaged places in segments that nothing needs: no findings
 }
 
 // Run verifies a stopped store: every record of the log, every key of the tables, what versions inherit from each other, the live
@@ -52,6 +53,7 @@ type checker struct {
 	db     *tabledb.DB
 	log    *segment.Reader
 	sets   map[table.SetID]*checkedSet // of groups
+	inLog  []logFinding
 	total  uint64
 	block  [storage.BlockSize]byte
 }
@@ -59,6 +61,7 @@ type checker struct {
 // checkedSet is what the keys of one group's table set say.
 type checkedSet struct {
 	key     segment.GroupKey
+	from    segment.Position // where recovery begins
 	deleted map[storage.VolumeID]bool
 	stored  table.Counts // live counts as stored
 	walked  table.Counts // as the tables say
@@ -81,11 +84,15 @@ func (c *checker) all(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, lock.Close()) }()
-	c.log, err = segment.Check(fs, storedir.LogDir(fs, dir), c.report.Identity.Store, func(text string) { c.find("log: %s", text) })
+	c.log, err = segment.Check(fs, storedir.LogDir(fs, dir), c.report.Identity.Store, func(at segment.Position, text string) {
+		c.inLog = append(c.inLog, logFinding{at, text})
+	})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.log.Close()) }()
+	whole := false // the tables were read to their end
+	defer func() { c.tellLog(whole) }()
 	c.db, err = tabledb.Open(tabledb.Config{FS: fs, Dir: storedir.TablesDir(fs, dir), ReadOnly: true})
 	if err != nil {
 		if errors.Is(err, storage.ErrCorrupt) {
@@ -102,7 +109,36 @@ func (c *checker) all(ctx context.Context) (err error) {
 		return c.scanFailed(err)
 	}
 	c.compareLive()
+	whole = true
 	return nil
+}
+
+// logFinding is something that is wrong with the log.
+type logFinding struct {
+	at   segment.Position
+	text string
+}
+
+// tellLog tells what is wrong with the log. Damage in a segment to which no table refers, before all that a recovery reads, is none:
+// nothing is there but garbage, which is written over when the segment is used again.
+func (c *checker) tellLog(whole bool) {
+	for _, f := range c.inLog {
+		if whole && c.unneeded(f.at.Segment()) {
+			c.report.Garbage++
+			continue
+		}
+		c.find("log: %s", f.text)
+	}
+}
+
+// unneeded reports whether nothing needs what is in a segment.
+func (c *checker) unneeded(no segment.SegmentNo) bool {
+	for _, s := range c.sets {
+		if no >= s.from.Segment() || s.walked[no].Refs != 0 || s.stored[no].Refs != 0 {
+			return false
+		}
+	}
+	return len(c.sets) > 0
 }
 
 // scanFailed turns damage that ends a scan into a finding.
@@ -144,7 +180,7 @@ func (c *checker) group(k, v []byte) error {
 		return fmt.Errorf("the key is valid: %v; %w", ok, err)
 	}
 	c.report.Groups++
-	c.sets[r.Set] = &checkedSet{key: key, deleted: map[storage.VolumeID]bool{}, stored: table.Counts{}, walked: table.Counts{},
+	c.sets[r.Set] = &checkedSet{key: key, from: r.From, deleted: map[storage.VolumeID]bool{}, stored: table.Counts{}, walked: table.Counts{},
 		mapped: map[storage.VolumeID]int64{}, heads: map[storage.VolumeID]int64{}}
 	return nil
 }

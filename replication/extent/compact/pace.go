@@ -51,7 +51,6 @@ const (
 	burst = paceEvery / 32
 	// leastBytes is what is copied in a second at least once it is to be done, and idleBytes while nobody writes.
 	leastBytes, idleBytes = 8 << 20, 32 << 20
-	leastBrake            = 1.0 / 16
 	// brakedBelow is from where on people are told of the brake.
 	brakedBelow = 0.5
 )
@@ -78,9 +77,7 @@ type pace struct {
 	quiet   time.Time // since when nothing is written
 	clients float64   // bytes a second that clients write
 
-	rest  time.Duration // latency while nothing is copied, a moving average
-	brake float64       // part of the rate that clients leave us, leastBrake to 1
-	used  bool          // something was copied since the last look
+	brake Brake
 
 	tokens float64
 	filled time.Time // when tokens were added last
@@ -94,7 +91,7 @@ func (p *pace) look(now time.Time) need {
 	}
 	passed := now.Sub(p.looked)
 	if p.looked.IsZero() {
-		p.brake, p.quiet, passed = 1, now, paceEvery
+		p.quiet, passed = now, paceEvery
 		p.written = p.now.WrittenBlocks
 	} else if passed < paceEvery {
 		return p.need(now)
@@ -106,25 +103,8 @@ func (p *pace) look(now time.Time) need {
 		p.quiet = now
 	}
 	p.clients += (float64(n*storage.BlockSize)/passed.Seconds() - p.clients) / 2
-	p.feel(p.latency())
+	p.brake.Feel(p.latency())
 	return p.need(now)
-}
-
-// feel moves the brake: half as fast when syncs take half as long again as at rest, and a tenth of the rate more otherwise.
-func (p *pace) feel(latency time.Duration) {
-	switch {
-	case latency == 0:
-	case !p.used && p.rest == 0:
-		p.rest = latency
-	case !p.used:
-		p.rest += (latency - p.rest) / 8
-	case p.rest > 0 && latency > p.rest+p.rest/2:
-		p.brake = max(leastBrake, p.brake/2)
-		p.used = false
-		return
-	}
-	p.brake = min(1, p.brake+0.1)
-	p.used = false
 }
 
 func (p *pace) need(now time.Time) need {
@@ -150,9 +130,9 @@ func (p *pace) rate(now time.Time) float64 {
 	keepUp := p.clients * p.use / (1 - min(p.use, MaxUse))
 	part := float64(p.now.above()) / float64(max(1, p.now.goal()))
 	if part >= 1 {
-		return max(least, keepUp*max(0, 2-part)) * p.brake
+		return max(least, keepUp*max(0, 2-part)) * p.brake.Part()
 	}
-	return max(least, leastBytes, keepUp*(1+6*(1-part))) * p.brake
+	return max(least, leastBytes, keepUp*(1+6*(1-part))) * p.brake.Part()
 }
 
 // fill adds the tokens of the time that has passed: those of burst at most, so that nothing is copied in bursts that clients feel.
@@ -164,7 +144,7 @@ func (p *pace) fill(now time.Time) {
 
 // wait returns when n bytes may be copied, at once if it is urgent.
 func (p *pace) wait(ctx context.Context, n int64) error {
-	p.used = true
+	p.brake.Use()
 	for {
 		now := time.Now()
 		if p.look(now) == urgent {

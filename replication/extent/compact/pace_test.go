@@ -83,10 +83,10 @@ func TestRate(t *testing.T) {
 		}
 	}
 	latency = 2 * time.Millisecond
-	p.used = true
+	p.brake.Use()
 	half := look()
 	for range 9 {
-		p.used = true
+		p.brake.Use()
 		look()
 	}
 	if least := look(); half < 190 || half > 210 || least < 24 || least > 70 {
@@ -94,11 +94,11 @@ func TestRate(t *testing.T) {
 	}
 	latency = time.Millisecond
 	for range 12 {
-		p.used = true
+		p.brake.Use()
 		look()
 	}
-	if p.brake != 1 {
-		t.Errorf("syncs are quick again: brake %v", p.brake)
+	if p.brake.Part() != 1 {
+		t.Errorf("syncs are quick again: brake %v", p.brake.Part())
 	}
 }
 

@@ -50,6 +50,9 @@ type Block struct {
 	From  table.Entry
 }
 
+// BlockNo is which block of its extent it is.
+func (b *Block) BlockNo() int { return int(b.Page.Page)*table.BlocksPerPage + b.At }
+
 // ErrUnreadable is in the error of a block, or of a segment, that the disk does not give back as it was written.
 var ErrUnreadable = errors.New("it cannot be read")
 
@@ -147,7 +150,7 @@ func (w *Worker) saysMoving(need need) {
 	switch {
 	case need == urgent:
 		w.say(storage.CompactionBehind)
-	case w.pace.brake < brakedBelow:
+	case w.pace.brake.Part() < brakedBelow:
 		w.say(storage.CompactionBraked)
 	default:
 		w.say(storage.CompactionRunning)
@@ -338,7 +341,7 @@ func (w *Worker) settle(no segment.SegmentNo, now time.Time, err error) {
 		w.metrics.Damaged()
 		if _, told := w.told[no]; !told {
 			w.told[no] = struct{}{}
-			w.logger.Error("a block cannot be read: its segment is not given back", "segment", no, "error", err)
+			w.logger.Error("a block cannot be read: its segment is not given back until it is written anew from another replica", "segment", no, "error", err)
 		}
 	} else if err != nil {
 		w.left[no] = leave{until: now.Add(refusedFor)}

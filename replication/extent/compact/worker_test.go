@@ -292,7 +292,7 @@ func TestWorkerSays(t *testing.T) {
 				}
 				now := time.Now()
 				w.pace.look(now)
-				w.pace.brake = c.brake
+				w.pace.brake.taken = 1 - c.brake
 				if c.want == storage.CompactionIdle && c.live == Capacity(mib) {
 					w.pace.quiet = now.Add(-time.Minute)
 				}

@@ -92,6 +92,13 @@ func (x *Index) References(no segment.SegmentNo) int64 {
 	return x.totals.segments[no].Refs
 }
 
+// Live returns how many blocks of the segment live at present.
+func (x *Index) Live(no segment.SegmentNo) int64 {
+	x.totals.mu.Lock()
+	defer x.totals.mu.Unlock()
+	return x.totals.segments[no].Own
+}
+
 // ReferredBy returns the sets that refer to the segment at present, in any order.
 func (x *Index) ReferredBy(no segment.SegmentNo) (ids []table.SetID) {
 	x.mu.Lock()
