@@ -11,7 +11,7 @@ const MaxLostListed = 16
 // StoreScrub says what the scrub of a store has found: whether the disk still gives back what was written.
 type StoreScrub struct {
 	// Interval is how often a pass begins; 0: none does.
-	Interval time.Duration `json:"-"`
+	Interval time.Duration `json:"interval_ns,omitempty"`
 	// LastPass is when a pass over all of the store has ended last; zero: none has yet. Begun is when the present one has begun; zero: none is
 	// under way. Part of it is done, 0 to 1.
 	LastPass time.Time `json:"last_pass,omitzero"`
@@ -28,6 +28,11 @@ type StoreScrub struct {
 	DamagedSegments int64 `json:"damaged_segments,omitempty"`
 	// Lost are the first of the lost blocks.
 	Lost []LostBlock `json:"lost,omitempty"`
+}
+
+// Known reports whether the fields say anything: older nodes do not tell, nor does a store that is never scrubbed and has met no damage.
+func (s StoreScrub) Known() bool {
+	return s.Interval > 0 || !s.LastPass.IsZero() || !s.Begun.IsZero() || s.MendedBlocks+s.WaitingBlocks+s.LostBlocks+s.DamagedSegments > 0
 }
 
 // LostBlock is a block that no replica of its group can read.

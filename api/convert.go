@@ -194,12 +194,12 @@ func NodeFromProto(n *pb.Node) Node {
 
 func storeToProto(s Store) *pb.Store {
 	return &pb.Store{Id: s.ID.String(), State: storeStates.ToProto(s.State), CapacityBytes: s.CapacityBytes,
-		UsedBytes: s.UsedBytes, FreeBytes: s.FreeBytes, Space: spaceToProto(s.StoreSpace)}
+		UsedBytes: s.UsedBytes, FreeBytes: s.FreeBytes, Space: spaceToProto(s.StoreSpace), Scrub: scrubToProto(s.Scrub)}
 }
 
 func storeFromProto(s *pb.Store) Store {
 	return Store{Store: storage.Store{ID: storeID(s.GetId()), CapacityBytes: s.GetCapacityBytes()}, State: storeStates.FromProto(s.GetState()),
-		UsedBytes: s.GetUsedBytes(), FreeBytes: s.GetFreeBytes(), StoreSpace: spaceFromProto(s.GetSpace())}
+		UsedBytes: s.GetUsedBytes(), FreeBytes: s.GetFreeBytes(), StoreSpace: spaceFromProto(s.GetSpace()), Scrub: scrubFromProto(s.GetScrub())}
 }
 
 // spaceToProto is the inverse of spaceFromProto; what is not known is no message.
@@ -218,6 +218,32 @@ func spaceFromProto(s *pb.StoreSpace) storage.StoreSpace {
 	return storage.StoreSpace{LogBytes: s.GetLogBytes(), LiveBytes: s.GetLiveBytes(), GarbageBytes: s.GetGarbageBytes(), TableBytes: s.GetTableBytes(),
 		OtherBytes: s.GetOtherBytes(), UnusedBytes: s.GetUnusedBytes(), ReserveBytes: s.GetReserveBytes(), Fill: s.GetFill(), NoRoom: s.GetNoRoom(),
 		Compaction: compactionStates.FromProto(s.GetCompaction())}
+}
+
+// scrubToProto is the inverse of scrubFromProto; what is not known is no message.
+func scrubToProto(s storage.StoreScrub) *pb.StoreScrub {
+	if !s.Known() {
+		return nil
+	}
+	return &pb.StoreScrub{LastPassAt: TimeToProto(s.LastPass), BegunAt: TimeToProto(s.Begun), Part: s.Part, MendedBlocks: s.MendedBlocks,
+		WaitingBlocks: s.WaitingBlocks, LostBlocks: s.LostBlocks, DamagedPages: s.DamagedPages, DamagedSegments: s.DamagedSegments, Interval: durationpb.New(s.Interval), Lost: Each(s.Lost, lostToProto)}
+}
+
+func scrubFromProto(s *pb.StoreScrub) storage.StoreScrub {
+	if s == nil {
+		return storage.StoreScrub{}
+	}
+	return storage.StoreScrub{LastPass: TimeFromProto(s.GetLastPassAt()), Begun: TimeFromProto(s.GetBegunAt()), Part: s.GetPart(), MendedBlocks: s.GetMendedBlocks(),
+		WaitingBlocks: s.GetWaitingBlocks(), LostBlocks: s.GetLostBlocks(), DamagedPages: s.GetDamagedPages(), DamagedSegments: s.GetDamagedSegments(),
+		Interval: s.GetInterval().AsDuration(), Lost: Each(s.GetLost(), lostFromProto)}
+}
+
+func lostToProto(b storage.LostBlock) *pb.LostBlock {
+	return &pb.LostBlock{Group: uint32(b.Group), Volume: uint64(b.Volume), Extent: uint32(b.Extent), Block: uint32(b.Block)}
+}
+
+func lostFromProto(b *pb.LostBlock) storage.LostBlock {
+	return storage.LostBlock{Group: storage.GroupID(b.GetGroup()), Volume: storage.VolumeID(b.GetVolume()), Extent: storage.ExtentIndex(b.GetExtent()), Block: int(b.GetBlock())}
 }
 
 func roomToProto(s StoreRoom) *pb.StoreRoom {

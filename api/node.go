@@ -74,6 +74,8 @@ type Store struct {
 	FreeBytes int64
 	// What takes the room; it is not known of nodes that do not tell it.
 	storage.StoreSpace
+	// Scrub is what the scrub has found; zero of nodes that do not tell it.
+	Scrub storage.StoreScrub
 }
 
 // StoreState says whether a store takes writes.

@@ -3,21 +3,29 @@ package replication
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/extent"
 	"github.com/storaged/storaged/replication/op"
 	"github.com/storaged/storaged/replication/runner"
+	"github.com/storaged/storaged/replication/segment"
 )
 
 // unreadableBlocks is a group of three whose first blocks are written, block i full of byte 1+i.
 func unreadableBlocks(t *testing.T, blocks uint32, configure func(*Config)) (*harness, *client, storage.NodeID) {
 	h := newHarness(t, 3)
-	h.cacheBytes = 1
 	h.configure = configure
+	return writtenBlocks(t, h, blocks)
+}
+
+func writtenBlocks(t *testing.T, h *harness, blocks uint32) (*harness, *client, storage.NodeID) {
+	h.cacheBytes = 1
 	for id := storage.NodeID(1); id <= 3; id++ {
 		h.nodes[id].start()
 	}
@@ -45,6 +53,26 @@ func unreadableBlocks(t *testing.T, blocks uint32, configure func(*Config)) (*ha
 // loses makes the node's disk give back a block no more.
 func (h *harness) loses(node storage.NodeID, block uint32) {
 	h.t.Helper()
+	h.nodes[node].stall.badSector(int64(h.locate(node, block).Offset()))
+}
+
+// rots changes a byte of a block on the node's disk.
+func (h *harness) rots(node storage.NodeID, block uint32) {
+	h.t.Helper()
+	at := h.locate(node, block)
+	f, err := h.nodes[node].disk.OpenReadWrite(fmt.Sprintf("store/log/%010d.seg", at.Segment()), vfs.WriteCategoryUnspecified)
+	if err == nil {
+		_, err = f.WriteAt([]byte("rot"), int64(at.Offset())+99)
+		err = errors.Join(err, f.Sync(), f.Close())
+	}
+	if err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// locate returns where a block lies on the node's disk.
+func (h *harness) locate(node storage.NodeID, block uint32) segment.Position {
+	h.t.Helper()
 	n := h.nodes[node]
 	var at extent.Unreadable
 	n.stall.unreadable("store/log/")
@@ -55,7 +83,7 @@ func (h *harness) loses(node storage.NodeID, block uint32) {
 	if err == nil {
 		h.t.Fatalf("block %d of node %d is in memory", block, node)
 	}
-	n.stall.badSector(int64(at.At.Offset()))
+	return at.At
 }
 
 func (h *harness) tryRead(node storage.NodeID, block uint32) (byte, error) {
@@ -190,4 +218,56 @@ func TestManyUnreadableBlocksFailTheDisk(t *testing.T) {
 			h.nodes[l].stall.unreadable("")
 		})
 	}
+}
+
+// TestScrubMendsEverywhere: a leader's block and a follower's are bad, and nobody reads them. Both are mended; a third, which all three
+// replicas have lost, is listed by each, and one that only a node that is down may have waits for it.
+//
+// Guards I5: mendFrom for replicas that do not lead, and readCopy's KindIO, which is for unanimous answers only; with KindIO after the
+// time is up, too, the last one was listed as lost.
+func TestScrubMendsEverywhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHarness(t, 3)
+		h.store = func(c *extent.Config) { c.SegmentBytes, c.ScrubInterval = 64<<10, 10*time.Second }
+		h, _, l := writtenBlocks(t, h, 40)
+		defer h.close()
+		f, down := others(l)
+		for _, n := range []storage.NodeID{l, f, down} {
+			if err := h.nodes[n].replicas.mustGroup(1).checkpoint(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			h.rots(n, 3)
+		}
+		h.nodes[down].crash()
+		h.rots(l, 1)
+		h.rots(f, 2)
+		h.rots(l, 4)
+		h.rots(f, 4)
+		ask := func(want storage.StoreScrub, nodes ...storage.NodeID) {
+			t.Helper()
+			for _, n := range nodes {
+				h.eventually("the scrub", func() bool {
+					got := h.nodes[n].store.Scrub()
+					return got.MendedBlocks == want.MendedBlocks && got.WaitingBlocks == want.WaitingBlocks && got.LostBlocks == want.LostBlocks
+				})
+			}
+		}
+		ask(storage.StoreScrub{MendedBlocks: 1, WaitingBlocks: 2}, l, f)
+		h.nodes[down].start()
+		ask(storage.StoreScrub{MendedBlocks: 2, LostBlocks: 1}, l, f)
+		for _, n := range []storage.NodeID{l, f} {
+			if got := h.nodes[n].store.Scrub(); len(got.Lost) != 1 || got.Lost[0].Block != 3 {
+				t.Errorf("node %d: %+v", n, got)
+			}
+		}
+		h.lead(f)
+		for _, b := range []uint32{1, 2, 4} {
+			if got, err := h.tryRead(f, b); err != nil || got != byte(1+b) {
+				t.Errorf("block %d: %d, %v", b, got, err)
+			}
+		}
+		if _, err := h.tryRead(f, 3); storage.KindOf(err) != storage.KindCorrupt {
+			t.Errorf("a lost block: %v", err)
+		}
+	})
 }

@@ -509,7 +509,8 @@ func (n *node) sources() status.Config {
 func (n *node) storeReport() placement.StoreReport {
 	space := n.store.Space()
 	r := placement.StoreReport{ID: n.store.ID(), CapacityBytes: space.CapacityBytes,
-		UsedBytes: max(0, space.CapacityBytes-space.FreeBytes), FreeBytes: space.WritableBytes(), Displaced: space.Displaced, StoreSpace: space.Usage()}
+		UsedBytes: max(0, space.CapacityBytes-space.FreeBytes), FreeBytes: space.WritableBytes(), Displaced: space.Displaced, StoreSpace: space.Usage(),
+		Scrub: n.store.Scrub()}
 	if err := n.store.Failed(); err != nil {
 		r.Failed = err.Error()
 	}

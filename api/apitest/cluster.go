@@ -70,7 +70,8 @@ func sampleNode(i int, now time.Time) api.Node {
 		Node: storage.Node{ID: storage.NodeID(i + 1), Name: string(rune('a' + i)), Zone: fmt.Sprintf("z%d", i+1), State: storage.NodeUp,
 			Addrs: storage.Addrs{Peer: host + ":7001", API: host + ":7000", NBD: host + ":10809", HTTP: host + ":7002"}},
 		Stores: []api.Store{{Store: storage.Store{ID: storage.StoreID{0: 0x50, 15: byte(i + 1)}, CapacityBytes: 100 << 30}, State: api.StoreOK,
-			UsedBytes: 10 << 30, FreeBytes: 85 << 30, StoreSpace: sampleSpace()}},
+			UsedBytes: 10 << 30, FreeBytes: 85 << 30, StoreSpace: sampleSpace(),
+			Scrub: storage.StoreScrub{LastPass: now.Add(-24 * time.Hour), Begun: now.Add(-time.Hour), Part: 0.25, MendedBlocks: 1, WaitingBlocks: 2, DamagedSegments: 1}}},
 		Version: "v0.1.0", Replicas: 2, Leaders: []int{1, 1, 0}[i], SeenAt: now,
 	}
 }

@@ -70,6 +70,9 @@ func newNodeShow(a *app) *cobra.Command {
 may be (FILL); at 100 % new data is refused. Then what takes the room: live blocks, garbage, which compaction wins back,
 tables, other files of the file system, and what is left of the reserve. On a terminal a bar shows the parts.
 
+Then how the scrub finds the disk: when all of it was read last, and what was damaged. Mended blocks were written anew
+from another replica since the node has started; waiting ones are tried again; lost ones no replica can read.
+
 A number may be the name of one node and the id of another; "name:2" and "id:2" say which is meant.`,
 		Args:              takes("NAME|ID"),
 		ValidArgsFunction: a.completes(1, a.nodeNames),
@@ -140,4 +143,5 @@ func (a *app) writeNode(w io.Writer, n api.Node, _ bool) {
 	}
 	t.write(w, "The node has no stores.")
 	a.writeSpace(w, n.Stores)
+	a.writeScrub(w, n.Stores)
 }

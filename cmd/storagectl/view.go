@@ -96,6 +96,7 @@ type storeView struct {
 	FreeBytes     *int64 `json:"free_bytes,omitempty"`
 	// Nodes of earlier releases do not tell it.
 	Space *spaceView `json:"space,omitempty"`
+	Scrub *scrubView `json:"scrub,omitempty"`
 }
 
 // spaceView is storage.StoreSpace with nothing left out.
@@ -121,7 +122,8 @@ func viewNode(n api.Node) nodeView {
 		Stores: views(n.Stores, func(s api.Store) storeView {
 			heard := s.State != api.StoreUnknown
 			return storeView{ID: s.ID.String(), State: string(s.State), CapacityBytes: s.CapacityBytes,
-				UsedBytes: known(heard, s.UsedBytes), FreeBytes: known(heard, s.FreeBytes), Space: known(s.Known(), spaceView(s.StoreSpace))}
+				UsedBytes: known(heard, s.UsedBytes), FreeBytes: known(heard, s.FreeBytes), Space: known(s.Known(), spaceView(s.StoreSpace)),
+				Scrub: known(s.Scrub.Known(), viewScrub(s.Scrub))}
 		}),
 	}
 }

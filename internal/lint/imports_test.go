@@ -99,6 +99,10 @@ var rules = []rule{{
 	of:  []string{"./replication/extent/compact"}, forbid: []string{"./"},
 	allow: []string{"./$", "./replication/segment", "./replication/op", "./replication/extent/table", "./replication/extent/live", "./internal"}, deep: true,
 }, {
+	why: "the scrub sees the store through an interface",
+	of:  []string{"./replication/extent/scrub"}, forbid: []string{"./"},
+	allow: []string{"./$", "./replication/segment", "./replication/op", "./replication/extent/table", "./replication/extent/live", "./replication/extent/compact", "./internal"}, deep: true,
+}, {
 	why: "peer carries frames, whatever is in them",
 	of:  []string{"./replication/peer"}, forbid: []string{"./", "github.com/hashicorp/raft"},
 	allow: []string{"./$", "./replication/peer", "./internal"}, deep: true,
@@ -279,6 +283,7 @@ func TestRulesBite(t *testing.T) {
 		{"Pebble's file systems in the store", listed{ImportPath: own("replication/extent"), Imports: []string{"github.com/cockroachdb/pebble/v2/vfs"}}, 0},
 		{"tables in their database", listed{ImportPath: own("replication/extent/tabledb"), Imports: []string{own("replication/extent/table")}}, 1},
 		{"the store in its workers", listed{ImportPath: own("replication/extent/reclaim"), Imports: []string{own("replication/extent")}}, 1},
+		{"the store in its scrub", listed{ImportPath: own("replication/extent/scrub"), Imports: []string{own("replication/extent")}}, 1},
 		{"the store in its compaction", listed{ImportPath: own("replication/extent/compact"), Imports: []string{own("replication/extent")}}, 1},
 		{"the store in what judges its room", listed{ImportPath: own("replication/extent/room"), Imports: []string{own("replication/extent")}}, 1},
 		{"the log in what judges its room", listed{ImportPath: own("replication/extent/room"), Imports: []string{own("replication/segment")}}, 1},

@@ -6,6 +6,7 @@ import (
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/registry"
 	"github.com/storaged/storaged/replication/extent/room"
+	"github.com/storaged/storaged/replication/extent/scrub"
 )
 
 // compactionMetrics are those of a store's compaction.
@@ -34,7 +35,7 @@ func newCompactionMetrics(id storage.StoreID) *compactionMetrics {
 // register makes them known, and with them what takes the room of the store.
 func (m *compactionMetrics) register(r prometheus.Registerer, s *Store) (err error) {
 	m.unregister, err = registry.Register(r, m.copied, m.moved, m.victims, m.skipped, m.damaged, m.trimmed,
-		room.NewCollector(s.identity.Store, s.room, s.compacting))
+		room.NewCollector(s.identity.Store, s.room, s.compacting), scrub.NewCollector(s.identity.Store, s.scrubber))
 	if err != nil {
 		return storage.E("register metrics of", storage.KindInternal, "store "+s.identity.Store.String(), err)
 	}

@@ -83,6 +83,8 @@ type StoreReport struct {
 	// Displaced: files that are not the store's take the room that it lacks (room.Space). Releases before do not say.
 	Displaced bool `json:"displaced,omitempty"`
 	storage.StoreSpace
+	// Scrub is zero of releases before.
+	Scrub storage.StoreScrub `json:"scrub,omitzero"`
 }
 
 // MaxConnections bounds the connections that a report names.

@@ -161,6 +161,8 @@ func (p *picture) judgeNode(n api.Node, groups []api.Group) (reasons, warnings [
 	reasons = append(p.judgeState(n), p.judgeReadiness(n)...)
 	reasons = append(reasons, p.judgeRefusals(n)...)
 	for _, s := range n.Stores {
+		bad, odd := p.judgeScrub(n.Name, s)
+		reasons, warnings = append(reasons, bad...), append(warnings, odd...)
 		if said, ok := p.reports[n.ID].Report.Store(s.ID); ok && said.Displaced && s.State != api.StoreFailed {
 			reasons = append(reasons, p.judgeDisplaced(n.Name, s, groups))
 			continue

@@ -147,7 +147,7 @@ func apiStore(s storage.Store, report placement.NodeReport, heard bool) api.Stor
 	if !ok {
 		return out
 	}
-	out.CapacityBytes, out.UsedBytes, out.FreeBytes, out.StoreSpace = r.CapacityBytes, r.UsedBytes, r.FreeBytes, r.StoreSpace
+	out.CapacityBytes, out.UsedBytes, out.FreeBytes, out.StoreSpace, out.Scrub = r.CapacityBytes, r.UsedBytes, r.FreeBytes, r.StoreSpace, r.Scrub
 	switch {
 	case r.Failed != "":
 		out.State, out.FreeBytes = api.StoreFailed, 0 // whatever is free, it takes nothing

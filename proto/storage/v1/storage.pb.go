@@ -2719,7 +2719,9 @@ type Store struct {
 	// What may still be written; 0 of a store that has failed.
 	FreeBytes int64 `protobuf:"varint,5,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"`
 	// Absent when the node does not tell.
-	Space         *StoreSpace `protobuf:"bytes,6,opt,name=space,proto3" json:"space,omitempty"`
+	Space *StoreSpace `protobuf:"bytes,6,opt,name=space,proto3" json:"space,omitempty"`
+	// Absent when the node does not tell.
+	Scrub         *StoreScrub `protobuf:"bytes,7,opt,name=scrub,proto3" json:"scrub,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2796,6 +2798,209 @@ func (x *Store) GetSpace() *StoreSpace {
 	return nil
 }
 
+func (x *Store) GetScrub() *StoreScrub {
+	if x != nil {
+		return x.Scrub
+	}
+	return nil
+}
+
+// What the scrub of a store has found: whether the disk still gives back what was written.
+type StoreScrub struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When a pass over all of the store has ended last; absent: none has yet.
+	LastPassAt *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=last_pass_at,json=lastPassAt,proto3" json:"last_pass_at,omitempty"`
+	// When the present pass has begun; absent: none is under way. The part of it that is done is 0 to 1.
+	BegunAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=begun_at,json=begunAt,proto3" json:"begun_at,omitempty"`
+	Part    float64                `protobuf:"fixed64,3,opt,name=part,proto3" json:"part,omitempty"`
+	// Since the node has started: written anew from another replica.
+	MendedBlocks int64 `protobuf:"varint,4,opt,name=mended_blocks,json=mendedBlocks,proto3" json:"mended_blocks,omitempty"`
+	// Damaged, and not written anew yet.
+	WaitingBlocks int64 `protobuf:"varint,5,opt,name=waiting_blocks,json=waitingBlocks,proto3" json:"waiting_blocks,omitempty"`
+	// No replica can read them.
+	LostBlocks int64 `protobuf:"varint,6,opt,name=lost_blocks,json=lostBlocks,proto3" json:"lost_blocks,omitempty"`
+	// Of tables.
+	DamagedPages int64 `protobuf:"varint,7,opt,name=damaged_pages,json=damagedPages,proto3" json:"damaged_pages,omitempty"`
+	// Not as they were written, and not empty yet.
+	DamagedSegments int64 `protobuf:"varint,8,opt,name=damaged_segments,json=damagedSegments,proto3" json:"damaged_segments,omitempty"`
+	// How often a pass begins; 0: none does.
+	Interval *durationpb.Duration `protobuf:"bytes,9,opt,name=interval,proto3" json:"interval,omitempty"`
+	// The first of the lost blocks, 16 at most.
+	Lost          []*LostBlock `protobuf:"bytes,10,rep,name=lost,proto3" json:"lost,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoreScrub) Reset() {
+	*x = StoreScrub{}
+	mi := &file_storage_v1_storage_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoreScrub) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoreScrub) ProtoMessage() {}
+
+func (x *StoreScrub) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_v1_storage_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoreScrub.ProtoReflect.Descriptor instead.
+func (*StoreScrub) Descriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *StoreScrub) GetLastPassAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastPassAt
+	}
+	return nil
+}
+
+func (x *StoreScrub) GetBegunAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.BegunAt
+	}
+	return nil
+}
+
+func (x *StoreScrub) GetPart() float64 {
+	if x != nil {
+		return x.Part
+	}
+	return 0
+}
+
+func (x *StoreScrub) GetMendedBlocks() int64 {
+	if x != nil {
+		return x.MendedBlocks
+	}
+	return 0
+}
+
+func (x *StoreScrub) GetWaitingBlocks() int64 {
+	if x != nil {
+		return x.WaitingBlocks
+	}
+	return 0
+}
+
+func (x *StoreScrub) GetLostBlocks() int64 {
+	if x != nil {
+		return x.LostBlocks
+	}
+	return 0
+}
+
+func (x *StoreScrub) GetDamagedPages() int64 {
+	if x != nil {
+		return x.DamagedPages
+	}
+	return 0
+}
+
+func (x *StoreScrub) GetDamagedSegments() int64 {
+	if x != nil {
+		return x.DamagedSegments
+	}
+	return 0
+}
+
+func (x *StoreScrub) GetInterval() *durationpb.Duration {
+	if x != nil {
+		return x.Interval
+	}
+	return nil
+}
+
+func (x *StoreScrub) GetLost() []*LostBlock {
+	if x != nil {
+		return x.Lost
+	}
+	return nil
+}
+
+// A block that no replica of its group can read.
+type LostBlock struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Group  uint32                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
+	Volume uint64                 `protobuf:"varint,2,opt,name=volume,proto3" json:"volume,omitempty"`
+	// Of the volume: 4 MiB; and the block of it: 4 KiB.
+	Extent        uint32 `protobuf:"varint,3,opt,name=extent,proto3" json:"extent,omitempty"`
+	Block         uint32 `protobuf:"varint,4,opt,name=block,proto3" json:"block,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LostBlock) Reset() {
+	*x = LostBlock{}
+	mi := &file_storage_v1_storage_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LostBlock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LostBlock) ProtoMessage() {}
+
+func (x *LostBlock) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_v1_storage_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LostBlock.ProtoReflect.Descriptor instead.
+func (*LostBlock) Descriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *LostBlock) GetGroup() uint32 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *LostBlock) GetVolume() uint64 {
+	if x != nil {
+		return x.Volume
+	}
+	return 0
+}
+
+func (x *LostBlock) GetExtent() uint32 {
+	if x != nil {
+		return x.Extent
+	}
+	return 0
+}
+
+func (x *LostBlock) GetBlock() uint32 {
+	if x != nil {
+		return x.Block
+	}
+	return 0
+}
+
 // What takes the room of a store. log, table, other and unused together are the capacity.
 type StoreSpace struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2821,7 +3026,7 @@ type StoreSpace struct {
 
 func (x *StoreSpace) Reset() {
 	*x = StoreSpace{}
-	mi := &file_storage_v1_storage_proto_msgTypes[33]
+	mi := &file_storage_v1_storage_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2833,7 +3038,7 @@ func (x *StoreSpace) String() string {
 func (*StoreSpace) ProtoMessage() {}
 
 func (x *StoreSpace) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[33]
+	mi := &file_storage_v1_storage_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2846,7 +3051,7 @@ func (x *StoreSpace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreSpace.ProtoReflect.Descriptor instead.
 func (*StoreSpace) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{33}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *StoreSpace) GetLogBytes() int64 {
@@ -2938,7 +3143,7 @@ type StoreRoom struct {
 
 func (x *StoreRoom) Reset() {
 	*x = StoreRoom{}
-	mi := &file_storage_v1_storage_proto_msgTypes[34]
+	mi := &file_storage_v1_storage_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2950,7 +3155,7 @@ func (x *StoreRoom) String() string {
 func (*StoreRoom) ProtoMessage() {}
 
 func (x *StoreRoom) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[34]
+	mi := &file_storage_v1_storage_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2963,7 +3168,7 @@ func (x *StoreRoom) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreRoom.ProtoReflect.Descriptor instead.
 func (*StoreRoom) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{34}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *StoreRoom) GetNode() uint32 {
@@ -3023,7 +3228,7 @@ type ListGroupsRequest struct {
 
 func (x *ListGroupsRequest) Reset() {
 	*x = ListGroupsRequest{}
-	mi := &file_storage_v1_storage_proto_msgTypes[35]
+	mi := &file_storage_v1_storage_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3035,7 +3240,7 @@ func (x *ListGroupsRequest) String() string {
 func (*ListGroupsRequest) ProtoMessage() {}
 
 func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[35]
+	mi := &file_storage_v1_storage_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3048,7 +3253,7 @@ func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGroupsRequest.ProtoReflect.Descriptor instead.
 func (*ListGroupsRequest) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{35}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{37}
 }
 
 type ListGroupsResponse struct {
@@ -3060,7 +3265,7 @@ type ListGroupsResponse struct {
 
 func (x *ListGroupsResponse) Reset() {
 	*x = ListGroupsResponse{}
-	mi := &file_storage_v1_storage_proto_msgTypes[36]
+	mi := &file_storage_v1_storage_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3072,7 +3277,7 @@ func (x *ListGroupsResponse) String() string {
 func (*ListGroupsResponse) ProtoMessage() {}
 
 func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[36]
+	mi := &file_storage_v1_storage_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3085,7 +3290,7 @@ func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGroupsResponse.ProtoReflect.Descriptor instead.
 func (*ListGroupsResponse) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{36}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ListGroupsResponse) GetGroups() []*Group {
@@ -3111,7 +3316,7 @@ type Group struct {
 
 func (x *Group) Reset() {
 	*x = Group{}
-	mi := &file_storage_v1_storage_proto_msgTypes[37]
+	mi := &file_storage_v1_storage_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3123,7 +3328,7 @@ func (x *Group) String() string {
 func (*Group) ProtoMessage() {}
 
 func (x *Group) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[37]
+	mi := &file_storage_v1_storage_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3136,7 +3341,7 @@ func (x *Group) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Group.ProtoReflect.Descriptor instead.
 func (*Group) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{37}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Group) GetId() uint32 {
@@ -3210,7 +3415,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_storage_v1_storage_proto_msgTypes[38]
+	mi := &file_storage_v1_storage_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3222,7 +3427,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[38]
+	mi := &file_storage_v1_storage_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3235,7 +3440,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{38}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Replica) GetNode() uint32 {
@@ -3313,7 +3518,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_storage_v1_storage_proto_msgTypes[39]
+	mi := &file_storage_v1_storage_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3325,7 +3530,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[39]
+	mi := &file_storage_v1_storage_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3338,7 +3543,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{39}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Progress) GetDoneBytes() int64 {
@@ -3370,7 +3575,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_storage_v1_storage_proto_msgTypes[40]
+	mi := &file_storage_v1_storage_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3382,7 +3587,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[40]
+	mi := &file_storage_v1_storage_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3395,7 +3600,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{40}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{42}
 }
 
 type GetStatusResponse struct {
@@ -3407,7 +3612,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_storage_v1_storage_proto_msgTypes[41]
+	mi := &file_storage_v1_storage_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3419,7 +3624,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[41]
+	mi := &file_storage_v1_storage_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3432,7 +3637,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{41}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *GetStatusResponse) GetStatus() *ClusterStatus {
@@ -3496,7 +3701,7 @@ type ClusterStatus struct {
 
 func (x *ClusterStatus) Reset() {
 	*x = ClusterStatus{}
-	mi := &file_storage_v1_storage_proto_msgTypes[42]
+	mi := &file_storage_v1_storage_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3508,7 +3713,7 @@ func (x *ClusterStatus) String() string {
 func (*ClusterStatus) ProtoMessage() {}
 
 func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[42]
+	mi := &file_storage_v1_storage_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3521,7 +3726,7 @@ func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterStatus.ProtoReflect.Descriptor instead.
 func (*ClusterStatus) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{42}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ClusterStatus) GetClusterId() string {
@@ -3750,7 +3955,7 @@ type Reason struct {
 
 func (x *Reason) Reset() {
 	*x = Reason{}
-	mi := &file_storage_v1_storage_proto_msgTypes[43]
+	mi := &file_storage_v1_storage_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3762,7 +3967,7 @@ func (x *Reason) String() string {
 func (*Reason) ProtoMessage() {}
 
 func (x *Reason) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[43]
+	mi := &file_storage_v1_storage_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3775,7 +3980,7 @@ func (x *Reason) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reason.ProtoReflect.Descriptor instead.
 func (*Reason) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{43}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Reason) GetSeverity() Health {
@@ -3823,7 +4028,7 @@ type Task struct {
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_storage_v1_storage_proto_msgTypes[44]
+	mi := &file_storage_v1_storage_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3835,7 +4040,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[44]
+	mi := &file_storage_v1_storage_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3848,7 +4053,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{44}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Task) GetKind() TaskKind {
@@ -3903,7 +4108,7 @@ type UpgradeClusterRequest struct {
 
 func (x *UpgradeClusterRequest) Reset() {
 	*x = UpgradeClusterRequest{}
-	mi := &file_storage_v1_storage_proto_msgTypes[45]
+	mi := &file_storage_v1_storage_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3915,7 +4120,7 @@ func (x *UpgradeClusterRequest) String() string {
 func (*UpgradeClusterRequest) ProtoMessage() {}
 
 func (x *UpgradeClusterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[45]
+	mi := &file_storage_v1_storage_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3928,7 +4133,7 @@ func (x *UpgradeClusterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeClusterRequest.ProtoReflect.Descriptor instead.
 func (*UpgradeClusterRequest) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{45}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *UpgradeClusterRequest) GetVersion() uint32 {
@@ -3948,7 +4153,7 @@ type UpgradeClusterResponse struct {
 
 func (x *UpgradeClusterResponse) Reset() {
 	*x = UpgradeClusterResponse{}
-	mi := &file_storage_v1_storage_proto_msgTypes[46]
+	mi := &file_storage_v1_storage_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3960,7 +4165,7 @@ func (x *UpgradeClusterResponse) String() string {
 func (*UpgradeClusterResponse) ProtoMessage() {}
 
 func (x *UpgradeClusterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[46]
+	mi := &file_storage_v1_storage_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3973,7 +4178,7 @@ func (x *UpgradeClusterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeClusterResponse.ProtoReflect.Descriptor instead.
 func (*UpgradeClusterResponse) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{46}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *UpgradeClusterResponse) GetVersion() uint32 {
@@ -3991,7 +4196,7 @@ type GetVersionRequest struct {
 
 func (x *GetVersionRequest) Reset() {
 	*x = GetVersionRequest{}
-	mi := &file_storage_v1_storage_proto_msgTypes[47]
+	mi := &file_storage_v1_storage_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4003,7 +4208,7 @@ func (x *GetVersionRequest) String() string {
 func (*GetVersionRequest) ProtoMessage() {}
 
 func (x *GetVersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[47]
+	mi := &file_storage_v1_storage_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4016,7 +4221,7 @@ func (x *GetVersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVersionRequest.ProtoReflect.Descriptor instead.
 func (*GetVersionRequest) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{47}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{49}
 }
 
 type GetVersionResponse struct {
@@ -4033,7 +4238,7 @@ type GetVersionResponse struct {
 
 func (x *GetVersionResponse) Reset() {
 	*x = GetVersionResponse{}
-	mi := &file_storage_v1_storage_proto_msgTypes[48]
+	mi := &file_storage_v1_storage_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4045,7 +4250,7 @@ func (x *GetVersionResponse) String() string {
 func (*GetVersionResponse) ProtoMessage() {}
 
 func (x *GetVersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[48]
+	mi := &file_storage_v1_storage_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4058,7 +4263,7 @@ func (x *GetVersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVersionResponse.ProtoReflect.Descriptor instead.
 func (*GetVersionResponse) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{48}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *GetVersionResponse) GetVersion() string {
@@ -4107,7 +4312,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_storage_v1_storage_proto_msgTypes[49]
+	mi := &file_storage_v1_storage_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4119,7 +4324,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[49]
+	mi := &file_storage_v1_storage_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4132,7 +4337,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{49}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ErrorDetail) GetOp() string {
@@ -4355,7 +4560,7 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x10\n" +
 	"\x03api\x18\x02 \x01(\tR\x03api\x12\x10\n" +
 	"\x03nbd\x18\x03 \x01(\tR\x03nbd\x12\x12\n" +
-	"\x04http\x18\x04 \x01(\tR\x04http\"\xd8\x01\n" +
+	"\x04http\x18\x04 \x01(\tR\x04http\"\x86\x02\n" +
 	"\x05Store\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12,\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x16.storage.v1.StoreStateR\x05state\x12%\n" +
@@ -4364,7 +4569,28 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"used_bytes\x18\x04 \x01(\x03R\tusedBytes\x12\x1d\n" +
 	"\n" +
 	"free_bytes\x18\x05 \x01(\x03R\tfreeBytes\x12,\n" +
-	"\x05space\x18\x06 \x01(\v2\x16.storage.v1.StoreSpaceR\x05space\"\xe1\x02\n" +
+	"\x05space\x18\x06 \x01(\v2\x16.storage.v1.StoreSpaceR\x05space\x12,\n" +
+	"\x05scrub\x18\a \x01(\v2\x16.storage.v1.StoreScrubR\x05scrub\"\xb4\x03\n" +
+	"\n" +
+	"StoreScrub\x12<\n" +
+	"\flast_pass_at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"lastPassAt\x125\n" +
+	"\bbegun_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\abegunAt\x12\x12\n" +
+	"\x04part\x18\x03 \x01(\x01R\x04part\x12#\n" +
+	"\rmended_blocks\x18\x04 \x01(\x03R\fmendedBlocks\x12%\n" +
+	"\x0ewaiting_blocks\x18\x05 \x01(\x03R\rwaitingBlocks\x12\x1f\n" +
+	"\vlost_blocks\x18\x06 \x01(\x03R\n" +
+	"lostBlocks\x12#\n" +
+	"\rdamaged_pages\x18\a \x01(\x03R\fdamagedPages\x12)\n" +
+	"\x10damaged_segments\x18\b \x01(\x03R\x0fdamagedSegments\x125\n" +
+	"\binterval\x18\t \x01(\v2\x19.google.protobuf.DurationR\binterval\x12)\n" +
+	"\x04lost\x18\n" +
+	" \x03(\v2\x15.storage.v1.LostBlockR\x04lost\"g\n" +
+	"\tLostBlock\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\rR\x05group\x12\x16\n" +
+	"\x06volume\x18\x02 \x01(\x04R\x06volume\x12\x16\n" +
+	"\x06extent\x18\x03 \x01(\rR\x06extent\x12\x14\n" +
+	"\x05block\x18\x04 \x01(\rR\x05block\"\xe1\x02\n" +
 	"\n" +
 	"StoreSpace\x12\x1b\n" +
 	"\tlog_bytes\x18\x01 \x01(\x03R\blogBytes\x12\x1d\n" +
@@ -4603,7 +4829,7 @@ func file_storage_v1_storage_proto_rawDescGZIP() []byte {
 }
 
 var file_storage_v1_storage_proto_enumTypes = make([]protoimpl.EnumInfo, 10)
-var file_storage_v1_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
+var file_storage_v1_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
 var file_storage_v1_storage_proto_goTypes = []any{
 	(VolumeState)(0),                // 0: storage.v1.VolumeState
 	(HolderKind)(0),                 // 1: storage.v1.HolderKind
@@ -4648,119 +4874,126 @@ var file_storage_v1_storage_proto_goTypes = []any{
 	(*Node)(nil),                    // 40: storage.v1.Node
 	(*NodeAddresses)(nil),           // 41: storage.v1.NodeAddresses
 	(*Store)(nil),                   // 42: storage.v1.Store
-	(*StoreSpace)(nil),              // 43: storage.v1.StoreSpace
-	(*StoreRoom)(nil),               // 44: storage.v1.StoreRoom
-	(*ListGroupsRequest)(nil),       // 45: storage.v1.ListGroupsRequest
-	(*ListGroupsResponse)(nil),      // 46: storage.v1.ListGroupsResponse
-	(*Group)(nil),                   // 47: storage.v1.Group
-	(*Replica)(nil),                 // 48: storage.v1.Replica
-	(*Progress)(nil),                // 49: storage.v1.Progress
-	(*GetStatusRequest)(nil),        // 50: storage.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),       // 51: storage.v1.GetStatusResponse
-	(*ClusterStatus)(nil),           // 52: storage.v1.ClusterStatus
-	(*Reason)(nil),                  // 53: storage.v1.Reason
-	(*Task)(nil),                    // 54: storage.v1.Task
-	(*UpgradeClusterRequest)(nil),   // 55: storage.v1.UpgradeClusterRequest
-	(*UpgradeClusterResponse)(nil),  // 56: storage.v1.UpgradeClusterResponse
-	(*GetVersionRequest)(nil),       // 57: storage.v1.GetVersionRequest
-	(*GetVersionResponse)(nil),      // 58: storage.v1.GetVersionResponse
-	(*ErrorDetail)(nil),             // 59: storage.v1.ErrorDetail
-	nil,                             // 60: storage.v1.CreateVolumeRequest.LabelsEntry
-	nil,                             // 61: storage.v1.ModifyVolumeRequest.SetLabelsEntry
-	nil,                             // 62: storage.v1.Volume.LabelsEntry
-	(*timestamppb.Timestamp)(nil),   // 63: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 64: google.protobuf.Duration
+	(*StoreScrub)(nil),              // 43: storage.v1.StoreScrub
+	(*LostBlock)(nil),               // 44: storage.v1.LostBlock
+	(*StoreSpace)(nil),              // 45: storage.v1.StoreSpace
+	(*StoreRoom)(nil),               // 46: storage.v1.StoreRoom
+	(*ListGroupsRequest)(nil),       // 47: storage.v1.ListGroupsRequest
+	(*ListGroupsResponse)(nil),      // 48: storage.v1.ListGroupsResponse
+	(*Group)(nil),                   // 49: storage.v1.Group
+	(*Replica)(nil),                 // 50: storage.v1.Replica
+	(*Progress)(nil),                // 51: storage.v1.Progress
+	(*GetStatusRequest)(nil),        // 52: storage.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),       // 53: storage.v1.GetStatusResponse
+	(*ClusterStatus)(nil),           // 54: storage.v1.ClusterStatus
+	(*Reason)(nil),                  // 55: storage.v1.Reason
+	(*Task)(nil),                    // 56: storage.v1.Task
+	(*UpgradeClusterRequest)(nil),   // 57: storage.v1.UpgradeClusterRequest
+	(*UpgradeClusterResponse)(nil),  // 58: storage.v1.UpgradeClusterResponse
+	(*GetVersionRequest)(nil),       // 59: storage.v1.GetVersionRequest
+	(*GetVersionResponse)(nil),      // 60: storage.v1.GetVersionResponse
+	(*ErrorDetail)(nil),             // 61: storage.v1.ErrorDetail
+	nil,                             // 62: storage.v1.CreateVolumeRequest.LabelsEntry
+	nil,                             // 63: storage.v1.ModifyVolumeRequest.SetLabelsEntry
+	nil,                             // 64: storage.v1.Volume.LabelsEntry
+	(*timestamppb.Timestamp)(nil),   // 65: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 66: google.protobuf.Duration
 }
 var file_storage_v1_storage_proto_depIdxs = []int32{
 	22, // 0: storage.v1.CreateVolumeRequest.limits:type_name -> storage.v1.VolumeLimits
-	60, // 1: storage.v1.CreateVolumeRequest.labels:type_name -> storage.v1.CreateVolumeRequest.LabelsEntry
+	62, // 1: storage.v1.CreateVolumeRequest.labels:type_name -> storage.v1.CreateVolumeRequest.LabelsEntry
 	23, // 2: storage.v1.CreateVolumeResponse.volume:type_name -> storage.v1.Volume
 	23, // 3: storage.v1.GetVolumeResponse.volume:type_name -> storage.v1.Volume
 	23, // 4: storage.v1.ListVolumesResponse.volumes:type_name -> storage.v1.Volume
 	23, // 5: storage.v1.ResizeVolumeResponse.volume:type_name -> storage.v1.Volume
-	61, // 6: storage.v1.ModifyVolumeRequest.set_labels:type_name -> storage.v1.ModifyVolumeRequest.SetLabelsEntry
+	63, // 6: storage.v1.ModifyVolumeRequest.set_labels:type_name -> storage.v1.ModifyVolumeRequest.SetLabelsEntry
 	23, // 7: storage.v1.ModifyVolumeResponse.volume:type_name -> storage.v1.Volume
 	0,  // 8: storage.v1.Volume.state:type_name -> storage.v1.VolumeState
-	63, // 9: storage.v1.Volume.created_at:type_name -> google.protobuf.Timestamp
+	65, // 9: storage.v1.Volume.created_at:type_name -> google.protobuf.Timestamp
 	24, // 10: storage.v1.Volume.sessions:type_name -> storage.v1.Session
 	33, // 11: storage.v1.Volume.connections:type_name -> storage.v1.Connection
 	26, // 12: storage.v1.Volume.attachments:type_name -> storage.v1.Attachment
 	22, // 13: storage.v1.Volume.limits:type_name -> storage.v1.VolumeLimits
-	62, // 14: storage.v1.Volume.labels:type_name -> storage.v1.Volume.LabelsEntry
-	63, // 15: storage.v1.Session.opened_at:type_name -> google.protobuf.Timestamp
+	64, // 14: storage.v1.Volume.labels:type_name -> storage.v1.Volume.LabelsEntry
+	65, // 15: storage.v1.Session.opened_at:type_name -> google.protobuf.Timestamp
 	1,  // 16: storage.v1.Holder.kind:type_name -> storage.v1.HolderKind
 	25, // 17: storage.v1.Attachment.holder:type_name -> storage.v1.Holder
 	2,  // 18: storage.v1.Attachment.access:type_name -> storage.v1.Access
-	63, // 19: storage.v1.Attachment.since:type_name -> google.protobuf.Timestamp
+	65, // 19: storage.v1.Attachment.since:type_name -> google.protobuf.Timestamp
 	25, // 20: storage.v1.AttachRequest.holder:type_name -> storage.v1.Holder
 	2,  // 21: storage.v1.AttachRequest.access:type_name -> storage.v1.Access
 	26, // 22: storage.v1.AttachResponse.attachment:type_name -> storage.v1.Attachment
 	26, // 23: storage.v1.ListAttachmentsResponse.attachments:type_name -> storage.v1.Attachment
-	63, // 24: storage.v1.Connection.opened_at:type_name -> google.protobuf.Timestamp
+	65, // 24: storage.v1.Connection.opened_at:type_name -> google.protobuf.Timestamp
 	40, // 25: storage.v1.ListNodesResponse.nodes:type_name -> storage.v1.Node
 	40, // 26: storage.v1.GetNodeResponse.node:type_name -> storage.v1.Node
 	3,  // 27: storage.v1.Node.state:type_name -> storage.v1.NodeState
 	41, // 28: storage.v1.Node.addresses:type_name -> storage.v1.NodeAddresses
 	42, // 29: storage.v1.Node.stores:type_name -> storage.v1.Store
-	63, // 30: storage.v1.Node.seen_at:type_name -> google.protobuf.Timestamp
+	65, // 30: storage.v1.Node.seen_at:type_name -> google.protobuf.Timestamp
 	4,  // 31: storage.v1.Store.state:type_name -> storage.v1.StoreState
-	43, // 32: storage.v1.Store.space:type_name -> storage.v1.StoreSpace
-	5,  // 33: storage.v1.StoreSpace.compaction:type_name -> storage.v1.CompactionState
-	5,  // 34: storage.v1.StoreRoom.compaction:type_name -> storage.v1.CompactionState
-	47, // 35: storage.v1.ListGroupsResponse.groups:type_name -> storage.v1.Group
-	48, // 36: storage.v1.Group.replicas:type_name -> storage.v1.Replica
-	6,  // 37: storage.v1.Replica.role:type_name -> storage.v1.ReplicaRole
-	49, // 38: storage.v1.Replica.progress:type_name -> storage.v1.Progress
-	63, // 39: storage.v1.Progress.started_at:type_name -> google.protobuf.Timestamp
-	52, // 40: storage.v1.GetStatusResponse.status:type_name -> storage.v1.ClusterStatus
-	7,  // 41: storage.v1.ClusterStatus.health:type_name -> storage.v1.Health
-	53, // 42: storage.v1.ClusterStatus.reasons:type_name -> storage.v1.Reason
-	54, // 43: storage.v1.ClusterStatus.tasks:type_name -> storage.v1.Task
-	64, // 44: storage.v1.ClusterStatus.age:type_name -> google.protobuf.Duration
-	53, // 45: storage.v1.ClusterStatus.warnings:type_name -> storage.v1.Reason
-	44, // 46: storage.v1.ClusterStatus.fullest:type_name -> storage.v1.StoreRoom
-	44, // 47: storage.v1.ClusterStatus.compacting:type_name -> storage.v1.StoreRoom
-	7,  // 48: storage.v1.Reason.severity:type_name -> storage.v1.Health
-	8,  // 49: storage.v1.Task.kind:type_name -> storage.v1.TaskKind
-	49, // 50: storage.v1.Task.progress:type_name -> storage.v1.Progress
-	9,  // 51: storage.v1.ErrorDetail.kind:type_name -> storage.v1.ErrorKind
-	10, // 52: storage.v1.Volumes.Create:input_type -> storage.v1.CreateVolumeRequest
-	12, // 53: storage.v1.Volumes.Get:input_type -> storage.v1.GetVolumeRequest
-	14, // 54: storage.v1.Volumes.List:input_type -> storage.v1.ListVolumesRequest
-	16, // 55: storage.v1.Volumes.Resize:input_type -> storage.v1.ResizeVolumeRequest
-	18, // 56: storage.v1.Volumes.Modify:input_type -> storage.v1.ModifyVolumeRequest
-	20, // 57: storage.v1.Volumes.Delete:input_type -> storage.v1.DeleteVolumeRequest
-	34, // 58: storage.v1.Nodes.List:input_type -> storage.v1.ListNodesRequest
-	36, // 59: storage.v1.Nodes.Get:input_type -> storage.v1.GetNodeRequest
-	38, // 60: storage.v1.Nodes.Remove:input_type -> storage.v1.RemoveNodeRequest
-	45, // 61: storage.v1.Groups.List:input_type -> storage.v1.ListGroupsRequest
-	50, // 62: storage.v1.Cluster.Status:input_type -> storage.v1.GetStatusRequest
-	57, // 63: storage.v1.Cluster.Version:input_type -> storage.v1.GetVersionRequest
-	55, // 64: storage.v1.Cluster.Upgrade:input_type -> storage.v1.UpgradeClusterRequest
-	27, // 65: storage.v1.Attachments.Attach:input_type -> storage.v1.AttachRequest
-	29, // 66: storage.v1.Attachments.Detach:input_type -> storage.v1.DetachRequest
-	31, // 67: storage.v1.Attachments.List:input_type -> storage.v1.ListAttachmentsRequest
-	11, // 68: storage.v1.Volumes.Create:output_type -> storage.v1.CreateVolumeResponse
-	13, // 69: storage.v1.Volumes.Get:output_type -> storage.v1.GetVolumeResponse
-	15, // 70: storage.v1.Volumes.List:output_type -> storage.v1.ListVolumesResponse
-	17, // 71: storage.v1.Volumes.Resize:output_type -> storage.v1.ResizeVolumeResponse
-	19, // 72: storage.v1.Volumes.Modify:output_type -> storage.v1.ModifyVolumeResponse
-	21, // 73: storage.v1.Volumes.Delete:output_type -> storage.v1.DeleteVolumeResponse
-	35, // 74: storage.v1.Nodes.List:output_type -> storage.v1.ListNodesResponse
-	37, // 75: storage.v1.Nodes.Get:output_type -> storage.v1.GetNodeResponse
-	39, // 76: storage.v1.Nodes.Remove:output_type -> storage.v1.RemoveNodeResponse
-	46, // 77: storage.v1.Groups.List:output_type -> storage.v1.ListGroupsResponse
-	51, // 78: storage.v1.Cluster.Status:output_type -> storage.v1.GetStatusResponse
-	58, // 79: storage.v1.Cluster.Version:output_type -> storage.v1.GetVersionResponse
-	56, // 80: storage.v1.Cluster.Upgrade:output_type -> storage.v1.UpgradeClusterResponse
-	28, // 81: storage.v1.Attachments.Attach:output_type -> storage.v1.AttachResponse
-	30, // 82: storage.v1.Attachments.Detach:output_type -> storage.v1.DetachResponse
-	32, // 83: storage.v1.Attachments.List:output_type -> storage.v1.ListAttachmentsResponse
-	68, // [68:84] is the sub-list for method output_type
-	52, // [52:68] is the sub-list for method input_type
-	52, // [52:52] is the sub-list for extension type_name
-	52, // [52:52] is the sub-list for extension extendee
-	0,  // [0:52] is the sub-list for field type_name
+	45, // 32: storage.v1.Store.space:type_name -> storage.v1.StoreSpace
+	43, // 33: storage.v1.Store.scrub:type_name -> storage.v1.StoreScrub
+	65, // 34: storage.v1.StoreScrub.last_pass_at:type_name -> google.protobuf.Timestamp
+	65, // 35: storage.v1.StoreScrub.begun_at:type_name -> google.protobuf.Timestamp
+	66, // 36: storage.v1.StoreScrub.interval:type_name -> google.protobuf.Duration
+	44, // 37: storage.v1.StoreScrub.lost:type_name -> storage.v1.LostBlock
+	5,  // 38: storage.v1.StoreSpace.compaction:type_name -> storage.v1.CompactionState
+	5,  // 39: storage.v1.StoreRoom.compaction:type_name -> storage.v1.CompactionState
+	49, // 40: storage.v1.ListGroupsResponse.groups:type_name -> storage.v1.Group
+	50, // 41: storage.v1.Group.replicas:type_name -> storage.v1.Replica
+	6,  // 42: storage.v1.Replica.role:type_name -> storage.v1.ReplicaRole
+	51, // 43: storage.v1.Replica.progress:type_name -> storage.v1.Progress
+	65, // 44: storage.v1.Progress.started_at:type_name -> google.protobuf.Timestamp
+	54, // 45: storage.v1.GetStatusResponse.status:type_name -> storage.v1.ClusterStatus
+	7,  // 46: storage.v1.ClusterStatus.health:type_name -> storage.v1.Health
+	55, // 47: storage.v1.ClusterStatus.reasons:type_name -> storage.v1.Reason
+	56, // 48: storage.v1.ClusterStatus.tasks:type_name -> storage.v1.Task
+	66, // 49: storage.v1.ClusterStatus.age:type_name -> google.protobuf.Duration
+	55, // 50: storage.v1.ClusterStatus.warnings:type_name -> storage.v1.Reason
+	46, // 51: storage.v1.ClusterStatus.fullest:type_name -> storage.v1.StoreRoom
+	46, // 52: storage.v1.ClusterStatus.compacting:type_name -> storage.v1.StoreRoom
+	7,  // 53: storage.v1.Reason.severity:type_name -> storage.v1.Health
+	8,  // 54: storage.v1.Task.kind:type_name -> storage.v1.TaskKind
+	51, // 55: storage.v1.Task.progress:type_name -> storage.v1.Progress
+	9,  // 56: storage.v1.ErrorDetail.kind:type_name -> storage.v1.ErrorKind
+	10, // 57: storage.v1.Volumes.Create:input_type -> storage.v1.CreateVolumeRequest
+	12, // 58: storage.v1.Volumes.Get:input_type -> storage.v1.GetVolumeRequest
+	14, // 59: storage.v1.Volumes.List:input_type -> storage.v1.ListVolumesRequest
+	16, // 60: storage.v1.Volumes.Resize:input_type -> storage.v1.ResizeVolumeRequest
+	18, // 61: storage.v1.Volumes.Modify:input_type -> storage.v1.ModifyVolumeRequest
+	20, // 62: storage.v1.Volumes.Delete:input_type -> storage.v1.DeleteVolumeRequest
+	34, // 63: storage.v1.Nodes.List:input_type -> storage.v1.ListNodesRequest
+	36, // 64: storage.v1.Nodes.Get:input_type -> storage.v1.GetNodeRequest
+	38, // 65: storage.v1.Nodes.Remove:input_type -> storage.v1.RemoveNodeRequest
+	47, // 66: storage.v1.Groups.List:input_type -> storage.v1.ListGroupsRequest
+	52, // 67: storage.v1.Cluster.Status:input_type -> storage.v1.GetStatusRequest
+	59, // 68: storage.v1.Cluster.Version:input_type -> storage.v1.GetVersionRequest
+	57, // 69: storage.v1.Cluster.Upgrade:input_type -> storage.v1.UpgradeClusterRequest
+	27, // 70: storage.v1.Attachments.Attach:input_type -> storage.v1.AttachRequest
+	29, // 71: storage.v1.Attachments.Detach:input_type -> storage.v1.DetachRequest
+	31, // 72: storage.v1.Attachments.List:input_type -> storage.v1.ListAttachmentsRequest
+	11, // 73: storage.v1.Volumes.Create:output_type -> storage.v1.CreateVolumeResponse
+	13, // 74: storage.v1.Volumes.Get:output_type -> storage.v1.GetVolumeResponse
+	15, // 75: storage.v1.Volumes.List:output_type -> storage.v1.ListVolumesResponse
+	17, // 76: storage.v1.Volumes.Resize:output_type -> storage.v1.ResizeVolumeResponse
+	19, // 77: storage.v1.Volumes.Modify:output_type -> storage.v1.ModifyVolumeResponse
+	21, // 78: storage.v1.Volumes.Delete:output_type -> storage.v1.DeleteVolumeResponse
+	35, // 79: storage.v1.Nodes.List:output_type -> storage.v1.ListNodesResponse
+	37, // 80: storage.v1.Nodes.Get:output_type -> storage.v1.GetNodeResponse
+	39, // 81: storage.v1.Nodes.Remove:output_type -> storage.v1.RemoveNodeResponse
+	48, // 82: storage.v1.Groups.List:output_type -> storage.v1.ListGroupsResponse
+	53, // 83: storage.v1.Cluster.Status:output_type -> storage.v1.GetStatusResponse
+	60, // 84: storage.v1.Cluster.Version:output_type -> storage.v1.GetVersionResponse
+	58, // 85: storage.v1.Cluster.Upgrade:output_type -> storage.v1.UpgradeClusterResponse
+	28, // 86: storage.v1.Attachments.Attach:output_type -> storage.v1.AttachResponse
+	30, // 87: storage.v1.Attachments.Detach:output_type -> storage.v1.DetachResponse
+	32, // 88: storage.v1.Attachments.List:output_type -> storage.v1.ListAttachmentsResponse
+	73, // [73:89] is the sub-list for method output_type
+	57, // [57:73] is the sub-list for method input_type
+	57, // [57:57] is the sub-list for extension type_name
+	57, // [57:57] is the sub-list for extension extendee
+	0,  // [0:57] is the sub-list for field type_name
 }
 
 func init() { file_storage_v1_storage_proto_init() }
@@ -4776,7 +5009,7 @@ func file_storage_v1_storage_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_storage_v1_storage_proto_rawDesc), len(file_storage_v1_storage_proto_rawDesc)),
 			NumEnums:      10,
-			NumMessages:   53,
+			NumMessages:   55,
 			NumExtensions: 0,
 			NumServices:   5,
 		},
