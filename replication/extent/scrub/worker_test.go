@@ -1,0 +1,241 @@
+package scrub
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/extent/compact"
+	"github.com/storaged/storaged/replication/extent/table"
+	"github.com/storaged/storaged/replication/segment"
+)
+
+const mib = 1 << 20
+
+// fakeDisk has segments of 64 MiB.
+type fakeDisk struct {
+	mu      sync.Mutex
+	waited  int64 // bytes
+	seen    int64 // waited, when the latency was asked for
+	n       segment.SegmentNo
+	bad     map[segment.SegmentNo][]Bad
+	outcome func(compact.Block) (Outcome, error)
+	latency time.Duration
+	read    []segment.SegmentNo
+	at      []time.Time
+	mends   int
+	tables  int
+	state   []byte
+}
+
+// with calls fn while the disk stands still.
+func (d *fakeDisk) with(fn func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	fn()
+}
+
+func (d *fakeDisk) Sealed() (infos []segment.SegmentInfo, err error) {
+	for no := segment.SegmentNo(1); no <= d.n; no++ {
+		infos = append(infos, segment.SegmentInfo{No: no, UsedBytes: 64 * mib, State: segment.SegmentSealed})
+	}
+	return infos, nil
+}
+
+func (d *fakeDisk) Check(no segment.SegmentNo, wait func(int64) error) (Found, error) {
+	for range 256 {
+		if err := wait(mib / 4); err != nil {
+			return Found{}, err
+		}
+		d.with(func() { d.waited += mib / 4 })
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.read, d.at = append(d.read, no), append(d.at, time.Now())
+	return Found{Bytes: 64 * mib, Blocks: 200, Bad: d.bad[no]}, nil
+}
+
+func (d *fakeDisk) Tables([]byte, map[segment.SegmentNo]struct{}, func(int64) error) (f Found, next []byte, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.tables++; d.tables%3 != 0 {
+		next = []byte{byte(d.tables)}
+	}
+	return Found{Bytes: 100}, next, nil
+}
+
+func (d *fakeDisk) Mend(_ context.Context, b compact.Block) (Outcome, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.mends++
+	return d.outcome(b)
+}
+
+func (d *fakeDisk) Empty(context.Context, segment.SegmentNo, func(int64) error) error { return nil }
+
+// SyncLatency is 1 ms, and latency while segments are read.
+func (d *fakeDisk) SyncLatency() time.Duration {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	reads := d.waited != d.seen
+	d.seen = d.waited
+	if reads {
+		return d.latency
+	}
+	return time.Millisecond
+}
+
+func (d *fakeDisk) Load() ([]byte, error) { return d.state, nil }
+
+func (d *fakeDisk) Save(b []byte) error {
+	d.with(func() { d.state = bytes.Clone(b) })
+	return nil
+}
+
+// TestPass: a pass reads every segment once, in order, and the tables to their end; it is spread over nine tenths of its interval, and the next
+// one begins when that is over.
+//
+// Guards: rate (with mostRate the pass ended within a minute), passing (without its interval passes followed each other at once).
+func TestPass(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const n = 560 // 10 MiB a second in an hour
+		d := &fakeDisk{n: n}
+		w := New(d, time.Hour, slog.New(slog.DiscardHandler))
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); w.Run(ctx) }()
+		begun := time.Now()
+		time.Sleep(30 * time.Minute)
+		if r := w.Report(); r.Part < 0.5 || r.Part > 0.61 || !r.LastPass.IsZero() || r.Begun.IsZero() {
+			t.Errorf("after half of the time: %+v", r)
+		}
+		time.Sleep(29 * time.Minute)
+		took := w.Report().LastPass.Sub(begun)
+		d.mu.Lock()
+		if took < 50*time.Minute || took > 56*time.Minute || len(d.read) != n || !slices.IsSorted(d.read) || d.tables != 3 {
+			t.Errorf("the pass took %v, read %d segments, and %d pieces of tables", took, len(d.read), d.tables)
+		}
+		d.mu.Unlock()
+		time.Sleep(3 * time.Minute)
+		d.mu.Lock()
+		if next := d.at[n:]; len(next) == 0 || next[0].Sub(begun) < time.Hour {
+			t.Errorf("%d segments of the next pass", len(next))
+		}
+		d.mu.Unlock()
+		stop()
+		<-done
+		s, err := decodeState(d.state)
+		if err != nil || s.Next < 10 || s.LastEnded.IsZero() {
+			t.Errorf("stored: %+v, %v", s, err)
+		}
+	})
+}
+
+// TestRateIsBounded: a small disk is read within hours, a large one no faster than it bears, also when the time is over.
+func TestRateIsBounded(t *testing.T) {
+	now := time.Now()
+	for _, c := range []struct {
+		todo   int64
+		passed time.Duration
+		want   float64
+	}{
+		{1 << 30, 0, leastRate}, {9 * 3600 * 5 * mib / 10, 0, 5 * mib}, {1 << 50, 0, mostRate}, {1 << 30, 2 * time.Hour, mostRate},
+	} {
+		if got := rate(c.todo, now.Add(-c.passed), now, time.Hour); got != c.want {
+			t.Errorf("%d bytes, %v after the begin: %v a second, want %v", c.todo, c.passed, got, c.want)
+		}
+	}
+}
+
+// TestGivesWay: when syncs take twice as long while segments are read, fewer are.
+//
+// Guards: the brake in wait; removed once, and as many were read.
+func TestGivesWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &fakeDisk{n: 1600, latency: time.Millisecond}
+		w := New(d, 24*time.Hour, slog.New(slog.DiscardHandler))
+		w.pace.brake.Feel(time.Millisecond) // at rest
+		go w.Run(t.Context())
+		time.Sleep(time.Minute)
+		var free int64
+		d.with(func() { free, d.latency = d.waited/mib, 2*time.Millisecond })
+		time.Sleep(time.Minute)
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if braked := d.waited/mib - free; free < 55 || braked > free/2 {
+			t.Errorf("%d MiB at rest, %d while clients wait longer", free, braked)
+		}
+	})
+}
+
+// lockedBuffer is a log that is read while it is written.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// TestToldOnce: what is lost, and what waits, is told once each, and tried again: the first each ten minutes, the second each 15 s, one
+// block of a group at a time. Passes that meet it again say nothing.
+//
+// Guards: told and lost in settle, waits in mend, tried in retry; without any of them this fails.
+func TestToldOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log lockedBuffer
+		block := func(group storage.GroupID, offset uint32) Bad {
+			return Bad{compact.Block{Group: segment.GroupKey{Group: group}, From: table.Entry{Segment: 1, Offset: offset}}, storage.ErrCorrupt}
+		}
+		d := &fakeDisk{n: 1, bad: map[segment.SegmentNo][]Bad{1: {block(1, 4096), block(2, 8192), block(2, 12288), block(2, 16384)}}}
+		d.outcome = func(b compact.Block) (Outcome, error) {
+			if b.Group.Group == 1 {
+				return Lost, errors.New("nobody")
+			}
+			return Later, errors.New("down")
+		}
+		w := New(d, 5*time.Minute, slog.New(slog.NewTextHandler(&log, nil)))
+		go w.Run(t.Context())
+		time.Sleep(9 * time.Minute)
+		if r := w.Report(); r.LostBlocks != 1 || r.WaitingBlocks != 3 || len(r.Lost) != 1 {
+			t.Errorf("%+v", r)
+		}
+		if c := w.Counts(); c.Found != 4 {
+			t.Errorf("%d found", c.Found)
+		}
+		d.with(func() {
+			if d.mends < 20 || d.mends > 45 {
+				t.Errorf("%d tries", d.mends)
+			}
+		})
+		time.Sleep(3 * time.Minute)
+		if lost, later := strings.Count(log.String(), "is lost"), strings.Count(log.String(), "not written anew yet"); lost != 1 || later != 3 {
+			t.Errorf("told of %d and %d:\n%s", lost, later, log.String())
+		}
+		d.with(func() {
+			d.outcome = func(compact.Block) (Outcome, error) { return Mended, nil }
+			d.bad = nil
+		})
+		time.Sleep(12 * time.Minute)
+		if r := w.Report(); r.LostBlocks+r.WaitingBlocks != 0 || r.MendedBlocks != 4 {
+			t.Errorf("%+v", r)
+		}
+	})
+}
