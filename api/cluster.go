@@ -55,9 +55,18 @@ type Cluster interface {
 	// Nodes returns every node that was not removed, by id.
 	Nodes(ctx context.Context) ([]Node, error)
 
-	// RemoveNode removes a node that is down for ever; its replicas are made again elsewhere in the background. KindNotFound;
-	// KindConflict, with what to do, while the node is up or data would be lost. Repeating it is no error.
+	// RemoveNode removes a node for ever that has drained or is down; what one that is down held is made again elsewhere in the
+	// background. KindNotFound; KindConflict, with what to do, while the node is up and holds anything, or data would be lost. Repeating
+	// it is no error.
 	RemoveNode(ctx context.Context, id storage.NodeID) error
+
+	// SetNodeIntent says what is wanted of a node. KindNotFound; KindConflict, with what to do, while that is not possible. Repeating it
+	// is no error.
+	SetNodeIntent(ctx context.Context, id storage.NodeID, change IntentChange) error
+
+	// PlanNode says what an action would do to a node, and does nothing. KindNotFound; KindUnavailable while the catalog's leader does
+	// not answer.
+	PlanNode(ctx context.Context, id storage.NodeID, action NodeAction) (NodePlan, error)
 
 	// Groups returns every data group, by id.
 	Groups(ctx context.Context) ([]Group, error)

@@ -19,13 +19,23 @@ var (
 		{storage.VolumeReady, pb.VolumeState_VOLUME_STATE_READY},
 		{storage.VolumeDeleting, pb.VolumeState_VOLUME_STATE_DELETING},
 	}
+	nodeIntents = EnumTable[storage.NodeIntent, pb.NodeIntent]{
+		{storage.IntentServe, pb.NodeIntent_NODE_INTENT_SERVE},
+		{storage.IntentDrain, pb.NodeIntent_NODE_INTENT_DRAIN},
+		{storage.IntentMaintenance, pb.NodeIntent_NODE_INTENT_MAINTENANCE},
+	}
+	nodeActions = EnumTable[NodeAction, pb.NodeAction]{
+		{ActDrain, pb.NodeAction_NODE_ACTION_DRAIN},
+		{ActMaintenance, pb.NodeAction_NODE_ACTION_MAINTENANCE},
+		{ActRemove, pb.NodeAction_NODE_ACTION_REMOVE},
+	}
 	nodeStates = EnumTable[storage.NodeState, pb.NodeState]{
 		{storage.NodeUp, pb.NodeState_NODE_STATE_UP},
 		{storage.NodeSuspect, pb.NodeState_NODE_STATE_SUSPECT},
 		{storage.NodeDown, pb.NodeState_NODE_STATE_DOWN},
-		{storage.NodeDraining, pb.NodeState_NODE_STATE_DRAINING},
 		{storage.NodeRemoved, pb.NodeState_NODE_STATE_REMOVED},
 		{storage.NodeUnknown, pb.NodeState_NODE_STATE_UNKNOWN},
+		{"draining", pb.NodeState_NODE_STATE_DRAINING}, // an intent since; no node was ever in that state
 	}
 	storeStates = EnumTable[StoreState, pb.StoreState]{
 		{StoreOK, pb.StoreState_STORE_STATE_OK},
@@ -177,7 +187,7 @@ func NodeToProto(n Node) *pb.Node {
 		Id: uint32(n.ID), Name: n.Name, Zone: n.Zone, State: nodeStates.ToProto(n.State), Version: n.Version,
 		Addresses: &pb.NodeAddresses{Peer: n.Addrs.Peer, Api: n.Addrs.API, Nbd: n.Addrs.NBD, Http: n.Addrs.HTTP},
 		Stores:    Each(n.Stores, storeToProto), Replicas: uint32(n.Replicas), Leaders: uint32(n.Leaders),
-		SeenAt: TimeToProto(n.SeenAt),
+		SeenAt: TimeToProto(n.SeenAt), Intent: nodeIntents.ToProto(n.Intent), IntentUntil: TimeToProto(n.IntentUntil), SilentSince: TimeToProto(n.SilentSince),
 	}
 }
 
@@ -186,11 +196,53 @@ func NodeFromProto(n *pb.Node) Node {
 	a := n.GetAddresses()
 	return Node{
 		Node: storage.Node{ID: storage.NodeID(n.GetId()), Name: n.GetName(), Zone: n.GetZone(), State: nodeStates.FromProto(n.GetState()),
-			Addrs: storage.Addrs{Peer: a.GetPeer(), API: a.GetApi(), NBD: a.GetNbd(), HTTP: a.GetHttp()}},
+			Addrs: storage.Addrs{Peer: a.GetPeer(), API: a.GetApi(), NBD: a.GetNbd(), HTTP: a.GetHttp()}, Intent: intentFromProto(n.GetIntent()),
+			IntentUntil: TimeFromProto(n.GetIntentUntil()), SilentSince: TimeFromProto(n.GetSilentSince())},
 		Version: n.GetVersion(), Stores: Each(n.GetStores(), storeFromProto), Replicas: int(n.GetReplicas()), Leaders: int(n.GetLeaders()),
 		SeenAt: TimeFromProto(n.GetSeenAt()),
 	}
 }
+
+// intentFromProto reads what is not said, as by nodes of versions without intents, as that the node takes its part.
+func intentFromProto(w pb.NodeIntent) storage.NodeIntent {
+	if w == pb.NodeIntent_NODE_INTENT_UNSPECIFIED {
+		return storage.IntentServe
+	}
+	return nodeIntents.FromProto(w)
+}
+
+// IntentToProto returns the request that makes a change of intent.
+func IntentToProto(id storage.NodeID, c IntentChange) *pb.SetNodeIntentRequest {
+	r := &pb.SetNodeIntentRequest{Id: uint32(id), Intent: nodeIntents.ToProto(c.Intent), Until: TimeToProto(c.Until)}
+	if c.From != storage.IntentServe {
+		r.From = nodeIntents.ToProto(c.From)
+	}
+	return r
+}
+
+// ActionToProto returns what a is in messages.
+func ActionToProto(a NodeAction) pb.NodeAction { return nodeActions.ToProto(a) }
+
+// NodePlanToProto is the inverse of NodePlanFromProto.
+func NodePlanToProto(p NodePlan) *pb.NodePlan {
+	return &pb.NodePlan{Action: nodeActions.ToProto(p.Action), Id: uint32(p.Node), Name: p.Name, Refused: p.Refused, Volumes: p.Volumes,
+		StoppedGroups: Each(p.Stopped, groupToProto), ThinnerGroups: Each(p.Thinner, groupToProto),
+		Moves: Each(p.Moves, func(m NodeMove) *pb.NodeMove {
+			return &pb.NodeMove{Group: uint32(m.Group), Bytes: m.Bytes, To: uint32(m.To), ToName: m.ToName, Why: m.Why}
+		})}
+}
+
+// NodePlanFromProto reads a message; absent fields are zero values.
+func NodePlanFromProto(p *pb.NodePlan) NodePlan {
+	return NodePlan{Action: nodeActions.FromProto(p.GetAction()), Node: storage.NodeID(p.GetId()), Name: p.GetName(), Refused: p.GetRefused(), Volumes: p.GetVolumes(),
+		Stopped: Each(p.GetStoppedGroups(), groupFromProto), Thinner: Each(p.GetThinnerGroups(), groupFromProto),
+		Moves: Each(p.GetMoves(), func(m *pb.NodeMove) NodeMove {
+			return NodeMove{Group: storage.GroupID(m.GetGroup()), Bytes: m.GetBytes(), To: storage.NodeID(m.GetTo()), ToName: m.GetToName(), Why: m.GetWhy()}
+		})}
+}
+
+func groupToProto(g storage.GroupID) uint32   { return uint32(g) }
+func groupFromProto(g uint32) storage.GroupID { return storage.GroupID(g) }
 
 func storeToProto(s Store) *pb.Store {
 	return &pb.Store{Id: s.ID.String(), State: storeStates.ToProto(s.State), CapacityBytes: s.CapacityBytes,

@@ -46,7 +46,7 @@ func fill(v reflect.Value, n *int) {
 		}
 	case reflect.String:
 		v.SetString(map[reflect.Type]string{
-			reflect.TypeFor[storage.VolumeState](): string(storage.VolumeDeleting), reflect.TypeFor[storage.NodeState](): string(storage.NodeDraining),
+			reflect.TypeFor[storage.VolumeState](): string(storage.VolumeDeleting), reflect.TypeFor[storage.NodeState](): string(storage.NodeSuspect), reflect.TypeFor[storage.NodeIntent](): string(storage.IntentMaintenance),
 			reflect.TypeFor[StoreState](): string(StoreFull), reflect.TypeFor[storage.CompactionState](): string(storage.CompactionBehind), reflect.TypeFor[storage.ReplicaRole](): string(storage.RolePulling),
 			reflect.TypeFor[Health](): string(HealthCritical), reflect.TypeFor[TaskKind](): string(TaskBalance),
 			reflect.TypeFor[storage.Access](): string(storage.AccessShared), reflect.TypeFor[storage.HolderKind](): string(storage.HolderHost),

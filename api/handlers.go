@@ -180,6 +180,38 @@ func (s *nodes) Remove(ctx context.Context, r *pb.RemoveNodeRequest) (*pb.Remove
 	return &pb.RemoveNodeResponse{}, s.cluster.RemoveNode(ctx, storage.NodeID(r.GetId()))
 }
 
+// SetIntent implements pb.NodesServer.
+func (s *nodes) SetIntent(ctx context.Context, r *pb.SetNodeIntentRequest) (*pb.SetNodeIntentResponse, error) {
+	const op = "set intent"
+	fail := func(text string) (*pb.SetNodeIntentResponse, error) {
+		return nil, storage.E(op, storage.KindInvalid, "node "+storage.NodeID(r.GetId()).String(), errors.New(text))
+	}
+	change := IntentChange{Intent: nodeIntents.FromProto(r.GetIntent()), Until: TimeFromProto(r.GetUntil()), From: intentFromProto(r.GetFrom())}
+	switch {
+	case r.GetId() == 0:
+		return nil, storage.E(op, storage.KindInvalid, "", errors.New("the request names no node; give its id"))
+	case change.Intent == enumUnknown || change.From == enumUnknown:
+		return fail("the request does not say what is wanted of the node, or this version does not know it")
+	case (change.Intent == storage.IntentMaintenance) == change.Until.IsZero():
+		return fail("maintenance has an end (until), and nothing else has")
+	}
+	return &pb.SetNodeIntentResponse{}, s.cluster.SetNodeIntent(ctx, storage.NodeID(r.GetId()), change)
+}
+
+// Plan implements pb.NodesServer.
+func (s *nodes) Plan(ctx context.Context, r *pb.PlanNodeRequest) (*pb.PlanNodeResponse, error) {
+	action := nodeActions.FromProto(r.GetAction())
+	if action == enumUnknown {
+		return nil, storage.E("plan", storage.KindInvalid, "node "+clip(strconv.Quote(r.GetNode())), errors.New("the request names no action that this version knows"))
+	}
+	n, err := s.find(ctx, "plan", r.GetNode())
+	if err != nil {
+		return nil, err
+	}
+	p, err := s.cluster.PlanNode(ctx, n.ID, action)
+	return &pb.PlanNodeResponse{Plan: NodePlanToProto(p)}, err
+}
+
 // What a reference to a node may begin with, to say which of the two it is. No name has a colon.
 const (
 	nodeName = "name:"

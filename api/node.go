@@ -91,3 +91,55 @@ const (
 	// StoreUnknown: its node was not heard; how much is used and free is not known.
 	StoreUnknown StoreState = "unknown"
 )
+
+// IntentChange says what is wanted of a node.
+type IntentChange struct {
+	Intent storage.NodeIntent
+	Until  time.Time // of maintenance
+	// From, if it is set, must be what is wanted of the node now.
+	From storage.NodeIntent
+}
+
+// NodeAction is what may be planned for a node.
+type NodeAction string
+
+// The actions.
+const (
+	ActDrain       NodeAction = "drain"
+	ActMaintenance NodeAction = "maintenance"
+	ActRemove      NodeAction = "remove"
+)
+
+// NodePlan is what an action would do to a node, as things are.
+type NodePlan struct {
+	Action NodeAction
+	Node   storage.NodeID
+	Name   string
+	// Refused says why it would be refused, and what to do first; empty: it would not.
+	Refused string
+	// Moves says where the node's replicas would go, by group; none for maintenance.
+	Moves []NodeMove
+	// Stopped are groups without a majority while the node is down, Thinner those that go on with one working copy fewer.
+	Stopped, Thinner []storage.GroupID
+	// Volumes are attached through the node by plain NBD clients.
+	Volumes []string
+}
+
+// Bytes is how many bytes would move, as far as that is known.
+func (p NodePlan) Bytes() (n int64) {
+	for _, m := range p.Moves {
+		if m.To != 0 {
+			n += m.Bytes
+		}
+	}
+	return n
+}
+
+// NodeMove is where one replica would go.
+type NodeMove struct {
+	Group  storage.GroupID
+	Bytes  int64          // that live in the group; 0: not known
+	To     storage.NodeID // 0: nowhere, and Why says why
+	ToName string
+	Why    string
+}

@@ -452,18 +452,22 @@ func ignoreGone(err error) error {
 	return err
 }
 
-// clients: three of one volume, all by way of one node, and each by way of its own.
+// clients: three, each with a volume of its own, all by way of one node, and each by way of its own.
 func (r *scaleRun) clients(ctx context.Context) ([]scaleRow, error) {
-	t, err := r.one(ctx, false)
-	if err != nil {
+	if err := r.start(ctx); err != nil {
 		return nil, err
 	}
-	spread := make([]target, 3)
-	for i := range spread {
-		spread[i] = target{uri: export(r.cluster.Node(i), volumeName), sizeBytes: t.sizeBytes}
+	together, spread := make([]target, 3), make([]target, 3)
+	for i := range together {
+		name := fmt.Sprintf("of-client-%d", i)
+		t, err := r.volume(ctx, name, r.sizeBytes/int64(len(together))/mib*mib, 0)
+		if err != nil {
+			return nil, err
+		}
+		together[i], spread[i] = t, target{uri: export(r.cluster.Node(i), name), sizeBytes: t.sizeBytes}
 	}
 	l := load{rw: "randwrite", blockBytes: 4 * kib, depth: 16}
-	return r.measure(ctx, []point{r.point(1, l, t, t, t), r.point(3, l, spread...)})
+	return r.measure(ctx, []point{r.point(1, l, together...), r.point(3, l, spread...)})
 }
 
 func (r *scaleRun) groups(ctx context.Context) ([]scaleRow, error) {

@@ -37,6 +37,7 @@ type state struct {
 	removed        map[storage.NodeID]bool
 	groups         []api.Group
 	status         api.Status
+	plan           api.NodePlan
 	calls          int
 	fault          func(call int) error
 }
@@ -313,6 +314,55 @@ func (c *Cluster) Nodes(ctx context.Context) ([]api.Node, error) {
 		}
 		return slices.SortedFunc(slices.Values(list), func(a, b api.Node) int { return cmp.Compare(a.ID, b.ID) }), nil
 	})
+}
+
+// SetNodeIntent implements api.Cluster.
+func (c *Cluster) SetNodeIntent(ctx context.Context, id storage.NodeID, change api.IntentChange) error {
+	const op = "set intent"
+	return c.do(ctx, op, func() error {
+		n, err := c.node(op, id)
+		switch {
+		case err != nil:
+			return err
+		case n.Intent == change.Intent && n.IntentUntil.Equal(change.Until):
+			return nil
+		case change.From != storage.IntentServe && n.Intent != change.From:
+			return storage.E(op, storage.KindConflict, "node "+n.Name, fmt.Errorf("it is not %s", change.From))
+		case change.Intent == storage.IntentMaintenance && n.Intent == storage.IntentDrain:
+			return storage.E(op, storage.KindConflict, "node "+n.Name, fmt.Errorf("it is draining; end that first with `storagectl node undrain %s`", n.Name))
+		}
+		n.Intent, n.IntentUntil = change.Intent, change.Until
+		return nil
+	})
+}
+
+// PlanNode implements api.Cluster. In memory nothing moves; the plan is the one that SetPlan has set.
+func (c *Cluster) PlanNode(ctx context.Context, id storage.NodeID, action api.NodeAction) (api.NodePlan, error) {
+	return call(ctx, c, "plan", func() (api.NodePlan, error) {
+		n, err := c.node("plan", id)
+		if err != nil {
+			return api.NodePlan{}, err
+		}
+		p := c.plan
+		p.Action, p.Node, p.Name = action, n.ID, n.Name
+		return p, nil
+	})
+}
+
+// SetPlan sets what PlanNode answers, but for the action and the node.
+func (c *Cluster) SetPlan(p api.NodePlan) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.plan = p
+}
+
+// node returns the node of an id. mu is held.
+func (c *Cluster) node(op string, id storage.NodeID) (*api.Node, error) {
+	at := slices.IndexFunc(c.nodes, func(n api.Node) bool { return n.ID == id })
+	if at < 0 {
+		return nil, storage.E(op, storage.KindNotFound, "node "+id.String(), errors.New("there is no such node"))
+	}
+	return &c.nodes[at], nil
 }
 
 // RemoveNode implements api.Cluster.

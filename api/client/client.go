@@ -431,6 +431,19 @@ func (c *Client) Node(ctx context.Context, nameOrID string) (api.Node, error) {
 	return api.NodeFromProto(answer.GetNode()), err
 }
 
+// SetNodeIntent implements api.Cluster.
+func (c *Client) SetNodeIntent(ctx context.Context, id storage.NodeID, change api.IntentChange) error {
+	_, err := call(ctx, c, "set intent", "node "+id.String(), pb.NewNodesClient, pb.NodesClient.SetIntent, api.IntentToProto(id, change))
+	return err
+}
+
+// PlanNode implements api.Cluster.
+func (c *Client) PlanNode(ctx context.Context, id storage.NodeID, action api.NodeAction) (api.NodePlan, error) {
+	answer, err := call(ctx, c, "plan", "node "+id.String(), pb.NewNodesClient, pb.NodesClient.Plan,
+		&pb.PlanNodeRequest{Node: "id:" + id.String(), Action: api.ActionToProto(action)})
+	return api.NodePlanFromProto(answer.GetPlan()), err
+}
+
 // RemoveNode implements api.Cluster.
 func (c *Client) RemoveNode(ctx context.Context, id storage.NodeID) error {
 	_, err := call(ctx, c, "remove", "node "+id.String(), pb.NewNodesClient, pb.NodesClient.Remove, &pb.RemoveNodeRequest{Id: uint32(id)})

@@ -84,7 +84,7 @@ func TestSchemaIsStable(t *testing.T) {
 		name  string
 		value any
 	}{
-		{"volume", volumeView{}}, {"node", nodeView{}}, {"group", groupView{}}, {"status", statusView{}},
+		{"volume", volumeView{}}, {"node", nodeView{}}, {"node plan", planView{}}, {"group", groupView{}}, {"status", statusView{}},
 		{"version", versionView{}}, {"transfer", transferView{}}, {"bench", benchView{}}, {"error", errorView{}}, {"host attachment", host.Attachment{}},
 	} {
 		describe(&got, v.name, reflect.TypeOf(v.value))

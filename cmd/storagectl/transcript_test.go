@@ -117,6 +117,13 @@ func (s *transcript) directive(words []string) {
 		s.session(words[1], words[2])
 	case "close": // VOLUME: all clients disconnect
 		s.cluster.Close(words[1])
+	case "plan": // free, or refused: what becomes of a node
+		p := api.NodePlan{Moves: []api.NodeMove{{Group: 1, Bytes: 3 << 30, To: 3, ToName: "c"}, {Group: 2, Why: "no store for another replica: 3 nodes hold one already, and no other is up with room"}},
+			Stopped: []storage.GroupID{2}, Thinner: []storage.GroupID{1}, Volumes: []string{"db"}}
+		if words[1] == "refused" {
+			p = api.NodePlan{Refused: "2 other nodes would remain for groups of 3 replicas; join another node first"}
+		}
+		s.cluster.SetPlan(p)
 	case "forward": // DURATION: time passes
 		d, err := time.ParseDuration(words[1])
 		if err != nil {

@@ -79,6 +79,10 @@ type nodeView struct {
 	FreeBytes     *int64      `json:"free_bytes,omitempty"`
 	Stores        []storeView `json:"stores"`
 	SeenAt        *time.Time  `json:"seen_at,omitempty"`
+	// What people want of it: drain, maintenance or nothing, and when maintenance ends.
+	Intent      storage.NodeIntent `json:"intent,omitempty"`
+	IntentUntil *time.Time         `json:"intent_until,omitempty"`
+	SilentSince *time.Time         `json:"silent_since,omitempty"`
 }
 
 type addresses struct {
@@ -118,7 +122,7 @@ func viewNode(n api.Node) nodeView {
 		ID: uint32(n.ID), Name: n.Name, Zone: n.Zone, State: string(n.State), Version: known(n.Heard(), n.Version),
 		Addresses: addresses(n.Addrs), Replicas: known(n.Heard(), n.Replicas), Leaders: known(n.Heard(), n.Leaders),
 		CapacityBytes: n.CapacityBytes(), UsedBytes: known(n.SpaceKnown(), n.UsedBytes()), FreeBytes: known(n.SpaceKnown(), n.FreeBytes()),
-		SeenAt: viewTime(n.SeenAt),
+		SeenAt: viewTime(n.SeenAt), Intent: n.Intent, IntentUntil: viewTime(n.IntentUntil), SilentSince: viewTime(n.SilentSince),
 		Stores: views(n.Stores, func(s api.Store) storeView {
 			heard := s.State != api.StoreUnknown
 			return storeView{ID: s.ID.String(), State: string(s.State), CapacityBytes: s.CapacityBytes,
@@ -126,6 +130,36 @@ func viewNode(n api.Node) nodeView {
 				Scrub: known(s.Scrub.Known(), viewScrub(s.Scrub))}
 		}),
 	}
+}
+
+// planView is api.NodePlan.
+type planView struct {
+	Action        string     `json:"action"`
+	Node          uint32     `json:"node"`
+	Name          string     `json:"name"`
+	Refused       string     `json:"refused,omitempty"` // why it would be
+	Bytes         int64      `json:"bytes"`
+	Moves         []moveView `json:"moves"`
+	StoppedGroups []uint32   `json:"stopped_groups"`
+	ThinnerGroups []uint32   `json:"thinner_groups"`
+	Volumes       []string   `json:"volumes"`
+}
+
+type moveView struct {
+	Group  uint32 `json:"group"`
+	Bytes  int64  `json:"bytes"`
+	To     uint32 `json:"to"` // 0: nowhere
+	ToName string `json:"to_name,omitempty"`
+	Why    string `json:"why,omitempty"`
+}
+
+func viewPlan(p api.NodePlan) planView {
+	id := func(g storage.GroupID) uint32 { return uint32(g) }
+	return planView{Action: string(p.Action), Node: uint32(p.Node), Name: p.Name, Refused: p.Refused, Bytes: p.Bytes(),
+		Moves: views(p.Moves, func(m api.NodeMove) moveView {
+			return moveView{uint32(m.Group), m.Bytes, uint32(m.To), m.ToName, m.Why}
+		}),
+		StoppedGroups: views(p.Stopped, id), ThinnerGroups: views(p.Thinner, id), Volumes: views(p.Volumes, func(v string) string { return v })}
 }
 
 type groupView struct {

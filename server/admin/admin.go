@@ -207,6 +207,21 @@ func (c *Cluster) Upgrade(ctx context.Context, version int) (inForce int, err er
 	return inForce, err
 }
 
+// SetNodeIntent implements api.Cluster.
+func (c *Cluster) SetNodeIntent(ctx context.Context, id storage.NodeID, change api.IntentChange) error {
+	const op = "set intent"
+	if left := time.Until(change.Until); change.Intent == storage.IntentMaintenance && (left <= 0 || left > catalog.MaxMaintenance) {
+		return storage.E(op, storage.KindInvalid, "node "+id.String(), fmt.Errorf("maintenance would end in %v; choose more than nothing, and at most %v",
+			left.Round(time.Second), catalog.MaxMaintenance))
+	}
+	_, err := c.propose(ctx, catalog.SetNodeIntent{Node: id, Intent: change.Intent, Until: change.Until.UTC(), From: change.From})
+	var e *storage.Error
+	if errors.As(err, &e) && e.Op == "set node intent" { // say what was asked for
+		return storage.E(op, e.Kind, e.Subject, e.Err)
+	}
+	return err
+}
+
 // RemoveNode implements api.Cluster.
 func (c *Cluster) RemoveNode(ctx context.Context, id storage.NodeID) error {
 	_, err := c.propose(ctx, catalog.SetNodeState{Node: id, State: storage.NodeRemoved})

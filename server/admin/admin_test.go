@@ -3,6 +3,7 @@ package admin
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -213,6 +214,57 @@ func TestRemoveNode(t *testing.T) {
 	}
 	if err := c.RemoveNode(t.Context(), 9); !errors.Is(err, storage.ErrNotFound) {
 		t.Errorf("a node that is not there: %v", err)
+	}
+}
+
+// TestIntents: what is refused is told in the words of the request, and a plan says the same beforehand; it changes nothing.
+func TestIntents(t *testing.T) {
+	c, state := newCluster(t)
+	refused := func(id storage.NodeID, change api.IntentChange, kind storage.Kind) {
+		t.Helper()
+		var e *storage.Error
+		if err := c.SetNodeIntent(t.Context(), id, change); !errors.As(err, &e) || e.Op != "set intent" || e.Kind != kind {
+			t.Errorf("%+v of node %v: %v", change, id, err)
+		}
+	}
+	intent := func() storage.NodeIntent {
+		n, _ := state.Leader.Node(1)
+		return n.Intent
+	}
+	refused(1, api.IntentChange{Intent: storage.IntentDrain}, storage.KindConflict) // it is the only one
+	refused(9, api.IntentChange{Intent: storage.IntentDrain}, storage.KindNotFound)
+	maintenance := func(d time.Duration) api.IntentChange {
+		return api.IntentChange{Intent: storage.IntentMaintenance, Until: time.Now().Add(d)}
+	}
+	refused(1, maintenance(-time.Second), storage.KindInvalid)
+	refused(1, maintenance(catalog.MaxMaintenance+time.Hour), storage.KindInvalid)
+	for action, want := range map[api.NodeAction]string{api.ActDrain: "join another node", api.ActMaintenance: "", api.ActRemove: "storagectl node drain"} {
+		p, err := c.PlanNode(t.Context(), 1, action)
+		if err != nil || p.Action != action || p.Node != 1 || (want == "") != (p.Refused == "") || !strings.Contains(p.Refused, want) {
+			t.Errorf("plan to %s: %+v, %v", action, p, err)
+		}
+		if moves := len(p.Moves); action != api.ActMaintenance && moves != 2 || action == api.ActMaintenance && (moves != 0 || len(p.Stopped) != 2) {
+			t.Errorf("plan to %s: %+v", action, p)
+		}
+	}
+	if _, err := c.PlanNode(t.Context(), 9, api.ActDrain); !errors.Is(err, storage.ErrNotFound) {
+		t.Errorf("a plan for a node that is not there: %v", err)
+	}
+	if intent() != storage.IntentServe {
+		t.Errorf("a plan was carried out: %s", intent())
+	}
+	if err := c.SetNodeIntent(t.Context(), 1, maintenance(time.Hour)); err != nil || intent() != storage.IntentMaintenance {
+		t.Errorf("the node is to %q: %v", intent(), err)
+	}
+	if nodes, err := c.Nodes(t.Context()); err != nil || nodes[0].Intent != storage.IntentMaintenance {
+		t.Errorf("%+v, %v", nodes, err)
+	}
+	if err := c.SetNodeIntent(t.Context(), 1, api.IntentChange{From: storage.IntentMaintenance}); err != nil || intent() != storage.IntentServe {
+		t.Errorf("the node is to %q: %v", intent(), err)
+	}
+	state.Down = errors.New("nobody leads")
+	if _, err := c.PlanNode(t.Context(), 1, api.ActDrain); !errors.Is(err, storage.ErrUnavailable) {
+		t.Errorf("a plan without a leader: %v", err)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	storage "github.com/storaged/storaged"
 )
@@ -91,8 +92,8 @@ func (c UpdateNode) apply(s *State, res *Result) error {
 		}
 	}
 	res.Node = c.Node
-	n := storage.Node{ID: c.Node, Name: c.Name, Zone: c.Zone, Addrs: c.Addrs, Stores: slices.Clone(c.Stores), State: old.State,
-		AddedAt: old.AddedAt}
+	n := *old
+	n.Name, n.Zone, n.Addrs, n.Stores = c.Name, c.Zone, c.Addrs, slices.Clone(c.Stores)
 	if n.Name == old.Name && n.Zone == old.Zone && n.Addrs == old.Addrs && slices.Equal(n.Stores, old.Stores) {
 		return nil
 	}
@@ -143,24 +144,74 @@ func (c SetNodeState) apply(s *State, res *Result) error {
 	}
 	n := old.Clone()
 	n.State = c.State
+	switch {
+	case c.State == storage.NodeUp || c.State == storage.NodeRemoved:
+		n.SilentSince = time.Time{}
+	case n.SilentSince.IsZero(): // suspect before it is down: the silence is one
+		n.SilentSince = c.Since.UTC()
+	}
+	if c.State == storage.NodeRemoved {
+		n.Intent, n.IntentUntil = storage.IntentServe, time.Time{}
+	}
 	s.putNode(n)
 	return nil
+}
+
+func (c SetNodeIntent) apply(s *State, res *Result) error {
+	const op = "set node intent"
+	old, ok := s.nodes[c.Node]
+	if !ok {
+		return refuse(op, storage.KindNotFound, "node "+c.Node.String(), "there is no such node")
+	}
+	res.Node = c.Node
+	if old.Intent == c.Intent && old.IntentUntil.Equal(c.Until) {
+		return nil
+	}
+	if err := s.IntentAllowed(op, old, c); err != nil {
+		return err
+	}
+	n := old.Clone()
+	n.Intent, n.IntentUntil = c.Intent, c.Until.UTC()
+	s.putNode(n)
+	return nil
+}
+
+// IntentAllowed returns why people may not want that of the node now.
+func (s *State) IntentAllowed(op string, n *storage.Node, c SetNodeIntent) error {
+	subject := "node " + n.Name
+	switch {
+	case n.State == storage.NodeRemoved:
+		return refuse(op, storage.KindConflict, subject, "it was removed for ever")
+	case c.From != storage.IntentServe && n.Intent != c.From:
+		return refuse(op, storage.KindConflict, subject, "it is not %s%s", c.From, otherIntent(n.Intent))
+	case !c.Ended.IsZero() && !n.IntentUntil.Equal(c.Ended):
+		return refuse(op, storage.KindConflict, subject, "its maintenance has another end by now")
+	case c.Intent == storage.IntentMaintenance && n.Intent == storage.IntentDrain:
+		return refuse(op, storage.KindConflict, subject, "it is draining; end that first with `storagectl node undrain %s`", n.Name)
+	case c.Intent == storage.IntentDrain:
+		return s.mayDrain(op, subject, n)
+	}
+	return nil
+}
+
+func otherIntent(i storage.NodeIntent) string {
+	if i == storage.IntentServe {
+		return ""
+	}
+	return ", but " + i.String()
 }
 
 func (s *State) stateAllowed(op, subject string, n *storage.Node, to storage.NodeState) error {
 	switch {
 	case n.State == storage.NodeRemoved:
 		return refuse(op, storage.KindConflict, subject, "it was removed for ever; join it anew with an empty data directory")
-	case n.State == storage.NodeDraining && to != storage.NodeUp && to != storage.NodeRemoved:
-		return refuse(op, storage.KindConflict, subject, "it is draining; end that first by setting it up")
-	case to == storage.NodeDraining:
-		return s.mayDrain(op, subject, n)
 	case to == storage.NodeRemoved:
 		return s.mayRemove(op, subject, n)
 	}
 	return nil
 }
 
+// mayDrain lets a node drain when the others can hold as many replicas of everything as there are now.
 func (s *State) mayDrain(op, subject string, n *storage.Node) error {
 	remaining := 0
 	for _, x := range s.nodes {
@@ -168,7 +219,7 @@ func (s *State) mayDrain(op, subject string, n *storage.Node) error {
 			remaining++
 		}
 	}
-	need := 1
+	need := s.cluster.Wanted(remaining + 1)
 	for _, g := range s.groups {
 		if _, ok := g.OnNode(n.ID); ok {
 			need = max(need, g.Count(storage.RoleVoter))
@@ -176,27 +227,32 @@ func (s *State) mayDrain(op, subject string, n *storage.Node) error {
 	}
 	if remaining < need {
 		return refuse(op, storage.KindConflict, subject,
-			"%d other nodes would remain for groups of %d replicas; join another node first", remaining, need)
+			"%d other nodes would remain for groups of %d replicas; join another node first. To stop it for a while, use `storagectl node maintenance %s`",
+			remaining, need, n.Name)
 	}
 	return nil
+}
+
+// RemovalAllowed returns why a node may not be removed now.
+func (s *State) RemovalAllowed(op string, n *storage.Node) error {
+	return s.stateAllowed(op, "node "+n.Name, n, storage.NodeRemoved)
 }
 
 // mayRemove lets a drained node go when it holds nothing any more. It lets a node that is down go when every group on
 // it has a majority of its voters elsewhere, on nodes that are up: the group's leader can then replace what was on
 // the node.
 func (s *State) mayRemove(op, subject string, n *storage.Node) error {
-	switch n.State {
-	case storage.NodeDraining:
-		if groups := s.groupsOnNode(n); len(groups) > 0 {
-			return refuse(op, storage.KindConflict, subject, "it holds replicas of groups %s; wait until they have moved",
-				listGroups(groups))
-		}
+	groups := s.groupsOnNode(n)
+	switch {
+	case n.Intent == storage.IntentDrain && len(groups) == 0:
 		return nil
-	case storage.NodeDown:
+	case n.State == storage.NodeDown: // also one that drains: it may never come back
 		return s.mayLose(op, subject, n)
+	case n.Intent == storage.IntentDrain:
+		return refuse(op, storage.KindConflict, subject, "it holds replicas of groups %s; wait until they have moved", listGroups(groups))
 	}
-	return refuse(op, storage.KindConflict, subject,
-		"it is %s; stop storaged there for good and wait until the node is shown as down", n.State)
+	return refuse(op, storage.KindConflict, subject, "it is %s; drain it with `storagectl node drain %s`, or stop storaged there for good and wait until the node is shown as down",
+		n.State, n.Name)
 }
 
 func (s *State) groupsOnNode(n *storage.Node) []storage.GroupID {
@@ -224,7 +280,7 @@ func (s *State) mayLose(op, subject string, n *storage.Node) error {
 			voters++
 			switch on := s.nodes[r.Node]; {
 			case r.Node == n.ID || r.Role == storage.RoleLeaving:
-			case on.State == storage.NodeUp || on.State == storage.NodeDraining:
+			case on.State == storage.NodeUp:
 				up++
 			default:
 				need[on.Name] = true

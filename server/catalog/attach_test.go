@@ -184,11 +184,11 @@ func TestClientsOfSilentNodesGiveWay(t *testing.T) {
 	two := Attach{Volume: storage.ByName("v"), Holder: storage.NBDHolder(n2, "n2", false), Access: storage.AccessExclusive, At: testTime}
 	f.ok(one)
 	f.refused(two, storage.KindConflict, "NBD clients of node n1")
-	f.ok(SetNodeState{n1, "", storage.NodeSuspect})
+	f.ok(SetNodeState{Node: n1, State: storage.NodeSuspect})
 	if r := f.ok(two); r.Volume.Generation != 2 || r.Volume.Fenced != 1 {
 		t.Fatalf("a suspect node's clients were not fenced: %+v", r.Volume)
 	}
-	f.ok(SetNodeState{n1, "", storage.NodeUp})
+	f.ok(SetNodeState{Node: n1, State: storage.NodeUp})
 	f.refused(one, storage.KindConflict, "NBD clients of node n2")
 
 	f.fence()

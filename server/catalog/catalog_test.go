@@ -162,19 +162,19 @@ func TestRemoveLostNode(t *testing.T) {
 	f := newFixture(t)
 	n1, n2, n3 := f.node(1), f.node(2), f.node(3)
 	f.group(1)
-	f.ok(SetNodeState{n1, "", storage.NodeDown})
-	f.refused(SetNodeState{n1, "", storage.NodeRemoved}, storage.KindConflict, "only copy of groups 1", "data directory")
-	f.ok(SetNodeState{n1, "", storage.NodeUp})
+	f.ok(SetNodeState{Node: n1, State: storage.NodeDown})
+	f.refused(SetNodeState{Node: n1, State: storage.NodeRemoved}, storage.KindConflict, "only copy of groups 1", "data directory")
+	f.ok(SetNodeState{Node: n1, State: storage.NodeUp})
 	for i, n := range []storage.NodeID{n2, n3} {
 		key := f.ok(PlanReplica{1, n, storeID(byte(i + 2))}).Replica
 		f.ok(SetReplica{Group: 1, Key: key, Role: storage.RoleVoter})
 	}
-	f.refused(SetNodeState{n3, "", storage.NodeRemoved}, storage.KindConflict, "it is up", "down")
-	f.ok(SetNodeState{n2, "", storage.NodeDown})
-	f.ok(SetNodeState{n3, "", storage.NodeDown})
-	f.refused(SetNodeState{n3, "", storage.NodeRemoved}, storage.KindConflict, "no majority", "start node n2 first")
-	f.ok(SetNodeState{n2, "", storage.NodeUp})
-	f.ok(SetNodeState{n3, "", storage.NodeRemoved})
+	f.refused(SetNodeState{Node: n3, State: storage.NodeRemoved}, storage.KindConflict, "it is up", "down")
+	f.ok(SetNodeState{Node: n2, State: storage.NodeDown})
+	f.ok(SetNodeState{Node: n3, State: storage.NodeDown})
+	f.refused(SetNodeState{Node: n3, State: storage.NodeRemoved}, storage.KindConflict, "no majority", "start node n2 first")
+	f.ok(SetNodeState{Node: n2, State: storage.NodeUp})
+	f.ok(SetNodeState{Node: n3, State: storage.NodeRemoved})
 	if g, _ := f.s.Group(1); len(g.Replicas) != 3 {
 		t.Errorf("replicas %v; they leave one step at a time", g.Replicas)
 	}
@@ -188,28 +188,107 @@ func TestNodeStates(t *testing.T) {
 	f := newFixture(t)
 	n1, n2 := f.node(1), f.node(2)
 	f.group(1)
-	f.ok(SetNodeState{n1, storage.NodeUp, storage.NodeSuspect})
-	f.refused(SetNodeState{n1, storage.NodeUp, storage.NodeDown}, storage.KindConflict, "it is suspect")
-	f.ok(SetNodeState{n1, "", storage.NodeDown})
-	f.refused(SetNodeState{n1, "", storage.NodeRemoved}, storage.KindConflict, "groups 1")
-	f.ok(SetNodeState{n1, "", storage.NodeUp})
-	f.refused(SetNodeState{n1, "", storage.NodeRemoved}, storage.KindConflict, "down")
-	f.ok(SetNodeState{n1, "", storage.NodeDraining})
-	f.refused(SetNodeState{n1, "", storage.NodeDown}, storage.KindConflict, "draining")
-	f.refused(SetNodeState{n2, "", storage.NodeDraining}, storage.KindConflict, "join another node")
-	f.refused(SetNodeState{9, "", storage.NodeUp}, storage.KindNotFound)
-	f.refused(SetNodeState{n1, "", "asleep"}, storage.KindInvalid)
+	f.ok(SetNodeState{Node: n1, From: storage.NodeUp, State: storage.NodeSuspect})
+	f.refused(SetNodeState{Node: n1, From: storage.NodeUp, State: storage.NodeDown}, storage.KindConflict, "it is suspect")
+	f.ok(SetNodeState{Node: n1, State: storage.NodeDown})
+	f.refused(SetNodeState{Node: n1, State: storage.NodeRemoved}, storage.KindConflict, "groups 1")
+	f.ok(SetNodeState{Node: n1, State: storage.NodeUp})
+	f.refused(SetNodeState{Node: n1, State: storage.NodeRemoved}, storage.KindConflict, "down")
+	f.refused(SetNodeState{Node: n1, State: "draining"}, storage.KindInvalid)
+	drain := SetNodeIntent{Node: n1, Intent: storage.IntentDrain}
+	f.ok(drain)
+	f.refused(SetNodeIntent{Node: n2, Intent: storage.IntentDrain}, storage.KindConflict, "join another node", "maintenance n2")
+	f.refused(SetNodeState{Node: n1, State: storage.NodeRemoved}, storage.KindConflict, "groups 1", "have moved")
+	f.ok(SetNodeState{Node: n1, State: storage.NodeDown}) // it drains all the same
+	f.refused(SetNodeState{Node: n1, State: storage.NodeRemoved}, storage.KindConflict, "only copy of groups 1")
+	f.ok(SetNodeState{Node: n1, State: storage.NodeUp})
+	f.refused(SetNodeState{Node: 9, State: storage.NodeUp}, storage.KindNotFound)
+	f.refused(SetNodeState{Node: n1, State: "asleep"}, storage.KindInvalid)
 
 	g, _ := f.s.Group(1)
 	key := f.ok(PlanReplica{1, n2, storeID(2)}).Replica
 	f.ok(SetReplica{Group: 1, Key: key, Role: storage.RoleVoter})
 	f.ok(SetReplica{Group: 1, Key: g.Replicas[0].Key, Role: storage.RoleLeaving})
 	f.ok(RemoveReplica{1, g.Replicas[0].Key})
-	f.ok(SetNodeState{n1, "", storage.NodeRemoved})
-	f.refused(SetNodeState{n1, "", storage.NodeUp}, storage.KindConflict, "for ever")
+	f.ok(SetNodeState{Node: n1, State: storage.NodeRemoved}) // up, and empty
+	f.refused(drain, storage.KindConflict, "removed")
+	if n, _ := f.s.Node(n1); n.Intent != storage.IntentServe {
+		t.Errorf("a removed node is to %s", n.Intent)
+	}
+	f.refused(SetNodeState{Node: n1, State: storage.NodeUp}, storage.KindConflict, "for ever")
 	f.refused(AddNode{Addrs: storage.Addrs{Peer: "h:1"}, Stores: []storage.Store{{ID: storeID(1), CapacityBytes: 0}}}, storage.KindConflict,
 		"empty data directory")
 	f.ok(AddNode{Name: "n1", Addrs: storage.Addrs{Peer: "h:1"}, Stores: []storage.Store{{ID: storeID(3), CapacityBytes: 0}}}) // the name is free
+}
+
+// TestIntents: maintenance has an end, and what one person wants is not ended by what another did not know of.
+func TestIntents(t *testing.T) {
+	f := newFixture(t)
+	n1 := f.node(1)
+	f.node(2)
+	want := func(intent storage.NodeIntent, until time.Time) {
+		t.Helper()
+		if n, _ := f.s.Node(n1); n.Intent != intent || !n.IntentUntil.Equal(until) {
+			t.Errorf("the node is to %q until %v, want %q until %v", n.Intent, n.IntentUntil, intent, until)
+		}
+	}
+	end := testTime.Add(time.Hour)
+	maintain := SetNodeIntent{Node: n1, Intent: storage.IntentMaintenance, Until: end}
+	f.refused(SetNodeIntent{Node: n1, Intent: storage.IntentMaintenance}, storage.KindInvalid, "needs an end")
+	f.refused(SetNodeIntent{Node: n1, Intent: storage.IntentDrain, Until: end}, storage.KindInvalid, "only maintenance")
+	f.refused(SetNodeIntent{Node: n1, Intent: "sleep"}, storage.KindInvalid)
+	f.refused(SetNodeIntent{Node: 9, Intent: storage.IntentDrain}, storage.KindNotFound)
+	f.ok(maintain)
+	want(storage.IntentMaintenance, end)
+	longer := maintain
+	longer.Until = end.Add(time.Hour)
+	f.ok(longer)
+	f.refused(SetNodeIntent{Node: n1, From: storage.IntentMaintenance, Ended: end}, storage.KindConflict, "another end")
+	f.refused(SetNodeIntent{Node: n1, From: storage.IntentDrain}, storage.KindConflict, "not draining, but maintenance")
+	want(storage.IntentMaintenance, longer.Until)
+	f.ok(SetNodeIntent{Node: n1, Intent: storage.IntentDrain}) // it is not to come back after all
+	f.refused(maintain, storage.KindConflict, "undrain n1")
+	f.ok(SetNodeIntent{Node: n1, From: storage.IntentDrain})
+	f.ok(SetNodeIntent{Node: n1, From: storage.IntentDrain}) // again
+	want(storage.IntentServe, time.Time{})
+	f.ok(maintain)
+	f.ok(UpdateNode{Node: n1, Name: "n1", Addrs: storage.Addrs{Peer: "h:9"}, Stores: []storage.Store{{ID: storeID(1)}}}) // it starts anew
+	want(storage.IntentMaintenance, end)
+	f.ok(SetNodeIntent{Node: n1, From: storage.IntentMaintenance, Ended: end})
+	want(storage.IntentServe, time.Time{})
+}
+
+// TestDrainLeavesEnough: a node does not drain when the others could not hold as many copies as there are to be now, whether the groups have
+// grown to that already or not.
+func TestDrainLeavesEnough(t *testing.T) {
+	f := newFixture(t)
+	for i := range byte(3) {
+		f.node(i + 1)
+	}
+	f.group(1)
+	f.refused(SetNodeIntent{Node: 1, Intent: storage.IntentDrain}, storage.KindConflict, "2 other nodes would remain for groups of 3 replicas")
+	f.node(4)
+	f.ok(SetNodeIntent{Node: 1, Intent: storage.IntentDrain})
+	f.refused(SetNodeIntent{Node: 2, Intent: storage.IntentDrain}, storage.KindConflict, "2 other nodes would remain for groups of 3 replicas")
+}
+
+// TestSilence: the time since when a node is silent is that of its first silence, and ends when it is up.
+func TestSilence(t *testing.T) {
+	f := newFixture(t)
+	n := f.node(1)
+	since := func(want time.Time) {
+		t.Helper()
+		if n, _ := f.s.Node(n); !n.SilentSince.Equal(want) {
+			t.Errorf("silent since %v, want %v", n.SilentSince, want)
+		}
+	}
+	f.ok(SetNodeState{Node: n, State: storage.NodeSuspect, Since: testTime})
+	f.ok(SetNodeState{Node: n, State: storage.NodeDown, Since: testTime.Add(time.Minute)})
+	since(testTime)
+	f.ok(SetNodeState{Node: n, State: storage.NodeUp})
+	since(time.Time{})
+	f.ok(SetNodeState{Node: n, State: storage.NodeDown}) // by a leader of an earlier release
+	since(time.Time{})
 }
 
 func TestGroupsAndReplicas(t *testing.T) {
@@ -230,7 +309,7 @@ func TestGroupsAndReplicas(t *testing.T) {
 		t.Fatalf("planned %v, then %v", key, again)
 	}
 	f.refused(PlanReplica{1, n1, storeID(2)}, storage.KindConflict, "different nodes")
-	f.ok(SetNodeState{n3, "", storage.NodeSuspect})
+	f.ok(SetNodeState{Node: n3, State: storage.NodeSuspect})
 	f.refused(PlanReplica{1, n3, storeID(3)}, storage.KindConflict, "suspect")
 
 	g, _ := f.s.Group(1)

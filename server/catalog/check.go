@@ -150,10 +150,28 @@ func splitHostPort(a string) (host, port string, ok bool) {
 
 func (c SetNodeState) check() error {
 	switch c.State {
-	case storage.NodeUp, storage.NodeSuspect, storage.NodeDown, storage.NodeDraining, storage.NodeRemoved:
+	case storage.NodeUp, storage.NodeSuspect, storage.NodeDown, storage.NodeRemoved:
 		return nil
 	}
 	return invalid("set node state", "node "+c.Node.String(), "there is no state %q", string(c.State))
+}
+
+func (c SetNodeIntent) check() error {
+	const op = "set node intent"
+	subject := "node " + c.Node.String()
+	switch c.Intent {
+	case storage.IntentServe, storage.IntentDrain:
+		if !c.Until.IsZero() {
+			return invalid(op, subject, "only maintenance has an end")
+		}
+	case storage.IntentMaintenance:
+		if c.Until.IsZero() {
+			return invalid(op, subject, "maintenance needs an end")
+		}
+	default:
+		return invalid(op, subject, "there is no intent %q", string(c.Intent))
+	}
+	return nil
 }
 
 func (c AddGroup) check() error {

@@ -58,6 +58,18 @@ type SetNodeState struct {
 	Node  storage.NodeID    `json:"node"`
 	From  storage.NodeState `json:"from,omitempty"`
 	State storage.NodeState `json:"state"`
+	// Since is when a node that is silent was heard last; zero: not told. It came with version 8 of the rules.
+	Since time.Time `json:"since,omitzero"`
+}
+
+// SetNodeIntent records what people want of a node. With From it is refused when they want something else of it by now. Again: no change.
+type SetNodeIntent struct {
+	Node   storage.NodeID     `json:"node"`
+	Intent storage.NodeIntent `json:"intent"`         // empty: the node takes its part again
+	Until  time.Time          `json:"until,omitzero"` // of maintenance
+	From   storage.NodeIntent `json:"from,omitempty"`
+	// Ended is the end of the maintenance that is over; zero: any. A reconciler does not end one that was made longer meanwhile.
+	Ended time.Time `json:"ended,omitzero"`
 }
 
 // AddGroup makes group Group with one replica, a voter, on the store. Group is the id after the last one given
@@ -252,6 +264,7 @@ const (
 	nameDetach         = "detach"
 	nameSetFenced      = "set_fenced"
 	nameRaiseVersion   = "raise_version"
+	nameSetNodeIntent  = "set_node_intent"
 
 	nameBeginSnapshot  = "begin_snapshot"  // reserved: pause the gateways
 	nameCommitSnapshot = "commit_snapshot" // reserved: epoch e -> e+1
@@ -280,6 +293,7 @@ func (Attach) name() string          { return nameAttach }
 func (Detach) name() string          { return nameDetach }
 func (SetFenced) name() string       { return nameSetFenced }
 func (RaiseVersion) name() string    { return nameRaiseVersion }
+func (SetNodeIntent) name() string   { return nameSetNodeIntent }
 
 // envelope is the encoded form of a command.
 type envelope struct {
@@ -294,6 +308,9 @@ const versionRaise = 6
 // ProvisionVersion is the version that ProvisionPercent came with.
 const ProvisionVersion = 4
 
+// IntentVersion is the version that SetNodeIntent came with, and the time since when a node has been silent.
+const IntentVersion = 8
+
 // versionOf returns the lowest version of the rules that knows the command. A node with older rules says that it does not know the
 // command, and still takes the commands that were known before.
 func versionOf(c Command) int {
@@ -306,6 +323,12 @@ func versionOf(c Command) int {
 		return 5
 	case SetVolumeLimits:
 		return 2
+	case SetNodeIntent:
+		return IntentVersion
+	case SetNodeState:
+		if !c.Since.IsZero() {
+			return IntentVersion
+		}
 	case SetReplica:
 		if c.ConfigIndex != 0 {
 			return 3
@@ -495,6 +518,8 @@ func decodeBody(name string, body []byte) (Command, error) {
 		return decodeAs[SetFenced](body)
 	case nameRaiseVersion:
 		return decodeAs[RaiseVersion](body)
+	case nameSetNodeIntent:
+		return decodeAs[SetNodeIntent](body)
 	case nameBeginSnapshot, nameCommitSnapshot, nameAbortSnapshot:
 		return nil, storage.E("decode command", storage.KindUnsupported, name,
 			errors.New("this version has no such command yet; upgrade the node"))

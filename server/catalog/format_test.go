@@ -19,7 +19,7 @@ func TestGoldenJSON(t *testing.T) {
 	var got bytes.Buffer
 	for _, c := range []Command{InitCluster{}, AddNode{}, UpdateNode{}, SetNodeState{}, AddGroup{}, SetGroupReady{}, PlanReplica{}, SetReplica{},
 		RemoveReplica{}, CreateVolume{}, ResizeVolume{}, SetVolumeLimits{}, SetVolumeLabels{}, DeleteVolume{}, FinishDelete{}, Attach{}, Detach{}, SetFenced{},
-		OpenSession{}, CloseSession{}, ExpireSessions{}, RaiseVersion{}} {
+		OpenSession{}, CloseSession{}, ExpireSessions{}, RaiseVersion{}, SetNodeIntent{}} {
 		body, full := filled(t, reflect.TypeOf(c))
 		empty, err := json.Marshal(c)
 		if err != nil {

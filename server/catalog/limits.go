@@ -11,7 +11,8 @@ import "time"
 //	5  labels of volumes
 //	6  the version in force is raised by a command; stores of format 2
 //	7  stores of format 3
-const Version = 7
+//	8  what people want of a node (drain, maintenance), and since when it has been silent
+const Version = 8
 
 // BaseVersion is the newest version that may be used in a cluster that has never raised its own. All builds that run in such
 // clusters know it. What came later is refused until Cluster.Version says that every node knows it.
@@ -82,6 +83,9 @@ const (
 
 // Defaults of InitCluster.
 const (
+	// MaxMaintenance bounds how long a maintenance lasts: it ends by itself.
+	MaxMaintenance = 30 * 24 * time.Hour
+
 	// DefaultReplicas is the number of replicas of a group once there are nodes enough.
 	DefaultReplicas = 3
 	// DefaultGroups is the number of groups of a new cluster.

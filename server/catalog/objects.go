@@ -23,6 +23,12 @@ type Cluster struct {
 	CreatedAt        time.Time     `json:"created_at"`
 }
 
+// Wanted returns how many voters a group should have on so many nodes: the largest odd number up to Replicas.
+func (c Cluster) Wanted(nodes int) int { return OddAtMost(min(nodes, c.Replicas)) }
+
+// OddAtMost returns the largest odd number that is at most n, and at least 1.
+func OddAtMost(n int) int { return max(1, n-(n+1)%2) }
+
 // SessionState says whether a session may be used.
 type SessionState string
 

@@ -37,7 +37,7 @@ func randomCommand(t *rapid.T, s *State) Command {
 	holder := rapid.SampledFrom([]storage.Holder{{ID: "h", Kind: storage.HolderHost}, {ID: "g", Kind: storage.HolderHost}, storage.NBDHolder(1, "x", false),
 		storage.NBDHolder(2, "y", false), storage.NBDHolder(2, "y", true)}).Draw(t, "holder")
 	attachment := storage.AttachmentID(rapid.IntRange(0, 12).Draw(t, "attachment"))
-	switch rapid.IntRange(0, 27).Draw(t, "command") {
+	switch rapid.IntRange(0, 28).Draw(t, "command") {
 	case 0:
 		return InitCluster{Cluster{ID: storage.ClusterID{byte(small("cluster"))}, Version: rapid.IntRange(0, Version).Draw(t, "version"), CreatedAt: at}}
 	case 27:
@@ -47,7 +47,15 @@ func randomCommand(t *rapid.T, s *State) Command {
 	case 2:
 		return UpdateNode{Node: node, Name: name, Addrs: storage.Addrs{Peer: "h:2"}, Stores: stores}
 	case 3:
-		return SetNodeState{Node: node, State: rapid.SampledFrom([]storage.NodeState{storage.NodeUp, storage.NodeUp, storage.NodeSuspect, storage.NodeDown, storage.NodeDraining, storage.NodeRemoved}).Draw(t, "state")}
+		return SetNodeState{Node: node, State: rapid.SampledFrom([]storage.NodeState{storage.NodeUp, storage.NodeUp, storage.NodeSuspect, storage.NodeDown, storage.NodeRemoved}).Draw(t, "state"),
+			Since: rapid.SampledFrom([]time.Time{{}, at}).Draw(t, "since")}
+	case 28:
+		intent := rapid.SampledFrom([]storage.NodeIntent{storage.IntentServe, storage.IntentDrain, storage.IntentDrain, storage.IntentMaintenance})
+		c := SetNodeIntent{Node: node, Intent: intent.Draw(t, "intent"), From: rapid.SampledFrom([]storage.NodeIntent{"", "", storage.IntentDrain}).Draw(t, "from")}
+		if c.Intent == storage.IntentMaintenance {
+			c.Until = at
+		}
+		return c
 	case 4:
 		return AddGroup{Group: s.NextGroup(), Node: node, Store: st}
 	case 5:

@@ -66,12 +66,13 @@ func TestUsable(t *testing.T) {
 
 	f = stores(t, 100*testGiB, 40*testGiB, 100*testGiB, 60*testGiB)
 	for _, c := range []struct {
-		state storage.NodeState
-		want  int64
-	}{{storage.NodeUp, 100 * testGiB}, {storage.NodeDown, 100 * testGiB}, {storage.NodeDraining, 60 * testGiB}} {
-		f.ok(SetNodeState{Node: 2, State: c.state})
+		change Command
+		want   int64
+	}{{SetNodeState{Node: 2, State: storage.NodeUp}, 100 * testGiB}, {SetNodeState{Node: 2, State: storage.NodeDown}, 100 * testGiB},
+		{SetNodeIntent{Node: 2, Intent: storage.IntentDrain}, 60 * testGiB}} {
+		f.ok(c.change)
 		if u := f.s.UsableBytes(); u != c.want {
-			t.Errorf("with node 2 %s: %d GiB, want %d", c.state, u/testGiB, c.want/testGiB)
+			t.Errorf("with %+v: %d GiB, want %d", c.change, u/testGiB, c.want/testGiB)
 		}
 	}
 }

@@ -110,6 +110,9 @@ func (b *snapshotBody) version() uint32 {
 
 // lowest returns the lowest version that has all that the body holds.
 func (b *snapshotBody) lowest() uint32 {
+	if slices.ContainsFunc(b.Nodes, func(n storage.Node) bool { return n.Intent != storage.IntentServe || !n.SilentSince.IsZero() }) {
+		return IntentVersion
+	}
 	if slices.ContainsFunc(b.Volumes, func(v storage.Volume) bool { return len(v.Labels) > 0 }) {
 		return 5
 	}

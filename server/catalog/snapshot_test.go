@@ -43,7 +43,7 @@ func full(t *testing.T) *State {
 	f.ok(f.attached(OpenSession{Volume: storage.ByName("web-data"), Gateway: Gateway{Node: 1}, Instance: "4f2a", At: testTime}))
 	f.ok(OpenSession{Volume: storage.ByName("web-data"), Gateway: Gateway{Host: "4c4c"}, Attachment: at.ID, Instance: "77", ReadOnly: true, At: testTime})
 	f.ok(ExpireSessions{[]storage.SessionID{2}})
-	f.ok(SetNodeState{3, "", storage.NodeDown})
+	f.ok(SetNodeState{Node: 3, State: storage.NodeDown})
 	return f.s
 }
 

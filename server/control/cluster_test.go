@@ -222,9 +222,11 @@ func (k *cluster) until(what string, cond func() bool) {
 // grown reports whether every group has n voters, also as the catalog records it.
 func (k *cluster) grown(n int) bool {
 	var groups []storage.Group
-	for _, c := range k.running() {
+	for _, c := range k.running() { // the leader's copy: a node that is back may know little yet
 		c.View(func(s *catalog.State) { groups = s.Groups() })
-		break
+		if c.leading() != nil {
+			break
+		}
 	}
 	for _, g := range groups {
 		voters, leader := k.world.Voters(g.ID)

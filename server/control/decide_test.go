@@ -40,7 +40,6 @@ func TestJudge(t *testing.T) {
 		{storage.NodeUp, time.Hour, storage.NodeDown},
 		{storage.NodeDown, 10 * time.Second, storage.NodeDown}, // a new leader's term is young
 		{storage.NodeDown, 0, storage.NodeUp},
-		{storage.NodeDraining, time.Hour, storage.NodeDraining},
 		{storage.NodeRemoved, 0, storage.NodeRemoved},
 	} {
 		if got := judge(c.was, c.silence, 3*time.Second, 15*time.Second); got != c.want {
@@ -70,6 +69,7 @@ func TestCatalogChanges(t *testing.T) {
 		removed []storage.NodeID
 		want    string
 		away    []storage.NodeID // and down
+		drains  []storage.NodeID
 	}{
 		{servers: "v1", nodes: 1, want: "[]"},
 		{servers: "v1", nodes: 2, want: "[{add_nonvoter 2}]"},
@@ -95,6 +95,10 @@ func TestCatalogChanges(t *testing.T) {
 		{servers: "v1 v2 v3", nodes: 3, away: []storage.NodeID{2}, want: "[]"}, // nobody could take its place
 		{servers: "v1 v2 v3 n4 n5 n6", nodes: 6, away: []storage.NodeID{2}, want: "[{add_voter 4} {add_voter 5}]"},
 		{servers: "v1 v2 v3 v4 v5 n6", nodes: 6, away: []storage.NodeID{2, 3}, want: "[{remove 2} {add_voter 6}]"},
+		{servers: "v1 v2 v3 n4", nodes: 4, drains: []storage.NodeID{2}, want: "[{remove 2} {add_voter 4}]"},
+		{servers: "v1 v3 v4 n2", nodes: 4, drains: []storage.NodeID{2}, want: "[]"},
+		{servers: "v1 v2 v3 n4", nodes: 4, drains: []storage.NodeID{1}, want: "[]"},              // it leads, and hands over first
+		{servers: "v1 v2 v3 v4 v5", nodes: 5, drains: []storage.NodeID{5}, want: "[{remove 5}]"}, // four are left, and three of them vote
 	} {
 		v := placement.View{Reports: map[storage.NodeID]placement.NodeReport{}, Away: map[storage.NodeID]bool{}}
 		for id := storage.NodeID(1); id <= storage.NodeID(c.nodes); id++ {
@@ -105,6 +109,9 @@ func TestCatalogChanges(t *testing.T) {
 			if slices.Contains(c.removed, id) {
 				n.State = storage.NodeRemoved
 			}
+			if slices.Contains(c.drains, id) {
+				n.Intent = storage.IntentDrain
+			}
 			v.Nodes = append(v.Nodes, n)
 			report := placement.NodeReport{Node: id, CatalogIndex: 1000 - placement.PromotionLag}
 			if slices.Contains(c.lagging, id) {
@@ -114,7 +121,7 @@ func TestCatalogChanges(t *testing.T) {
 				v.Reports[id] = report
 			}
 		}
-		if got := fmt.Sprint(catalogChanges(members(c.servers), v, 900, 1000)); got != c.want {
+		if got := fmt.Sprint(catalogChanges(members(c.servers), v, 1, 900, 1000)); got != c.want {
 			t.Errorf("%s of %d nodes (lagging %v, silent %v, removed %v, away %v): %s, want %s", c.servers, c.nodes, c.lagging,
 				c.silent, c.removed, c.away, got, c.want)
 		}
@@ -127,10 +134,10 @@ func TestYoungCatalog(t *testing.T) {
 	for id := storage.NodeID(1); id <= 3; id++ {
 		v.Nodes = append(v.Nodes, storage.Node{ID: id, State: storage.NodeUp})
 	}
-	if got := catalogChanges(members("v1 n2 n3"), v, 9, 10); len(got) != 0 {
+	if got := catalogChanges(members("v1 n2 n3"), v, 1, 9, 10); len(got) != 0 {
 		t.Errorf("node 3 does not hold the configuration yet: %v", got)
 	}
-	if got := catalogChanges(members("v1 n2 n3"), v, 8, 10); len(got) != 2 {
+	if got := catalogChanges(members("v1 n2 n3"), v, 1, 8, 10); len(got) != 2 {
 		t.Errorf("got %v", got)
 	}
 }
@@ -226,7 +233,7 @@ func TestMembersChangeByOne(t *testing.T) {
 		for id := storage.NodeID(1); id <= 4; id++ {
 			v.Nodes = append(v.Nodes, storage.Node{ID: id, State: storage.NodeUp})
 		}
-		stale := c.leading().voters(v) // that a fourth node follows
+		stale := c.leading().voters(v, time.Now()) // that a fourth node follows
 		if len(stale) != 1 {
 			t.Fatalf("decided: %v", stale)
 		}
@@ -258,7 +265,7 @@ func TestCatalogChangesConverge(t *testing.T) {
 			return n
 		}
 		step := func() bool {
-			changes := catalogChanges(servers, v, 50, 100)
+			changes := catalogChanges(servers, v, 1, 50, 100)
 			for _, ch := range changes {
 				at := slices.IndexFunc(servers, func(s raft.Server) bool { return s.ID == ServerID(ch.Node) })
 				switch {

@@ -117,10 +117,11 @@ func (l *leadership) decide(now time.Time) []task {
 	defer l.mu.Unlock()
 	var todo []task
 	l.c.fsm.view(func(s *catalog.State) {
-		v := placement.NewView(s, l.freshLocked(now))
+		v := placement.NewView(s, l.freshLocked(now), now)
 		v.Uses = l.served.uses(s, now, l.c.cfg.BalanceCooldown)
 		todo = append(todo, l.nodesLocked(v, now)...)
 		v.Away = l.awayLocked(v, now)
+		todo = append(todo, l.maintenanceEnds(s, now)...)
 		todo = append(todo, l.newGroup(s, v)...)
 		todo = append(todo, l.groupsLocked(v, now)...)
 		todo = append(todo, l.balanceLocked(v, now)...)
@@ -128,7 +129,7 @@ func (l *leadership) decide(now time.Time) []task {
 		todo = append(todo, l.fencesLocked(s, now)...)
 		todo = append(todo, l.leftovers(s)...)
 		todo = append(todo, l.deletions(s)...)
-		todo = append(todo, l.voters(v)...)
+		todo = append(todo, l.voters(v, now)...)
 	})
 	return todo
 }

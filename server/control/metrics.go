@@ -45,10 +45,19 @@ func newMetrics(r prometheus.Registerer, c *Controller) (*metrics, error) {
 			}
 			return -1
 		})
-	for _, state := range []storage.NodeState{storage.NodeUp, storage.NodeSuspect, storage.NodeDown, storage.NodeDraining} {
+	for _, state := range []storage.NodeState{storage.NodeUp, storage.NodeSuspect, storage.NodeDown} {
 		all = append(all, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "storage_catalog_nodes",
 			Help:        "Nodes by state, as this node's copy has them. Worry about any that is down.",
-			ConstLabels: prometheus.Labels{"state": string(state)}}, func() float64 { return float64(c.countNodes(state)) }))
+			ConstLabels: prometheus.Labels{"state": string(state)}}, func() float64 {
+			return float64(c.countNodes(func(n storage.Node) bool { return n.State == state }))
+		}))
+	}
+	for _, intent := range []storage.NodeIntent{storage.IntentDrain, storage.IntentMaintenance} {
+		all = append(all, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "storage_catalog_nodes_leaving",
+			Help:        "Nodes that drain, or are in maintenance, as this node's copy has them.",
+			ConstLabels: prometheus.Labels{"intent": string(intent)}}, func() float64 {
+			return float64(c.countNodes(func(n storage.Node) bool { return n.Intent == intent }))
+		}))
 	}
 	var err error
 	if m.unregister, err = registry.Register(r, all...); err != nil {
@@ -66,11 +75,11 @@ func (m *metrics) step(kind string, err error) {
 	m.steps.WithLabelValues(kind, outcome).Inc()
 }
 
-func (c *Controller) countNodes(state storage.NodeState) int {
+func (c *Controller) countNodes(is func(storage.Node) bool) int {
 	n := 0
 	c.fsm.view(func(s *catalog.State) {
 		for _, x := range s.Nodes() {
-			if x.State == state {
+			if is(x) {
 				n++
 			}
 		}

@@ -23,8 +23,11 @@ func (l *leadership) nodesLocked(v placement.View, now time.Time) []task {
 		if _, heard := l.reports[n.ID]; to == n.State || to == storage.NodeUp && !heard {
 			continue
 		}
-		todo = append(todo, l.propose("node "+n.ID.String(), "node state",
-			catalog.SetNodeState{Node: n.ID, From: n.State, State: to},
+		set := catalog.SetNodeState{Node: n.ID, From: n.State, State: to}
+		if to != storage.NodeUp && v.Cluster.Version >= catalog.IntentVersion {
+			set.Since = now.Add(-silence).UTC()
+		}
+		todo = append(todo, l.propose("node "+n.ID.String(), "node state", set,
 			fmt.Sprintf("%s is %s after %v of silence", n.Name, to, silence.Round(time.Millisecond))))
 	}
 	return todo
@@ -38,9 +41,32 @@ func (l *leadership) silenceLocked(id storage.NodeID, now time.Time) time.Durati
 	return now.Sub(l.since)
 }
 
+// downForLocked returns for how long a node that is down has been silent, for its replicas to be made anew. What leaders before this one
+// recorded counts once the node was silent for long enough in this term, too: it may be back since.
+func (l *leadership) downForLocked(n storage.Node, now time.Time) time.Duration {
+	silence := l.silenceLocked(n.ID, now)
+	if silence > l.c.cfg.DownAfter && !n.SilentSince.IsZero() {
+		return max(silence, now.Sub(n.SilentSince))
+	}
+	return silence
+}
+
+// maintenanceEnds records that the time of a maintenance is over.
+func (l *leadership) maintenanceEnds(s *catalog.State, now time.Time) []task {
+	var todo []task
+	for _, n := range s.Nodes() {
+		if n.At(now).Intent == n.Intent {
+			continue
+		}
+		todo = append(todo, l.propose("node "+n.ID.String(), "maintenance ends",
+			catalog.SetNodeIntent{Node: n.ID, From: n.Intent, Ended: n.IntentUntil}, "the maintenance of "+n.Name+" is over"))
+	}
+	return todo
+}
+
 // awayLocked returns the nodes whose replicas are made anew elsewhere, and tells people of each once.
 func (l *leadership) awayLocked(v placement.View, now time.Time) map[storage.NodeID]bool {
-	away, held := placement.Away(v.Nodes, func(id storage.NodeID) time.Duration { return l.silenceLocked(id, now) }, l.c.cfg.RepairAfter)
+	away, held := placement.Away(v.Nodes, func(n storage.Node) time.Duration { return l.downForLocked(n, now) }, l.c.cfg.RepairAfter)
 	for _, n := range v.Nodes {
 		if away[n.ID] && !l.away[n.ID] {
 			l.c.cfg.Logger.Warn("a node has been down for long: its replicas are made anew on other nodes", "node", n.ID, "name", n.Name,
@@ -55,10 +81,10 @@ func (l *leadership) awayLocked(v placement.View, now time.Time) map[storage.Nod
 	return away
 }
 
-// judge returns the state of a node that was silent for so long. Draining and removed are people's decisions.
+// judge returns the state of a node that was silent for so long. That one is removed is people's decision.
 func judge(was storage.NodeState, silence, suspectAfter, downAfter time.Duration) storage.NodeState {
 	switch {
-	case was == storage.NodeDraining || was == storage.NodeRemoved:
+	case was == storage.NodeRemoved:
 		return was
 	case silence > downAfter:
 		return storage.NodeDown
@@ -371,9 +397,14 @@ func (l *leadership) everywhere(ctx context.Context, groups []storage.GroupID, f
 }
 
 // voters brings the catalog's own configuration in step with the nodes.
-func (l *leadership) voters(v placement.View) []task {
+func (l *leadership) voters(v placement.View, now time.Time) []task {
 	index := l.c.fsm.config.Load() // before the members: what is decided on those of a later change is refused
-	changes := catalogChanges(l.c.inst.Configuration().Servers, v, index, l.c.inst.LastIndex())
+	servers := l.c.inst.Configuration().Servers
+	if to, ok := catalogHeir(servers, v, l.c.id.Node, l.c.inst.LastIndex()); ok && now.Sub(l.since) >= l.c.cfg.BalanceCooldown {
+		return []task{{key: "catalog", kind: "catalog leader", text: "this node drains, or is in maintenance: hand over to " + string(to.Address),
+			run: func(context.Context) error { return l.c.inst.Transfer("hand the catalog over", to.ID, to.Address) }}}
+	}
+	changes := catalogChanges(servers, v, l.c.id.Node, index, l.c.inst.LastIndex())
 	if len(changes) == 0 {
 		return nil
 	}

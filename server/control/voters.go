@@ -23,8 +23,9 @@ type serverChange struct {
 // has caught up when it holds the configuration that made it a follower, and nearly all of the log.
 //
 // A voter on a node that has been down for long (placement.Away) gives its vote to a follower that has caught up: it leaves right
-// before, and is then taken in as a follower again. So a newcomer that fails does not stop the others.
-func catalogChanges(servers []raft.Server, v placement.View, configIndex, lastIndex uint64) []serverChange {
+// before, and is then taken in as a follower again. So a newcomer that fails does not stop the others. So does one on a node that
+// drains, unless it is self, which leads: it hands over first.
+func catalogChanges(servers []raft.Server, v placement.View, self storage.NodeID, configIndex, lastIndex uint64) []serverChange {
 	member := map[storage.NodeID]raft.ServerSuffrage{}
 	voters := 0
 	for _, s := range servers {
@@ -47,12 +48,15 @@ func catalogChanges(servers []raft.Server, v placement.View, configIndex, lastIn
 		case !in:
 			return []serverChange{{runner.AddNonvoter, n.ID}}
 		}
-		usable++
-		if suffrage == raft.Voter && n.State == storage.NodeDown && v.Away[n.ID] {
+		drains := n.Intent == storage.IntentDrain
+		if !drains {
+			usable++
+		}
+		if suffrage == raft.Voter && (n.State == storage.NodeDown && v.Away[n.ID] || drains && n.ID != self) {
 			away = append(away, serverChange{runner.RemoveServer, n.ID})
 		}
 		report, heard := v.Reports[n.ID]
-		if suffrage != raft.Voter && heard && n.State == storage.NodeUp && report.CatalogIndex >= max(configIndex, 1) &&
+		if suffrage != raft.Voter && heard && n.State == storage.NodeUp && !drains && report.CatalogIndex >= max(configIndex, 1) &&
 			report.CatalogIndex+placement.PromotionLag >= lastIndex {
 			ready = append(ready, serverChange{runner.AddVoter, n.ID})
 		}
@@ -75,4 +79,23 @@ func catalogChanges(servers []raft.Server, v placement.View, configIndex, lastIn
 		return []serverChange{away[0], ready[0]}
 	}
 	return nil
+}
+
+// catalogHeir returns the voter that the catalog's leader, self, hands over to because self drains or is in maintenance: one that takes its
+// part, is up, and has nearly all of the log. ok is false if self stays.
+func catalogHeir(servers []raft.Server, v placement.View, self storage.NodeID, lastIndex uint64) (to raft.Server, ok bool) {
+	may := map[storage.NodeID]bool{}
+	for _, n := range v.Nodes {
+		report, heard := v.Reports[n.ID]
+		may[n.ID] = n.MayTake() && (n.ID == self || heard && n.State == storage.NodeUp && report.CatalogIndex+placement.PromotionLag >= lastIndex)
+	}
+	if may[self] {
+		return raft.Server{}, false
+	}
+	for _, s := range servers {
+		if node, _ := runner.ParseNodeAddress(s.Address); s.Suffrage == raft.Voter && may[node] {
+			return s, true
+		}
+	}
+	return raft.Server{}, false
 }

@@ -11,10 +11,12 @@ import (
 // Away returns the nodes that count as lost until they are back: they have been down for longer than `after`, and others make
 // their replicas anew. downFor says how long a node has been silent. With after 0 there are none.
 //
+// A node in maintenance is down on purpose, and is not lost before its time is over.
+//
 // What looks like the failure of more than single nodes is left to people: a whole zone of several nodes, or half of all nodes,
 // are more likely without power or network than lost. To replace them would move much of the data onto what is left, and
 // zones would share replicas that are never taken apart again. held says which are held for that reason; empty: none.
-func Away(nodes []storage.Node, downFor func(storage.NodeID) time.Duration, after time.Duration) (away map[storage.NodeID]bool, held string) {
+func Away(nodes []storage.Node, downFor func(storage.Node) time.Duration, after time.Duration) (away map[storage.NodeID]bool, held string) {
 	if after <= 0 {
 		return nil, ""
 	}
@@ -37,7 +39,9 @@ func Away(nodes []storage.Node, downFor func(storage.NodeID) time.Duration, afte
 			z.down++
 		}
 	}
-	late := func(n storage.Node) bool { return n.State == storage.NodeDown && downFor(n.ID) > after }
+	late := func(n storage.Node) bool {
+		return n.State == storage.NodeDown && n.Intent != storage.IntentMaintenance && downFor(n) > after
+	}
 	if !slices.ContainsFunc(nodes, late) {
 		return nil, ""
 	}

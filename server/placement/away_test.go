@@ -148,8 +148,8 @@ func TestAway(t *testing.T) {
 		if c.after == 0 {
 			c.after = after
 		}
-		away, held := placement.Away(c.nodes, func(id storage.NodeID) time.Duration {
-			if int(id) == c.fresh {
+		away, held := placement.Away(c.nodes, func(n storage.Node) time.Duration {
+			if int(n.ID) == c.fresh {
 				return after
 			}
 			return after + 1

@@ -12,9 +12,9 @@ import (
 // groups change places by their uses. It looks at who votes and not at who is up, so that the answer does not change when
 // a node restarts.
 func PreferredLeaders(nodes []storage.Node, groups []storage.Group, uses Uses) map[storage.GroupID]storage.NodeID {
-	draining := map[storage.NodeID]bool{}
+	leaves := map[storage.NodeID]bool{}
 	for _, n := range nodes {
-		draining[n.ID] = !n.Usable()
+		leaves[n.ID] = !n.MayTake()
 	}
 	leads := map[storage.NodeID]int{}
 	preferred := make(map[storage.GroupID]storage.NodeID, len(groups))
@@ -25,7 +25,7 @@ func PreferredLeaders(nodes []storage.Node, groups []storage.Group, uses Uses) m
 			if r.Role != storage.RoleVoter {
 				continue
 			}
-			if best == 0 || rank(r.Node, draining, leads).less(rank(best, draining, leads)) {
+			if best == 0 || rank(r.Node, leaves, leads).less(rank(best, leaves, leads)) {
 				best = r.Node
 			}
 		}
@@ -39,18 +39,18 @@ func PreferredLeaders(nodes []storage.Node, groups []storage.Group, uses Uses) m
 }
 
 type leaderRank struct {
-	draining bool
-	leads    int
-	node     storage.NodeID
+	leaves bool // the node drains, or is in maintenance: it leads only what nobody else can
+	leads  int
+	node   storage.NodeID
 }
 
-func rank(n storage.NodeID, draining map[storage.NodeID]bool, leads map[storage.NodeID]int) leaderRank {
-	return leaderRank{draining[n], leads[n], n}
+func rank(n storage.NodeID, leaves map[storage.NodeID]bool, leads map[storage.NodeID]int) leaderRank {
+	return leaderRank{leaves[n], leads[n], n}
 }
 
 func (a leaderRank) less(b leaderRank) bool {
-	if a.draining != b.draining {
-		return b.draining
+	if a.leaves != b.leaves {
+		return b.leaves
 	}
 	return cmp.Or(cmp.Compare(a.leads, b.leads), cmp.Compare(a.node, b.node)) < 0
 }
@@ -72,7 +72,7 @@ func (u Uses) Add(g storage.GroupID, n storage.NodeID) {
 func bringNear(preferred map[storage.GroupID]storage.NodeID, nodes []storage.Node, groups []storage.Group, uses Uses) {
 	mayLead := map[storage.NodeID]bool{}
 	for _, n := range nodes {
-		mayLead[n.ID] = n.Usable()
+		mayLead[n.ID] = n.MayTake()
 	}
 	used := slices.DeleteFunc(slices.Clone(groups), func(g storage.Group) bool { return uses[g.ID] == nil || preferred[g.ID] == 0 })
 	most := func(g storage.Group) (best storage.NodeID, n int) {

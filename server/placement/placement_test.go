@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -31,7 +32,7 @@ type driver struct {
 
 func newDriver(t interface{ Fatalf(string, ...any) }, groups int) *driver {
 	d := &driver{t: t, s: catalog.New(), w: placementtest.New()}
-	d.must(catalog.InitCluster{Cluster: catalog.Cluster{ID: storage.ClusterID{1}, Groups: groups}})
+	d.must(catalog.InitCluster{Cluster: catalog.Cluster{ID: storage.ClusterID{1}, Groups: groups, Version: catalog.Version}})
 	return d
 }
 
@@ -72,7 +73,7 @@ func (d *driver) view() placement.View {
 			fresh[n.ID] = r
 		}
 	}
-	v := placement.NewView(d.s, fresh)
+	v := placement.NewView(d.s, fresh, time.Now())
 	v.Away = d.away
 	return v
 }
@@ -177,12 +178,9 @@ func TestGrowth(t *testing.T) {
 	}
 
 	d.addNode("") // a fourth, which takes the place of the leader's
-	g, _ := d.s.Group(1)
 	_, leader := d.w.Voters(1)
-	old, _ := g.OnNode(leader)
-	d.must(catalog.SetNodeState{Node: leader, State: storage.NodeDraining})
-	d.must(catalog.SetReplica{Group: 1, Key: old.Key, Role: storage.RoleLeaving})
-	want = "plan, create, add learner, set role, promote, set role, transfer, remove, drop, forget"
+	d.must(catalog.SetNodeIntent{Node: leader, Intent: storage.IntentDrain})
+	want = "set role, plan, create, add learner, set role, promote, set role, transfer, remove, drop, forget"
 	if got := kinds(d.settle()); got != want {
 		t.Fatalf("replacing node %s:\n%s\nwant\n%s", leader, got, want)
 	}
@@ -290,7 +288,7 @@ func TestWanted(t *testing.T) {
 		for i := range nodes {
 			v.Nodes = append(v.Nodes, storage.Node{ID: storage.NodeID(i + 1), State: storage.NodeDown})
 		}
-		v.Nodes = append(v.Nodes, storage.Node{State: storage.NodeRemoved}, storage.Node{State: storage.NodeDraining})
+		v.Nodes = append(v.Nodes, storage.Node{State: storage.NodeRemoved}, storage.Node{Intent: storage.IntentDrain})
 		if got := v.Wanted(); got != want {
 			t.Errorf("%d nodes: %d replicas, want %d", nodes, got, want)
 		}
@@ -465,7 +463,7 @@ func TestLeadersAreNear(t *testing.T) {
 	if p := placement.PreferredLeaders(v.Nodes, v.Groups, all); p[far] != to || changed(p) != 2 {
 		t.Errorf("group %v is used most at node %v: %v", far, to, p)
 	}
-	v.Nodes[to-1].State = storage.NodeDraining
+	v.Nodes[to-1].Intent = storage.IntentDrain
 	if p := placement.PreferredLeaders(v.Nodes, v.Groups, all); count(p)[to] != 0 {
 		t.Errorf("node %v drains and shall lead %d groups", to, count(p)[to])
 	}

@@ -25,6 +25,7 @@ const (
 	lossStore        // its disk failed; it may be good again when the node starts anew
 	lossNode         // it did not vote yet, and its node is down
 	lossAway         // it votes, and its node has been down for long
+	lossDrain        // its node drains
 	lossSurplus      // it does not vote, and there are as many voters as are wanted, which work
 )
 
@@ -32,7 +33,7 @@ const (
 func (l loss) String() string {
 	return [...]string{lossNone: "it is well", lossDamaged: "its log is damaged", lossRemoved: "its node was removed",
 		lossStore: "its disk has failed", lossNode: "its node is down", lossAway: "its node has been down for long",
-		lossSurplus: "there are enough voters"}[l]
+		lossDrain: "its node drains", lossSurplus: "there are enough voters"}[l]
 }
 
 // lost judges a replica. A voter on a node that is down is not lost before that has been so for long: the node may come back.
@@ -51,7 +52,9 @@ func (p *planner) lost(r storage.Replica) loss {
 		return lossStore
 	case heard && holds && own.State == ReplicaDamaged:
 		return lossDamaged
-	case r.Role != storage.RoleVoter && r.Role != storage.RoleLeaving && p.sound() >= p.v.Wanted():
+	case n.Intent == storage.IntentDrain:
+		return lossDrain
+	case r.Role != storage.RoleVoter && r.Role != storage.RoleLeaving && p.sound() >= p.wanted():
 		return lossSurplus
 	}
 	return lossNone
@@ -73,6 +76,12 @@ func (p *planner) away() (n int) {
 	return n
 }
 
+// drainsAlone reports whether the replica is the only voter, and its node drains. It is not recorded as leaving before another one votes.
+func (p *planner) drainsAlone(r storage.Replica) bool {
+	n, _ := p.v.node(r.Node)
+	return r.Role == storage.RoleVoter && n.Intent == storage.IntentDrain && p.g.Count(storage.RoleVoter) == 1
+}
+
 // departed reports whether a leaving voter goes before another one votes: its node is down, another replica has caught up, and the others
 // have a majority without it. With the newcomer as one voter more, the group would stand still if that one failed.
 func (p *planner) departed(r storage.Replica) bool {
@@ -81,11 +90,12 @@ func (p *planner) departed(r storage.Replica) bool {
 	return known && n.State == storage.NodeDown && quorum && p.successor()
 }
 
-// sound returns how many voters work and have caught up. A voter whose node is down, or is back and has not caught up, may not come
+// sound returns how many voters work, have caught up and stay. A voter whose node is down, or is back and has not caught up, may not come
 // back: what was copied in its place is not thrown away for it, whoever leads the catalog by then and knows how long it was away.
 func (p *planner) sound() (n int) {
 	for _, m := range p.leader.Members {
-		if r, known := p.g.Replica(m.Key); known && m.Voter && r.Role == storage.RoleVoter &&
+		on, _ := p.v.node(m.Node)
+		if r, known := p.g.Replica(m.Key); known && m.Voter && r.Role == storage.RoleVoter && on.Intent != storage.IntentDrain &&
 			p.v.storeWorks(m.Node, m.Key.Store) && (m.Key == p.leader.Key || p.v.caughtUp(p.g, p.leader, m)) {
 			n++
 		}
@@ -120,8 +130,8 @@ func (p *planner) giveUp() (Step, bool) {
 				continue
 			}
 		}
-		if _, _, err := Choose(p.v, p.g.Replicas, p.leader.LiveBytes); err != nil && (why == lossStore && (r.Role != storage.RoleVoter || !p.successor()) || why == lossNode) {
-			p.waiting = "replica " + r.Key.String() + " is out of service: " + err.Error()
+		if _, _, err := Choose(p.v, p.g.Replicas, p.leader.LiveBytes); err != nil && (why == lossStore && (r.Role != storage.RoleVoter || !p.successor()) || why == lossNode || why == lossDrain && !p.successor() && !p.spare(r)) {
+			p.waiting = "replica " + r.Key.String() + " is to be replaced (" + why.String() + "): " + err.Error()
 			continue
 		}
 		s := p.step(StepSetRole, r)
@@ -135,7 +145,7 @@ func (p *planner) giveUp() (Step, bool) {
 // replacement is on its way, only its own node can take a replica, and the others are a majority both with it and
 // without it.
 func (p *planner) inTheWay(r storage.Replica) bool {
-	if p.lost(r) != lossDamaged || len(p.g.Replicas)-p.g.Count(storage.RoleLeaving) >= p.v.Wanted() {
+	if p.lost(r) != lossDamaged || len(p.g.Replicas)-p.g.Count(storage.RoleLeaving) >= p.wanted() {
 		return false
 	}
 	if _, _, err := Choose(p.v, p.g.Replicas, p.leader.LiveBytes); err == nil {

@@ -217,7 +217,13 @@ func TestHeals(t *testing.T) {
 			g := storage.GroupID(rapid.IntRange(1, 2).Draw(t, "group"))
 			spares := func(g storage.GroupID) bool { return d.w.Spare(n.ID, g, d.removed()...) }
 			spare := spares(1) && spares(2)
-			switch rapid.IntRange(0, 12).Draw(t, "what") {
+			switch rapid.IntRange(0, 13).Draw(t, "what") {
+			case 13:
+				intent := storage.IntentServe
+				if rapid.Bool().Draw(t, "drain") {
+					intent = storage.IntentDrain
+				}
+				_ = d.apply(catalog.SetNodeIntent{Node: n.ID, Intent: intent})
 			case 0:
 				if spares(g) {
 					d.w.Damage(n.ID, g)
@@ -279,6 +285,10 @@ func TestHeals(t *testing.T) {
 				d.must(catalog.SetNodeState{Node: n.ID, State: storage.NodeUp})
 			}
 		}
+		drained := map[storage.NodeID]bool{}
+		for _, n := range d.s.Nodes() {
+			drained[n.ID] = n.Intent == storage.IntentDrain
+		}
 		d.away = nil
 		for _, id := range d.removed() {
 			d.w.SetUp(id, false) // it ends when it hears of it
@@ -295,6 +305,9 @@ func TestHeals(t *testing.T) {
 			for _, n := range voters {
 				if failed[n] || d.w.Damaged(n, g.ID) {
 					t.Fatalf("group %v: the replica on node %v votes in name only", g.ID, n)
+				}
+				if drained[n] {
+					t.Fatalf("group %v still has a voter on node %v, which drains", g.ID, n)
 				}
 			}
 		}

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/server/catalog"
 )
 
 // StepKind says what a Step is.
@@ -156,11 +157,28 @@ func (p *planner) leave() (Step, bool) {
 	return Step{}, false
 }
 
+// wanted returns how many voters the group should have. What its members on draining nodes hold is replaced one for one: with nodes that
+// were lost meanwhile, fewer would be wanted than there are, and the last good copies would go with the node that drains.
+func (p *planner) wanted() int {
+	for _, m := range p.leader.Members {
+		if n, known := p.v.node(m.Node); known && m.Voter && n.Intent == storage.IntentDrain {
+			voters := 0
+			for _, o := range p.leader.Members {
+				if o.Voter {
+					voters++
+				}
+			}
+			return max(p.v.Wanted(), catalog.OddAtMost(voters))
+		}
+	}
+	return p.v.Wanted()
+}
+
 // spare reports whether the group can do without the voter: as many others as are wanted, a majority of them caught
 // up now.
 func (p *planner) spare(r storage.Replica) bool {
 	others, quorum := p.without(r.Key)
-	return others >= p.v.Wanted() && quorum
+	return others >= p.wanted() && quorum
 }
 
 // without returns how many voters there are beside one, and whether a majority of them has caught up now.
@@ -210,7 +228,7 @@ func (p *planner) promote() (Step, bool) {
 	for _, m := range p.leader.Members {
 		r, known := p.g.Replica(m.Key)
 		switch {
-		case m.Voter && known && r.Role == storage.RoleLeaving:
+		case m.Voter && known && (r.Role == storage.RoleLeaving || p.drainsAlone(r)):
 			voters++
 			leaving++
 		case m.Voter:
@@ -219,7 +237,7 @@ func (p *planner) promote() (Step, bool) {
 			ready = append(ready, r)
 		}
 	}
-	missing := p.v.Wanted() - (voters - leaving)
+	missing := p.wanted() - (voters - leaving)
 	take := min(missing, len(ready))
 	if leaving == 0 && (voters+take)%2 == 0 { // an even number only while a leaving voter is being replaced
 		take--
@@ -227,7 +245,7 @@ func (p *planner) promote() (Step, bool) {
 	if take <= 0 {
 		if missing > 0 {
 			p.waiting = fmt.Sprintf("%d of %d voters; new replicas become voters together, once they have caught up",
-				voters, p.v.Wanted())
+				voters, p.wanted())
 		}
 		return Step{}, false
 	}
@@ -268,7 +286,10 @@ func (p *planner) join() (Step, bool) {
 // plan chooses the place of a missing replica.
 func (p *planner) plan() (Step, bool) {
 	staying := len(p.g.Replicas) - p.g.Count(storage.RoleLeaving) - p.away()
-	if staying >= p.v.Wanted() {
+	if slices.ContainsFunc(p.g.Replicas, p.drainsAlone) {
+		staying--
+	}
+	if staying >= p.wanted() {
 		return Step{}, false
 	}
 	node, store, err := Choose(p.v, p.g.Replicas, p.leader.LiveBytes)

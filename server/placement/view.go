@@ -3,6 +3,7 @@ package placement
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/server/catalog"
@@ -21,9 +22,13 @@ type View struct {
 	Uses Uses
 }
 
-// NewView takes what decisions need out of a state.
-func NewView(s *catalog.State, fresh map[storage.NodeID]NodeReport) View {
-	return View{Cluster: s.Cluster(), Nodes: s.Nodes(), Groups: s.Groups(), Reports: fresh}
+// NewView takes what decisions need out of a state, as of now: a maintenance that is over is none.
+func NewView(s *catalog.State, fresh map[storage.NodeID]NodeReport, now time.Time) View {
+	nodes := s.Nodes()
+	for i, n := range nodes {
+		nodes[i] = n.At(now)
+	}
+	return View{Cluster: s.Cluster(), Nodes: nodes, Groups: s.Groups(), Reports: fresh}
 }
 
 func (v View) node(id storage.NodeID) (storage.Node, bool) {
@@ -39,7 +44,7 @@ func (v View) node(id storage.NodeID) (storage.Node, bool) {
 func (v View) works(id storage.NodeID) bool {
 	n, ok := v.node(id)
 	_, fresh := v.Reports[id]
-	return ok && fresh && (n.State == storage.NodeUp || n.State == storage.NodeDraining)
+	return ok && fresh && n.State == storage.NodeUp
 }
 
 // storeWorks reports whether the node was heard from and says that the store is in service.
@@ -57,11 +62,8 @@ func (v View) Wanted() int {
 			usable++
 		}
 	}
-	return oddAtMost(min(usable, v.Cluster.Replicas))
+	return v.Cluster.Wanted(usable)
 }
-
-// oddAtMost returns the largest odd number that is at most n, and at least 1.
-func oddAtMost(n int) int { return max(1, n-(n+1)%2) }
 
 // Leader returns the report of the replica that leads the group: of those that say so, the one with the highest term.
 func (v View) Leader(g storage.Group) (storage.NodeID, ReplicaReport, bool) {
@@ -116,8 +118,8 @@ func (c candidate) better(o candidate) bool {
 
 // Choose returns the store for the next replica of a group, given those it has and how many bytes live in it (0: not known). It must be
 // on another node, and in another zone if there is one. Among those Choose prefers the store with the fewest replicas for its
-// capacity, then the least used. A store takes part if its node is up and reports, and the store works and has room for the
-// group, with a tenth to spare for what is written while it is pulled.
+// capacity, then the least used. A store takes part if its node is up, reports, and neither drains nor is in maintenance, and the store
+// works and has room for the group, with a tenth to spare for what is written while it is pulled.
 func Choose(v View, replicas []storage.Replica, liveBytes int64) (storage.NodeID, storage.StoreID, error) {
 	wantBytes := max(1, liveBytes+liveBytes/10)
 	taken := map[storage.NodeID]bool{}
@@ -131,7 +133,7 @@ func Choose(v View, replicas []storage.Replica, liveBytes int64) (storage.NodeID
 	count, coming := v.replicasPerStore(), v.coming()
 	var best, small candidate // small: without enough room, the largest
 	for _, n := range v.Nodes {
-		if n.State != storage.NodeUp || taken[n.ID] || !v.works(n.ID) {
+		if !n.MayTake() || taken[n.ID] || !v.works(n.ID) {
 			continue
 		}
 		for _, s := range n.Stores {

@@ -160,6 +160,7 @@ func judgeSize(copies, nodes int) []api.Reason {
 func (p *picture) judgeNode(n api.Node, groups []api.Group) (reasons, warnings []api.Reason) {
 	reasons = append(p.judgeState(n), p.judgeReadiness(n)...)
 	reasons = append(reasons, p.judgeRefusals(n)...)
+	warnings = p.judgeIntent(n)
 	for _, s := range n.Stores {
 		bad, odd := p.judgeScrub(n.Name, s)
 		reasons, warnings = append(reasons, bad...), append(warnings, odd...)
@@ -209,6 +210,9 @@ func (p *picture) judgeState(n api.Node) []api.Reason {
 			text = "no report of it; node " + p.names[p.self] + " does not know whether it is up"
 			step = "look whether storaged runs there, and whether the nodes reach each other's peer addresses"
 		}
+	case text == "" && n.Intent == storage.IntentMaintenance:
+		text = string(n.State) + p.repair(n)
+		step = "start storaged there before that, or give it longer: `storagectl node maintenance " + n.Name + " --for 2h`"
 	case text == "":
 		text, step = string(n.State)+p.repair(n), downStep(n, p.wasFull(n.ID))
 	default:
@@ -217,28 +221,65 @@ func (p *picture) judgeState(n api.Node) []api.Reason {
 	return []api.Reason{{Severity: api.HealthDegraded, Subject: "node " + n.Name, Text: text, NextStep: step}}
 }
 
+// judgeIntent says what people want of a node, and how far that is.
+func (p *picture) judgeIntent(n api.Node) []api.Reason {
+	r := api.Reason{Severity: api.HealthOK, Subject: "node " + n.Name}
+	switch held := len(p.groupsOn(n.ID)); {
+	case n.Intent == storage.IntentDrain && held > 0:
+		r.Text = fmt.Sprintf("draining: %d of its replicas are not elsewhere yet", held)
+		r.NextStep = "wait; `storagectl node drain " + n.Name + " --dry-run` says where they go, `storagectl node undrain " + n.Name + "` ends it"
+	case n.Intent == storage.IntentDrain:
+		r.Text = "it has drained: it holds no data"
+		r.NextStep = "`storagectl node remove " + n.Name + "`, and stop storaged there; or `storagectl node undrain " + n.Name + "`"
+	case n.Intent == storage.IntentMaintenance && n.State == storage.NodeUp:
+		r.Text = "in maintenance until " + until(n.IntentUntil) + ": it leads nothing and gets nothing new"
+		r.NextStep = "when it is done, `storagectl node maintenance " + n.Name + " --end`"
+	default:
+		return nil
+	}
+	return []api.Reason{r}
+}
+
+// groupsOn returns the groups with a replica on the node.
+func (p *picture) groupsOn(id storage.NodeID) (on []storage.GroupID) {
+	for _, g := range p.groups {
+		if _, ok := g.OnNode(id); ok {
+			on = append(on, g.ID)
+		}
+	}
+	return on
+}
+
 // repair says what becomes of the replicas of a node that is down, after its state; empty: nothing, by itself.
 func (p *picture) repair(n api.Node) string {
 	if n.State != storage.NodeDown || p.repairAfter == 0 {
 		return ""
 	}
-	if !slices.ContainsFunc(p.groups, func(g storage.Group) bool { _, on := g.OnNode(n.ID); return on }) {
+	if n.Intent == storage.IntentMaintenance {
+		return ", in maintenance; its replicas are not made anew before " + until(n.IntentUntil)
+	}
+	if len(p.groupsOn(n.ID)) == 0 {
 		return "; it holds no replica that the cluster counts on any more"
 	}
 	if !p.replaceable(n.ID) {
 		return "; its replicas come back with it, or with a new node: no other node could take them"
 	}
-	age := func(id storage.NodeID) time.Duration { return p.reports[id].Age } // 0: not heard of by this leader
+	age := func(n storage.Node) time.Duration { // 0: not heard of by this leader, nor recorded
+		if n.SilentSince.IsZero() {
+			return p.reports[n.ID].Age
+		}
+		return max(p.reports[n.ID].Age, p.now.Sub(n.SilentSince))
+	}
 	switch away, held := placement.Away(p.nodes, age, p.repairAfter); {
 	case away[n.ID]:
-		return fmt.Sprintf(" for %v; its replicas are made anew on other nodes", roundly(age(n.ID)))
+		return fmt.Sprintf(" for %v; its replicas are made anew on other nodes", roundly(age(n.Node)))
 	case held != "":
 		return fmt.Sprintf("; its replicas are not made anew by themselves, because %s, which does not look like the loss of single nodes", held)
-	case age(n.ID) == 0:
+	case age(n.Node) == 0:
 		return fmt.Sprintf("; once it has been so for %v (--repair-after) its replicas are made anew on other nodes", p.repairAfter)
 	}
-	return fmt.Sprintf(" for %v; in %v (--repair-after %v) its replicas are made anew on other nodes", roundly(age(n.ID)),
-		roundly(p.repairAfter-age(n.ID)), p.repairAfter)
+	return fmt.Sprintf(" for %v; in %v (--repair-after %v) its replicas are made anew on other nodes", roundly(age(n.Node)),
+		roundly(p.repairAfter-age(n.Node)), p.repairAfter)
 }
 
 // replaceable reports whether an up node is without a replica of some group that has one on the node. Whether it has room, the groups say.
@@ -251,6 +292,9 @@ func (p *picture) replaceable(id storage.NodeID) bool {
 		}))
 	})
 }
+
+// until is a time in words, to the minute.
+func until(t time.Time) string { return t.UTC().Format("2006-01-02 15:04 UTC") }
 
 func roundly(d time.Duration) time.Duration { return d.Round(time.Second) }
 

@@ -172,8 +172,23 @@ func TestJudgement(t *testing.T) {
 		{name: "a node is down", p: whole(), change: func(p *picture) { p.silent(3, storage.NodeDown) },
 			want: []string{"degraded node c: down" + startStep + "; only if its disk is lost, `storagectl node remove c`",
 				"degraded groups 1, 2: fewer than 3 of their voters are up"}},
-		{name: "a node that is drained", p: whole(), change: func(p *picture) { p.nodes[2].State = storage.NodeDraining },
-			want: []string{"degraded node c: draining" + startStep}},
+		{name: "a node that drains", p: whole(), change: func(p *picture) { p.nodes[2].Intent = storage.IntentDrain },
+			want: []string{"warning node c: draining: 2 of its replicas are not elsewhere yet > wait; `storagectl node drain c --dry-run` says where they go, " +
+				"`storagectl node undrain c` ends it"}},
+		{name: "a node that has drained", p: whole(), change: func(p *picture) {
+			p.nodes = append(p.nodes, p.nodes[2])
+			p.nodes[3].ID, p.nodes[3].Name, p.nodes[3].Intent, p.nodes[3].Stores = 4, "d", storage.IntentDrain, nil
+			p.report(4, func(*placement.NodeReport) {})
+		}, want: []string{"warning node d: it has drained: it holds no data > `storagectl node remove d`, and stop storaged there; or `storagectl node undrain d`"}},
+		{name: "a node in maintenance", p: whole(), change: func(p *picture) {
+			p.nodes[2].Intent, p.nodes[2].IntentUntil = storage.IntentMaintenance, time.Date(2024, 5, 6, 7, 8, 0, 0, time.UTC)
+		}, want: []string{"warning node c: in maintenance until 2024-05-06 07:08 UTC: it leads nothing and gets nothing new > when it is done, `storagectl node maintenance c --end`"}},
+		{name: "a node in maintenance that is down", p: whole(), change: func(p *picture) {
+			p.nodes[2].Intent, p.nodes[2].IntentUntil = storage.IntentMaintenance, time.Date(2024, 5, 6, 7, 8, 0, 0, time.UTC)
+			p.repairAfter = time.Minute
+			p.silent(3, storage.NodeDown)
+		}, want: []string{"degraded node c: down, in maintenance; its replicas are not made anew before 2024-05-06 07:08 UTC > start storaged there before that, or give " +
+			"it longer: `storagectl node maintenance c --for 2h`", "degraded groups 1, 2: fewer than 3 of their voters are up"}},
 		{name: "a node that was removed", p: whole(), change: func(p *picture) {
 			p.nodes = append(p.nodes, storage.Node{ID: 4, Name: "d", State: storage.NodeRemoved})
 		}},

@@ -59,7 +59,7 @@ func (v *View) Unready() []Problem {
 	if second := v.Peers.Second(); second != nil {
 		o.second = second.Error()
 	}
-	o.fresh = v.Catalog.View(func(s *catalog.State) { o.catalog = placement.NewView(s, nil) })
+	o.fresh = v.Catalog.View(func(s *catalog.State) { o.catalog = placement.NewView(s, nil, o.now) })
 	o.unborn = v.unborn(o.fresh)
 	return append(v.Unhealthy(), o.unready(&v.caughtUp)...)
 }

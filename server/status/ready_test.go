@@ -202,16 +202,16 @@ func TestReadyReplicas(t *testing.T) {
 		"a voter on a node that is drained, which counts no more": {nodes: 4, change: func(w *readyWorld) {
 			w.holds = false
 			w.v.Groups[0].Replicas[0].Node = 4
-			w.v.Nodes[3].State = storage.NodeDraining
+			w.v.Nodes[3].Intent = storage.IntentDrain
 		}, want: "2 of 3 copies, and this node has none yet"},
 		"a node that is drained, of four": {nodes: 4, change: func(w *readyWorld) {
 			w.holds = false
-			w.v.Nodes[0].State = storage.NodeDraining
+			w.v.Nodes[0].Intent = storage.IntentDrain
 			w.v.Groups[0].Replicas = w.v.Groups[0].Replicas[1:]
 		}},
 		"a node that is drained": {nodes: 3, change: func(w *readyWorld) {
 			w.holds = false
-			w.v.Nodes[0].State = storage.NodeDraining
+			w.v.Nodes[0].Intent = storage.IntentDrain
 			w.v.Groups[0].Replicas = w.v.Groups[0].Replicas[1:]
 		}},
 	} {

@@ -103,6 +103,9 @@ func (v *View) look(ctx context.Context) *picture {
 	p.fresh = v.Catalog.View(func(s *catalog.State) {
 		p.cluster, p.nodes, p.groups, p.volumes = s.Cluster(), s.Nodes(), s.Groups(), s.VolumesByName()
 		p.usable = s.UsableBytes()
+		for i, n := range p.nodes {
+			p.nodes[i] = n.At(p.now)
+		}
 		for _, vol := range p.volumes {
 			p.usedBy[vol.ID] = s.SessionsOf(vol.ID)
 		}

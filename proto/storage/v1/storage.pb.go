@@ -185,6 +185,115 @@ func (Access) EnumDescriptor() ([]byte, []int) {
 	return file_storage_v1_storage_proto_rawDescGZIP(), []int{2}
 }
 
+// NodeIntent is what people want of a node, whatever its state.
+type NodeIntent int32
+
+const (
+	NodeIntent_NODE_INTENT_UNSPECIFIED NodeIntent = 0
+	// It takes its part.
+	NodeIntent_NODE_INTENT_SERVE NodeIntent = 1
+	// It gets nothing new, and what it holds moves elsewhere.
+	NodeIntent_NODE_INTENT_DRAIN NodeIntent = 2
+	// It may be down until a time. It keeps what it holds, gets nothing new and leads nothing.
+	NodeIntent_NODE_INTENT_MAINTENANCE NodeIntent = 3
+)
+
+// Enum value maps for NodeIntent.
+var (
+	NodeIntent_name = map[int32]string{
+		0: "NODE_INTENT_UNSPECIFIED",
+		1: "NODE_INTENT_SERVE",
+		2: "NODE_INTENT_DRAIN",
+		3: "NODE_INTENT_MAINTENANCE",
+	}
+	NodeIntent_value = map[string]int32{
+		"NODE_INTENT_UNSPECIFIED": 0,
+		"NODE_INTENT_SERVE":       1,
+		"NODE_INTENT_DRAIN":       2,
+		"NODE_INTENT_MAINTENANCE": 3,
+	}
+)
+
+func (x NodeIntent) Enum() *NodeIntent {
+	p := new(NodeIntent)
+	*p = x
+	return p
+}
+
+func (x NodeIntent) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (NodeIntent) Descriptor() protoreflect.EnumDescriptor {
+	return file_storage_v1_storage_proto_enumTypes[3].Descriptor()
+}
+
+func (NodeIntent) Type() protoreflect.EnumType {
+	return &file_storage_v1_storage_proto_enumTypes[3]
+}
+
+func (x NodeIntent) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use NodeIntent.Descriptor instead.
+func (NodeIntent) EnumDescriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{3}
+}
+
+// NodeAction is what may be planned for a node.
+type NodeAction int32
+
+const (
+	NodeAction_NODE_ACTION_UNSPECIFIED NodeAction = 0
+	NodeAction_NODE_ACTION_DRAIN       NodeAction = 1
+	NodeAction_NODE_ACTION_MAINTENANCE NodeAction = 2
+	NodeAction_NODE_ACTION_REMOVE      NodeAction = 3
+)
+
+// Enum value maps for NodeAction.
+var (
+	NodeAction_name = map[int32]string{
+		0: "NODE_ACTION_UNSPECIFIED",
+		1: "NODE_ACTION_DRAIN",
+		2: "NODE_ACTION_MAINTENANCE",
+		3: "NODE_ACTION_REMOVE",
+	}
+	NodeAction_value = map[string]int32{
+		"NODE_ACTION_UNSPECIFIED": 0,
+		"NODE_ACTION_DRAIN":       1,
+		"NODE_ACTION_MAINTENANCE": 2,
+		"NODE_ACTION_REMOVE":      3,
+	}
+)
+
+func (x NodeAction) Enum() *NodeAction {
+	p := new(NodeAction)
+	*p = x
+	return p
+}
+
+func (x NodeAction) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (NodeAction) Descriptor() protoreflect.EnumDescriptor {
+	return file_storage_v1_storage_proto_enumTypes[4].Descriptor()
+}
+
+func (NodeAction) Type() protoreflect.EnumType {
+	return &file_storage_v1_storage_proto_enumTypes[4]
+}
+
+func (x NodeAction) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use NodeAction.Descriptor instead.
+func (NodeAction) EnumDescriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{4}
+}
+
 type NodeState int32
 
 const (
@@ -193,7 +302,7 @@ const (
 	// Not heard of for a moment.
 	NodeState_NODE_STATE_SUSPECT NodeState = 2
 	NodeState_NODE_STATE_DOWN    NodeState = 3
-	// Its replicas are being moved elsewhere.
+	// Not used any more: see NodeIntent.
 	NodeState_NODE_STATE_DRAINING NodeState = 4
 	NodeState_NODE_STATE_REMOVED  NodeState = 5
 	// The catalog's leader does not answer or has not heard the node yet, and the node that answers does not reach it.
@@ -233,11 +342,11 @@ func (x NodeState) String() string {
 }
 
 func (NodeState) Descriptor() protoreflect.EnumDescriptor {
-	return file_storage_v1_storage_proto_enumTypes[3].Descriptor()
+	return file_storage_v1_storage_proto_enumTypes[5].Descriptor()
 }
 
 func (NodeState) Type() protoreflect.EnumType {
-	return &file_storage_v1_storage_proto_enumTypes[3]
+	return &file_storage_v1_storage_proto_enumTypes[5]
 }
 
 func (x NodeState) Number() protoreflect.EnumNumber {
@@ -246,7 +355,7 @@ func (x NodeState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use NodeState.Descriptor instead.
 func (NodeState) EnumDescriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{3}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{5}
 }
 
 type StoreState int32
@@ -291,11 +400,11 @@ func (x StoreState) String() string {
 }
 
 func (StoreState) Descriptor() protoreflect.EnumDescriptor {
-	return file_storage_v1_storage_proto_enumTypes[4].Descriptor()
+	return file_storage_v1_storage_proto_enumTypes[6].Descriptor()
 }
 
 func (StoreState) Type() protoreflect.EnumType {
-	return &file_storage_v1_storage_proto_enumTypes[4]
+	return &file_storage_v1_storage_proto_enumTypes[6]
 }
 
 func (x StoreState) Number() protoreflect.EnumNumber {
@@ -304,7 +413,7 @@ func (x StoreState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use StoreState.Descriptor instead.
 func (StoreState) EnumDescriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{4}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{6}
 }
 
 // What the compaction of a store does.
@@ -360,11 +469,11 @@ func (x CompactionState) String() string {
 }
 
 func (CompactionState) Descriptor() protoreflect.EnumDescriptor {
-	return file_storage_v1_storage_proto_enumTypes[5].Descriptor()
+	return file_storage_v1_storage_proto_enumTypes[7].Descriptor()
 }
 
 func (CompactionState) Type() protoreflect.EnumType {
-	return &file_storage_v1_storage_proto_enumTypes[5]
+	return &file_storage_v1_storage_proto_enumTypes[7]
 }
 
 func (x CompactionState) Number() protoreflect.EnumNumber {
@@ -373,7 +482,7 @@ func (x CompactionState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use CompactionState.Descriptor instead.
 func (CompactionState) EnumDescriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{5}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{7}
 }
 
 type ReplicaRole int32
@@ -418,11 +527,11 @@ func (x ReplicaRole) String() string {
 }
 
 func (ReplicaRole) Descriptor() protoreflect.EnumDescriptor {
-	return file_storage_v1_storage_proto_enumTypes[6].Descriptor()
+	return file_storage_v1_storage_proto_enumTypes[8].Descriptor()
 }
 
 func (ReplicaRole) Type() protoreflect.EnumType {
-	return &file_storage_v1_storage_proto_enumTypes[6]
+	return &file_storage_v1_storage_proto_enumTypes[8]
 }
 
 func (x ReplicaRole) Number() protoreflect.EnumNumber {
@@ -431,7 +540,7 @@ func (x ReplicaRole) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ReplicaRole.Descriptor instead.
 func (ReplicaRole) EnumDescriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{6}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{8}
 }
 
 type Health int32
@@ -476,11 +585,11 @@ func (x Health) String() string {
 }
 
 func (Health) Descriptor() protoreflect.EnumDescriptor {
-	return file_storage_v1_storage_proto_enumTypes[7].Descriptor()
+	return file_storage_v1_storage_proto_enumTypes[9].Descriptor()
 }
 
 func (Health) Type() protoreflect.EnumType {
-	return &file_storage_v1_storage_proto_enumTypes[7]
+	return &file_storage_v1_storage_proto_enumTypes[9]
 }
 
 func (x Health) Number() protoreflect.EnumNumber {
@@ -489,7 +598,7 @@ func (x Health) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Health.Descriptor instead.
 func (Health) EnumDescriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{7}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{9}
 }
 
 type TaskKind int32
@@ -531,11 +640,11 @@ func (x TaskKind) String() string {
 }
 
 func (TaskKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_storage_v1_storage_proto_enumTypes[8].Descriptor()
+	return file_storage_v1_storage_proto_enumTypes[10].Descriptor()
 }
 
 func (TaskKind) Type() protoreflect.EnumType {
-	return &file_storage_v1_storage_proto_enumTypes[8]
+	return &file_storage_v1_storage_proto_enumTypes[10]
 }
 
 func (x TaskKind) Number() protoreflect.EnumNumber {
@@ -544,7 +653,7 @@ func (x TaskKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use TaskKind.Descriptor instead.
 func (TaskKind) EnumDescriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{8}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{10}
 }
 
 // ErrorKind is the class of a failure: what a program acts on.
@@ -617,11 +726,11 @@ func (x ErrorKind) String() string {
 }
 
 func (ErrorKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_storage_v1_storage_proto_enumTypes[9].Descriptor()
+	return file_storage_v1_storage_proto_enumTypes[11].Descriptor()
 }
 
 func (ErrorKind) Type() protoreflect.EnumType {
-	return &file_storage_v1_storage_proto_enumTypes[9]
+	return &file_storage_v1_storage_proto_enumTypes[11]
 }
 
 func (x ErrorKind) Number() protoreflect.EnumNumber {
@@ -630,7 +739,7 @@ func (x ErrorKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ErrorKind.Descriptor instead.
 func (ErrorKind) EnumDescriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{9}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{11}
 }
 
 type CreateVolumeRequest struct {
@@ -2521,6 +2630,394 @@ func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
 	return file_storage_v1_storage_proto_rawDescGZIP(), []int{29}
 }
 
+type SetNodeIntentRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As Get tells it: a name may come to mean another node.
+	Id     uint32     `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Intent NodeIntent `protobuf:"varint,2,opt,name=intent,proto3,enum=storage.v1.NodeIntent" json:"intent,omitempty"`
+	// When maintenance ends; at most 30 days from now.
+	Until *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=until,proto3" json:"until,omitempty"`
+	// If it is given, the request is refused unless that is what is wanted of the node now.
+	From          NodeIntent `protobuf:"varint,4,opt,name=from,proto3,enum=storage.v1.NodeIntent" json:"from,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetNodeIntentRequest) Reset() {
+	*x = SetNodeIntentRequest{}
+	mi := &file_storage_v1_storage_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetNodeIntentRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetNodeIntentRequest) ProtoMessage() {}
+
+func (x *SetNodeIntentRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_v1_storage_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetNodeIntentRequest.ProtoReflect.Descriptor instead.
+func (*SetNodeIntentRequest) Descriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *SetNodeIntentRequest) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *SetNodeIntentRequest) GetIntent() NodeIntent {
+	if x != nil {
+		return x.Intent
+	}
+	return NodeIntent_NODE_INTENT_UNSPECIFIED
+}
+
+func (x *SetNodeIntentRequest) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *SetNodeIntentRequest) GetFrom() NodeIntent {
+	if x != nil {
+		return x.From
+	}
+	return NodeIntent_NODE_INTENT_UNSPECIFIED
+}
+
+type SetNodeIntentResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetNodeIntentResponse) Reset() {
+	*x = SetNodeIntentResponse{}
+	mi := &file_storage_v1_storage_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetNodeIntentResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetNodeIntentResponse) ProtoMessage() {}
+
+func (x *SetNodeIntentResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_v1_storage_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetNodeIntentResponse.ProtoReflect.Descriptor instead.
+func (*SetNodeIntentResponse) Descriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{31}
+}
+
+type PlanNodeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A node's name or id, as for Get.
+	Node          string     `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Action        NodeAction `protobuf:"varint,2,opt,name=action,proto3,enum=storage.v1.NodeAction" json:"action,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlanNodeRequest) Reset() {
+	*x = PlanNodeRequest{}
+	mi := &file_storage_v1_storage_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlanNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlanNodeRequest) ProtoMessage() {}
+
+func (x *PlanNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_v1_storage_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlanNodeRequest.ProtoReflect.Descriptor instead.
+func (*PlanNodeRequest) Descriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *PlanNodeRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *PlanNodeRequest) GetAction() NodeAction {
+	if x != nil {
+		return x.Action
+	}
+	return NodeAction_NODE_ACTION_UNSPECIFIED
+}
+
+type PlanNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Plan          *NodePlan              `protobuf:"bytes,1,opt,name=plan,proto3" json:"plan,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlanNodeResponse) Reset() {
+	*x = PlanNodeResponse{}
+	mi := &file_storage_v1_storage_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlanNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlanNodeResponse) ProtoMessage() {}
+
+func (x *PlanNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_v1_storage_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlanNodeResponse.ProtoReflect.Descriptor instead.
+func (*PlanNodeResponse) Descriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *PlanNodeResponse) GetPlan() *NodePlan {
+	if x != nil {
+		return x.Plan
+	}
+	return nil
+}
+
+// A NodePlan is what an action would do to a node, as things are.
+type NodePlan struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Action NodeAction             `protobuf:"varint,1,opt,name=action,proto3,enum=storage.v1.NodeAction" json:"action,omitempty"`
+	Id     uint32                 `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`
+	Name   string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	// Why it would be refused, and what to do first; empty: it would not.
+	Refused string `protobuf:"bytes,4,opt,name=refused,proto3" json:"refused,omitempty"`
+	// Where the node's replicas would go, by group.
+	Moves []*NodeMove `protobuf:"bytes,5,rep,name=moves,proto3" json:"moves,omitempty"`
+	// Groups that would stop while the node is down: they have no majority without it.
+	StoppedGroups []uint32 `protobuf:"varint,6,rep,packed,name=stopped_groups,json=stoppedGroups,proto3" json:"stopped_groups,omitempty"`
+	// Groups that would go on with one working copy fewer while the node is down.
+	ThinnerGroups []uint32 `protobuf:"varint,7,rep,packed,name=thinner_groups,json=thinnerGroups,proto3" json:"thinner_groups,omitempty"`
+	// Volumes whose plain NBD clients are attached through the node; they have to connect to another one.
+	Volumes       []string `protobuf:"bytes,8,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodePlan) Reset() {
+	*x = NodePlan{}
+	mi := &file_storage_v1_storage_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodePlan) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodePlan) ProtoMessage() {}
+
+func (x *NodePlan) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_v1_storage_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodePlan.ProtoReflect.Descriptor instead.
+func (*NodePlan) Descriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *NodePlan) GetAction() NodeAction {
+	if x != nil {
+		return x.Action
+	}
+	return NodeAction_NODE_ACTION_UNSPECIFIED
+}
+
+func (x *NodePlan) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *NodePlan) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *NodePlan) GetRefused() string {
+	if x != nil {
+		return x.Refused
+	}
+	return ""
+}
+
+func (x *NodePlan) GetMoves() []*NodeMove {
+	if x != nil {
+		return x.Moves
+	}
+	return nil
+}
+
+func (x *NodePlan) GetStoppedGroups() []uint32 {
+	if x != nil {
+		return x.StoppedGroups
+	}
+	return nil
+}
+
+func (x *NodePlan) GetThinnerGroups() []uint32 {
+	if x != nil {
+		return x.ThinnerGroups
+	}
+	return nil
+}
+
+func (x *NodePlan) GetVolumes() []string {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+type NodeMove struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Group uint32                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
+	// Bytes that live in the group; 0: not known.
+	Bytes int64 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// The node that would take the replica; 0: none can, and why says why.
+	To            uint32 `protobuf:"varint,3,opt,name=to,proto3" json:"to,omitempty"`
+	ToName        string `protobuf:"bytes,4,opt,name=to_name,json=toName,proto3" json:"to_name,omitempty"`
+	Why           string `protobuf:"bytes,5,opt,name=why,proto3" json:"why,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeMove) Reset() {
+	*x = NodeMove{}
+	mi := &file_storage_v1_storage_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeMove) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeMove) ProtoMessage() {}
+
+func (x *NodeMove) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_v1_storage_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeMove.ProtoReflect.Descriptor instead.
+func (*NodeMove) Descriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *NodeMove) GetGroup() uint32 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *NodeMove) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *NodeMove) GetTo() uint32 {
+	if x != nil {
+		return x.To
+	}
+	return 0
+}
+
+func (x *NodeMove) GetToName() string {
+	if x != nil {
+		return x.ToName
+	}
+	return ""
+}
+
+func (x *NodeMove) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
 type Node struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Id        uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -2535,14 +3032,19 @@ type Node struct {
 	Replicas uint32 `protobuf:"varint,8,opt,name=replicas,proto3" json:"replicas,omitempty"`
 	Leaders  uint32 `protobuf:"varint,9,opt,name=leaders,proto3" json:"leaders,omitempty"`
 	// When the node was last heard of.
-	SeenAt        *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=seen_at,json=seenAt,proto3" json:"seen_at,omitempty"`
+	SeenAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=seen_at,json=seenAt,proto3" json:"seen_at,omitempty"`
+	Intent NodeIntent             `protobuf:"varint,11,opt,name=intent,proto3,enum=storage.v1.NodeIntent" json:"intent,omitempty"`
+	// When maintenance ends.
+	IntentUntil *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=intent_until,json=intentUntil,proto3" json:"intent_until,omitempty"`
+	// Since when a node that is suspect or down has been silent, as the cluster recorded it.
+	SilentSince   *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=silent_since,json=silentSince,proto3" json:"silent_since,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_storage_v1_storage_proto_msgTypes[30]
+	mi := &file_storage_v1_storage_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2554,7 +3056,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[30]
+	mi := &file_storage_v1_storage_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2567,7 +3069,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{30}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Node) GetId() uint32 {
@@ -2640,6 +3142,27 @@ func (x *Node) GetSeenAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Node) GetIntent() NodeIntent {
+	if x != nil {
+		return x.Intent
+	}
+	return NodeIntent_NODE_INTENT_UNSPECIFIED
+}
+
+func (x *Node) GetIntentUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.IntentUntil
+	}
+	return nil
+}
+
+func (x *Node) GetSilentSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SilentSince
+	}
+	return nil
+}
+
 // NodeAddresses are what others dial: host:port, or empty where the node does not listen.
 type NodeAddresses struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2653,7 +3176,7 @@ type NodeAddresses struct {
 
 func (x *NodeAddresses) Reset() {
 	*x = NodeAddresses{}
-	mi := &file_storage_v1_storage_proto_msgTypes[31]
+	mi := &file_storage_v1_storage_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2665,7 +3188,7 @@ func (x *NodeAddresses) String() string {
 func (*NodeAddresses) ProtoMessage() {}
 
 func (x *NodeAddresses) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[31]
+	mi := &file_storage_v1_storage_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2678,7 +3201,7 @@ func (x *NodeAddresses) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeAddresses.ProtoReflect.Descriptor instead.
 func (*NodeAddresses) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{31}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *NodeAddresses) GetPeer() string {
@@ -2728,7 +3251,7 @@ type Store struct {
 
 func (x *Store) Reset() {
 	*x = Store{}
-	mi := &file_storage_v1_storage_proto_msgTypes[32]
+	mi := &file_storage_v1_storage_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2740,7 +3263,7 @@ func (x *Store) String() string {
 func (*Store) ProtoMessage() {}
 
 func (x *Store) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[32]
+	mi := &file_storage_v1_storage_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2753,7 +3276,7 @@ func (x *Store) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Store.ProtoReflect.Descriptor instead.
 func (*Store) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{32}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Store) GetId() string {
@@ -2833,7 +3356,7 @@ type StoreScrub struct {
 
 func (x *StoreScrub) Reset() {
 	*x = StoreScrub{}
-	mi := &file_storage_v1_storage_proto_msgTypes[33]
+	mi := &file_storage_v1_storage_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2845,7 +3368,7 @@ func (x *StoreScrub) String() string {
 func (*StoreScrub) ProtoMessage() {}
 
 func (x *StoreScrub) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[33]
+	mi := &file_storage_v1_storage_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2858,7 +3381,7 @@ func (x *StoreScrub) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreScrub.ProtoReflect.Descriptor instead.
 func (*StoreScrub) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{33}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *StoreScrub) GetLastPassAt() *timestamppb.Timestamp {
@@ -2945,7 +3468,7 @@ type LostBlock struct {
 
 func (x *LostBlock) Reset() {
 	*x = LostBlock{}
-	mi := &file_storage_v1_storage_proto_msgTypes[34]
+	mi := &file_storage_v1_storage_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2957,7 +3480,7 @@ func (x *LostBlock) String() string {
 func (*LostBlock) ProtoMessage() {}
 
 func (x *LostBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[34]
+	mi := &file_storage_v1_storage_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2970,7 +3493,7 @@ func (x *LostBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LostBlock.ProtoReflect.Descriptor instead.
 func (*LostBlock) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{34}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *LostBlock) GetGroup() uint32 {
@@ -3026,7 +3549,7 @@ type StoreSpace struct {
 
 func (x *StoreSpace) Reset() {
 	*x = StoreSpace{}
-	mi := &file_storage_v1_storage_proto_msgTypes[35]
+	mi := &file_storage_v1_storage_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3038,7 +3561,7 @@ func (x *StoreSpace) String() string {
 func (*StoreSpace) ProtoMessage() {}
 
 func (x *StoreSpace) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[35]
+	mi := &file_storage_v1_storage_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3051,7 +3574,7 @@ func (x *StoreSpace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreSpace.ProtoReflect.Descriptor instead.
 func (*StoreSpace) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{35}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *StoreSpace) GetLogBytes() int64 {
@@ -3143,7 +3666,7 @@ type StoreRoom struct {
 
 func (x *StoreRoom) Reset() {
 	*x = StoreRoom{}
-	mi := &file_storage_v1_storage_proto_msgTypes[36]
+	mi := &file_storage_v1_storage_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3155,7 +3678,7 @@ func (x *StoreRoom) String() string {
 func (*StoreRoom) ProtoMessage() {}
 
 func (x *StoreRoom) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[36]
+	mi := &file_storage_v1_storage_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3168,7 +3691,7 @@ func (x *StoreRoom) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreRoom.ProtoReflect.Descriptor instead.
 func (*StoreRoom) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{36}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *StoreRoom) GetNode() uint32 {
@@ -3228,7 +3751,7 @@ type ListGroupsRequest struct {
 
 func (x *ListGroupsRequest) Reset() {
 	*x = ListGroupsRequest{}
-	mi := &file_storage_v1_storage_proto_msgTypes[37]
+	mi := &file_storage_v1_storage_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3240,7 +3763,7 @@ func (x *ListGroupsRequest) String() string {
 func (*ListGroupsRequest) ProtoMessage() {}
 
 func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[37]
+	mi := &file_storage_v1_storage_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3253,7 +3776,7 @@ func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGroupsRequest.ProtoReflect.Descriptor instead.
 func (*ListGroupsRequest) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{37}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{43}
 }
 
 type ListGroupsResponse struct {
@@ -3265,7 +3788,7 @@ type ListGroupsResponse struct {
 
 func (x *ListGroupsResponse) Reset() {
 	*x = ListGroupsResponse{}
-	mi := &file_storage_v1_storage_proto_msgTypes[38]
+	mi := &file_storage_v1_storage_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3277,7 +3800,7 @@ func (x *ListGroupsResponse) String() string {
 func (*ListGroupsResponse) ProtoMessage() {}
 
 func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[38]
+	mi := &file_storage_v1_storage_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3290,7 +3813,7 @@ func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGroupsResponse.ProtoReflect.Descriptor instead.
 func (*ListGroupsResponse) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{38}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListGroupsResponse) GetGroups() []*Group {
@@ -3316,7 +3839,7 @@ type Group struct {
 
 func (x *Group) Reset() {
 	*x = Group{}
-	mi := &file_storage_v1_storage_proto_msgTypes[39]
+	mi := &file_storage_v1_storage_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3328,7 +3851,7 @@ func (x *Group) String() string {
 func (*Group) ProtoMessage() {}
 
 func (x *Group) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[39]
+	mi := &file_storage_v1_storage_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3341,7 +3864,7 @@ func (x *Group) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Group.ProtoReflect.Descriptor instead.
 func (*Group) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{39}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Group) GetId() uint32 {
@@ -3415,7 +3938,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_storage_v1_storage_proto_msgTypes[40]
+	mi := &file_storage_v1_storage_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3427,7 +3950,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[40]
+	mi := &file_storage_v1_storage_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3440,7 +3963,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{40}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Replica) GetNode() uint32 {
@@ -3518,7 +4041,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_storage_v1_storage_proto_msgTypes[41]
+	mi := &file_storage_v1_storage_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3530,7 +4053,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[41]
+	mi := &file_storage_v1_storage_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3543,7 +4066,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{41}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Progress) GetDoneBytes() int64 {
@@ -3575,7 +4098,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_storage_v1_storage_proto_msgTypes[42]
+	mi := &file_storage_v1_storage_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3587,7 +4110,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[42]
+	mi := &file_storage_v1_storage_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3600,7 +4123,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{42}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{48}
 }
 
 type GetStatusResponse struct {
@@ -3612,7 +4135,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_storage_v1_storage_proto_msgTypes[43]
+	mi := &file_storage_v1_storage_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3624,7 +4147,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[43]
+	mi := &file_storage_v1_storage_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3637,7 +4160,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{43}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *GetStatusResponse) GetStatus() *ClusterStatus {
@@ -3701,7 +4224,7 @@ type ClusterStatus struct {
 
 func (x *ClusterStatus) Reset() {
 	*x = ClusterStatus{}
-	mi := &file_storage_v1_storage_proto_msgTypes[44]
+	mi := &file_storage_v1_storage_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3713,7 +4236,7 @@ func (x *ClusterStatus) String() string {
 func (*ClusterStatus) ProtoMessage() {}
 
 func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[44]
+	mi := &file_storage_v1_storage_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3726,7 +4249,7 @@ func (x *ClusterStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterStatus.ProtoReflect.Descriptor instead.
 func (*ClusterStatus) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{44}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ClusterStatus) GetClusterId() string {
@@ -3955,7 +4478,7 @@ type Reason struct {
 
 func (x *Reason) Reset() {
 	*x = Reason{}
-	mi := &file_storage_v1_storage_proto_msgTypes[45]
+	mi := &file_storage_v1_storage_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3967,7 +4490,7 @@ func (x *Reason) String() string {
 func (*Reason) ProtoMessage() {}
 
 func (x *Reason) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[45]
+	mi := &file_storage_v1_storage_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3980,7 +4503,7 @@ func (x *Reason) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reason.ProtoReflect.Descriptor instead.
 func (*Reason) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{45}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Reason) GetSeverity() Health {
@@ -4028,7 +4551,7 @@ type Task struct {
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_storage_v1_storage_proto_msgTypes[46]
+	mi := &file_storage_v1_storage_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4040,7 +4563,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[46]
+	mi := &file_storage_v1_storage_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4053,7 +4576,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{46}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Task) GetKind() TaskKind {
@@ -4108,7 +4631,7 @@ type UpgradeClusterRequest struct {
 
 func (x *UpgradeClusterRequest) Reset() {
 	*x = UpgradeClusterRequest{}
-	mi := &file_storage_v1_storage_proto_msgTypes[47]
+	mi := &file_storage_v1_storage_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4120,7 +4643,7 @@ func (x *UpgradeClusterRequest) String() string {
 func (*UpgradeClusterRequest) ProtoMessage() {}
 
 func (x *UpgradeClusterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[47]
+	mi := &file_storage_v1_storage_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4133,7 +4656,7 @@ func (x *UpgradeClusterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeClusterRequest.ProtoReflect.Descriptor instead.
 func (*UpgradeClusterRequest) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{47}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *UpgradeClusterRequest) GetVersion() uint32 {
@@ -4153,7 +4676,7 @@ type UpgradeClusterResponse struct {
 
 func (x *UpgradeClusterResponse) Reset() {
 	*x = UpgradeClusterResponse{}
-	mi := &file_storage_v1_storage_proto_msgTypes[48]
+	mi := &file_storage_v1_storage_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4165,7 +4688,7 @@ func (x *UpgradeClusterResponse) String() string {
 func (*UpgradeClusterResponse) ProtoMessage() {}
 
 func (x *UpgradeClusterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[48]
+	mi := &file_storage_v1_storage_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4178,7 +4701,7 @@ func (x *UpgradeClusterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeClusterResponse.ProtoReflect.Descriptor instead.
 func (*UpgradeClusterResponse) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{48}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *UpgradeClusterResponse) GetVersion() uint32 {
@@ -4196,7 +4719,7 @@ type GetVersionRequest struct {
 
 func (x *GetVersionRequest) Reset() {
 	*x = GetVersionRequest{}
-	mi := &file_storage_v1_storage_proto_msgTypes[49]
+	mi := &file_storage_v1_storage_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4208,7 +4731,7 @@ func (x *GetVersionRequest) String() string {
 func (*GetVersionRequest) ProtoMessage() {}
 
 func (x *GetVersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[49]
+	mi := &file_storage_v1_storage_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4221,7 +4744,7 @@ func (x *GetVersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVersionRequest.ProtoReflect.Descriptor instead.
 func (*GetVersionRequest) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{49}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{55}
 }
 
 type GetVersionResponse struct {
@@ -4238,7 +4761,7 @@ type GetVersionResponse struct {
 
 func (x *GetVersionResponse) Reset() {
 	*x = GetVersionResponse{}
-	mi := &file_storage_v1_storage_proto_msgTypes[50]
+	mi := &file_storage_v1_storage_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4250,7 +4773,7 @@ func (x *GetVersionResponse) String() string {
 func (*GetVersionResponse) ProtoMessage() {}
 
 func (x *GetVersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[50]
+	mi := &file_storage_v1_storage_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4263,7 +4786,7 @@ func (x *GetVersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVersionResponse.ProtoReflect.Descriptor instead.
 func (*GetVersionResponse) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{50}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *GetVersionResponse) GetVersion() string {
@@ -4312,7 +4835,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_storage_v1_storage_proto_msgTypes[51]
+	mi := &file_storage_v1_storage_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4324,7 +4847,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[51]
+	mi := &file_storage_v1_storage_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4337,7 +4860,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{51}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ErrorDetail) GetOp() string {
@@ -4543,7 +5066,33 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\x04node\x18\x01 \x01(\v2\x10.storage.v1.NodeR\x04node\"#\n" +
 	"\x11RemoveNodeRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\"\x14\n" +
-	"\x12RemoveNodeResponse\"\xd4\x02\n" +
+	"\x12RemoveNodeResponse\"\xb4\x01\n" +
+	"\x14SetNodeIntentRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\rR\x02id\x12.\n" +
+	"\x06intent\x18\x02 \x01(\x0e2\x16.storage.v1.NodeIntentR\x06intent\x120\n" +
+	"\x05until\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12*\n" +
+	"\x04from\x18\x04 \x01(\x0e2\x16.storage.v1.NodeIntentR\x04from\"\x17\n" +
+	"\x15SetNodeIntentResponse\"U\n" +
+	"\x0fPlanNodeRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12.\n" +
+	"\x06action\x18\x02 \x01(\x0e2\x16.storage.v1.NodeActionR\x06action\"<\n" +
+	"\x10PlanNodeResponse\x12(\n" +
+	"\x04plan\x18\x01 \x01(\v2\x14.storage.v1.NodePlanR\x04plan\"\x8c\x02\n" +
+	"\bNodePlan\x12.\n" +
+	"\x06action\x18\x01 \x01(\x0e2\x16.storage.v1.NodeActionR\x06action\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\rR\x02id\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x18\n" +
+	"\arefused\x18\x04 \x01(\tR\arefused\x12*\n" +
+	"\x05moves\x18\x05 \x03(\v2\x14.storage.v1.NodeMoveR\x05moves\x12%\n" +
+	"\x0estopped_groups\x18\x06 \x03(\rR\rstoppedGroups\x12%\n" +
+	"\x0ethinner_groups\x18\a \x03(\rR\rthinnerGroups\x12\x18\n" +
+	"\avolumes\x18\b \x03(\tR\avolumes\"q\n" +
+	"\bNodeMove\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\rR\x05group\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\x12\x0e\n" +
+	"\x02to\x18\x03 \x01(\rR\x02to\x12\x17\n" +
+	"\ato_name\x18\x04 \x01(\tR\x06toName\x12\x10\n" +
+	"\x03why\x18\x05 \x01(\tR\x03why\"\x82\x04\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -4555,7 +5104,10 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\breplicas\x18\b \x01(\rR\breplicas\x12\x18\n" +
 	"\aleaders\x18\t \x01(\rR\aleaders\x123\n" +
 	"\aseen_at\x18\n" +
-	" \x01(\v2\x1a.google.protobuf.TimestampR\x06seenAt\"[\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\x06seenAt\x12.\n" +
+	"\x06intent\x18\v \x01(\x0e2\x16.storage.v1.NodeIntentR\x06intent\x12=\n" +
+	"\fintent_until\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\vintentUntil\x12=\n" +
+	"\fsilent_since\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\vsilentSince\"[\n" +
 	"\rNodeAddresses\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x10\n" +
 	"\x03api\x18\x02 \x01(\tR\x03api\x12\x10\n" +
@@ -4735,7 +5287,19 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\x12ACCESS_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10ACCESS_EXCLUSIVE\x10\x01\x12\x11\n" +
 	"\rACCESS_SHARED\x10\x02\x12\x12\n" +
-	"\x0eACCESS_READERS\x10\x03*\xb0\x01\n" +
+	"\x0eACCESS_READERS\x10\x03*t\n" +
+	"\n" +
+	"NodeIntent\x12\x1b\n" +
+	"\x17NODE_INTENT_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11NODE_INTENT_SERVE\x10\x01\x12\x15\n" +
+	"\x11NODE_INTENT_DRAIN\x10\x02\x12\x1b\n" +
+	"\x17NODE_INTENT_MAINTENANCE\x10\x03*u\n" +
+	"\n" +
+	"NodeAction\x12\x1b\n" +
+	"\x17NODE_ACTION_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11NODE_ACTION_DRAIN\x10\x01\x12\x1b\n" +
+	"\x17NODE_ACTION_MAINTENANCE\x10\x02\x12\x16\n" +
+	"\x12NODE_ACTION_REMOVE\x10\x03*\xb0\x01\n" +
 	"\tNodeState\x12\x1a\n" +
 	"\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rNODE_STATE_UP\x10\x01\x12\x16\n" +
@@ -4800,11 +5364,13 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\x04List\x12\x1e.storage.v1.ListVolumesRequest\x1a\x1f.storage.v1.ListVolumesResponse\x12K\n" +
 	"\x06Resize\x12\x1f.storage.v1.ResizeVolumeRequest\x1a .storage.v1.ResizeVolumeResponse\x12K\n" +
 	"\x06Modify\x12\x1f.storage.v1.ModifyVolumeRequest\x1a .storage.v1.ModifyVolumeResponse\x12K\n" +
-	"\x06Delete\x12\x1f.storage.v1.DeleteVolumeRequest\x1a .storage.v1.DeleteVolumeResponse2\xd5\x01\n" +
+	"\x06Delete\x12\x1f.storage.v1.DeleteVolumeRequest\x1a .storage.v1.DeleteVolumeResponse2\xea\x02\n" +
 	"\x05Nodes\x12C\n" +
 	"\x04List\x12\x1c.storage.v1.ListNodesRequest\x1a\x1d.storage.v1.ListNodesResponse\x12>\n" +
 	"\x03Get\x12\x1a.storage.v1.GetNodeRequest\x1a\x1b.storage.v1.GetNodeResponse\x12G\n" +
-	"\x06Remove\x12\x1d.storage.v1.RemoveNodeRequest\x1a\x1e.storage.v1.RemoveNodeResponse2O\n" +
+	"\x06Remove\x12\x1d.storage.v1.RemoveNodeRequest\x1a\x1e.storage.v1.RemoveNodeResponse\x12P\n" +
+	"\tSetIntent\x12 .storage.v1.SetNodeIntentRequest\x1a!.storage.v1.SetNodeIntentResponse\x12A\n" +
+	"\x04Plan\x12\x1b.storage.v1.PlanNodeRequest\x1a\x1c.storage.v1.PlanNodeResponse2O\n" +
 	"\x06Groups\x12E\n" +
 	"\x04List\x12\x1d.storage.v1.ListGroupsRequest\x1a\x1e.storage.v1.ListGroupsResponse2\xec\x01\n" +
 	"\aCluster\x12E\n" +
@@ -4828,172 +5394,194 @@ func file_storage_v1_storage_proto_rawDescGZIP() []byte {
 	return file_storage_v1_storage_proto_rawDescData
 }
 
-var file_storage_v1_storage_proto_enumTypes = make([]protoimpl.EnumInfo, 10)
-var file_storage_v1_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
+var file_storage_v1_storage_proto_enumTypes = make([]protoimpl.EnumInfo, 12)
+var file_storage_v1_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 61)
 var file_storage_v1_storage_proto_goTypes = []any{
 	(VolumeState)(0),                // 0: storage.v1.VolumeState
 	(HolderKind)(0),                 // 1: storage.v1.HolderKind
 	(Access)(0),                     // 2: storage.v1.Access
-	(NodeState)(0),                  // 3: storage.v1.NodeState
-	(StoreState)(0),                 // 4: storage.v1.StoreState
-	(CompactionState)(0),            // 5: storage.v1.CompactionState
-	(ReplicaRole)(0),                // 6: storage.v1.ReplicaRole
-	(Health)(0),                     // 7: storage.v1.Health
-	(TaskKind)(0),                   // 8: storage.v1.TaskKind
-	(ErrorKind)(0),                  // 9: storage.v1.ErrorKind
-	(*CreateVolumeRequest)(nil),     // 10: storage.v1.CreateVolumeRequest
-	(*CreateVolumeResponse)(nil),    // 11: storage.v1.CreateVolumeResponse
-	(*GetVolumeRequest)(nil),        // 12: storage.v1.GetVolumeRequest
-	(*GetVolumeResponse)(nil),       // 13: storage.v1.GetVolumeResponse
-	(*ListVolumesRequest)(nil),      // 14: storage.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),     // 15: storage.v1.ListVolumesResponse
-	(*ResizeVolumeRequest)(nil),     // 16: storage.v1.ResizeVolumeRequest
-	(*ResizeVolumeResponse)(nil),    // 17: storage.v1.ResizeVolumeResponse
-	(*ModifyVolumeRequest)(nil),     // 18: storage.v1.ModifyVolumeRequest
-	(*ModifyVolumeResponse)(nil),    // 19: storage.v1.ModifyVolumeResponse
-	(*DeleteVolumeRequest)(nil),     // 20: storage.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),    // 21: storage.v1.DeleteVolumeResponse
-	(*VolumeLimits)(nil),            // 22: storage.v1.VolumeLimits
-	(*Volume)(nil),                  // 23: storage.v1.Volume
-	(*Session)(nil),                 // 24: storage.v1.Session
-	(*Holder)(nil),                  // 25: storage.v1.Holder
-	(*Attachment)(nil),              // 26: storage.v1.Attachment
-	(*AttachRequest)(nil),           // 27: storage.v1.AttachRequest
-	(*AttachResponse)(nil),          // 28: storage.v1.AttachResponse
-	(*DetachRequest)(nil),           // 29: storage.v1.DetachRequest
-	(*DetachResponse)(nil),          // 30: storage.v1.DetachResponse
-	(*ListAttachmentsRequest)(nil),  // 31: storage.v1.ListAttachmentsRequest
-	(*ListAttachmentsResponse)(nil), // 32: storage.v1.ListAttachmentsResponse
-	(*Connection)(nil),              // 33: storage.v1.Connection
-	(*ListNodesRequest)(nil),        // 34: storage.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),       // 35: storage.v1.ListNodesResponse
-	(*GetNodeRequest)(nil),          // 36: storage.v1.GetNodeRequest
-	(*GetNodeResponse)(nil),         // 37: storage.v1.GetNodeResponse
-	(*RemoveNodeRequest)(nil),       // 38: storage.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),      // 39: storage.v1.RemoveNodeResponse
-	(*Node)(nil),                    // 40: storage.v1.Node
-	(*NodeAddresses)(nil),           // 41: storage.v1.NodeAddresses
-	(*Store)(nil),                   // 42: storage.v1.Store
-	(*StoreScrub)(nil),              // 43: storage.v1.StoreScrub
-	(*LostBlock)(nil),               // 44: storage.v1.LostBlock
-	(*StoreSpace)(nil),              // 45: storage.v1.StoreSpace
-	(*StoreRoom)(nil),               // 46: storage.v1.StoreRoom
-	(*ListGroupsRequest)(nil),       // 47: storage.v1.ListGroupsRequest
-	(*ListGroupsResponse)(nil),      // 48: storage.v1.ListGroupsResponse
-	(*Group)(nil),                   // 49: storage.v1.Group
-	(*Replica)(nil),                 // 50: storage.v1.Replica
-	(*Progress)(nil),                // 51: storage.v1.Progress
-	(*GetStatusRequest)(nil),        // 52: storage.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),       // 53: storage.v1.GetStatusResponse
-	(*ClusterStatus)(nil),           // 54: storage.v1.ClusterStatus
-	(*Reason)(nil),                  // 55: storage.v1.Reason
-	(*Task)(nil),                    // 56: storage.v1.Task
-	(*UpgradeClusterRequest)(nil),   // 57: storage.v1.UpgradeClusterRequest
-	(*UpgradeClusterResponse)(nil),  // 58: storage.v1.UpgradeClusterResponse
-	(*GetVersionRequest)(nil),       // 59: storage.v1.GetVersionRequest
-	(*GetVersionResponse)(nil),      // 60: storage.v1.GetVersionResponse
-	(*ErrorDetail)(nil),             // 61: storage.v1.ErrorDetail
-	nil,                             // 62: storage.v1.CreateVolumeRequest.LabelsEntry
-	nil,                             // 63: storage.v1.ModifyVolumeRequest.SetLabelsEntry
-	nil,                             // 64: storage.v1.Volume.LabelsEntry
-	(*timestamppb.Timestamp)(nil),   // 65: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 66: google.protobuf.Duration
+	(NodeIntent)(0),                 // 3: storage.v1.NodeIntent
+	(NodeAction)(0),                 // 4: storage.v1.NodeAction
+	(NodeState)(0),                  // 5: storage.v1.NodeState
+	(StoreState)(0),                 // 6: storage.v1.StoreState
+	(CompactionState)(0),            // 7: storage.v1.CompactionState
+	(ReplicaRole)(0),                // 8: storage.v1.ReplicaRole
+	(Health)(0),                     // 9: storage.v1.Health
+	(TaskKind)(0),                   // 10: storage.v1.TaskKind
+	(ErrorKind)(0),                  // 11: storage.v1.ErrorKind
+	(*CreateVolumeRequest)(nil),     // 12: storage.v1.CreateVolumeRequest
+	(*CreateVolumeResponse)(nil),    // 13: storage.v1.CreateVolumeResponse
+	(*GetVolumeRequest)(nil),        // 14: storage.v1.GetVolumeRequest
+	(*GetVolumeResponse)(nil),       // 15: storage.v1.GetVolumeResponse
+	(*ListVolumesRequest)(nil),      // 16: storage.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),     // 17: storage.v1.ListVolumesResponse
+	(*ResizeVolumeRequest)(nil),     // 18: storage.v1.ResizeVolumeRequest
+	(*ResizeVolumeResponse)(nil),    // 19: storage.v1.ResizeVolumeResponse
+	(*ModifyVolumeRequest)(nil),     // 20: storage.v1.ModifyVolumeRequest
+	(*ModifyVolumeResponse)(nil),    // 21: storage.v1.ModifyVolumeResponse
+	(*DeleteVolumeRequest)(nil),     // 22: storage.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),    // 23: storage.v1.DeleteVolumeResponse
+	(*VolumeLimits)(nil),            // 24: storage.v1.VolumeLimits
+	(*Volume)(nil),                  // 25: storage.v1.Volume
+	(*Session)(nil),                 // 26: storage.v1.Session
+	(*Holder)(nil),                  // 27: storage.v1.Holder
+	(*Attachment)(nil),              // 28: storage.v1.Attachment
+	(*AttachRequest)(nil),           // 29: storage.v1.AttachRequest
+	(*AttachResponse)(nil),          // 30: storage.v1.AttachResponse
+	(*DetachRequest)(nil),           // 31: storage.v1.DetachRequest
+	(*DetachResponse)(nil),          // 32: storage.v1.DetachResponse
+	(*ListAttachmentsRequest)(nil),  // 33: storage.v1.ListAttachmentsRequest
+	(*ListAttachmentsResponse)(nil), // 34: storage.v1.ListAttachmentsResponse
+	(*Connection)(nil),              // 35: storage.v1.Connection
+	(*ListNodesRequest)(nil),        // 36: storage.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),       // 37: storage.v1.ListNodesResponse
+	(*GetNodeRequest)(nil),          // 38: storage.v1.GetNodeRequest
+	(*GetNodeResponse)(nil),         // 39: storage.v1.GetNodeResponse
+	(*RemoveNodeRequest)(nil),       // 40: storage.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),      // 41: storage.v1.RemoveNodeResponse
+	(*SetNodeIntentRequest)(nil),    // 42: storage.v1.SetNodeIntentRequest
+	(*SetNodeIntentResponse)(nil),   // 43: storage.v1.SetNodeIntentResponse
+	(*PlanNodeRequest)(nil),         // 44: storage.v1.PlanNodeRequest
+	(*PlanNodeResponse)(nil),        // 45: storage.v1.PlanNodeResponse
+	(*NodePlan)(nil),                // 46: storage.v1.NodePlan
+	(*NodeMove)(nil),                // 47: storage.v1.NodeMove
+	(*Node)(nil),                    // 48: storage.v1.Node
+	(*NodeAddresses)(nil),           // 49: storage.v1.NodeAddresses
+	(*Store)(nil),                   // 50: storage.v1.Store
+	(*StoreScrub)(nil),              // 51: storage.v1.StoreScrub
+	(*LostBlock)(nil),               // 52: storage.v1.LostBlock
+	(*StoreSpace)(nil),              // 53: storage.v1.StoreSpace
+	(*StoreRoom)(nil),               // 54: storage.v1.StoreRoom
+	(*ListGroupsRequest)(nil),       // 55: storage.v1.ListGroupsRequest
+	(*ListGroupsResponse)(nil),      // 56: storage.v1.ListGroupsResponse
+	(*Group)(nil),                   // 57: storage.v1.Group
+	(*Replica)(nil),                 // 58: storage.v1.Replica
+	(*Progress)(nil),                // 59: storage.v1.Progress
+	(*GetStatusRequest)(nil),        // 60: storage.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),       // 61: storage.v1.GetStatusResponse
+	(*ClusterStatus)(nil),           // 62: storage.v1.ClusterStatus
+	(*Reason)(nil),                  // 63: storage.v1.Reason
+	(*Task)(nil),                    // 64: storage.v1.Task
+	(*UpgradeClusterRequest)(nil),   // 65: storage.v1.UpgradeClusterRequest
+	(*UpgradeClusterResponse)(nil),  // 66: storage.v1.UpgradeClusterResponse
+	(*GetVersionRequest)(nil),       // 67: storage.v1.GetVersionRequest
+	(*GetVersionResponse)(nil),      // 68: storage.v1.GetVersionResponse
+	(*ErrorDetail)(nil),             // 69: storage.v1.ErrorDetail
+	nil,                             // 70: storage.v1.CreateVolumeRequest.LabelsEntry
+	nil,                             // 71: storage.v1.ModifyVolumeRequest.SetLabelsEntry
+	nil,                             // 72: storage.v1.Volume.LabelsEntry
+	(*timestamppb.Timestamp)(nil),   // 73: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 74: google.protobuf.Duration
 }
 var file_storage_v1_storage_proto_depIdxs = []int32{
-	22, // 0: storage.v1.CreateVolumeRequest.limits:type_name -> storage.v1.VolumeLimits
-	62, // 1: storage.v1.CreateVolumeRequest.labels:type_name -> storage.v1.CreateVolumeRequest.LabelsEntry
-	23, // 2: storage.v1.CreateVolumeResponse.volume:type_name -> storage.v1.Volume
-	23, // 3: storage.v1.GetVolumeResponse.volume:type_name -> storage.v1.Volume
-	23, // 4: storage.v1.ListVolumesResponse.volumes:type_name -> storage.v1.Volume
-	23, // 5: storage.v1.ResizeVolumeResponse.volume:type_name -> storage.v1.Volume
-	63, // 6: storage.v1.ModifyVolumeRequest.set_labels:type_name -> storage.v1.ModifyVolumeRequest.SetLabelsEntry
-	23, // 7: storage.v1.ModifyVolumeResponse.volume:type_name -> storage.v1.Volume
+	24, // 0: storage.v1.CreateVolumeRequest.limits:type_name -> storage.v1.VolumeLimits
+	70, // 1: storage.v1.CreateVolumeRequest.labels:type_name -> storage.v1.CreateVolumeRequest.LabelsEntry
+	25, // 2: storage.v1.CreateVolumeResponse.volume:type_name -> storage.v1.Volume
+	25, // 3: storage.v1.GetVolumeResponse.volume:type_name -> storage.v1.Volume
+	25, // 4: storage.v1.ListVolumesResponse.volumes:type_name -> storage.v1.Volume
+	25, // 5: storage.v1.ResizeVolumeResponse.volume:type_name -> storage.v1.Volume
+	71, // 6: storage.v1.ModifyVolumeRequest.set_labels:type_name -> storage.v1.ModifyVolumeRequest.SetLabelsEntry
+	25, // 7: storage.v1.ModifyVolumeResponse.volume:type_name -> storage.v1.Volume
 	0,  // 8: storage.v1.Volume.state:type_name -> storage.v1.VolumeState
-	65, // 9: storage.v1.Volume.created_at:type_name -> google.protobuf.Timestamp
-	24, // 10: storage.v1.Volume.sessions:type_name -> storage.v1.Session
-	33, // 11: storage.v1.Volume.connections:type_name -> storage.v1.Connection
-	26, // 12: storage.v1.Volume.attachments:type_name -> storage.v1.Attachment
-	22, // 13: storage.v1.Volume.limits:type_name -> storage.v1.VolumeLimits
-	64, // 14: storage.v1.Volume.labels:type_name -> storage.v1.Volume.LabelsEntry
-	65, // 15: storage.v1.Session.opened_at:type_name -> google.protobuf.Timestamp
+	73, // 9: storage.v1.Volume.created_at:type_name -> google.protobuf.Timestamp
+	26, // 10: storage.v1.Volume.sessions:type_name -> storage.v1.Session
+	35, // 11: storage.v1.Volume.connections:type_name -> storage.v1.Connection
+	28, // 12: storage.v1.Volume.attachments:type_name -> storage.v1.Attachment
+	24, // 13: storage.v1.Volume.limits:type_name -> storage.v1.VolumeLimits
+	72, // 14: storage.v1.Volume.labels:type_name -> storage.v1.Volume.LabelsEntry
+	73, // 15: storage.v1.Session.opened_at:type_name -> google.protobuf.Timestamp
 	1,  // 16: storage.v1.Holder.kind:type_name -> storage.v1.HolderKind
-	25, // 17: storage.v1.Attachment.holder:type_name -> storage.v1.Holder
+	27, // 17: storage.v1.Attachment.holder:type_name -> storage.v1.Holder
 	2,  // 18: storage.v1.Attachment.access:type_name -> storage.v1.Access
-	65, // 19: storage.v1.Attachment.since:type_name -> google.protobuf.Timestamp
-	25, // 20: storage.v1.AttachRequest.holder:type_name -> storage.v1.Holder
+	73, // 19: storage.v1.Attachment.since:type_name -> google.protobuf.Timestamp
+	27, // 20: storage.v1.AttachRequest.holder:type_name -> storage.v1.Holder
 	2,  // 21: storage.v1.AttachRequest.access:type_name -> storage.v1.Access
-	26, // 22: storage.v1.AttachResponse.attachment:type_name -> storage.v1.Attachment
-	26, // 23: storage.v1.ListAttachmentsResponse.attachments:type_name -> storage.v1.Attachment
-	65, // 24: storage.v1.Connection.opened_at:type_name -> google.protobuf.Timestamp
-	40, // 25: storage.v1.ListNodesResponse.nodes:type_name -> storage.v1.Node
-	40, // 26: storage.v1.GetNodeResponse.node:type_name -> storage.v1.Node
-	3,  // 27: storage.v1.Node.state:type_name -> storage.v1.NodeState
-	41, // 28: storage.v1.Node.addresses:type_name -> storage.v1.NodeAddresses
-	42, // 29: storage.v1.Node.stores:type_name -> storage.v1.Store
-	65, // 30: storage.v1.Node.seen_at:type_name -> google.protobuf.Timestamp
-	4,  // 31: storage.v1.Store.state:type_name -> storage.v1.StoreState
-	45, // 32: storage.v1.Store.space:type_name -> storage.v1.StoreSpace
-	43, // 33: storage.v1.Store.scrub:type_name -> storage.v1.StoreScrub
-	65, // 34: storage.v1.StoreScrub.last_pass_at:type_name -> google.protobuf.Timestamp
-	65, // 35: storage.v1.StoreScrub.begun_at:type_name -> google.protobuf.Timestamp
-	66, // 36: storage.v1.StoreScrub.interval:type_name -> google.protobuf.Duration
-	44, // 37: storage.v1.StoreScrub.lost:type_name -> storage.v1.LostBlock
-	5,  // 38: storage.v1.StoreSpace.compaction:type_name -> storage.v1.CompactionState
-	5,  // 39: storage.v1.StoreRoom.compaction:type_name -> storage.v1.CompactionState
-	49, // 40: storage.v1.ListGroupsResponse.groups:type_name -> storage.v1.Group
-	50, // 41: storage.v1.Group.replicas:type_name -> storage.v1.Replica
-	6,  // 42: storage.v1.Replica.role:type_name -> storage.v1.ReplicaRole
-	51, // 43: storage.v1.Replica.progress:type_name -> storage.v1.Progress
-	65, // 44: storage.v1.Progress.started_at:type_name -> google.protobuf.Timestamp
-	54, // 45: storage.v1.GetStatusResponse.status:type_name -> storage.v1.ClusterStatus
-	7,  // 46: storage.v1.ClusterStatus.health:type_name -> storage.v1.Health
-	55, // 47: storage.v1.ClusterStatus.reasons:type_name -> storage.v1.Reason
-	56, // 48: storage.v1.ClusterStatus.tasks:type_name -> storage.v1.Task
-	66, // 49: storage.v1.ClusterStatus.age:type_name -> google.protobuf.Duration
-	55, // 50: storage.v1.ClusterStatus.warnings:type_name -> storage.v1.Reason
-	46, // 51: storage.v1.ClusterStatus.fullest:type_name -> storage.v1.StoreRoom
-	46, // 52: storage.v1.ClusterStatus.compacting:type_name -> storage.v1.StoreRoom
-	7,  // 53: storage.v1.Reason.severity:type_name -> storage.v1.Health
-	8,  // 54: storage.v1.Task.kind:type_name -> storage.v1.TaskKind
-	51, // 55: storage.v1.Task.progress:type_name -> storage.v1.Progress
-	9,  // 56: storage.v1.ErrorDetail.kind:type_name -> storage.v1.ErrorKind
-	10, // 57: storage.v1.Volumes.Create:input_type -> storage.v1.CreateVolumeRequest
-	12, // 58: storage.v1.Volumes.Get:input_type -> storage.v1.GetVolumeRequest
-	14, // 59: storage.v1.Volumes.List:input_type -> storage.v1.ListVolumesRequest
-	16, // 60: storage.v1.Volumes.Resize:input_type -> storage.v1.ResizeVolumeRequest
-	18, // 61: storage.v1.Volumes.Modify:input_type -> storage.v1.ModifyVolumeRequest
-	20, // 62: storage.v1.Volumes.Delete:input_type -> storage.v1.DeleteVolumeRequest
-	34, // 63: storage.v1.Nodes.List:input_type -> storage.v1.ListNodesRequest
-	36, // 64: storage.v1.Nodes.Get:input_type -> storage.v1.GetNodeRequest
-	38, // 65: storage.v1.Nodes.Remove:input_type -> storage.v1.RemoveNodeRequest
-	47, // 66: storage.v1.Groups.List:input_type -> storage.v1.ListGroupsRequest
-	52, // 67: storage.v1.Cluster.Status:input_type -> storage.v1.GetStatusRequest
-	59, // 68: storage.v1.Cluster.Version:input_type -> storage.v1.GetVersionRequest
-	57, // 69: storage.v1.Cluster.Upgrade:input_type -> storage.v1.UpgradeClusterRequest
-	27, // 70: storage.v1.Attachments.Attach:input_type -> storage.v1.AttachRequest
-	29, // 71: storage.v1.Attachments.Detach:input_type -> storage.v1.DetachRequest
-	31, // 72: storage.v1.Attachments.List:input_type -> storage.v1.ListAttachmentsRequest
-	11, // 73: storage.v1.Volumes.Create:output_type -> storage.v1.CreateVolumeResponse
-	13, // 74: storage.v1.Volumes.Get:output_type -> storage.v1.GetVolumeResponse
-	15, // 75: storage.v1.Volumes.List:output_type -> storage.v1.ListVolumesResponse
-	17, // 76: storage.v1.Volumes.Resize:output_type -> storage.v1.ResizeVolumeResponse
-	19, // 77: storage.v1.Volumes.Modify:output_type -> storage.v1.ModifyVolumeResponse
-	21, // 78: storage.v1.Volumes.Delete:output_type -> storage.v1.DeleteVolumeResponse
-	35, // 79: storage.v1.Nodes.List:output_type -> storage.v1.ListNodesResponse
-	37, // 80: storage.v1.Nodes.Get:output_type -> storage.v1.GetNodeResponse
-	39, // 81: storage.v1.Nodes.Remove:output_type -> storage.v1.RemoveNodeResponse
-	48, // 82: storage.v1.Groups.List:output_type -> storage.v1.ListGroupsResponse
-	53, // 83: storage.v1.Cluster.Status:output_type -> storage.v1.GetStatusResponse
-	60, // 84: storage.v1.Cluster.Version:output_type -> storage.v1.GetVersionResponse
-	58, // 85: storage.v1.Cluster.Upgrade:output_type -> storage.v1.UpgradeClusterResponse
-	28, // 86: storage.v1.Attachments.Attach:output_type -> storage.v1.AttachResponse
-	30, // 87: storage.v1.Attachments.Detach:output_type -> storage.v1.DetachResponse
-	32, // 88: storage.v1.Attachments.List:output_type -> storage.v1.ListAttachmentsResponse
-	73, // [73:89] is the sub-list for method output_type
-	57, // [57:73] is the sub-list for method input_type
-	57, // [57:57] is the sub-list for extension type_name
-	57, // [57:57] is the sub-list for extension extendee
-	0,  // [0:57] is the sub-list for field type_name
+	28, // 22: storage.v1.AttachResponse.attachment:type_name -> storage.v1.Attachment
+	28, // 23: storage.v1.ListAttachmentsResponse.attachments:type_name -> storage.v1.Attachment
+	73, // 24: storage.v1.Connection.opened_at:type_name -> google.protobuf.Timestamp
+	48, // 25: storage.v1.ListNodesResponse.nodes:type_name -> storage.v1.Node
+	48, // 26: storage.v1.GetNodeResponse.node:type_name -> storage.v1.Node
+	3,  // 27: storage.v1.SetNodeIntentRequest.intent:type_name -> storage.v1.NodeIntent
+	73, // 28: storage.v1.SetNodeIntentRequest.until:type_name -> google.protobuf.Timestamp
+	3,  // 29: storage.v1.SetNodeIntentRequest.from:type_name -> storage.v1.NodeIntent
+	4,  // 30: storage.v1.PlanNodeRequest.action:type_name -> storage.v1.NodeAction
+	46, // 31: storage.v1.PlanNodeResponse.plan:type_name -> storage.v1.NodePlan
+	4,  // 32: storage.v1.NodePlan.action:type_name -> storage.v1.NodeAction
+	47, // 33: storage.v1.NodePlan.moves:type_name -> storage.v1.NodeMove
+	5,  // 34: storage.v1.Node.state:type_name -> storage.v1.NodeState
+	49, // 35: storage.v1.Node.addresses:type_name -> storage.v1.NodeAddresses
+	50, // 36: storage.v1.Node.stores:type_name -> storage.v1.Store
+	73, // 37: storage.v1.Node.seen_at:type_name -> google.protobuf.Timestamp
+	3,  // 38: storage.v1.Node.intent:type_name -> storage.v1.NodeIntent
+	73, // 39: storage.v1.Node.intent_until:type_name -> google.protobuf.Timestamp
+	73, // 40: storage.v1.Node.silent_since:type_name -> google.protobuf.Timestamp
+	6,  // 41: storage.v1.Store.state:type_name -> storage.v1.StoreState
+	53, // 42: storage.v1.Store.space:type_name -> storage.v1.StoreSpace
+	51, // 43: storage.v1.Store.scrub:type_name -> storage.v1.StoreScrub
+	73, // 44: storage.v1.StoreScrub.last_pass_at:type_name -> google.protobuf.Timestamp
+	73, // 45: storage.v1.StoreScrub.begun_at:type_name -> google.protobuf.Timestamp
+	74, // 46: storage.v1.StoreScrub.interval:type_name -> google.protobuf.Duration
+	52, // 47: storage.v1.StoreScrub.lost:type_name -> storage.v1.LostBlock
+	7,  // 48: storage.v1.StoreSpace.compaction:type_name -> storage.v1.CompactionState
+	7,  // 49: storage.v1.StoreRoom.compaction:type_name -> storage.v1.CompactionState
+	57, // 50: storage.v1.ListGroupsResponse.groups:type_name -> storage.v1.Group
+	58, // 51: storage.v1.Group.replicas:type_name -> storage.v1.Replica
+	8,  // 52: storage.v1.Replica.role:type_name -> storage.v1.ReplicaRole
+	59, // 53: storage.v1.Replica.progress:type_name -> storage.v1.Progress
+	73, // 54: storage.v1.Progress.started_at:type_name -> google.protobuf.Timestamp
+	62, // 55: storage.v1.GetStatusResponse.status:type_name -> storage.v1.ClusterStatus
+	9,  // 56: storage.v1.ClusterStatus.health:type_name -> storage.v1.Health
+	63, // 57: storage.v1.ClusterStatus.reasons:type_name -> storage.v1.Reason
+	64, // 58: storage.v1.ClusterStatus.tasks:type_name -> storage.v1.Task
+	74, // 59: storage.v1.ClusterStatus.age:type_name -> google.protobuf.Duration
+	63, // 60: storage.v1.ClusterStatus.warnings:type_name -> storage.v1.Reason
+	54, // 61: storage.v1.ClusterStatus.fullest:type_name -> storage.v1.StoreRoom
+	54, // 62: storage.v1.ClusterStatus.compacting:type_name -> storage.v1.StoreRoom
+	9,  // 63: storage.v1.Reason.severity:type_name -> storage.v1.Health
+	10, // 64: storage.v1.Task.kind:type_name -> storage.v1.TaskKind
+	59, // 65: storage.v1.Task.progress:type_name -> storage.v1.Progress
+	11, // 66: storage.v1.ErrorDetail.kind:type_name -> storage.v1.ErrorKind
+	12, // 67: storage.v1.Volumes.Create:input_type -> storage.v1.CreateVolumeRequest
+	14, // 68: storage.v1.Volumes.Get:input_type -> storage.v1.GetVolumeRequest
+	16, // 69: storage.v1.Volumes.List:input_type -> storage.v1.ListVolumesRequest
+	18, // 70: storage.v1.Volumes.Resize:input_type -> storage.v1.ResizeVolumeRequest
+	20, // 71: storage.v1.Volumes.Modify:input_type -> storage.v1.ModifyVolumeRequest
+	22, // 72: storage.v1.Volumes.Delete:input_type -> storage.v1.DeleteVolumeRequest
+	36, // 73: storage.v1.Nodes.List:input_type -> storage.v1.ListNodesRequest
+	38, // 74: storage.v1.Nodes.Get:input_type -> storage.v1.GetNodeRequest
+	40, // 75: storage.v1.Nodes.Remove:input_type -> storage.v1.RemoveNodeRequest
+	42, // 76: storage.v1.Nodes.SetIntent:input_type -> storage.v1.SetNodeIntentRequest
+	44, // 77: storage.v1.Nodes.Plan:input_type -> storage.v1.PlanNodeRequest
+	55, // 78: storage.v1.Groups.List:input_type -> storage.v1.ListGroupsRequest
+	60, // 79: storage.v1.Cluster.Status:input_type -> storage.v1.GetStatusRequest
+	67, // 80: storage.v1.Cluster.Version:input_type -> storage.v1.GetVersionRequest
+	65, // 81: storage.v1.Cluster.Upgrade:input_type -> storage.v1.UpgradeClusterRequest
+	29, // 82: storage.v1.Attachments.Attach:input_type -> storage.v1.AttachRequest
+	31, // 83: storage.v1.Attachments.Detach:input_type -> storage.v1.DetachRequest
+	33, // 84: storage.v1.Attachments.List:input_type -> storage.v1.ListAttachmentsRequest
+	13, // 85: storage.v1.Volumes.Create:output_type -> storage.v1.CreateVolumeResponse
+	15, // 86: storage.v1.Volumes.Get:output_type -> storage.v1.GetVolumeResponse
+	17, // 87: storage.v1.Volumes.List:output_type -> storage.v1.ListVolumesResponse
+	19, // 88: storage.v1.Volumes.Resize:output_type -> storage.v1.ResizeVolumeResponse
+	21, // 89: storage.v1.Volumes.Modify:output_type -> storage.v1.ModifyVolumeResponse
+	23, // 90: storage.v1.Volumes.Delete:output_type -> storage.v1.DeleteVolumeResponse
+	37, // 91: storage.v1.Nodes.List:output_type -> storage.v1.ListNodesResponse
+	39, // 92: storage.v1.Nodes.Get:output_type -> storage.v1.GetNodeResponse
+	41, // 93: storage.v1.Nodes.Remove:output_type -> storage.v1.RemoveNodeResponse
+	43, // 94: storage.v1.Nodes.SetIntent:output_type -> storage.v1.SetNodeIntentResponse
+	45, // 95: storage.v1.Nodes.Plan:output_type -> storage.v1.PlanNodeResponse
+	56, // 96: storage.v1.Groups.List:output_type -> storage.v1.ListGroupsResponse
+	61, // 97: storage.v1.Cluster.Status:output_type -> storage.v1.GetStatusResponse
+	68, // 98: storage.v1.Cluster.Version:output_type -> storage.v1.GetVersionResponse
+	66, // 99: storage.v1.Cluster.Upgrade:output_type -> storage.v1.UpgradeClusterResponse
+	30, // 100: storage.v1.Attachments.Attach:output_type -> storage.v1.AttachResponse
+	32, // 101: storage.v1.Attachments.Detach:output_type -> storage.v1.DetachResponse
+	34, // 102: storage.v1.Attachments.List:output_type -> storage.v1.ListAttachmentsResponse
+	85, // [85:103] is the sub-list for method output_type
+	67, // [67:85] is the sub-list for method input_type
+	67, // [67:67] is the sub-list for extension type_name
+	67, // [67:67] is the sub-list for extension extendee
+	0,  // [0:67] is the sub-list for field type_name
 }
 
 func init() { file_storage_v1_storage_proto_init() }
@@ -5008,8 +5596,8 @@ func file_storage_v1_storage_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_storage_v1_storage_proto_rawDesc), len(file_storage_v1_storage_proto_rawDesc)),
-			NumEnums:      10,
-			NumMessages:   55,
+			NumEnums:      12,
+			NumMessages:   61,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

@@ -332,22 +332,30 @@ var Volumes_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	Nodes_List_FullMethodName   = "/storage.v1.Nodes/List"
-	Nodes_Get_FullMethodName    = "/storage.v1.Nodes/Get"
-	Nodes_Remove_FullMethodName = "/storage.v1.Nodes/Remove"
+	Nodes_List_FullMethodName      = "/storage.v1.Nodes/List"
+	Nodes_Get_FullMethodName       = "/storage.v1.Nodes/Get"
+	Nodes_Remove_FullMethodName    = "/storage.v1.Nodes/Remove"
+	Nodes_SetIntent_FullMethodName = "/storage.v1.Nodes/SetIntent"
+	Nodes_Plan_FullMethodName      = "/storage.v1.Nodes/Plan"
 )
 
 // NodesClient is the client API for Nodes service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Nodes shows the storaged processes of the cluster, and removes those that will not come back.
+// Nodes shows the storaged processes of the cluster, and says what is wanted of them.
 type NodesClient interface {
 	List(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error)
 	Get(ctx context.Context, in *GetNodeRequest, opts ...grpc.CallOption) (*GetNodeResponse, error)
-	// Remove takes a node that is down out of the cluster for ever; other nodes take over what it held. It is refused while
-	// the node is up, and when it holds the only copy or the majority of any data. Repeating it is no error.
+	// Remove takes a node out of the cluster for ever. One that has drained goes at once; what one that is down held is made anew on
+	// other nodes. It is refused while the node is up and holds anything, and when it holds the only copy or the majority of any
+	// data. Repeating it is no error.
 	Remove(ctx context.Context, in *RemoveNodeRequest, opts ...grpc.CallOption) (*RemoveNodeResponse, error)
+	// SetIntent says what is wanted of a node: that it drains, that it may be down for a while, or that it takes its part again.
+	// FAILED_PRECONDITION, with what to do, while that is not possible. Repeating it is no error.
+	SetIntent(ctx context.Context, in *SetNodeIntentRequest, opts ...grpc.CallOption) (*SetNodeIntentResponse, error)
+	// Plan says what SetIntent or Remove would do, and does nothing. UNAVAILABLE while the catalog's leader does not answer.
+	Plan(ctx context.Context, in *PlanNodeRequest, opts ...grpc.CallOption) (*PlanNodeResponse, error)
 }
 
 type nodesClient struct {
@@ -388,17 +396,43 @@ func (c *nodesClient) Remove(ctx context.Context, in *RemoveNodeRequest, opts ..
 	return out, nil
 }
 
+func (c *nodesClient) SetIntent(ctx context.Context, in *SetNodeIntentRequest, opts ...grpc.CallOption) (*SetNodeIntentResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SetNodeIntentResponse)
+	err := c.cc.Invoke(ctx, Nodes_SetIntent_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nodesClient) Plan(ctx context.Context, in *PlanNodeRequest, opts ...grpc.CallOption) (*PlanNodeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PlanNodeResponse)
+	err := c.cc.Invoke(ctx, Nodes_Plan_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // NodesServer is the server API for Nodes service.
 // All implementations must embed UnimplementedNodesServer
 // for forward compatibility.
 //
-// Nodes shows the storaged processes of the cluster, and removes those that will not come back.
+// Nodes shows the storaged processes of the cluster, and says what is wanted of them.
 type NodesServer interface {
 	List(context.Context, *ListNodesRequest) (*ListNodesResponse, error)
 	Get(context.Context, *GetNodeRequest) (*GetNodeResponse, error)
-	// Remove takes a node that is down out of the cluster for ever; other nodes take over what it held. It is refused while
-	// the node is up, and when it holds the only copy or the majority of any data. Repeating it is no error.
+	// Remove takes a node out of the cluster for ever. One that has drained goes at once; what one that is down held is made anew on
+	// other nodes. It is refused while the node is up and holds anything, and when it holds the only copy or the majority of any
+	// data. Repeating it is no error.
 	Remove(context.Context, *RemoveNodeRequest) (*RemoveNodeResponse, error)
+	// SetIntent says what is wanted of a node: that it drains, that it may be down for a while, or that it takes its part again.
+	// FAILED_PRECONDITION, with what to do, while that is not possible. Repeating it is no error.
+	SetIntent(context.Context, *SetNodeIntentRequest) (*SetNodeIntentResponse, error)
+	// Plan says what SetIntent or Remove would do, and does nothing. UNAVAILABLE while the catalog's leader does not answer.
+	Plan(context.Context, *PlanNodeRequest) (*PlanNodeResponse, error)
 	mustEmbedUnimplementedNodesServer()
 }
 
@@ -417,6 +451,12 @@ func (UnimplementedNodesServer) Get(context.Context, *GetNodeRequest) (*GetNodeR
 }
 func (UnimplementedNodesServer) Remove(context.Context, *RemoveNodeRequest) (*RemoveNodeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Remove not implemented")
+}
+func (UnimplementedNodesServer) SetIntent(context.Context, *SetNodeIntentRequest) (*SetNodeIntentResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetIntent not implemented")
+}
+func (UnimplementedNodesServer) Plan(context.Context, *PlanNodeRequest) (*PlanNodeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Plan not implemented")
 }
 func (UnimplementedNodesServer) mustEmbedUnimplementedNodesServer() {}
 func (UnimplementedNodesServer) testEmbeddedByValue()               {}
@@ -493,6 +533,42 @@ func _Nodes_Remove_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Nodes_SetIntent_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetNodeIntentRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodesServer).SetIntent(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Nodes_SetIntent_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodesServer).SetIntent(ctx, req.(*SetNodeIntentRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Nodes_Plan_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PlanNodeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodesServer).Plan(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Nodes_Plan_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodesServer).Plan(ctx, req.(*PlanNodeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Nodes_ServiceDesc is the grpc.ServiceDesc for Nodes service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -511,6 +587,14 @@ var Nodes_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Remove",
 			Handler:    _Nodes_Remove_Handler,
+		},
+		{
+			MethodName: "SetIntent",
+			Handler:    _Nodes_SetIntent_Handler,
+		},
+		{
+			MethodName: "Plan",
+			Handler:    _Nodes_Plan_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
