@@ -197,7 +197,7 @@ func (w *Worker) step(ctx context.Context) bool {
 	if now.Sub(w.retried) >= retryEvery {
 		w.retried = now
 		w.retry(ctx, now)
-		w.emptyDamaged(ctx, now)
+		w.emptyDamaged(ctx, now, sealed)
 	}
 	if no, ok := w.nextAsked(now); ok {
 		w.pace.rate = askedRate
@@ -354,9 +354,14 @@ func (w *Worker) noteDamaged(no segment.SegmentNo) bool {
 	return true
 }
 
-// emptyDamaged empties segments that are damaged, once nothing in them waits to be mended.
-func (w *Worker) emptyDamaged(ctx context.Context, now time.Time) {
+// emptyDamaged empties segments that are damaged, once nothing in them waits to be mended, and forgets those that are not sealed any more:
+// they were recycled.
+func (w *Worker) emptyDamaged(ctx context.Context, now time.Time, sealed []segment.SegmentInfo) {
 	w.mu.Lock()
+	maps.DeleteFunc(w.damaged, func(no segment.SegmentNo, _ time.Time) bool {
+		_, there := slices.BinarySearchFunc(sealed, no, func(i segment.SegmentInfo, no segment.SegmentNo) int { return cmp.Compare(i.No, no) })
+		return !there
+	})
 	due := maps.Clone(w.damaged)
 	maps.DeleteFunc(due, func(_ segment.SegmentNo, at time.Time) bool { return now.Before(at) })
 	for at := range w.bad {

@@ -44,6 +44,8 @@ func (d *fakeDisk) with(fn func()) {
 }
 
 func (d *fakeDisk) Sealed() (infos []segment.SegmentInfo, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	for no := segment.SegmentNo(1); no <= d.n; no++ {
 		infos = append(infos, segment.SegmentInfo{No: no, UsedBytes: 64 * mib, State: segment.SegmentSealed})
 	}
@@ -236,6 +238,27 @@ func TestToldOnce(t *testing.T) {
 		time.Sleep(12 * time.Minute)
 		if r := w.Report(); r.LostBlocks+r.WaitingBlocks != 0 || r.MendedBlocks != 4 {
 			t.Errorf("%+v", r)
+		}
+	})
+}
+
+// TestRecycledSegmentsAreForgotten: a damaged segment counts until it is recycled, and no longer, although nothing more was moved out of it.
+//
+// Guards: emptyDamaged's look at what is sealed; removed once, and it counted for ten minutes more.
+func TestRecycledSegmentsAreForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &fakeDisk{n: 2, bad: map[segment.SegmentNo][]Bad{2: {{compact.Block{From: table.Entry{Segment: 2}}, storage.ErrCorrupt}}}}
+		d.outcome = func(compact.Block) (Outcome, error) { return Mended, nil }
+		w := New(d, time.Hour, slog.New(slog.DiscardHandler))
+		go w.Run(t.Context())
+		time.Sleep(4 * time.Minute)
+		if r := w.Report(); r.DamagedSegments != 1 || r.MendedBlocks != 1 {
+			t.Errorf("%+v", r)
+		}
+		d.with(func() { d.n = 1 })
+		time.Sleep(time.Minute)
+		if r := w.Report(); r.DamagedSegments != 0 {
+			t.Errorf("after it was recycled: %+v", r)
 		}
 	})
 }
