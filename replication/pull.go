@@ -314,7 +314,7 @@ func (g *group) pull(ctx context.Context, from storage.NodeID, name string, req 
 		id, err = p.staging.Commit(ctx)
 	}
 	if err != nil {
-		p.staging.Abort()
+		p.staging.Keep() // whatever ended it: what has come was checked, and the next pull shares from it
 		return "", err
 	}
 	g.logger.Info("manifest pulled", "from", from, "index", header.Index, "bytes", g.pulled.Load())

@@ -9,15 +9,16 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/simnet"
 	"github.com/storaged/storaged/replication/runner"
 )
 
-// A manifest was pulled for a leader that was deposed meanwhile, so that Raft refuses to install it. What was pulled is
-// given up: its segments are free again. Guards I6.
-func TestPullThatIsNotInstalledIsGivenUp(t *testing.T) {
+// A manifest was pulled for a leader that was deposed meanwhile, so that Raft refuses to install it. What was pulled is kept for the next
+// pull, and free when the replica has caught up. Guards I6.
+func TestPullThatIsNotInstalledIsKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h, _, gone := lagging(t, 300)
+		h, c, gone := lagging(t, 300)
 		defer h.close()
 		source := h.awaitLeader(1)
 		h.net.CutBoth(nodeName(source), nodeName(gone)) // the leader does not send its own
@@ -51,18 +52,26 @@ func TestPullThatIsNotInstalledIsGivenUp(t *testing.T) {
 		if n := h.nodes[gone].store.Pulls(); n != 0 {
 			t.Errorf("%d stagings are kept", n)
 		}
-		time.Sleep(time.Minute)
+		if h.nodes[gone].store.Staged() < 200*storage.BlockSize {
+			t.Errorf("%d bytes are kept for the next pull", h.nodes[gone].store.Staged())
+		}
+		h.net.HealAll()
+		h.has(c, gone, 300)
+		<-time.After(time.Minute)
+		if n := h.nodes[gone].store.Staged(); n != 0 {
+			t.Errorf("%d bytes are kept for a replica that has caught up", n)
+		}
 		if after := h.nodes[gone].store.Space().FreeBytes; after < before-(8<<20) {
 			t.Errorf("%d bytes are kept", before-after)
 		}
 	})
 }
 
-// A pull that breaks keeps nothing of what had come, and not only from when the next one begins. Guards I6; the line is the Abort in
-// group.pull.
-func TestBrokenPullIsGivenUp(t *testing.T) {
+// A pull that breaks is gone on with, from another node too, and by another process: in all as many bytes are moved as there are, and of
+// what was kept nothing is left afterwards. Guards I8; the line is the Keep in group.pull (tried: Abort).
+func TestBrokenPullGoesOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h, _, gone := lagging(t, 400)
+		h, c, gone := lagging(t, 800)
 		defer h.close()
 		source := h.awaitLeader(1)
 		third := 6 - source - gone
@@ -78,7 +87,7 @@ func TestBrokenPullIsGivenUp(t *testing.T) {
 			_, err := g.pull(ctx, third, "", nil)
 			ended <- err
 		}()
-		h.eventually("the middle of the pull", func() bool { return g.pulled.Load() > 0 })
+		h.eventually("the middle of the pull", func() bool { return g.pulled.Load() > 1<<20 })
 		if n.store.Pulls() != 1 {
 			t.Errorf("%d pulls are under way", n.store.Pulls())
 		}
@@ -86,8 +95,20 @@ func TestBrokenPullIsGivenUp(t *testing.T) {
 		if err := <-ended; err == nil {
 			t.Fatal("it had all come: the test shows nothing")
 		}
-		if n.store.Pulls() != 0 {
-			t.Error("what had come is kept")
+		first := g.pulled.Load()
+		if n.store.Pulls() != 0 || n.store.Staged() == 0 {
+			t.Errorf("%d pulls are under way, %d bytes are kept", n.store.Pulls(), n.store.Staged())
+		}
+		n.crash()
+		n.start()
+		h.net.HealAll()
+		h.has(c, gone, 800)
+		all := 800 * int64(storage.BlockSize)
+		if moved := first + n.replicas.mustGroup(1).pulled.Load(); moved > all*11/10 {
+			t.Errorf("%d bytes were moved, and then %d, of %d", first, moved-first, all)
+		}
+		if n.store.Staged() != 0 {
+			t.Errorf("%d bytes are kept after the install", n.store.Staged())
 		}
 	})
 }

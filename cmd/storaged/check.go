@@ -32,6 +32,9 @@ finding a line; the exit code is 3 if there is any.`,
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%d groups, %d volumes, %d table pages, %d blocks (%s) read: %d findings\n",
 				report.Groups, report.Volumes, report.Pages, report.Blocks, size.Bytes(report.Blocks*storage.BlockSize), report.Findings)
+			if report.Staged > 0 {
+				fmt.Fprintf(cmd.OutOrStdout(), "%d sets of tables are of pulls that broke; the next pulls share from them\n", report.Staged)
+			}
 			if report.Findings > 0 {
 				return storage.E("check", storage.KindCorrupt, "store "+dir, fmt.Errorf("%d findings", report.Findings))
 			}

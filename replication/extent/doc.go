@@ -35,6 +35,8 @@
 //     change under it; of one that cannot be, nothing is read (I4, I5).
 //   - Nothing is written in a form that an earlier build does not know before the data directory says so (RaiseFormat).
 //   - A replica that receives a manifest is what it was until Install, and all of the manifest after it (I7, I8).
+//   - What is kept of a pull that broke is durable, counted and named in one batch, and is gone, durably, before its segments
+//     are used again (I1, I8).
 //   - Memory is bounded: pages that could be read again by CacheBytes, pages that were changed since the last checkpoint by
 //     what AwaitRoom lets in. Apply never waits for a checkpoint (I9).
 //

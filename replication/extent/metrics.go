@@ -19,7 +19,7 @@ type metrics struct {
 	unregister  func()
 }
 
-func newMetrics(r prometheus.Registerer, id storage.StoreID, files *storedir.FS, pulls func() int) (*metrics, error) {
+func newMetrics(r prometheus.Registerer, id storage.StoreID, files *storedir.FS, pulls func() int, staged func() int64) (*metrics, error) {
 	labels := prometheus.Labels{"store": id.String()}
 	m := &metrics{
 		checkpoints: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "storage_extent_checkpoint_seconds", ConstLabels: labels,
@@ -38,8 +38,11 @@ func newMetrics(r prometheus.Registerer, id storage.StoreID, files *storedir.FS,
 	pulling := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "storage_extent_pulls", ConstLabels: labels,
 		Help: "Replicas of the store that are pulled from another node now, or were and are not installed yet. Worry when it is not 0 for long: what they hold is not free."},
 		func() float64 { return float64(pulls()) })
+	kept := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "storage_extent_staged_bytes", ConstLabels: labels,
+		Help: "Bytes of blocks that pulls have brought which broke, kept for the next pull of the same replica. Worry when it is not 0 for hours while storage_extent_pulls is 0: nobody goes on with them."},
+		func() float64 { return float64(staged()) })
 	var err error
-	if m.unregister, err = registry.Register(r, m.checkpoints, m.pages, m.corrupt, m.mended, retries, pulling); err != nil {
+	if m.unregister, err = registry.Register(r, m.checkpoints, m.pages, m.corrupt, m.mended, retries, pulling, kept); err != nil {
 		return nil, storage.E("register metrics of", storage.KindInternal, "store "+id.String(), err)
 	}
 	return m, nil

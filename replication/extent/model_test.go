@@ -2,6 +2,7 @@ package extent
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"maps"
 	"math/bits"
@@ -310,10 +311,18 @@ func checkLive(g *Group) error {
 	if n := g.LiveBytes(); n != ownBytes(walked) {
 		return fmt.Errorf("%d bytes are said to live, tables say %d", n, ownBytes(walked))
 	}
+	all := maps.Clone(walked)
+	for _, k := range g.store.staged {
+		counts, err := checkStaged(k, g.store)
+		if err != nil {
+			return err
+		}
+		all.Add(counts)
+	}
 	total := table.Counts{}
 	g.store.live.Segments(func(no segment.SegmentNo, s live.Segment) { total[no] = s.Count })
-	if len(g.store.Groups()) == 1 && g.store.Pulls() == 0 && !maps.Equal(total, walked) {
-		return fmt.Errorf("all sets together refer to %v, tables say %v", total, walked)
+	if len(g.store.Groups()) == 1 && g.store.Pulls() == 0 && !maps.Equal(total, all) {
+		return fmt.Errorf("all sets together refer to %v, tables say %v", total, all)
 	}
 	stored, err := tableset.Live(g.store.db, set.id)
 	if err != nil {
@@ -323,6 +332,26 @@ func checkLive(g *Group) error {
 		return fmt.Errorf("durable live counts %v, in memory %v, tables say %v", stored, set.live.Durable(), durable)
 	}
 	return nil
+}
+
+// checkStaged compares the counts of what a pull has left with its tables.
+func checkStaged(k *staged, s *Store) (table.Counts, error) {
+	walked := table.Counts{}
+	prefix := table.SetPrefix(table.KeyPage, k.set.id)
+	err := s.db.Scan(prefix, table.AfterPrefix(prefix), func(k, v []byte) (bool, error) {
+		var p table.Page
+		err := p.Decode(k, v)
+		walked.Count(&p, 1)
+		return true, err
+	})
+	stored, err2 := tableset.Live(s.db, k.set.id)
+	if err := errors.Join(err, err2); err != nil {
+		return nil, err
+	}
+	if now := k.set.live.Now(); !maps.Equal(now, walked) || !maps.Equal(stored, walked) || !maps.Equal(k.set.live.Durable(), walked) {
+		return nil, fmt.Errorf("staged set %d: live counts %v, stored %v, tables say %v", k.set.id, now, stored, walked)
+	}
+	return walked, nil
 }
 
 // liveBlocks returns how many blocks there are, each counted once.

@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"slices"
 	"strconv"
 	"strings"
-	"sync"
+	"time"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/internal/sched"
 	"github.com/storaged/storaged/replication/extent/live"
 	"github.com/storaged/storaged/replication/extent/table"
 	"github.com/storaged/storaged/replication/extent/tabledb"
@@ -26,17 +28,22 @@ const (
 )
 
 // Staging is a manifest that is being pulled into a table set of its own. The replica is what it was until
-// Group.Install. A staging does not outlive the process: what it leaves behind is discarded when the store is opened,
-// so that a crash between Commit and Install leaves no trace. Its methods may be called concurrently.
+// Group.Install. A staging does not outlive the process, nor a break of the pull; what it had at its last commit point does (staged).
+// After a crash between Commit and Install that is all which is left. Its methods may be called concurrently.
+//
+// Between commit points, versions that are complete are in memory only. At one, the log is durable first, and then they, their counts
+// and the name of the set are written in one synced batch. There is one for each Config.SegmentBytes of blocks, or maxUnsavedPages.
 type Staging struct {
 	s      *Store
+	g      *Group
 	key    segment.GroupKey
 	header table.ManifestHeader
 	set    tableSet
 	// makesRoom: the manifest holds less than the replica has, which is freed by an Install.
 	makesRoom bool
+	sources   []*staged // what earlier pulls have left; none after the end. Changed under Store.mu
 
-	mu        sync.Mutex // guards all below
+	mu        turn // guards all below; held across commit points
 	parts     map[int]bool
 	state     table.State
 	known     map[table.VersionID]bool           // versions that were offered by Want; true: complete
@@ -44,10 +51,35 @@ type Staging struct {
 	open      map[table.ExtentID][]storage.Epoch // versions of an extent that are not complete, ascending
 	pending   map[table.VersionID]*pendingTable
 	end       segment.Position // of the last data appended
-	sources   *keptTables      // what the replica holds already; nil after the end
+	moved     int64            // blocks that were put
+	adopted   bool             // there were sources: what is kept of it may be all that is left of them
+	unsaved   unsaved
+	saved     bool         // there was a commit point: the database knows the set
+	record    table.Staged // as of the last commit point
 	committed bool
 	ended     bool
 	taken     bool // an Install is under way: it must not be aborted
+}
+
+// maxUnsavedPages bounds the pages that a staging has in memory: 4 MiB of them.
+const maxUnsavedPages = 4096
+
+// unsaved is what no commit point of a staging holds yet: versions that are complete.
+type unsaved struct {
+	pages  map[table.PageKey][]*table.Page // whole
+	n      int                             // of them
+	counts table.Counts                    // what they store
+	blocks int64                           // moved since
+}
+
+// newest returns the newest version of a page below an epoch, or nil.
+func (u *unsaved) newest(k table.PageKey, below storage.Epoch) (p *table.Page) {
+	for _, q := range u.pages[k] {
+		if q.Epoch < below && (p == nil || q.Epoch > p.Epoch) {
+			p = q
+		}
+	}
+	return p
 }
 
 // pendingTable is a version some of whose blocks have no place yet.
@@ -58,14 +90,17 @@ type pendingTable struct {
 	counted table.Counts // blocks that have got a place
 }
 
-// Stage begins a pull into the replica of that key, which must exist. An earlier staging of it that was not installed
-// is given up. KindNoSpace when the store is full up to its reserve, unless the manifest holds less than the replica has.
+// Stage begins a pull into the replica of that key, which must exist. An earlier staging of it that was not installed ends (Keep), and
+// what earlier pulls have left is shared from. KindNoSpace when the store is full up to its reserve, unless the manifest holds less
+// than the replica has.
 func (s *Store) Stage(key segment.GroupKey, header table.ManifestHeader) (*Staging, error) {
 	g := s.Group(key)
 	if g == nil {
 		return nil, storage.E("stage", storage.KindNotFound, "group "+key.String(), nil)
 	}
-	s.abortStagings(key)
+	for _, old := range s.stagingsOf(key) {
+		old.Keep()
+	}
 	g.mu.RLock()
 	// Only the pull frees what was discarded and deleted while the replica was away. So it may begin below the reserve.
 	makesRoom := header.TotalBytes < g.set.live.DurableBytes()
@@ -77,8 +112,9 @@ func (s *Store) Stage(key segment.GroupKey, header table.ManifestHeader) (*Stagi
 	if err != nil {
 		return nil, err
 	}
-	st := &Staging{s: s, key: key, header: header, makesRoom: makesRoom, parts: map[int]bool{}, state: table.NewState(),
+	st := &Staging{s: s, g: g, mu: newTurn(), key: key, header: header, makesRoom: makesRoom, parts: map[int]bool{}, state: table.NewState(),
 		known: map[table.VersionID]bool{}, open: map[table.ExtentID][]storage.Epoch{}, pending: map[table.VersionID]*pendingTable{}}
+	st.unsaved.reset()
 	s.making.Lock()
 	set, err := s.nextSet()
 	s.making.Unlock()
@@ -86,17 +122,8 @@ func (s *Store) Stage(key segment.GroupKey, header table.ManifestHeader) (*Stagi
 		return nil, err
 	}
 	st.set = tableSet{set, live.NewSet(table.Counts{})}
-	s.mu.Lock()
-	s.stagings[set] = st
-	s.mu.Unlock()
 	s.live.Add(set, st.set.live)
-	g.commitMu.Lock()
-	st.sources, err = g.keepTables()
-	g.commitMu.Unlock()
-	if err != nil {
-		st.Abort()
-		return nil, err
-	}
+	s.adopt(st)
 	return st, nil
 }
 
@@ -107,18 +134,16 @@ func (s *Store) Pulls() int {
 	return len(s.stagings)
 }
 
-func (s *Store) abortStagings(key segment.GroupKey) {
+// stagingsOf returns the stagings of a replica; there is one at most, but for moments.
+func (s *Store) stagingsOf(key segment.GroupKey) (all []*Staging) {
 	s.mu.Lock()
-	var old []*Staging
+	defer s.mu.Unlock()
 	for _, st := range s.stagings {
 		if st.key == key {
-			old = append(old, st)
+			all = append(all, st)
 		}
 	}
-	s.mu.Unlock()
-	for _, st := range old {
-		st.Abort()
-	}
+	return all
 }
 
 // ID names the staging for Install.
@@ -152,7 +177,7 @@ func (st *Staging) PutState(i int, part []byte) error {
 }
 
 // Want returns those of the extent versions that must be pulled. The others are here already with the same digest: in
-// the durable tables of the replica, or from an earlier call. Versions are offered in ascending order, or again.
+// the durable tables of the replica, from an earlier pull, or from an earlier call. Versions are offered in ascending order, or again.
 func (st *Staging) Want(refs []table.Ref) ([]table.Ref, error) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -179,35 +204,85 @@ func (st *Staging) Want(refs []table.Ref) ([]table.Ref, error) {
 		if !kept {
 			want = append(want, ref)
 		}
+		if err := st.saveIfDueLocked(); err != nil {
+			return nil, err
+		}
 	}
 	return want, nil
 }
 
-// keepLocked copies the version from what the replica holds, if it has it. Only the table is copied. Beside the digest,
+// keepLocked copies the version from what is here, if it is. Only the table is copied. Beside the digest,
 // which is of 32-bit sums, the index must be the same: both replicas have applied the same entries up to it, and none
 // that changed the version since.
-func (st *Staging) keepLocked(ref table.Ref) (bool, error) {
-	t, err := tableset.Version(st.sources.snapshot, st.sources.set, ref.ID())
-	if err != nil {
-		if errors.Is(err, storage.ErrCorrupt) {
-			return false, nil // a damaged table is pulled anew
+func (st *Staging) keepLocked(ref table.Ref) (kept bool, err error) {
+	err = st.eachSource(ref.ID(), func(t *table.Version) (done bool, err error) {
+		if t.Empty() || t.Ref() != ref {
+			return false, nil
 		}
-		return false, err
-	}
-	if t.Empty() || t.Ref() != ref {
-		return false, nil
-	}
-	older := &table.Version{} // while an older version is still to come, this one stands for itself
-	if len(st.open[t.ExtentID]) == 0 {
-		if older, err = tableset.Older(st.s.db, st.set.id, t.VersionID); err != nil {
-			return false, err
+		older := &table.Version{} // while an older version is still to come, this one stands for itself
+		if len(st.open[t.ExtentID]) == 0 {
+			if older, err = st.olderLocked(t.VersionID); err != nil {
+				return true, err
+			}
 		}
-	}
-	return true, st.storeLocked(t, older, nil)
+		kept = true
+		return true, st.storeLocked(t, older, nil)
+	})
+	return kept, err
 }
 
-// PutTable stages the table of a wanted version, and returns the blocks that must be put. Older versions of the same
-// extent must be complete. The error is of KindCorrupt if the table has not the digest that the manifest says.
+// eachSource calls fn with the version as earlier pulls have left it, and as the replica's durable tables have it, until fn is done.
+// What is damaged there is left out: it is pulled anew. Each version is fn's.
+//
+// Guards I1: what fn takes of a version it counts before it returns. Until then no checkpoint is written of the replica, so the segments
+// stay in use that its durable tables refer to; and nobody drops what an earlier pull has left.
+func (st *Staging) eachSource(id table.VersionID, fn func(*table.Version) (done bool, err error)) error {
+	look := func(set table.SetID) (done bool, err error) {
+		t, err := tableset.Version(st.s.db, set, id)
+		if errors.Is(err, storage.ErrCorrupt) {
+			return false, nil
+		} else if err != nil {
+			return false, err
+		}
+		return fn(t)
+	}
+	for _, k := range st.sources {
+		if done, err := look(k.set.id); done || err != nil {
+			return err
+		}
+	}
+	st.g.commitMu.Lock()
+	defer st.g.commitMu.Unlock()
+	st.g.mu.RLock()
+	set, empty := st.g.set.id, st.g.record.Index == 0 || st.g.removed
+	st.g.mu.RUnlock()
+	if empty {
+		return nil
+	}
+	_, err := look(set)
+	return err
+}
+
+// olderLocked returns an extent's table as it is here below the version.
+func (st *Staging) olderLocked(id table.VersionID) (*table.Version, error) {
+	older := &table.Version{}
+	if st.saved {
+		var err error
+		if older, err = tableset.Older(st.s.db, st.set.id, id); err != nil {
+			return nil, err
+		}
+	}
+	for i := range older.Pages {
+		p := st.unsaved.newest(table.PageKey{Volume: id.Volume, Extent: id.Extent, Page: uint8(i)}, id.Epoch)
+		if p != nil && (older.Pages[i] == nil || p.Epoch > older.Pages[i].Epoch) {
+			older.Pages[i] = p
+		}
+	}
+	return older, nil
+}
+
+// PutTable stages the table of a wanted version, and returns the blocks that must be put: those of pages that are not here. Older
+// versions of the same extent must be complete. The error is of KindCorrupt if the table has not the digest that the manifest says.
 func (st *Staging) PutTable(ref table.Ref, data []byte) ([]table.BlockRun, error) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -223,7 +298,7 @@ func (st *Staging) PutTable(ref table.Ref, data []byte) ([]table.BlockRun, error
 	case st.open[ref.ID().ExtentID][0] != ref.Epoch:
 		return nil, storage.E("stage table", storage.KindConflict, ref.String(), errors.New("an older version is not complete"))
 	case st.pending[ref.ID()] != nil:
-		return st.pending[ref.ID()].missing.Runs(), nil
+		return st.missingLocked(ref)
 	case len(st.pending) >= maxPendingTables:
 		return nil, storage.E("stage table", storage.KindUnavailable, ref.String(), errors.New("too many tables wait for their blocks"))
 	}
@@ -238,7 +313,7 @@ func (st *Staging) PutTable(ref table.Ref, data []byte) ([]table.BlockRun, error
 	if t.DigestWith(&mapped) != ref.Digest {
 		return nil, storage.E("stage table", storage.KindCorrupt, ref.String(), errors.New("it has another digest than the manifest says"))
 	}
-	older, err := tableset.Older(st.s.db, st.set.id, t.VersionID)
+	older, err := st.olderLocked(t.VersionID)
 	if err != nil {
 		return nil, err
 	}
@@ -246,11 +321,54 @@ func (st *Staging) PutTable(ref table.Ref, data []byte) ([]table.BlockRun, error
 		return nil, err
 	}
 	p := &pendingTable{t, older, missing, table.Counts{}}
-	if missing.Count() == 0 {
-		return nil, st.completeLocked(ref, p)
+	if err := st.eachSource(t.VersionID, func(have *table.Version) (bool, error) { return st.takeLocked(p, have, &mapped), nil }); err != nil {
+		return nil, err
 	}
 	st.pending[ref.ID()] = p
-	return missing.Runs(), nil
+	return st.missingLocked(ref)
+}
+
+// missingLocked returns the blocks that a pending version lacks. One that lacks none is complete.
+func (st *Staging) missingLocked(ref table.Ref) ([]table.BlockRun, error) {
+	p := st.pending[ref.ID()]
+	if p.missing.Count() > 0 {
+		return p.missing.Runs(), nil
+	}
+	return nil, st.completeLocked(ref, p)
+}
+
+// takeLocked takes the places of blocks that are here, page by page, and reports whether nothing is missing any more. mapped are the
+// blocks of the version. A page is the same if its index is, and all its sums, for the reason that keepLocked gives.
+func (st *Staging) takeLocked(p *pendingTable, have *table.Version, mapped *table.BlockSet) (done bool) {
+	taken := table.Counts{}
+	for i, page := range p.table.Pages {
+		q := have.Pages[i]
+		if page == nil || q == nil || p.missing[i] == 0 || !samePage(page, q, mapped[i]) {
+			continue
+		}
+		for m := p.missing[i]; m != 0; m &= m - 1 {
+			j := bits.TrailingZeros64(m)
+			page.Entries[j] = q.Entries[j]
+			taken.Bump(q.Entries[j].Segment, table.Count{Refs: 1, Own: 1})
+		}
+		p.missing[i] = 0
+	}
+	p.counted.Add(taken)
+	st.set.live.Move(taken)
+	return p.missing.Count() == 0
+}
+
+// samePage reports whether q is the page p, of which mapped are the blocks.
+func samePage(p, q *table.Page, mapped uint64) bool {
+	if q.Index != p.Index || q.Bitmap() != mapped {
+		return false
+	}
+	for m := mapped; m != 0; m &= m - 1 {
+		if j := bits.TrailingZeros64(m); p.Entries[j].Sum != q.Entries[j].Sum {
+			return false
+		}
+	}
+	return true
 }
 
 // share takes the places of shared blocks from the older version.
@@ -276,10 +394,16 @@ func (st *Staging) PutBlocks(ref table.Ref, first int, payload []byte) error {
 	if err := st.openLocked("stage blocks"); err != nil {
 		return err
 	}
+	if st.known[ref.ID()] { // again, after a commit point that failed
+		return st.saveIfDueLocked()
+	}
 	p := st.pending[ref.ID()]
 	n := len(payload) / storage.BlockSize
 	if p == nil || first < 0 || len(payload)%storage.BlockSize != 0 || n < 1 || n > table.MaxRun {
 		return storage.E("stage blocks", storage.KindInvalid, ref.String(), fmt.Errorf("%d bytes from block %d", len(payload), first))
+	}
+	if p.missing.Count() == 0 { // again, after its table found no room
+		return st.completeLocked(ref, p)
 	}
 	places, err := p.verify(ref, first, payload)
 	if err != nil {
@@ -332,13 +456,15 @@ func (st *Staging) appendLocked(ref table.Ref, p *pendingTable, places []int, pa
 		e.Segment, e.Offset = data.Segment(), data.Offset()+uint32(i)*storage.BlockSize
 		p.missing.Drop(b)
 	}
+	st.moved += int64(len(places))
+	st.unsaved.blocks += int64(len(places))
 	n := table.Count{Refs: int64(len(places)), Own: int64(len(places))}
 	p.counted.Bump(data.Segment(), n)
 	st.set.live.Change(table.Counts{data.Segment(): n})
 	return nil
 }
 
-// completeLocked stores a table all of whose blocks have a place.
+// completeLocked stores a table all of whose blocks have a place. There is a commit point afterwards if one is due.
 func (st *Staging) completeLocked(ref table.Ref, p *pendingTable) error {
 	if err := st.storeLocked(p.table, p.older, p.counted); err != nil {
 		return err
@@ -350,25 +476,14 @@ func (st *Staging) completeLocked(ref table.Ref, p *pendingTable) error {
 	} else {
 		delete(st.open, id)
 	}
-	return nil
+	return st.saveIfDueLocked()
 }
 
-// storeLocked writes a table into the staging's set, as the version that follows older, and counts what that stores and was not
-// counted yet. Commit makes it durable.
+// storeLocked puts a table into the staging's set, as the version that follows older, and counts what that stores and was not
+// counted yet. The next commit point makes it durable.
 //
 // What is its own is found by place, not told by the source: so it is right beside whatever versions are here.
 func (st *Staging) storeLocked(t, older *table.Version, counted table.Counts) error {
-	byEpoch := st.s.byEpoch()
-	counts := table.Counts{}
-	for no, n := range counted {
-		counts.Bump(no, table.Count{Refs: -n.Refs, Own: -n.Own})
-	}
-	for i, p := range t.Pages {
-		if p != nil {
-			p.Follow(older.Pages[i], byEpoch)
-			counts.Count(p, 1)
-		}
-	}
 	if st.makesRoom { // others are above the reserve, or stop there with their blocks
 		var n int64
 		for _, p := range t.Pages {
@@ -380,18 +495,79 @@ func (st *Staging) storeLocked(t, older *table.Version, counted table.Counts) er
 			return err
 		}
 	}
-	err := st.s.db.CommitNoSync(func(b *tabledb.Batch) {
+	counts := st.addLocked(t, older)
+	for no, n := range counted {
+		counts.Bump(no, table.Count{Refs: -n.Refs, Own: -n.Own})
+	}
+	st.set.live.Change(counts)
+	return nil
+}
+
+// addLocked has the next commit point store a table, and returns what it stores.
+func (st *Staging) addLocked(t, older *table.Version) table.Counts {
+	counts, byEpoch := table.Counts{}, st.s.byEpoch()
+	for i, p := range t.Pages {
+		if p != nil {
+			p.Follow(older.Pages[i], byEpoch)
+			counts.Count(p, 1)
+			k := table.PageKey{Volume: t.Volume, Extent: t.Extent, Page: uint8(i)}
+			st.unsaved.pages[k] = append(st.unsaved.pages[k], p)
+			st.unsaved.n++
+		}
+	}
+	st.unsaved.counts.Add(counts)
+	return counts
+}
+
+func (u *unsaved) reset() {
+	*u = unsaved{pages: map[table.PageKey][]*table.Page{}, counts: table.Counts{}}
+}
+
+// saveIfDueLocked makes a commit point if enough has come since the last one.
+func (st *Staging) saveIfDueLocked() error {
+	if st.unsaved.n == 0 || st.unsaved.n < maxUnsavedPages && st.unsaved.blocks*storage.BlockSize < st.s.cfg.SegmentBytes {
+		return nil
+	}
+	return st.saveLocked(context.Background(), nil)
+}
+
+// saveLocked makes a commit point: all that is complete, and what more adds, is durable afterwards.
+func (st *Staging) saveLocked(ctx context.Context, more func(*tabledb.Batch)) error {
+	// Guards I1 and I7: the log before the tables. They refer to durable blocks only, when they are installed and when the next pull
+	// shares from them.
+	if err := st.s.log.Wait(ctx, st.end); err != nil {
+		return err
+	}
+	var keys []table.VersionKey
+	pages := make(map[table.VersionKey]*table.Page, st.unsaved.n)
+	for k, versions := range st.unsaved.pages {
+		for _, p := range versions {
+			v := table.VersionKey{PageKey: k, Epoch: p.Epoch}
+			keys, pages[v] = append(keys, v), p
+		}
+	}
+	slices.SortFunc(keys, table.VersionKey.Compare)
+	record, byEpoch := table.Staged{Index: st.header.Index, AtSeconds: uint64(max(0, time.Now().Unix()))}, st.s.byEpoch()
+	// Tables, counts and the name of the set are never of different moments: what a later process finds is in use and nothing else.
+	err := st.s.db.Commit(func(b *tabledb.Batch) {
 		w := tableset.PageWriter{Batch: b, Set: st.set.id, ByEpoch: byEpoch}
-		for i, p := range t.Pages {
-			if p != nil {
-				w.Put(table.VersionKey{PageKey: table.PageKey{Volume: t.Volume, Extent: t.Extent, Page: uint8(i)}, Epoch: t.Epoch}, p)
-			}
+		for _, k := range keys {
+			sched.Yield()
+			w.Put(k, pages[k])
+		}
+		tableset.SetLive(b, st.set.id, st.set.live.After(st.unsaved.counts), byEpoch)
+		tableset.SetStaged(b, st.key, st.set.id, record)
+		if more != nil {
+			more(b)
 		}
 	})
-	if err == nil { // what found no room is tried again, and counted once; its segments are pinned, or counted for older versions
-		st.set.live.Change(counts)
+	if err != nil {
+		return err
 	}
-	return err
+	st.set.live.Stored(st.unsaved.counts)
+	st.unsaved.reset()
+	st.saved, st.record = true, record
+	return nil
 }
 
 // Commit makes the staging durable and ready for Install, under the id it returns. KindConflict if something is
@@ -412,50 +588,43 @@ func (st *Staging) Commit(ctx context.Context) (id string, err error) {
 		return "", storage.E("commit", storage.KindConflict, st.ID(), fmt.Errorf("%d tables and %d parts of the state are missing",
 			incomplete, int(st.header.StateParts)-len(st.parts)))
 	}
-	// Guards I1 and I7: tables that are installed refer to durable blocks only.
-	if err := st.s.log.Wait(ctx, st.end); err != nil {
-		return "", err
-	}
-	st.set.live.Freeze()
-	err = st.s.db.Commit(func(b *tabledb.Batch) {
+	sources := st.sources // all that they have is here by now
+	err = st.saveLocked(ctx, func(b *tabledb.Batch) {
 		tableset.SetVolumes(b, st.state.All(st.set.id))
-		tableset.SetLive(b, st.set.id, st.set.live.Next(), st.s.byEpoch())
+		fillDropStaged(b, sources)
 	})
 	if err != nil {
 		return "", err
 	}
-	st.set.live.Persisted()
 	st.committed = true
-	st.releaseLocked()
+	st.s.mu.Lock()
+	st.s.unlistLocked(sources)
+	st.sources = nil
+	st.s.mu.Unlock()
+	st.s.uncount(sources)
 	return st.ID(), nil
 }
 
-func (st *Staging) releaseLocked() {
-	if st.sources != nil {
-		st.sources.release()
-		st.sources = nil
-	}
-}
-
-// Abort gives the staging up, committed or not, and frees what it holds. It does nothing after Install.
+// Abort gives the staging up, committed or not, and frees what it holds. It does nothing after Install and Keep.
 func (st *Staging) Abort() {
 	st.mu.Lock()
-	if st.taken {
+	if st.taken || st.ended {
 		st.mu.Unlock()
 		return
 	}
 	st.ended = true
+	saved := st.saved
 	st.mu.Unlock()
-	if !st.finish() {
+	if !st.finish(nil) {
 		return
 	}
-	// Not durable: what a power cut brings back is discarded when the store is opened.
-	err := st.s.db.CommitNoSync(func(b *tabledb.Batch) { tableset.Drop(b, st.set.id) })
-	if err != nil {
-		st.s.logger.Warn("staged tables not removed", "staging", st.ID(), "error", err)
-		return // they stay counted: their segments are not recycled
+	if saved {
+		if err := st.s.removeSets([]*staged{{key: st.key, set: st.set}}); err != nil {
+			st.s.logger.Warn("staged tables not removed", "staging", st.ID(), "error", err)
+			return
+		}
 	}
-	st.s.live.Drop(st.set.id)
+	st.s.live.Drop(st.set.id) // otherwise the database has nothing of it
 	st.s.worker.Recycle()
 }
 
@@ -475,26 +644,30 @@ func (st *Staging) untake() {
 	st.taken = false
 }
 
-// GiveUp aborts the committed staging of that id, unless it was installed or given up before.
-func (s *Store) GiveUp(id string, key segment.GroupKey) {
-	if st := s.committedStaging(id, key); st != nil {
-		st.Abort()
-	}
+// close ends the staging with its store. What the last commit point holds is found at the next start.
+func (st *Staging) close() {
+	st.mu.Lock()
+	st.ended = true
+	st.mu.Unlock()
+	st.finish(nil)
 }
 
-// finish takes the staging off the store's list; false if it was off already.
-func (st *Staging) finish() bool {
-	st.s.mu.Lock()
-	_, listed := st.s.stagings[st.set.id]
-	delete(st.s.stagings, st.set.id)
-	st.s.mu.Unlock()
-	if !listed {
+// finish takes the staging off the store's list, and puts what is kept of it on the other, if anything is; false if it was off already.
+func (st *Staging) finish(kept *staged) bool {
+	s := st.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, listed := s.stagings[st.set.id]; !listed {
 		return false
 	}
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	st.ended = true
-	st.releaseLocked()
+	delete(s.stagings, st.set.id)
+	for _, k := range st.sources {
+		k.users--
+	}
+	st.sources = nil
+	if kept != nil {
+		s.staged[kept.set.id] = kept
+	}
 	return true
 }
 
@@ -515,7 +688,7 @@ func (g *Group) Install(id string) error {
 		st.untake()
 		return storage.E("install", storage.KindOf(err), "group "+g.key.String(), err)
 	}
-	st.finish()
+	st.finish(nil)
 	if err := g.log.Reset(st.header.Index, st.header.Term); err != nil {
 		return storage.E("install", storage.KindOf(err), "group "+g.key.String(), err)
 	}
@@ -567,6 +740,7 @@ func (g *Group) install(st *Staging) error {
 	g.mu.RUnlock()
 	err := g.store.db.Commit(func(b *tabledb.Batch) {
 		tableset.SetGroup(b, g.key, &record)
+		b.Delete(table.StagedKey(g.key, st.set.id)) // it is a replica's now
 		tableset.Drop(b, old.id)
 	})
 	if err != nil {

@@ -57,6 +57,7 @@ type Store struct {
 	mu       sync.Mutex
 	groups   map[segment.GroupKey]*Group
 	stagings map[table.SetID]*Staging
+	staged   map[table.SetID]*staged // of pulls that broke
 	openMans map[*Manifest]struct{}
 	closed   bool
 
@@ -92,7 +93,7 @@ func Open(cfg Config) (_ *Store, err error) {
 		return nil, storage.E("make directory of", storage.KindIO, "store "+cfg.Dir, err)
 	}
 	s := &Store{cfg: cfg, files: files, logger: cfg.Logger, groups: map[segment.GroupKey]*Group{}, stagings: map[table.SetID]*Staging{},
-		openMans: map[*Manifest]struct{}{}, loaded: func() {}, mends: newMends()}
+		staged: map[table.SetID]*staged{}, openMans: map[*Manifest]struct{}{}, loaded: func() {}, mends: newMends()}
 	var cleanup []func() error
 	defer func() {
 		if err != nil {
@@ -110,7 +111,7 @@ func Open(cfg Config) (_ *Store, err error) {
 	}
 	s.format.Store(int64(s.identity.Format))
 	s.compaction.Store = s
-	if s.metrics, err = newMetrics(cfg.Metrics, s.identity.Store, files, s.Pulls); err != nil {
+	if s.metrics, err = newMetrics(cfg.Metrics, s.identity.Store, files, s.Pulls, s.Staged); err != nil {
 		return nil, err
 	}
 	cleanup = append(cleanup, func() error { s.metrics.unregister(); return nil })
@@ -205,12 +206,16 @@ func (g *Group) loadVolumes() error {
 	})
 }
 
-// discardOrphans removes the table sets that no group names: stagings that were not installed, and what a power cut
-// left of removed groups.
+// discardOrphans removes the table sets that no group names, nor are kept of a pull that broke, and what a power cut left of removed
+// groups.
 func (s *Store) discardOrphans() error {
 	owned := map[table.SetID]bool{}
 	for _, g := range s.groups {
 		owned[g.set.id] = true
+	}
+	void, err := s.loadStaged(owned)
+	if err != nil {
+		return err
 	}
 	var orphans []table.SetID
 	for _, kind := range tableset.Kinds() {
@@ -235,10 +240,13 @@ func (s *Store) discardOrphans() error {
 			}
 		}
 	}
-	if len(orphans) == 0 {
+	if len(orphans)+len(void) == 0 {
 		return nil
 	}
 	return s.db.Commit(func(b *tabledb.Batch) {
+		for _, k := range void {
+			b.Delete(k)
+		}
 		for _, set := range orphans {
 			tableset.Drop(b, set)
 		}
@@ -416,13 +424,16 @@ func (s *Store) CreateGroup(key segment.GroupKey) (*Group, error) {
 // RemoveGroup forgets a replica, its log, its tables and its votes. Nothing may use it any more. KindNotFound if it is
 // not there.
 func (s *Store) RemoveGroup(key segment.GroupKey) error {
-	s.abortStagings(key)
+	for _, st := range s.stagingsOf(key) {
+		st.Abort()
+	}
 	s.making.Lock() // the group is there or not
 	defer s.making.Unlock()
 	g := s.Group(key)
 	if g == nil {
 		return storage.E("remove", storage.KindNotFound, "group "+key.String(), nil)
 	}
+	kept := s.stagedOf(key)
 	g.commitMu.Lock()
 	defer g.commitMu.Unlock()
 	g.mu.Lock()
@@ -434,11 +445,14 @@ func (s *Store) RemoveGroup(key segment.GroupKey) error {
 		b.Delete(table.GroupKey(table.KeyGroup, key))
 		b.DeleteRange(stable, table.AfterPrefix(stable))
 		tableset.Drop(b, set.id)
+		fillDropStaged(b, kept)
 	})
 	if err != nil {
 		return err
 	}
+	s.uncount(kept)
 	s.mu.Lock()
+	s.unlistLocked(kept)
 	delete(s.groups, key)
 	s.shareLocked()
 	s.mu.Unlock()
@@ -527,7 +541,7 @@ func (s *Store) close() error {
 		m.Close()
 	}
 	for _, st := range stagings {
-		st.finish()
+		st.close()
 	}
 	s.stop()
 	s.stopped.Wait()

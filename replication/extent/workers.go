@@ -26,6 +26,9 @@ func (s *Store) newWorker() *reclaim.Worker {
 			}
 			level = s.room.Level()
 			s.setTight(level != reclaim.Enough)
+			if len(s.stagedDue()) > 0 {
+				s.worker.Purge()
+			}
 			return level, true
 		},
 		Logger:       s.logger,
@@ -150,7 +153,14 @@ const purgeStepPages = 256
 // live counts that it changes.
 type purges struct{ s *Store }
 
+// Purge drops what is kept of pulls before anything else: that is one small batch.
 func (p purges) Purge() (freed, more bool, err error) {
+	if due := p.s.stagedDue(); len(due) > 0 {
+		dropped, err := p.s.dropStaged(due...)
+		if dropped || err != nil {
+			return dropped, err == nil, err
+		}
+	}
 	key, _, ok, err := p.s.db.First([]byte{table.KeyPurge}, []byte{table.KeyPurge + 1})
 	if err != nil || !ok {
 		return false, false, err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"math/bits"
 	"slices"
 
@@ -32,6 +33,7 @@ type Config struct {
 type Report struct {
 	Identity               storedir.Identity
 	Groups, Volumes        int
+	Staged                 int    // table sets that pulls have left, for the next one to share from
 	Pages, Blocks, Damaged uint64 // table pages and blocks read; blocks that could not be, or failed their checksum
 	Findings               int
 	Garbage                int // damaged places in segments that nothing needs: no findings
@@ -52,13 +54,13 @@ type checker struct {
 	report Report
 	db     *tabledb.DB
 	log    *segment.Reader
-	sets   map[table.SetID]*checkedSet // of groups
+	sets   map[table.SetID]*checkedSet // of groups, and of pulls into them
 	inLog  []logFinding
 	total  uint64
 	block  [storage.BlockSize]byte
 }
 
-// checkedSet is what the keys of one group's table set say.
+// checkedSet is what the keys of one table set say: that of a group, or one that a pull has left.
 type checkedSet struct {
 	key     segment.GroupKey
 	from    segment.Position // where recovery begins
@@ -163,6 +165,7 @@ func (c *checker) smallKeys() error {
 	sealed := func(k, v []byte) error { _, err := table.Unseal(k, v); return err }
 	return errors.Join(
 		each(table.KeyGroup, "checkpoint", c.group),
+		each(table.KeyStaged, "staged set", c.staged),
 		each(table.KeyVolume, "volume", c.volume),
 		each(table.KeyLive, "live count", c.live),
 		each(table.KeyStable, "term or vote", sealed),
@@ -180,8 +183,28 @@ func (c *checker) group(k, v []byte) error {
 		return fmt.Errorf("the key is valid: %v; %w", ok, err)
 	}
 	c.report.Groups++
-	c.sets[r.Set] = &checkedSet{key: key, from: r.From, deleted: map[storage.VolumeID]bool{}, stored: table.Counts{}, walked: table.Counts{},
+	c.sets[r.Set] = newCheckedSet(key, r.From)
+	return nil
+}
+
+func newCheckedSet(key segment.GroupKey, from segment.Position) *checkedSet {
+	return &checkedSet{key: key, from: from, deleted: map[storage.VolumeID]bool{}, stored: table.Counts{}, walked: table.Counts{},
 		mapped: map[storage.VolumeID]int64{}, heads: map[storage.VolumeID]int64{}}
+}
+
+// staged notes a set that a pull has left. Of a replica that is gone, or of a set that is gone or a replica's, it names nothing: the
+// build before leaves such names, and the next start removes them.
+func (c *checker) staged(k, v []byte) error {
+	key, set, _, err := table.DecodeStaged(k, v)
+	if err != nil || c.sets[set] != nil {
+		return err
+	}
+	record, err := c.db.Get(table.GroupKey(table.KeyGroup, key))
+	if err != nil || record == nil {
+		return err
+	}
+	c.report.Staged++
+	c.sets[set] = newCheckedSet(key, math.MaxUint64) // of the log it needs what it refers to
 	return nil
 }
 

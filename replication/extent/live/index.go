@@ -28,6 +28,17 @@ func (x *Index) Add(id table.SetID, set *Set) {
 	set.join(&x.totals)
 }
 
+// Replace puts a set in the place of that with the same id. At every moment one of them counts.
+func (x *Index) Replace(id table.SetID, set *Set) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	set.join(&x.totals)
+	if old := x.sets[id]; old != nil {
+		old.leave()
+	}
+	x.sets[id] = set
+}
+
 // Drop forgets a set that is gone, durably.
 func (x *Index) Drop(id table.SetID) {
 	x.mu.Lock()

@@ -131,6 +131,16 @@ func (l *Set) ChangeDurable(d table.Counts) {
 	}
 }
 
+// Stored notes that the database holds d of what has changed up to now. Nothing changes by it in what is in use.
+func (l *Set) Stored(d table.Counts) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.durable.Add(d)
+	for no, n := range d {
+		l.pending.Bump(no, table.Count{Refs: -n.Refs, Own: -n.Own})
+	}
+}
+
 // refersTo reports whether the present state refers to the segment.
 func (l *Set) refersTo(no segment.SegmentNo) bool {
 	l.mu.Lock()

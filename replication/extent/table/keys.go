@@ -20,6 +20,7 @@ const (
 	KeyIncarnation = 'n' // group: highest incarnations given out and created
 	KeyPage        = 'p' // set, volume, extent, page, ^epoch
 	KeyStable      = 's' // group, incarnation, name
+	KeyStaged      = 't' // group, incarnation, set: what a pull into the replica has brought, and has not installed
 	KeyVolume      = 'v' // set, volume: sessions, generation, epoch
 	KeyIndex       = 'x' // set, volume, epoch, extent, page: the page was written at an epoch after the volume's first
 )

@@ -201,6 +201,18 @@ func Kinds() []byte {
 	return []byte{table.KeyPage, table.KeyIndex, table.KeyLive, table.KeyVolume, table.KeyPurge}
 }
 
+// SetStaged names a set that is staged for a replica. It is in the batch of all that the set is to be found with.
+func SetStaged(b Batch, key segment.GroupKey, set table.SetID, staged table.Staged) {
+	k := table.StagedKey(key, set)
+	b.Set(k, table.StagedValue(k, staged))
+}
+
+// DropStaged removes everything of a set that is staged for a replica, and its name.
+func DropStaged(b *tabledb.Batch, key segment.GroupKey, set table.SetID) {
+	b.Delete(table.StagedKey(key, set))
+	Drop(b, set)
+}
+
 // Drop removes everything of a table set.
 func Drop(b *tabledb.Batch, set table.SetID) {
 	for _, kind := range Kinds() {
