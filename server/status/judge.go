@@ -252,11 +252,15 @@ func (p *picture) groupsOn(id storage.NodeID) (on []storage.GroupID) {
 
 // repair says what becomes of the replicas of a node that is down, after its state; empty: nothing, by itself.
 func (p *picture) repair(n api.Node) string {
-	if n.State != storage.NodeDown || p.repairAfter == 0 {
+	switch {
+	case n.State != storage.NodeDown:
 		return ""
-	}
-	if n.Intent == storage.IntentMaintenance {
+	case n.Intent == storage.IntentDrain && p.replaceable(n.ID):
+		return " while it drains; its replicas are made anew on other nodes"
+	case n.Intent == storage.IntentMaintenance:
 		return ", in maintenance; its replicas are not made anew before " + until(n.IntentUntil)
+	case p.repairAfter == 0:
+		return ""
 	}
 	if len(p.groupsOn(n.ID)) == 0 {
 		return "; it holds no replica that the cluster counts on any more"

@@ -175,6 +175,14 @@ func TestJudgement(t *testing.T) {
 		{name: "a node that drains", p: whole(), change: func(p *picture) { p.nodes[2].Intent = storage.IntentDrain },
 			want: []string{"warning node c: draining: 2 of its replicas are not elsewhere yet > wait; `storagectl node drain c --dry-run` says where they go, " +
 				"`storagectl node undrain c` ends it"}},
+		{name: "a node that is down while it drains, and is replaced", p: whole(), change: func(p *picture) {
+			p.nodes = append(p.nodes, storage.Node{ID: 4, Name: "d", State: storage.NodeUp})
+			p.report(4, func(*placement.NodeReport) {})
+			p.nodes[2].Intent = storage.IntentDrain
+			p.silent(3, storage.NodeDown)
+		}, want: []string{"degraded node c: down while it drains; its replicas are made anew on other nodes" + startStep + "; only if its disk is lost, `storagectl node remove c`",
+			"degraded groups 1, 2: fewer than 3 of their voters are up",
+			"warning node c: draining: 2 of its replicas are not elsewhere yet > wait; `storagectl node drain c --dry-run` says where they go, `storagectl node undrain c` ends it"}},
 		{name: "a node that has drained", p: whole(), change: func(p *picture) {
 			p.nodes = append(p.nodes, p.nodes[2])
 			p.nodes[3].ID, p.nodes[3].Name, p.nodes[3].Intent, p.nodes[3].Stores = 4, "d", storage.IntentDrain, nil
