@@ -24,6 +24,11 @@ var (
 		{storage.IntentDrain, pb.NodeIntent_NODE_INTENT_DRAIN},
 		{storage.IntentMaintenance, pb.NodeIntent_NODE_INTENT_MAINTENANCE},
 	}
+	objectKinds = EnumTable[ObjectKind, pb.ObjectKind]{
+		{ObjectVolume, pb.ObjectKind_OBJECT_KIND_VOLUME},
+		{ObjectNode, pb.ObjectKind_OBJECT_KIND_NODE},
+		{ObjectGroup, pb.ObjectKind_OBJECT_KIND_GROUP},
+	}
 	nodeActions = EnumTable[NodeAction, pb.NodeAction]{
 		{ActDrain, pb.NodeAction_NODE_ACTION_DRAIN},
 		{ActMaintenance, pb.NodeAction_NODE_ACTION_MAINTENANCE},
@@ -396,6 +401,12 @@ func StatusFromProto(s *pb.ClusterStatus) Status {
 	}
 	return out
 }
+
+// ObjectToProto returns what k is in messages.
+func ObjectToProto(k ObjectKind) pb.ObjectKind { return objectKinds.ToProto(k) }
+
+// LinesFromProto reads what Explain answers.
+func LinesFromProto(lines []*pb.Reason) []Reason { return Each(lines, reasonFromProto) }
 
 func reasonToProto(r Reason) *pb.Reason {
 	return &pb.Reason{Severity: healths.ToProto(r.Severity), Subject: r.Subject, Text: toValidUTF8(r.Text),

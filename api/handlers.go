@@ -274,6 +274,30 @@ func (s *cluster) Status(ctx context.Context, _ *pb.GetStatusRequest) (*pb.GetSt
 	return &pb.GetStatusResponse{Status: StatusToProto(status)}, err
 }
 
+// Explain implements pb.ClusterServer.
+func (s *cluster) Explain(ctx context.Context, r *pb.ExplainRequest) (*pb.ExplainResponse, error) {
+	const op = "explain"
+	kind, ref := objectKinds.FromProto(r.GetKind()), r.GetName()
+	switch kind {
+	case ObjectNode:
+		n, err := (&nodes{cluster: s.cluster}).find(ctx, op, ref)
+		if err != nil {
+			return nil, err
+		}
+		ref = n.ID.String()
+	case ObjectVolume:
+		if err := storage.CheckVolumeName(ref); err != nil {
+			return nil, storage.E(op, storage.KindInvalid, "volume "+clip(strconv.Quote(ref)), storage.Cause(err))
+		}
+	case ObjectGroup:
+		ref = clip(ref)
+	default:
+		return nil, storage.E(op, storage.KindInvalid, clip(strconv.Quote(ref)), errors.New("the request does not say what that is, or this version does not know it"))
+	}
+	lines, err := s.cluster.Explain(ctx, kind, ref)
+	return &pb.ExplainResponse{Lines: Each(lines, reasonToProto)}, err
+}
+
 // Upgrade implements pb.ClusterServer.
 func (s *cluster) Upgrade(ctx context.Context, r *pb.UpgradeClusterRequest) (*pb.UpgradeClusterResponse, error) {
 	version, err := s.cluster.Upgrade(ctx, int(r.GetVersion()))

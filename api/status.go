@@ -96,6 +96,16 @@ type Reason struct {
 	NextStep string `json:"next_step"`
 }
 
+// ObjectKind is what Explain is asked about.
+type ObjectKind string
+
+// The kinds of objects.
+const (
+	ObjectVolume ObjectKind = "volume"
+	ObjectNode   ObjectKind = "node"
+	ObjectGroup  ObjectKind = "group"
+)
+
 // Task is one replica on its way into its group. storagectl prints it to programs as it stands.
 type Task struct {
 	Kind  TaskKind        `json:"kind"`

@@ -349,6 +349,38 @@ func (c *Cluster) PlanNode(ctx context.Context, id storage.NodeID, action api.No
 	})
 }
 
+// Explain implements api.Cluster. It says that the object is there, and what the status says of it.
+func (c *Cluster) Explain(ctx context.Context, kind api.ObjectKind, ref string) ([]api.Reason, error) {
+	const op = "explain"
+	return call(ctx, c, op, func() ([]api.Reason, error) {
+		name := ref
+		switch kind {
+		case api.ObjectVolume:
+			if _, ok := c.volumes[ref]; !ok {
+				return nil, storage.E(op, storage.KindNotFound, "volume "+ref, nil)
+			}
+		case api.ObjectNode:
+			at := slices.IndexFunc(c.nodes, func(n api.Node) bool { return n.ID.String() == ref })
+			if at < 0 {
+				return nil, storage.E(op, storage.KindNotFound, "node "+ref, errors.New("there is no such node"))
+			}
+			name = c.nodes[at].Name
+		case api.ObjectGroup:
+			if !slices.ContainsFunc(c.groups, func(g api.Group) bool { return g.ID.String() == ref }) {
+				return nil, storage.E(op, storage.KindNotFound, "group "+ref, errors.New("there is none of that number; `storagectl group list` shows what there is"))
+			}
+		}
+		subject := string(kind) + " " + name
+		lines := []api.Reason{{Severity: api.HealthOK, Subject: subject, Text: "it is there"}}
+		for _, r := range c.status.Reasons {
+			if r.Subject == subject {
+				lines = append(lines, r)
+			}
+		}
+		return lines, nil
+	})
+}
+
 // SetPlan sets what PlanNode answers, but for the action and the node.
 func (c *Cluster) SetPlan(p api.NodePlan) {
 	c.mu.Lock()

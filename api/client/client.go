@@ -431,6 +431,12 @@ func (c *Client) Node(ctx context.Context, nameOrID string) (api.Node, error) {
 	return api.NodeFromProto(answer.GetNode()), err
 }
 
+// Explain implements api.Cluster. A node may be named by its name, too.
+func (c *Client) Explain(ctx context.Context, kind api.ObjectKind, ref string) ([]api.Reason, error) {
+	answer, err := call(ctx, c, "explain", string(kind)+" "+ref, pb.NewClusterClient, pb.ClusterClient.Explain, &pb.ExplainRequest{Kind: api.ObjectToProto(kind), Name: ref})
+	return api.LinesFromProto(answer.GetLines()), err
+}
+
 // SetNodeIntent implements api.Cluster.
 func (c *Client) SetNodeIntent(ctx context.Context, id storage.NodeID, change api.IntentChange) error {
 	_, err := call(ctx, c, "set intent", "node "+id.String(), pb.NewNodesClient, pb.NodesClient.SetIntent, api.IntentToProto(id, change))

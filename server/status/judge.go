@@ -268,12 +268,7 @@ func (p *picture) repair(n api.Node) string {
 	if !p.replaceable(n.ID) {
 		return "; its replicas come back with it, or with a new node: no other node could take them"
 	}
-	age := func(n storage.Node) time.Duration { // 0: not heard of by this leader, nor recorded
-		if n.SilentSince.IsZero() {
-			return p.reports[n.ID].Age
-		}
-		return max(p.reports[n.ID].Age, p.now.Sub(n.SilentSince))
-	}
+	age := p.downFor
 	switch away, held := placement.Away(p.nodes, age, p.repairAfter); {
 	case away[n.ID]:
 		return fmt.Sprintf(" for %v; its replicas are made anew on other nodes", roundly(age(n.Node)))

@@ -601,6 +601,58 @@ func (Health) EnumDescriptor() ([]byte, []int) {
 	return file_storage_v1_storage_proto_rawDescGZIP(), []int{9}
 }
 
+type ObjectKind int32
+
+const (
+	ObjectKind_OBJECT_KIND_UNSPECIFIED ObjectKind = 0
+	ObjectKind_OBJECT_KIND_VOLUME      ObjectKind = 1
+	ObjectKind_OBJECT_KIND_NODE        ObjectKind = 2
+	ObjectKind_OBJECT_KIND_GROUP       ObjectKind = 3
+)
+
+// Enum value maps for ObjectKind.
+var (
+	ObjectKind_name = map[int32]string{
+		0: "OBJECT_KIND_UNSPECIFIED",
+		1: "OBJECT_KIND_VOLUME",
+		2: "OBJECT_KIND_NODE",
+		3: "OBJECT_KIND_GROUP",
+	}
+	ObjectKind_value = map[string]int32{
+		"OBJECT_KIND_UNSPECIFIED": 0,
+		"OBJECT_KIND_VOLUME":      1,
+		"OBJECT_KIND_NODE":        2,
+		"OBJECT_KIND_GROUP":       3,
+	}
+)
+
+func (x ObjectKind) Enum() *ObjectKind {
+	p := new(ObjectKind)
+	*p = x
+	return p
+}
+
+func (x ObjectKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ObjectKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_storage_v1_storage_proto_enumTypes[10].Descriptor()
+}
+
+func (ObjectKind) Type() protoreflect.EnumType {
+	return &file_storage_v1_storage_proto_enumTypes[10]
+}
+
+func (x ObjectKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ObjectKind.Descriptor instead.
+func (ObjectKind) EnumDescriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{10}
+}
+
 type TaskKind int32
 
 const (
@@ -640,11 +692,11 @@ func (x TaskKind) String() string {
 }
 
 func (TaskKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_storage_v1_storage_proto_enumTypes[10].Descriptor()
+	return file_storage_v1_storage_proto_enumTypes[11].Descriptor()
 }
 
 func (TaskKind) Type() protoreflect.EnumType {
-	return &file_storage_v1_storage_proto_enumTypes[10]
+	return &file_storage_v1_storage_proto_enumTypes[11]
 }
 
 func (x TaskKind) Number() protoreflect.EnumNumber {
@@ -653,7 +705,7 @@ func (x TaskKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use TaskKind.Descriptor instead.
 func (TaskKind) EnumDescriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{10}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{11}
 }
 
 // ErrorKind is the class of a failure: what a program acts on.
@@ -726,11 +778,11 @@ func (x ErrorKind) String() string {
 }
 
 func (ErrorKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_storage_v1_storage_proto_enumTypes[11].Descriptor()
+	return file_storage_v1_storage_proto_enumTypes[12].Descriptor()
 }
 
 func (ErrorKind) Type() protoreflect.EnumType {
-	return &file_storage_v1_storage_proto_enumTypes[11]
+	return &file_storage_v1_storage_proto_enumTypes[12]
 }
 
 func (x ErrorKind) Number() protoreflect.EnumNumber {
@@ -739,7 +791,7 @@ func (x ErrorKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ErrorKind.Descriptor instead.
 func (ErrorKind) EnumDescriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{11}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{12}
 }
 
 type CreateVolumeRequest struct {
@@ -4534,6 +4586,104 @@ func (x *Reason) GetNextStep() string {
 	return ""
 }
 
+type ExplainRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Kind  ObjectKind             `protobuf:"varint,1,opt,name=kind,proto3,enum=storage.v1.ObjectKind" json:"kind,omitempty"`
+	// A volume's name, a node's name or id as for Nodes.Get, a group's id in decimal.
+	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainRequest) Reset() {
+	*x = ExplainRequest{}
+	mi := &file_storage_v1_storage_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainRequest) ProtoMessage() {}
+
+func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_v1_storage_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
+func (*ExplainRequest) Descriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *ExplainRequest) GetKind() ObjectKind {
+	if x != nil {
+		return x.Kind
+	}
+	return ObjectKind_OBJECT_KIND_UNSPECIFIED
+}
+
+func (x *ExplainRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type ExplainResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the order in which they are to be read. What is well has HEALTH_OK.
+	Lines         []*Reason `protobuf:"bytes,1,rep,name=lines,proto3" json:"lines,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainResponse) Reset() {
+	*x = ExplainResponse{}
+	mi := &file_storage_v1_storage_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainResponse) ProtoMessage() {}
+
+func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_v1_storage_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
+func (*ExplainResponse) Descriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *ExplainResponse) GetLines() []*Reason {
+	if x != nil {
+		return x.Lines
+	}
+	return nil
+}
+
 // A Task is one replica on its way.
 type Task struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -4551,7 +4701,7 @@ type Task struct {
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_storage_v1_storage_proto_msgTypes[52]
+	mi := &file_storage_v1_storage_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4563,7 +4713,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[52]
+	mi := &file_storage_v1_storage_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4576,7 +4726,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{52}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Task) GetKind() TaskKind {
@@ -4631,7 +4781,7 @@ type UpgradeClusterRequest struct {
 
 func (x *UpgradeClusterRequest) Reset() {
 	*x = UpgradeClusterRequest{}
-	mi := &file_storage_v1_storage_proto_msgTypes[53]
+	mi := &file_storage_v1_storage_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4643,7 +4793,7 @@ func (x *UpgradeClusterRequest) String() string {
 func (*UpgradeClusterRequest) ProtoMessage() {}
 
 func (x *UpgradeClusterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[53]
+	mi := &file_storage_v1_storage_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4656,7 +4806,7 @@ func (x *UpgradeClusterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeClusterRequest.ProtoReflect.Descriptor instead.
 func (*UpgradeClusterRequest) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{53}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *UpgradeClusterRequest) GetVersion() uint32 {
@@ -4676,7 +4826,7 @@ type UpgradeClusterResponse struct {
 
 func (x *UpgradeClusterResponse) Reset() {
 	*x = UpgradeClusterResponse{}
-	mi := &file_storage_v1_storage_proto_msgTypes[54]
+	mi := &file_storage_v1_storage_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4688,7 +4838,7 @@ func (x *UpgradeClusterResponse) String() string {
 func (*UpgradeClusterResponse) ProtoMessage() {}
 
 func (x *UpgradeClusterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[54]
+	mi := &file_storage_v1_storage_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4701,7 +4851,7 @@ func (x *UpgradeClusterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeClusterResponse.ProtoReflect.Descriptor instead.
 func (*UpgradeClusterResponse) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{54}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *UpgradeClusterResponse) GetVersion() uint32 {
@@ -4719,7 +4869,7 @@ type GetVersionRequest struct {
 
 func (x *GetVersionRequest) Reset() {
 	*x = GetVersionRequest{}
-	mi := &file_storage_v1_storage_proto_msgTypes[55]
+	mi := &file_storage_v1_storage_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4731,7 +4881,7 @@ func (x *GetVersionRequest) String() string {
 func (*GetVersionRequest) ProtoMessage() {}
 
 func (x *GetVersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[55]
+	mi := &file_storage_v1_storage_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4744,7 +4894,7 @@ func (x *GetVersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVersionRequest.ProtoReflect.Descriptor instead.
 func (*GetVersionRequest) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{55}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{57}
 }
 
 type GetVersionResponse struct {
@@ -4761,7 +4911,7 @@ type GetVersionResponse struct {
 
 func (x *GetVersionResponse) Reset() {
 	*x = GetVersionResponse{}
-	mi := &file_storage_v1_storage_proto_msgTypes[56]
+	mi := &file_storage_v1_storage_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4773,7 +4923,7 @@ func (x *GetVersionResponse) String() string {
 func (*GetVersionResponse) ProtoMessage() {}
 
 func (x *GetVersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[56]
+	mi := &file_storage_v1_storage_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4786,7 +4936,7 @@ func (x *GetVersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVersionResponse.ProtoReflect.Descriptor instead.
 func (*GetVersionResponse) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{56}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *GetVersionResponse) GetVersion() string {
@@ -4835,7 +4985,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_storage_v1_storage_proto_msgTypes[57]
+	mi := &file_storage_v1_storage_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4847,7 +4997,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[57]
+	mi := &file_storage_v1_storage_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4860,7 +5010,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{57}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ErrorDetail) GetOp() string {
@@ -5249,7 +5399,12 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\bseverity\x18\x01 \x01(\x0e2\x12.storage.v1.HealthR\bseverity\x12\x18\n" +
 	"\asubject\x18\x02 \x01(\tR\asubject\x12\x12\n" +
 	"\x04text\x18\x03 \x01(\tR\x04text\x12\x1b\n" +
-	"\tnext_step\x18\x04 \x01(\tR\bnextStep\"\xbd\x01\n" +
+	"\tnext_step\x18\x04 \x01(\tR\bnextStep\"P\n" +
+	"\x0eExplainRequest\x12*\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x16.storage.v1.ObjectKindR\x04kind\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\";\n" +
+	"\x0fExplainResponse\x12(\n" +
+	"\x05lines\x18\x01 \x03(\v2\x12.storage.v1.ReasonR\x05lines\"\xbd\x01\n" +
 	"\x04Task\x12(\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x14.storage.v1.TaskKindR\x04kind\x12\x14\n" +
 	"\x05group\x18\x02 \x01(\rR\x05group\x12\x12\n" +
@@ -5335,7 +5490,13 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\tHEALTH_OK\x10\x01\x12\x13\n" +
 	"\x0fHEALTH_DEGRADED\x10\x02\x12\x13\n" +
 	"\x0fHEALTH_CRITICAL\x10\x03\x12\x13\n" +
-	"\x0fHEALTH_STARTING\x10\x04*f\n" +
+	"\x0fHEALTH_STARTING\x10\x04*n\n" +
+	"\n" +
+	"ObjectKind\x12\x1b\n" +
+	"\x17OBJECT_KIND_UNSPECIFIED\x10\x00\x12\x16\n" +
+	"\x12OBJECT_KIND_VOLUME\x10\x01\x12\x14\n" +
+	"\x10OBJECT_KIND_NODE\x10\x02\x12\x15\n" +
+	"\x11OBJECT_KIND_GROUP\x10\x03*f\n" +
 	"\bTaskKind\x12\x19\n" +
 	"\x15TASK_KIND_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eTASK_KIND_GROW\x10\x01\x12\x14\n" +
@@ -5372,10 +5533,11 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\tSetIntent\x12 .storage.v1.SetNodeIntentRequest\x1a!.storage.v1.SetNodeIntentResponse\x12A\n" +
 	"\x04Plan\x12\x1b.storage.v1.PlanNodeRequest\x1a\x1c.storage.v1.PlanNodeResponse2O\n" +
 	"\x06Groups\x12E\n" +
-	"\x04List\x12\x1d.storage.v1.ListGroupsRequest\x1a\x1e.storage.v1.ListGroupsResponse2\xec\x01\n" +
+	"\x04List\x12\x1d.storage.v1.ListGroupsRequest\x1a\x1e.storage.v1.ListGroupsResponse2\xb0\x02\n" +
 	"\aCluster\x12E\n" +
 	"\x06Status\x12\x1c.storage.v1.GetStatusRequest\x1a\x1d.storage.v1.GetStatusResponse\x12H\n" +
-	"\aVersion\x12\x1d.storage.v1.GetVersionRequest\x1a\x1e.storage.v1.GetVersionResponse\x12P\n" +
+	"\aVersion\x12\x1d.storage.v1.GetVersionRequest\x1a\x1e.storage.v1.GetVersionResponse\x12B\n" +
+	"\aExplain\x12\x1a.storage.v1.ExplainRequest\x1a\x1b.storage.v1.ExplainResponse\x12P\n" +
 	"\aUpgrade\x12!.storage.v1.UpgradeClusterRequest\x1a\".storage.v1.UpgradeClusterResponse2\xe0\x01\n" +
 	"\vAttachments\x12?\n" +
 	"\x06Attach\x12\x19.storage.v1.AttachRequest\x1a\x1a.storage.v1.AttachResponse\x12?\n" +
@@ -5394,8 +5556,8 @@ func file_storage_v1_storage_proto_rawDescGZIP() []byte {
 	return file_storage_v1_storage_proto_rawDescData
 }
 
-var file_storage_v1_storage_proto_enumTypes = make([]protoimpl.EnumInfo, 12)
-var file_storage_v1_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 61)
+var file_storage_v1_storage_proto_enumTypes = make([]protoimpl.EnumInfo, 13)
+var file_storage_v1_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
 var file_storage_v1_storage_proto_goTypes = []any{
 	(VolumeState)(0),                // 0: storage.v1.VolumeState
 	(HolderKind)(0),                 // 1: storage.v1.HolderKind
@@ -5407,181 +5569,188 @@ var file_storage_v1_storage_proto_goTypes = []any{
 	(CompactionState)(0),            // 7: storage.v1.CompactionState
 	(ReplicaRole)(0),                // 8: storage.v1.ReplicaRole
 	(Health)(0),                     // 9: storage.v1.Health
-	(TaskKind)(0),                   // 10: storage.v1.TaskKind
-	(ErrorKind)(0),                  // 11: storage.v1.ErrorKind
-	(*CreateVolumeRequest)(nil),     // 12: storage.v1.CreateVolumeRequest
-	(*CreateVolumeResponse)(nil),    // 13: storage.v1.CreateVolumeResponse
-	(*GetVolumeRequest)(nil),        // 14: storage.v1.GetVolumeRequest
-	(*GetVolumeResponse)(nil),       // 15: storage.v1.GetVolumeResponse
-	(*ListVolumesRequest)(nil),      // 16: storage.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),     // 17: storage.v1.ListVolumesResponse
-	(*ResizeVolumeRequest)(nil),     // 18: storage.v1.ResizeVolumeRequest
-	(*ResizeVolumeResponse)(nil),    // 19: storage.v1.ResizeVolumeResponse
-	(*ModifyVolumeRequest)(nil),     // 20: storage.v1.ModifyVolumeRequest
-	(*ModifyVolumeResponse)(nil),    // 21: storage.v1.ModifyVolumeResponse
-	(*DeleteVolumeRequest)(nil),     // 22: storage.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),    // 23: storage.v1.DeleteVolumeResponse
-	(*VolumeLimits)(nil),            // 24: storage.v1.VolumeLimits
-	(*Volume)(nil),                  // 25: storage.v1.Volume
-	(*Session)(nil),                 // 26: storage.v1.Session
-	(*Holder)(nil),                  // 27: storage.v1.Holder
-	(*Attachment)(nil),              // 28: storage.v1.Attachment
-	(*AttachRequest)(nil),           // 29: storage.v1.AttachRequest
-	(*AttachResponse)(nil),          // 30: storage.v1.AttachResponse
-	(*DetachRequest)(nil),           // 31: storage.v1.DetachRequest
-	(*DetachResponse)(nil),          // 32: storage.v1.DetachResponse
-	(*ListAttachmentsRequest)(nil),  // 33: storage.v1.ListAttachmentsRequest
-	(*ListAttachmentsResponse)(nil), // 34: storage.v1.ListAttachmentsResponse
-	(*Connection)(nil),              // 35: storage.v1.Connection
-	(*ListNodesRequest)(nil),        // 36: storage.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),       // 37: storage.v1.ListNodesResponse
-	(*GetNodeRequest)(nil),          // 38: storage.v1.GetNodeRequest
-	(*GetNodeResponse)(nil),         // 39: storage.v1.GetNodeResponse
-	(*RemoveNodeRequest)(nil),       // 40: storage.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),      // 41: storage.v1.RemoveNodeResponse
-	(*SetNodeIntentRequest)(nil),    // 42: storage.v1.SetNodeIntentRequest
-	(*SetNodeIntentResponse)(nil),   // 43: storage.v1.SetNodeIntentResponse
-	(*PlanNodeRequest)(nil),         // 44: storage.v1.PlanNodeRequest
-	(*PlanNodeResponse)(nil),        // 45: storage.v1.PlanNodeResponse
-	(*NodePlan)(nil),                // 46: storage.v1.NodePlan
-	(*NodeMove)(nil),                // 47: storage.v1.NodeMove
-	(*Node)(nil),                    // 48: storage.v1.Node
-	(*NodeAddresses)(nil),           // 49: storage.v1.NodeAddresses
-	(*Store)(nil),                   // 50: storage.v1.Store
-	(*StoreScrub)(nil),              // 51: storage.v1.StoreScrub
-	(*LostBlock)(nil),               // 52: storage.v1.LostBlock
-	(*StoreSpace)(nil),              // 53: storage.v1.StoreSpace
-	(*StoreRoom)(nil),               // 54: storage.v1.StoreRoom
-	(*ListGroupsRequest)(nil),       // 55: storage.v1.ListGroupsRequest
-	(*ListGroupsResponse)(nil),      // 56: storage.v1.ListGroupsResponse
-	(*Group)(nil),                   // 57: storage.v1.Group
-	(*Replica)(nil),                 // 58: storage.v1.Replica
-	(*Progress)(nil),                // 59: storage.v1.Progress
-	(*GetStatusRequest)(nil),        // 60: storage.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),       // 61: storage.v1.GetStatusResponse
-	(*ClusterStatus)(nil),           // 62: storage.v1.ClusterStatus
-	(*Reason)(nil),                  // 63: storage.v1.Reason
-	(*Task)(nil),                    // 64: storage.v1.Task
-	(*UpgradeClusterRequest)(nil),   // 65: storage.v1.UpgradeClusterRequest
-	(*UpgradeClusterResponse)(nil),  // 66: storage.v1.UpgradeClusterResponse
-	(*GetVersionRequest)(nil),       // 67: storage.v1.GetVersionRequest
-	(*GetVersionResponse)(nil),      // 68: storage.v1.GetVersionResponse
-	(*ErrorDetail)(nil),             // 69: storage.v1.ErrorDetail
-	nil,                             // 70: storage.v1.CreateVolumeRequest.LabelsEntry
-	nil,                             // 71: storage.v1.ModifyVolumeRequest.SetLabelsEntry
-	nil,                             // 72: storage.v1.Volume.LabelsEntry
-	(*timestamppb.Timestamp)(nil),   // 73: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 74: google.protobuf.Duration
+	(ObjectKind)(0),                 // 10: storage.v1.ObjectKind
+	(TaskKind)(0),                   // 11: storage.v1.TaskKind
+	(ErrorKind)(0),                  // 12: storage.v1.ErrorKind
+	(*CreateVolumeRequest)(nil),     // 13: storage.v1.CreateVolumeRequest
+	(*CreateVolumeResponse)(nil),    // 14: storage.v1.CreateVolumeResponse
+	(*GetVolumeRequest)(nil),        // 15: storage.v1.GetVolumeRequest
+	(*GetVolumeResponse)(nil),       // 16: storage.v1.GetVolumeResponse
+	(*ListVolumesRequest)(nil),      // 17: storage.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),     // 18: storage.v1.ListVolumesResponse
+	(*ResizeVolumeRequest)(nil),     // 19: storage.v1.ResizeVolumeRequest
+	(*ResizeVolumeResponse)(nil),    // 20: storage.v1.ResizeVolumeResponse
+	(*ModifyVolumeRequest)(nil),     // 21: storage.v1.ModifyVolumeRequest
+	(*ModifyVolumeResponse)(nil),    // 22: storage.v1.ModifyVolumeResponse
+	(*DeleteVolumeRequest)(nil),     // 23: storage.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),    // 24: storage.v1.DeleteVolumeResponse
+	(*VolumeLimits)(nil),            // 25: storage.v1.VolumeLimits
+	(*Volume)(nil),                  // 26: storage.v1.Volume
+	(*Session)(nil),                 // 27: storage.v1.Session
+	(*Holder)(nil),                  // 28: storage.v1.Holder
+	(*Attachment)(nil),              // 29: storage.v1.Attachment
+	(*AttachRequest)(nil),           // 30: storage.v1.AttachRequest
+	(*AttachResponse)(nil),          // 31: storage.v1.AttachResponse
+	(*DetachRequest)(nil),           // 32: storage.v1.DetachRequest
+	(*DetachResponse)(nil),          // 33: storage.v1.DetachResponse
+	(*ListAttachmentsRequest)(nil),  // 34: storage.v1.ListAttachmentsRequest
+	(*ListAttachmentsResponse)(nil), // 35: storage.v1.ListAttachmentsResponse
+	(*Connection)(nil),              // 36: storage.v1.Connection
+	(*ListNodesRequest)(nil),        // 37: storage.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),       // 38: storage.v1.ListNodesResponse
+	(*GetNodeRequest)(nil),          // 39: storage.v1.GetNodeRequest
+	(*GetNodeResponse)(nil),         // 40: storage.v1.GetNodeResponse
+	(*RemoveNodeRequest)(nil),       // 41: storage.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),      // 42: storage.v1.RemoveNodeResponse
+	(*SetNodeIntentRequest)(nil),    // 43: storage.v1.SetNodeIntentRequest
+	(*SetNodeIntentResponse)(nil),   // 44: storage.v1.SetNodeIntentResponse
+	(*PlanNodeRequest)(nil),         // 45: storage.v1.PlanNodeRequest
+	(*PlanNodeResponse)(nil),        // 46: storage.v1.PlanNodeResponse
+	(*NodePlan)(nil),                // 47: storage.v1.NodePlan
+	(*NodeMove)(nil),                // 48: storage.v1.NodeMove
+	(*Node)(nil),                    // 49: storage.v1.Node
+	(*NodeAddresses)(nil),           // 50: storage.v1.NodeAddresses
+	(*Store)(nil),                   // 51: storage.v1.Store
+	(*StoreScrub)(nil),              // 52: storage.v1.StoreScrub
+	(*LostBlock)(nil),               // 53: storage.v1.LostBlock
+	(*StoreSpace)(nil),              // 54: storage.v1.StoreSpace
+	(*StoreRoom)(nil),               // 55: storage.v1.StoreRoom
+	(*ListGroupsRequest)(nil),       // 56: storage.v1.ListGroupsRequest
+	(*ListGroupsResponse)(nil),      // 57: storage.v1.ListGroupsResponse
+	(*Group)(nil),                   // 58: storage.v1.Group
+	(*Replica)(nil),                 // 59: storage.v1.Replica
+	(*Progress)(nil),                // 60: storage.v1.Progress
+	(*GetStatusRequest)(nil),        // 61: storage.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),       // 62: storage.v1.GetStatusResponse
+	(*ClusterStatus)(nil),           // 63: storage.v1.ClusterStatus
+	(*Reason)(nil),                  // 64: storage.v1.Reason
+	(*ExplainRequest)(nil),          // 65: storage.v1.ExplainRequest
+	(*ExplainResponse)(nil),         // 66: storage.v1.ExplainResponse
+	(*Task)(nil),                    // 67: storage.v1.Task
+	(*UpgradeClusterRequest)(nil),   // 68: storage.v1.UpgradeClusterRequest
+	(*UpgradeClusterResponse)(nil),  // 69: storage.v1.UpgradeClusterResponse
+	(*GetVersionRequest)(nil),       // 70: storage.v1.GetVersionRequest
+	(*GetVersionResponse)(nil),      // 71: storage.v1.GetVersionResponse
+	(*ErrorDetail)(nil),             // 72: storage.v1.ErrorDetail
+	nil,                             // 73: storage.v1.CreateVolumeRequest.LabelsEntry
+	nil,                             // 74: storage.v1.ModifyVolumeRequest.SetLabelsEntry
+	nil,                             // 75: storage.v1.Volume.LabelsEntry
+	(*timestamppb.Timestamp)(nil),   // 76: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 77: google.protobuf.Duration
 }
 var file_storage_v1_storage_proto_depIdxs = []int32{
-	24, // 0: storage.v1.CreateVolumeRequest.limits:type_name -> storage.v1.VolumeLimits
-	70, // 1: storage.v1.CreateVolumeRequest.labels:type_name -> storage.v1.CreateVolumeRequest.LabelsEntry
-	25, // 2: storage.v1.CreateVolumeResponse.volume:type_name -> storage.v1.Volume
-	25, // 3: storage.v1.GetVolumeResponse.volume:type_name -> storage.v1.Volume
-	25, // 4: storage.v1.ListVolumesResponse.volumes:type_name -> storage.v1.Volume
-	25, // 5: storage.v1.ResizeVolumeResponse.volume:type_name -> storage.v1.Volume
-	71, // 6: storage.v1.ModifyVolumeRequest.set_labels:type_name -> storage.v1.ModifyVolumeRequest.SetLabelsEntry
-	25, // 7: storage.v1.ModifyVolumeResponse.volume:type_name -> storage.v1.Volume
+	25, // 0: storage.v1.CreateVolumeRequest.limits:type_name -> storage.v1.VolumeLimits
+	73, // 1: storage.v1.CreateVolumeRequest.labels:type_name -> storage.v1.CreateVolumeRequest.LabelsEntry
+	26, // 2: storage.v1.CreateVolumeResponse.volume:type_name -> storage.v1.Volume
+	26, // 3: storage.v1.GetVolumeResponse.volume:type_name -> storage.v1.Volume
+	26, // 4: storage.v1.ListVolumesResponse.volumes:type_name -> storage.v1.Volume
+	26, // 5: storage.v1.ResizeVolumeResponse.volume:type_name -> storage.v1.Volume
+	74, // 6: storage.v1.ModifyVolumeRequest.set_labels:type_name -> storage.v1.ModifyVolumeRequest.SetLabelsEntry
+	26, // 7: storage.v1.ModifyVolumeResponse.volume:type_name -> storage.v1.Volume
 	0,  // 8: storage.v1.Volume.state:type_name -> storage.v1.VolumeState
-	73, // 9: storage.v1.Volume.created_at:type_name -> google.protobuf.Timestamp
-	26, // 10: storage.v1.Volume.sessions:type_name -> storage.v1.Session
-	35, // 11: storage.v1.Volume.connections:type_name -> storage.v1.Connection
-	28, // 12: storage.v1.Volume.attachments:type_name -> storage.v1.Attachment
-	24, // 13: storage.v1.Volume.limits:type_name -> storage.v1.VolumeLimits
-	72, // 14: storage.v1.Volume.labels:type_name -> storage.v1.Volume.LabelsEntry
-	73, // 15: storage.v1.Session.opened_at:type_name -> google.protobuf.Timestamp
+	76, // 9: storage.v1.Volume.created_at:type_name -> google.protobuf.Timestamp
+	27, // 10: storage.v1.Volume.sessions:type_name -> storage.v1.Session
+	36, // 11: storage.v1.Volume.connections:type_name -> storage.v1.Connection
+	29, // 12: storage.v1.Volume.attachments:type_name -> storage.v1.Attachment
+	25, // 13: storage.v1.Volume.limits:type_name -> storage.v1.VolumeLimits
+	75, // 14: storage.v1.Volume.labels:type_name -> storage.v1.Volume.LabelsEntry
+	76, // 15: storage.v1.Session.opened_at:type_name -> google.protobuf.Timestamp
 	1,  // 16: storage.v1.Holder.kind:type_name -> storage.v1.HolderKind
-	27, // 17: storage.v1.Attachment.holder:type_name -> storage.v1.Holder
+	28, // 17: storage.v1.Attachment.holder:type_name -> storage.v1.Holder
 	2,  // 18: storage.v1.Attachment.access:type_name -> storage.v1.Access
-	73, // 19: storage.v1.Attachment.since:type_name -> google.protobuf.Timestamp
-	27, // 20: storage.v1.AttachRequest.holder:type_name -> storage.v1.Holder
+	76, // 19: storage.v1.Attachment.since:type_name -> google.protobuf.Timestamp
+	28, // 20: storage.v1.AttachRequest.holder:type_name -> storage.v1.Holder
 	2,  // 21: storage.v1.AttachRequest.access:type_name -> storage.v1.Access
-	28, // 22: storage.v1.AttachResponse.attachment:type_name -> storage.v1.Attachment
-	28, // 23: storage.v1.ListAttachmentsResponse.attachments:type_name -> storage.v1.Attachment
-	73, // 24: storage.v1.Connection.opened_at:type_name -> google.protobuf.Timestamp
-	48, // 25: storage.v1.ListNodesResponse.nodes:type_name -> storage.v1.Node
-	48, // 26: storage.v1.GetNodeResponse.node:type_name -> storage.v1.Node
+	29, // 22: storage.v1.AttachResponse.attachment:type_name -> storage.v1.Attachment
+	29, // 23: storage.v1.ListAttachmentsResponse.attachments:type_name -> storage.v1.Attachment
+	76, // 24: storage.v1.Connection.opened_at:type_name -> google.protobuf.Timestamp
+	49, // 25: storage.v1.ListNodesResponse.nodes:type_name -> storage.v1.Node
+	49, // 26: storage.v1.GetNodeResponse.node:type_name -> storage.v1.Node
 	3,  // 27: storage.v1.SetNodeIntentRequest.intent:type_name -> storage.v1.NodeIntent
-	73, // 28: storage.v1.SetNodeIntentRequest.until:type_name -> google.protobuf.Timestamp
+	76, // 28: storage.v1.SetNodeIntentRequest.until:type_name -> google.protobuf.Timestamp
 	3,  // 29: storage.v1.SetNodeIntentRequest.from:type_name -> storage.v1.NodeIntent
 	4,  // 30: storage.v1.PlanNodeRequest.action:type_name -> storage.v1.NodeAction
-	46, // 31: storage.v1.PlanNodeResponse.plan:type_name -> storage.v1.NodePlan
+	47, // 31: storage.v1.PlanNodeResponse.plan:type_name -> storage.v1.NodePlan
 	4,  // 32: storage.v1.NodePlan.action:type_name -> storage.v1.NodeAction
-	47, // 33: storage.v1.NodePlan.moves:type_name -> storage.v1.NodeMove
+	48, // 33: storage.v1.NodePlan.moves:type_name -> storage.v1.NodeMove
 	5,  // 34: storage.v1.Node.state:type_name -> storage.v1.NodeState
-	49, // 35: storage.v1.Node.addresses:type_name -> storage.v1.NodeAddresses
-	50, // 36: storage.v1.Node.stores:type_name -> storage.v1.Store
-	73, // 37: storage.v1.Node.seen_at:type_name -> google.protobuf.Timestamp
+	50, // 35: storage.v1.Node.addresses:type_name -> storage.v1.NodeAddresses
+	51, // 36: storage.v1.Node.stores:type_name -> storage.v1.Store
+	76, // 37: storage.v1.Node.seen_at:type_name -> google.protobuf.Timestamp
 	3,  // 38: storage.v1.Node.intent:type_name -> storage.v1.NodeIntent
-	73, // 39: storage.v1.Node.intent_until:type_name -> google.protobuf.Timestamp
-	73, // 40: storage.v1.Node.silent_since:type_name -> google.protobuf.Timestamp
+	76, // 39: storage.v1.Node.intent_until:type_name -> google.protobuf.Timestamp
+	76, // 40: storage.v1.Node.silent_since:type_name -> google.protobuf.Timestamp
 	6,  // 41: storage.v1.Store.state:type_name -> storage.v1.StoreState
-	53, // 42: storage.v1.Store.space:type_name -> storage.v1.StoreSpace
-	51, // 43: storage.v1.Store.scrub:type_name -> storage.v1.StoreScrub
-	73, // 44: storage.v1.StoreScrub.last_pass_at:type_name -> google.protobuf.Timestamp
-	73, // 45: storage.v1.StoreScrub.begun_at:type_name -> google.protobuf.Timestamp
-	74, // 46: storage.v1.StoreScrub.interval:type_name -> google.protobuf.Duration
-	52, // 47: storage.v1.StoreScrub.lost:type_name -> storage.v1.LostBlock
+	54, // 42: storage.v1.Store.space:type_name -> storage.v1.StoreSpace
+	52, // 43: storage.v1.Store.scrub:type_name -> storage.v1.StoreScrub
+	76, // 44: storage.v1.StoreScrub.last_pass_at:type_name -> google.protobuf.Timestamp
+	76, // 45: storage.v1.StoreScrub.begun_at:type_name -> google.protobuf.Timestamp
+	77, // 46: storage.v1.StoreScrub.interval:type_name -> google.protobuf.Duration
+	53, // 47: storage.v1.StoreScrub.lost:type_name -> storage.v1.LostBlock
 	7,  // 48: storage.v1.StoreSpace.compaction:type_name -> storage.v1.CompactionState
 	7,  // 49: storage.v1.StoreRoom.compaction:type_name -> storage.v1.CompactionState
-	57, // 50: storage.v1.ListGroupsResponse.groups:type_name -> storage.v1.Group
-	58, // 51: storage.v1.Group.replicas:type_name -> storage.v1.Replica
+	58, // 50: storage.v1.ListGroupsResponse.groups:type_name -> storage.v1.Group
+	59, // 51: storage.v1.Group.replicas:type_name -> storage.v1.Replica
 	8,  // 52: storage.v1.Replica.role:type_name -> storage.v1.ReplicaRole
-	59, // 53: storage.v1.Replica.progress:type_name -> storage.v1.Progress
-	73, // 54: storage.v1.Progress.started_at:type_name -> google.protobuf.Timestamp
-	62, // 55: storage.v1.GetStatusResponse.status:type_name -> storage.v1.ClusterStatus
+	60, // 53: storage.v1.Replica.progress:type_name -> storage.v1.Progress
+	76, // 54: storage.v1.Progress.started_at:type_name -> google.protobuf.Timestamp
+	63, // 55: storage.v1.GetStatusResponse.status:type_name -> storage.v1.ClusterStatus
 	9,  // 56: storage.v1.ClusterStatus.health:type_name -> storage.v1.Health
-	63, // 57: storage.v1.ClusterStatus.reasons:type_name -> storage.v1.Reason
-	64, // 58: storage.v1.ClusterStatus.tasks:type_name -> storage.v1.Task
-	74, // 59: storage.v1.ClusterStatus.age:type_name -> google.protobuf.Duration
-	63, // 60: storage.v1.ClusterStatus.warnings:type_name -> storage.v1.Reason
-	54, // 61: storage.v1.ClusterStatus.fullest:type_name -> storage.v1.StoreRoom
-	54, // 62: storage.v1.ClusterStatus.compacting:type_name -> storage.v1.StoreRoom
+	64, // 57: storage.v1.ClusterStatus.reasons:type_name -> storage.v1.Reason
+	67, // 58: storage.v1.ClusterStatus.tasks:type_name -> storage.v1.Task
+	77, // 59: storage.v1.ClusterStatus.age:type_name -> google.protobuf.Duration
+	64, // 60: storage.v1.ClusterStatus.warnings:type_name -> storage.v1.Reason
+	55, // 61: storage.v1.ClusterStatus.fullest:type_name -> storage.v1.StoreRoom
+	55, // 62: storage.v1.ClusterStatus.compacting:type_name -> storage.v1.StoreRoom
 	9,  // 63: storage.v1.Reason.severity:type_name -> storage.v1.Health
-	10, // 64: storage.v1.Task.kind:type_name -> storage.v1.TaskKind
-	59, // 65: storage.v1.Task.progress:type_name -> storage.v1.Progress
-	11, // 66: storage.v1.ErrorDetail.kind:type_name -> storage.v1.ErrorKind
-	12, // 67: storage.v1.Volumes.Create:input_type -> storage.v1.CreateVolumeRequest
-	14, // 68: storage.v1.Volumes.Get:input_type -> storage.v1.GetVolumeRequest
-	16, // 69: storage.v1.Volumes.List:input_type -> storage.v1.ListVolumesRequest
-	18, // 70: storage.v1.Volumes.Resize:input_type -> storage.v1.ResizeVolumeRequest
-	20, // 71: storage.v1.Volumes.Modify:input_type -> storage.v1.ModifyVolumeRequest
-	22, // 72: storage.v1.Volumes.Delete:input_type -> storage.v1.DeleteVolumeRequest
-	36, // 73: storage.v1.Nodes.List:input_type -> storage.v1.ListNodesRequest
-	38, // 74: storage.v1.Nodes.Get:input_type -> storage.v1.GetNodeRequest
-	40, // 75: storage.v1.Nodes.Remove:input_type -> storage.v1.RemoveNodeRequest
-	42, // 76: storage.v1.Nodes.SetIntent:input_type -> storage.v1.SetNodeIntentRequest
-	44, // 77: storage.v1.Nodes.Plan:input_type -> storage.v1.PlanNodeRequest
-	55, // 78: storage.v1.Groups.List:input_type -> storage.v1.ListGroupsRequest
-	60, // 79: storage.v1.Cluster.Status:input_type -> storage.v1.GetStatusRequest
-	67, // 80: storage.v1.Cluster.Version:input_type -> storage.v1.GetVersionRequest
-	65, // 81: storage.v1.Cluster.Upgrade:input_type -> storage.v1.UpgradeClusterRequest
-	29, // 82: storage.v1.Attachments.Attach:input_type -> storage.v1.AttachRequest
-	31, // 83: storage.v1.Attachments.Detach:input_type -> storage.v1.DetachRequest
-	33, // 84: storage.v1.Attachments.List:input_type -> storage.v1.ListAttachmentsRequest
-	13, // 85: storage.v1.Volumes.Create:output_type -> storage.v1.CreateVolumeResponse
-	15, // 86: storage.v1.Volumes.Get:output_type -> storage.v1.GetVolumeResponse
-	17, // 87: storage.v1.Volumes.List:output_type -> storage.v1.ListVolumesResponse
-	19, // 88: storage.v1.Volumes.Resize:output_type -> storage.v1.ResizeVolumeResponse
-	21, // 89: storage.v1.Volumes.Modify:output_type -> storage.v1.ModifyVolumeResponse
-	23, // 90: storage.v1.Volumes.Delete:output_type -> storage.v1.DeleteVolumeResponse
-	37, // 91: storage.v1.Nodes.List:output_type -> storage.v1.ListNodesResponse
-	39, // 92: storage.v1.Nodes.Get:output_type -> storage.v1.GetNodeResponse
-	41, // 93: storage.v1.Nodes.Remove:output_type -> storage.v1.RemoveNodeResponse
-	43, // 94: storage.v1.Nodes.SetIntent:output_type -> storage.v1.SetNodeIntentResponse
-	45, // 95: storage.v1.Nodes.Plan:output_type -> storage.v1.PlanNodeResponse
-	56, // 96: storage.v1.Groups.List:output_type -> storage.v1.ListGroupsResponse
-	61, // 97: storage.v1.Cluster.Status:output_type -> storage.v1.GetStatusResponse
-	68, // 98: storage.v1.Cluster.Version:output_type -> storage.v1.GetVersionResponse
-	66, // 99: storage.v1.Cluster.Upgrade:output_type -> storage.v1.UpgradeClusterResponse
-	30, // 100: storage.v1.Attachments.Attach:output_type -> storage.v1.AttachResponse
-	32, // 101: storage.v1.Attachments.Detach:output_type -> storage.v1.DetachResponse
-	34, // 102: storage.v1.Attachments.List:output_type -> storage.v1.ListAttachmentsResponse
-	85, // [85:103] is the sub-list for method output_type
-	67, // [67:85] is the sub-list for method input_type
-	67, // [67:67] is the sub-list for extension type_name
-	67, // [67:67] is the sub-list for extension extendee
-	0,  // [0:67] is the sub-list for field type_name
+	10, // 64: storage.v1.ExplainRequest.kind:type_name -> storage.v1.ObjectKind
+	64, // 65: storage.v1.ExplainResponse.lines:type_name -> storage.v1.Reason
+	11, // 66: storage.v1.Task.kind:type_name -> storage.v1.TaskKind
+	60, // 67: storage.v1.Task.progress:type_name -> storage.v1.Progress
+	12, // 68: storage.v1.ErrorDetail.kind:type_name -> storage.v1.ErrorKind
+	13, // 69: storage.v1.Volumes.Create:input_type -> storage.v1.CreateVolumeRequest
+	15, // 70: storage.v1.Volumes.Get:input_type -> storage.v1.GetVolumeRequest
+	17, // 71: storage.v1.Volumes.List:input_type -> storage.v1.ListVolumesRequest
+	19, // 72: storage.v1.Volumes.Resize:input_type -> storage.v1.ResizeVolumeRequest
+	21, // 73: storage.v1.Volumes.Modify:input_type -> storage.v1.ModifyVolumeRequest
+	23, // 74: storage.v1.Volumes.Delete:input_type -> storage.v1.DeleteVolumeRequest
+	37, // 75: storage.v1.Nodes.List:input_type -> storage.v1.ListNodesRequest
+	39, // 76: storage.v1.Nodes.Get:input_type -> storage.v1.GetNodeRequest
+	41, // 77: storage.v1.Nodes.Remove:input_type -> storage.v1.RemoveNodeRequest
+	43, // 78: storage.v1.Nodes.SetIntent:input_type -> storage.v1.SetNodeIntentRequest
+	45, // 79: storage.v1.Nodes.Plan:input_type -> storage.v1.PlanNodeRequest
+	56, // 80: storage.v1.Groups.List:input_type -> storage.v1.ListGroupsRequest
+	61, // 81: storage.v1.Cluster.Status:input_type -> storage.v1.GetStatusRequest
+	70, // 82: storage.v1.Cluster.Version:input_type -> storage.v1.GetVersionRequest
+	65, // 83: storage.v1.Cluster.Explain:input_type -> storage.v1.ExplainRequest
+	68, // 84: storage.v1.Cluster.Upgrade:input_type -> storage.v1.UpgradeClusterRequest
+	30, // 85: storage.v1.Attachments.Attach:input_type -> storage.v1.AttachRequest
+	32, // 86: storage.v1.Attachments.Detach:input_type -> storage.v1.DetachRequest
+	34, // 87: storage.v1.Attachments.List:input_type -> storage.v1.ListAttachmentsRequest
+	14, // 88: storage.v1.Volumes.Create:output_type -> storage.v1.CreateVolumeResponse
+	16, // 89: storage.v1.Volumes.Get:output_type -> storage.v1.GetVolumeResponse
+	18, // 90: storage.v1.Volumes.List:output_type -> storage.v1.ListVolumesResponse
+	20, // 91: storage.v1.Volumes.Resize:output_type -> storage.v1.ResizeVolumeResponse
+	22, // 92: storage.v1.Volumes.Modify:output_type -> storage.v1.ModifyVolumeResponse
+	24, // 93: storage.v1.Volumes.Delete:output_type -> storage.v1.DeleteVolumeResponse
+	38, // 94: storage.v1.Nodes.List:output_type -> storage.v1.ListNodesResponse
+	40, // 95: storage.v1.Nodes.Get:output_type -> storage.v1.GetNodeResponse
+	42, // 96: storage.v1.Nodes.Remove:output_type -> storage.v1.RemoveNodeResponse
+	44, // 97: storage.v1.Nodes.SetIntent:output_type -> storage.v1.SetNodeIntentResponse
+	46, // 98: storage.v1.Nodes.Plan:output_type -> storage.v1.PlanNodeResponse
+	57, // 99: storage.v1.Groups.List:output_type -> storage.v1.ListGroupsResponse
+	62, // 100: storage.v1.Cluster.Status:output_type -> storage.v1.GetStatusResponse
+	71, // 101: storage.v1.Cluster.Version:output_type -> storage.v1.GetVersionResponse
+	66, // 102: storage.v1.Cluster.Explain:output_type -> storage.v1.ExplainResponse
+	69, // 103: storage.v1.Cluster.Upgrade:output_type -> storage.v1.UpgradeClusterResponse
+	31, // 104: storage.v1.Attachments.Attach:output_type -> storage.v1.AttachResponse
+	33, // 105: storage.v1.Attachments.Detach:output_type -> storage.v1.DetachResponse
+	35, // 106: storage.v1.Attachments.List:output_type -> storage.v1.ListAttachmentsResponse
+	88, // [88:107] is the sub-list for method output_type
+	69, // [69:88] is the sub-list for method input_type
+	69, // [69:69] is the sub-list for extension type_name
+	69, // [69:69] is the sub-list for extension extendee
+	0,  // [0:69] is the sub-list for field type_name
 }
 
 func init() { file_storage_v1_storage_proto_init() }
@@ -5596,8 +5765,8 @@ func file_storage_v1_storage_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_storage_v1_storage_proto_rawDesc), len(file_storage_v1_storage_proto_rawDesc)),
-			NumEnums:      12,
-			NumMessages:   61,
+			NumEnums:      13,
+			NumMessages:   63,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

@@ -710,6 +710,7 @@ var Groups_ServiceDesc = grpc.ServiceDesc{
 const (
 	Cluster_Status_FullMethodName  = "/storage.v1.Cluster/Status"
 	Cluster_Version_FullMethodName = "/storage.v1.Cluster/Version"
+	Cluster_Explain_FullMethodName = "/storage.v1.Cluster/Explain"
 	Cluster_Upgrade_FullMethodName = "/storage.v1.Cluster/Upgrade"
 )
 
@@ -723,6 +724,8 @@ type ClusterClient interface {
 	Status(ctx context.Context, in *GetStatusRequest, opts ...grpc.CallOption) (*GetStatusResponse, error)
 	// Version says what the node that answers runs.
 	Version(ctx context.Context, in *GetVersionRequest, opts ...grpc.CallOption) (*GetVersionResponse, error)
+	// Explain says of one object who holds it, what is not as it should be and why, what is waited for, and what comes next.
+	Explain(ctx context.Context, in *ExplainRequest, opts ...grpc.CallOption) (*ExplainResponse, error)
 	// Upgrade puts a version of the cluster in force, for ever: nodes may then use what came with it, and releases that do not know
 	// it cannot run in the cluster any more. FAILED_PRECONDITION, with which and what to do: a node does not know the version, or was
 	// not heard. Repeating it is no error.
@@ -757,6 +760,16 @@ func (c *clusterClient) Version(ctx context.Context, in *GetVersionRequest, opts
 	return out, nil
 }
 
+func (c *clusterClient) Explain(ctx context.Context, in *ExplainRequest, opts ...grpc.CallOption) (*ExplainResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ExplainResponse)
+	err := c.cc.Invoke(ctx, Cluster_Explain_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *clusterClient) Upgrade(ctx context.Context, in *UpgradeClusterRequest, opts ...grpc.CallOption) (*UpgradeClusterResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(UpgradeClusterResponse)
@@ -777,6 +790,8 @@ type ClusterServer interface {
 	Status(context.Context, *GetStatusRequest) (*GetStatusResponse, error)
 	// Version says what the node that answers runs.
 	Version(context.Context, *GetVersionRequest) (*GetVersionResponse, error)
+	// Explain says of one object who holds it, what is not as it should be and why, what is waited for, and what comes next.
+	Explain(context.Context, *ExplainRequest) (*ExplainResponse, error)
 	// Upgrade puts a version of the cluster in force, for ever: nodes may then use what came with it, and releases that do not know
 	// it cannot run in the cluster any more. FAILED_PRECONDITION, with which and what to do: a node does not know the version, or was
 	// not heard. Repeating it is no error.
@@ -796,6 +811,9 @@ func (UnimplementedClusterServer) Status(context.Context, *GetStatusRequest) (*G
 }
 func (UnimplementedClusterServer) Version(context.Context, *GetVersionRequest) (*GetVersionResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Version not implemented")
+}
+func (UnimplementedClusterServer) Explain(context.Context, *ExplainRequest) (*ExplainResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Explain not implemented")
 }
 func (UnimplementedClusterServer) Upgrade(context.Context, *UpgradeClusterRequest) (*UpgradeClusterResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Upgrade not implemented")
@@ -857,6 +875,24 @@ func _Cluster_Version_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Cluster_Explain_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ExplainRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServer).Explain(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cluster_Explain_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServer).Explain(ctx, req.(*ExplainRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Cluster_Upgrade_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(UpgradeClusterRequest)
 	if err := dec(in); err != nil {
@@ -889,6 +925,10 @@ var Cluster_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Version",
 			Handler:    _Cluster_Version_Handler,
+		},
+		{
+			MethodName: "Explain",
+			Handler:    _Cluster_Explain_Handler,
 		},
 		{
 			MethodName: "Upgrade",
