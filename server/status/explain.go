@@ -99,7 +99,7 @@ func (e *explanation) group(g storage.Group) {
 				in = append(in, vol.Name)
 			}
 		}
-		e.say(api.HealthOK, subject, fmt.Sprintf("%d volumes have a part in it%s", len(in), few(in)), "")
+		e.say(api.HealthOK, subject, fmt.Sprintf("volumes with a part in it: %d%s", len(in), few(in)), "")
 	}
 	for i, r := range shown.Replicas {
 		e.replica(g, shown, r, g.Replicas[i])

@@ -45,7 +45,7 @@ func TestExplainGroup(t *testing.T) {
 		want   []string // the lines that differ from those of a whole group
 	}{
 		"whole": {func(*picture) {}, []string{"ok group 1: it is as it is meant to be", "ok group 1: node a leads it; 1000 entries are committed there",
-			"ok group 1: its replica on node b (voter) has all that was committed, or nearly", "ok group 1: 1 volumes have a part in it (db)"}},
+			"ok group 1: its replica on node b (voter) has all that was committed, or nearly", "ok group 1: volumes with a part in it: 1 (db)"}},
 		"one lags": {func(p *picture) {
 			p.report(1, func(r *placement.NodeReport) { r.Replicas[0].Members[1].AckedIndex = 100 })
 		}, []string{"degraded group 1: its replica on node b (voter) lags: it has not acknowledged the last 900 entries"}},

@@ -232,7 +232,10 @@ func (p *picture) judgeIntent(n api.Node) []api.Reason {
 		r.Text = "it has drained: it holds no data"
 		r.NextStep = "`storagectl node remove " + n.Name + "`, and stop storaged there; or `storagectl node undrain " + n.Name + "`"
 	case n.Intent == storage.IntentMaintenance && n.State == storage.NodeUp:
-		r.Text = "in maintenance until " + until(n.IntentUntil) + ": it leads nothing and gets nothing new"
+		r.Text = "in maintenance until " + until(n.IntentUntil) + ": it gets nothing new, and leads nothing"
+		if n.Leaders > 0 {
+			r.Text = fmt.Sprintf("in maintenance until %s: it gets nothing new, and still leads %d groups", until(n.IntentUntil), n.Leaders)
+		}
 		r.NextStep = "when it is done, `storagectl node maintenance " + n.Name + " --end`"
 	default:
 		return nil

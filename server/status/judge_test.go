@@ -190,7 +190,10 @@ func TestJudgement(t *testing.T) {
 		}, want: []string{"warning node d: it has drained: it holds no data > `storagectl node remove d`, and stop storaged there; or `storagectl node undrain d`"}},
 		{name: "a node in maintenance", p: whole(), change: func(p *picture) {
 			p.nodes[2].Intent, p.nodes[2].IntentUntil = storage.IntentMaintenance, time.Date(2024, 5, 6, 7, 8, 0, 0, time.UTC)
-		}, want: []string{"warning node c: in maintenance until 2024-05-06 07:08 UTC: it leads nothing and gets nothing new > when it is done, `storagectl node maintenance c --end`"}},
+		}, want: []string{"warning node c: in maintenance until 2024-05-06 07:08 UTC: it gets nothing new, and leads nothing > when it is done, `storagectl node maintenance c --end`"}},
+		{name: "a node in maintenance that still leads", p: whole(), change: func(p *picture) {
+			p.nodes[0].Intent, p.nodes[0].IntentUntil = storage.IntentMaintenance, time.Date(2024, 5, 6, 7, 8, 0, 0, time.UTC)
+		}, want: []string{"warning node a: in maintenance until 2024-05-06 07:08 UTC: it gets nothing new, and still leads 2 groups > when it is done, `storagectl node maintenance a --end`"}},
 		{name: "a node in maintenance that is down", p: whole(), change: func(p *picture) {
 			p.nodes[2].Intent, p.nodes[2].IntentUntil = storage.IntentMaintenance, time.Date(2024, 5, 6, 7, 8, 0, 0, time.UTC)
 			p.repairAfter = time.Minute
