@@ -70,3 +70,31 @@ func TestManifestForAFollowerThatWasAway(t *testing.T) {
 		}
 	})
 }
+
+// TestWhatIsCommittedIsTold: a follower is restarted, and is told what is committed by then, not when it went away. Whether it has caught up is
+// judged by that (package status).
+//
+// Guards Transport.refresh: without it the probe that was begun when the follower went told it the number of then, and it was ready.
+func TestWhatIsCommittedIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, c, leader := three(t)
+		defer h.close()
+		away, _ := others(leader)
+		h.nodes[away].crash()
+		for i := range 30 {
+			c.write(0, block(byte(i)))
+			<-time.After(time.Second)
+		}
+		committed := h.instance(leader).CommitIndex()
+		h.nodes[away].start()
+		var told uint64
+		for began := time.Now(); told == 0 && time.Since(began) < time.Minute; <-time.After(10 * time.Microsecond) {
+			if in := h.instance(away); in != nil {
+				told, _ = in.transport.LeaderCommit()
+			}
+		}
+		if told < committed {
+			t.Errorf("it is told first that %d entries are committed; when it was started %d were", told, committed)
+		}
+	})
+}

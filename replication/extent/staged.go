@@ -139,7 +139,6 @@ func (st *Staging) Keep() {
 	if !st.finish(k) {
 		return
 	}
-	st.s.live.Replace(k.set.id, k.set.live) // without what is not complete
 	st.s.dropBeyond(st.key, maxStaged)
 	st.s.worker.Recycle()
 }

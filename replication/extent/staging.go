@@ -666,6 +666,8 @@ func (st *Staging) finish(kept *staged) bool {
 	}
 	st.sources = nil
 	if kept != nil {
+		// Without what is not complete. Guards I6: before it is listed, and may be dropped: the counts of a set that is gone would keep its segments.
+		s.live.Replace(kept.set.id, kept.set.live)
 		s.staged[kept.set.id] = kept
 	}
 	return true

@@ -237,7 +237,27 @@ func (t *Transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, a
 			return err
 		}
 		args.Entries = nil
+		if !t.refresh(args) {
+			return err
+		}
 	}
+}
+
+// refresh has a probe tell what is committed by now: the follower learns from it how far behind it is, and was ready at once when it was
+// told what was committed when it went away. It reports whether this replica still leads the term.
+//
+// Guards I7: what was committed is read first. Of a replica that does not lead any more it may be another log's.
+func (t *Transport) refresh(args *raft.AppendEntriesRequest) bool {
+	i := t.instance.Load()
+	if i == nil {
+		return false
+	}
+	commit := i.CommitIndex()
+	if !i.LeadsTerm(args.Term) {
+		return false
+	}
+	args.LeaderCommitIndex = max(args.LeaderCommitIndex, commit)
+	return true
 }
 
 // appendOnce is one attempt of AppendEntries.

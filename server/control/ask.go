@@ -152,6 +152,9 @@ func (c *Controller) permits(cmd catalog.Command) (err error) {
 	raise, ok := cmd.(catalog.RaiseVersion)
 	if !ok {
 		c.fsm.view(func(s *catalog.State) { err = s.Permits(cmd) })
+		if set, ok := cmd.(catalog.SetNodeState); err == nil && ok && set.State == storage.NodeRemoved {
+			err = c.catalogSpares(set.Node)
+		}
 		return err
 	}
 	l := c.leading()
@@ -159,6 +162,36 @@ func (c *Controller) permits(cmd catalog.Command) (err error) {
 		return storage.E("upgrade", storage.KindUnavailable, "cluster", errors.New("the leader was just elected"))
 	}
 	return l.allKnow(raise.To, time.Now())
+}
+
+// catalogSpares returns why a node that is up must not be removed: its process ends when it hears of it, and its vote goes with it.
+func (c *Controller) catalogSpares(id storage.NodeID) error {
+	var n storage.Node
+	var known bool
+	c.fsm.view(func(s *catalog.State) { n, known = s.Node(id) })
+	if !known || n.State == storage.NodeDown || n.State == storage.NodeRemoved {
+		return nil // the catalog's state says what else there is to say; its vote is lost already
+	}
+	refuse := func(kind storage.Kind, why string) error {
+		return storage.E("set node state", kind, "node "+n.Name, errors.New(why))
+	}
+	l, now := c.leading(), time.Now()
+	if l == nil {
+		return refuse(storage.KindUnavailable, "the leader of the catalog was just elected; try again")
+	}
+	l.mu.Lock()
+	fresh := l.freshLocked(now)
+	l.mu.Unlock()
+	var v placement.View
+	c.fsm.view(func(s *catalog.State) { v = placement.NewView(s, fresh, now) })
+	servers := c.inst.Configuration().Servers
+	switch {
+	case id == c.id.Node && len(servers) > 1:
+		return refuse(storage.KindConflict, "it leads the catalog, and hands over within seconds if it drains; try again then")
+	case !catalogWithout(servers, v, c.id.Node, id, c.inst.LastIndex()):
+		return refuse(storage.KindConflict, "it votes in the catalog, and of the other nodes that do no majority is up and has caught up; start those that are down first")
+	}
+	return nil
 }
 
 // allKnow returns which nodes are not known to know a version of the cluster.

@@ -95,10 +95,17 @@ func TestCatalogChanges(t *testing.T) {
 		{servers: "v1 v2 v3", nodes: 3, away: []storage.NodeID{2}, want: "[]"}, // nobody could take its place
 		{servers: "v1 v2 v3 n4 n5 n6", nodes: 6, away: []storage.NodeID{2}, want: "[{add_voter 4} {add_voter 5}]"},
 		{servers: "v1 v2 v3 v4 v5 n6", nodes: 6, away: []storage.NodeID{2, 3}, want: "[{remove 2} {add_voter 6}]"},
-		{servers: "v1 v2 v3 n4", nodes: 4, drains: []storage.NodeID{2}, want: "[{remove 2} {add_voter 4}]"},
+		{servers: "v1 v2 v3 n4", nodes: 4, drains: []storage.NodeID{2}, want: "[{add_voter 4} {remove 2}]"},
+		{servers: "v1 v2 v3 v4", nodes: 4, drains: []storage.NodeID{2}, want: "[{remove 2}]"},                    // interrupted between the two
+		{servers: "v1 v2 v3 n4", nodes: 4, drains: []storage.NodeID{3}, silent: []storage.NodeID{2}, want: "[]"}, // the others would be no majority
+		{servers: "v1 v2 v3 n4", nodes: 4, drains: []storage.NodeID{2}, away: []storage.NodeID{3}, want: "[{remove 3} {add_voter 4}]"},
+		{servers: "v1 v2 v3 v4 v5", nodes: 5, drains: []storage.NodeID{5}, silent: []storage.NodeID{3, 4}, want: "[]"},
+		{servers: "v1 v2 v3", nodes: 3, drains: []storage.NodeID{3}, want: "[]"}, // two bear no failure; it votes until it is removed
+		{servers: "v1 v2 v3", nodes: 3, removed: []storage.NodeID{3}, silent: []storage.NodeID{2}, want: "[]"},
+		{servers: "v1 v2 v3 n4", nodes: 4, away: []storage.NodeID{2}, silent: []storage.NodeID{3}, want: "[]"},
 		{servers: "v1 v3 v4 n2", nodes: 4, drains: []storage.NodeID{2}, want: "[]"},
-		{servers: "v1 v2 v3 n4", nodes: 4, drains: []storage.NodeID{1}, want: "[]"},              // it leads, and hands over first
-		{servers: "v1 v2 v3 v4 v5", nodes: 5, drains: []storage.NodeID{5}, want: "[{remove 5}]"}, // four are left, and three of them vote
+		{servers: "v1 v2 v3 n4", nodes: 4, drains: []storage.NodeID{1}, want: "[]"},    // it leads, and hands over first
+		{servers: "v1 v2 v3 v4 v5", nodes: 5, drains: []storage.NodeID{5}, want: "[]"}, // four bear no more failures than three
 	} {
 		v := placement.View{Reports: map[storage.NodeID]placement.NodeReport{}, Away: map[storage.NodeID]bool{}}
 		for id := storage.NodeID(1); id <= storage.NodeID(c.nodes); id++ {

@@ -2,6 +2,7 @@ package control
 
 import (
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -156,6 +157,32 @@ func TestNodesAreJudgedBeforeTheUpgrade(t *testing.T) {
 		k.until("it is down", func() bool { return k.nodeState(victim) == storage.NodeDown })
 		if n := k.node(victim); !n.SilentSince.IsZero() {
 			t.Errorf("silent since %v", n.SilentSince)
+		}
+	})
+}
+
+// TestNodeThatVotesIsNotRemoved: a node that is up ends when it is removed, and its vote in the catalog with it.
+func TestNodeThatVotesIsNotRemoved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := four(t)
+		leader := k.leader()
+		remove := func(id storage.NodeID) string {
+			_, err := k.running()[leader].Propose(t.Context(), catalog.SetNodeState{Node: id, State: storage.NodeRemoved})
+			if storage.KindOf(err) != storage.KindConflict {
+				t.Fatalf("node %v: %v", id, err)
+			}
+			return err.Error()
+		}
+		if text := remove(leader); !strings.Contains(text, "it leads the catalog") {
+			t.Error(text)
+		}
+		k.stopNode(leader%3 + 1)
+		k.until("it is down", func() bool { return k.nodeState(leader%3+1) == storage.NodeDown })
+		if text := remove((leader+1)%3 + 1); !strings.Contains(text, "no majority is up") {
+			t.Error(text)
+		}
+		if text := remove(4); strings.Contains(text, "votes in the catalog") { // it follows only
+			t.Error(text)
 		}
 	})
 }

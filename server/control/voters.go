@@ -1,6 +1,8 @@
 package control
 
 import (
+	"slices"
+
 	"github.com/hashicorp/raft"
 
 	storage "github.com/storaged/storaged"
@@ -23,25 +25,30 @@ type serverChange struct {
 // has caught up when it holds the configuration that made it a follower, and nearly all of the log.
 //
 // A voter on a node that has been down for long (placement.Away) gives its vote to a follower that has caught up: it leaves right
-// before, and is then taken in as a follower again. So a newcomer that fails does not stop the others. So does one on a node that
-// drains, unless it is self, which leads: it hands over first.
+// before, and is then taken in as a follower again. So a newcomer that fails does not stop the others. One on a node that drains works: its
+// successor is taken in first, and it leaves right after. Without a successor it leaves only if the others bear as many failures. Self,
+// which leads, stays; it hands over first.
+//
+// Nobody leaves unless a majority of the voters that are left is up and has caught up: what a configuration cannot commit it
+// cannot take back either, and the catalog would stand still for good.
 func catalogChanges(servers []raft.Server, v placement.View, self storage.NodeID, configIndex, lastIndex uint64) []serverChange {
 	member := map[storage.NodeID]raft.ServerSuffrage{}
-	voters := 0
+	voters := map[storage.NodeID]bool{}
 	for _, s := range servers {
 		node, _ := runner.ParseNodeAddress(s.Address)
 		member[node] = s.Suffrage
 		if s.Suffrage == raft.Voter {
-			voters++
+			voters[node] = true
 		}
 	}
 	usable, removed := 0, storage.NodeID(0)
-	var ready, away []serverChange
+	var ready, away, drained []storage.NodeID
 	for _, n := range v.Nodes {
+		report := v.Reports[n.ID]
 		suffrage, in := member[n.ID]
 		switch {
 		case n.State == storage.NodeRemoved:
-			if in && removed == 0 && (suffrage != raft.Voter || voters > 1) {
+			if in && removed == 0 && (suffrage != raft.Voter || len(voters) > 1) {
 				removed = n.ID
 			}
 			continue
@@ -52,33 +59,79 @@ func catalogChanges(servers []raft.Server, v placement.View, self storage.NodeID
 		if !drains {
 			usable++
 		}
-		if suffrage == raft.Voter && (n.State == storage.NodeDown && v.Away[n.ID] || drains && n.ID != self) {
-			away = append(away, serverChange{runner.RemoveServer, n.ID})
-		}
-		report, heard := v.Reports[n.ID]
-		if suffrage != raft.Voter && heard && n.State == storage.NodeUp && !drains && report.CatalogIndex >= max(configIndex, 1) &&
-			report.CatalogIndex+placement.PromotionLag >= lastIndex {
-			ready = append(ready, serverChange{runner.AddVoter, n.ID})
+		switch {
+		case suffrage != raft.Voter && !drains && nearCatalog(v, n, lastIndex) && report.CatalogIndex >= max(configIndex, 1):
+			ready = append(ready, n.ID)
+		case suffrage == raft.Voter && n.State == storage.NodeDown && v.Away[n.ID]:
+			away = append(away, n.ID)
+		case suffrage == raft.Voter && drains && n.ID != self:
+			drained = append(drained, n.ID)
 		}
 	}
+	without := func(id storage.NodeID) bool { return catalogWithout(servers, v, self, id, lastIndex) }
 	if removed != 0 {
+		if !without(removed) {
+			return nil
+		}
 		return []serverChange{{runner.RemoveServer, removed}}
 	}
 	want := min(usable, maxCatalogVoters)
 	want -= (want + 1) % 2
-	take := min(want-voters, len(ready))
-	if (voters+take)%2 == 0 {
+	take := min(want-len(voters), len(ready))
+	if (len(voters)+take)%2 == 0 {
 		take--
 	}
-	switch {
-	case take > 0:
-		return ready[:take]
-	case len(away) > 0 && voters > want:
-		return away[:1]
-	case len(away) > 0 && len(ready) > 0:
-		return []serverChange{away[0], ready[0]}
+	if take > 0 {
+		var changes []serverChange
+		for _, n := range ready[:take] {
+			changes = append(changes, serverChange{runner.AddVoter, n})
+		}
+		return changes
+	}
+	for _, n := range away {
+		switch {
+		case !without(n):
+		case len(voters) > want:
+			return []serverChange{{runner.RemoveServer, n}}
+		case len(ready) > 0:
+			return []serverChange{{runner.RemoveServer, n}, {runner.AddVoter, ready[0]}}
+		}
+	}
+	for _, n := range drained {
+		switch {
+		case len(voters)%2 == 0 && without(n): // the others bear as many failures
+			return []serverChange{{runner.RemoveServer, n}}
+		case len(voters)%2 == 1 && len(ready) > 0 && without(n):
+			return []serverChange{{runner.AddVoter, ready[0]}, {runner.RemoveServer, n}}
+		}
 	}
 	return nil
+}
+
+// nearCatalog reports whether a node is up, and holds nearly all of the catalog's log.
+func nearCatalog(v placement.View, n storage.Node, lastIndex uint64) bool {
+	report, heard := v.Reports[n.ID]
+	return heard && n.State == storage.NodeUp && report.CatalogIndex+placement.PromotionLag >= lastIndex
+}
+
+// catalogWithout reports whether the catalog can do without a node, now: it does not vote there, or a majority of the other voters is up and
+// has caught up. Self, which leads, has.
+func catalogWithout(servers []raft.Server, v placement.View, self, id storage.NodeID, lastIndex uint64) bool {
+	left, well, votes := 0, 0, false
+	for _, s := range servers {
+		node, _ := runner.ParseNodeAddress(s.Address)
+		switch {
+		case s.Suffrage != raft.Voter:
+		case node == id:
+			votes = true
+		default:
+			left++
+			if node == self || slices.ContainsFunc(v.Nodes, func(n storage.Node) bool { return n.ID == node && nearCatalog(v, n, lastIndex) }) {
+				well++
+			}
+		}
+	}
+	return !votes || well >= left/2+1
 }
 
 // catalogHeir returns the voter that the catalog's leader, self, hands over to because self drains or is in maintenance: one that takes its
