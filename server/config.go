@@ -77,6 +77,10 @@ type Config struct {
 // leastScrub and maxScrub bound Config.ScrubInterval.
 const leastScrub, maxScrub = time.Second, 366 * 24 * time.Hour
 
+func mayScrub(interval time.Duration) bool {
+	return interval == 0 || interval >= leastScrub && interval <= maxScrub
+}
+
 // maxRepairAfter bounds Config.RepairAfter; what is meant to be longer is meant to be never.
 const maxRepairAfter = 30 * 24 * time.Hour
 
@@ -116,7 +120,7 @@ func (c *Config) Validate() error {
 	if c.RepairAfter != 0 && (c.RepairAfter < control.DownAfter || c.RepairAfter > maxRepairAfter) {
 		bad("repair-after", "%v: use %v to %v, or 0 for never", c.RepairAfter, control.DownAfter, maxRepairAfter)
 	}
-	if c.ScrubInterval != 0 && (c.ScrubInterval < leastScrub || c.ScrubInterval > maxScrub) {
+	if !mayScrub(c.ScrubInterval) {
 		bad("scrub-interval", "%v: use %v to %v, or 0 for never", c.ScrubInterval, leastScrub, maxScrub)
 	}
 	if c.ReadMode != "lease" && c.ReadMode != "quorum" {

@@ -147,6 +147,12 @@ func Open(cfg Config) (_ *Store, err error) {
 	if err := s.compaction.m.register(cfg.Metrics, s); err != nil {
 		return nil, err
 	}
+	s.runWorkers()
+	return s, nil
+}
+
+// runWorkers runs what works beside the store until it is closed.
+func (s *Store) runWorkers() {
 	ctx, stop := context.WithCancel(context.Background())
 	s.stop = stop
 	s.stopped.Go(func() { s.worker.Run(ctx) })
@@ -155,7 +161,6 @@ func Open(cfg Config) (_ *Store, err error) {
 	if s.compactor != nil {
 		s.stopped.Go(func() { s.compactor.Run(ctx) })
 	}
-	return s, nil
 }
 
 // load reads what Pebble holds of the groups, but for their tables, and discards table sets that nobody names.

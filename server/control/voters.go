@@ -68,9 +68,8 @@ func catalogChanges(servers []raft.Server, v placement.View, self storage.NodeID
 			drained = append(drained, n.ID)
 		}
 	}
-	without := func(id storage.NodeID) bool { return catalogWithout(servers, v, self, id, lastIndex) }
 	if removed != 0 {
-		if !without(removed) {
+		if !catalogWithout(servers, v, self, removed, lastIndex) {
 			return nil
 		}
 		return []serverChange{{runner.RemoveServer, removed}}
@@ -88,10 +87,15 @@ func catalogChanges(servers []raft.Server, v placement.View, self storage.NodeID
 		}
 		return changes
 	}
+	return catalogLeaves(len(voters), want, ready, away, drained, func(id storage.NodeID) bool { return catalogWithout(servers, v, self, id, lastIndex) })
+}
+
+// catalogLeaves decides which of the voters on nodes that are away, or drain, leaves next, and who takes its place.
+func catalogLeaves(voters, want int, ready, away, drained []storage.NodeID, without func(storage.NodeID) bool) []serverChange {
 	for _, n := range away {
 		switch {
 		case !without(n):
-		case len(voters) > want:
+		case voters > want:
 			return []serverChange{{runner.RemoveServer, n}}
 		case len(ready) > 0:
 			return []serverChange{{runner.RemoveServer, n}, {runner.AddVoter, ready[0]}}
@@ -99,9 +103,9 @@ func catalogChanges(servers []raft.Server, v placement.View, self storage.NodeID
 	}
 	for _, n := range drained {
 		switch {
-		case len(voters)%2 == 0 && without(n): // the others bear as many failures
+		case voters%2 == 0 && without(n): // the others bear as many failures
 			return []serverChange{{runner.RemoveServer, n}}
-		case len(voters)%2 == 1 && len(ready) > 0 && without(n):
+		case voters%2 == 1 && len(ready) > 0 && without(n):
 			return []serverChange{{runner.AddVoter, ready[0]}, {runner.RemoveServer, n}}
 		}
 	}

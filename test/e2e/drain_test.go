@@ -63,7 +63,6 @@ func TestDrain(t *testing.T) {
 		t.Fatal(err)
 	}
 	plan := answer.GetPlan()
-	held := 0
 	on := func() (n int, fewest int) {
 		groups, err := c.Groups(ctx)
 		if err != nil {
@@ -84,7 +83,8 @@ func TestDrain(t *testing.T) {
 		}
 		return n, fewest
 	}
-	if held, _ = on(); held == 0 || len(plan.GetMoves()) != held || plan.GetRefused() != "" || slices.ContainsFunc(plan.GetMoves(), func(m *storagev1.NodeMove) bool { return m.GetTo() == 0 }) {
+	held, _ := on()
+	if held == 0 || len(plan.GetMoves()) != held || plan.GetRefused() != "" || slices.ContainsFunc(plan.GetMoves(), func(m *storagev1.NodeMove) bool { return m.GetTo() == 0 }) {
 		t.Fatalf("it holds %d replicas; the plan is %v", held, plan)
 	}
 	want(storagev1.NodeIntent_NODE_INTENT_DRAIN, nil)

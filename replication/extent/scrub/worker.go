@@ -201,7 +201,7 @@ func (w *Worker) step(ctx context.Context) bool {
 	}
 	if no, ok := w.nextAsked(now); ok {
 		w.pace.rate = askedRate
-		w.check(ctx, no)
+		_, _ = w.check(ctx, no) // it tells of its error
 		w.save(now)
 		return true
 	}
