@@ -12,10 +12,13 @@ import (
 )
 
 // four is a cluster of four nodes that knows intents; node 4 holds nothing.
-func four(t *testing.T) *cluster {
+func four(t *testing.T) *cluster { return fourWith(t, time.Minute) }
+
+// fourWith is four, with the time after which a node that is down is replaced.
+func fourWith(t *testing.T, after time.Duration) *cluster {
 	k := newCluster(t, "")
 	k.version = catalog.Version
-	k.tune = func(c *Config) { c.RepairAfter = time.Minute }
+	k.tune = func(c *Config) { c.RepairAfter = after }
 	k.three()
 	k.addNode(4)
 	k.until("node 4 follows the catalog", func() bool { return k.nodeState(4) == storage.NodeUp })
@@ -111,12 +114,9 @@ func TestMaintenanceIsNoLoss(t *testing.T) {
 func TestSilenceOutlivesTheLeader(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const after = 10 * time.Minute
-		k := four(t)
+		k := fourWith(t, after)
 		k.addNode(5)
 		k.until("five nodes vote in the catalog", func() bool { return len(k.votersOfCatalog()) == 5 })
-		for id := range k.running() { // those that are there
-			k.running()[id].cfg.RepairAfter = after
-		}
 		victim := k.leader()%3 + 1
 		ended := time.Now()
 		k.stopNode(victim)
@@ -128,7 +128,7 @@ func TestSilenceOutlivesTheLeader(t *testing.T) {
 		old := k.leader()
 		k.stopNode(old)
 		k.until("another leads", func() bool { return k.leader() != old })
-		k.startNode(old).cfg.RepairAfter = after
+		k.startNode(old)
 		<-time.After(time.Until(ended.Add(after)))
 		if n := k.on(victim); n == 0 {
 			t.Error("it was replaced too early")
