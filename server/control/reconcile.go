@@ -400,7 +400,7 @@ func (l *leadership) everywhere(ctx context.Context, groups []storage.GroupID, f
 func (l *leadership) voters(v placement.View, now time.Time) []task {
 	index := l.c.fsm.config.Load() // before the members: what is decided on those of a later change is refused
 	servers := l.c.inst.Configuration().Servers
-	if to, ok := catalogHeir(servers, v, l.c.id.Node, l.c.inst.LastIndex()); ok && now.Sub(l.since) >= l.c.cfg.BalanceCooldown {
+	if to, ok := catalogTransferTarget(servers, v, l.c.id.Node, l.c.inst.LastIndex()); ok && now.Sub(l.since) >= l.c.cfg.BalanceCooldown {
 		return []task{{key: "catalog", kind: "catalog leader", text: "this node drains, or is in maintenance: hand over to " + string(to.Address),
 			run: func(context.Context) error { return l.c.inst.Transfer("hand the catalog over", to.ID, to.Address) }}}
 	}

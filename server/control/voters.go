@@ -138,9 +138,9 @@ func catalogWithout(servers []raft.Server, v placement.View, self, id storage.No
 	return !votes || well >= left/2+1
 }
 
-// catalogHeir returns the voter that the catalog's leader, self, hands over to because self drains or is in maintenance: one that takes its
+// catalogTransferTarget returns the voter that the catalog's leader, self, hands over to because self drains or is in maintenance: one that takes its
 // part, is up, and has nearly all of the log. ok is false if self stays.
-func catalogHeir(servers []raft.Server, v placement.View, self storage.NodeID, lastIndex uint64) (to raft.Server, ok bool) {
+func catalogTransferTarget(servers []raft.Server, v placement.View, self storage.NodeID, lastIndex uint64) (to raft.Server, ok bool) {
 	may := map[storage.NodeID]bool{}
 	for _, n := range v.Nodes {
 		report, heard := v.Reports[n.ID]

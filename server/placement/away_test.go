@@ -60,12 +60,7 @@ func TestAwayNodeIsBackInTime(t *testing.T) {
 		d := three(t)
 		d.addNode("")
 		d.down(2, true)
-		for range after {
-			g, _ := d.s.Group(1)
-			if err := d.carryOut(placement.Next(d.view(), g)); err != nil {
-				t.Fatal(err)
-			}
-		}
+		d.take(t, after)
 		d.back(2)
 		d.settle()
 		if after < 5 {

@@ -60,12 +60,7 @@ func TestDrainOfANodeThatEnds(t *testing.T) {
 		d := three(t)
 		d.addNode("")
 		d.drain(2)
-		for range after {
-			g, _ := d.s.Group(1)
-			if err := d.carryOut(placement.Next(d.view(), g)); err != nil {
-				t.Fatal(err)
-			}
-		}
+		d.take(t, after)
 		d.down(2, false)
 		d.settle()
 		d.wantWhole(t, 1, 3, 4)
@@ -113,12 +108,7 @@ func TestUndrain(t *testing.T) {
 		d := three(t)
 		d.addNode("")
 		d.drain(2)
-		for range after {
-			g, _ := d.s.Group(1)
-			if err := d.carryOut(placement.Next(d.view(), g)); err != nil {
-				t.Fatal(err)
-			}
-		}
+		d.take(t, after)
 		d.must(catalog.SetNodeIntent{Node: 2, From: storage.IntentDrain})
 		if n := d.fewest(t); n < 3 {
 			t.Errorf("after %d steps: %d voters on the way", after, n)

@@ -62,14 +62,20 @@ func (e *explanation) say(severity api.Health, subject, text, step string) {
 
 // view is what decisions are made from, as far as this node can tell: with it the catalog's leader would decide so.
 func (p *picture) view() placement.View {
-	v := placement.View{Cluster: p.cluster, Nodes: p.nodes, Groups: p.groups, Reports: map[storage.NodeID]placement.NodeReport{}}
-	for id, heard := range p.reports {
-		if heard.Age < staleReport {
-			v.Reports[id] = heard.Report
-		}
-	}
+	v := placement.View{Cluster: p.cluster, Nodes: p.nodes, Groups: p.groups, Reports: fresh(p.reports)}
 	v.Away, _ = placement.Away(p.nodes, p.downFor, p.repairAfter)
 	return v
+}
+
+// fresh returns the reports that count for decisions.
+func fresh(reports map[storage.NodeID]placement.Heard) map[storage.NodeID]placement.NodeReport {
+	out := make(map[storage.NodeID]placement.NodeReport, len(reports))
+	for id, heard := range reports {
+		if heard.Age < staleReport {
+			out[id] = heard.Report
+		}
+	}
+	return out
 }
 
 // downFor is how long a node has been silent; 0: it was not heard by this leader, nor is it recorded.

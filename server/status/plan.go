@@ -18,18 +18,12 @@ func (v *View) PlanNode(ctx context.Context, id storage.NodeID, action api.NodeA
 	if err != nil {
 		return api.NodePlan{}, storage.E(op, storage.KindUnavailable, "node "+id.String(), err)
 	}
-	fresh := map[storage.NodeID]placement.NodeReport{}
-	for n, heard := range reports {
-		if heard.Age < staleReport {
-			fresh[n] = heard.Report
-		}
-	}
 	var plan api.NodePlan
 	var known bool
 	err = v.Catalog.Read(ctx, func(s *catalog.State) {
 		var n storage.Node
 		if n, known = s.Node(id); known && n.State != storage.NodeRemoved {
-			plan = planNode(s, placement.NewView(s, fresh, time.Now()), n, action)
+			plan = planNode(s, placement.NewView(s, fresh(reports), time.Now()), n, action)
 		}
 	})
 	switch {
