@@ -27,7 +27,7 @@ func (p *picture) judgeScrub(node string, s api.Store) (reasons, warnings []api.
 	}
 	if r.WaitingBlocks > 0 {
 		reasons = append(reasons, say(api.HealthDegraded, fmt.Sprintf("the disk of node %s does not give back %s, not written anew from another replica yet", node, blocks(r.WaitingBlocks)),
-			"nothing, if all nodes are up and the disk has room: it is tried again each 15 s"))
+			"nothing, if all nodes are up and the disk has room: it is tried again by itself"))
 	}
 	if r.DamagedPages > 0 {
 		reasons = append(reasons, say(api.HealthDegraded, fmt.Sprintf("tables on the disk of node %s are damaged (%d pages)", node, r.DamagedPages),

@@ -66,8 +66,6 @@ func scrubOf(t *testing.T, c *testcluster.Cluster, name string) *storagev1.Store
 // TestScrub: bits flip and sectors are lost on one disk of three while clients write and read. Nobody reads anything wrong, what is damaged
 // is found and written anew within a pass, told once each, and in the end its segments are used again: storaged check finds the store
 // sound.
-//
-// Guards: the scrub itself; with --scrub-interval 0 nothing is mended that no leader reads.
 func TestScrub(t *testing.T) {
 	const flips, sectors = 6, 6
 	c := clustertest.Start(t, clustertest.Options{Binary: *storagedFlag, Args: []string{"--segment-size", "4MiB", "--scrub-interval", "20s"}})
