@@ -76,6 +76,10 @@ type Cluster interface {
 	// heard; KindUnsupported: nobody knows it.
 	Upgrade(ctx context.Context, version int) (inForce int, err error)
 
+	// BackupCatalog returns a snapshot of the catalog (docs/format/catalog.md) that holds everything that was committed before it was
+	// asked for. KindUnavailable while the catalog's leader does not answer.
+	BackupCatalog(ctx context.Context) ([]byte, error)
+
 	// Explain says of one object who holds it, what is not as it should be and why, what is waited for, and what comes next, in the
 	// order in which it is to be read. A volume is named by its name, a node and a group by their ids in decimal. KindNotFound.
 	Explain(ctx context.Context, kind ObjectKind, ref string) ([]Reason, error)

@@ -9,6 +9,10 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
 
 	storage "github.com/storaged/storaged"
 	pb "github.com/storaged/storaged/proto/storage/v1"
@@ -266,6 +270,8 @@ type cluster struct {
 	pb.UnimplementedClusterServer
 	cluster Cluster
 	version Version
+
+	backingUp sync.Mutex // held while a copy of the catalog is in memory
 }
 
 // Status implements pb.ClusterServer.
@@ -306,6 +312,32 @@ func (s *cluster) Upgrade(ctx context.Context, r *pb.UpgradeClusterRequest) (*pb
 	}
 	return &pb.UpgradeClusterResponse{Version: uint32(version)}, nil
 }
+
+// backupPartBytes bounds the parts in which a copy of the catalog is sent.
+const backupPartBytes = 256 << 10
+
+// BackupCatalog implements pb.ClusterServer. One copy at a time is held in memory, however slowly callers read.
+func (s *cluster) BackupCatalog(_ *pb.BackupCatalogRequest, out grpc.ServerStreamingServer[pb.BackupCatalogResponse]) error {
+	if !s.backingUp.TryLock() {
+		return storage.E("back up", storage.KindUnavailable, "catalog", errors.New("this node answers another such request; try again, or ask another node"))
+	}
+	defer s.backingUp.Unlock()
+	ctx, cancel := context.WithTimeout(out.Context(), backupTimeout)
+	defer cancel()
+	copied, err := s.cluster.BackupCatalog(ctx)
+	if err != nil {
+		return err
+	}
+	for part := range slices.Chunk(copied, backupPartBytes) {
+		if err := out.Send(&pb.BackupCatalogResponse{Data: part}); err != nil {
+			return storage.E("back up", storage.KindCanceled, "catalog", err)
+		}
+	}
+	return nil
+}
+
+// backupTimeout bounds how long the catalog's leader is waited for.
+const backupTimeout = 30 * time.Second
 
 // Version implements pb.ClusterServer.
 func (s *cluster) Version(context.Context, *pb.GetVersionRequest) (*pb.GetVersionResponse, error) {

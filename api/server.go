@@ -33,7 +33,7 @@ type Limits struct {
 	// InFlight requests run at the same time, half of them at most for one address; more are refused with
 	// KindUnavailable. Default 256.
 	InFlight int
-	// Watches are requests that answer for as long as the caller listens (health watches, reflection): so many at the same
+	// Watches are requests that answer more than once (health watches, reflection, copies of the catalog): so many at the same
 	// time, a quarter of them at most for one address; more are refused. Default 64.
 	Watches int
 	// Connections are accepted at the same time, a quarter of them at most of one address; more are closed at once.
@@ -203,12 +203,8 @@ func (s *Server) intercept(ctx context.Context, request any, info *grpc.UnarySer
 	if err == nil {
 		answer, err = handler(ctx, request)
 	}
-	s.metrics.observe(info.FullMethod, err, time.Since(began))
-	if err != nil {
-		if storage.KindOf(err) == storage.KindInternal {
-			s.config.Logger.Error("api request ended in an internal error", "method", info.FullMethod, "error", err)
-		}
-		return nil, StatusError(err)
+	if err = s.observe(info.FullMethod, err, time.Since(began)); err != nil {
+		return nil, err
 	}
 	return answer, nil
 }
@@ -280,7 +276,36 @@ func (s *Server) interceptStream(server any, stream grpc.ServerStream, info *grp
 		return s.refuse(info.FullMethod, s.config.Limits.Watches)
 	}
 	defer leave()
-	return handler(server, stream)
+	if !strings.HasPrefix(info.FullMethod, ownServices) {
+		return handler(server, stream)
+	}
+	began := time.Now()
+	var err error
+	if s.config.Ready != nil {
+		err = s.config.Ready()
+	}
+	if err == nil {
+		err = s.checkCluster(stream.Context(), info.FullMethod)
+	}
+	if err == nil {
+		err = handler(server, stream)
+	}
+	return s.observe(info.FullMethod, err, time.Since(began))
+}
+
+// ownServices begins the methods of the services that speak for the cluster. Health and reflection speak for the process.
+const ownServices = "/storage.v1."
+
+// observe counts a request, and returns its error as it travels.
+func (s *Server) observe(method string, err error, took time.Duration) error {
+	s.metrics.observe(method, err, took)
+	if err == nil {
+		return nil
+	}
+	if storage.KindOf(err) == storage.KindInternal {
+		s.config.Logger.Error("api request ended in an internal error", "method", method, "error", err)
+	}
+	return StatusError(err)
 }
 
 // refuse answers a request that was not begun.

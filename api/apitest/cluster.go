@@ -8,8 +8,11 @@ package apitest
 import (
 	"cmp"
 	"context"
+	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"maps"
 	"slices"
 	"sync"
@@ -447,6 +450,67 @@ func (c *Cluster) Upgrade(ctx context.Context, version int) (inForce int, err er
 		c.status.Version = max(c.status.Version, to)
 		return c.status.Version, nil
 	})
+}
+
+// BackupCatalog implements api.Cluster. What it returns is a catalog of the nodes and groups that are shown, and of the volumes.
+func (c *Cluster) BackupCatalog(ctx context.Context) ([]byte, error) {
+	return call(ctx, c, "back up", func() ([]byte, error) {
+		b := catalogBody{Applied: c.status.CatalogIndex, LastVolume: c.lastID, Sessions: []struct{}{}}
+		b.Cluster.ID, b.Cluster.Version, b.Cluster.Replicas, b.Cluster.CreatedAt = c.status.ClusterID, c.status.Version, c.status.ReplicasWanted, c.now()
+		for _, n := range c.nodes {
+			node := n.Node
+			for _, s := range n.Stores {
+				node.Stores = append(node.Stores, s.Store)
+			}
+			b.Nodes, b.LastNode = append(b.Nodes, node), max(b.LastNode, n.ID)
+		}
+		for _, g := range c.groups {
+			group := storage.Group{ID: g.ID, State: storage.GroupReady, LastIncarnation: storage.Incarnation(len(g.Replicas))}
+			for i, r := range g.Replicas { // shown are samples, all of the first incarnation
+				r.Key.Incarnation = storage.Incarnation(i + 1)
+				group.Replicas = append(group.Replicas, r.Replica)
+			}
+			b.Groups, b.LastGroup = append(b.Groups, group), max(b.LastGroup, g.ID)
+		}
+		for _, v := range c.volumes {
+			b.Volumes = append(b.Volumes, v.Volume)
+		}
+		slices.SortFunc(b.Volumes, func(x, y storage.Volume) int { return cmp.Compare(x.ID, y.ID) })
+		return b.encode()
+	})
+}
+
+// catalogBody is what a snapshot of the catalog holds, as far as there is any of it here (docs/format/catalog.md). Most of what this
+// package serves may know nothing of the server, which has the real one.
+type catalogBody struct {
+	Applied uint64 `json:"applied"`
+	Cluster struct {
+		ID        storage.ClusterID `json:"id"`
+		Version   int               `json:"version"`
+		Replicas  int               `json:"replicas"`
+		CreatedAt time.Time         `json:"created_at"`
+	} `json:"cluster"`
+	LastNode    storage.NodeID    `json:"last_node"`
+	LastGroup   storage.GroupID   `json:"last_group"`
+	LastVolume  storage.VolumeID  `json:"last_volume"`
+	LastSession storage.SessionID `json:"last_session"`
+	Nodes       []storage.Node    `json:"nodes"`
+	Groups      []storage.Group   `json:"groups"`
+	Volumes     []storage.Volume  `json:"volumes"`
+	Sessions    []struct{}        `json:"sessions"`
+}
+
+func (b *catalogBody) encode() ([]byte, error) {
+	body, err := json.Marshal(b)
+	if err != nil {
+		return nil, err
+	}
+	table := crc32.MakeTable(crc32.Castagnoli)
+	out := binary.LittleEndian.AppendUint32([]byte("SDCATLOG"), uint32(b.Cluster.Version))
+	out = binary.LittleEndian.AppendUint32(out, uint32(len(body)))
+	out = binary.LittleEndian.AppendUint32(out, crc32.Checksum(body, table))
+	out = binary.LittleEndian.AppendUint32(out, crc32.Checksum(out, table))
+	return append(out, body...), nil
 }
 
 // Status implements api.Cluster.

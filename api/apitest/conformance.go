@@ -1,6 +1,7 @@
 package apitest
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"maps"
@@ -29,6 +30,7 @@ func Conformance(t *testing.T, open func(t *testing.T) api.Cluster) {
 		{"readers", conformReaders},
 		{"shows the cluster", conformShows},
 		{"upgrade", conformUpgrade},
+		{"backup", conformBackup},
 		{"canceled", conformCanceled},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -302,6 +304,20 @@ func conformUpgrade(t *testing.T, ctx context.Context, c api.Cluster) {
 	wantKind(t, "an upgrade to what nobody knows", err, storage.KindUnsupported)
 	if s, err = c.Status(ctx); err != nil || s.Version != s.VersionKnown {
 		t.Errorf("after the upgrade: version %d, every node knows %d, %v", s.Version, s.VersionKnown, err)
+	}
+}
+
+// conformBackup: a copy of the catalog has what was made before it, whatever is asked next.
+func conformBackup(t *testing.T, ctx context.Context, c api.Cluster) {
+	mustCreate(t, ctx, c, "web", 8<<20)
+	first, err := c.BackupCatalog(ctx)
+	if err != nil || !bytes.HasPrefix(first, []byte("SDCATLOG")) || !bytes.Contains(first, []byte(`"name":"web"`)) {
+		t.Fatalf("%d bytes, %v; want a catalog with the volume", len(first), err)
+	}
+	mustCreate(t, ctx, c, "db", 8<<20)
+	second, err := c.BackupCatalog(ctx)
+	if err != nil || !bytes.Contains(second, []byte(`"name":"db"`)) || bytes.Contains(first, []byte(`"name":"db"`)) {
+		t.Errorf("%d bytes, %v; want a second volume in the second one only", len(second), err)
 	}
 }
 

@@ -49,6 +49,8 @@ const (
 	maxLearned = 16
 	// maxAnswerBytes bounds one message from a node.
 	maxAnswerBytes = 16 << 20
+	// maxCatalogBytes bounds a copy of the catalog; the catalog's own bound is less.
+	maxCatalogBytes = 1<<30 + 1<<20
 )
 
 // Config of a Client.
@@ -224,6 +226,7 @@ func (c *Client) connect(endpoint string) (*grpc.ClientConn, error) {
 		grpc.WithDisableRetry(), // attempts are made here, where it is known what may be repeated
 		grpc.WithDisableServiceConfig(),
 		grpc.WithUnaryInterceptor(c.withCluster(endpoint)),
+		grpc.WithStreamInterceptor(c.streamWithCluster(endpoint)),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswerBytes)),
 		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: c.config.AttemptTimeout,
 			Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second}}),
@@ -472,6 +475,36 @@ func (c *Client) Status(ctx context.Context) (api.Status, error) {
 func (c *Client) Upgrade(ctx context.Context, version int) (inForce int, err error) {
 	answer, err := call(ctx, c, "upgrade", "cluster", pb.NewClusterClient, pb.ClusterClient.Upgrade, &pb.UpgradeClusterRequest{Version: uint32(version)})
 	return int(answer.GetVersion()), err
+}
+
+// BackupCatalog implements api.Cluster. KindCorrupt if it is larger than any catalog can be.
+func (c *Client) BackupCatalog(ctx context.Context) ([]byte, error) {
+	answer, err := call(ctx, c, "back up", "catalog", pb.NewClusterClient, receiveCatalog, &pb.BackupCatalogRequest{})
+	if err != nil {
+		return nil, err
+	}
+	return answer.GetData(), nil
+}
+
+// receiveCatalog puts the parts of a copy of the catalog together.
+func receiveCatalog(service pb.ClusterClient, ctx context.Context, request *pb.BackupCatalogRequest, opts ...grpc.CallOption) (*pb.BackupCatalogResponse, error) {
+	stream, err := service.BackupCatalog(ctx, request, opts...)
+	if err != nil {
+		return nil, err
+	}
+	var all []byte
+	for {
+		part, err := stream.Recv()
+		switch {
+		case errors.Is(err, io.EOF):
+			return &pb.BackupCatalogResponse{Data: all}, nil
+		case err != nil:
+			return nil, err
+		case len(all)+len(part.GetData()) > maxCatalogBytes:
+			return nil, storage.E("back up", storage.KindCorrupt, "catalog", fmt.Errorf("it has more than %d bytes", maxCatalogBytes))
+		}
+		all = append(all, part.GetData()...)
+	}
 }
 
 // Version returns what the node that answers runs.

@@ -53,27 +53,75 @@ func (c *Client) withCluster(endpoint string) grpc.UnaryClientInterceptor {
 		if ctx.Value(probe{}) != nil {
 			return invoke(ctx, method, request, answer, conn, opts...)
 		}
-		meant, mark := c.Cluster(), api.ClusterMeant(ctx)
-		if !meant.IsZero() && (mark == "" || api.IsCluster(meant, mark)) {
-			mark = meant.String()
-		}
-		if mark != "" {
-			ctx = metadata.AppendToOutgoingContext(ctx, api.ClusterHeader, mark)
-		}
+		ctx, mark := c.meant(ctx)
 		var header metadata.MD
 		err := invoke(ctx, method, request, answer, conn, append(opts, grpc.Header(&header))...)
-		found, ok := clusterOf(header)
-		if !ok { // it has none yet, or did not answer
-			return err
-		}
-		if mark != "" && !api.IsCluster(found, mark) {
-			return &WrongClusterError{Endpoint: endpoint, Want: mark, Found: found}
-		}
-		if c.Pin(found) != nil {
-			return &WrongClusterError{Endpoint: endpoint, Want: c.Cluster().String(), Found: found}
+		if wrong := c.checkAnswer(endpoint, mark, header); wrong != nil {
+			return wrong
 		}
 		return err
 	}
+}
+
+// streamWithCluster is withCluster for requests that are answered in parts. It waits for the first of them.
+func (c *Client) streamWithCluster(endpoint string) grpc.StreamClientInterceptor {
+	return func(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, begin grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+		ctx, mark := c.meant(ctx)
+		stream, err := begin(ctx, desc, conn, method, opts...)
+		if err != nil {
+			return nil, err
+		}
+		return &checkedStream{ClientStream: stream, check: func(header metadata.MD) error { return c.checkAnswer(endpoint, mark, header) }}, nil
+	}
+}
+
+// checkedStream checks whose answers it has before it gives the first one.
+type checkedStream struct {
+	grpc.ClientStream
+	check   func(metadata.MD) error
+	checked bool // owned by the one goroutine that receives
+}
+
+// RecvMsg implements grpc.ClientStream.
+func (s *checkedStream) RecvMsg(m any) error {
+	if !s.checked {
+		header, err := s.Header()
+		if err == nil {
+			err = s.check(header)
+		}
+		if err != nil {
+			return err
+		}
+		s.checked = true
+	}
+	return s.ClientStream.RecvMsg(m)
+}
+
+// meant returns the context of a request, and the cluster that it names; empty: none.
+func (c *Client) meant(ctx context.Context) (context.Context, string) {
+	meant, mark := c.Cluster(), api.ClusterMeant(ctx)
+	if !meant.IsZero() && (mark == "" || api.IsCluster(meant, mark)) {
+		mark = meant.String()
+	}
+	if mark != "" {
+		ctx = metadata.AppendToOutgoingContext(ctx, api.ClusterHeader, mark)
+	}
+	return ctx, mark
+}
+
+// checkAnswer returns a *WrongClusterError if an answer is of another cluster than is meant.
+func (c *Client) checkAnswer(endpoint, mark string, header metadata.MD) error {
+	found, ok := clusterOf(header)
+	if !ok { // it has none yet, or did not answer
+		return nil
+	}
+	if mark != "" && !api.IsCluster(found, mark) {
+		return &WrongClusterError{Endpoint: endpoint, Want: mark, Found: found}
+	}
+	if c.Pin(found) != nil {
+		return &WrongClusterError{Endpoint: endpoint, Want: c.Cluster().String(), Found: found}
+	}
+	return nil
 }
 
 func clusterOf(header metadata.MD) (storage.ClusterID, bool) {

@@ -86,6 +86,7 @@ func TestSchemaIsStable(t *testing.T) {
 	}{
 		{"volume", volumeView{}}, {"node", nodeView{}}, {"node plan", planView{}}, {"group", groupView{}}, {"status", statusView{}},
 		{"version", versionView{}}, {"transfer", transferView{}}, {"bench", benchView{}}, {"error", errorView{}}, {"host attachment", host.Attachment{}},
+		{"catalog backup", backupView{}}, {"catalog", catalogView{}},
 	} {
 		describe(&got, v.name, reflect.TypeOf(v.value))
 	}

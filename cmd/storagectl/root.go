@@ -55,7 +55,7 @@ func newRoot(a *app) *cobra.Command {
 	})
 	complete(root, "output", formTable, formWide, formJSON, formYAML)
 	_ = root.RegisterFlagCompletionFunc("endpoint", cobra.NoFileCompletions)
-	root.AddCommand(newVolume(a), newAttach(a), newDetach(a), newAttachments(a), newNode(a), newGroup(a), newCluster(a), newStatus(a), newExplain(a), newBench(a), newVersion(a), newDocs(a))
+	root.AddCommand(newVolume(a), newAttach(a), newDetach(a), newAttachments(a), newNode(a), newGroup(a), newCluster(a), newCatalog(a), newStatus(a), newExplain(a), newBench(a), newVersion(a), newDocs(a))
 	root.AddCommand(newTopics()...)
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()
@@ -66,11 +66,15 @@ func newRoot(a *app) *cobra.Command {
 
 // needsNoCluster reports whether the command works with broken settings, too; completion reads them when it must.
 func needsNoCluster(c *cobra.Command) bool {
+	verb := "" // the command below
 	for ; c.HasParent(); c = c.Parent() {
 		switch c.Name() {
 		case "help", "completion", "docs", cobra.ShellCompRequestCmd, cobra.ShellCompNoDescRequestCmd:
 			return true
+		case "catalog":
+			return verb == "show"
 		}
+		verb = c.Name()
 	}
 	return false
 }

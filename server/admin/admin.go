@@ -207,6 +207,15 @@ func (c *Cluster) Upgrade(ctx context.Context, version int) (inForce int, err er
 	return inForce, err
 }
 
+// BackupCatalog implements api.Cluster. This node's copy is taken once it has all that the leader had committed.
+func (c *Cluster) BackupCatalog(ctx context.Context) ([]byte, error) {
+	var state *catalog.State
+	if err := c.Catalog.Read(ctx, func(s *catalog.State) { state = s.Clone() }); err != nil {
+		return nil, storage.E("back up", storage.KindOf(err), "catalog", err)
+	}
+	return state.Snapshot()
+}
+
 // SetNodeIntent implements api.Cluster.
 func (c *Cluster) SetNodeIntent(ctx context.Context, id storage.NodeID, change api.IntentChange) error {
 	const op = "set intent"

@@ -4861,6 +4861,87 @@ func (x *UpgradeClusterResponse) GetVersion() uint32 {
 	return 0
 }
 
+type BackupCatalogRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupCatalogRequest) Reset() {
+	*x = BackupCatalogRequest{}
+	mi := &file_storage_v1_storage_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupCatalogRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupCatalogRequest) ProtoMessage() {}
+
+func (x *BackupCatalogRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_v1_storage_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupCatalogRequest.ProtoReflect.Descriptor instead.
+func (*BackupCatalogRequest) Descriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{57}
+}
+
+type BackupCatalogResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The next part of the copy, at most 256 KiB. All parts together are a snapshot of the catalog, which has its length and checksums.
+	Data          []byte `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupCatalogResponse) Reset() {
+	*x = BackupCatalogResponse{}
+	mi := &file_storage_v1_storage_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupCatalogResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupCatalogResponse) ProtoMessage() {}
+
+func (x *BackupCatalogResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_v1_storage_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupCatalogResponse.ProtoReflect.Descriptor instead.
+func (*BackupCatalogResponse) Descriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *BackupCatalogResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 type GetVersionRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -4869,7 +4950,7 @@ type GetVersionRequest struct {
 
 func (x *GetVersionRequest) Reset() {
 	*x = GetVersionRequest{}
-	mi := &file_storage_v1_storage_proto_msgTypes[57]
+	mi := &file_storage_v1_storage_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4881,7 +4962,7 @@ func (x *GetVersionRequest) String() string {
 func (*GetVersionRequest) ProtoMessage() {}
 
 func (x *GetVersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[57]
+	mi := &file_storage_v1_storage_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4894,7 +4975,7 @@ func (x *GetVersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVersionRequest.ProtoReflect.Descriptor instead.
 func (*GetVersionRequest) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{57}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{59}
 }
 
 type GetVersionResponse struct {
@@ -4911,7 +4992,7 @@ type GetVersionResponse struct {
 
 func (x *GetVersionResponse) Reset() {
 	*x = GetVersionResponse{}
-	mi := &file_storage_v1_storage_proto_msgTypes[58]
+	mi := &file_storage_v1_storage_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4923,7 +5004,7 @@ func (x *GetVersionResponse) String() string {
 func (*GetVersionResponse) ProtoMessage() {}
 
 func (x *GetVersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[58]
+	mi := &file_storage_v1_storage_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4936,7 +5017,7 @@ func (x *GetVersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVersionResponse.ProtoReflect.Descriptor instead.
 func (*GetVersionResponse) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{58}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *GetVersionResponse) GetVersion() string {
@@ -4985,7 +5066,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_storage_v1_storage_proto_msgTypes[59]
+	mi := &file_storage_v1_storage_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4997,7 +5078,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_storage_v1_storage_proto_msgTypes[59]
+	mi := &file_storage_v1_storage_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5010,7 +5091,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_storage_v1_storage_proto_rawDescGZIP(), []int{59}
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ErrorDetail) GetOp() string {
@@ -5415,7 +5496,10 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\x15UpgradeClusterRequest\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\"2\n" +
 	"\x16UpgradeClusterResponse\x12\x18\n" +
-	"\aversion\x18\x01 \x01(\rR\aversion\"\x13\n" +
+	"\aversion\x18\x01 \x01(\rR\aversion\"\x16\n" +
+	"\x14BackupCatalogRequest\"+\n" +
+	"\x15BackupCatalogResponse\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"\x13\n" +
 	"\x11GetVersionRequest\"\x81\x01\n" +
 	"\x12GetVersionResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x16\n" +
@@ -5533,12 +5617,13 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\tSetIntent\x12 .storage.v1.SetNodeIntentRequest\x1a!.storage.v1.SetNodeIntentResponse\x12A\n" +
 	"\x04Plan\x12\x1b.storage.v1.PlanNodeRequest\x1a\x1c.storage.v1.PlanNodeResponse2O\n" +
 	"\x06Groups\x12E\n" +
-	"\x04List\x12\x1d.storage.v1.ListGroupsRequest\x1a\x1e.storage.v1.ListGroupsResponse2\xb0\x02\n" +
+	"\x04List\x12\x1d.storage.v1.ListGroupsRequest\x1a\x1e.storage.v1.ListGroupsResponse2\x88\x03\n" +
 	"\aCluster\x12E\n" +
 	"\x06Status\x12\x1c.storage.v1.GetStatusRequest\x1a\x1d.storage.v1.GetStatusResponse\x12H\n" +
 	"\aVersion\x12\x1d.storage.v1.GetVersionRequest\x1a\x1e.storage.v1.GetVersionResponse\x12B\n" +
 	"\aExplain\x12\x1a.storage.v1.ExplainRequest\x1a\x1b.storage.v1.ExplainResponse\x12P\n" +
-	"\aUpgrade\x12!.storage.v1.UpgradeClusterRequest\x1a\".storage.v1.UpgradeClusterResponse2\xe0\x01\n" +
+	"\aUpgrade\x12!.storage.v1.UpgradeClusterRequest\x1a\".storage.v1.UpgradeClusterResponse\x12V\n" +
+	"\rBackupCatalog\x12 .storage.v1.BackupCatalogRequest\x1a!.storage.v1.BackupCatalogResponse0\x012\xe0\x01\n" +
 	"\vAttachments\x12?\n" +
 	"\x06Attach\x12\x19.storage.v1.AttachRequest\x1a\x1a.storage.v1.AttachResponse\x12?\n" +
 	"\x06Detach\x12\x19.storage.v1.DetachRequest\x1a\x1a.storage.v1.DetachResponse\x12O\n" +
@@ -5557,7 +5642,7 @@ func file_storage_v1_storage_proto_rawDescGZIP() []byte {
 }
 
 var file_storage_v1_storage_proto_enumTypes = make([]protoimpl.EnumInfo, 13)
-var file_storage_v1_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
+var file_storage_v1_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 65)
 var file_storage_v1_storage_proto_goTypes = []any{
 	(VolumeState)(0),                // 0: storage.v1.VolumeState
 	(HolderKind)(0),                 // 1: storage.v1.HolderKind
@@ -5629,45 +5714,47 @@ var file_storage_v1_storage_proto_goTypes = []any{
 	(*Task)(nil),                    // 67: storage.v1.Task
 	(*UpgradeClusterRequest)(nil),   // 68: storage.v1.UpgradeClusterRequest
 	(*UpgradeClusterResponse)(nil),  // 69: storage.v1.UpgradeClusterResponse
-	(*GetVersionRequest)(nil),       // 70: storage.v1.GetVersionRequest
-	(*GetVersionResponse)(nil),      // 71: storage.v1.GetVersionResponse
-	(*ErrorDetail)(nil),             // 72: storage.v1.ErrorDetail
-	nil,                             // 73: storage.v1.CreateVolumeRequest.LabelsEntry
-	nil,                             // 74: storage.v1.ModifyVolumeRequest.SetLabelsEntry
-	nil,                             // 75: storage.v1.Volume.LabelsEntry
-	(*timestamppb.Timestamp)(nil),   // 76: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 77: google.protobuf.Duration
+	(*BackupCatalogRequest)(nil),    // 70: storage.v1.BackupCatalogRequest
+	(*BackupCatalogResponse)(nil),   // 71: storage.v1.BackupCatalogResponse
+	(*GetVersionRequest)(nil),       // 72: storage.v1.GetVersionRequest
+	(*GetVersionResponse)(nil),      // 73: storage.v1.GetVersionResponse
+	(*ErrorDetail)(nil),             // 74: storage.v1.ErrorDetail
+	nil,                             // 75: storage.v1.CreateVolumeRequest.LabelsEntry
+	nil,                             // 76: storage.v1.ModifyVolumeRequest.SetLabelsEntry
+	nil,                             // 77: storage.v1.Volume.LabelsEntry
+	(*timestamppb.Timestamp)(nil),   // 78: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 79: google.protobuf.Duration
 }
 var file_storage_v1_storage_proto_depIdxs = []int32{
 	25, // 0: storage.v1.CreateVolumeRequest.limits:type_name -> storage.v1.VolumeLimits
-	73, // 1: storage.v1.CreateVolumeRequest.labels:type_name -> storage.v1.CreateVolumeRequest.LabelsEntry
+	75, // 1: storage.v1.CreateVolumeRequest.labels:type_name -> storage.v1.CreateVolumeRequest.LabelsEntry
 	26, // 2: storage.v1.CreateVolumeResponse.volume:type_name -> storage.v1.Volume
 	26, // 3: storage.v1.GetVolumeResponse.volume:type_name -> storage.v1.Volume
 	26, // 4: storage.v1.ListVolumesResponse.volumes:type_name -> storage.v1.Volume
 	26, // 5: storage.v1.ResizeVolumeResponse.volume:type_name -> storage.v1.Volume
-	74, // 6: storage.v1.ModifyVolumeRequest.set_labels:type_name -> storage.v1.ModifyVolumeRequest.SetLabelsEntry
+	76, // 6: storage.v1.ModifyVolumeRequest.set_labels:type_name -> storage.v1.ModifyVolumeRequest.SetLabelsEntry
 	26, // 7: storage.v1.ModifyVolumeResponse.volume:type_name -> storage.v1.Volume
 	0,  // 8: storage.v1.Volume.state:type_name -> storage.v1.VolumeState
-	76, // 9: storage.v1.Volume.created_at:type_name -> google.protobuf.Timestamp
+	78, // 9: storage.v1.Volume.created_at:type_name -> google.protobuf.Timestamp
 	27, // 10: storage.v1.Volume.sessions:type_name -> storage.v1.Session
 	36, // 11: storage.v1.Volume.connections:type_name -> storage.v1.Connection
 	29, // 12: storage.v1.Volume.attachments:type_name -> storage.v1.Attachment
 	25, // 13: storage.v1.Volume.limits:type_name -> storage.v1.VolumeLimits
-	75, // 14: storage.v1.Volume.labels:type_name -> storage.v1.Volume.LabelsEntry
-	76, // 15: storage.v1.Session.opened_at:type_name -> google.protobuf.Timestamp
+	77, // 14: storage.v1.Volume.labels:type_name -> storage.v1.Volume.LabelsEntry
+	78, // 15: storage.v1.Session.opened_at:type_name -> google.protobuf.Timestamp
 	1,  // 16: storage.v1.Holder.kind:type_name -> storage.v1.HolderKind
 	28, // 17: storage.v1.Attachment.holder:type_name -> storage.v1.Holder
 	2,  // 18: storage.v1.Attachment.access:type_name -> storage.v1.Access
-	76, // 19: storage.v1.Attachment.since:type_name -> google.protobuf.Timestamp
+	78, // 19: storage.v1.Attachment.since:type_name -> google.protobuf.Timestamp
 	28, // 20: storage.v1.AttachRequest.holder:type_name -> storage.v1.Holder
 	2,  // 21: storage.v1.AttachRequest.access:type_name -> storage.v1.Access
 	29, // 22: storage.v1.AttachResponse.attachment:type_name -> storage.v1.Attachment
 	29, // 23: storage.v1.ListAttachmentsResponse.attachments:type_name -> storage.v1.Attachment
-	76, // 24: storage.v1.Connection.opened_at:type_name -> google.protobuf.Timestamp
+	78, // 24: storage.v1.Connection.opened_at:type_name -> google.protobuf.Timestamp
 	49, // 25: storage.v1.ListNodesResponse.nodes:type_name -> storage.v1.Node
 	49, // 26: storage.v1.GetNodeResponse.node:type_name -> storage.v1.Node
 	3,  // 27: storage.v1.SetNodeIntentRequest.intent:type_name -> storage.v1.NodeIntent
-	76, // 28: storage.v1.SetNodeIntentRequest.until:type_name -> google.protobuf.Timestamp
+	78, // 28: storage.v1.SetNodeIntentRequest.until:type_name -> google.protobuf.Timestamp
 	3,  // 29: storage.v1.SetNodeIntentRequest.from:type_name -> storage.v1.NodeIntent
 	4,  // 30: storage.v1.PlanNodeRequest.action:type_name -> storage.v1.NodeAction
 	47, // 31: storage.v1.PlanNodeResponse.plan:type_name -> storage.v1.NodePlan
@@ -5676,16 +5763,16 @@ var file_storage_v1_storage_proto_depIdxs = []int32{
 	5,  // 34: storage.v1.Node.state:type_name -> storage.v1.NodeState
 	50, // 35: storage.v1.Node.addresses:type_name -> storage.v1.NodeAddresses
 	51, // 36: storage.v1.Node.stores:type_name -> storage.v1.Store
-	76, // 37: storage.v1.Node.seen_at:type_name -> google.protobuf.Timestamp
+	78, // 37: storage.v1.Node.seen_at:type_name -> google.protobuf.Timestamp
 	3,  // 38: storage.v1.Node.intent:type_name -> storage.v1.NodeIntent
-	76, // 39: storage.v1.Node.intent_until:type_name -> google.protobuf.Timestamp
-	76, // 40: storage.v1.Node.silent_since:type_name -> google.protobuf.Timestamp
+	78, // 39: storage.v1.Node.intent_until:type_name -> google.protobuf.Timestamp
+	78, // 40: storage.v1.Node.silent_since:type_name -> google.protobuf.Timestamp
 	6,  // 41: storage.v1.Store.state:type_name -> storage.v1.StoreState
 	54, // 42: storage.v1.Store.space:type_name -> storage.v1.StoreSpace
 	52, // 43: storage.v1.Store.scrub:type_name -> storage.v1.StoreScrub
-	76, // 44: storage.v1.StoreScrub.last_pass_at:type_name -> google.protobuf.Timestamp
-	76, // 45: storage.v1.StoreScrub.begun_at:type_name -> google.protobuf.Timestamp
-	77, // 46: storage.v1.StoreScrub.interval:type_name -> google.protobuf.Duration
+	78, // 44: storage.v1.StoreScrub.last_pass_at:type_name -> google.protobuf.Timestamp
+	78, // 45: storage.v1.StoreScrub.begun_at:type_name -> google.protobuf.Timestamp
+	79, // 46: storage.v1.StoreScrub.interval:type_name -> google.protobuf.Duration
 	53, // 47: storage.v1.StoreScrub.lost:type_name -> storage.v1.LostBlock
 	7,  // 48: storage.v1.StoreSpace.compaction:type_name -> storage.v1.CompactionState
 	7,  // 49: storage.v1.StoreRoom.compaction:type_name -> storage.v1.CompactionState
@@ -5693,12 +5780,12 @@ var file_storage_v1_storage_proto_depIdxs = []int32{
 	59, // 51: storage.v1.Group.replicas:type_name -> storage.v1.Replica
 	8,  // 52: storage.v1.Replica.role:type_name -> storage.v1.ReplicaRole
 	60, // 53: storage.v1.Replica.progress:type_name -> storage.v1.Progress
-	76, // 54: storage.v1.Progress.started_at:type_name -> google.protobuf.Timestamp
+	78, // 54: storage.v1.Progress.started_at:type_name -> google.protobuf.Timestamp
 	63, // 55: storage.v1.GetStatusResponse.status:type_name -> storage.v1.ClusterStatus
 	9,  // 56: storage.v1.ClusterStatus.health:type_name -> storage.v1.Health
 	64, // 57: storage.v1.ClusterStatus.reasons:type_name -> storage.v1.Reason
 	67, // 58: storage.v1.ClusterStatus.tasks:type_name -> storage.v1.Task
-	77, // 59: storage.v1.ClusterStatus.age:type_name -> google.protobuf.Duration
+	79, // 59: storage.v1.ClusterStatus.age:type_name -> google.protobuf.Duration
 	64, // 60: storage.v1.ClusterStatus.warnings:type_name -> storage.v1.Reason
 	55, // 61: storage.v1.ClusterStatus.fullest:type_name -> storage.v1.StoreRoom
 	55, // 62: storage.v1.ClusterStatus.compacting:type_name -> storage.v1.StoreRoom
@@ -5721,33 +5808,35 @@ var file_storage_v1_storage_proto_depIdxs = []int32{
 	45, // 79: storage.v1.Nodes.Plan:input_type -> storage.v1.PlanNodeRequest
 	56, // 80: storage.v1.Groups.List:input_type -> storage.v1.ListGroupsRequest
 	61, // 81: storage.v1.Cluster.Status:input_type -> storage.v1.GetStatusRequest
-	70, // 82: storage.v1.Cluster.Version:input_type -> storage.v1.GetVersionRequest
+	72, // 82: storage.v1.Cluster.Version:input_type -> storage.v1.GetVersionRequest
 	65, // 83: storage.v1.Cluster.Explain:input_type -> storage.v1.ExplainRequest
 	68, // 84: storage.v1.Cluster.Upgrade:input_type -> storage.v1.UpgradeClusterRequest
-	30, // 85: storage.v1.Attachments.Attach:input_type -> storage.v1.AttachRequest
-	32, // 86: storage.v1.Attachments.Detach:input_type -> storage.v1.DetachRequest
-	34, // 87: storage.v1.Attachments.List:input_type -> storage.v1.ListAttachmentsRequest
-	14, // 88: storage.v1.Volumes.Create:output_type -> storage.v1.CreateVolumeResponse
-	16, // 89: storage.v1.Volumes.Get:output_type -> storage.v1.GetVolumeResponse
-	18, // 90: storage.v1.Volumes.List:output_type -> storage.v1.ListVolumesResponse
-	20, // 91: storage.v1.Volumes.Resize:output_type -> storage.v1.ResizeVolumeResponse
-	22, // 92: storage.v1.Volumes.Modify:output_type -> storage.v1.ModifyVolumeResponse
-	24, // 93: storage.v1.Volumes.Delete:output_type -> storage.v1.DeleteVolumeResponse
-	38, // 94: storage.v1.Nodes.List:output_type -> storage.v1.ListNodesResponse
-	40, // 95: storage.v1.Nodes.Get:output_type -> storage.v1.GetNodeResponse
-	42, // 96: storage.v1.Nodes.Remove:output_type -> storage.v1.RemoveNodeResponse
-	44, // 97: storage.v1.Nodes.SetIntent:output_type -> storage.v1.SetNodeIntentResponse
-	46, // 98: storage.v1.Nodes.Plan:output_type -> storage.v1.PlanNodeResponse
-	57, // 99: storage.v1.Groups.List:output_type -> storage.v1.ListGroupsResponse
-	62, // 100: storage.v1.Cluster.Status:output_type -> storage.v1.GetStatusResponse
-	71, // 101: storage.v1.Cluster.Version:output_type -> storage.v1.GetVersionResponse
-	66, // 102: storage.v1.Cluster.Explain:output_type -> storage.v1.ExplainResponse
-	69, // 103: storage.v1.Cluster.Upgrade:output_type -> storage.v1.UpgradeClusterResponse
-	31, // 104: storage.v1.Attachments.Attach:output_type -> storage.v1.AttachResponse
-	33, // 105: storage.v1.Attachments.Detach:output_type -> storage.v1.DetachResponse
-	35, // 106: storage.v1.Attachments.List:output_type -> storage.v1.ListAttachmentsResponse
-	88, // [88:107] is the sub-list for method output_type
-	69, // [69:88] is the sub-list for method input_type
+	70, // 85: storage.v1.Cluster.BackupCatalog:input_type -> storage.v1.BackupCatalogRequest
+	30, // 86: storage.v1.Attachments.Attach:input_type -> storage.v1.AttachRequest
+	32, // 87: storage.v1.Attachments.Detach:input_type -> storage.v1.DetachRequest
+	34, // 88: storage.v1.Attachments.List:input_type -> storage.v1.ListAttachmentsRequest
+	14, // 89: storage.v1.Volumes.Create:output_type -> storage.v1.CreateVolumeResponse
+	16, // 90: storage.v1.Volumes.Get:output_type -> storage.v1.GetVolumeResponse
+	18, // 91: storage.v1.Volumes.List:output_type -> storage.v1.ListVolumesResponse
+	20, // 92: storage.v1.Volumes.Resize:output_type -> storage.v1.ResizeVolumeResponse
+	22, // 93: storage.v1.Volumes.Modify:output_type -> storage.v1.ModifyVolumeResponse
+	24, // 94: storage.v1.Volumes.Delete:output_type -> storage.v1.DeleteVolumeResponse
+	38, // 95: storage.v1.Nodes.List:output_type -> storage.v1.ListNodesResponse
+	40, // 96: storage.v1.Nodes.Get:output_type -> storage.v1.GetNodeResponse
+	42, // 97: storage.v1.Nodes.Remove:output_type -> storage.v1.RemoveNodeResponse
+	44, // 98: storage.v1.Nodes.SetIntent:output_type -> storage.v1.SetNodeIntentResponse
+	46, // 99: storage.v1.Nodes.Plan:output_type -> storage.v1.PlanNodeResponse
+	57, // 100: storage.v1.Groups.List:output_type -> storage.v1.ListGroupsResponse
+	62, // 101: storage.v1.Cluster.Status:output_type -> storage.v1.GetStatusResponse
+	73, // 102: storage.v1.Cluster.Version:output_type -> storage.v1.GetVersionResponse
+	66, // 103: storage.v1.Cluster.Explain:output_type -> storage.v1.ExplainResponse
+	69, // 104: storage.v1.Cluster.Upgrade:output_type -> storage.v1.UpgradeClusterResponse
+	71, // 105: storage.v1.Cluster.BackupCatalog:output_type -> storage.v1.BackupCatalogResponse
+	31, // 106: storage.v1.Attachments.Attach:output_type -> storage.v1.AttachResponse
+	33, // 107: storage.v1.Attachments.Detach:output_type -> storage.v1.DetachResponse
+	35, // 108: storage.v1.Attachments.List:output_type -> storage.v1.ListAttachmentsResponse
+	89, // [89:109] is the sub-list for method output_type
+	69, // [69:89] is the sub-list for method input_type
 	69, // [69:69] is the sub-list for extension type_name
 	69, // [69:69] is the sub-list for extension extendee
 	0,  // [0:69] is the sub-list for field type_name
@@ -5766,7 +5855,7 @@ func file_storage_v1_storage_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_storage_v1_storage_proto_rawDesc), len(file_storage_v1_storage_proto_rawDesc)),
 			NumEnums:      13,
-			NumMessages:   63,
+			NumMessages:   65,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

@@ -708,10 +708,11 @@ var Groups_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	Cluster_Status_FullMethodName  = "/storage.v1.Cluster/Status"
-	Cluster_Version_FullMethodName = "/storage.v1.Cluster/Version"
-	Cluster_Explain_FullMethodName = "/storage.v1.Cluster/Explain"
-	Cluster_Upgrade_FullMethodName = "/storage.v1.Cluster/Upgrade"
+	Cluster_Status_FullMethodName        = "/storage.v1.Cluster/Status"
+	Cluster_Version_FullMethodName       = "/storage.v1.Cluster/Version"
+	Cluster_Explain_FullMethodName       = "/storage.v1.Cluster/Explain"
+	Cluster_Upgrade_FullMethodName       = "/storage.v1.Cluster/Upgrade"
+	Cluster_BackupCatalog_FullMethodName = "/storage.v1.Cluster/BackupCatalog"
 )
 
 // ClusterClient is the client API for Cluster service.
@@ -730,6 +731,10 @@ type ClusterClient interface {
 	// it cannot run in the cluster any more. FAILED_PRECONDITION, with which and what to do: a node does not know the version, or was
 	// not heard. Repeating it is no error.
 	Upgrade(ctx context.Context, in *UpgradeClusterRequest, opts ...grpc.CallOption) (*UpgradeClusterResponse, error)
+	// BackupCatalog answers with a copy of the catalog that holds everything that was committed before: nodes, groups, volumes, and who
+	// may use them. It holds none of the volumes' bytes. UNAVAILABLE while the catalog's leader does not answer, or while this node
+	// answers another such request.
+	BackupCatalog(ctx context.Context, in *BackupCatalogRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BackupCatalogResponse], error)
 }
 
 type clusterClient struct {
@@ -780,6 +785,25 @@ func (c *clusterClient) Upgrade(ctx context.Context, in *UpgradeClusterRequest, 
 	return out, nil
 }
 
+func (c *clusterClient) BackupCatalog(ctx context.Context, in *BackupCatalogRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BackupCatalogResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Cluster_ServiceDesc.Streams[0], Cluster_BackupCatalog_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[BackupCatalogRequest, BackupCatalogResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Cluster_BackupCatalogClient = grpc.ServerStreamingClient[BackupCatalogResponse]
+
 // ClusterServer is the server API for Cluster service.
 // All implementations must embed UnimplementedClusterServer
 // for forward compatibility.
@@ -796,6 +820,10 @@ type ClusterServer interface {
 	// it cannot run in the cluster any more. FAILED_PRECONDITION, with which and what to do: a node does not know the version, or was
 	// not heard. Repeating it is no error.
 	Upgrade(context.Context, *UpgradeClusterRequest) (*UpgradeClusterResponse, error)
+	// BackupCatalog answers with a copy of the catalog that holds everything that was committed before: nodes, groups, volumes, and who
+	// may use them. It holds none of the volumes' bytes. UNAVAILABLE while the catalog's leader does not answer, or while this node
+	// answers another such request.
+	BackupCatalog(*BackupCatalogRequest, grpc.ServerStreamingServer[BackupCatalogResponse]) error
 	mustEmbedUnimplementedClusterServer()
 }
 
@@ -817,6 +845,9 @@ func (UnimplementedClusterServer) Explain(context.Context, *ExplainRequest) (*Ex
 }
 func (UnimplementedClusterServer) Upgrade(context.Context, *UpgradeClusterRequest) (*UpgradeClusterResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Upgrade not implemented")
+}
+func (UnimplementedClusterServer) BackupCatalog(*BackupCatalogRequest, grpc.ServerStreamingServer[BackupCatalogResponse]) error {
+	return status.Error(codes.Unimplemented, "method BackupCatalog not implemented")
 }
 func (UnimplementedClusterServer) mustEmbedUnimplementedClusterServer() {}
 func (UnimplementedClusterServer) testEmbeddedByValue()                 {}
@@ -911,6 +942,17 @@ func _Cluster_Upgrade_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Cluster_BackupCatalog_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(BackupCatalogRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(ClusterServer).BackupCatalog(m, &grpc.GenericServerStream[BackupCatalogRequest, BackupCatalogResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Cluster_BackupCatalogServer = grpc.ServerStreamingServer[BackupCatalogResponse]
+
 // Cluster_ServiceDesc is the grpc.ServiceDesc for Cluster service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -935,7 +977,13 @@ var Cluster_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Cluster_Upgrade_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "BackupCatalog",
+			Handler:       _Cluster_BackupCatalog_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "storage/v1/storage.proto",
 }
 
