@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -43,6 +44,11 @@ func (c scrubbing) Sealed() ([]segment.SegmentInfo, error) {
 	return sealed, nil
 }
 
+func (c scrubbing) Gone(no segment.SegmentNo) bool {
+	_, err := c.log.Sealed(no)
+	return errors.Is(err, storage.ErrNotFound)
+}
+
 func (c scrubbing) SyncLatency() time.Duration { return c.log.SyncLatency(segment.Scrub) }
 
 func (c scrubbing) Load() ([]byte, error) { return storedir.ReadScrub(c.cfg.FS, c.cfg.Dir) }
@@ -74,7 +80,7 @@ func (c scrubbing) Check(no segment.SegmentNo, wait func(int64) error) (f scrub.
 			}
 		}
 	}
-	blocks, err := l.blocks(no)
+	blocks, damaged, err := c.blocksOf(l, no)
 	if err != nil {
 		return f, err
 	}
@@ -90,9 +96,58 @@ func (c scrubbing) Check(no segment.SegmentNo, wait func(int64) error) (f scrub.
 			return f, err
 		}
 	}
-	f.Blocks = len(blocks)
-	f.Doubtful = int64(len(blocks)) < c.live.Live(no)
+	f.Blocks, f.DamagedPages = len(blocks), f.DamagedPages+damaged
+	f.Doubtful = f.DamagedPages > 0 || int64(len(blocks)) < c.live.Live(no)
 	return f, readErr
+}
+
+// blocksOf is leads.blocks without the pages that are damaged, and says how many these are.
+func (c scrubbing) blocksOf(l *leads, no segment.SegmentNo) (blocks []compact.Block, damaged int, err error) {
+	for _, f := range l.all {
+		for part := range slices.Chunk(slices.SortedFunc(maps.Keys(f.pages), table.PageKey.Compare), pagesAtOnce) {
+			in, n, err := c.soundBlocks(f.g, part, map[segment.SegmentNo]struct{}{no: {}})
+			if err != nil {
+				return nil, 0, err
+			}
+			blocks, damaged = append(blocks, in...), damaged+n
+		}
+	}
+	return blocks, damaged, nil
+}
+
+// soundBlocks is blocksIn without the pages that are damaged, and says how many these are.
+func (c scrubbing) soundBlocks(g *Group, pages []table.PageKey, nos map[segment.SegmentNo]struct{}) (blocks []compact.Block, damaged int, err error) {
+	if blocks, err = g.blocksIn(pages, nos); err == nil || !c.tablesDamaged(err) {
+		return blocks, 0, tablesError(err)
+	}
+	blocks = nil
+	for _, k := range pages {
+		in, err := g.blocksIn([]table.PageKey{k}, nos)
+		switch {
+		case err == nil:
+			blocks = append(blocks, in...)
+		case c.tablesDamaged(err):
+			damaged++
+		default:
+			return nil, 0, tablesError(err)
+		}
+	}
+	return blocks, damaged, nil
+}
+
+// tablesDamaged reports whether an error of the tables is that of a damaged part of them, and other parts may be sound: what is there cannot
+// be decoded, or the disk does not give it back.
+func (c scrubbing) tablesDamaged(err error) bool {
+	kind := storage.KindOf(err)
+	return kind == storage.KindCorrupt || kind == storage.KindIO && c.Failed() == nil
+}
+
+// tablesError is an error of the tables that says nothing of a segment.
+func tablesError(err error) error {
+	if err == nil {
+		return nil
+	}
+	return storage.E("scrub", storage.KindUnavailable, "tables", err)
 }
 
 // look adds a block to what is bad if a table refers to it and the disk does not give it back.
@@ -105,8 +160,14 @@ func (c scrubbing) look(f *scrub.Found, b compact.Block) error {
 	if g == nil {
 		return nil
 	}
-	if refers, err := g.refersTo(&b); err != nil || !refers {
-		return err
+	switch refers, err := g.refersTo(&b); {
+	case err != nil && c.tablesDamaged(err):
+		f.DamagedPages++
+		return nil
+	case err != nil:
+		return tablesError(err)
+	case !refers: // it was overwritten or moved meanwhile, and its place used again
+		return nil
 	}
 	if errors.Is(why, storage.ErrCorrupt) {
 		c.metrics.corrupt.Inc()
@@ -145,12 +206,39 @@ func (c scrubbing) Tables(from []byte, nos map[segment.SegmentNo]struct{}, wait 
 	if from == nil {
 		from = []byte{table.KeyPage}
 	}
+	pages, next, err := c.scanPages(&f, from, nos)
+	if err != nil {
+		return f, nil, err
+	}
+	for set, of := range pages {
+		g := (purges{c.Store}).replicaOf(set)
+		if g == nil {
+			continue // of a pull, which is looked at once it is installed
+		}
+		blocks, _, err := c.soundBlocks(g, of, nos) // the scan has counted what is damaged
+		if err != nil {
+			return f, nil, err
+		}
+		for _, b := range blocks {
+			if err := errors.Join(wait(storage.BlockSize), c.look(&f, b)); err != nil {
+				return f, nil, err
+			}
+		}
+	}
+	return f, next, nil
+}
+
+// scanPages looks at the next pages in the database, and returns those of each set that store an entry in one of the segments, and where to
+// go on; nil at the end.
+func (c scrubbing) scanPages(f *scrub.Found, from []byte, nos map[segment.SegmentNo]struct{}) (pages map[table.SetID][]table.PageKey, next []byte, err error) {
 	pages, n := map[table.SetID][]table.PageKey{}, 0
+	at := from
 	err = c.db.Scan(from, []byte{table.KeyPage + 1}, func(k, v []byte) (bool, error) {
 		if n++; n > sweepPages {
 			next = slices.Clone(k)
 			return false, nil
 		}
+		at = append(append(at[:0:0], k...), 0)
 		f.Bytes += int64(len(k) + len(v))
 		var p table.Page
 		if err := p.Decode(k, v); err != nil {
@@ -164,25 +252,48 @@ func (c scrubbing) Tables(from []byte, nos map[segment.SegmentNo]struct{}, wait 
 		}
 		return true, nil
 	})
-	if err != nil {
-		return f, nil, err
+	if err != nil && c.tablesDamaged(err) {
+		f.DamagedPages++
+		c.logger.Error("pages of the tables cannot be read", "store", c.identity.Store, "from", fmt.Sprintf("%x", at), "error", err)
+		next, err = c.pastDamage(at)
 	}
-	for set, of := range pages {
-		g := (purges{c.Store}).replicaOf(set)
-		if g == nil {
-			continue // of a pull, which is looked at once it is installed
+	return pages, next, tablesError(err)
+}
+
+// pastDamage returns from where on the tables' pages can be read again, about; nil if none can up to the end. What is damaged is a block of
+// the database, which holds some dozen pages that follow each other, or a file of it. It costs a look for each power of two of pages
+// between, twice.
+func (c scrubbing) pastDamage(at []byte) ([]byte, error) {
+	reads := func(key []byte) (bool, error) {
+		_, _, _, err := c.db.First(key, []byte{table.KeyPage + 1})
+		if err != nil && c.tablesDamaged(err) {
+			return false, nil
 		}
-		blocks, err := g.blocksIn(of, nos)
-		if err != nil {
-			return f, nil, err
+		return err == nil, err
+	}
+	step, bad, good := 0, at, at
+	for ok := false; !ok; step++ {
+		bad = good
+		if good = table.PageKeyAfter(at, step); good == nil {
+			return nil, nil
 		}
-		for _, b := range blocks {
-			if err := errors.Join(wait(storage.BlockSize), c.look(&f, b)); err != nil {
-				return f, nil, err
-			}
+		var err error
+		if ok, err = reads(good); err != nil {
+			return nil, err
 		}
 	}
-	return f, next, nil
+	for step -= 3; step >= 0; step-- { // they are 2^step pages apart, twice
+		between := table.PageKeyAfter(bad, step)
+		switch ok, err := reads(between); {
+		case err != nil:
+			return nil, err
+		case ok:
+			good = between
+		default:
+			bad = between
+		}
+	}
+	return good, nil
 }
 
 // liesIn reports whether the page stores an entry that lies in one of the segments.

@@ -35,6 +35,15 @@ func (l *Log) ReadStored(p Position, buf []byte) error {
 	return l.readDurableUnlock(p, buf)
 }
 
+// ReadDisk is ReadStored of what the disk holds, whatever the kernel has: it is asked to forget the bytes before, and after.
+func (l *Log) ReadDisk(p Position, buf []byte) error {
+	at := int64(p.Offset()) &^ (pageBytes - 1)
+	n := (int64(p.Offset())+int64(len(buf))+pageBytes-1)&^(pageBytes-1) - at
+	l.dropCached(p.Segment(), at, n)
+	defer l.dropCached(p.Segment(), at, n)
+	return l.ReadStored(p, buf)
+}
+
 // readDurableUnlock reads bytes from the disk if they are durable. It is called with mu held and gives it up.
 func (l *Log) readDurableUnlock(p Position, buf []byte) error {
 	if p+Position(len(buf)) > l.Durable() && p.Segment() >= l.Durable().Segment() {
@@ -91,18 +100,27 @@ func (l *Log) endRead(s *segmentFile) {
 	}
 }
 
-// dropCached has the kernel forget what it holds of a sealed segment in memory, if its file is open.
-func (l *Log) dropCached(no SegmentNo) {
+// dropCached has the kernel forget what it holds in memory of n bytes of a sealed segment from at on; 0: of all to its end.
+func (l *Log) dropCached(no SegmentNo, at, n int64) {
 	l.mu.Lock()
 	s := l.segments[no]
-	if s == nil || s.state != SegmentSealed || s.file == nil || l.closed {
+	if s == nil || s.state != SegmentSealed || l.closed {
 		l.mu.Unlock()
 		return
 	}
 	f := l.beginReadLocked(s)
 	l.mu.Unlock()
-	diskio.DropCached(f)
-	l.endRead(s)
+	defer l.endRead(s)
+	if f == nil { // the kernel remembers files that are closed, too
+		err := l.disk.Wait(func() (err error) {
+			f, err = l.openForReading(s)
+			return err
+		})
+		if err != nil {
+			return // whoever reads it hears why
+		}
+	}
+	diskio.DropCached(f, at, n)
 }
 
 // openForReading opens the file of a sealed segment, whose reads is not zero, and closes another one if too many

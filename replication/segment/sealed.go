@@ -69,8 +69,8 @@ func (l *Log) CheckSealed(no SegmentNo, wait func(bytes int64) error, fn func(r 
 		return c, err
 	}
 	r.wait = wait
-	l.dropCached(no) // memory may be right where the disk is not
-	defer l.dropCached(no)
+	l.dropCached(no, 0, 0) // memory may be right where the disk is not
+	defer l.dropCached(no, 0, 0)
 	err = r.each(&c.StrayBytes, func(h *recordHeader, at int64) error {
 		body, sound, err := r.body(h, at)
 		if err != nil {

@@ -55,9 +55,9 @@ func decodeState(b []byte) (s state, err error) {
 	return s, nil
 }
 
-// begin makes it a pass over the segments before end.
-func (s *state) begin(now time.Time, end segment.SegmentNo) {
-	*s = state{Begun: now, End: end, LastEnded: s.LastEnded, LastBytes: s.LastBytes, LastDamagedPages: s.LastDamagedPages}
+// begin makes it a pass over the segments that are sealed when they are listed next.
+func (s *state) begin(now time.Time) {
+	*s = state{Begun: now, LastEnded: s.LastEnded, LastBytes: s.LastBytes, LastDamagedPages: s.LastDamagedPages}
 }
 
 // end notes that the pass has ended.

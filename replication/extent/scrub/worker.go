@@ -28,6 +28,8 @@ const (
 	saveEvery = 10 * time.Second
 	// askedAgain is how long a segment that was asked for is not read again for that.
 	askedAgain = 10 * time.Minute
+	// listEvery is how often the segments are listed while a pass reads them: a list takes as long as there are segments.
+	listEvery = time.Minute
 )
 
 // Bad is a block to which a table refers and that the disk does not give back as it was written.
@@ -46,7 +48,7 @@ type Found struct {
 	DamagedRecords int
 	StrayBytes     int64
 	DamagedPages   int
-	// Doubtful: more lives there than was found.
+	// Doubtful: more lives there than was found, or may.
 	Doubtful bool
 }
 
@@ -65,11 +67,14 @@ const (
 type Disk interface {
 	// Sealed returns the sealed segments in ascending order, or why nothing can be read any more.
 	Sealed() ([]segment.SegmentInfo, error)
-	// Check reads a segment and looks at the blocks that live in it. It calls wait before it reads. KindNotFound if the segment is gone,
-	// KindIO if too little of it can be read to go on; then what was found counts.
+	// Gone reports whether a segment was recycled. Its number is never used again.
+	Gone(no segment.SegmentNo) bool
+	// Check reads a segment and looks at the blocks that live in it. It calls wait before it reads. Pages of tables that are damaged are
+	// left out, and make the segment doubtful. KindNotFound if the segment is gone, KindIO if too little of it can be read to go on; then
+	// what was found counts. With an error of another kind it may be looked at again later.
 	Check(no segment.SegmentNo, wait func(bytes int64) error) (Found, error)
 	// Tables looks at the next pages of the tables from a key on, and at those of their blocks that lie in one of the segments. next is nil
-	// at the end.
+	// at the end. Pages that are damaged are counted and left out. With an error it may be asked again from the same key.
 	Tables(from []byte, nos map[segment.SegmentNo]struct{}, wait func(bytes int64) error) (f Found, next []byte, err error)
 	// Mend writes a block anew from another replica. The error says why it is not, with Later and Lost.
 	Mend(ctx context.Context, b compact.Block) (Outcome, error)
@@ -88,14 +93,22 @@ type Counts struct {
 	Bytes, Blocks, Found, Mended, DamagedRecords, StrayBytes int64
 }
 
-// Worker scrubs a disk.
+// Worker scrubs a disk, and has others verify parts of it.
 type Worker struct {
 	disk     Disk
 	logger   *slog.Logger
 	interval time.Duration
-	pace     pace // Run's own, like the times
+	turn     chan struct{} // of those who verify: Turn
+	turns    bucket        // whoever has the turn
+	pace     pace          // Run's own, like the times
 	saved    time.Time
 	retried  time.Time
+	// held is until when nothing is read, because something could not be for a reason that does not last; why says which.
+	held time.Time
+	why  string
+	// left are the segments that the pass has still to read, in ascending order, as listed at listed.
+	left   []segment.SegmentInfo
+	listed time.Time
 
 	mu     sync.Mutex // guards all below
 	state  state
@@ -117,7 +130,7 @@ type known struct {
 
 // New returns a worker that waits for Run. A pass begins each interval; 0: none does, and only what is asked for is read.
 func New(d Disk, interval time.Duration, logger *slog.Logger) *Worker {
-	return &Worker{disk: d, interval: interval, logger: logger, pace: pace{latency: d.SyncLatency}, asked: map[segment.SegmentNo]struct{}{},
+	return &Worker{disk: d, interval: interval, logger: logger, pace: pace{latency: d.SyncLatency}, turn: make(chan struct{}, 1), asked: map[segment.SegmentNo]struct{}{},
 		lately: map[segment.SegmentNo]time.Time{}, bad: map[segment.Position]*known{}, damaged: map[segment.SegmentNo]time.Time{}}
 }
 
@@ -190,29 +203,91 @@ func (w *Worker) save(now time.Time) {
 // step does one piece of what is to be done; false if there is nothing.
 func (w *Worker) step(ctx context.Context) bool {
 	now := time.Now()
+	if now.Sub(w.retried) >= retryEvery {
+		w.retried = now
+		w.retry(ctx, now)
+		w.emptyDamaged(ctx, now)
+	}
+	if now.Before(w.held) {
+		return false
+	}
+	if no, ok := w.nextAsked(now); ok {
+		w.pace.rate = askedRate
+		_, err := w.check(ctx, no)
+		if passes(err) && ctx.Err() == nil {
+			w.hold(now, err)
+			w.askAgain(no)
+		}
+		w.save(now)
+		return true
+	}
+	if w.interval == 0 || !w.passing(now) || !w.list(now) {
+		return false
+	}
+	err := w.advance(ctx, now)
+	if ctx.Err() != nil {
+		return true
+	}
+	if err != nil {
+		w.hold(now, err)
+	} else {
+		w.why = ""
+	}
+	if now.Sub(w.saved) >= saveEvery || w.passEnded() {
+		w.save(now)
+	}
+	return true
+}
+
+// passes reports whether an error of Disk is one after which the same may be tried again.
+func passes(err error) bool {
+	return err != nil && !errors.Is(err, storage.ErrNotFound) && storage.KindOf(err) != storage.KindIO
+}
+
+// hold has nothing read for a while, and tells why, once for each reason.
+func (w *Worker) hold(now time.Time, err error) {
+	w.held = now.Add(retryEvery)
+	if text := err.Error(); text != w.why {
+		w.why = text
+		w.logger.Warn("the scrub waits, and goes on where it is", "error", err)
+	}
+}
+
+// list brings the list of what the pass has still to read up to date; false if nothing can be read any more.
+func (w *Worker) list(now time.Time) bool {
+	if since := now.Sub(w.listed); since >= 0 && since < listEvery {
+		return true
+	}
 	sealed, err := w.disk.Sealed()
 	if err != nil {
 		return false
 	}
-	if now.Sub(w.retried) >= retryEvery {
-		w.retried = now
-		w.retry(ctx, now)
-		w.emptyDamaged(ctx, now, sealed)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s := &w.state
+	if s.End == 0 { // the pass begins
+		if n := len(sealed); n > 0 {
+			s.End = sealed[n-1].No + 1
+		}
 	}
-	if no, ok := w.nextAsked(now); ok {
-		w.pace.rate = askedRate
-		_, _ = w.check(ctx, no) // it tells of its error
-		w.save(now)
-		return true
-	}
-	if w.interval == 0 || !w.passing(now, sealed) {
-		return false
-	}
-	w.advance(ctx, now, sealed)
-	if ctx.Err() == nil && (now.Sub(w.saved) >= saveEvery || w.passEnded()) {
-		w.save(now)
+	w.listed, w.todo = now, 0
+	w.left = slices.DeleteFunc(sealed, func(i segment.SegmentInfo) bool { return i.No < s.Next || i.No >= s.End })
+	for _, i := range w.left {
+		w.todo += i.UsedBytes
 	}
 	return true
+}
+
+// nextLocked returns the next segment of the pass; one without a number at the end.
+func (w *Worker) nextLocked() (next segment.SegmentInfo) {
+	for len(w.left) > 0 {
+		if next = w.left[0]; next.No >= w.state.Next {
+			return next
+		}
+		w.todo -= next.UsedBytes
+		w.left = w.left[1:]
+	}
+	return segment.SegmentInfo{}
 }
 
 func (w *Worker) nextAsked(now time.Time) (no segment.SegmentNo, ok bool) {
@@ -227,19 +302,23 @@ func (w *Worker) nextAsked(now time.Time) (no segment.SegmentNo, ok bool) {
 	return 0, false
 }
 
+// askAgain has a segment read when the worker goes on.
+func (w *Worker) askAgain(no segment.SegmentNo) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.asked[no] = struct{}{}
+}
+
 // passing reports whether a pass is under way, and begins one when it is time.
-func (w *Worker) passing(now time.Time, sealed []segment.SegmentInfo) bool {
+func (w *Worker) passing(now time.Time) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	s := &w.state
 	if since := now.Sub(s.Begun); !s.Begun.IsZero() && since >= 0 && (!s.Done || since < w.interval) {
 		return !s.Done
 	}
-	end := segment.SegmentNo(0)
-	if n := len(sealed); n > 0 {
-		end = sealed[n-1].No + 1
-	}
-	s.begin(now, end)
+	s.begin(now)
+	w.left, w.listed = nil, time.Time{}
 	return true
 }
 
@@ -249,46 +328,35 @@ func (w *Worker) passEnded() bool {
 	return w.state.Done
 }
 
-// advance reads the next segment of the pass, or the next pages.
-func (w *Worker) advance(ctx context.Context, now time.Time, sealed []segment.SegmentInfo) {
+// advance reads the next segment of the pass, or the next pages. After an error the pass is where it was.
+func (w *Worker) advance(ctx context.Context, now time.Time) error {
 	w.mu.Lock()
-	s := w.state
-	var next segment.SegmentInfo
-	w.todo = 0
-	for _, info := range sealed {
-		if info.No >= s.Next && info.No < s.End {
-			w.todo += info.UsedBytes
-			if next.No == 0 {
-				next = info
-			}
-		}
-	}
+	next, s := w.nextLocked(), w.state
 	w.pace.rate = rate(w.todo, s.Begun, now, w.interval)
 	w.mu.Unlock()
 	if s.Tables || next.No == 0 {
-		w.tables(ctx, s)
-		return
+		return w.tables(ctx, s)
 	}
 	f, err := w.check(ctx, next.No)
-	if ctx.Err() != nil {
-		return // it is read again
+	if passes(err) || ctx.Err() != nil {
+		return err // it is read again
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.state.Next = next.No + 1
 	w.state.Bytes += f.Bytes
-	if f.Doubtful || err != nil && !errors.Is(err, storage.ErrNotFound) {
+	if f.Doubtful || storage.KindOf(err) == storage.KindIO {
 		w.state.doubt(next.No)
 	}
+	return nil
 }
 
 // check reads a segment, and mends what is bad in it.
 func (w *Worker) check(ctx context.Context, no segment.SegmentNo) (Found, error) {
 	f, err := w.disk.Check(no, func(n int64) error { return w.pace.wait(ctx, n) })
 	w.note(ctx, f)
-	if err != nil && ctx.Err() == nil && !errors.Is(err, storage.ErrNotFound) {
+	if storage.KindOf(err) == storage.KindIO && ctx.Err() == nil && w.noteDamaged(no) {
 		w.logger.Error("a segment cannot be read: its blocks are looked for in the tables", "segment", no, "error", err)
-		w.noteDamaged(no)
 	}
 	if !f.sound() && w.noteDamaged(no) {
 		w.logger.Warn("a segment is not as it was written: what lives in it is moved elsewhere", "segment", no, "damaged_records", f.DamagedRecords, "stray_bytes", f.StrayBytes,
@@ -299,20 +367,16 @@ func (w *Worker) check(ctx context.Context, no segment.SegmentNo) (Found, error)
 
 func (f *Found) sound() bool { return f.DamagedRecords == 0 && f.StrayBytes == 0 && len(f.Bad) == 0 }
 
-// tables looks at the next pages.
-func (w *Worker) tables(ctx context.Context, s state) {
+// tables looks at the next pages. After an error the pass is where it was, and not complete.
+func (w *Worker) tables(ctx context.Context, s state) error {
 	nos := map[segment.SegmentNo]struct{}{}
 	for _, no := range s.Doubtful {
 		nos[no] = struct{}{}
 	}
 	f, next, err := w.disk.Tables(s.From, nos, func(n int64) error { return w.pace.wait(ctx, n) })
 	w.note(ctx, f)
-	if ctx.Err() != nil {
-		return
-	}
-	if err != nil {
-		f.DamagedPages, next = f.DamagedPages+1, nil
-		w.logger.Error("the tables cannot be read to their end; they are tried again with the next pass", "error", err)
+	if err != nil || ctx.Err() != nil {
+		return err
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -322,6 +386,7 @@ func (w *Worker) tables(ctx context.Context, s state) {
 	if next == nil {
 		w.state.end(time.Now())
 	}
+	return nil
 }
 
 // note counts what was found, and mends what is bad and was not known.
@@ -354,14 +419,10 @@ func (w *Worker) noteDamaged(no segment.SegmentNo) bool {
 	return true
 }
 
-// emptyDamaged empties segments that are damaged, once nothing in them waits to be mended, and forgets those that are not sealed any more:
-// they were recycled.
-func (w *Worker) emptyDamaged(ctx context.Context, now time.Time, sealed []segment.SegmentInfo) {
+// emptyDamaged empties segments that are damaged, once nothing in them waits to be mended, and forgets those that were recycled.
+func (w *Worker) emptyDamaged(ctx context.Context, now time.Time) {
 	w.mu.Lock()
-	maps.DeleteFunc(w.damaged, func(no segment.SegmentNo, _ time.Time) bool {
-		_, there := slices.BinarySearchFunc(sealed, no, func(i segment.SegmentInfo, no segment.SegmentNo) int { return cmp.Compare(i.No, no) })
-		return !there
-	})
+	maps.DeleteFunc(w.damaged, func(no segment.SegmentNo, _ time.Time) bool { return w.disk.Gone(no) })
 	due := maps.Clone(w.damaged)
 	maps.DeleteFunc(due, func(_ segment.SegmentNo, at time.Time) bool { return now.Before(at) })
 	for at := range w.bad {
@@ -389,14 +450,15 @@ func (w *Worker) emptyDamaged(ctx context.Context, now time.Time, sealed []segme
 func (w *Worker) retry(ctx context.Context, now time.Time) {
 	w.mu.Lock()
 	due := slices.Collect(maps.Values(w.bad))
-	w.mu.Unlock()
 	due = slices.DeleteFunc(due, func(k *known) bool { return k.lost && now.Sub(k.tried) < lostEvery })
+	w.mu.Unlock()
 	slices.SortFunc(due, func(a, b *known) int { return cmp.Compare(a.From.Position(), b.From.Position()) })
 	w.mend(ctx, due)
 }
 
-// mend mends blocks. At one that may be had later the group's others wait, too: each would wait for the same replica.
-func (w *Worker) mend(ctx context.Context, blocks []*known) {
+// mend mends blocks, and counts what became of them. At one that may be had later the group's others wait, too: each would wait for the same
+// replica.
+func (w *Worker) mend(ctx context.Context, blocks []*known) (n [Lost + 1]int) {
 	waits := map[segment.GroupKey]error{}
 	for _, k := range blocks {
 		out, err := Later, waits[k.Group]
@@ -404,13 +466,15 @@ func (w *Worker) mend(ctx context.Context, blocks []*known) {
 			out, err = w.disk.Mend(ctx, k.Block)
 		}
 		if ctx.Err() != nil {
-			return
+			return n
 		}
 		if out == Later {
 			waits[k.Group] = err
 		}
+		n[out]++
 		w.settle(k, out, err)
 	}
+	return n
 }
 
 // settle notes what became of a block, and tells of it once.

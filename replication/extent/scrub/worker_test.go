@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -33,7 +34,11 @@ type fakeDisk struct {
 	at      []time.Time
 	mends   int
 	tables  int
+	from    [][]byte // the pieces of tables that were asked for
 	state   []byte
+	listed  int
+	failing error // of Tables at all pieces but the first
+	broken  map[segment.SegmentNo]error
 }
 
 // with calls fn while the disk stands still.
@@ -46,6 +51,7 @@ func (d *fakeDisk) with(fn func()) {
 func (d *fakeDisk) Sealed() (infos []segment.SegmentInfo, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.listed++
 	for no := segment.SegmentNo(1); no <= d.n; no++ {
 		infos = append(infos, segment.SegmentInfo{No: no, UsedBytes: 64 * mib, State: segment.SegmentSealed})
 	}
@@ -62,12 +68,25 @@ func (d *fakeDisk) Check(no segment.SegmentNo, wait func(int64) error) (Found, e
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.read, d.at = append(d.read, no), append(d.at, time.Now())
+	if err := d.broken[no]; err != nil {
+		return Found{Bytes: mib}, err
+	}
 	return Found{Bytes: 64 * mib, Blocks: 200, Bad: d.bad[no]}, nil
 }
 
-func (d *fakeDisk) Tables([]byte, map[segment.SegmentNo]struct{}, func(int64) error) (f Found, next []byte, err error) {
+func (d *fakeDisk) Gone(no segment.SegmentNo) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	return no > d.n
+}
+
+func (d *fakeDisk) Tables(from []byte, _ map[segment.SegmentNo]struct{}, _ func(int64) error) (f Found, next []byte, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.from = append(d.from, from)
+	if d.failing != nil && from != nil {
+		return Found{}, nil, d.failing
+	}
 	if d.tables++; d.tables%3 != 0 {
 		next = []byte{byte(d.tables)}
 	}
@@ -261,4 +280,123 @@ func TestRecycledSegmentsAreForgotten(t *testing.T) {
 			t.Errorf("after it was recycled: %+v", r)
 		}
 	})
+}
+
+// TestNotComplete: a pass that cannot read the tables, or a segment, for a reason that does not last has not ended: it waits, tells why
+// once, and goes on where it was.
+//
+// Guards: passes, and that tables ends no pass at an error (with next = nil LastPass was set); hold (without it thousands of tries).
+func TestNotComplete(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log lockedBuffer
+		away := storage.E("scrub", storage.KindUnavailable, "tables", nil)
+		d := &fakeDisk{n: 2, failing: away, broken: map[segment.SegmentNo]error{2: away}}
+		w := New(d, time.Hour, slog.New(slog.NewTextHandler(&log, nil)))
+		go w.Run(t.Context())
+		time.Sleep(10 * time.Minute)
+		d.with(func() {
+			if n := len(d.read); n < 5 || n > 45 || slices.Index(d.read, 1) != 0 || slices.Contains(d.read[1:], 1) || len(d.from) != 0 {
+				t.Errorf("segments %v were read, and %d pieces of tables", d.read, len(d.from))
+			}
+			d.broken = nil
+		})
+		time.Sleep(10 * time.Minute)
+		d.with(func() {
+			if n := len(d.from); n < 5 || n > 45 || slices.ContainsFunc(d.from[1:], func(from []byte) bool { return !bytes.Equal(from, d.from[1]) }) {
+				t.Errorf("tables were asked for from %v", d.from)
+			}
+			d.failing = nil
+		})
+		if r := w.Report(); !r.LastPass.IsZero() || r.DamagedPages != 0 || r.DamagedSegments != 0 {
+			t.Errorf("a pass that is not complete: %+v", r)
+		}
+		if n := strings.Count(log.String(), "the scrub waits"); n != 2 {
+			t.Errorf("told %d times:\n%s", n, log.String())
+		}
+		time.Sleep(time.Minute)
+		if w.Report().LastPass.IsZero() {
+			t.Error("it has not ended")
+		}
+	})
+}
+
+// TestAskedAgain: what somebody asked for is read once more when it could not be for a reason that does not last.
+//
+// Guards: askAgain; removed once, and it was not read.
+func TestAskedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &fakeDisk{n: 2, broken: map[segment.SegmentNo]error{2: storage.E("scrub", storage.KindUnavailable, "tables", nil)}}
+		w := New(d, 0, slog.New(slog.DiscardHandler))
+		go w.Run(t.Context())
+		w.Ask(2)
+		time.Sleep(time.Minute)
+		d.with(func() {
+			if n := len(d.read); n < 2 || n > 5 {
+				t.Errorf("read %d times", n)
+			}
+			d.broken, d.read = nil, nil
+		})
+		time.Sleep(time.Minute)
+		d.with(func() {
+			if len(d.read) != 1 {
+				t.Errorf("read %d times afterwards", len(d.read))
+			}
+		})
+	})
+}
+
+// TestUnreadableSegment: a segment of which too little can be read is emptied, and the pass goes on behind it.
+func TestUnreadableSegment(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &fakeDisk{n: 3, broken: map[segment.SegmentNo]error{2: storage.E("read log", storage.KindIO, "2", nil)}}
+		w := New(d, time.Hour, slog.New(slog.DiscardHandler))
+		go w.Run(t.Context())
+		time.Sleep(30 * time.Minute)
+		if r := w.Report(); r.DamagedSegments != 1 || r.LastPass.IsZero() {
+			t.Errorf("%+v", r)
+		}
+	})
+}
+
+// TestListsNowAndThen: a pass lists the segments each minute, however many it reads meanwhile.
+//
+// Guards: list's look at the time; without it there was a list for each segment.
+func TestListsNowAndThen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &fakeDisk{n: 2000}
+		w := New(d, time.Hour, slog.New(slog.DiscardHandler))
+		go w.Run(t.Context())
+		time.Sleep(59 * time.Minute)
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if len(d.read) != 2000 || d.listed > 61 {
+			t.Errorf("%d segments were read, listed %d times", len(d.read), d.listed)
+		}
+	})
+}
+
+// stillDisk has many segments, all sound, and reads them in no time.
+type stillDisk struct {
+	*fakeDisk
+	infos []segment.SegmentInfo
+}
+
+func (d *stillDisk) Sealed() ([]segment.SegmentInfo, error) { return slices.Clone(d.infos), nil }
+
+func (d *stillDisk) Check(segment.SegmentNo, func(int64) error) (Found, error) { return Found{}, nil }
+
+// BenchmarkStep is what a step of a pass costs beside the read, by how many segments there are.
+func BenchmarkStep(b *testing.B) {
+	for _, n := range []int{1_000, 160_000} {
+		b.Run(strconv.Itoa(n), func(b *testing.B) {
+			d := &stillDisk{fakeDisk: &fakeDisk{}}
+			for i := range n {
+				d.infos = append(d.infos, segment.SegmentInfo{No: segment.SegmentNo(i + 1), UsedBytes: 64 * mib, State: segment.SegmentSealed})
+			}
+			w := New(d, time.Nanosecond, slog.New(slog.DiscardHandler))
+			for b.Loop() {
+				w.step(b.Context())
+			}
+		})
+	}
 }

@@ -137,6 +137,23 @@ func ParsePageKey(k []byte) (set SetID, v VersionKey, ok bool) {
 	}, true
 }
 
+// PageKeyAfter returns where the keys of pages begin that lie 2^step pages behind that of a page's key, or of its beginning, in whatever
+// volume or set that is; nil: behind all.
+func PageKeyAfter(key []byte, step int) []byte {
+	const end = PageKeyLen - 8 // the epoch does not count
+	out := append([]byte(nil), key[:min(len(key), end)]...)
+	out = append(out, make([]byte, end-len(out))...)
+	carry := uint(1) << (step % 8)
+	for i := end - 1 - step/8; i > 0 && carry != 0; i-- {
+		carry += uint(out[i])
+		out[i], carry = byte(carry), carry>>8
+	}
+	if carry != 0 {
+		return nil
+	}
+	return out
+}
+
 // indexKeyLen is the length of the keys that AppendIndexKey makes.
 const indexKeyLen = 1 + 8 + 8 + 8 + 4 + 1
 
