@@ -298,7 +298,7 @@ func (n *node) startPeers(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	n.peers, err = peer.New(peer.Config{Cluster: n.identity.Cluster, Self: n.identity.Node, Listener: n.listeners.peer,
+	n.peers, err = peer.New(peer.Config{Cluster: n.identity.Cluster, Self: n.identity.Node, Recovery: n.identity.Recovery, Listener: n.listeners.peer,
 		Resolve: func(id storage.NodeID) (string, bool) {
 			if n.control == nil {
 				return "", false

@@ -91,7 +91,7 @@ func (n *node) tellOthers(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	t, err := peer.New(peer.Config{Cluster: n.identity.Cluster, Self: n.identity.Node, TLS: tlsConfig, Speaker: n.speaker, Logger: n.logger})
+	t, err := peer.New(peer.Config{Cluster: n.identity.Cluster, Self: n.identity.Node, Recovery: n.identity.Recovery, TLS: tlsConfig, Speaker: n.speaker, Logger: n.logger})
 	if err != nil {
 		return err
 	}

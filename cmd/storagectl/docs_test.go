@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -74,6 +75,35 @@ func TestCompletionScripts(t *testing.T) {
 		if got := r.must("completion", shell); !strings.Contains(got, want) || !strings.Contains(got, "__complete") {
 			t.Errorf("the script for %s does not look like one: %.200s", shell, got)
 		}
+	}
+}
+
+// TestCommandsOfTheRunbook: every command of storagectl in docs/runbook.md exists, with its flags and as many arguments.
+func TestCommandsOfTheRunbook(t *testing.T) {
+	book, err := os.ReadFile("../../docs/runbook.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := 0
+	for line := range strings.Lines(string(book)) {
+		words := strings.Fields(line)
+		if len(words) < 2 || words[0] != "storagectl" {
+			continue
+		}
+		found++
+		c, rest, err := newRoot(newApp(strings.NewReader(""), io.Discard, io.Discard)).Find(words[1:])
+		if err == nil {
+			err = c.ParseFlags(rest)
+		}
+		if err == nil {
+			err = c.ValidateArgs(c.Flags().Args())
+		}
+		if err != nil || !c.Runnable() || c.HasSubCommands() {
+			t.Errorf("%s: %v", strings.TrimSpace(line), err)
+		}
+	}
+	if found < 20 {
+		t.Errorf("%d commands were found: the pattern is wrong", found)
 	}
 }
 

@@ -69,7 +69,7 @@ func rootCommand() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(serveCommand(), gatewayCommand(), helperCommand(), checkCommand(), csiCommand(), dockerCommand(), versionCommand(), docsCommand())
+	root.AddCommand(serveCommand(), gatewayCommand(), helperCommand(), checkCommand(), recoverCommand(), csiCommand(), dockerCommand(), versionCommand(), docsCommand())
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usageError(c, err) })
 	return root
 }

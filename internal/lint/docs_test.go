@@ -200,3 +200,63 @@ func TestRaftTraps(t *testing.T) {
 		t.Errorf("docs/raft-traps.md lists %d traps: the pattern is wrong", traps)
 	}
 }
+
+var (
+	alertName  = regexp.MustCompile(`(?m)^\s+- alert: (\w+)$`)
+	runbookURL = regexp.MustCompile(`(?m)^\s+runbook_url: "https://github\.com/storaged/storaged/blob/main/docs/runbook\.md#(\w+)"$`)
+	// triedBy are the tests that a row of the runbook's disasters names.
+	triedBy = regexp.MustCompile("`(Test\\w+)`")
+)
+
+// TestRunbook: every alert has an entry in docs/runbook.md, which its annotation leads to, and no entry is of an alert that is not there. The
+// tests that the disasters name exist.
+func TestRunbook(t *testing.T) {
+	root := moduleRoot(t)
+	read := func(path string) string {
+		b, err := os.ReadFile(filepath.Join(root, path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	rules, book := read("deploy/prometheus/alerts.yml"), read("docs/runbook.md")
+	entries := map[string]bool{}
+	for _, m := range regexp.MustCompile(`(?m)^### (Storaged\w+)$`).FindAllStringSubmatch(book, -1) {
+		entries[m[1]] = true
+	}
+	rule := strings.Split(rules, "- alert: ")[1:]
+	for _, text := range rule {
+		name, _, _ := strings.Cut(text, "\n")
+		if !entries[name] {
+			t.Errorf("the runbook has no entry for alert %s", name)
+		}
+		delete(entries, name)
+		m := runbookURL.FindStringSubmatch(text)
+		if m == nil || m[1] != strings.ToLower(name) {
+			t.Errorf("runbook_url of alert %s does not lead to its entry", name)
+		}
+	}
+	for name := range entries {
+		t.Errorf("the runbook has an entry for %s, which is no alert", name)
+	}
+	if len(rule) < 10 || len(alertName.FindAllString(rules, -1)) != len(rule) {
+		t.Errorf("%d alerts: the pattern is wrong", len(rule))
+	}
+	tests := map[string]bool{}
+	for path, text := range documents(t, "_test.go") {
+		if strings.HasPrefix(path, root) {
+			for _, m := range regexp.MustCompile(`(?m)^func (Test\w+)\(`).FindAllStringSubmatch(text, -1) {
+				tests[m[1]] = true
+			}
+		}
+	}
+	named := triedBy.FindAllStringSubmatch(book, -1)
+	for _, m := range named {
+		if !tests[m[1]] {
+			t.Errorf("the runbook names the test %s, which does not exist", m[1])
+		}
+	}
+	if len(named) < 5 {
+		t.Errorf("the runbook names %d tests: the pattern is wrong", len(named))
+	}
+}

@@ -21,6 +21,8 @@ type Config struct {
 	Cluster storage.ClusterID
 	// Self is this node; 0 while it has no id yet: then only CallAddr works.
 	Self storage.NodeID
+	// Recovery is the recovery of the cluster that this node follows, 0: none. Members that follow another one are refused on both sides.
+	Recovery uint32
 	// Client makes this the Transport of a gateway outside of the nodes: Self is 0, there is no Listener, Cluster is
 	// required. It may call the methods that serve gateways, at any node.
 	Client bool

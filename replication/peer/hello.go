@@ -43,6 +43,8 @@ type hello struct {
 	speaker Speaker
 	// speaks are the versions that the speaker knows. In an answer with any code but helloWrongVersion it is the one chosen.
 	speaks versions
+	// recovery is the recovery that the speaker follows, 0: none; see Config.Recovery.
+	recovery uint32
 }
 
 // Speaker is the process that says a hello. In an answer of helloSecondProcess it is the process that was there before.
@@ -77,6 +79,7 @@ const (
 	helloSecondProcess helloCode = 24
 	helloSilent        helloCode = 25
 	helloWithoutRoom   helloCode = 26
+	helloOtherRecovery helloCode = 27
 )
 
 func (h *hello) appendTo(b []byte, magic string) []byte {
@@ -97,7 +100,7 @@ func (h *hello) appendTo(b []byte, magic string) []byte {
 	b = appendText(b, s.Process, MaxProcessBytes)
 	b = binary.LittleEndian.AppendUint16(b, h.speaks.min)
 	b = binary.LittleEndian.AppendUint16(b, h.speaks.max)
-	b = append(b, 0, 0, 0, 0)
+	b = binary.LittleEndian.AppendUint32(b, h.recovery)
 	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b[at:], castagnoli))
 }
 
@@ -155,6 +158,7 @@ func parseHello(b []byte, magic string) (h hello, err error) {
 	if h.speaker.Process, err = parseText(b[69+MaxAddressBytes : 70+MaxAddressBytes+MaxProcessBytes]); err != nil {
 		return h, err
 	}
+	h.recovery = binary.LittleEndian.Uint32(b[helloBytes-8:])
 	h.speaks, err = parseVersions(b[70+MaxAddressBytes+MaxProcessBytes:], h.layout)
 	return h, err
 }
@@ -213,6 +217,32 @@ func (h *hello) judge(cluster storage.ClusterID, self storage.NodeID, own versio
 	return helloAccepted
 }
 
+// follows returns helloOtherRecovery if the speaker is a member that follows another recovery than this side. Gateways and nodes without
+// an id follow none.
+func (h *hello) follows(recovery uint32) helloCode {
+	if h.from != 0 && h.recovery != recovery {
+		return helloOtherRecovery
+	}
+	return helloAccepted
+}
+
+// RecoveryError says that a node follows another recovery of the cluster than its peer: one of the two must not run with what it has.
+type RecoveryError struct{ Own, Peer uint32 }
+
+// Error implements error.
+func (e *RecoveryError) Error() string {
+	if e.Peer == 0 {
+		return fmt.Sprintf("the cluster was recovered (%08x) without the peer, which has what it had before: stop it, and run `storaged recover "+
+			"--follow` on its data directory, or start it with an empty one and --join HOST", e.Own)
+	}
+	own := "what it had before"
+	if e.Own != 0 {
+		own = fmt.Sprintf("recovery %08x", e.Own)
+	}
+	return fmt.Sprintf("the cluster was recovered (%08x) without this node, which has %s: stop it, and run `storaged recover --follow` on its "+
+		"data directory, or start it with an empty one and --join HOST", e.Peer, own)
+}
+
 // refusal turns the answer to a hello into an error, nil if the hello was accepted by the node it was meant for.
 func (h *hello) refusal(sent hello) error {
 	switch {
@@ -223,6 +253,10 @@ func (h *hello) refusal(sent hello) error {
 	case h.code == helloWrongCluster || !sent.cluster.IsZero() && h.cluster != sent.cluster:
 		return storage.E("", storage.KindPermission, "", fmt.Errorf(
 			"the peer belongs to cluster %v, this node to cluster %v", h.cluster, sent.cluster))
+	case h.code == helloOtherRecovery, h.code == helloAccepted && sent.from != 0 && h.recovery != sent.recovery:
+		// Guards I7: whoever has the logs of before must be counted by nobody who goes on without them. A build that knows no recoveries
+		// answers with none, and accepts.
+		return storage.E("", storage.KindPermission, "", &RecoveryError{Own: sent.recovery, Peer: h.recovery})
 	case h.code == helloSecondProcess:
 		return storage.E("", storage.KindConflict, "", &SecondProcessError{Node: sent.from, Other: h.speaker})
 	case h.code == helloWrongNode || sent.to != 0 && h.from != sent.to:

@@ -407,6 +407,17 @@ func TestJudge(t *testing.T) {
 	if got := good.judge(storage.ClusterID{}, 0, known); got != helloWithoutNodeID {
 		t.Errorf("a node without a cluster answers with code %d", got)
 	}
+	for _, c := range []struct {
+		from      storage.NodeID
+		own, says uint32
+		want      helloCode
+	}{{9, 0, 0, helloAccepted}, {9, 7, 7, helloAccepted}, {9, 7, 0, helloOtherRecovery}, {9, 0, 7, helloOtherRecovery}, {9, 7, 8, helloOtherRecovery}, {0, 7, 0, helloAccepted}} {
+		h := good
+		h.from, h.recovery = c.from, c.says
+		if got := h.follows(c.own); got != c.want {
+			t.Errorf("a node %d that follows recovery %d, where %d is followed: code %d, want %d", c.from, c.says, c.own, got, c.want)
+		}
+	}
 	good.cluster = storage.ClusterID{}
 	if got := good.judge(testCluster, 2, known); got != helloWrongCluster {
 		t.Errorf("a member without a cluster: code %d", got)

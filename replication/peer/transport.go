@@ -381,7 +381,7 @@ func (t *Transport) accepted(s *connSet, lane Lane, nc net.Conn, sent, answer he
 // hello returns what this node says first on a connection.
 func (t *Transport) hello(lane Lane, code helloCode, to storage.NodeID, nonce uint64) hello {
 	return hello{layout: helloLayout, lane: lane, code: code, cluster: t.cfg.Cluster, from: t.cfg.Self, to: to,
-		nonce: nonce, speaker: t.cfg.Speaker, speaks: t.cfg.speaks}
+		nonce: nonce, speaker: t.cfg.Speaker, speaks: t.cfg.speaks, recovery: t.cfg.Recovery}
 }
 
 // dial opens a connection to an address and exchanges hellos. It closes the connection on an error, and not when the answer
@@ -524,6 +524,9 @@ func (t *Transport) answerHello(raw net.Conn, lobby bool) error {
 		return err
 	}
 	code := h.judge(t.cfg.Cluster, t.cfg.Self, t.cfg.speaks)
+	if code == helloAccepted {
+		code = h.follows(t.cfg.Recovery) // I7
+	}
 	if code == helloAccepted && h.code != helloClient && forClients(nc) {
 		code = helloClientsOnly
 	}
@@ -556,6 +559,9 @@ func (t *Transport) answerHello(raw net.Conn, lobby bool) error {
 		// Closing with bytes unread would reset the connection, and the answer might not arrive.
 		_, _ = io.Copy(io.Discard, io.LimitReader(nc, maxForeignHello))
 		return versionsError(t.cfg.speaks, h.speaks)
+	}
+	if code == helloOtherRecovery {
+		return &RecoveryError{Own: t.cfg.Recovery, Peer: h.recovery}
 	}
 	if code != helloAccepted {
 		return fmt.Errorf("hello with code %d: cluster %v, from node %v to node %v", code, h.cluster, h.from, h.to)

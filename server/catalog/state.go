@@ -250,6 +250,8 @@ func (s *State) putNode(n storage.Node) {
 
 func (s *State) putGroup(g storage.Group) { s.groups[g.ID] = &g }
 
+func (s *State) dropGroup(id storage.GroupID) { delete(s.groups, id) }
+
 func (s *State) putVolume(v storage.Volume) {
 	if old, ok := s.volumes[v.ID]; ok {
 		s.unindexVolume(old)

@@ -333,7 +333,7 @@ func (c *Controller) serveJoin(ctx context.Context, from storage.NodeID, body []
 	if result.Err != nil {
 		return failed(result.Err)
 	}
-	join := JoinResponse{Node: result.Node, Addrs: map[storage.NodeID]string{}}
+	join := JoinResponse{Node: result.Node, Addrs: map[storage.NodeID]string{}, Recovery: c.id.Recovery}
 	c.fsm.view(func(s *catalog.State) {
 		join.Cluster, join.HeartbeatTimeout = s.Cluster().ID.String(), s.Cluster().HeartbeatTimeout
 		for _, n := range s.Nodes() {

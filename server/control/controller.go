@@ -56,6 +56,9 @@ func Open(cfg Config) (*Controller, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := id.Usable(cfg.Dir); err != nil {
+		return nil, err
+	}
 	addresses, err := openBook(cfg.FS, cfg.Dir)
 	if err != nil {
 		return nil, err
@@ -373,7 +376,7 @@ func SaveJoin(cfg Config, r JoinResponse) (Identity, error) {
 	if len(r.Addrs) > catalog.MaxNodes {
 		return Identity{}, storage.E("join", storage.KindInvalid, "", fmt.Errorf("%d nodes", len(r.Addrs)))
 	}
-	id := Identity{Cluster: cluster, Node: r.Node, HeartbeatTimeout: r.HeartbeatTimeout}
+	id := Identity{Cluster: cluster, Node: r.Node, HeartbeatTimeout: r.HeartbeatTimeout, Recovery: r.Recovery}
 	if err := SaveIdentity(cfg.FS, cfg.Dir, id); err != nil {
 		return Identity{}, err
 	}

@@ -35,6 +35,19 @@ type Identity struct {
 	HeartbeatTimeout time.Duration
 	// Bootstrap is set on the node that made the cluster, with the settings it was made with.
 	Bootstrap *catalog.Cluster
+	// Recovery is the recovery of the cluster that the node follows (Recover, Follow), 0: none.
+	Recovery uint32
+	// Unfinished is set while the directory is being changed by one: the node does not run with what is in it.
+	Unfinished bool
+}
+
+// Usable returns why a node does not run with the directory: a recovery was begun in it and did not end. KindConflict.
+func (id Identity) Usable(dir string) error {
+	if !id.Unfinished {
+		return nil
+	}
+	return storage.E("start", storage.KindConflict, dir, fmt.Errorf("a recovery (%08x) was begun here and did not end: run `storaged recover` once more, "+
+		"with the same flags", id.Recovery))
 }
 
 // NewCluster is the identity of the first node of a new cluster. Zero settings take the catalog's defaults.
@@ -55,6 +68,22 @@ type identityJSON struct {
 	Node             storage.NodeID   `json:"node"`
 	HeartbeatTimeout time.Duration    `json:"heartbeat_timeout_ns"`
 	Bootstrap        *catalog.Cluster `json:"bootstrap,omitempty"`
+	// What follows came with version 2, which is written when there is any of it: builds that do not know it must not run here.
+	Recovery   uint32 `json:"recovery,omitempty"`
+	Unfinished bool   `json:"unfinished,omitempty"`
+}
+
+// recoveryVersion is the version of the file from which on it says which recovery is followed.
+const recoveryVersion = 2
+
+// writeIdentity replaces what a directory says of its node.
+func writeIdentity(fsys vfs.FS, dir string, id Identity) error {
+	w := identityJSON{Version: fileVersion, Cluster: id.Cluster.String(), Node: id.Node, HeartbeatTimeout: id.HeartbeatTimeout,
+		Bootstrap: id.Bootstrap, Recovery: id.Recovery, Unfinished: id.Unfinished}
+	if id.Recovery != 0 || id.Unfinished {
+		w.Version = recoveryVersion
+	}
+	return writeJSON(fsys, dir, identityFile, w)
 }
 
 // SaveIdentity writes the identity into dir, which is created. A directory that has another identity is refused.
@@ -78,8 +107,7 @@ func SaveIdentity(fsys vfs.FS, dir string, id Identity) error {
 	if err := diskio.SyncDir(fsys, fsys.PathDir(dir)); err != nil { // the directory may be new
 		return storage.E(op, storage.KindIO, dir, err)
 	}
-	return writeJSON(fsys, dir, identityFile, identityJSON{Version: fileVersion, Cluster: id.Cluster.String(), Node: id.Node,
-		HeartbeatTimeout: id.HeartbeatTimeout, Bootstrap: id.Bootstrap})
+	return writeIdentity(fsys, dir, id)
 }
 
 // LoadIdentity reads the identity in dir: KindNotFound if there is none, KindCorrupt if it cannot be read.
@@ -89,15 +117,16 @@ func LoadIdentity(fsys vfs.FS, dir string) (Identity, error) {
 	if err := readJSON(fsys, dir, identityFile, &w); err != nil {
 		return Identity{}, err
 	}
-	if w.Version != fileVersion {
-		return Identity{}, storage.E(op, storage.KindUnsupported, dir, fmt.Errorf("version %d, this storaged knows %d",
-			w.Version, fileVersion))
+	if w.Version < fileVersion || w.Version > recoveryVersion {
+		return Identity{}, storage.E(op, storage.KindUnsupported, dir, fmt.Errorf("version %d, this storaged knows %d to %d",
+			w.Version, fileVersion, recoveryVersion))
 	}
 	cluster, err := storage.ParseClusterID(w.Cluster)
 	if err != nil || cluster.IsZero() || w.Node == 0 || w.HeartbeatTimeout <= 0 {
 		return Identity{}, storage.E(op, storage.KindCorrupt, dir, errors.New("cluster, node or heartbeat timeout is missing"))
 	}
-	return Identity{Cluster: cluster, Node: w.Node, HeartbeatTimeout: w.HeartbeatTimeout, Bootstrap: w.Bootstrap}, nil
+	return Identity{Cluster: cluster, Node: w.Node, HeartbeatTimeout: w.HeartbeatTimeout, Bootstrap: w.Bootstrap, Recovery: w.Recovery,
+		Unfinished: w.Unfinished}, nil
 }
 
 // writeJSON replaces a file.

@@ -75,6 +75,8 @@ type JoinResponse struct {
 	Node             storage.NodeID            `json:"node"`
 	HeartbeatTimeout time.Duration             `json:"heartbeat_timeout_ns"`
 	Addrs            map[storage.NodeID]string `json:"addrs"` // peer addresses of all nodes
+	// Recovery is the one that the cluster follows, 0: none. A build that does not know it is refused by all nodes then.
+	Recovery uint32 `json:"recovery,omitempty"`
 }
 
 // reply is the answer to every method: Err, or what the method answers.

@@ -56,6 +56,9 @@ func Settle(ctx context.Context, c Config) (control.Identity, error) {
 	id, err := control.LoadIdentity(vfs.Default, c.Dir.Catalog())
 	switch {
 	case err == nil:
+		if err := id.Usable(string(c.Dir)); err != nil {
+			return id, err
+		}
 		return id, c.checkCluster(ctx, id.Cluster)
 	case !errors.Is(err, storage.ErrNotFound):
 		return id, err
