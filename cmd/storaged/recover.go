@@ -62,7 +62,9 @@ First it says what it found, and what would become of it. Nothing is changed wit
 }
 
 func (f *recoverFlags) run(ctx context.Context, out io.Writer) (err error) {
-	invalid := func(subject, text string) error { return storage.E("recover", storage.KindInvalid, subject, errors.New(text)) }
+	invalid := func(subject, text string) error {
+		return storage.E("recover", storage.KindInvalid, subject, errors.New(text))
+	}
 	switch {
 	case f.dir == "":
 		return invalid("--data-dir", "it is missing: say which node's directory it is")
