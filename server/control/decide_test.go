@@ -398,7 +398,22 @@ func TestIdentity(t *testing.T) {
 			t.Errorf("%q is an identity: %v", text, err)
 		}
 	}
-	write(t, mem, "/e", identityFile, `{"version":2}`)
+	const whole = `"cluster":"01000000-0000-0000-0000-000000000000","node":1,"heartbeat_timeout_ns":1`
+	for text, want := range map[string]Identity{`{"version":1,` + whole + `}`: {}, `{"version":2,` + whole + `,"recovery":7}`: {Recovery: 7},
+		`{"version":2,` + whole + `,"recovery":7,"unfinished":true}`: {Recovery: 7, Unfinished: true}} {
+		write(t, mem, "/e", identityFile, text)
+		if got, err := LoadIdentity(mem, "/e"); err != nil || got.Recovery != want.Recovery || got.Unfinished != want.Unfinished {
+			t.Errorf("%s: %+v, %v", text, got, err)
+		}
+	}
+	// A build that knows no recoveries reads version 1, and must not run where there was one.
+	for _, text := range []string{`{"version":2,` + whole + `}`, `{"version":1,` + whole + `,"recovery":7}`} {
+		write(t, mem, "/e", identityFile, text)
+		if _, err := LoadIdentity(mem, "/e"); !errors.Is(err, storage.ErrCorrupt) {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+	write(t, mem, "/e", identityFile, `{"version":3}`)
 	if _, err := LoadIdentity(mem, "/e"); !errors.Is(err, storage.ErrUnsupported) {
 		t.Errorf("a later version: %v", err)
 	}

@@ -80,7 +80,7 @@ const recoveryVersion = 2
 func writeIdentity(fsys vfs.FS, dir string, id Identity) error {
 	w := identityJSON{Version: fileVersion, Cluster: id.Cluster.String(), Node: id.Node, HeartbeatTimeout: id.HeartbeatTimeout,
 		Bootstrap: id.Bootstrap, Recovery: id.Recovery, Unfinished: id.Unfinished}
-	if id.Recovery != 0 || id.Unfinished {
+	if id.Recovery != 0 {
 		w.Version = recoveryVersion
 	}
 	return writeJSON(fsys, dir, identityFile, w)
@@ -120,6 +120,9 @@ func LoadIdentity(fsys vfs.FS, dir string) (Identity, error) {
 	if w.Version < fileVersion || w.Version > recoveryVersion {
 		return Identity{}, storage.E(op, storage.KindUnsupported, dir, fmt.Errorf("version %d, this storaged knows %d to %d",
 			w.Version, fileVersion, recoveryVersion))
+	}
+	if (w.Recovery != 0) != (w.Version == recoveryVersion) {
+		return Identity{}, storage.E(op, storage.KindCorrupt, dir, fmt.Errorf("recovery %d in version %d", w.Recovery, w.Version))
 	}
 	cluster, err := storage.ParseClusterID(w.Cluster)
 	if err != nil || cluster.IsZero() || w.Node == 0 || w.HeartbeatTimeout <= 0 {

@@ -178,3 +178,52 @@ func TestCatalogFromBackup(t *testing.T) {
 	l.awaitMore(t, 100)
 	l.end(t, c.Node(2), "later")
 }
+
+// TestTwoOfFourLost: of four nodes two are lost for good, with the majority of the catalog and of some groups. The recovery begins on one of
+// the others and the last one follows: groups that have two voters left go on, those with one go on alone, and nothing is lost. A new
+// node makes three copies of everything again.
+func TestTwoOfFourLost(t *testing.T) {
+	c := clustertest.Start(t, clustertest.Options{Binary: *storagedFlag, Nodes: 4})
+	if err := c.CreateVolume(t.Context(), volumeName, volumeBytes); err != nil {
+		t.Fatal(err)
+	}
+	data := writeOut(t, c.Node(0), 16)
+	for _, n := range c.Nodes() {
+		if err := n.Kill(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first, second := c.Node(0), c.Node(3)
+	out := recovered(t, first, "--lost", "node2,id:3", "--yes")
+	token := regexp.MustCompile(`--follow (\S+)`).FindStringSubmatch(out)
+	if token == nil || !strings.Contains(out, "now, on each other node that is left (node4)") {
+		t.Fatalf("it does not say what the last node is to do:\n%s", out)
+	}
+	if err := c.LaunchNode(0); err != nil { // some of its groups wait for the other node, so it is not ready yet
+		t.Fatal(err)
+	}
+	follows := recovered(t, second, "--follow", token[1], "--yes")
+	if strings.Count(out+follows, "becomes the only voter") == 0 || !strings.Contains(out+follows, "go on as they are") {
+		t.Errorf("no group goes on alone, or none goes on as it is")
+	}
+	if err := c.StartNode(t.Context(), 3); err != nil {
+		t.Fatal(err)
+	}
+	if err := first.WaitReady(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	readBack(t, c, data)
+	if err := c.Node(1).Wipe(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.StartNodeBy(t.Context(), 1, c.Node(1).CommandLine(first.Peer)); err != nil {
+		t.Fatal(err)
+	}
+	clustertest.WaitFull(t, c)
+	awaitHealthy(t, c)
+	readBack(t, c, data)
+	if err := first.Kill(); err != nil { // what began anew is not needed any more
+		t.Fatal(err)
+	}
+	readBack(t, c, data)
+}
