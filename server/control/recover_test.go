@@ -44,6 +44,22 @@ func threeStopped(t *testing.T) *cluster {
 
 func (k *cluster) path(id storage.NodeID) string { return filepath.Join(k.dir, id.String()) }
 
+// wantBegun wants a node's catalog to be one snapshot and nothing else.
+func (k *cluster) wantBegun(id storage.NodeID) {
+	k.t.Helper()
+	bolt, snaps, err := openFiles(k.path(id), hclog.NewNullLogger())
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	defer bolt.Close()
+	if first, err := bolt.FirstIndex(); err != nil || first != 0 {
+		k.t.Errorf("the log still begins at %d, %v", first, err)
+	}
+	if list, err := snaps.List(); err != nil || len(list) != 1 || list[0].Index < 1<<32 {
+		k.t.Errorf("snapshots %v, %v; want the one to begin with", list, err)
+	}
+}
+
 // TestCatalogBeginsAnew: of three voters one is lost. The catalog begins anew on one of the others, which leads at once by itself, and the third
 // gets it. What was made before is there, what is made next has numbers far ahead. Guards: the term that is stored (without it the node elects
 // itself in a term that is over), and the end of older snapshots and of the log.
@@ -68,6 +84,7 @@ func TestCatalogBeginsAnew(t *testing.T) {
 	if s, err := ReadCopyFrom(old, c.Identity.Cluster); err != nil || s.Applied() != c.State.Applied() {
 		t.Errorf("what is kept: %v", err)
 	}
+	k.wantBegun(1)
 	if _, err := Follow(k.path(3), 7); err != nil {
 		t.Fatal(err)
 	}
@@ -120,7 +137,10 @@ func TestUnfinishedRecovery(t *testing.T) {
 	_, cfg.Transport = raft.NewInmemTransport("1")
 	cfg.Report = func() placement.NodeReport { return placement.NodeReport{} }
 	if c, err := Open(cfg); !errors.Is(err, storage.ErrConflict) {
-		t.Errorf("it is opened: %v, %v", c, err)
+		if c != nil {
+			err = c.Close()
+		}
+		t.Fatalf("it is opened: %v", err)
 	}
 	c, err := ReadCopy(k.path(1))
 	if err != nil {
@@ -181,6 +201,7 @@ func TestBeginWithABackup(t *testing.T) {
 	if _, err := unread.Begin(k.path(1), c.State, []storage.NodeID{2, 3}, 9, time.Now()); err != nil {
 		t.Fatal(err)
 	}
+	k.wantBegun(1)
 	first := k.startNode(1)
 	k.until("it leads by itself", func() bool { return first.leading() != nil })
 	if first.Term() <= 91 || first.Voters() != 1 {

@@ -1,11 +1,19 @@
 package recovery
 
 import (
+	"context"
+	"errors"
+	"net"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication"
+	"github.com/storaged/storaged/server/catalog"
+	"github.com/storaged/storaged/server/catalog/catalogtest"
+	"github.com/storaged/storaged/server/control"
 )
 
 func survivor(self storage.NodeID, voters ...storage.NodeID) replication.Survivor {
@@ -65,5 +73,92 @@ func TestToken(t *testing.T) {
 		if _, _, err := parseToken(text); storage.KindOf(err) != storage.KindInvalid {
 			t.Errorf("%q is understood: %v", text, err)
 		}
+	}
+}
+
+// copyOf is what node 1 has of a catalog with nodes a, b and c, and group 1 on all, 2 on b alone, and a volume in each.
+func copyOf(t *testing.T) *catalog.State {
+	c := catalogtest.New(t)
+	c.Cluster(1)
+	at := time.Unix(1_900_000_000, 0).UTC()
+	for i, name := range []string{"b", "3"} {
+		c.Must(catalog.AddNode{Name: name, Addrs: storage.Addrs{Peer: name + ":7001"}, At: at, Stores: []storage.Store{{ID: storage.StoreID{byte(i + 2)}, CapacityBytes: 1 << 40}}})
+		r := c.Must(catalog.PlanReplica{Group: 1, Node: storage.NodeID(i + 2), Store: storage.StoreID{byte(i + 2)}}).Replica
+		c.Must(catalog.SetReplica{Group: 1, Key: r, Role: storage.RoleVoter})
+	}
+	c.Must(catalog.AddNode{Name: "d", Addrs: storage.Addrs{Peer: "d:7001"}, At: at, Stores: []storage.Store{{ID: storage.StoreID{9}, CapacityBytes: 1 << 40}}})
+	c.Must(catalog.CreateVolume{Name: "everywhere", SizeBytes: 1 << 30, At: at})
+	c.Must(catalog.AddGroup{Group: 2, Node: 2, Store: storage.StoreID{2}})
+	c.Must(catalog.SetGroupReady{Group: 2})
+	c.Must(catalog.CreateVolume{Name: "striped", SizeBytes: 1 << 30, Groups: 2, At: at})
+	return c.Leader
+}
+
+// TestLostNodesByName: a node is named by its name or id; what is both, or neither, is refused.
+func TestLostNodesByName(t *testing.T) {
+	r := &Recovery{copy: &control.Copy{Identity: control.Identity{Node: 1}}, from: copyOf(t)}
+	for text, want := range map[string][]storage.NodeID{"b": {2}, "2": {2}, "b 2 d": {2, 4}, "name:3": {3}, "id:4": {4}, "d b": {2, 4}} {
+		if got, err := r.nodes(strings.Fields(text)); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%s: %v, %v; want %v", text, got, err, want)
+		}
+	}
+	for _, word := range []string{"x", "7", "id:b", "name:2", ""} {
+		if got, err := r.nodes([]string{word}); storage.KindOf(err) != storage.KindInvalid {
+			t.Errorf("%q: %v, %v", word, got, err)
+		}
+	}
+}
+
+// TestWhatIsGone: groups without any voter that is left are told, with the volumes in them; with a majority of everything nothing is to be
+// recovered.
+func TestWhatIsGone(t *testing.T) {
+	for _, c := range []struct {
+		lost    []storage.NodeID
+		needed  bool
+		groups  []storage.GroupID
+		volumes []string
+	}{
+		{[]storage.NodeID{4}, false, nil, nil},
+		{[]storage.NodeID{3}, false, nil, nil},
+		{[]storage.NodeID{2}, true, []storage.GroupID{2}, []string{"striped"}},
+		{[]storage.NodeID{3, 4}, true, nil, nil}, // the catalog's votes
+		{[]storage.NodeID{1, 2, 3}, true, []storage.GroupID{1, 2}, []string{"everywhere", "striped"}},
+	} {
+		state := copyOf(t)
+		r := &Recovery{copy: &control.Copy{Identity: control.Identity{Node: 1}, State: state, Voters: []storage.NodeID{1, 3, 4}}, from: state, lost: c.lost}
+		groups, volumes := r.gone()
+		if got := r.needed(); got != c.needed || !slices.Equal(groups, c.groups) || !slices.Equal(volumes, c.volumes) {
+			t.Errorf("without %v: needed %v, gone %v %v; want %v, %v %v", c.lost, got, groups, volumes, c.needed, c.groups, c.volumes)
+		}
+		var text strings.Builder
+		r.Describe(&text)
+		if said := strings.Contains(text.String(), "what they held is lost"); said != (len(c.groups) > 0) {
+			t.Errorf("without %v it says:\n%s", c.lost, text.String())
+		}
+	}
+}
+
+// TestNodesThatRun: a first node goes on only when no other takes connections, unless it is told to.
+func TestNodesThatRun(t *testing.T) {
+	state := copyOf(t)
+	r := &Recovery{copy: &control.Copy{Identity: control.Identity{Node: 1}, State: state, Voters: []storage.NodeID{1, 2, 3}}, from: state, lost: []storage.NodeID{2, 3}}
+	up := map[string]bool{"b:7001": true, "d:7001": true}
+	r.cfg.Dial = func(_ context.Context, addr string) (net.Conn, error) {
+		if !up[addr] {
+			return nil, errors.New("connection refused")
+		}
+		ours, theirs := net.Pipe()
+		return ours, theirs.Close()
+	}
+	if err := r.Allowed(t.Context()); storage.KindOf(err) != storage.KindConflict || !strings.Contains(err.Error(), "other nodes run: b, d") {
+		t.Errorf("while two others run: %v", err)
+	}
+	r.cfg.Force = true
+	if err := r.Allowed(t.Context()); err != nil {
+		t.Errorf("with --force: %v", err)
+	}
+	r.cfg.Force, up = false, nil
+	if err := r.Allowed(t.Context()); err != nil {
+		t.Errorf("while no other runs: %v", err)
 	}
 }

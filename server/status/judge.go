@@ -16,6 +16,9 @@ import (
 	"github.com/storaged/storaged/server/placement"
 )
 
+// goOnWithout ends the next step of what has no majority.
+const goOnWithout = "; if they are lost for good, `storaged recover` goes on without them (docs/runbook.md)"
+
 // status sums the picture up and judges it.
 func (p *picture) status() api.Status {
 	s := api.Status{ReplicasWanted: p.cluster.Replicas, GroupsTotal: len(p.groups), Volumes: len(p.volumes), UsableBytes: p.usable,
@@ -118,7 +121,7 @@ func (p *picture) judgeCatalog() (rs []api.Reason) {
 			"the node then goes on by itself. Keep its data directory")
 	case p.fresh.Leader == 0:
 		add(api.HealthCritical, "catalog", "it has no leader; "+p.copyAge(),
-			"bring up nodes until a majority runs; `storagectl node list` shows them")
+			"bring up nodes until a majority runs; `storagectl node list` shows them"+goOnWithout)
 	case p.alone:
 		add(api.HealthDegraded, "catalog", "its leader does not answer; what follows is from this node's copy", "")
 	}
@@ -484,7 +487,7 @@ func (sums groupSums) judge(copies, nodes int) (rs []api.Reason) {
 			NextStep: "nothing while a majority of each group is up: the replicas are made again; run `storaged check`, and do not trust the disk"})
 	}
 	add(api.HealthCritical, sums.leaderless, "no leader: their extents cannot be read or written",
-		"bring up the nodes that hold them; `storagectl group list` shows which")
+		"bring up the nodes that hold them; `storagectl group list` shows which"+goOnWithout)
 	if nodes >= copies {
 		add(api.HealthDegraded, sums.short, fmt.Sprintf("fewer than %d of their voters are up", copies), "")
 	}

@@ -114,11 +114,11 @@ func TestJudgement(t *testing.T) {
 		startingStep    = " > wait a moment; if it stays so, look at the other reasons, and at the log of the node that leads the catalog"
 		unheardStep     = " > look whether storaged runs there, and whether the nodes reach each other's peer addresses"
 		startStep       = " > start storaged there, and look at its log; if its address has changed, start it with --join and the address of a node that is up"
-		majorityStep    = " > bring up nodes until a majority runs; `storagectl node list` shows them"
+		majorityStep    = " > bring up nodes until a majority runs; `storagectl node list` shows them" + goOnWithout
 		catalogRoomStep = " > make room on the file system of this node's data directory: remove what does not belong there, or enlarge it; the node then goes on by itself. Keep its data directory"
 		damagedStep     = " > nothing while a majority of each group is up: the replicas are made again; run `storaged check`, and do not trust the disk"
 		roomStepText    = " > discard what is not used (fstrim), delete volumes, or make its file system larger"
-		leaderStep      = " > bring up the nodes that hold them; `storagectl group list` shows which"
+		leaderStep      = " > bring up the nodes that hold them; `storagectl group list` shows which" + goOnWithout
 		unready         = "not ready: group 1: being made; group 2: 65 entries behind > wait before you stop another node; http://"
 	)
 	second := peer.Speaker{Process: "copy/7", Address: "b2:7001"}

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -27,73 +28,62 @@ func recovered(t *testing.T, n *testcluster.Node, args ...string) string {
 }
 
 // TestTwoOfThreeLost goes by the runbook: two of three nodes lose their disks for good. The third goes on alone with everything that was
-// acknowledged, new nodes join, and every group has three copies again. One of the lost, which comes back with its old directory after
-// all, is refused and changes nothing.
+// acknowledged, new nodes join, and every group has three copies again. Both of the lost come back with their old directories in between, a
+// majority of before: they are refused, and change nothing of what goes on without them.
 func TestTwoOfThreeLost(t *testing.T) {
 	c := startWithVolume(t, nil)
-	data := writeOut(t, c.Node(0), 8)
-	left := c.Node(2)
-	if exit, out := runStoraged(t, "recover", "--data-dir", left.DataDir, "--lost", "node1,node2", "--yes"); exit == 0 || !strings.Contains(out, "in use") {
-		t.Errorf("recovery of a node that runs: exit code %d:\n%s", exit, out)
-	}
-	if err := left.Stop(t.Context()); err != nil {
+	// With one of three down, what is acknowledged is on both others: the one that is left has it, too.
+	if err := c.Node(1).Kill(); err != nil {
 		t.Fatal(err)
 	}
-	if exit, out := runStoraged(t, "recover", "--data-dir", left.DataDir, "--lost", "node1,node2", "--yes"); exit == 0 || !strings.Contains(out, "other nodes run: node1, node2") {
-		t.Errorf("recovery while a majority runs: exit code %d:\n%s", exit, out)
+	data := writeOut(t, c.Node(0), 8)
+	if err := c.StartNode(t.Context(), 1); err != nil {
+		t.Fatal(err)
 	}
-	for _, i := range []int{0, 1} {
-		if err := c.Node(i).Kill(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if exit, out := runStoraged(t, "recover", "--data-dir", left.DataDir, "--lost", "node1", "--yes"); exit == 0 || !strings.Contains(out, "there is still a majority of everything") {
-		t.Errorf("recovery without need: exit code %d:\n%s", exit, out)
-	}
-	if exit, out := runStoraged(t, "recover", "--data-dir", left.DataDir, "--lost", "node1,node2"); exit != exitUsage || !strings.Contains(out, "nothing was changed") {
-		t.Errorf("recovery without --yes: exit code %d:\n%s", exit, out)
-	}
+	clustertest.WaitFull(t, c)
+	left := c.Node(2)
+	refusals(t, c, left)
 	dry := recovered(t, left, "--lost", "node1,node2", "--dry-run")
 	if !strings.Contains(dry, "lost for good: node1, node2") || strings.Count(dry, "becomes the only voter") != 8 {
 		t.Errorf("the dry run says:\n%s", dry)
 	}
 	recovered(t, left, "--lost", "node1,node2", "--yes")
-	old := filepath.Join(filepath.Dir(left.DataDir), "old")
-	if err := os.Rename(c.Node(0).DataDir, old); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Node(1).Wipe(); err != nil {
-		t.Fatal(err)
-	}
 	if err := c.StartNode(t.Context(), 2); err != nil {
 		t.Fatal(err)
 	}
-	readBack(t, c, data)
+	readBackFrom(t, left, data)
 
-	// A node of before comes back, at its old address.
-	back := c.Node(0)
-	if err := os.Rename(old, back.DataDir); err != nil {
-		t.Fatal(err)
+	// A majority of before comes back, at its old addresses.
+	leads := func() (n int) {
+		for _, i := range []int{0, 1} {
+			n += strings.Count(c.Node(i).LogTail(10000), "this node leads the catalog")
+		}
+		return n
 	}
-	if err := c.LaunchNode(0); err != nil {
-		t.Fatal(err)
+	led := leads()
+	for _, i := range []int{0, 1} {
+		if err := c.LaunchNode(i); err != nil {
+			t.Fatal(err)
+		}
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	if err := testcluster.Poll(ctx, 100*time.Millisecond, func() bool { return strings.Contains(back.LogTail(10000), "the cluster was recovered") }); err != nil {
-		t.Errorf("a node of before is not told why it is refused: %v", err)
-	}
-	readBackFrom(t, left, data)
-	if err := back.Kill(); err != nil {
-		t.Fatal(err)
-	}
-
 	for _, i := range []int{0, 1} {
-		if err := c.Node(i).Wipe(); err != nil {
+		told := func() bool { return strings.Contains(c.Node(i).LogTail(10000), "the cluster was recovered") }
+		if err := testcluster.Poll(ctx, 100*time.Millisecond, told); err != nil {
+			t.Errorf("%s is not told why it is refused: %v", c.Node(i).Name, err)
+		}
+	}
+	if err := testcluster.Poll(ctx, 100*time.Millisecond, func() bool { return leads() > led }); err != nil {
+		t.Errorf("the majority of before does not lead: %v", err)
+	}
+	data = writeOut(t, left, 8)
+	readBackFrom(t, left, data)
+	for _, i := range []int{0, 1} {
+		if err := errors.Join(c.Node(i).Kill(), c.Node(i).Wipe()); err != nil {
 			t.Fatal(err)
 		}
-		n := c.Node(i)
-		if err := c.StartNodeBy(t.Context(), i, n.CommandLine(left.Peer)); err != nil {
+		if err := c.StartNodeBy(t.Context(), i, c.Node(i).CommandLine(left.Peer)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -101,6 +91,32 @@ func TestTwoOfThreeLost(t *testing.T) {
 	awaitHealthy(t, c)
 	readBack(t, c, data)
 	withoutEach(t, c, -1, data)
+}
+
+// refusals tries what is no recovery of the node that is left, and ends with all nodes down.
+func refusals(t *testing.T, c *testcluster.Cluster, left *testcluster.Node) {
+	t.Helper()
+	refused := func(want string, args ...string) {
+		t.Helper()
+		exit, out := runStoraged(t, append([]string{"recover", "--data-dir", left.DataDir}, args...)...)
+		if exit == 0 || !strings.Contains(out, want) {
+			t.Errorf("recover %v: exit code %d, want %q:\n%s", args, exit, want, out)
+		}
+	}
+	refused("in use", "--lost", "node1,node2", "--yes")
+	if err := left.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	refused("other nodes run: node1, node2", "--lost", "node1,node2", "--yes")
+	for _, i := range []int{0, 1} {
+		if err := c.Node(i).Kill(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused("there is still a majority of everything", "--lost", "node1", "--yes")
+	refused("nothing was changed", "--lost", "node1,node2")
+	refused("it is itself among the lost", "--lost", "node1,node3", "--yes")
+	refused("have that name or id", "--lost", "node9", "--yes")
 }
 
 // readBackFrom is readBack through one node.
@@ -179,33 +195,37 @@ func TestCatalogFromBackup(t *testing.T) {
 	l.end(t, c.Node(2), "later")
 }
 
-// TestTwoOfFourLost: of four nodes two are lost for good, with the majority of the catalog and of some groups. The recovery begins on one of
-// the others and the last one follows: groups that have two voters left go on, those with one go on alone, and nothing is lost. A new
-// node makes three copies of everything again.
+// TestTwoOfFourLost: of four nodes two are lost for good, and with them the majority of the catalog and of all groups. The recovery begins on
+// the one that has the replicas, and the last one, which had no vote and no replica, follows. Nothing is lost, and new nodes make three
+// copies of everything again.
 func TestTwoOfFourLost(t *testing.T) {
 	c := clustertest.Start(t, clustertest.Options{Binary: *storagedFlag, Nodes: 4})
 	if err := c.CreateVolume(t.Context(), volumeName, volumeBytes); err != nil {
 		t.Fatal(err)
 	}
-	data := writeOut(t, c.Node(0), 16)
-	for _, n := range c.Nodes() {
-		if err := n.Kill(); err != nil {
+	first, second := c.Node(0), c.Node(3)
+	// With one of three down, what is acknowledged is on both others: the one that is left has it, too.
+	if err := c.Node(1).Kill(); err != nil {
+		t.Fatal(err)
+	}
+	data := writeOut(t, first, 32) // an extent in each group
+	for _, i := range []int{0, 2, 3} {
+		if err := c.Node(i).Kill(); err != nil {
 			t.Fatal(err)
 		}
 	}
-	first, second := c.Node(0), c.Node(3)
 	out := recovered(t, first, "--lost", "node2,id:3", "--yes")
 	token := regexp.MustCompile(`--follow (\S+)`).FindStringSubmatch(out)
 	if token == nil || !strings.Contains(out, "now, on each other node that is left (node4)") {
 		t.Fatalf("it does not say what the last node is to do:\n%s", out)
 	}
+	if strings.Count(out, "becomes the only voter") != 8 {
+		t.Errorf("not all groups go on alone")
+	}
 	if err := c.LaunchNode(0); err != nil { // some of its groups wait for the other node, so it is not ready yet
 		t.Fatal(err)
 	}
-	follows := recovered(t, second, "--follow", token[1], "--yes")
-	if strings.Count(out+follows, "becomes the only voter") == 0 || !strings.Contains(out+follows, "go on as they are") {
-		t.Errorf("no group goes on alone, or none goes on as it is")
-	}
+	recovered(t, second, "--follow", token[1], "--yes")
 	if err := c.StartNode(t.Context(), 3); err != nil {
 		t.Fatal(err)
 	}
@@ -213,11 +233,13 @@ func TestTwoOfFourLost(t *testing.T) {
 		t.Fatal(err)
 	}
 	readBack(t, c, data)
-	if err := c.Node(1).Wipe(); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.StartNodeBy(t.Context(), 1, c.Node(1).CommandLine(first.Peer)); err != nil {
-		t.Fatal(err)
+	for _, i := range []int{1, 2} {
+		if err := c.Node(i).Wipe(); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.StartNodeBy(t.Context(), i, c.Node(i).CommandLine(first.Peer)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	clustertest.WaitFull(t, c)
 	awaitHealthy(t, c)
