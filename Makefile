@@ -29,7 +29,7 @@ POWERCUT ?=
 # The commit of the release before this one.
 BEFORE   ?= f484692
 
-.PHONY: help build demo test unit race interop e2e chaos-short chaos upgrade-test powercut lab lab-short lab-run lab-systemd lab-systemd-run kube fuzz bench bench-quick bench-space bench-scale bench-start bench-memory bench-stages deploy-check fmt fmt-check tidy-check vet lint \
+.PHONY: help build demo test unit race interop e2e chaos-short chaos upgrade-test powercut lab lab-short lab-run lab-systemd lab-systemd-run kube fuzz bench bench-quick bench-space bench-scale bench-start bench-memory bench-placement bench-stages deploy-check fmt fmt-check tidy-check vet lint \
         generate generate-check deps deps-install ci clean
 
 help: ## say what there is
@@ -141,6 +141,9 @@ bench-start: build ## start after kill -9 with 5, 10 and 20 GiB of live data: do
 bench-memory: build ## resident size of a node with 2 TiB mapped in 1,000 volumes, under random requests over all of it (BENCH="-mapped 200GiB"; a quarter of an hour or more)
 	$(GO) run ./bench memory -storaged $(BIN)/storaged $(BENCH)
 
+bench-placement: ## where replicas go in clusters of 3 to 1,000 nodes, simulated with the functions that decide it: evenness, bytes moved, triple failures (BENCH="-plots DIR"; a minute or two)
+	$(GO) run ./bench placement $(BENCH)
+
 bench-stages: build ## where the time of a 4 KiB write at depth 1 goes, stage by stage, and what the floor takes beside it (BENCH="-rounds 9"; two minutes)
 	@test/deps.sh fio nbdkit
 	$(GO) run ./bench stages -storaged $(BIN)/storaged $(BENCH)
@@ -186,4 +189,4 @@ ci: ## what the forge runs
 	bash .ci/run
 
 clean: ## remove what was built
-	rm -rf $(BIN) bench/out.json bench/space.json bench/scale.json bench/start.json bench/memory.json bench/stages.json
+	rm -rf $(BIN) bench/out.json bench/space.json bench/scale.json bench/start.json bench/memory.json bench/placement.json bench/stages.json

@@ -76,6 +76,8 @@ func command(ctx context.Context, args []string) error {
 			return runParsed(ctx, args[1:], parseStartFlags, runStart)
 		case "stages":
 			return runParsed(ctx, args[1:], parseStagesFlags, runStages)
+		case "placement":
+			return runParsed(ctx, args[1:], parsePlacementFlags, runPlacement)
 		case "memory":
 			return runParsed(ctx, args[1:], parseMemoryFlags, runMemory)
 		}

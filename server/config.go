@@ -51,6 +51,7 @@ type Config struct {
 
 	Replicas         int           `flag:"replicas" default:"3" help:"copies of every extent; set when the cluster is made"`
 	Groups           int           `flag:"groups" default:"8" help:"replication groups to start with; set when the cluster is made"`
+	Rebalance        bool          `flag:"rebalance" default:"true" help:"add groups as nodes are added, and move replicas so that stores fill evenly, a few at a time. What the catalog's leader says counts: set it alike on all nodes"`
 	RepairAfter      time.Duration `flag:"repair-after" default:"5m" help:"how long a node may be down until the others make its replicas anew, so that all data has all its copies again; a node that is back later drops what it holds of them. 0: never by itself, only after a node was removed. What the catalog's leader says counts: set it alike on all nodes"`
 	HeartbeatTimeout time.Duration `flag:"heartbeat-timeout" default:"500ms" help:"how long a leader may be silent; one value per cluster, set when it is made"`
 	ReadMode         string        `flag:"read-mode" default:"lease" help:"lease: a leader answers reads while a majority has lately confirmed it; quorum: it asks a majority for every read"`

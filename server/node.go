@@ -338,7 +338,7 @@ func (n *node) startControl(ctx context.Context) error {
 	err := n.waiting().begin(ctx, func() (err error) {
 		n.control, err = control.Open(control.Config{Dir: n.dir().Catalog(), Transport: n.catalogRT, Peers: controlPeers{n.peers},
 			Actions: acts, OnFailure: n.catalogFailed, Self: n.self(n.store.ID(), n.store.Space().CapacityBytes), Report: n.view.Report,
-			RepairAfter: n.config.RepairAfter, Logger: n.logger, Metrics: n.metrics})
+			RepairAfter: n.config.RepairAfter, Rebalance: n.config.Rebalance, Logger: n.logger, Metrics: n.metrics})
 		return err
 	})
 	if err != nil {

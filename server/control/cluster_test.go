@@ -37,12 +37,14 @@ type cluster struct {
 	cut   map[storage.NodeID]bool
 	// frozen nodes take requests and never answer.
 	frozen map[storage.NodeID]bool
-	busy   map[storage.GroupID]int
-	acts   []string
-	live   map[storage.NodeID][]storage.SessionID // what gateways report
-	fail   error                                  // what CloseSession and DeleteVolume answer
-	done   map[string]bool                        // what they were asked for
-	asked  []string                               // the same in order; guarded by mu
+	// stubborn: nobody takes the catalog over from another.
+	stubborn bool
+	busy     map[storage.GroupID]int
+	acts     []string
+	live     map[storage.NodeID][]storage.SessionID // what gateways report
+	fail     error                                  // what CloseSession and DeleteVolume answer
+	done     map[string]bool                        // what they were asked for
+	asked    []string                               // the same in order; guarded by mu
 }
 
 type member struct {
@@ -66,6 +68,27 @@ func newCluster(t *testing.T, dir string) *cluster {
 		}
 	})
 	return k
+}
+
+// wire is a node's transport for the catalog's Raft.
+type wire struct {
+	*raft.InmemTransport
+	k *cluster
+}
+
+func (w *wire) TimeoutNow(id raft.ServerID, target raft.ServerAddress, args *raft.TimeoutNowRequest, resp *raft.TimeoutNowResponse) error {
+	w.k.mu.Lock()
+	stubborn := w.k.stubborn
+	w.k.mu.Unlock()
+	if stubborn {
+		return errors.New("it does not take over")
+	}
+	return w.InmemTransport.TimeoutNow(id, target, args, resp)
+}
+
+// Connect is that of the memory's transport, which knows only its own kind.
+func (w *wire) Connect(peer raft.ServerAddress, t raft.Transport) {
+	w.InmemTransport.Connect(peer, t.(*wire).InmemTransport)
 }
 
 func storeOf(id storage.NodeID) storage.StoreID { return storage.StoreID{0: 0xd1, 15: byte(id)} }
@@ -126,9 +149,10 @@ func (k *cluster) startNode(id storage.NodeID) *Controller {
 	k.mu.Lock()
 	m := k.nodes[id]
 	k.mu.Unlock()
-	_, transport := raft.NewInmemTransportWithTimeout(runner.NodeAddress(id), 500*time.Millisecond)
+	_, inMemory := raft.NewInmemTransportWithTimeout(runner.NodeAddress(id), 500*time.Millisecond)
+	transport := &wire{inMemory, k}
 	for other, c := range k.running() {
-		trans := c.cfg.Transport.(*raft.InmemTransport)
+		trans := c.cfg.Transport.(*wire)
 		trans.Connect(runner.NodeAddress(id), transport)
 		transport.Connect(runner.NodeAddress(other), trans)
 	}
@@ -175,7 +199,7 @@ func (k *cluster) stopNode(id storage.NodeID) {
 		k.t.Error(err)
 	}
 	for _, other := range k.running() {
-		other.cfg.Transport.(*raft.InmemTransport).Disconnect(runner.NodeAddress(id))
+		other.cfg.Transport.(*wire).Disconnect(runner.NodeAddress(id))
 	}
 }
 

@@ -70,10 +70,12 @@ type Config struct {
 	SuspectAfter, DownAfter time.Duration
 	// RepairAfter is the silence after which a node's voters are replaced elsewhere (placement.Away). 0: never.
 	RepairAfter time.Duration
+	// Rebalance: groups are added as nodes are, and replicas move so that stores fill evenly (placement.ReplicaMoves).
+	Rebalance bool
 	// SessionTimeout is how long a session lives that no gateway's report names. Default 30 s.
 	SessionTimeout time.Duration
 	// BalanceCooldown is the time between two moves of one group's leader, and after a node came back before it is
-	// given leaders. Default 10 s.
+	// given leaders, and between two looks for replicas to move. Default 10 s.
 	BalanceCooldown time.Duration
 	// RequestTimeout bounds one attempt of a request to the leader, and an order. First attempts wait for two
 	// heartbeat timeouts only. Default 5 s.

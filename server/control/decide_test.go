@@ -240,7 +240,7 @@ func TestMembersChangeByOne(t *testing.T) {
 		for id := storage.NodeID(1); id <= 4; id++ {
 			v.Nodes = append(v.Nodes, storage.Node{ID: id, State: storage.NodeUp})
 		}
-		stale := c.leading().voters(v, time.Now()) // that a fourth node follows
+		stale := c.leading().votersLocked(v, time.Now()) // that a fourth node follows
 		if len(stale) != 1 {
 			t.Fatalf("decided: %v", stale)
 		}
@@ -667,12 +667,12 @@ func (k *cluster) isolate(id storage.NodeID, cut bool) {
 	k.mu.Lock()
 	k.cut[id] = cut
 	k.mu.Unlock()
-	own := k.running()[id].cfg.Transport.(*raft.InmemTransport)
+	own := k.running()[id].cfg.Transport.(*wire)
 	for other, c := range k.running() {
 		if other == id {
 			continue
 		}
-		trans := c.cfg.Transport.(*raft.InmemTransport)
+		trans := c.cfg.Transport.(*wire)
 		if cut {
 			own.Disconnect(runner.NodeAddress(other))
 			trans.Disconnect(runner.NodeAddress(id))

@@ -85,6 +85,29 @@ func TestDrainEmptiesANode(t *testing.T) {
 	}
 }
 
+// TestCatalogThatIsNotHandedOver: the leader of the catalog is in maintenance, and nobody takes the catalog over. Its members change all the same:
+// the vote of another node that drains goes to the fourth. Once somebody does, it is handed over.
+func TestCatalogThatIsNotHandedOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := four(t)
+		k.mu.Lock()
+		k.stubborn = true
+		k.mu.Unlock()
+		leader := k.leader()
+		other := slices.DeleteFunc(k.votersOfCatalog(), func(id storage.NodeID) bool { return id == leader })[0]
+		k.propose(k.any(other), catalog.SetNodeIntent{Node: leader, Intent: storage.IntentMaintenance, Until: time.Now().Add(time.Hour)})
+		k.propose(k.any(other), catalog.SetNodeIntent{Node: other, Intent: storage.IntentDrain})
+		k.until("another one votes for it", func() bool { v := k.votersOfCatalog(); return len(v) == 3 && !slices.Contains(v, other) })
+		if k.leader() != leader {
+			t.Error("the catalog was handed over")
+		}
+		k.mu.Lock()
+		k.stubborn = false
+		k.mu.Unlock()
+		k.until("it is handed over", func() bool { l := k.leader(); return l != leader && l != other })
+	})
+}
+
 // TestMaintenanceIsNoLoss: a node in maintenance gives its leaders away. It is not replaced while it is down, for much longer than
 // RepairAfter, and is when its time is over.
 func TestMaintenanceIsNoLoss(t *testing.T) {

@@ -30,6 +30,9 @@ type leadership struct {
 	held     string                          // why nodes that are down for long are not replaced
 	away     map[storage.NodeID]bool         // which are
 	served   served                          // which nodes' gateways serve which volumes
+	stays    time.Time                       // when the catalog could not be handed over last
+	grew     time.Time                       // when a group more than at the start was added last
+	evened   time.Time                       // when replicas to move were looked for last
 }
 
 // minLookGap is the shortest time between two looks at the cluster.
@@ -108,6 +111,11 @@ func (l *leadership) heard(now time.Time) map[storage.NodeID]placement.Heard {
 // ended is called when a task has ended.
 func (l *leadership) ended(t task, err error) {
 	l.c.metrics.step(t.kind, err)
+	if t.kind == handOverKind && err != nil {
+		l.mu.Lock()
+		l.stays = time.Now()
+		l.mu.Unlock()
+	}
 	l.c.Reconcile()
 }
 
@@ -122,14 +130,15 @@ func (l *leadership) decide(now time.Time) []task {
 		todo = append(todo, l.nodesLocked(v, now)...)
 		v.Away = l.awayLocked(v, now)
 		todo = append(todo, l.maintenanceEnds(s, now)...)
-		todo = append(todo, l.newGroup(s, v)...)
+		todo = append(todo, l.newGroupLocked(s, v, now)...)
 		todo = append(todo, l.groupsLocked(v, now)...)
 		todo = append(todo, l.balanceLocked(v, now)...)
+		todo = append(todo, l.rebalanceLocked(v, now)...)
 		todo = append(todo, l.sessionsLocked(s, now)...)
 		todo = append(todo, l.fencesLocked(s, now)...)
 		todo = append(todo, l.leftovers(s)...)
 		todo = append(todo, l.deletions(s)...)
-		todo = append(todo, l.voters(v, now)...)
+		todo = append(todo, l.votersLocked(v, now)...)
 	})
 	return todo
 }

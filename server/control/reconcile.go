@@ -97,10 +97,16 @@ func judge(was storage.NodeState, silence, suspectAfter, downAfter time.Duration
 	}
 }
 
-// newGroup adds a group while there are fewer than the cluster wants.
-func (l *leadership) newGroup(s *catalog.State, v placement.View) []task {
+// growEvery is the time between two groups that are added because there are more nodes than at the start.
+const growEvery = time.Minute
+
+// newGroupLocked adds a group while there are fewer than the cluster wants.
+func (l *leadership) newGroupLocked(s *catalog.State, v placement.View, now time.Time) []task {
 	if len(v.Groups) >= v.Cluster.Groups {
-		return nil
+		if !l.c.cfg.Rebalance || now.Sub(l.since) < growEvery || now.Sub(l.grew) < growEvery || len(v.Groups) >= v.GroupsWanted() {
+			return nil
+		}
+		l.grew = now
 	}
 	node, store, err := placement.Choose(v, nil, 0)
 	if err != nil {
@@ -254,6 +260,27 @@ func (l *leadership) balanceLocked(v placement.View, now time.Time) []task {
 	return todo
 }
 
+// rebalanceLocked moves replicas to stores that are less loaded, a few at a time. What is to be repaired goes first.
+func (l *leadership) rebalanceLocked(v placement.View, now time.Time) []task {
+	cooldown := l.c.cfg.BalanceCooldown
+	if !l.c.cfg.Rebalance || now.Sub(l.since) < cooldown || now.Sub(l.evened) < cooldown {
+		return nil
+	}
+	l.evened = now
+	var todo []task
+	for _, s := range placement.ReplicaMoves(v) {
+		key := groupKey(s.Group)
+		if g, _ := find(v.Groups, s.Group); !l.tasks.idle(key, now) || l.settlingLocked(g, now) {
+			continue
+		}
+		t := l.groupTask(key, s)
+		t.kind = "rebalance"
+		l.c.cfg.Logger.Info("a replica is to move", "group", s.Group, "replica", s.Key, "from", s.Node, "reason", s.Reason)
+		todo = append(todo, t)
+	}
+	return todo
+}
+
 func find(groups []storage.Group, id storage.GroupID) (storage.Group, bool) {
 	at, ok := slices.BinarySearchFunc(groups, id, func(g storage.Group, id storage.GroupID) int { return cmp.Compare(g.ID, id) })
 	if !ok {
@@ -396,12 +423,16 @@ func (l *leadership) everywhere(ctx context.Context, groups []storage.GroupID, f
 	return errors.Join(errs...)
 }
 
-// voters brings the catalog's own configuration in step with the nodes.
-func (l *leadership) voters(v placement.View, now time.Time) []task {
+// handOverKind is the kind of tasks that hand the catalog over.
+const handOverKind = "catalog leader"
+
+// votersLocked brings the catalog's own configuration in step with the nodes. A node that drains hands the catalog over before. If that
+// fails it goes on with the members, and tries again after a while.
+func (l *leadership) votersLocked(v placement.View, now time.Time) []task {
 	index := l.c.fsm.config.Load() // before the members: what is decided on those of a later change is refused
 	servers := l.c.inst.Configuration().Servers
-	if to, ok := catalogTransferTarget(servers, v, l.c.id.Node, l.c.inst.LastIndex()); ok && now.Sub(l.since) >= l.c.cfg.BalanceCooldown {
-		return []task{{key: "catalog", kind: "catalog leader", text: "this node drains, or is in maintenance: hand over to " + string(to.Address),
+	if to, ok := catalogTransferTarget(servers, v, l.c.id.Node, l.c.inst.LastIndex()); ok && now.Sub(l.since) >= l.c.cfg.BalanceCooldown && now.Sub(l.stays) >= l.c.cfg.BalanceCooldown {
+		return []task{{key: "catalog", kind: handOverKind, text: "this node drains, or is in maintenance: hand over to " + string(to.Address),
 			run: func(context.Context) error { return l.c.inst.Transfer("hand the catalog over", to.ID, to.Address) }}}
 	}
 	changes := catalogChanges(servers, v, l.c.id.Node, index, l.c.inst.LastIndex())

@@ -11,7 +11,7 @@ import (
 // Away returns the nodes that count as lost until they are back: they have been down for longer than `after`, and others make
 // their replicas anew. downFor says how long a node has been silent. With after 0 there are none.
 //
-// A node in maintenance is down on purpose, and is not lost before its time is over.
+// A node in maintenance is down on purpose, is not lost before its time is over, and says nothing about the others.
 //
 // What looks like the failure of more than single nodes is left to people: a whole zone of several nodes, or half of all nodes,
 // are more likely without power or network than lost. To replace them would move much of the data onto what is left, and
@@ -24,7 +24,7 @@ func Away(nodes []storage.Node, downFor func(storage.Node) time.Duration, after 
 	type zone struct{ nodes, down int }
 	zones := map[string]*zone{}
 	for _, n := range nodes {
-		if !n.Usable() {
+		if !n.Usable() || n.State == storage.NodeDown && n.Intent == storage.IntentMaintenance {
 			continue
 		}
 		z := zones[n.Zone]

@@ -102,7 +102,7 @@ func TestDrainWhileAnotherIsLost(t *testing.T) {
 	d.wantWhole(t, 1, 3, 5)
 }
 
-// TestUndrain: after whatever step the draining ends, the group ends whole; what leaves already leaves.
+// TestUndrain: after whatever step the draining ends, the group ends whole. The replica stays unless another one had caught up.
 func TestUndrain(t *testing.T) {
 	for after := range 11 {
 		d := three(t)
@@ -113,11 +113,41 @@ func TestUndrain(t *testing.T) {
 		if n := d.fewest(t); n < 3 {
 			t.Errorf("after %d steps: %d voters on the way", after, n)
 		}
-		if after == 0 {
+		if after < 5 {
 			d.wantWhole(t, 1, 2, 3)
 		} else {
 			d.wantWhole(t, 1, 3, 4)
 		}
+	}
+}
+
+// TestUndrainWithoutTheOther: the draining ends as well as the node that was to take the replica. The replica stays, and votes as before.
+func TestUndrainWithoutTheOther(t *testing.T) {
+	for after := range 5 {
+		d := three(t)
+		d.addNode("")
+		d.drain(2)
+		d.take(t, after)
+		d.down(4, false)
+		d.must(catalog.SetNodeIntent{Node: 2, From: storage.IntentDrain})
+		d.settle()
+		d.wantWhole(t, 1, 2, 3)
+	}
+}
+
+// TestDrainOntoADrain: the node that is to take a replica drains as well before it has it. The replica is not given up for it.
+func TestDrainOntoADrain(t *testing.T) {
+	for after := range 5 {
+		d := three(t)
+		d.addNode("")
+		d.addNode("")
+		d.drain(2)
+		d.take(t, after)
+		d.drain(4)
+		if n := d.fewest(t); n != 3 {
+			t.Errorf("after %d steps: %d voters on the way", after, n)
+		}
+		d.wantWhole(t, 1, 3, 5)
 	}
 }
 
@@ -143,6 +173,11 @@ func TestMaintenance(t *testing.T) {
 	if away, held := placement.Away(v.Nodes, late, time.Minute); len(away) > 0 || held != "" {
 		t.Errorf("away: %v (%s)", away, held)
 	}
+	v.Nodes[2].State = storage.NodeDown // one of the three others, which says no more about the cluster than before
+	if away, held := placement.Away(v.Nodes, late, time.Minute); len(away) != 1 || !away[3] {
+		t.Errorf("with node 3 down as well: away %v (%s)", away, held)
+	}
+	v.Nodes[2].State = storage.NodeUp
 	for i, n := range v.Nodes {
 		v.Nodes[i] = n.At(distant)
 	}

@@ -180,7 +180,7 @@ func TestGrowth(t *testing.T) {
 	d.addNode("") // a fourth, which takes the place of the leader's
 	_, leader := d.w.Voters(1)
 	d.must(catalog.SetNodeIntent{Node: leader, Intent: storage.IntentDrain})
-	want = "set role, plan, create, add learner, set role, promote, set role, transfer, remove, drop, forget"
+	want = "plan, create, add learner, set role, set role, promote, set role, transfer, remove, drop, forget"
 	if got := kinds(d.settle()); got != want {
 		t.Fatalf("replacing node %s:\n%s\nwant\n%s", leader, got, want)
 	}

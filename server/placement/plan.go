@@ -24,6 +24,7 @@ func Moves(v View, node storage.NodeID) (moves []Move) {
 			v.Nodes[i].Intent = storage.IntentDrain
 		}
 	}
+	v = v.Indexed()
 	for i, g := range v.Groups {
 		if r, on := g.OnNode(node); !on || r.Role == storage.RoleLeaving {
 			continue
@@ -39,6 +40,7 @@ func Moves(v View, node storage.NodeID) (moves []Move) {
 		default:
 			m.To = to
 			v.Groups[i].Replicas = append(slices.Clone(g.Replicas), storage.Replica{Node: to, Role: storage.RolePulling, Key: storage.ReplicaKey{Store: store}})
+			v = v.Indexed() // the groups that follow count it
 		}
 		moves = append(moves, m)
 	}

@@ -12,8 +12,8 @@ import (
 // forgotten. When all nodes of the cluster hold a replica of the group, the node of a damaged one is the only place
 // for the new one. The damaged one then goes first, provided that the others are a majority without it.
 //
-// A voter whose node has been down for long may still come back. It stays what it is until another replica has caught up,
-// and only then is recorded as leaving. If it is back before, the new one goes.
+// A voter whose node has been down for long may still come back, and draining may be ended. It stays what it is until another replica has
+// caught up, and only then is recorded as leaving. If it is back before, the new one goes.
 
 // loss says why a replica will not come back by itself.
 type loss uint8
@@ -44,6 +44,8 @@ func (p *planner) lost(r storage.Replica) loss {
 	switch {
 	case !known || n.State == storage.NodeRemoved:
 		return lossRemoved
+	case r.Role != storage.RoleVoter && r.Role != storage.RoleLeaving && p.sound() >= p.wanted():
+		return lossSurplus
 	case n.State == storage.NodeDown && (r.Role == storage.RolePulling || r.Role == storage.RoleLearner):
 		return lossNode
 	case p.isAway(r):
@@ -54,8 +56,6 @@ func (p *planner) lost(r storage.Replica) loss {
 		return lossDamaged
 	case n.Intent == storage.IntentDrain:
 		return lossDrain
-	case r.Role != storage.RoleVoter && r.Role != storage.RoleLeaving && p.sound() >= p.wanted():
-		return lossSurplus
 	}
 	return lossNone
 }
@@ -66,10 +66,16 @@ func (p *planner) isAway(r storage.Replica) bool {
 	return r.Role == storage.RoleVoter && n.State == storage.NodeDown && p.v.Away[r.Node]
 }
 
-// away returns how many voters there are on nodes that have been down for long.
-func (p *planner) away() (n int) {
+// drains reports whether the replica votes, and its node drains.
+func (p *planner) drains(r storage.Replica) bool {
+	n, _ := p.v.node(r.Node)
+	return r.Role == storage.RoleVoter && n.Intent == storage.IntentDrain
+}
+
+// toReplace returns how many voters stay until another replica has caught up: their nodes have been down for long, or drain.
+func (p *planner) toReplace() (n int) {
 	for _, r := range p.g.Replicas {
-		if p.isAway(r) {
+		if p.isAway(r) || p.drains(r) {
 			n++
 		}
 	}
@@ -78,8 +84,7 @@ func (p *planner) away() (n int) {
 
 // drainsAlone reports whether the replica is the only voter, and its node drains. It is not recorded as leaving before another one votes.
 func (p *planner) drainsAlone(r storage.Replica) bool {
-	n, _ := p.v.node(r.Node)
-	return r.Role == storage.RoleVoter && n.Intent == storage.IntentDrain && p.g.Count(storage.RoleVoter) == 1
+	return p.drains(r) && p.g.Count(storage.RoleVoter) == 1
 }
 
 // departed reports whether a leaving voter goes before another one votes: its node is down, another replica has caught up, and the others
@@ -103,10 +108,10 @@ func (p *planner) sound() (n int) {
 	return n
 }
 
-// successor reports whether a replica that does not vote yet has caught up.
+// successor reports whether a replica that does not vote yet has caught up, and stays.
 func (p *planner) successor() bool {
 	for _, m := range p.leader.Members {
-		if r, known := p.g.Replica(m.Key); known && !m.Voter && r.Role == storage.RoleLearner && p.v.caughtUp(p.g, p.leader, m) {
+		if r, known := p.g.Replica(m.Key); known && !m.Voter && r.Role == storage.RoleLearner && p.v.caughtUp(p.g, p.leader, m) && p.lost(r) == lossNone {
 			return true
 		}
 	}
@@ -121,17 +126,19 @@ func (p *planner) giveUp() (Step, bool) {
 		if why == lossNone || r.Role == storage.RoleLeaving || r.Role == storage.RoleVoter && p.g.Count(storage.RoleLeaving) > 0 {
 			continue
 		}
-		if why == lossAway && !p.successor() {
-			continue
-		}
+		waits := (why == lossAway || why == lossDrain && r.Role == storage.RoleVoter && !p.spare(r)) && !p.successor()
 		if r.Role == storage.RoleVoter {
 			if _, quorum := p.without(r.Key); !quorum {
 				p.waiting = "replica " + r.Key.String() + " is lost, and the others are no majority that has caught up"
 				continue
 			}
 		}
-		if _, _, err := Choose(p.v, p.g.Replicas, p.leader.LiveBytes); err != nil && (why == lossStore && (r.Role != storage.RoleVoter || !p.successor()) || why == lossNode || why == lossDrain && !p.successor() && !p.spare(r)) {
+		if _, _, err := Choose(p.v, p.g.Replicas, p.leader.LiveBytes); err != nil && (waits || why == lossNode || why == lossDrain && !p.successor() && !p.spare(r) ||
+			why == lossStore && (r.Role != storage.RoleVoter || !p.successor())) {
 			p.waiting = "replica " + r.Key.String() + " is to be replaced (" + why.String() + "): " + err.Error()
+			continue
+		}
+		if waits {
 			continue
 		}
 		s := p.step(StepSetRole, r)
@@ -177,17 +184,9 @@ func (p *planner) stray() (Step, bool) {
 // orphan drops what a node still holds of a replica that was forgotten while the node was down. The catalog names a
 // replica before its node makes it, and this view of the catalog is not older than the reports.
 func (p *planner) orphan() (Step, bool) {
-	for _, n := range p.v.Nodes { // in the order of their ids, so that the same view gives the same step
-		if !p.v.works(n.ID) {
-			continue
-		}
-		for _, own := range p.v.Reports[n.ID].Replicas {
-			if _, known := p.g.Replica(own.Key); own.Group != p.g.ID || known || own.Key.Incarnation > p.g.LastIncarnation {
-				continue
-			}
-			if _, member := p.leader.Member(own.Key); !member && p.v.storeWorks(n.ID, own.Key.Store) {
-				return p.step(StepDrop, storage.Replica{Node: n.ID, Key: own.Key}), true
-			}
+	for _, r := range p.v.unnamedOf(p.g) {
+		if _, member := p.leader.Member(r.Key); !member && p.v.storeWorks(r.Node, r.Key.Store) {
+			return p.step(StepDrop, r), true
 		}
 	}
 	return Step{}, false

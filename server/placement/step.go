@@ -3,6 +3,7 @@ package placement
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/server/catalog"
@@ -285,16 +286,14 @@ func (p *planner) join() (Step, bool) {
 
 // plan chooses the place of a missing replica.
 func (p *planner) plan() (Step, bool) {
-	staying := len(p.g.Replicas) - p.g.Count(storage.RoleLeaving) - p.away()
-	if slices.ContainsFunc(p.g.Replicas, p.drainsAlone) {
-		staying--
-	}
-	if staying >= p.wanted() {
+	if len(p.g.Replicas)-p.g.Count(storage.RoleLeaving)-p.toReplace() >= p.wanted() {
 		return Step{}, false
 	}
 	node, store, err := Choose(p.v, p.g.Replicas, p.leader.LiveBytes)
 	if err != nil {
-		p.waiting = err.Error()
+		if !strings.HasSuffix(p.waiting, err.Error()) { // else it says for which replica, too
+			p.waiting = err.Error()
+		}
 		return Step{}, false
 	}
 	return p.step(StepPlan, storage.Replica{Node: node, Key: storage.ReplicaKey{Store: store}}), true

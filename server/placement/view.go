@@ -20,6 +20,8 @@ type View struct {
 	Away map[storage.NodeID]bool
 	// Uses is where the groups' volumes are used; nil if leaders need not be near.
 	Uses Uses
+
+	index *index // nil: what is asked for is looked for
 }
 
 // NewView takes what decisions need out of a state, as of now: a maintenance that is over is none.
@@ -28,10 +30,15 @@ func NewView(s *catalog.State, fresh map[storage.NodeID]NodeReport, now time.Tim
 	for i, n := range nodes {
 		nodes[i] = n.At(now)
 	}
-	return View{Cluster: s.Cluster(), Nodes: nodes, Groups: s.Groups(), Reports: fresh}
+	return View{Cluster: s.Cluster(), Nodes: nodes, Groups: s.Groups(), Reports: fresh}.Indexed()
 }
 
 func (v View) node(id storage.NodeID) (storage.Node, bool) {
+	if v.index != nil {
+		if at, known := v.index.nodes[id]; known {
+			return v.Nodes[at], true
+		}
+	}
 	for _, n := range v.Nodes {
 		if n.ID == id {
 			return n, true
@@ -56,13 +63,20 @@ func (v View) storeWorks(node storage.NodeID, store storage.StoreID) bool {
 // Wanted returns how many voters a group should have: the largest odd number of usable nodes up to
 // Cluster.Replicas. Nodes that are down count, since they may come back.
 func (v View) Wanted() int {
+	if v.index != nil && v.index.wanted > 0 {
+		return v.index.wanted
+	}
 	usable := 0
 	for _, n := range v.Nodes {
 		if n.Usable() {
 			usable++
 		}
 	}
-	return v.Cluster.Wanted(usable)
+	wanted := v.Cluster.Wanted(usable)
+	if v.index != nil {
+		v.index.wanted = wanted
+	}
+	return wanted
 }
 
 // Leader returns the report of the replica that leads the group: of those that say so, the one with the highest term.
@@ -94,13 +108,13 @@ var ErrNoStore = errors.New("no store for another replica")
 
 // candidate is a store that may take a replica, with what it is ranked by.
 type candidate struct {
-	node     storage.NodeID
-	store    storage.StoreID
-	newZone  bool
-	replicas int     // on the store
-	load     float64 // replicas per capacity
-	used     float64 // share of the store in use
-	free     int64   // bytes that may be written
+	node    storage.NodeID
+	store   storage.StoreID
+	newZone bool
+	load    float64 // with the replica; see loads
+	shared  int     // how many replicas lie on both the node and one of the group's nodes
+	used    float64 // share of the store in use
+	free    int64   // bytes that may be written
 }
 
 func (c candidate) better(o candidate) bool {
@@ -109,6 +123,8 @@ func (c candidate) better(o candidate) bool {
 		return c.newZone
 	case c.load != o.load:
 		return c.load < o.load
+	case c.shared != o.shared:
+		return c.shared < o.shared
 	case c.used != o.used:
 		return c.used < o.used
 	default:
@@ -117,10 +133,15 @@ func (c candidate) better(o candidate) bool {
 }
 
 // Choose returns the store for the next replica of a group, given those it has and how many bytes live in it (0: not known). It must be
-// on another node, and in another zone if there is one. Among those Choose prefers the store with the fewest replicas for its
-// capacity, then the least used. A store takes part if its node is up, reports, and neither drains nor is in maintenance, and the store
+// on another node, and in another zone if there is one. Among those Choose prefers the store that is least loaded with the replica (loads), then
+// the node that shares the fewest groups with those of the group: when one is lost, many others copy a little each. A store takes part if its node is up, reports, and neither drains nor is in maintenance, and the store
 // works and has room for the group, with a tenth to spare for what is written while it is pulled.
 func Choose(v View, replicas []storage.Replica, liveBytes int64) (storage.NodeID, storage.StoreID, error) {
+	return choose(v, replicas, liveBytes, func(storage.StoreID) bool { return true })
+}
+
+// choose is Choose among the stores that may take it.
+func choose(v View, replicas []storage.Replica, liveBytes int64, may func(storage.StoreID) bool) (storage.NodeID, storage.StoreID, error) {
 	wantBytes := max(1, liveBytes+liveBytes/10)
 	taken := map[storage.NodeID]bool{}
 	zones := map[string]bool{}
@@ -130,15 +151,19 @@ func Choose(v View, replicas []storage.Replica, liveBytes int64) (storage.NodeID
 			zones[n.Zone] = true
 		}
 	}
-	count, coming := v.replicasPerStore(), v.coming()
+	l := v.loads()
 	var best, small candidate // small: without enough room, the largest
 	for _, n := range v.Nodes {
 		if !n.MayTake() || taken[n.ID] || !v.works(n.ID) {
 			continue
 		}
 		for _, s := range n.Stores {
-			c, ok := v.candidate(n, s, count[s.ID])
-			c.newZone, c.free = !zones[n.Zone], c.free-coming[s.ID]
+			if !may(s.ID) {
+				continue
+			}
+			c, ok := v.candidate(n, s, l.weight[s.ID]+l.of(liveBytes))
+			c.newZone, c.free = !zones[n.Zone], c.free-l.coming[s.ID]
+			c.shared = l.sharedWith(n.ID, replicas)
 			switch {
 			case !ok:
 			case c.free < wantBytes:
@@ -162,37 +187,12 @@ func Choose(v View, replicas []storage.Replica, liveBytes int64) (storage.NodeID
 	return best.node, best.store, nil
 }
 
-func (v View) candidate(n storage.Node, s storage.Store, replicas int) (candidate, bool) {
+func (v View) candidate(n storage.Node, s storage.Store, weight int64) (candidate, bool) {
 	report, ok := v.Reports[n.ID].Store(s.ID)
 	if !ok || report.Failed != "" {
 		return candidate{}, false
 	}
 	capacity := max(report.CapacityBytes, 1)
-	return candidate{node: n.ID, store: s.ID, replicas: replicas, free: report.FreeBytes, load: float64(replicas) / float64(capacity),
+	return candidate{node: n.ID, store: s.ID, free: report.FreeBytes, load: float64(weight) / float64(capacity),
 		used: float64(report.UsedBytes) / float64(capacity)}, true
-}
-
-// coming returns how many bytes are planned or pulled to each store: what lives in the groups of replicas that do not vote yet. What of it
-// is there already counts twice.
-func (v View) coming() map[storage.StoreID]int64 {
-	bytes := map[storage.StoreID]int64{}
-	for _, g := range v.Groups {
-		for _, r := range g.Replicas {
-			if r.Role == storage.RolePulling || r.Role == storage.RoleLearner {
-				_, leader, _ := v.Leader(g)
-				bytes[r.Key.Store] += leader.LiveBytes
-			}
-		}
-	}
-	return bytes
-}
-
-func (v View) replicasPerStore() map[storage.StoreID]int {
-	count := map[storage.StoreID]int{}
-	for _, g := range v.Groups {
-		for _, r := range g.Replicas {
-			count[r.Key.Store]++
-		}
-	}
-	return count
 }

@@ -18,7 +18,7 @@ import (
 // load; status says when that begins, that it goes on, and that it is done. Then another node may die. The lost node, back after
 // all, is a member that holds nothing.
 func TestNodeLostForGood(t *testing.T) {
-	c := clustertest.Start(t, clustertest.Options{Binary: *storagedFlag, Nodes: 4, Args: []string{"--repair-after", "20s"}})
+	c := clustertest.Start(t, clustertest.Options{Binary: *storagedFlag, Nodes: 4, Args: []string{"--repair-after", "20s", "--rebalance=false"}})
 	if err := c.CreateVolume(t.Context(), volumeName, volumeBytes); err != nil {
 		t.Fatal(err)
 	}

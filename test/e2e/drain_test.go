@@ -29,7 +29,7 @@ func nodesOf(t *testing.T, c *testcluster.Cluster, n *testcluster.Node) storagev
 // TestDrain: one of four nodes is in maintenance for a moment, and leads nothing then; it is drained under load, and removed while it is up.
 // Its plan says beforehand what moves. Nothing is lost, no group has fewer than three copies on the way, and the process ends by itself.
 func TestDrain(t *testing.T) {
-	c := clustertest.Start(t, clustertest.Options{Binary: *storagedFlag, Nodes: 4})
+	c := clustertest.Start(t, clustertest.Options{Binary: *storagedFlag, Nodes: 4, Args: []string{"--rebalance=false"}})
 	if err := c.CreateVolume(t.Context(), volumeName, volumeBytes); err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,219 @@
+package placement_test
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/server/catalog"
+	"github.com/storaged/storaged/server/placement"
+	"github.com/storaged/storaged/server/placement/placementtest"
+)
+
+const tib = 1 << 40
+
+func TestGroupsWanted(t *testing.T) {
+	for nodes, want := range map[int]int{1: 8, 2: 8, 3: 8, 4: 16, 6: 16, 7: 32, 100: 512, 1000: 4096, 3000: 4096} {
+		v := placement.View{Cluster: catalog.Cluster{Replicas: 3, Groups: 8}}
+		for i := range nodes {
+			v.Nodes = append(v.Nodes, storage.Node{ID: storage.NodeID(i + 1), Stores: []storage.Store{{}}})
+		}
+		v.Nodes = append(v.Nodes, storage.Node{State: storage.NodeRemoved, Stores: []storage.Store{{}}}, storage.Node{Intent: storage.IntentDrain, Stores: []storage.Store{{}}})
+		if got := v.GroupsWanted(); got != want {
+			t.Errorf("%d nodes: %d groups, want %d", nodes, got, want)
+		}
+		if v.Cluster.Groups = 64; v.GroupsWanted() != max(want, 64) {
+			t.Errorf("%d nodes, made with 64 groups: %d", nodes, v.GroupsWanted())
+		}
+	}
+}
+
+// clusterOf has a node in each of the zones named.
+func clusterOf(t interface{ Fatal(...any) }, zones ...string) *placementtest.Cluster {
+	c := placementtest.NewCluster(3)
+	for _, z := range zones {
+		c.AddNode(z, tib)
+	}
+	settled(t, c)
+	return c
+}
+
+func settled(t interface{ Fatal(...any) }, c *placementtest.Cluster) {
+	if err := c.Settle(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func fill(c *placementtest.Cluster, bytes func(storage.GroupID) int64) {
+	for _, g := range c.Groups {
+		c.Live[g.ID] = bytes(g.ID)
+	}
+}
+
+// count returns how many replicas each node holds.
+func count(c *placementtest.Cluster) map[storage.NodeID]int {
+	n := map[storage.NodeID]int{}
+	for _, g := range c.Groups {
+		for _, r := range g.Replicas {
+			n[r.Node]++
+		}
+	}
+	return n
+}
+
+// TestNewNodeGetsItsShare: with the fourth node there are groups for it, and what three held is spread over four. Moved is what it gets, and
+// nothing twice.
+func TestNewNodeGetsItsShare(t *testing.T) {
+	c := clusterOf(t, "", "", "")
+	fill(c, func(storage.GroupID) int64 { return 100 << 30 })
+	if settled(t, c); c.Moves != 0 {
+		t.Errorf("%d replicas moved among three nodes", c.Moves)
+	}
+	c.AddNode("", tib)
+	settled(t, c)
+	held := c.StoredBytes()
+	for id := storage.NodeID(1); id <= 4; id++ {
+		if b := held[placementtest.StoreOf(id)] >> 30; b < 500 || b > 700 {
+			t.Errorf("node %v holds %d GiB of 2400 on four nodes", id, b)
+		}
+	}
+	if got := c.MovedBytes; got != held[placementtest.StoreOf(4)] {
+		t.Errorf("%d GiB moved, and the fourth holds %d", got>>30, held[placementtest.StoreOf(4)]>>30)
+	}
+	if n := count(c); len(c.Groups) != 16 || n[4] < 10 || n[4] > 15 {
+		t.Errorf("%d groups; replicas: %v", len(c.Groups), n)
+	}
+}
+
+// TestMovesKeepZones: a second node in a zone takes over from the first one there, and from nobody else.
+func TestMovesKeepZones(t *testing.T) {
+	c := clusterOf(t, "a", "b", "c")
+	fill(c, func(storage.GroupID) int64 { return 10 << 30 })
+	c.AddNode("a", tib)
+	settled(t, c)
+	n, held := count(c), c.StoredBytes()
+	if n[1]+n[4] != len(c.Groups) || n[2] != len(c.Groups) || n[3] != len(c.Groups) {
+		t.Errorf("replicas: %v of %d groups", n, len(c.Groups))
+	}
+	if a, b := held[placementtest.StoreOf(1)]>>30, held[placementtest.StoreOf(4)]>>30; a+b != 80 || a < 30 || b < 30 {
+		t.Errorf("of 80 GiB in the zone one node holds %d, the other %d", a, b)
+	}
+}
+
+// TestZonesAreTakenApart: replicas that share a zone, because there was no other one, go to one that is new, however full it gets.
+func TestZonesAreTakenApart(t *testing.T) {
+	c := clusterOf(t, "a", "a", "b")
+	fill(c, func(storage.GroupID) int64 { return 10 << 30 })
+	c.AddNode("c", tib)
+	settled(t, c)
+	for _, g := range c.Groups {
+		zones := map[string]bool{}
+		for _, r := range g.Replicas {
+			zones[c.Nodes[r.Node-1].Zone] = true
+		}
+		if len(zones) != 3 {
+			t.Errorf("group %v lies in zones %v", g.ID, slices.Collect(maps.Keys(zones)))
+		}
+	}
+}
+
+// TestMovesAreFew: at most one group, and one more for 16 stores, is moved at a time, and a store takes part in one move.
+func TestMovesAreFew(t *testing.T) {
+	var zones []string
+	for range 40 {
+		zones = append(zones, "")
+	}
+	c := clusterOf(t, zones...)
+	fill(c, func(g storage.GroupID) int64 { return int64(g%7) * 10 << 30 })
+	for range 40 {
+		c.AddNode("", tib)
+	}
+	v := c.View()
+	moves := placement.ReplicaMoves(v)
+	from := map[storage.StoreID]bool{}
+	for _, s := range moves {
+		from[s.Store] = true
+	}
+	if len(moves) != 6 || len(from) != 6 {
+		t.Fatalf("%d moves at once, from %d stores; want 6 from as many", len(moves), len(from))
+	}
+	g := &c.Groups[moves[0].Group-1]
+	g.Replicas = slices.Clone(g.Replicas)
+	at, _ := g.OnNode(moves[0].Node)
+	g.Replicas[slices.Index(g.Replicas, at)].Role = storage.RoleLeaving
+	moves = placement.ReplicaMoves(c.View())
+	if len(moves) != 5 {
+		t.Errorf("with one on its way there are %d more", len(moves))
+	}
+	for _, s := range moves {
+		if s.Group == g.ID || s.Store == at.Key.Store {
+			t.Errorf("of what moves already: %+v", s)
+		}
+	}
+}
+
+// TestNothingMovesWhileItIsRepaired: what is to be repaired goes first, and a group that is not whole is not moved.
+func TestNothingMovesWhileItIsRepaired(t *testing.T) {
+	c := clusterOf(t, "", "", "")
+	fill(c, func(storage.GroupID) int64 { return 100 << 30 })
+	c.AddNode("", tib)
+	v := c.View()
+	if moves := placement.ReplicaMoves(v); len(moves) != 1 {
+		t.Fatalf("%d moves", len(moves))
+	}
+	v.Nodes = slices.Clone(v.Nodes)
+	v.Nodes[1].State = storage.NodeDown
+	delete(v.Reports, 2)
+	if moves := placement.ReplicaMoves(v.Indexed()); len(moves) != 0 {
+		t.Errorf("with node 2 down: %+v", moves)
+	}
+}
+
+// TestMovesEnd: from whatever state, replicas stop moving. No group lies in fewer zones than before, on fewer nodes, or has fewer replicas, stores are
+// not loaded more unevenly than before, and nothing is over its capacity that was not.
+func TestMovesEnd(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		c := placementtest.NewCluster(3)
+		zones := rapid.IntRange(1, 4).Draw(t, "zones")
+		add := func(n int) {
+			for range n {
+				c.AddNode(fmt.Sprint(rapid.IntRange(1, zones).Draw(t, "zone")), int64(rapid.IntRange(1, 4).Draw(t, "TiB"))*tib)
+			}
+		}
+		add(rapid.IntRange(3, 9).Draw(t, "nodes"))
+		settled(t, c)
+		fill(c, func(storage.GroupID) int64 { return int64(rapid.IntRange(0, 100).Draw(t, "GiB")) << 30 })
+		add(rapid.IntRange(0, 4).Draw(t, "more nodes"))
+		spread := func(g storage.Group) int {
+			in := map[string]bool{}
+			for _, r := range g.Replicas {
+				in[c.Nodes[r.Node-1].Zone] = true
+			}
+			return len(in)
+		}
+		var before []int
+		for _, g := range c.Groups {
+			before = append(before, spread(g))
+		}
+		settled(t, c)
+		for i, g := range c.Groups {
+			nodes := map[storage.NodeID]bool{}
+			for _, r := range g.Replicas {
+				nodes[r.Node] = true
+			}
+			if len(nodes) != 3 || len(g.Replicas) != 3 || i < len(before) && spread(g) < before[i] {
+				t.Fatalf("group %v: %v, %d zones", g.ID, g.Replicas, spread(g))
+			}
+		}
+		for s, b := range c.StoredBytes() {
+			if b > 4*tib {
+				t.Fatalf("store %v holds %d GiB", s, b>>30)
+			}
+		}
+	})
+}
