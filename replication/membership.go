@@ -125,7 +125,8 @@ func (rs *Replicas) awaitCaughtUp(ctx context.Context, in *instance, server raft
 
 // ChangeMembership makes one change of a group that this node leads: replica is a ServerID. With a configIndex it is
 // refused unless that is the newest configuration (GroupStatus.ConfigIndex). It returns nil only when the change is
-// committed, also one that was asked for before: who removes a replica relies on it.
+// committed, also one that was asked for before: who removes a replica relies on it. KindUnavailable when ctx is done before: the change may
+// be made all the same.
 func (rs *Replicas) ChangeMembership(ctx context.Context, id storage.GroupID, change runner.Change, replica string,
 	node storage.NodeID, configIndex uint64) error {
 	const name = "change membership"
@@ -168,10 +169,10 @@ func (rs *Replicas) ChangeMembership(ctx context.Context, id storage.GroupID, ch
 		return refuse(storage.KindInvalid, fmt.Sprintf("unknown change %q", change))
 	}
 	if done { // in the newest configuration, which may still be lost: what follows it in the log says that it is not
-		_, err = runner.Do(context.Background(), in.Instance, name, func(r *raft.Raft) raft.Future { return r.Barrier(runner.ChangeTimeout) })
+		_, err = runner.Do(ctx, in.Instance, name, func(r *raft.Raft) raft.Future { return r.Barrier(runner.ChangeTimeout) })
 		return err
 	}
-	return in.Change(context.Background(), name, change, server, node, configIndex)
+	return in.Change(ctx, name, change, server, node, configIndex)
 }
 
 // TransferLeadership asks the given replica to lead a group that this node leads.

@@ -311,7 +311,10 @@ func (g *group) pull(ctx context.Context, from storage.NodeID, name string, req 
 	g.pulled.Store(0)
 	defer g.pullTotal.Store(0)
 	if err = p.all(ctx, header); err == nil {
-		id, err = p.staging.Commit(ctx)
+		err = withRoom(ctx, func() (err error) {
+			id, err = p.staging.Commit(ctx)
+			return err
+		})
 	}
 	if err != nil {
 		p.staging.Keep() // whatever ended it: what has come was checked, and the next pull shares from it
@@ -391,7 +394,11 @@ func (p *puller) all(ctx context.Context, header table.ManifestHeader) error {
 // versions pulls those of the listed versions that are wanted, several extents at a time and the versions of one
 // extent in order.
 func (p *puller) versions(ctx context.Context, refs []table.Ref) error {
-	want, err := p.staging.Want(refs)
+	var want []table.Ref
+	err := withRoom(ctx, func() (err error) {
+		want, err = p.staging.Want(ctx, refs)
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -422,7 +429,11 @@ func (p *puller) version(ctx context.Context, ref table.Ref) error {
 	if err != nil {
 		return err
 	}
-	missing, err := p.staging.PutTable(ref, sums)
+	var missing []table.BlockRun
+	err = withRoom(ctx, func() (err error) {
+		missing, err = p.staging.PutTable(ctx, ref, sums)
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -431,7 +442,7 @@ func (p *puller) version(ctx context.Context, ref table.Ref) error {
 			n := min(table.MaxRun, run.First+run.N-first)
 			blocks, err := p.ofVersion(ctx, methodBlocks, encoded, first, n)
 			if err == nil {
-				err = withRoom(ctx, func() error { return p.staging.PutBlocks(ref, first, blocks) })
+				err = withRoom(ctx, func() error { return p.staging.PutBlocks(ctx, ref, first, blocks) })
 			}
 			if err != nil {
 				return err
@@ -443,7 +454,7 @@ func (p *puller) version(ctx context.Context, ref table.Ref) error {
 }
 
 // withRoom repeats a step of a pull that the store refuses because it would take of the reserve, until there is room or pullRoomPatience
-// is over. Compaction may make some meanwhile; a pull that ends begins with nothing.
+// is over. Compaction may make some meanwhile.
 func withRoom(ctx context.Context, step func() error) error {
 	err := step()
 	for begun := time.Now(); errors.Is(err, storage.ErrNoSpace) && time.Since(begun) < pullRoomPatience; err = step() {

@@ -78,6 +78,7 @@ func (f *Frozen) Persist(index, term uint64, config []byte, configIndex uint64) 
 	if !ok {
 		return fail(storage.KindInternal, fmt.Errorf("entry %d of term %d is not in the log", index, term))
 	}
+	// No context: Raft has none here. It ends when the disk has failed, or the log waits for room no longer (StopWaiting).
 	if err := g.store.log.Wait(context.Background(), end); err != nil {
 		return fail(storage.KindOf(err), err)
 	}

@@ -42,17 +42,17 @@ func pull(t testing.TB, m *Manifest, st *Staging) (moved int) {
 			return moved
 		}
 		after = refs[len(refs)-1]
-		want, err := st.Want(refs)
+		want, err := st.Want(context.Background(), refs)
 		must(err)
 		for _, ref := range want {
 			table, err := m.Table(ref)
 			must(err)
-			runs, err := st.PutTable(ref, table)
+			runs, err := st.PutTable(context.Background(), ref, table)
 			must(err)
 			for _, run := range runs {
 				payload, err := m.Blocks(ref, run.First, run.N, nil)
 				must(err)
-				must(st.PutBlocks(ref, run.First, payload))
+				must(st.PutBlocks(context.Background(), ref, run.First, payload))
 				moved += run.N
 			}
 		}
@@ -293,18 +293,18 @@ func TestStagingRefusesDamage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := st.PutTable(refs[0], table); !errors.Is(err, storage.ErrInvalid) {
+	if _, err := st.PutTable(context.Background(), refs[0], table); !errors.Is(err, storage.ErrInvalid) {
 		t.Errorf("a table that was not asked for: %v", err)
 	}
-	if _, err := st.Want(refs); err != nil {
+	if _, err := st.Want(context.Background(), refs); err != nil {
 		t.Fatal(err)
 	}
 	table[len(table)-1] ^= 1
-	if _, err := st.PutTable(refs[0], table); !errors.Is(err, storage.ErrCorrupt) {
+	if _, err := st.PutTable(context.Background(), refs[0], table); !errors.Is(err, storage.ErrCorrupt) {
 		t.Errorf("a flipped bit in a table: %v", err)
 	}
 	table[len(table)-1] ^= 1
-	runs, err := st.PutTable(refs[0], table)
+	runs, err := st.PutTable(context.Background(), refs[0], table)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -313,7 +313,7 @@ func TestStagingRefusesDamage(t *testing.T) {
 		t.Fatal(err)
 	}
 	payload[500] ^= 4
-	if err := st.PutBlocks(refs[0], runs[0].First, payload); !errors.Is(err, storage.ErrCorrupt) {
+	if err := st.PutBlocks(context.Background(), refs[0], runs[0].First, payload); !errors.Is(err, storage.ErrCorrupt) {
 		t.Errorf("a flipped bit in a block: %v", err)
 	}
 	if _, err := st.Commit(context.Background()); !errors.Is(err, storage.ErrConflict) {

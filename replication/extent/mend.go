@@ -3,11 +3,13 @@ package extent
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"sync"
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/extent/compact"
+	"github.com/storaged/storaged/replication/extent/live"
 	"github.com/storaged/storaged/replication/extent/table"
 	"github.com/storaged/storaged/replication/op"
 	"github.com/storaged/storaged/replication/segment"
@@ -16,6 +18,9 @@ import (
 // maxMends bounds the blocks that wait to be written anew, each with its bytes. One that finds no place is mended when it is read again.
 const maxMends = 64
 
+// maxBadSegments bounds the segments that an Install has read again. What lies in others the next pass of the scrub finds.
+const maxBadSegments = 1024
+
 // mends are blocks that the disk did not give back, and another replica did. They are written anew, and the tables are made to refer to
 // where they are then, as compaction does. Until that a read asks elsewhere each time, and one copy fewer is there than people think.
 type mends struct {
@@ -23,6 +28,8 @@ type mends struct {
 
 	mu      sync.Mutex
 	waiting map[segment.Position]struct{} // where blocks of the queue lie; guarded by mu
+	// bad are segments in which blocks lay that were written anew since the start, at most maxBadSegments; guarded by mu.
+	bad map[segment.SegmentNo]struct{}
 }
 
 // mend is a block as it must be: data has the sum that the entry says.
@@ -35,7 +42,7 @@ type mend struct {
 }
 
 func newMends() mends {
-	return mends{queue: make(chan mend, maxMends), waiting: map[segment.Position]struct{}{}}
+	return mends{queue: make(chan mend, maxMends), waiting: map[segment.Position]struct{}{}, bad: map[segment.SegmentNo]struct{}{}}
 }
 
 // mendLater notes a block that was brought from elsewhere, unless it is noted already or too many are.
@@ -107,9 +114,35 @@ func (s *Store) mend(ctx context.Context, m mend) (n int, err error) {
 	}
 	n, err = m.g.Repoint(b.Set, []Move{{b.Page, b.At, b.From, data}})
 	if n > 0 {
+		s.noteBad(m.entry.Segment)
 		s.metrics.mended.Inc()
 		s.logger.Info("a block that the disk did not give back was written anew, from another replica", "store", s.identity.Store, "group", m.g.key,
 			"volume", m.page.Volume, "extent", m.page.Extent, "block", b.BlockNo(), "at", m.entry.Position().String(), "now_at", data.String())
 	}
 	return n, err
+}
+
+// noteBad notes that a block of the segment was written anew.
+func (s *Store) noteBad(no segment.SegmentNo) {
+	s.mends.mu.Lock()
+	defer s.mends.mu.Unlock()
+	if len(s.mends.bad) >= maxBadSegments {
+		maps.DeleteFunc(s.mends.bad, func(no segment.SegmentNo, _ struct{}) bool { return !s.live.InUse(no) })
+	}
+	if len(s.mends.bad) < maxBadSegments {
+		s.mends.bad[no] = struct{}{}
+	}
+}
+
+// mendAgain has those segments read soon in which blocks were bad, and to which a set refers that was installed: a pull may have taken a
+// place over before its block was written anew.
+func (s *Store) mendAgain(set *live.Set) {
+	s.mends.mu.Lock()
+	bad := slices.Collect(maps.Keys(s.mends.bad))
+	s.mends.mu.Unlock()
+	for _, no := range bad {
+		if set.InUse(no) {
+			s.scrubber.Ask(no)
+		}
+	}
 }

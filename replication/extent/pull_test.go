@@ -180,10 +180,10 @@ func TestVersionsArePulledInOrder(t *testing.T) {
 	if err != nil || len(refs) != 2 || refs[0].Extent != refs[1].Extent {
 		t.Fatal(refs, err)
 	}
-	if want, err := st.Want(refs[1:]); err != nil || len(want) != 1 {
+	if want, err := st.Want(context.Background(), refs[1:]); err != nil || len(want) != 1 {
 		t.Fatal(want, err)
 	}
-	if _, err := st.Want(refs[:1]); !errors.Is(err, storage.ErrInvalid) {
+	if _, err := st.Want(context.Background(), refs[:1]); !errors.Is(err, storage.ErrInvalid) {
 		t.Errorf("an older version after a newer one: %v", err)
 	}
 	st.Abort()
@@ -191,7 +191,7 @@ func TestVersionsArePulledInOrder(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 { // again is no harm
-		if want, err := st.Want(refs); err != nil || len(want) != 2 {
+		if want, err := st.Want(context.Background(), refs); err != nil || len(want) != 2 {
 			t.Fatal(want, err)
 		}
 	}
@@ -199,7 +199,7 @@ func TestVersionsArePulledInOrder(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := st.PutTable(refs[1], data); !errors.Is(err, storage.ErrConflict) {
+	if _, err := st.PutTable(context.Background(), refs[1], data); !errors.Is(err, storage.ErrConflict) {
 		t.Errorf("the table of a newer version first: %v", err)
 	}
 	st.Abort()
@@ -241,7 +241,7 @@ func testKeptTableIsCountedOnce(t *testing.T) {
 	without.CapacityBytes = 1
 	synctest.Wait() // for the workers, which look at it
 	dst.s.room = room.New(without, dst.s.log, dst.s.db, &dst.s.live)
-	if _, err := st.Want(refs); !errors.Is(err, storage.ErrNoSpace) {
+	if _, err := st.Want(context.Background(), refs); !errors.Is(err, storage.ErrNoSpace) {
 		t.Fatalf("without room: %v", err)
 	}
 	dst.s.room = with

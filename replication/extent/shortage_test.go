@@ -1,6 +1,7 @@
 package extent
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"sync"
@@ -334,18 +335,18 @@ func pullStopsAtReserve(t *testing.T) {
 
 // pullVersion pulls one version of an extent.
 func pullVersion(m *Manifest, st *Staging, ref table.Ref) error {
-	if _, err := st.Want([]table.Ref{ref}); err != nil {
+	if _, err := st.Want(context.Background(), []table.Ref{ref}); err != nil {
 		return err
 	}
 	table, err := m.Table(ref)
 	if err != nil {
 		return err
 	}
-	runs, err := st.PutTable(ref, table)
+	runs, err := st.PutTable(context.Background(), ref, table)
 	for _, run := range runs {
 		var payload []byte
 		if payload, err = m.Blocks(ref, run.First, run.N, nil); err == nil {
-			err = st.PutBlocks(ref, run.First, payload)
+			err = st.PutBlocks(context.Background(), ref, run.First, payload)
 		}
 		if err != nil {
 			return err

@@ -83,10 +83,14 @@ func (s *Store) loadStaged(owned map[table.SetID]bool) (void [][]byte, err error
 	return void, nil
 }
 
-// adopt lists a staging, and what earlier pulls have left for it, the newest first.
-func (s *Store) adopt(st *Staging) {
+// adopt lists a staging, and what earlier pulls have left for it, the newest first; false if its replica is gone by now. Then nobody would
+// end it.
+func (s *Store) adopt(st *Staging) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.groups[st.key] != st.g {
+		return false
+	}
 	s.stagings[st.set.id] = st
 	for _, k := range s.staged {
 		if k.key == st.key {
@@ -96,6 +100,47 @@ func (s *Store) adopt(st *Staging) {
 	}
 	st.adopted = len(st.sources) > 0
 	slices.SortFunc(st.sources, func(a, b *staged) int { return cmp.Compare(b.set.id, a.set.id) })
+	return true
+}
+
+// claimSources takes those sources of a staging off the store's list that no other pull shares from: its Commit drops them. They may be
+// listed again.
+//
+// Guards I1: another pull that shares from one reads its tables, and counts what it takes, later.
+func (s *Store) claimSources(st *Staging) (claimed []*staged) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, k := range st.sources {
+		if k.users == 1 && s.staged[k.set.id] == k {
+			claimed = append(claimed, k)
+		}
+	}
+	s.unlistLocked(claimed)
+	return claimed
+}
+
+// listAgain follows a claim, or a removal, that came to nothing.
+func (s *Store) listAgain(sets []*staged) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, k := range sets {
+		s.staged[k.set.id] = k
+	}
+}
+
+// dismissSources ends the use of a staging's sources. What others share from goes with the last of them (stagedDue).
+func (s *Store) dismissSources(st *Staging) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st.dismissLocked()
+}
+
+// dismissLocked is dismissSources with Store.mu held.
+func (st *Staging) dismissLocked() {
+	for _, k := range st.sources {
+		k.users--
+	}
+	st.sources = nil
 }
 
 // addPartsLocked adds the pages that are complete of versions that are not. Nothing follows them here: the next pull takes them page by
@@ -122,6 +167,7 @@ func (st *Staging) Keep() {
 	}
 	if st.moved > 0 && !st.committed {
 		st.addPartsLocked()
+		// The pull's own ctx is done, mostly: that is why it has broken.
 		ctx, cancel := context.WithTimeout(context.Background(), keepPatience)
 		if err := st.saveLocked(ctx, nil); err != nil {
 			st.s.logger.Info("the last of what a pull has brought is not kept", "group", st.key, "error", err)
@@ -178,11 +224,7 @@ func (s *Store) dropStaged(sets ...*staged) (dropped bool, err error) {
 		return false, nil
 	}
 	if err := s.removeSets(sets); err != nil {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		for _, k := range sets {
-			s.staged[k.set.id] = k
-		}
+		s.listAgain(sets)
 		return false, err
 	}
 	return true, nil

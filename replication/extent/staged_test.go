@@ -42,7 +42,7 @@ func pullUntil(m *Manifest, st *Staging, broken func(moved int) bool) (moved int
 			return moved, err
 		}
 		after = refs[len(refs)-1]
-		want, err := st.Want(refs)
+		want, err := st.Want(context.Background(), refs)
 		if err != nil {
 			return moved, err
 		}
@@ -51,7 +51,7 @@ func pullUntil(m *Manifest, st *Staging, broken func(moved int) bool) (moved int
 			if err != nil {
 				return moved, err
 			}
-			runs, err := st.PutTable(ref, encoded)
+			runs, err := st.PutTable(context.Background(), ref, encoded)
 			if err != nil {
 				return moved, err
 			}
@@ -61,7 +61,7 @@ func pullUntil(m *Manifest, st *Staging, broken func(moved int) bool) (moved int
 				}
 				payload, err := m.Blocks(ref, run.First, run.N, nil)
 				if err == nil {
-					err = st.PutBlocks(ref, run.First, payload)
+					err = st.PutBlocks(context.Background(), ref, run.First, payload)
 				}
 				if err != nil {
 					return moved, err

@@ -90,7 +90,7 @@ type pendingTable struct {
 	counted table.Counts // blocks that have got a place
 }
 
-// Stage begins a pull into the replica of that key, which must exist. An earlier staging of it that was not installed ends (Keep), and
+// Stage begins a pull into the replica of that key, which must exist (else KindNotFound). An earlier staging of it that was not installed ends (Keep), and
 // what earlier pulls have left is shared from. KindNoSpace when the store is full up to its reserve, unless the manifest holds less
 // than the replica has.
 func (s *Store) Stage(key segment.GroupKey, header table.ManifestHeader) (*Staging, error) {
@@ -123,7 +123,10 @@ func (s *Store) Stage(key segment.GroupKey, header table.ManifestHeader) (*Stagi
 	}
 	st.set = tableSet{set, live.NewSet(table.Counts{})}
 	s.live.Add(set, st.set.live)
-	s.adopt(st)
+	if !s.adopt(st) {
+		s.live.Drop(set)
+		return nil, storage.E("stage", storage.KindNotFound, "group "+key.String(), errors.New("it was removed meanwhile"))
+	}
 	return st, nil
 }
 
@@ -144,6 +147,12 @@ func (s *Store) stagingsOf(key segment.GroupKey) (all []*Staging) {
 		}
 	}
 	return all
+}
+
+func (s *Store) abortStagings(key segment.GroupKey) {
+	for _, st := range s.stagingsOf(key) {
+		st.Abort()
+	}
 }
 
 // ID names the staging for Install.
@@ -178,7 +187,8 @@ func (st *Staging) PutState(i int, part []byte) error {
 
 // Want returns those of the extent versions that must be pulled. The others are here already with the same digest: in
 // the durable tables of the replica, from an earlier pull, or from an earlier call. Versions are offered in ascending order, or again.
-func (st *Staging) Want(refs []table.Ref) ([]table.Ref, error) {
+// ctx bounds the commit point that may be due; after KindNoSpace and KindCanceled the call may be repeated.
+func (st *Staging) Want(ctx context.Context, refs []table.Ref) ([]table.Ref, error) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if err := st.openLocked("stage"); err != nil {
@@ -204,7 +214,7 @@ func (st *Staging) Want(refs []table.Ref) ([]table.Ref, error) {
 		if !kept {
 			want = append(want, ref)
 		}
-		if err := st.saveIfDueLocked(); err != nil {
+		if err := st.saveIfDueLocked(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -231,8 +241,11 @@ func (st *Staging) keepLocked(ref table.Ref) (kept bool, err error) {
 	return kept, err
 }
 
-// eachSource calls fn with the version as earlier pulls have left it, and as the replica's durable tables have it, until fn is done.
-// What is damaged there is left out: it is pulled anew. Each version is fn's.
+// eachSource calls fn with the version as the replica's durable tables have it, and as earlier pulls have left it, until fn is done. What
+// is damaged there is left out: it is pulled anew. Each version is fn's.
+//
+// The replica's own come first. Blocks that the disk did not give back were written anew there, and there only: what is kept still refers to
+// the bad places.
 //
 // Guards I1: what fn takes of a version it counts before it returns. Until then no checkpoint is written of the replica, so the segments
 // stay in use that its durable tables refer to; and nobody drops what an earlier pull has left.
@@ -246,21 +259,28 @@ func (st *Staging) eachSource(id table.VersionID, fn func(*table.Version) (done 
 		}
 		return fn(t)
 	}
+	if done, err := st.ownSource(look); done || err != nil {
+		return err
+	}
 	for _, k := range st.sources {
 		if done, err := look(k.set.id); done || err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+// ownSource looks at the durable tables of the replica, if there are any.
+func (st *Staging) ownSource(look func(table.SetID) (done bool, err error)) (done bool, err error) {
 	st.g.commitMu.Lock()
 	defer st.g.commitMu.Unlock()
 	st.g.mu.RLock()
 	set, empty := st.g.set.id, st.g.record.Index == 0 || st.g.removed
 	st.g.mu.RUnlock()
 	if empty {
-		return nil
+		return false, nil
 	}
-	_, err := look(set)
-	return err
+	return look(set)
 }
 
 // olderLocked returns an extent's table as it is here below the version.
@@ -282,8 +302,9 @@ func (st *Staging) olderLocked(id table.VersionID) (*table.Version, error) {
 }
 
 // PutTable stages the table of a wanted version, and returns the blocks that must be put: those of pages that are not here. Older
-// versions of the same extent must be complete. The error is of KindCorrupt if the table has not the digest that the manifest says.
-func (st *Staging) PutTable(ref table.Ref, data []byte) ([]table.BlockRun, error) {
+// versions of the same extent must be complete. The error is of KindCorrupt if the table has not the digest that the manifest says. ctx is
+// as that of Want.
+func (st *Staging) PutTable(ctx context.Context, ref table.Ref, data []byte) ([]table.BlockRun, error) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if err := st.openLocked("stage table"); err != nil {
@@ -298,7 +319,7 @@ func (st *Staging) PutTable(ref table.Ref, data []byte) ([]table.BlockRun, error
 	case st.open[ref.ID().ExtentID][0] != ref.Epoch:
 		return nil, storage.E("stage table", storage.KindConflict, ref.String(), errors.New("an older version is not complete"))
 	case st.pending[ref.ID()] != nil:
-		return st.missingLocked(ref)
+		return st.missingLocked(ctx, ref)
 	case len(st.pending) >= maxPendingTables:
 		return nil, storage.E("stage table", storage.KindUnavailable, ref.String(), errors.New("too many tables wait for their blocks"))
 	}
@@ -325,16 +346,16 @@ func (st *Staging) PutTable(ref table.Ref, data []byte) ([]table.BlockRun, error
 		return nil, err
 	}
 	st.pending[ref.ID()] = p
-	return st.missingLocked(ref)
+	return st.missingLocked(ctx, ref)
 }
 
 // missingLocked returns the blocks that a pending version lacks. One that lacks none is complete.
-func (st *Staging) missingLocked(ref table.Ref) ([]table.BlockRun, error) {
+func (st *Staging) missingLocked(ctx context.Context, ref table.Ref) ([]table.BlockRun, error) {
 	p := st.pending[ref.ID()]
 	if p.missing.Count() > 0 {
 		return p.missing.Runs(), nil
 	}
-	return nil, st.completeLocked(ref, p)
+	return nil, st.completeLocked(ctx, ref, p)
 }
 
 // takeLocked takes the places of blocks that are here, page by page, and reports whether nothing is missing any more. mapped are the
@@ -387,15 +408,16 @@ func share(t, older *table.Version, shared *table.BlockSet) error {
 }
 
 // PutBlocks stages blocks of a version whose table was put: the payload holds its missing blocks from first on, whole
-// and in order. Each is checked against its sum (KindCorrupt). KindNoSpace when the store has no room above its reserve.
-func (st *Staging) PutBlocks(ref table.Ref, first int, payload []byte) error {
+// and in order. Each is checked against its sum (KindCorrupt). KindNoSpace when the store has no room above its reserve. ctx is as that
+// of Want.
+func (st *Staging) PutBlocks(ctx context.Context, ref table.Ref, first int, payload []byte) error {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if err := st.openLocked("stage blocks"); err != nil {
 		return err
 	}
 	if st.known[ref.ID()] { // again, after a commit point that failed
-		return st.saveIfDueLocked()
+		return st.saveIfDueLocked(ctx)
 	}
 	p := st.pending[ref.ID()]
 	n := len(payload) / storage.BlockSize
@@ -403,7 +425,7 @@ func (st *Staging) PutBlocks(ref table.Ref, first int, payload []byte) error {
 		return storage.E("stage blocks", storage.KindInvalid, ref.String(), fmt.Errorf("%d bytes from block %d", len(payload), first))
 	}
 	if p.missing.Count() == 0 { // again, after its table found no room
-		return st.completeLocked(ref, p)
+		return st.completeLocked(ctx, ref, p)
 	}
 	places, err := p.verify(ref, first, payload)
 	if err != nil {
@@ -426,7 +448,7 @@ func (st *Staging) PutBlocks(ref table.Ref, first int, payload []byte) error {
 	if p.missing.Count() > 0 {
 		return nil
 	}
-	return st.completeLocked(ref, p)
+	return st.completeLocked(ctx, ref, p)
 }
 
 // blocksPerRecord is how many blocks fit well into one record: all of a call, unless segments are very small.
@@ -465,7 +487,7 @@ func (st *Staging) appendLocked(ref table.Ref, p *pendingTable, places []int, pa
 }
 
 // completeLocked stores a table all of whose blocks have a place. There is a commit point afterwards if one is due.
-func (st *Staging) completeLocked(ref table.Ref, p *pendingTable) error {
+func (st *Staging) completeLocked(ctx context.Context, ref table.Ref, p *pendingTable) error {
 	if err := st.storeLocked(p.table, p.older, p.counted); err != nil {
 		return err
 	}
@@ -476,7 +498,7 @@ func (st *Staging) completeLocked(ref table.Ref, p *pendingTable) error {
 	} else {
 		delete(st.open, id)
 	}
-	return st.saveIfDueLocked()
+	return st.saveIfDueLocked(ctx)
 }
 
 // storeLocked puts a table into the staging's set, as the version that follows older, and counts what that stores and was not
@@ -524,18 +546,22 @@ func (u *unsaved) reset() {
 }
 
 // saveIfDueLocked makes a commit point if enough has come since the last one.
-func (st *Staging) saveIfDueLocked() error {
+func (st *Staging) saveIfDueLocked(ctx context.Context) error {
 	if st.unsaved.n == 0 || st.unsaved.n < maxUnsavedPages && st.unsaved.blocks*storage.BlockSize < st.s.cfg.SegmentBytes {
 		return nil
 	}
-	return st.saveLocked(context.Background(), nil)
+	return st.saveLocked(ctx, nil)
 }
 
-// saveLocked makes a commit point: all that is complete, and what more adds, is durable afterwards.
+// saveLocked makes a commit point: all that is complete, and what more adds, is durable afterwards. KindNoSpace while there is no room for
+// tables: a commit waits for room without end, and nobody could end the pull meanwhile.
 func (st *Staging) saveLocked(ctx context.Context, more func(*tabledb.Batch)) error {
 	// Guards I1 and I7: the log before the tables. They refer to durable blocks only, when they are installed and when the next pull
 	// shares from them.
 	if err := st.s.log.Wait(ctx, st.end); err != nil {
+		return err
+	}
+	if err := st.s.room.MayGrow("stage tables"); err != nil {
 		return err
 	}
 	var keys []table.VersionKey
@@ -588,20 +614,18 @@ func (st *Staging) Commit(ctx context.Context) (id string, err error) {
 		return "", storage.E("commit", storage.KindConflict, st.ID(), fmt.Errorf("%d tables and %d parts of the state are missing",
 			incomplete, int(st.header.StateParts)-len(st.parts)))
 	}
-	sources := st.sources // all that they have is here by now
+	drop := st.s.claimSources(st) // all that they have is here by now
 	err = st.saveLocked(ctx, func(b *tabledb.Batch) {
 		tableset.SetVolumes(b, st.state.All(st.set.id))
-		fillDropStaged(b, sources)
+		fillDropStaged(b, drop)
 	})
 	if err != nil {
+		st.s.listAgain(drop)
 		return "", err
 	}
 	st.committed = true
-	st.s.mu.Lock()
-	st.s.unlistLocked(sources)
-	st.sources = nil
-	st.s.mu.Unlock()
-	st.s.uncount(sources)
+	st.s.dismissSources(st)
+	st.s.uncount(drop)
 	return st.ID(), nil
 }
 
@@ -661,10 +685,7 @@ func (st *Staging) finish(kept *staged) bool {
 		return false
 	}
 	delete(s.stagings, st.set.id)
-	for _, k := range st.sources {
-		k.users--
-	}
-	st.sources = nil
+	st.dismissLocked()
 	if kept != nil {
 		// Without what is not complete. Guards I6: before it is listed, and may be dropped: the counts of a set that is gone would keep its segments.
 		s.live.Replace(kept.set.id, kept.set.live)
@@ -694,6 +715,7 @@ func (g *Group) Install(id string) error {
 	if err := g.log.Reset(st.header.Index, st.header.Term); err != nil {
 		return storage.E("install", storage.KindOf(err), "group "+g.key.String(), err)
 	}
+	g.store.mendAgain(st.set.live)
 	g.store.worker.Purge()
 	g.store.worker.Recycle()
 	return nil

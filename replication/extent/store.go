@@ -429,9 +429,13 @@ func (s *Store) CreateGroup(key segment.GroupKey) (*Group, error) {
 // RemoveGroup forgets a replica, its log, its tables and its votes. Nothing may use it any more. KindNotFound if it is
 // not there.
 func (s *Store) RemoveGroup(key segment.GroupKey) error {
-	for _, st := range s.stagingsOf(key) {
-		st.Abort()
-	}
+	s.abortStagings(key)
+	// What was begun meanwhile, too; of a replica that is gone none is begun (adopt). No lock is held: a staging may wait for the replica's.
+	defer s.abortStagings(key)
+	return s.removeGroup(key)
+}
+
+func (s *Store) removeGroup(key segment.GroupKey) error {
 	s.making.Lock() // the group is there or not
 	defer s.making.Unlock()
 	g := s.Group(key)

@@ -32,6 +32,7 @@ func (i *Instance) becomeReady() {
 	term := i.CurrentTerm()
 	i.transport.lease.begin(term)
 	for i.LeadsTerm(term) {
+		// No context: it ends when it is answered, with the leadership, or with the instance.
 		_, err := Do(context.Background(), i, "lead", func(r *raft.Raft) raft.Future { return r.Barrier(0) })
 		if err == nil && i.LeadsTerm(term) {
 			i.transport.lease.setReady(term)

@@ -85,6 +85,7 @@ func (i *Instance) Transfer(op string, server raft.ServerID, address raft.Server
 	if err := i.transfers.begin(server, term, i.Acked(server)); err != nil {
 		return i.translate(op, err)
 	}
+	// No context: the library gives up after an election time-out, and until then takes no other transfer.
 	_, err := Do(context.Background(), i, op, func(r *raft.Raft) raft.Future {
 		return r.LeadershipTransferToServer(server, address)
 	})

@@ -164,7 +164,7 @@ func (t *Transport) runBeat(i *Instance) {
 			return
 		case <-t.beating:
 		}
-		// No leader any more: nothing to do.
+		// No leader any more: nothing to do. No context: it ends with the lease, or with the instance.
 		_, _ = Do(context.Background(), i, "verify leader", (*raft.Raft).VerifyLeader)
 	}
 }
