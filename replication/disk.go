@@ -26,6 +26,7 @@ type disk struct {
 	onFail func()      // stops the disk's replicas, without waiting; may be nil
 	hung   atomic.Bool // as of the last look
 
+	pulls      pacer // what pulls read from the disk, and write to it
 	unreadable unreadable
 	stable     pendingSets
 	room       diskRoom
@@ -35,8 +36,13 @@ type disk struct {
 	stopOnce   sync.Once
 }
 
+// pacer is *pace.Pace.
+type pacer interface {
+	Wait(ctx context.Context, bytes int64) error
+}
+
 func newDisk(s *extent.Store, cfg *Config) *disk {
-	return &disk{store: s, logger: cfg.Logger, hungAfter: max(time.Second, 2*cfg.HeartbeatTimeout),
+	return &disk{store: s, logger: cfg.Logger, pulls: s.PullPace(), hungAfter: max(time.Second, 2*cfg.HeartbeatTimeout),
 		unreadable: unreadable{limit: cfg.UnreadableBlocks, window: cfg.UnreadableWindow},
 		reads:      semaphore.NewWeighted(max(cfg.ReadBytes/int64(len(cfg.Stores)), storage.ExtentSize)),
 		inflight:   semaphore.NewWeighted(cfg.StoreInFlightBytes), due: make(chan struct{}, 1),

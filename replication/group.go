@@ -34,6 +34,8 @@ type group struct {
 	pulled atomic.Int64             // bytes that a pull has brought so far; 0 when none runs
 	// pullTotal is what a pull has to bring in all; 0 when none runs.
 	pullTotal atomic.Int64
+	pullSteps atomic.Uint64 // that pulls have made in all: it grows while one gets on
+	behind    behind
 	// lastBeforeInstall is the log's last index when the newest manifest was installed.
 	lastBeforeInstall atomic.Uint64
 
@@ -47,6 +49,7 @@ type instance struct {
 	transport *runner.Transport
 	log       *logStore
 	trace     *runner.Trace
+	rounds    rounds // of the other members, while it leads
 }
 
 // raftConfig is the library's configuration of every data group; docs/design.md, section 5, "Settings".
@@ -91,11 +94,16 @@ func (g *group) startLocked() error {
 	in.transport = runner.NewTransport(runner.TransportConfig{
 		Group: g.id, Self: g.self, Node: g.node.cfg.Node, Peers: g.node.cfg.Peers, Dispatcher: g.node.cfg.Dispatcher,
 		HeartbeatTimeout: g.node.cfg.HeartbeatTimeout, Logger: g.logger,
-		Gate:       g.gate,
-		Silent:     g.disk.silent,
-		FreeBytes:  g.disk.grantBytes,
-		Told:       func(server raft.ServerID, bytes int64) { in.log.book.Told(string(server), bytes) },
-		Acked:      func(server raft.ServerID, term, index uint64) { in.log.book.Acked(string(server), term, index) },
+		Gate:      g.gate,
+		Silent:    g.disk.silent,
+		FreeBytes: g.disk.grantBytes,
+		Told:      func(server raft.ServerID, bytes int64) { in.log.book.Told(string(server), bytes) },
+		Acked: func(server raft.ServerID, term, index uint64) {
+			in.acked(server, term, index)
+			if g.behind.due(time.Now()) {
+				g.keepLog()
+			}
+		},
 		Heard:      g.disk.room.hear,
 		Room:       g.disk.awaitRoom,
 		Checkpoint: func() uint64 { return g.extents.Checkpointed().Index },
@@ -116,6 +124,14 @@ func (g *group) startLocked() error {
 	in.log.inst.Store(in.Instance)
 	g.inst.Store(in)
 	return nil
+}
+
+// acked is told that a follower holds the log of a term durably up to index.
+func (in *instance) acked(server raft.ServerID, term, index uint64) {
+	in.log.book.Acked(string(server), term, index)
+	if runs := in.log.inst.Load(); runs != nil {
+		in.rounds.acked(server, term, index, runs.LastIndex(), time.Now())
+	}
 }
 
 // gate is the group's runner.Gate.

@@ -36,6 +36,7 @@ type harness struct {
 
 	// For nodes that start afterwards: what the log keeps beyond its checkpoints (0: default), and settings of Replicas.
 	retainBytes int64
+	holdBytes   int64 // the same for replicas that lag
 	cacheBytes  int64 // of entries, in memory
 	tableBytes  int64 // of table pages, in memory
 	configure   func(*Config)
@@ -110,7 +111,7 @@ func (n *simNode) start() {
 	var replicas atomic.Pointer[Replicas]
 	var err error
 	stores := extent.Config{FS: fs, Dir: "store", Cluster: simCluster, Store: storeID(n.id),
-		SegmentBytes: 4 << 20, Segment: segment.Config{FreeSegments: 1, RetainBytes: n.h.retainBytes, CacheBytes: n.h.cacheBytes}, ReserveBytes: 1 << 20, CapacityBytes: 1 << 30, CacheBytes: n.h.tableBytes,
+		SegmentBytes: 4 << 20, Segment: segment.Config{FreeSegments: 1, RetainBytes: n.h.retainBytes, HoldBytes: n.h.holdBytes, CacheBytes: n.h.cacheBytes}, ReserveBytes: 1 << 20, CapacityBytes: 1 << 30, CacheBytes: n.h.tableBytes,
 		OnCheckpointDue: func(k segment.GroupKey) {
 			if rs := replicas.Load(); rs != nil {
 				rs.CheckpointDue(k)

@@ -14,8 +14,8 @@ import (
 	"github.com/storaged/storaged/replication/runner"
 )
 
-// PromotionLag is how many entries a non-voter may be behind the leader to be made a voter.
-const PromotionLag = 64
+// transferLag is how many entries a voter may be behind to be asked to lead whatever it keeps up with: the library sends them first.
+const transferLag = 64
 
 // ReplicaStatus is one member of a group as its leader sees it.
 type ReplicaStatus struct {
@@ -23,6 +23,7 @@ type ReplicaStatus struct {
 	Node       storage.NodeID
 	Voter      bool
 	AckedIndex uint64 // highest index acknowledged durable in this term; the leader's own last index for itself
+	CaughtUp   bool   // it has acknowledged all of the leader's log, or keeps up with it (rounds); only leaders know it
 }
 
 // GroupStatus is one replica's view of its group.
@@ -49,6 +50,8 @@ type GroupStatus struct {
 	LiveBytes int64
 	// PulledBytes of PullTotalBytes have come of a manifest on its way here; both 0 when none is.
 	PulledBytes, PullTotalBytes int64
+	// PullSteps are those that pulls have made since the start: they grow while one gets on, also when it moves nothing.
+	PullSteps uint64
 }
 
 // Status returns what every replica of this node sees.
@@ -68,7 +71,8 @@ func (rs *Replicas) Status() []GroupStatus {
 }
 
 func (g *group) describe() GroupStatus {
-	s := GroupStatus{Group: g.id, Self: g.self, Role: "stopped", PullTotalBytes: g.pullTotal.Load(), LiveBytes: g.extents.LiveBytes()}
+	s := GroupStatus{Group: g.id, Self: g.self, Role: "stopped", PullTotalBytes: g.pullTotal.Load(), LiveBytes: g.extents.LiveBytes(),
+		PullSteps: g.pullSteps.Load()}
 	if s.PullTotalBytes > 0 {
 		s.PulledBytes = g.pulled.Load()
 	}
@@ -99,28 +103,32 @@ func (g *group) describe() GroupStatus {
 		r := ReplicaStatus{ID: m.ID, Voter: m.Suffrage == raft.Voter}
 		r.Node, _ = runner.ParseNodeAddress(m.Address)
 		if m.ID == g.self {
-			r.AckedIndex = s.LastIndex
+			r.AckedIndex, r.CaughtUp = s.LastIndex, s.Role == "leader"
 		} else if s.Role == "leader" {
 			r.AckedIndex = in.Acked(m.ID)
+			r.CaughtUp = g.caughtUp(in, m.ID)
 		}
 		s.Replicas = append(s.Replicas, r)
 	}
 	return s
 }
 
-// caughtUp reports whether a replica has acknowledged anything in this term, and all but the last few entries.
-func caughtUp(acked, last uint64) bool { return acked > 0 && acked+PromotionLag >= last }
+// caughtUp reports whether a member has acknowledged in this term all of the log of the leader that asks, or keeps up with it.
+func (g *group) caughtUp(in *instance, server raft.ServerID) bool {
+	last := in.LastIndex() // before what was acknowledged: the log grows
+	acked := in.Acked(server)
+	return acked > 0 && (acked >= last || in.rounds.keepsUp(server, in.CurrentTerm(), time.Now(), g.node.cfg.HeartbeatTimeout))
+}
 
-// awaitCaughtUp waits until a replica has acknowledged nearly all of the leader's log, the newest configuration included. It
-// waits for as long as an answer that is on its way may take: of two learners that become voters one after the other, the
+// awaitCaughtUp waits until a replica has acknowledged what is the leader's last entry now: a round of Raft, which is to end within a
+// heartbeat time-out. The newest configuration is part of it: of two learners that become voters one after the other, the
 // second has still to answer the configuration that the first made a moment ago. A refusal for that leaves a group of two
 // voters behind, which bears no failure.
 func (rs *Replicas) awaitCaughtUp(ctx context.Context, in *instance, server raft.ServerID) bool {
 	ctx, cancel := context.WithTimeout(ctx, rs.cfg.HeartbeatTimeout)
 	defer cancel()
-	return in.AwaitAcked(ctx, server, func(acked uint64) bool {
-		return caughtUp(acked, in.LastIndex()) && acked >= in.log.newest().index
-	})
+	target := max(in.LastIndex(), in.log.newest().index, 1)
+	return in.AwaitAcked(ctx, server, func(acked uint64) bool { return acked >= target })
 }
 
 // ChangeMembership makes one change of a group that this node leads: replica is a ServerID. With a configIndex it is
@@ -187,7 +195,7 @@ func (rs *Replicas) TransferLeadership(ctx context.Context, id storage.GroupID, 
 	if err != nil {
 		return err
 	}
-	if !caughtUp(in.Acked(server), in.LastIndex()) {
+	if acked := in.Acked(server); (acked == 0 || acked+transferLag < in.LastIndex()) && !g.caughtUp(in, server) {
 		return storage.E(name, storage.KindConflict, "group "+id.String(), errors.New("the replica has not caught up yet"))
 	}
 	return in.Transfer(name, server, runner.NodeAddress(node))

@@ -10,6 +10,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -24,11 +25,12 @@ import (
 
 // A replica that cannot be brought up from the log pulls a manifest: what a group held at one applied index, extent
 // by extent. The source keeps the manifest's tables and pins its segments until the puller is done or has been silent
-// for manifestSilence. The messages are laid out in docs/format/raft.md.
+// for manifestSilence, and the log from there on for a while longer (behind). Both give way to clients (pace.Pace). The messages are laid out in docs/format/raft.md.
 
 const (
 	manifestSilence  = extent.ManifestSilence
 	pullStallTimeout = 10 * time.Second // a pull without an answer for so long has failed
+	pullPatience     = time.Minute      // and one that gets no further for so long, whatever it waits for
 	pullRoomPatience = 20 * time.Second // a pull waits so long for room; the source keeps what the manifest names, less than manifestSilence
 	pullRoomLook     = time.Second
 	pullExtentsLimit = 512 // extent versions of one answer
@@ -54,6 +56,7 @@ type pullServer struct {
 
 // openManifest is a manifest that someone pulls.
 type openManifest struct {
+	g     *group
 	m     *extent.Manifest
 	name  string
 	timer *time.Timer // closes it after manifestSilence
@@ -91,7 +94,7 @@ func (s *pullServer) add(g *group) (*openManifest, error) {
 		return nil, storage.E("open manifest", storage.KindUnavailable, "group "+g.id.String(), errors.New("the node stops"))
 	}
 	s.next++
-	o := &openManifest{m: m, name: fmt.Sprintf("%d-%d-%d", g.id, m.Index, s.next)}
+	o := &openManifest{g: g, m: m, name: fmt.Sprintf("%d-%d-%d", g.id, m.Index, s.next)}
 	s.open[o.name] = o
 	o.timer = time.AfterFunc(manifestSilence, func() { s.remove(o.name) })
 	return o, nil
@@ -115,6 +118,8 @@ func (s *pullServer) remove(name string) {
 	s.mu.Unlock()
 	if o != nil {
 		o.timer.Stop()
+		o.g.behind.add(o.m.Index, time.Now())
+		o.g.keepLog() // before the manifest lets the log go
 		o.m.Close()
 	}
 }
@@ -243,6 +248,11 @@ func (s *pullServer) serveTable(in *peer.Inbound) {
 
 func (s *pullServer) serveBlocks(in *peer.Inbound) {
 	s.serveVersion(in, func(m *extent.Manifest, ref table.Ref, first, n uint32) ([]byte, error) {
+		if g, err := s.replicas.group(in.Group); err == nil {
+			if err := g.disk.pulls.Wait(in.Context(), int64(n)*storage.BlockSize); err != nil {
+				return nil, err
+			}
+		}
 		return m.Blocks(ref, int(first), int(n), s.elsewhere(in))
 	})
 }
@@ -285,13 +295,16 @@ type puller struct {
 	from    storage.NodeID
 	name    string
 	staging *extent.Staging
+	steps   atomic.Uint64 // answers of the source, and steps of the staging
 }
 
 // pull brings the named manifest of another node (or, without a name, one that is opened now) into a staging area and
 // returns the area's name. The replica is what it was until that is installed. req, if given, says what the leader
-// wants installed.
+// wants installed. It takes as long as it takes: KindUnavailable when it gets no further for pullPatience.
 func (g *group) pull(ctx context.Context, from storage.NodeID, name string, req *raft.InstallSnapshotRequest) (id string, err error) {
 	p := &puller{g: g, from: from, name: name}
+	ctx, end := p.watch(ctx)
+	defer func() { err = end(err) }()
 	header, err := p.open(ctx)
 	if err != nil {
 		return "", err
@@ -311,7 +324,7 @@ func (g *group) pull(ctx context.Context, from storage.NodeID, name string, req 
 	g.pulled.Store(0)
 	defer g.pullTotal.Store(0)
 	if err = p.all(ctx, header); err == nil {
-		err = withRoom(ctx, func() (err error) {
+		err = p.stage(ctx, func() (err error) {
 			id, err = p.staging.Commit(ctx)
 			return err
 		})
@@ -322,6 +335,52 @@ func (g *group) pull(ctx context.Context, from storage.NodeID, name string, req 
 	}
 	g.logger.Info("manifest pulled", "from", from, "index", header.Index, "bytes", g.pulled.Load())
 	return id, nil
+}
+
+// errStalled ends a pull that gets no further.
+var errStalled = errors.New("it got no further")
+
+// watch returns a context that ends when the pull has made no step for pullPatience, and what ends the watch: that names the reason of the
+// pull's error.
+func (p *puller) watch(ctx context.Context) (watched context.Context, end func(error) error) {
+	watched, cancel := context.WithCancelCause(ctx)
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		steps, since := p.steps.Load(), time.Now()
+		for clock.Sleep(watched, pullPatience/12) == nil {
+			if n := p.steps.Load(); n != steps {
+				steps, since = n, time.Now()
+			} else if time.Since(since) >= pullPatience {
+				cancel(errStalled)
+			}
+		}
+	}()
+	return watched, func(err error) error {
+		stalled := errors.Is(context.Cause(watched), errStalled)
+		cancel(nil)
+		<-gone
+		if err == nil || !stalled {
+			return err
+		}
+		return storage.E("pull", storage.KindUnavailable, "group "+p.g.id.String(),
+			fmt.Errorf("%w for %v, and is begun again: %w", errStalled, pullPatience, err))
+	}
+}
+
+// step notes that the pull gets on.
+func (p *puller) step() {
+	p.steps.Add(1)
+	p.g.pullSteps.Add(1)
+}
+
+// stage is a step of the staging, for which it waits for room.
+func (p *puller) stage(ctx context.Context, step func() error) error {
+	err := withRoom(ctx, step)
+	if err == nil {
+		p.step()
+	}
+	return err
 }
 
 // open opens a manifest at the source, or asks for the header of the one that is open under the name.
@@ -360,6 +419,7 @@ func (p *puller) call(ctx context.Context, m peer.Method, header, payload []byte
 		return nil, nil, err
 	}
 	defer resp.Release()
+	p.step()
 	return bytes.Clone(resp.Header), bytes.Clone(resp.Payload), nil
 }
 
@@ -395,7 +455,7 @@ func (p *puller) all(ctx context.Context, header table.ManifestHeader) error {
 // extent in order.
 func (p *puller) versions(ctx context.Context, refs []table.Ref) error {
 	var want []table.Ref
-	err := withRoom(ctx, func() (err error) {
+	err := p.stage(ctx, func() (err error) {
 		want, err = p.staging.Want(ctx, refs)
 		return err
 	})
@@ -430,7 +490,7 @@ func (p *puller) version(ctx context.Context, ref table.Ref) error {
 		return err
 	}
 	var missing []table.BlockRun
-	err = withRoom(ctx, func() (err error) {
+	err = p.stage(ctx, func() (err error) {
 		missing, err = p.staging.PutTable(ctx, ref, sums)
 		return err
 	})
@@ -442,7 +502,10 @@ func (p *puller) version(ctx context.Context, ref table.Ref) error {
 			n := min(table.MaxRun, run.First+run.N-first)
 			blocks, err := p.ofVersion(ctx, methodBlocks, encoded, first, n)
 			if err == nil {
-				err = withRoom(ctx, func() error { return p.staging.PutBlocks(ctx, ref, first, blocks) })
+				err = p.g.disk.pulls.Wait(ctx, int64(len(blocks)))
+			}
+			if err == nil {
+				err = p.stage(ctx, func() error { return p.staging.PutBlocks(ctx, ref, first, blocks) })
 			}
 			if err != nil {
 				return err

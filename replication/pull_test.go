@@ -25,7 +25,7 @@ func (s *pullServer) count() int {
 // of the others.
 func lagging(t *testing.T, n uint32) (h *harness, c *client, gone storage.NodeID) {
 	h = newHarness(t, 3)
-	h.retainBytes = -1
+	h.retainBytes, h.holdBytes = -1, -1
 	for id := storage.NodeID(1); id <= 3; id++ {
 		h.nodes[id].start()
 	}
@@ -163,7 +163,7 @@ func TestCrashBeforeRestoreLooksNotRestored(t *testing.T) {
 func TestManifestBelowTheLogsEndReplacesTheInstance(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHarness(t, 3)
-		h.retainBytes = -1
+		h.retainBytes, h.holdBytes = -1, -1
 		defer h.close()
 		for id := storage.NodeID(1); id <= 3; id++ {
 			h.nodes[id].start()

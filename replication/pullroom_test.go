@@ -3,6 +3,7 @@ package replication
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -48,4 +49,44 @@ func TestPullWaitsForRoom(t *testing.T) {
 	if err := withRoom(ctx, func() error { return full }); !errors.Is(err, storage.ErrNoSpace) {
 		t.Errorf("stopped: %v", err)
 	}
+}
+
+// paces counts what it is asked for.
+type paces struct{ bytes atomic.Int64 }
+
+func (p *paces) Wait(ctx context.Context, n int64) error {
+	p.bytes.Add(n)
+	return ctx.Err()
+}
+
+// TestPullAsksForItsPace: what is read at the source, and written at the target, is asked for there first.
+//
+// Lines: the Wait in pullServer.serveBlocks, and that in puller.version.
+func TestPullAsksForItsPace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHarness(t, 2)
+		defer h.close()
+		h.nodes[1].start()
+		h.nodes[2].start()
+		if err := h.nodes[1].replicas.Bootstrap(t.Context(), 1, storeID(1), 1); err != nil {
+			t.Fatal(err)
+		}
+		c := h.open(1, 7, 1)
+		const blocks = 100
+		for i := range uint32(blocks) {
+			c.write(i*storage.BlockSize, block(1))
+		}
+		var asked [3]paces
+		for n := 1; n <= 2; n++ {
+			h.nodes[storage.NodeID(n)].replicas.disks[0].pulls = &asked[n]
+		}
+		if err := h.nodes[2].replicas.CreateReplica(t.Context(), 1, storeID(2), 2, 1); err != nil {
+			t.Fatal(err)
+		}
+		for n := 1; n <= 2; n++ {
+			if got := asked[n].bytes.Load(); got != blocks*storage.BlockSize {
+				t.Errorf("node %d was asked for %d bytes", n, got)
+			}
+		}
+	})
 }

@@ -299,7 +299,11 @@ func (rs *Replicas) runCheckpoints(d *disk) {
 			tick.Again()
 		}
 		for _, g := range rs.all() {
-			if g.disk != d || d.silent() || !g.extents.CheckpointDue() {
+			if g.disk != d {
+				continue
+			}
+			g.keepLog()
+			if d.silent() || !g.extents.CheckpointDue() {
 				continue
 			}
 			if err := g.checkpoint(rs.ctx); err != nil && rs.ctx.Err() == nil {

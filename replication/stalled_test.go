@@ -35,7 +35,7 @@ func TestStalledGroupDoesNotHoldTheDisk(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			h := newHarness(t, 3)
 			defer h.close()
-			h.retainBytes = -1
+			h.retainBytes, h.holdBytes = -1, -1
 			h.store = func(c *extent.Config) { c.CheckpointBytes = 8 << 20 }
 			for _, n := range h.nodes {
 				n.start()

@@ -14,7 +14,7 @@ func (n *node) replicaReports() (out []status.Replica) {
 		if err != nil {
 			continue
 		}
-		out = append(out, status.Replica{ReplicaReport: reportOf(key, s), Leads: s.Role == "leader" && s.Ready,
+		out = append(out, status.Replica{ReplicaReport: reportOf(key, s), PullSteps: s.PullSteps, Leads: s.Role == "leader" && s.Ready,
 			LeaderCommit: s.LeaderCommit, LeaderHeard: s.LeaderHeard})
 	}
 	return out
@@ -37,7 +37,7 @@ func reportOf(key storage.ReplicaKey, s replication.GroupStatus) placement.Repli
 		if err != nil {
 			continue
 		}
-		r.Members = append(r.Members, placement.Member{Key: k, Node: m.Node, Voter: m.Voter, AckedIndex: m.AckedIndex})
+		r.Members = append(r.Members, placement.Member{Key: k, Node: m.Node, Voter: m.Voter, AckedIndex: m.AckedIndex, CaughtUp: m.CaughtUp})
 	}
 	return r
 }

@@ -106,7 +106,7 @@ func (g *Group) keepManifest() (*Manifest, error) {
 		kept.release()
 		return nil, err
 	}
-	m.unhold = g.log.HoldFrom(record.Index + 1)
+	m.unhold = g.log.HoldFrom(record.Index) // the last one that it has, too: Raft asks for it before it sends the next
 	m.ManifestHeader = table.ManifestHeader{Checkpoint: record.Checkpoint, StateParts: uint32(len(m.parts)), TotalBytes: live.DurableBytes()}
 	m.mu.Lock()
 	m.silence = time.AfterFunc(ManifestSilence, m.Close)

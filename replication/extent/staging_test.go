@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/replication/extent/live"
@@ -137,16 +139,41 @@ func TestSharedSourceOutlivesCommit(t *testing.T) {
 	}
 }
 
+// slowLog holds back the syncs of the log while it is closed.
+type slowLog struct {
+	mu   sync.Mutex
+	open chan struct{} // closed: nothing is held back; guarded by mu
+}
+
+func (s *slowLog) String() string { return "slow log" }
+
+func (s *slowLog) MaybeError(o errorfs.Op) error {
+	if isSync(o) && strings.Contains(o.Path, testDir+"/log") {
+		s.mu.Lock()
+		open := s.open
+		s.mu.Unlock()
+		<-open
+	}
+	return nil
+}
+
+func (s *slowLog) close() (open func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.open = make(chan struct{})
+	return sync.OnceFunc(func() { close(s.open) })
+}
+
 // A pull is ended while it waits for the log at a commit point, and goes on afterwards. Without room for tables it does not wait at all.
 //
 // Guards saveLocked: it waits with the caller's ctx, and asks MayGrow. Without either this did not end.
 func TestCommitPointEndsWithItsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var part atomic.Pointer[string]
-		none := ""
-		part.Store(&none)
-		fs := &fullFS{FS: memFS(t), full: func(name string, _ vfs.DiskWriteCategory) error {
-			if p := *part.Load(); p != "" && strings.Contains(name, p) {
+		var full atomic.Bool
+		slow := &slowLog{}
+		slow.close()()
+		fs := &fullFS{FS: errorfs.Wrap(memFS(t), slow), full: func(name string, _ vfs.DiskWriteCategory) error {
+			if full.Load() && strings.Contains(name, "/meta") {
 				return syscall.ENOSPC
 			}
 			return nil
@@ -156,6 +183,15 @@ func TestCommitPointEndsWithItsContext(t *testing.T) {
 		defer func() { _ = dst.s.Close() }()
 		man, st := stage(t, src.g, dst.s)
 		defer man.Close()
+		for i := range int(man.StateParts) {
+			part, err := man.StatePart(i)
+			if err == nil {
+				err = st.PutState(i, part)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
 		refs, err := man.Extents(table.Ref{}, 10)
 		if err == nil {
 			_, err = st.Want(t.Context(), refs)
@@ -163,45 +199,38 @@ func TestCommitPointEndsWithItsContext(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		const minute = time.Minute
-		lack := testDir + "/log"
-		part.Store(&lack)
-		begun, ended := time.Now(), false
+		open := slow.close()
+		defer open()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		begun := time.Now()
 		for _, ref := range refs {
-			ctx, cancel := context.WithTimeout(t.Context(), minute)
-			err := pullTable(ctx, man, st, ref)
-			cancel()
-			if took := time.Since(begun); err != nil {
-				if !errors.Is(err, storage.ErrCanceled) || took > minute+time.Second {
-					t.Fatalf("%v after %v", err, took)
-				}
-				ended = true
+			if err = pullTable(ctx, man, st, ref); err != nil {
 				break
 			}
 		}
-		if !ended {
-			t.Fatal("nothing waited: the test shows nothing")
+		if took := time.Since(begun); !errors.Is(err, context.DeadlineExceeded) || took != 10*time.Second {
+			t.Fatalf("%v after %v", err, took)
 		}
-		part.Store(&none)
-		time.Sleep(minute)
+		open()
+		synctest.Wait()
 		if moved, err := pullUntil(man, st, never); err != nil || moved == 0 {
 			t.Fatal(moved, err)
 		}
-		lack = "/meta"
-		part.Store(&lack)
+		full.Store(true)
 		waits := make(chan error, 1)
 		go func() {
-			waits <- dst.s.db.Commit(func(b *tabledb.Batch) { b.Set([]byte("?"), make([]byte, 1<<20)) })
+			waits <- dst.s.db.Commit(func(b *tabledb.Batch) { b.Set([]byte("?"), make([]byte, 1<<10)) })
 		}()
 		synctest.Wait()
 		if _, err := st.Commit(t.Context()); !errors.Is(err, storage.ErrNoSpace) {
 			t.Fatalf("without room for tables: %v", err)
 		}
-		part.Store(&none)
+		full.Store(false)
 		if err := <-waits; err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(minute)
+		time.Sleep(time.Minute)
 		id, err := st.Commit(t.Context())
 		if err == nil {
 			err = dst.g.Install(id)

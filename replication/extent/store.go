@@ -11,12 +11,14 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/diskio"
 	"github.com/storaged/storaged/replication/extent/bound"
 	"github.com/storaged/storaged/replication/extent/compact"
 	"github.com/storaged/storaged/replication/extent/live"
+	"github.com/storaged/storaged/replication/extent/pace"
 	"github.com/storaged/storaged/replication/extent/reclaim"
 	"github.com/storaged/storaged/replication/extent/room"
 	"github.com/storaged/storaged/replication/extent/scrub"
@@ -71,6 +73,7 @@ type Store struct {
 	compactor  *compact.Worker // nil without Config.Compact
 	mends      mends
 	scrubber   *scrub.Worker
+	pulls      *pace.Pace
 	source     atomic.Pointer[Source] // nil: none yet
 
 	stop    context.CancelFunc
@@ -130,6 +133,7 @@ func Open(cfg Config) (_ *Store, err error) {
 	if err := diskio.SyncDir(cfg.FS, cfg.Dir); err != nil {
 		return nil, storage.E("open", storage.KindIO, "store "+cfg.Dir, err)
 	}
+	s.pulls = pace.New(func() time.Duration { return s.log.SyncLatency(segment.Pull) })
 	s.scrubber = scrub.New(scrubbing{s}, cfg.ScrubInterval, s.logger.With("store", s.identity.Store))
 	s.compaction.m = newCompactionMetrics(s.identity.Store)
 	roomOf := cfg.room()
@@ -506,6 +510,9 @@ func (s *Store) shareLocked() {
 	s.written.Set(written, written/n)
 	s.unsaved.SetLimit(unsavedShares * pages)
 }
+
+// PullPace says how fast blocks may be read from the disk, and written to it, for pulls.
+func (s *Store) PullPace() *pace.Pace { return s.pulls }
 
 // Compacts reports whether the store makes room by itself.
 func (s *Store) Compacts() bool { return s.cfg.Compact }

@@ -26,6 +26,7 @@ func (s *Store) newWorker() *reclaim.Worker {
 			}
 			level = s.room.Level()
 			s.setTight(level != reclaim.Enough)
+			s.log.HoldWithin(s.room.MayHold())
 			if len(s.stagedDue()) > 0 {
 				s.worker.Purge()
 			}

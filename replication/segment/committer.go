@@ -1,6 +1,7 @@
 package segment
 
 import (
+	"slices"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -149,7 +150,7 @@ func (c *committer) writeSegment(records []*record, mark Position) (op string, e
 	c.writer.DirectBytes = 0
 	c.l.metrics.write.Observe(written.Sub(start).Seconds())
 	c.l.metrics.sync.Observe(time.Since(written).Seconds())
-	c.l.noteBatch(time.Since(start))
+	c.l.noteBatch(time.Since(start), slices.ContainsFunc(records, func(r *record) bool { return r.header.kind == kindEntry }))
 	return "", nil
 }
 

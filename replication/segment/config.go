@@ -17,6 +17,7 @@ const (
 	DefaultMaxTailBytes = 64 << 20
 	DefaultCacheBytes   = 64 << 20
 	DefaultRetainBytes  = 16 << 20
+	DefaultHoldBytes    = 1 << 30
 	DefaultIdleAfter    = 100 * time.Millisecond
 	DefaultMaxOpenFiles = 256
 	// DefaultPrewriteBelowBytes: from about two entries of 4 KiB a sync on, writing everything twice costs more than the
@@ -46,6 +47,9 @@ type Config struct {
 	CacheBytes int64
 	// RetainBytes bounds, per group, the entries that are kept although Compact allowed to drop them. -1 keeps none.
 	RetainBytes int64
+	// HoldBytes bounds how far back from its end the log is kept for those who ask for it (HoldFrom, SetHold), all groups together: what it
+	// costs is the segments since, whoever wrote into them. 40 bytes of memory for each entry come to it. -1: nothing is kept for them.
+	HoldBytes int64
 	// Aligned allows records whose blocks begin where a page of the file does; see Log.Align. Earlier builds do not open a log
 	// that holds one.
 	Aligned bool
@@ -74,6 +78,7 @@ func (c *Config) setDefaults() {
 	c.MaxTailBytes = cmp.Or(c.MaxTailBytes, DefaultMaxTailBytes)
 	c.CacheBytes = cmp.Or(c.CacheBytes, DefaultCacheBytes)
 	c.RetainBytes = cmp.Or(c.RetainBytes, DefaultRetainBytes)
+	c.HoldBytes = cmp.Or(c.HoldBytes, DefaultHoldBytes)
 	c.IdleAfter = cmp.Or(c.IdleAfter, DefaultIdleAfter)
 	c.PrewriteBelowBytes = cmp.Or(c.PrewriteBelowBytes, DefaultPrewriteBelowBytes)
 	c.MaxOpenFiles = cmp.Or(c.MaxOpenFiles, DefaultMaxOpenFiles)
@@ -96,7 +101,7 @@ func (c *Config) Validate() error {
 	p.Check(c.SegmentBytes%pageBytes == 0 && c.SegmentBytes >= 16<<10 && c.SegmentBytes <= 1<<30,
 		"segment size %d: want a multiple of %d from 16 KiB to 1 GiB", c.SegmentBytes, pageBytes)
 	p.Check(c.FreeSegments >= 1 && c.FreeSegments <= 1024, "free segments %d: want 1 to 1024", c.FreeSegments)
-	p.Check(c.MaxTailBytes >= 1 && c.CacheBytes >= 1 && c.RetainBytes >= -1 && c.IdleAfter >= 0 && c.MaxOpenFiles >= 1, "a negative limit")
+	p.Check(c.MaxTailBytes >= 1 && c.CacheBytes >= 1 && c.RetainBytes >= -1 && c.HoldBytes >= -1 && c.IdleAfter >= 0 && c.MaxOpenFiles >= 1, "a negative limit")
 	seen := make(map[GroupKey]bool, len(c.Groups))
 	for _, g := range c.Groups {
 		p.Check(!seen[g.Key], "group %s is given twice", g.Key)

@@ -28,6 +28,7 @@ type GroupLog struct {
 	compactTo            uint64   // Compact allowed to drop up to here
 	retained             int64    // bytes of entries at and below compactTo
 	holds                map[*uint64]struct{}
+	hold                 uint64 // of SetHold; 0: none
 	// undone are truncations that may not be durable yet, in the order of the log.
 	undone  []undone
 	dropped bool
@@ -366,7 +367,7 @@ func (g *GroupLog) Reset(appliedIndex, appliedTerm uint64) error {
 }
 
 // Compact allows the entries up to and including to to be dropped. They are kept while they are not covered by a
-// durable checkpoint, while HoldFrom asks for them, and as long as RetainBytes allows and their segment is not
+// durable checkpoint, while HoldFrom or SetHold asks for them within HoldBytes, and as long as RetainBytes allows and their segment is not
 // recycled.
 func (g *GroupLog) Compact(to uint64) {
 	g.l.mu.Lock()
@@ -400,7 +401,14 @@ func (g *GroupLog) dropPrefixLocked(budget int64, through SegmentNo) {
 	}
 }
 
-// HoldFrom keeps entries at and above index, as far as they are there, until release is called.
+// SetHold keeps entries at and above index, as far as they are there and within HoldBytes, until it is called again; 0: none.
+func (g *GroupLog) SetHold(index uint64) {
+	g.l.mu.Lock()
+	defer g.l.mu.Unlock()
+	g.hold = index
+}
+
+// HoldFrom keeps entries at and above index, as far as they are there and within HoldBytes, until release is called.
 func (g *GroupLog) HoldFrom(index uint64) (release func()) {
 	g.l.mu.Lock()
 	defer g.l.mu.Unlock()
@@ -457,10 +465,21 @@ func (g *GroupLog) needsLocked(no SegmentNo) string {
 	return ""
 }
 
-// unheldLocked is the last index up to limit that HoldFrom does not ask for.
+// unheldLocked is the last index up to limit that is not held.
+//
+// Guards I6 and I9: what lies too far back is not, whoever asks for it. Who needs it needs a manifest then, and a part of the log would be of
+// no use.
 func (g *GroupLog) unheldLocked(limit uint64) uint64 {
+	hold := func(from uint64) {
+		if e := g.entryLocked(max(from, g.base+1)); e != nil && e.at.Segment() >= g.l.heldFromLocked() {
+			limit = min(limit, max(from, 1)-1)
+		}
+	}
 	for h := range g.holds {
-		limit = min(limit, max(*h, 1)-1)
+		hold(*h)
+	}
+	if g.hold > 0 {
+		hold(g.hold)
 	}
 	return limit
 }

@@ -34,11 +34,14 @@ func (c *latencies) p99() time.Duration {
 	return 0
 }
 
-func (l *Log) noteBatch(d time.Duration) {
+// noteBatch notes how long a batch took to be written and synced. entries: some of its records are of groups' logs.
+func (l *Log) noteBatch(d time.Duration, entries bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for i := range l.batches {
-		l.batches[i].add(d)
+		if entries || Asker(i) != Pull {
+			l.batches[i].add(d)
+		}
 	}
 }
 
@@ -49,6 +52,7 @@ type Asker uint8
 const (
 	Compaction Asker = iota
 	Scrub
+	Pull // asks for batches with entries only: its own, of nothing but data, say nothing of clients
 	askers
 )
 

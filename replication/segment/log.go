@@ -61,6 +61,7 @@ type Log struct {
 	stuck    bool                       // the committer finds no space for records
 	openLRU  []*segmentFile             // segments with an open file for reading, oldest use first
 
+	holdBytes            int64 // how far back the log is held
 	usedBytes, freeBytes int64 // of segments that hold records, and of those that are there and free; walkSpaceLocked says the same
 
 	notes       []note // ascending by position; notes[:notesFirst] are gone
@@ -100,6 +101,22 @@ type note struct {
 // Damaged returns the replicas that have lost records which were durable once. Each must be replaced by a new member
 // under the next incarnation. A torn tail is not damage.
 func (l *Log) Damaged() []Damage { return slices.Clone(l.damaged) }
+
+// HoldWithin has the log held no further back than n bytes from its end, and no further than Config.HoldBytes.
+func (l *Log) HoldWithin(n int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.holdBytes = max(0, min(n, l.cfg.HoldBytes))
+}
+
+// heldFromLocked is the first segment that may be held.
+func (l *Log) heldFromLocked() SegmentNo {
+	if l.cfg.HoldBytes < 0 {
+		return l.nextNo
+	}
+	back := SegmentNo(l.holdBytes / l.cfg.SegmentBytes)
+	return l.current.no - min(back, l.current.no)
+}
 
 // Group returns the log of a group, or nil if the disk does not hold it.
 func (l *Log) Group(key GroupKey) *GroupLog {

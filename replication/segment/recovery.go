@@ -24,7 +24,7 @@ func Open(cfg Config) (*Log, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	l := &Log{cfg: cfg, salt: headerSalt(cfg.Store), log: cfg.Logger, groups: make(map[GroupKey]*GroupLog),
+	l := &Log{cfg: cfg, salt: headerSalt(cfg.Store), log: cfg.Logger, groups: make(map[GroupKey]*GroupLog), holdBytes: cfg.HoldBytes,
 		segments: make(map[SegmentNo]*segmentFile), nextNo: 1, stop: make(chan struct{}), hurry: make(chan struct{}),
 		begun: time.Now()}
 	l.disk = diskio.NewReader(l.log)

@@ -66,6 +66,72 @@ func TestIdleGroupHoldsNoSegment(t *testing.T) {
 	checkEntry(t, idle, testEntry(6, 1, 100))
 }
 
+// TestHoldHasABound: the log is held for those who ask for it as far back as HoldBytes, and less when room is short. What lies further back is
+// recycled, and what does not is there.
+//
+// Guards I6 and I9, in unheldLocked: with the look at the segment taken out, entry 4 was held for ever.
+func TestHoldHasABound(t *testing.T) {
+	cfg := testConfig(vfs.NewMem())
+	const segments = 6
+	cfg.HoldBytes = segments * cfg.SegmentBytes
+	for _, by := range []string{"SetHold", "HoldFrom"} {
+		l := openLog(t, cfg)
+		idle, err := l.CreateGroup(key(1), 0, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		busy, err := l.CreateGroup(key(2), 0, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		index := uint64(0)
+		turn := func(n SegmentNo) {
+			for until := l.End().Segment() + n; l.End().Segment() < until; {
+				index++
+				mustWait(t, l, mustAppend(t, busy, testEntry(index, 1, 8000)))
+			}
+			l.DurableCheckpoint(key(1), idle.lastLocked(), 1, idle.NextNeeded(idle.lastLocked()))
+			l.DurableCheckpoint(key(2), index, 1, busy.NextNeeded(index))
+			busy.Compact(index)
+			idle.Compact(idle.lastLocked())
+			for _, s := range l.Segments() {
+				if s.State == SegmentSealed {
+					_ = l.Recycle(s.No, unused)
+				}
+			}
+		}
+		for i := uint64(1); i <= 5; i++ {
+			mustWait(t, l, mustAppend(t, idle, testEntry(i, 1, 100)))
+		}
+		at := idle.entryLocked(4).at.Segment()
+		if by == "SetHold" {
+			idle.SetHold(4)
+		} else {
+			defer idle.HoldFrom(4)()
+		}
+		turn(segments - 2)
+		if first := idle.FirstIndex(); first == 0 || first > 4 {
+			t.Errorf("%s: the log begins at %d, and entry 4 lies within the bound", by, first)
+		}
+		turn(4)
+		if first := idle.FirstIndex(); first != 0 || slices.ContainsFunc(l.Segments(), func(s SegmentInfo) bool { return s.No == at && s.State == SegmentSealed }) {
+			t.Errorf("%s: the log begins at %d, and entry 4 lies beyond the bound", by, first)
+		}
+		mustWait(t, l, mustAppend(t, idle, testEntry(6, 1, 100)))
+		if by == "SetHold" {
+			idle.SetHold(6)
+		} else {
+			defer idle.HoldFrom(6)()
+		}
+		l.HoldWithin(2 * cfg.SegmentBytes)
+		turn(4)
+		if first := idle.FirstIndex(); first != 0 {
+			t.Errorf("%s: with less room the log begins at %d", by, first)
+		}
+		_ = l.Close()
+	}
+}
+
 // TestRecycledFileHasOneOwner: the file of a recycled segment is closed by the preparer and by nobody else; closed twice,
 // it would fail the disk. It guards the removal from openLRU in Recycle.
 func TestRecycledFileHasOneOwner(t *testing.T) {

@@ -82,7 +82,8 @@ type Config struct {
 	RequestTimeout time.Duration
 	// GroupTimeout bounds one attempt to have a group refuse former holders of a volume. Default 1.5 s.
 	GroupTimeout time.Duration
-	// CreateTimeout bounds the creation of one replica, which pulls all that the group holds. Default 6 h.
+	// CreateTimeout is for how long the creation of a replica may get no further, which pulls all that the group holds and takes as long
+	// as it takes. It is longer than a node itself waits (a minute), which says why. Default 90 s.
 	CreateTimeout time.Duration
 	// MaxTasks bounds the orders on their way. Default 32.
 	MaxTasks int
@@ -112,7 +113,7 @@ func (c *Config) setDefaults() {
 	c.SessionTimeout = cmp.Or(c.SessionTimeout, 30*time.Second)
 	c.BalanceCooldown = cmp.Or(c.BalanceCooldown, 10*time.Second)
 	c.RequestTimeout = cmp.Or(c.RequestTimeout, 5*time.Second)
-	c.CreateTimeout = cmp.Or(c.CreateTimeout, 6*time.Hour)
+	c.CreateTimeout = cmp.Or(c.CreateTimeout, 90*time.Second)
 	c.GroupTimeout = cmp.Or(c.GroupTimeout, 1500*time.Millisecond)
 	c.MaxTasks = cmp.Or(c.MaxTasks, 32)
 	c.SnapshotThreshold = cmp.Or(c.SnapshotThreshold, 4096)

@@ -184,13 +184,7 @@ func (l *leadership) groupTask(key string, s placement.Step) task {
 		t.from, t.to = s.Leader, s.Node
 	}
 	t.run = func(ctx context.Context) error {
-		limit := l.c.cfg.RequestTimeout
-		if s.Kind == placement.StepCreate {
-			limit = l.c.cfg.CreateTimeout
-		}
-		ctx, cancel := context.WithTimeout(ctx, limit)
-		defer cancel()
-		err := l.order(ctx, s)
+		err := l.bounded(ctx, s, func(ctx context.Context) error { return l.order(ctx, s) })
 		l.mu.Lock()
 		l.settling[s.Group] = time.Now()
 		l.mu.Unlock()

@@ -227,7 +227,15 @@ func TestPromotionWaitsForBoth(t *testing.T) {
 			t.Errorf("acknowledged %d and %d: %+v, want %v", c.acked2, c.acked3, s, c.want)
 		}
 	}
-	v := view(5, 0, 1) // a young group: nobody is far behind, but node 3 has not answered yet
+	// Of a busy group nobody is near the end: whoever keeps up counts, if the leader says so.
+	v := view(500, 500, 1)
+	for i, want := range []placement.StepKind{placement.StepNone, placement.StepPromote} {
+		v.Reports[1].Replicas[0].Members[i+1].CaughtUp = true
+		if s := placement.Next(v, g); s.Kind != want {
+			t.Errorf("%d of two keep up: %+v, want %v", i+1, s, want)
+		}
+	}
+	v = view(5, 0, 1) // a young group: nobody is far behind, but node 3 has not answered yet
 	v.Reports[1].Replicas[0].Last, v.Reports[1].Replicas[0].ConfigIndex = 5, 5
 	v.Reports[1].Replicas[0].Commit = 5
 	if s := placement.Next(v, g); s.Kind != placement.StepNone {

@@ -6,7 +6,7 @@ import (
 	storage "github.com/storaged/storaged"
 )
 
-// PromotionLag is how many entries a replica may be behind its leader to count as caught up.
+// PromotionLag is how many entries a replica may be behind to count as caught up, where nobody says so (Member.CaughtUp).
 const PromotionLag = 64
 
 // ReplicaState says what a replica does, as its own node sees it.
@@ -30,6 +30,9 @@ type Member struct {
 	Voter bool               `json:"voter,omitempty"`
 	// AckedIndex is the highest index the member has acknowledged in the leader's term; only leaders know it.
 	AckedIndex uint64 `json:"acked,omitempty"`
+	// CaughtUp: it has acknowledged all of the leader's log, or is behind by no more than a heartbeat time-out. Only leaders know it,
+	// and releases before do not say.
+	CaughtUp bool `json:"caught_up,omitempty"`
 }
 
 // ReplicaReport is what a node says about one replica it holds.
@@ -121,6 +124,8 @@ type NodeReport struct {
 	Unready []string `json:"unready,omitempty"`
 	// Refusing has a line for each of the node's ports that has lately closed connections for lack of room.
 	Refusing []string `json:"refusing,omitempty"`
+	// PullSteps changes while pulls into the node get on. Releases before do not say: nil.
+	PullSteps *uint64 `json:"pull_steps,omitempty"`
 	// Knows is the newest version of the cluster that the node's build knows; 0: it says none. Package control fills it in.
 	Knows int `json:"knows,omitempty"`
 	// CatalogIndex is the last index of the node's copy of the catalog's log. Package control fills it in.

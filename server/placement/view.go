@@ -100,7 +100,7 @@ func (v View) caughtUp(g storage.Group, leader ReplicaReport, m Member) bool {
 	if !ok || !v.works(m.Node) || own.OutOfService() || own.State == ReplicaPulling {
 		return false
 	}
-	return m.AckedIndex > 0 && m.AckedIndex >= leader.ConfigIndex && m.AckedIndex+PromotionLag >= leader.Last
+	return m.AckedIndex > 0 && m.AckedIndex >= leader.ConfigIndex && (m.CaughtUp || m.AckedIndex+PromotionLag >= leader.Last)
 }
 
 // ErrNoStore says that no store may take a replica; its text in the chain says why.

@@ -17,6 +17,7 @@ type Problem struct {
 // Replica is one of this node's own: what is reported of it, and what its leader has told it.
 type Replica struct {
 	placement.ReplicaReport
+	PullSteps    uint64    // that pulls into it have made since the start
 	Leads        bool      // and has applied what the leaders before it committed
 	LeaderCommit uint64    // the highest commit index that a leader has told it since it was started
 	LeaderHeard  time.Time // when its own leader last told one; zero: not yet

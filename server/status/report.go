@@ -11,8 +11,10 @@ import (
 func (v *View) Report() placement.NodeReport {
 	r := placement.NodeReport{Node: v.Self, Version: version.Version, Stores: []placement.StoreReport{v.Store()}, Sessions: v.Sessions(),
 		Connections: reported(v.Connections()), Unready: unreadyLines(v.Unready()), Refusing: v.Refusals()}
+	r.PullSteps = new(uint64)
 	for _, s := range v.Replicas() {
 		r.Replicas = append(r.Replicas, s.ReplicaReport)
+		*r.PullSteps += s.PullSteps
 	}
 	return r
 }

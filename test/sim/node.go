@@ -103,7 +103,7 @@ func (n *node) start() error {
 	p.store, err = extent.Open(extent.Config{FS: p.disk, Dir: "store", Cluster: clusterID, Store: storeID(n.id),
 		SegmentBytes: n.r.plan.SegmentBytes, ReserveBytes: 1 << 20, CapacityBytes: 1 << 30, Compact: n.r.plan.Compact, FreeGoalBytes: goal,
 		CheckpointBytes: n.r.plan.CheckpointBytes, CacheBytes: n.r.plan.CacheBytes, MemTableBytes: 256 << 10,
-		Segment: segment.Config{FreeSegments: 1, RetainBytes: n.r.plan.RetainBytes, CacheBytes: n.r.plan.LogCacheBytes},
+		Segment: segment.Config{FreeSegments: 1, RetainBytes: n.r.plan.RetainBytes, HoldBytes: min(0, n.r.plan.RetainBytes), CacheBytes: n.r.plan.LogCacheBytes},
 		OnCheckpointDue: func(k segment.GroupKey) {
 			if rs := replicas.Load(); rs != nil {
 				rs.CheckpointDue(k)

@@ -312,6 +312,13 @@ func (r *Room) Level() reclaim.Room {
 	return reclaim.Enough
 }
 
+// MayHold returns how many bytes of log may be kept for replicas that lag: half of what is free above twice the reserve. So it is the first
+// to go when room gets short.
+func (r *Room) MayHold() int64 {
+	space := r.Space()
+	return max(0, (space.FreeBytes-2*space.ReserveBytes)/2)
+}
+
 // errTablesFull is why something is refused.
 var errTablesFull = errors.New("the file system has no room for the store's tables; discard, delete volumes or make room on it")
 
