@@ -1,6 +1,7 @@
 package extent
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -13,6 +14,7 @@ import (
 	"github.com/storaged/storaged/replication/extent/tabledb"
 	"github.com/storaged/storaged/replication/extent/tableset"
 	"github.com/storaged/storaged/replication/op"
+	"github.com/storaged/storaged/replication/segment"
 )
 
 const (
@@ -23,12 +25,13 @@ const (
 )
 
 // Manifest is a group's durable checkpoint, kept as it is for another replica to pull: its tables (a Pebble snapshot)
-// and the segments they refer to. It closes itself after ManifestSilence without a call. Its methods may be called
-// concurrently.
+// and the segments they refer to. It closes itself after ManifestSilence without a call, and when the store is full
+// (closeManifestForRoom). Its methods may be called concurrently.
 type Manifest struct {
 	table.ManifestHeader
 
 	g       *Group
+	opened  time.Time
 	deleted map[storage.VolumeID]bool // their extents are not part of it
 	parts   [][]byte
 
@@ -48,6 +51,7 @@ type Manifest struct {
 type keptTables struct {
 	set      table.SetID
 	snapshot *tabledb.Snapshot
+	segments []segment.SegmentNo
 	unpin    []func()
 }
 
@@ -63,6 +67,7 @@ func (g *Group) keepTables() (*keptTables, error) {
 	}
 	kept := &keptTables{set: set.id, snapshot: snapshot}
 	for _, no := range set.live.DurableSegments() {
+		kept.segments = append(kept.segments, no)
 		kept.unpin = append(kept.unpin, g.store.log.Pin(no))
 	}
 	return kept, nil
@@ -101,7 +106,7 @@ func (g *Group) keepManifest() (*Manifest, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Manifest{g: g, keptTables: kept, deleted: map[storage.VolumeID]bool{}, released: make(chan struct{})}
+	m := &Manifest{g: g, opened: time.Now(), keptTables: kept, deleted: map[storage.VolumeID]bool{}, released: make(chan struct{})}
 	if err := m.readState(); err != nil {
 		kept.release()
 		return nil, err
@@ -126,6 +131,38 @@ func (s *Store) noteManifest(m *Manifest, open bool) bool {
 		s.openMans[m] = struct{}{}
 	}
 	return !s.closed
+}
+
+// manifestLasts is for how long a manifest is kept at least, whatever it costs: the next pull has to find out first what has come already.
+const manifestLasts = 5 * time.Minute
+
+// closeManifestForRoom closes the oldest manifest if its segments hold more garbage than a quarter of the reserve, and reports whether it
+// does. It is called while the store is below its reserve. Whoever pulls begins with another one, and shares from what has come.
+//
+// Guards I6: the segments of a manifest are pinned for as long as a pull takes, which is hours.
+func (s *Store) closeManifestForRoom() bool {
+	var oldest *Manifest
+	s.mu.Lock()
+	for m := range s.openMans {
+		if oldest == nil || m.opened.Before(oldest.opened) {
+			oldest = m
+		}
+	}
+	s.mu.Unlock()
+	if oldest == nil || time.Since(oldest.opened) < manifestLasts {
+		return false
+	}
+	garbage := int64(0)
+	for _, no := range oldest.segments {
+		garbage += max(0, s.cfg.SegmentBytes-s.live.Live(no)*storage.BlockSize)
+	}
+	if garbage <= s.room.Space().ReserveBytes/4 {
+		return false
+	}
+	s.logger.Info("a pull from this store begins with another manifest: the store is below its reserve, and the segments of this one hold garbage", "group", oldest.g.key,
+		"open_for", time.Since(oldest.opened).Round(time.Second), "garbage_bytes", garbage)
+	s.stopped.Go(oldest.Close) // it waits for reads
+	return true
 }
 
 // readState encodes the small state of the snapshot.
@@ -169,7 +206,7 @@ func (m *Manifest) enter() (leave func(), err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {
-		return nil, storage.E("read manifest", storage.KindNotFound, "group "+m.g.key.String(), errors.New("the manifest is closed"))
+		return nil, storage.E("read manifest", storage.KindNotFound, "group "+m.g.key.String(), errors.New("the manifest is closed: begin with another one"))
 	}
 	m.silence.Reset(ManifestSilence)
 	m.users.Add(1)
@@ -301,21 +338,74 @@ func (m *Manifest) Blocks(ref table.Ref, first, n int, elsewhere Elsewhere) ([]b
 		return nil, err
 	}
 	payload := make([]byte, 0, n*storage.BlockSize)
+	wanted := make([]wantedBlock, 0, n)
 	for b := first; b < first+n; b++ {
-		e := t.At(b)
-		if !e.Mapped() {
-			continue
+		if e := t.At(b); e.Mapped() {
+			payload = payload[:len(payload)+storage.BlockSize]
+			wanted = append(wanted, wantedBlock{b, e, payload[len(payload)-storage.BlockSize:]})
 		}
-		payload = payload[:len(payload)+storage.BlockSize]
-		block := payload[len(payload)-storage.BlockSize:]
-		if err := m.readBlock(ref, b, e, block); err != nil {
-			u := Unreadable{ref.Volume, ref.Extent, ref.Epoch, b, e.Position(), e.Sum, err}
-			if err = m.g.fromElsewhere(elsewhere, u, e, block); err != nil {
+	}
+	for _, w := range m.readSpans(wanted) {
+		if err := m.readBlock(ref, w.no, w.e, w.dst); err != nil {
+			u := Unreadable{ref.Volume, ref.Extent, ref.Epoch, w.no, w.e.Position(), w.e.Sum, err}
+			if err = m.g.fromElsewhere(elsewhere, u, w.e, w.dst); err != nil {
 				return nil, err
 			}
 		}
 	}
 	return payload, nil
+}
+
+// wantedBlock is a block of an extent, where it lies, and where it is to be read to.
+type wantedBlock struct {
+	no  int
+	e   table.Entry
+	dst []byte
+}
+
+const (
+	// maxReadGap is what is read, and not used, rather than that another read begins.
+	maxReadGap = 32 << 10
+	// maxReadSpan bounds one read.
+	maxReadSpan = 1 << 20
+)
+
+// readSpans reads blocks in the order in which they lie on the disk, and those that lie near to each other at once. It returns the others,
+// and those that do not have their sums: they are for readBlock.
+func (m *Manifest) readSpans(blocks []wantedBlock) (left []wantedBlock) {
+	slices.SortFunc(blocks, func(a, b wantedBlock) int { return cmp.Compare(a.e.Position(), b.e.Position()) })
+	var buf []byte
+	for len(blocks) > 0 {
+		n, size := spanOf(blocks)
+		if buf == nil && n > 1 {
+			buf = make([]byte, maxReadSpan)
+		}
+		from := blocks[0].e.Position()
+		if n == 1 || m.g.store.log.ReadAt(from, buf[:size]) != nil {
+			left, blocks = append(left, blocks[:n]...), blocks[n:]
+			continue
+		}
+		for _, w := range blocks[:n] {
+			if copy(w.dst, buf[w.e.Position()-from:]); op.Sum(w.dst) != w.e.Sum { // guards I5, with readBlock
+				left = append(left, w)
+			}
+		}
+		blocks = blocks[n:]
+	}
+	return left
+}
+
+// spanOf returns how many of the first blocks are read at once, and how many bytes that is. They are in the order in which they lie.
+func spanOf(blocks []wantedBlock) (n int, size segment.Position) {
+	from := blocks[0].e.Position()
+	for n, size = 1, storage.BlockSize; n < len(blocks); n++ {
+		at := blocks[n].e.Position()
+		if at.Segment() != from.Segment() || at-from > size+maxReadGap || at-from+storage.BlockSize > maxReadSpan {
+			break
+		}
+		size = at - from + storage.BlockSize
+	}
+	return n, size
 }
 
 func (m *Manifest) readBlock(ref table.Ref, b int, e table.Entry, dst []byte) error {

@@ -27,6 +27,9 @@ func (s *Store) newWorker() *reclaim.Worker {
 			level = s.room.Level()
 			s.setTight(level != reclaim.Enough)
 			s.log.HoldWithin(s.room.MayHold())
+			if level == reclaim.Full {
+				s.closeManifestForRoom()
+			}
 			if len(s.stagedDue()) > 0 {
 				s.worker.Purge()
 			}
