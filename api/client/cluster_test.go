@@ -1,6 +1,7 @@
 package client_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"strings"
@@ -86,6 +87,22 @@ func TestTwoClusters(t *testing.T) {
 		if _, err := cluster.Volume(t.Context(), "v"); !errors.Is(err, storage.ErrNotFound) {
 			t.Errorf("%v: the volume is still there: %v", order, err)
 		}
+	}
+}
+
+// TestBackupOfTheClusterThatIsMeant: what is answered in parts keeps to one cluster as well. Guards: Client.streamWithCluster, which names
+// the cluster and looks at whose answer it is.
+func TestBackupOfTheClusterThatIsMeant(t *testing.T) {
+	n, _ := twoClusters(t)
+	if b, err := n.clientOf(t, realID, "empty").BackupCatalog(t.Context()); !errors.Is(err, storage.ErrConflict) || len(b) > 0 {
+		t.Errorf("%d bytes of another cluster's catalog, %v", len(b), err)
+	}
+	if b, err := n.clientOf(t, realID, "empty", "real").BackupCatalog(t.Context()); err != nil || !bytes.Contains(b, []byte(`"name":"v"`)) {
+		t.Errorf("%d bytes, %v; want the catalog that has the volume", len(b), err)
+	}
+	c := n.clientOf(t, storage.ClusterID{}, "real")
+	if _, err := c.BackupCatalog(t.Context()); err != nil || c.Cluster() != realID {
+		t.Errorf("pinned to %v: %v", c.Cluster(), err)
 	}
 }
 
