@@ -72,6 +72,9 @@ func (g *Group) applyEntry(e *ApplyEntry) op.Result {
 			return op.Result{Kind: storage.KindIO, Text: err.Error()} // the disk has failed
 		}
 	}
+	if o.Kind == op.Digest {
+		g.digest(&o, e.Index)
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.applied, g.term = e.Index, e.Term

@@ -188,13 +188,26 @@ func blocksOf(r *segment.SealedRecord) (v storage.VolumeID, x storage.ExtentInde
 // blocksIn returns the blocks of pages, in any version, that lie in one of the segments; each place once, in the order of blocks. The
 // pages must be in ascending order.
 func (g *Group) blocksIn(pages []table.PageKey, nos map[segment.SegmentNo]struct{}) (blocks []compact.Block, err error) {
+	_, err = g.eachPage(pages, func(set table.SetID, k table.PageKey, versions []*page) {
+		blocks = g.blocksOfPage(blocks, set, k, versions, func(e table.Entry) bool {
+			_, in := nos[e.Segment]
+			return in
+		})
+	})
+	return blocks, err
+}
+
+// eachPage calls fn with pages of the tables and all versions of each, whole, in ascending order of epoch, as they all are at one moment, and
+// returns which set that is. The pages must be in ascending order. fn runs with mu held for reading; it may have been called for some pages
+// when there is an error.
+func (g *Group) eachPage(pages []table.PageKey, fn func(set table.SetID, k table.PageKey, versions []*page)) (set table.SetID, err error) {
 	for {
 		g.mu.RLock()
 		set, persists, unknown := g.set.id, g.cache.persists, g.cache.unknown(pages)
 		g.mu.RUnlock()
 		stored, err := g.loadAll(set, unknown)
 		if err != nil {
-			return nil, err
+			return set, err
 		}
 		g.mu.RLock()
 		if g.set.id != set || g.cache.persists != persists || !g.cache.knows(pages, stored) {
@@ -207,23 +220,24 @@ func (g *Group) blocksIn(pages []table.PageKey, nos map[segment.SegmentNo]struct
 			}
 		}
 		for _, k := range pages {
-			if blocks, err = g.blocksOfPage(blocks, k, stored[k], nos); err != nil {
+			var versions []*page
+			if versions, err = g.cache.versions(k, stored[k]); err != nil {
 				break
 			}
+			fn(set, k, versions)
 		}
 		g.mu.RUnlock()
-		return blocks, err
+		return set, err
 	}
 }
 
-// blocksOfPage appends the blocks of a page that lie in one of the segments. stored are its versions in Pebble. mu is held.
-func (g *Group) blocksOfPage(blocks []compact.Block, k table.PageKey, stored []*page, nos map[segment.SegmentNo]struct{}) ([]compact.Block, error) {
+// blocksOfPage appends the blocks of a page's versions that are wanted; each place once.
+func (g *Group) blocksOfPage(blocks []compact.Block, set table.SetID, k table.PageKey, versions []*page, wanted func(table.Entry) bool) []compact.Block {
 	before := len(blocks)
-	versions, err := g.cache.versions(k, stored)
 	for _, p := range versions {
 		for at, e := range p.Entries {
-			if _, in := nos[e.Segment]; in {
-				blocks = append(blocks, compact.Block{Group: g.key, Set: g.set.id, Page: k, At: at, Epoch: p.Epoch, From: e})
+			if e.Mapped() && wanted(e) {
+				blocks = append(blocks, compact.Block{Group: g.key, Set: set, Page: k, At: at, Epoch: p.Epoch, From: e})
 			}
 		}
 	}
@@ -232,7 +246,7 @@ func (g *Group) blocksOfPage(blocks []compact.Block, k table.PageKey, stored []*
 		return cmp.Or(cmp.Compare(a.At, b.At), cmp.Compare(a.From.Position(), b.From.Position()))
 	})
 	of = slices.CompactFunc(of, func(a, b compact.Block) bool { return a.At == b.At && a.From == b.From })
-	return blocks[:before+len(of)], err
+	return blocks[:before+len(of)]
 }
 
 // Sweep looks at the pages that Pebble holds. What is in memory only is found once it is stored.

@@ -44,6 +44,7 @@ type Group struct {
 	frozen        *Frozen                       // between Freeze and Release
 	removed       bool
 	movedAt       time.Time      // since when there are moved blocks that no freeze took
+	digests       []digested     // what the last Digests found, at most maxDigests
 	damage        *storage.Error // why nothing is applied any more; nil: it is. Set by the goroutine that applies
 
 	sinceFreeze atomic.Int64 // bytes of log applied since the last Freeze; changed by way of store.written

@@ -30,7 +30,8 @@ const (
 	// DeleteVolume refuses the volume for ever and frees what it holds. Seq is the index of the catalog that it was made
 	// from, as in SetEpoch and SetGeneration.
 	DeleteVolume Kind = 7
-	// Digest is kept for scrub: replicas compare digests of an extent at the index of this entry.
+	// Digest has each replica note what an extent holds at the index of this entry, so that replicas are compared. Seq is a random number that
+	// names it. It changes nothing, and is applied without a session.
 	Digest Kind = 8
 	// Noop does nothing; it is applied without a session.
 	Noop Kind = 9
