@@ -38,6 +38,10 @@ type Cluster interface {
 	// name has another, it is KindNotFound. KindConflict: the volume has sessions.
 	DeleteVolume(ctx context.Context, name string, id storage.VolumeID) error
 
+	// VerifyVolume takes one step of the verification of a volume; it may be repeated. KindNotFound, also when s.ID is not 0 and the volume of
+	// that name has another. KindUnsupported, with which node it is: a node runs a release that cannot verify.
+	VerifyVolume(ctx context.Context, s VerifyStep) (Verified, error)
+
 	// Attach gives a holder the right to use a volume. The same holder again on the same terms: the attachment it has.
 	// KindNotFound; KindConflict, with who holds the volume, since when and what to do, when others are in the way or the
 	// holder has it on other terms. When it returns after a takeover, nothing that former holders have sent can land any

@@ -146,6 +146,20 @@ func (s *volumes) Delete(ctx context.Context, r *pb.DeleteVolumeRequest) (*pb.De
 	return &pb.DeleteVolumeResponse{}, s.cluster.DeleteVolume(ctx, r.GetName(), storage.VolumeID(r.GetId()))
 }
 
+// Verify implements pb.VolumesServer.
+func (s *volumes) Verify(ctx context.Context, r *pb.VerifyVolumeRequest) (*pb.VerifyVolumeResponse, error) {
+	const op = "verify"
+	step := VerifyStepFromProto(r)
+	if err := checkName(op, step.Name); err != nil {
+		return nil, err
+	}
+	if err := step.check(); err != nil {
+		return nil, storage.E(op, storage.KindInvalid, "volume "+step.Name, err)
+	}
+	v, err := s.cluster.VerifyVolume(ctx, step)
+	return VerifiedToProto(v), err
+}
+
 // checkName says what is wrong with a volume's name, and what the rule is.
 func checkName(op, name string) error {
 	err := storage.CheckVolumeName(name)

@@ -18,7 +18,7 @@ func TestMethods(t *testing.T) {
 		16: members | gateways, 17: members | gateways, 18: members | gateways, 19: members | gateways, 20: members,
 		24: members | gateways, 25: members | gateways, 26: members | gateways, 32: members, 33: members, 34: members,
 		48: members, 49: members, 50: members, 51: members, 52: members, 53: members, 54: members | strangers,
-		55: members | gateways | strangers, 56: members}
+		55: members | gateways | strangers, 56: members, 60: members}
 	methods := n.peers.Methods()
 	if !maps.Equal(methods, want) {
 		t.Errorf("registered are\n%v, want\n%v", methods, want)

@@ -42,6 +42,7 @@ import (
 	"github.com/storaged/storaged/server/placement"
 	"github.com/storaged/storaged/server/session"
 	"github.com/storaged/storaged/server/status"
+	"github.com/storaged/storaged/server/verify"
 )
 
 // cluster is what this node's gateway sees: groups through the router, sessions and volumes at the desk.
@@ -335,6 +336,7 @@ func (n *node) startControl(ctx context.Context) error {
 	acts := &actions{self: self, replicas: n.replicas, peers: n.peers, router: r, done: func() { n.control.ReportSoon() }}
 	acts.register()
 	status.RegisterUsage(n.peers, n.replicas)
+	askReplica := verify.Register(n.peers, n.replicas)
 	err := n.waiting().begin(ctx, func() (err error) {
 		n.control, err = control.Open(control.Config{Dir: n.dir().Catalog(), Transport: n.catalogRT, Peers: controlPeers{n.peers},
 			Actions: acts, OnFailure: n.catalogFailed, Self: n.self(n.store.ID(), n.store.Space().CapacityBytes), Report: n.view.Report,
@@ -351,6 +353,7 @@ func (n *node) startControl(ctx context.Context) error {
 	n.desk.Serve(n.peers)
 	n.cluster = cluster{r, session.NewLocal(n.desk, self, n.config.Name, rand.Text())}
 	n.view.Config, n.view.RepairAfter = n.sources(), n.config.RepairAfter
+	n.admin.Verifier = &verify.Verifier{Catalog: n.control, Ask: askReplica, Propose: acts.propose}
 	n.admin.Commands, n.admin.Desk, n.admin.ProvisionLimit = n.control, n.desk, n.config.ProvisionLimit
 	n.goRun(&n.peersWG, "peers", func() error { return n.peers.Run(n.peersCtx) })
 	if err := n.replicas.Start(); err != nil {

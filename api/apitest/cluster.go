@@ -41,6 +41,7 @@ type state struct {
 	groups         []api.Group
 	status         api.Status
 	plan           api.NodePlan
+	verified       []api.Verified
 	calls          int
 	fault          func(call int) error
 }
@@ -382,6 +383,31 @@ func (c *Cluster) Explain(ctx context.Context, kind api.ObjectKind, ref string) 
 		}
 		return lines, nil
 	})
+}
+
+// VerifyVolume implements api.Cluster. Each step is the next of those that SetVerified has set; without any the first is the last, and the
+// volume sound.
+func (c *Cluster) VerifyVolume(ctx context.Context, s api.VerifyStep) (api.Verified, error) {
+	return call(ctx, c, "verify", func() (api.Verified, error) {
+		v, ok := c.volumes[s.Name]
+		if !ok || s.ID != 0 && s.ID != v.ID {
+			return api.Verified{}, storage.E("verify", storage.KindNotFound, "volume "+s.Name, errors.New("there is no such volume"))
+		}
+		if len(c.verified) == 0 {
+			return api.Verified{ID: v.ID, Done: true}, nil
+		}
+		out := c.verified[0]
+		c.verified = c.verified[1:]
+		out.ID = v.ID
+		return out, nil
+	})
+}
+
+// SetVerified sets what the next steps of verifications answer, but for the volume's id.
+func (c *Cluster) SetVerified(steps ...api.Verified) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.verified = steps
 }
 
 // SetPlan sets what PlanNode answers, but for the action and the node.

@@ -27,6 +27,7 @@ func Conformance(t *testing.T, open func(t *testing.T) api.Cluster) {
 		{"modify", conformModify},
 		{"labels", conformLabels},
 		{"delete", conformDelete},
+		{"verify", conformVerify},
 		{"readers", conformReaders},
 		{"shows the cluster", conformShows},
 		{"upgrade", conformUpgrade},
@@ -239,6 +240,24 @@ func conformDelete(t *testing.T, ctx context.Context, c api.Cluster) {
 }
 
 // conformReaders: readers and those who may write exclude each other; those who share do not.
+func conformVerify(t *testing.T, ctx context.Context, c api.Cluster) {
+	made := mustCreate(t, ctx, c, "web", 64<<20)
+	s := api.VerifyStep{Name: "web", RateBytes: 64 << 20}
+	for steps := 0; ; steps++ {
+		got, err := c.VerifyVolume(ctx, s)
+		if err != nil || got.ID != made.ID || len(got.Findings) != 0 || steps > 2*len(made.Groups) {
+			t.Fatalf("step %d: %+v, %v", steps, got, err)
+		}
+		if s.ID, s.Group, s.From = got.ID, got.Group, got.From; got.Done {
+			break
+		}
+	}
+	for _, s := range []api.VerifyStep{{Name: "nobody"}, {Name: "web", ID: made.ID + 1}} {
+		_, err := c.VerifyVolume(ctx, s)
+		wantKind(t, fmt.Sprintf("verify %+v", s), err, storage.KindNotFound)
+	}
+}
+
 func conformReaders(t *testing.T, ctx context.Context, c api.Cluster) {
 	mustCreate(t, ctx, c, "web", 8<<20)
 	as := func(host string, access storage.Access) error {

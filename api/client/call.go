@@ -21,7 +21,13 @@ import (
 // example) or one hung. Where nobody listens at all, waiting would only delay the error.
 func call[S, Q, A any](ctx context.Context, c *Client, op, subject string, service func(grpc.ClientConnInterface) S,
 	method func(S, context.Context, *Q, ...grpc.CallOption) (*A, error), request *Q) (*A, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, c.config.Patience, errPatience)
+	return callFor(ctx, c, c.config.Patience, c.config.AttemptTimeout, op, subject, service, method, request)
+}
+
+// callFor is call with another patience, and another bound for an attempt.
+func callFor[S, Q, A any](ctx context.Context, c *Client, patience, attemptTimeout time.Duration, op, subject string, service func(grpc.ClientConnInterface) S,
+	method func(S, context.Context, *Q, ...grpc.CallOption) (*A, error), request *Q) (*A, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, errPatience)
 	defer cancel()
 	if err := c.settle(ctx, op, subject); err != nil {
 		return nil, err
@@ -34,7 +40,7 @@ func call[S, Q, A any](ctx context.Context, c *Client, op, subject string, servi
 				return nil, storage.E(op, storage.KindCanceled, subject, err)
 			}
 			begun := time.Now()
-			attempt, cancel := context.WithTimeout(ctx, c.config.AttemptTimeout)
+			attempt, cancel := context.WithTimeout(ctx, attemptTimeout)
 			answer, err := method(service(n.conn), attempt, request)
 			cancel()
 			c.leave(at, n, err, time.Since(begun))
@@ -144,6 +150,10 @@ func (r *round) final(ctx context.Context, at int, n *node, err error) bool {
 	case kind == storage.KindCanceled && errors.Is(context.Cause(ctx), errPatience):
 		r.problems = append(r.problems, fmt.Errorf("%s: no answer in time", n.endpoint))
 		r.err = r.failure()
+		return true
+	case kind == storage.KindUnsupported && !answered:
+		r.err = storage.E(r.op, kind, r.subject, fmt.Errorf("the node at %s runs an earlier release, which does not know the request: start it with the release "+
+			"of the others, which finishes the upgrade (%w)", n.endpoint, problem))
 		return true
 	default:
 		if answered {

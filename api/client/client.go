@@ -353,6 +353,16 @@ func (c *Client) DeleteVolume(ctx context.Context, name string, id storage.Volum
 	return err
 }
 
+// A step of a verification takes a few seconds of each replica, which may have to wait for its turn before.
+const verifyPatience, verifyAttempt = time.Minute, 29 * time.Second
+
+// VerifyVolume implements api.Cluster.
+func (c *Client) VerifyVolume(ctx context.Context, s api.VerifyStep) (api.Verified, error) {
+	answer, err := callFor(ctx, c, max(verifyPatience, c.config.Patience), max(verifyAttempt, c.config.AttemptTimeout), "verify", "volume "+s.Name, pb.NewVolumesClient,
+		pb.VolumesClient.Verify, api.VerifyStepToProto(s))
+	return api.VerifiedFromProto(answer), err
+}
+
 // Attach implements api.Cluster. A takeover without IfGeneration applies to the generation that the volume has at the time of the
 // call. So a repeated request never displaces a holder that attached after the takeover had succeeded.
 func (c *Client) Attach(ctx context.Context, n api.NewAttachment) (api.Attachment, error) {

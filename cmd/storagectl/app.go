@@ -15,6 +15,7 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api/client"
+	"github.com/storaged/storaged/internal/clock"
 	"github.com/storaged/storaged/internal/transfer"
 )
 
@@ -27,6 +28,8 @@ type app struct {
 	inTerminal, outTerminal, errTerminal bool
 	getenv                               func(string) string
 	now                                  func() time.Time
+	// sleep waits, and ends with ctx.
+	sleep func(ctx context.Context, d time.Duration) error
 	// dial connects to an API endpoint; nil: TCP.
 	dial func(ctx context.Context, address string) (net.Conn, error)
 	// open connects to an export.
@@ -40,7 +43,7 @@ type app struct {
 
 func newApp(stdin io.Reader, stdout, stderr io.Writer) *app {
 	return &app{in: stdin, out: stdout, err: stderr, inTerminal: isTerminal(stdin), outTerminal: isTerminal(stdout), errTerminal: isTerminal(stderr),
-		getenv: os.Getenv, now: time.Now, open: transfer.Dial}
+		getenv: os.Getenv, now: time.Now, sleep: clock.Sleep, open: transfer.Dial}
 }
 
 func isTerminal(stream any) bool {

@@ -38,6 +38,13 @@ const (
 	exitStarting = 22
 )
 
+// Exit codes of `verify` for a volume that is neither sound nor mended.
+const (
+	exitLost      = 23
+	exitDiffers   = 24
+	exitUnchecked = 25
+)
+
 // exitStatus is an error that is not one: the command did its work and its outcome is this code.
 type exitStatus int
 
@@ -66,5 +73,8 @@ func exitHelp() string {
 	fmt.Fprintf(&b, "  %3d  %-17s  %s\n", exitDegraded, "", "status --check: the cluster is degraded")
 	fmt.Fprintf(&b, "  %3d  %-17s  %s\n", exitCritical, "", "status --check: the cluster is critical")
 	fmt.Fprintf(&b, "  %3d  %-17s  %s\n", exitStarting, "", "status --check: the cluster is starting: it was never whole yet")
+	fmt.Fprintf(&b, "  %3d  %-17s  %s\n", exitLost, "", "verify: blocks are lost, or tables damaged")
+	fmt.Fprintf(&b, "  %3d  %-17s  %s\n", exitDiffers, "", "verify: replicas differ")
+	fmt.Fprintf(&b, "  %3d  %-17s  %s\n", exitUnchecked, "", "verify: not everything could be checked, compared or mended")
 	return b.String()
 }

@@ -73,6 +73,10 @@ func (r *rig) forward(d time.Duration) {
 func (r *rig) app(stdout, stderr io.Writer) *app {
 	a := newApp(strings.NewReader(""), stdout, stderr)
 	a.now = r.now
+	a.sleep = func(ctx context.Context, d time.Duration) error {
+		r.forward(d)
+		return ctx.Err()
+	}
 	a.getenv = func(name string) string { return r.env[name] }
 	a.dial = func(ctx context.Context, _ string) (net.Conn, error) { return r.api.DialContext(ctx) }
 	a.open = r.open

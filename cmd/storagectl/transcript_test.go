@@ -124,6 +124,8 @@ func (s *transcript) directive(words []string) {
 			p = api.NodePlan{Refused: "2 other nodes would remain for groups of 3 replicas; join another node first"}
 		}
 		s.cluster.SetPlan(p)
+	case "verified": // what the steps of the next verification find, in their order
+		s.verified(words[1:])
 	case "forward": // DURATION: time passes
 		d, err := time.ParseDuration(words[1])
 		if err != nil {
@@ -150,6 +152,40 @@ func (s *transcript) directive(words []string) {
 	default:
 		s.t.Fatalf("there is no directive %q", words[0])
 	}
+}
+
+// verified has a verification of a volume of group 1 find this, in steps that take 2 s and read 256 MiB each.
+func (s *transcript) verified(found []string) {
+	s.t.Helper()
+	var steps []api.Verified
+	for i, what := range found {
+		v := api.Verified{From: storage.ExtentIndex(i + 1), Bytes: 256 << 20, Compared: 21, Done: i == len(found)-1}
+		tell := func(kind api.VerifyFindingKind, text string) {
+			v.Findings = []api.VerifyFinding{{Kind: kind, Group: 1, Node: 2, NodeName: "b", Text: text}}
+		}
+		switch what {
+		case "sound":
+		case "busy":
+			v = api.Verified{Busy: true}
+		case "away":
+			v = api.Verified{}
+			tell(api.FoundUnchecked, "it does not answer")
+		case "mended":
+			v.Mended = 3
+		case "lost":
+			v.Lost = 2
+			tell(api.FoundLost, "2 blocks cannot be read there, nor at any other replica")
+		case "tables":
+			v.DamagedPages = 1
+			tell(api.FoundTables, "1 pages of its tables are damaged")
+		case "differs":
+			tell(api.FoundDiffers, "at index 7 it holds other blocks of extent 5 than the other 2 replicas")
+		default:
+			s.t.Fatalf("nothing is called %q", what)
+		}
+		steps = append(steps, v)
+	}
+	s.cluster.SetVerified(steps...)
 }
 
 func kindNamed(t *testing.T, name string) storage.Kind {

@@ -14,6 +14,7 @@ import (
 	"github.com/storaged/storaged/api"
 	"github.com/storaged/storaged/server/catalog"
 	"github.com/storaged/storaged/server/status"
+	"github.com/storaged/storaged/server/verify"
 )
 
 // Cluster is the cluster as the API sees it from this node. Its fields are set before its methods are called, which may be
@@ -22,6 +23,7 @@ type Cluster struct {
 	*status.View
 	Commands       Commands
 	Desk           Desk
+	Verifier       *verify.Verifier
 	ProvisionLimit int // of requests to this node, in percent of what the stores hold; 0: none
 }
 
@@ -135,6 +137,11 @@ func (c *Cluster) DeleteVolume(ctx context.Context, name string, id storage.Volu
 	}
 	_, err = c.propose(ctx, catalog.DeleteVolume{Volume: ref})
 	return err
+}
+
+// VerifyVolume implements api.Cluster.
+func (c *Cluster) VerifyVolume(ctx context.Context, s api.VerifyStep) (api.Verified, error) {
+	return c.Verifier.VerifyVolume(ctx, s)
 }
 
 // Attach implements api.Cluster.

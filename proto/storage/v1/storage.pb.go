@@ -794,6 +794,70 @@ func (ErrorKind) EnumDescriptor() ([]byte, []int) {
 	return file_storage_v1_storage_proto_rawDescGZIP(), []int{12}
 }
 
+type VerifyFindingKind int32
+
+const (
+	VerifyFindingKind_VERIFY_FINDING_KIND_UNSPECIFIED VerifyFindingKind = 0
+	// A replica did not answer: the step may be asked for again, or without it.
+	VerifyFindingKind_VERIFY_FINDING_KIND_UNCHECKED VerifyFindingKind = 1
+	VerifyFindingKind_VERIFY_FINDING_KIND_LOST      VerifyFindingKind = 2
+	VerifyFindingKind_VERIFY_FINDING_KIND_WAITING   VerifyFindingKind = 3
+	VerifyFindingKind_VERIFY_FINDING_KIND_TABLES    VerifyFindingKind = 4
+	// Replicas have different contents.
+	VerifyFindingKind_VERIFY_FINDING_KIND_DIFFERS VerifyFindingKind = 5
+	// Replicas could not be compared.
+	VerifyFindingKind_VERIFY_FINDING_KIND_UNCOMPARED VerifyFindingKind = 6
+)
+
+// Enum value maps for VerifyFindingKind.
+var (
+	VerifyFindingKind_name = map[int32]string{
+		0: "VERIFY_FINDING_KIND_UNSPECIFIED",
+		1: "VERIFY_FINDING_KIND_UNCHECKED",
+		2: "VERIFY_FINDING_KIND_LOST",
+		3: "VERIFY_FINDING_KIND_WAITING",
+		4: "VERIFY_FINDING_KIND_TABLES",
+		5: "VERIFY_FINDING_KIND_DIFFERS",
+		6: "VERIFY_FINDING_KIND_UNCOMPARED",
+	}
+	VerifyFindingKind_value = map[string]int32{
+		"VERIFY_FINDING_KIND_UNSPECIFIED": 0,
+		"VERIFY_FINDING_KIND_UNCHECKED":   1,
+		"VERIFY_FINDING_KIND_LOST":        2,
+		"VERIFY_FINDING_KIND_WAITING":     3,
+		"VERIFY_FINDING_KIND_TABLES":      4,
+		"VERIFY_FINDING_KIND_DIFFERS":     5,
+		"VERIFY_FINDING_KIND_UNCOMPARED":  6,
+	}
+)
+
+func (x VerifyFindingKind) Enum() *VerifyFindingKind {
+	p := new(VerifyFindingKind)
+	*p = x
+	return p
+}
+
+func (x VerifyFindingKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (VerifyFindingKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_storage_v1_storage_proto_enumTypes[13].Descriptor()
+}
+
+func (VerifyFindingKind) Type() protoreflect.EnumType {
+	return &file_storage_v1_storage_proto_enumTypes[13]
+}
+
+func (x VerifyFindingKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use VerifyFindingKind.Descriptor instead.
+func (VerifyFindingKind) EnumDescriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{13}
+}
+
 type CreateVolumeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What makes a repeated request the same request: 1 to 64 printable characters, new for each volume. Empty: a repeat
@@ -5129,6 +5193,371 @@ func (x *ErrorDetail) GetLeaderEndpoint() string {
 	return ""
 }
 
+type VerifyVolumeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// When not 0, the step is taken only if this is the volume's id: that of the first answer.
+	Id uint64 `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`
+	// Where to go on: group and from_extent of the answer before; 0 and 0 begin.
+	Group      uint32 `protobuf:"varint,3,opt,name=group,proto3" json:"group,omitempty"`
+	FromExtent uint32 `protobuf:"varint,4,opt,name=from_extent,json=fromExtent,proto3" json:"from_extent,omitempty"`
+	// So many bytes a second are read at each store at most, 1 MiB at least; 0: what its scrub may read.
+	RateBytes int64 `protobuf:"varint,5,opt,name=rate_bytes,json=rateBytes,proto3" json:"rate_bytes,omitempty"`
+	// Replicas that are not asked, because they do not answer; at most 256.
+	Skip          []*VerifyReplica `protobuf:"bytes,6,rep,name=skip,proto3" json:"skip,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VerifyVolumeRequest) Reset() {
+	*x = VerifyVolumeRequest{}
+	mi := &file_storage_v1_storage_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VerifyVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VerifyVolumeRequest) ProtoMessage() {}
+
+func (x *VerifyVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_v1_storage_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VerifyVolumeRequest.ProtoReflect.Descriptor instead.
+func (*VerifyVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *VerifyVolumeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *VerifyVolumeRequest) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *VerifyVolumeRequest) GetGroup() uint32 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *VerifyVolumeRequest) GetFromExtent() uint32 {
+	if x != nil {
+		return x.FromExtent
+	}
+	return 0
+}
+
+func (x *VerifyVolumeRequest) GetRateBytes() int64 {
+	if x != nil {
+		return x.RateBytes
+	}
+	return 0
+}
+
+func (x *VerifyVolumeRequest) GetSkip() []*VerifyReplica {
+	if x != nil {
+		return x.Skip
+	}
+	return nil
+}
+
+type VerifyReplica struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         uint32                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
+	Node          uint32                 `protobuf:"varint,2,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VerifyReplica) Reset() {
+	*x = VerifyReplica{}
+	mi := &file_storage_v1_storage_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VerifyReplica) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VerifyReplica) ProtoMessage() {}
+
+func (x *VerifyReplica) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_v1_storage_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VerifyReplica.ProtoReflect.Descriptor instead.
+func (*VerifyReplica) Descriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *VerifyReplica) GetGroup() uint32 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *VerifyReplica) GetNode() uint32 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
+
+type VerifyVolumeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Where the next step goes on.
+	Group      uint32 `protobuf:"varint,2,opt,name=group,proto3" json:"group,omitempty"`
+	FromExtent uint32 `protobuf:"varint,3,opt,name=from_extent,json=fromExtent,proto3" json:"from_extent,omitempty"`
+	// This was the last step.
+	Done bool `protobuf:"varint,4,opt,name=done,proto3" json:"done,omitempty"`
+	// A store is verifying another volume: the step is to be asked for again.
+	Busy bool `protobuf:"varint,5,opt,name=busy,proto3" json:"busy,omitempty"`
+	// Read by all replicas together.
+	Bytes int64 `protobuf:"varint,6,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Blocks that were damaged, by what became of them: written anew from another replica, such as no replica can read, and those that one may
+	// have that does not answer.
+	MendedBlocks  int64 `protobuf:"varint,7,opt,name=mended_blocks,json=mendedBlocks,proto3" json:"mended_blocks,omitempty"`
+	LostBlocks    int64 `protobuf:"varint,8,opt,name=lost_blocks,json=lostBlocks,proto3" json:"lost_blocks,omitempty"`
+	WaitingBlocks int64 `protobuf:"varint,9,opt,name=waiting_blocks,json=waitingBlocks,proto3" json:"waiting_blocks,omitempty"`
+	// Pages of tables that could not be read.
+	DamagedPages    int64 `protobuf:"varint,10,opt,name=damaged_pages,json=damagedPages,proto3" json:"damaged_pages,omitempty"`
+	ComparedExtents int64 `protobuf:"varint,11,opt,name=compared_extents,json=comparedExtents,proto3" json:"compared_extents,omitempty"`
+	// At most 64.
+	Findings      []*VerifyFinding `protobuf:"bytes,12,rep,name=findings,proto3" json:"findings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VerifyVolumeResponse) Reset() {
+	*x = VerifyVolumeResponse{}
+	mi := &file_storage_v1_storage_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VerifyVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VerifyVolumeResponse) ProtoMessage() {}
+
+func (x *VerifyVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_v1_storage_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VerifyVolumeResponse.ProtoReflect.Descriptor instead.
+func (*VerifyVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *VerifyVolumeResponse) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *VerifyVolumeResponse) GetGroup() uint32 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *VerifyVolumeResponse) GetFromExtent() uint32 {
+	if x != nil {
+		return x.FromExtent
+	}
+	return 0
+}
+
+func (x *VerifyVolumeResponse) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
+func (x *VerifyVolumeResponse) GetBusy() bool {
+	if x != nil {
+		return x.Busy
+	}
+	return false
+}
+
+func (x *VerifyVolumeResponse) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *VerifyVolumeResponse) GetMendedBlocks() int64 {
+	if x != nil {
+		return x.MendedBlocks
+	}
+	return 0
+}
+
+func (x *VerifyVolumeResponse) GetLostBlocks() int64 {
+	if x != nil {
+		return x.LostBlocks
+	}
+	return 0
+}
+
+func (x *VerifyVolumeResponse) GetWaitingBlocks() int64 {
+	if x != nil {
+		return x.WaitingBlocks
+	}
+	return 0
+}
+
+func (x *VerifyVolumeResponse) GetDamagedPages() int64 {
+	if x != nil {
+		return x.DamagedPages
+	}
+	return 0
+}
+
+func (x *VerifyVolumeResponse) GetComparedExtents() int64 {
+	if x != nil {
+		return x.ComparedExtents
+	}
+	return 0
+}
+
+func (x *VerifyVolumeResponse) GetFindings() []*VerifyFinding {
+	if x != nil {
+		return x.Findings
+	}
+	return nil
+}
+
+type VerifyFinding struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Kind  VerifyFindingKind      `protobuf:"varint,1,opt,name=kind,proto3,enum=storage.v1.VerifyFindingKind" json:"kind,omitempty"`
+	Group uint32                 `protobuf:"varint,2,opt,name=group,proto3" json:"group,omitempty"`
+	// 0: all of the group's.
+	Node          uint32 `protobuf:"varint,3,opt,name=node,proto3" json:"node,omitempty"`
+	NodeName      string `protobuf:"bytes,4,opt,name=node_name,json=nodeName,proto3" json:"node_name,omitempty"`
+	Extent        uint32 `protobuf:"varint,5,opt,name=extent,proto3" json:"extent,omitempty"`
+	Text          string `protobuf:"bytes,6,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VerifyFinding) Reset() {
+	*x = VerifyFinding{}
+	mi := &file_storage_v1_storage_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VerifyFinding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VerifyFinding) ProtoMessage() {}
+
+func (x *VerifyFinding) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_v1_storage_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VerifyFinding.ProtoReflect.Descriptor instead.
+func (*VerifyFinding) Descriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *VerifyFinding) GetKind() VerifyFindingKind {
+	if x != nil {
+		return x.Kind
+	}
+	return VerifyFindingKind_VERIFY_FINDING_KIND_UNSPECIFIED
+}
+
+func (x *VerifyFinding) GetGroup() uint32 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *VerifyFinding) GetNode() uint32 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
+
+func (x *VerifyFinding) GetNodeName() string {
+	if x != nil {
+		return x.NodeName
+	}
+	return ""
+}
+
+func (x *VerifyFinding) GetExtent() uint32 {
+	if x != nil {
+		return x.Extent
+	}
+	return 0
+}
+
+func (x *VerifyFinding) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
 var File_storage_v1_storage_proto protoreflect.FileDescriptor
 
 const file_storage_v1_storage_proto_rawDesc = "" +
@@ -5512,7 +5941,42 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\x04kind\x18\x02 \x01(\x0e2\x15.storage.v1.ErrorKindR\x04kind\x12\x18\n" +
 	"\asubject\x18\x03 \x01(\tR\asubject\x12\x14\n" +
 	"\x05cause\x18\x04 \x01(\tR\x05cause\x12'\n" +
-	"\x0fleader_endpoint\x18\x05 \x01(\tR\x0eleaderEndpoint*^\n" +
+	"\x0fleader_endpoint\x18\x05 \x01(\tR\x0eleaderEndpoint\"\xbe\x01\n" +
+	"\x13VerifyVolumeRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\x04R\x02id\x12\x14\n" +
+	"\x05group\x18\x03 \x01(\rR\x05group\x12\x1f\n" +
+	"\vfrom_extent\x18\x04 \x01(\rR\n" +
+	"fromExtent\x12\x1d\n" +
+	"\n" +
+	"rate_bytes\x18\x05 \x01(\x03R\trateBytes\x12-\n" +
+	"\x04skip\x18\x06 \x03(\v2\x19.storage.v1.VerifyReplicaR\x04skip\"9\n" +
+	"\rVerifyReplica\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\rR\x05group\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\rR\x04node\"\x8f\x03\n" +
+	"\x14VerifyVolumeResponse\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
+	"\x05group\x18\x02 \x01(\rR\x05group\x12\x1f\n" +
+	"\vfrom_extent\x18\x03 \x01(\rR\n" +
+	"fromExtent\x12\x12\n" +
+	"\x04done\x18\x04 \x01(\bR\x04done\x12\x12\n" +
+	"\x04busy\x18\x05 \x01(\bR\x04busy\x12\x14\n" +
+	"\x05bytes\x18\x06 \x01(\x03R\x05bytes\x12#\n" +
+	"\rmended_blocks\x18\a \x01(\x03R\fmendedBlocks\x12\x1f\n" +
+	"\vlost_blocks\x18\b \x01(\x03R\n" +
+	"lostBlocks\x12%\n" +
+	"\x0ewaiting_blocks\x18\t \x01(\x03R\rwaitingBlocks\x12#\n" +
+	"\rdamaged_pages\x18\n" +
+	" \x01(\x03R\fdamagedPages\x12)\n" +
+	"\x10compared_extents\x18\v \x01(\x03R\x0fcomparedExtents\x125\n" +
+	"\bfindings\x18\f \x03(\v2\x19.storage.v1.VerifyFindingR\bfindings\"\xb5\x01\n" +
+	"\rVerifyFinding\x121\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x1d.storage.v1.VerifyFindingKindR\x04kind\x12\x14\n" +
+	"\x05group\x18\x02 \x01(\rR\x05group\x12\x12\n" +
+	"\x04node\x18\x03 \x01(\rR\x04node\x12\x1b\n" +
+	"\tnode_name\x18\x04 \x01(\tR\bnodeName\x12\x16\n" +
+	"\x06extent\x18\x05 \x01(\rR\x06extent\x12\x12\n" +
+	"\x04text\x18\x06 \x01(\tR\x04text*^\n" +
 	"\vVolumeState\x12\x1c\n" +
 	"\x18VOLUME_STATE_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12VOLUME_STATE_READY\x10\x01\x12\x19\n" +
@@ -5602,14 +6066,23 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\x15ERROR_KIND_PERMISSION\x10\v\x12\x17\n" +
 	"\x13ERROR_KIND_CANCELED\x10\f\x12\x1a\n" +
 	"\x16ERROR_KIND_UNSUPPORTED\x10\r\x12\x17\n" +
-	"\x13ERROR_KIND_INTERNAL\x10\x0e2\xca\x03\n" +
+	"\x13ERROR_KIND_INTERNAL\x10\x0e*\xff\x01\n" +
+	"\x11VerifyFindingKind\x12#\n" +
+	"\x1fVERIFY_FINDING_KIND_UNSPECIFIED\x10\x00\x12!\n" +
+	"\x1dVERIFY_FINDING_KIND_UNCHECKED\x10\x01\x12\x1c\n" +
+	"\x18VERIFY_FINDING_KIND_LOST\x10\x02\x12\x1f\n" +
+	"\x1bVERIFY_FINDING_KIND_WAITING\x10\x03\x12\x1e\n" +
+	"\x1aVERIFY_FINDING_KIND_TABLES\x10\x04\x12\x1f\n" +
+	"\x1bVERIFY_FINDING_KIND_DIFFERS\x10\x05\x12\"\n" +
+	"\x1eVERIFY_FINDING_KIND_UNCOMPARED\x10\x062\x97\x04\n" +
 	"\aVolumes\x12K\n" +
 	"\x06Create\x12\x1f.storage.v1.CreateVolumeRequest\x1a .storage.v1.CreateVolumeResponse\x12B\n" +
 	"\x03Get\x12\x1c.storage.v1.GetVolumeRequest\x1a\x1d.storage.v1.GetVolumeResponse\x12G\n" +
 	"\x04List\x12\x1e.storage.v1.ListVolumesRequest\x1a\x1f.storage.v1.ListVolumesResponse\x12K\n" +
 	"\x06Resize\x12\x1f.storage.v1.ResizeVolumeRequest\x1a .storage.v1.ResizeVolumeResponse\x12K\n" +
 	"\x06Modify\x12\x1f.storage.v1.ModifyVolumeRequest\x1a .storage.v1.ModifyVolumeResponse\x12K\n" +
-	"\x06Delete\x12\x1f.storage.v1.DeleteVolumeRequest\x1a .storage.v1.DeleteVolumeResponse2\xea\x02\n" +
+	"\x06Delete\x12\x1f.storage.v1.DeleteVolumeRequest\x1a .storage.v1.DeleteVolumeResponse\x12K\n" +
+	"\x06Verify\x12\x1f.storage.v1.VerifyVolumeRequest\x1a .storage.v1.VerifyVolumeResponse2\xea\x02\n" +
 	"\x05Nodes\x12C\n" +
 	"\x04List\x12\x1c.storage.v1.ListNodesRequest\x1a\x1d.storage.v1.ListNodesResponse\x12>\n" +
 	"\x03Get\x12\x1a.storage.v1.GetNodeRequest\x1a\x1b.storage.v1.GetNodeResponse\x12G\n" +
@@ -5641,8 +6114,8 @@ func file_storage_v1_storage_proto_rawDescGZIP() []byte {
 	return file_storage_v1_storage_proto_rawDescData
 }
 
-var file_storage_v1_storage_proto_enumTypes = make([]protoimpl.EnumInfo, 13)
-var file_storage_v1_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 65)
+var file_storage_v1_storage_proto_enumTypes = make([]protoimpl.EnumInfo, 14)
+var file_storage_v1_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 69)
 var file_storage_v1_storage_proto_goTypes = []any{
 	(VolumeState)(0),                // 0: storage.v1.VolumeState
 	(HolderKind)(0),                 // 1: storage.v1.HolderKind
@@ -5657,189 +6130,199 @@ var file_storage_v1_storage_proto_goTypes = []any{
 	(ObjectKind)(0),                 // 10: storage.v1.ObjectKind
 	(TaskKind)(0),                   // 11: storage.v1.TaskKind
 	(ErrorKind)(0),                  // 12: storage.v1.ErrorKind
-	(*CreateVolumeRequest)(nil),     // 13: storage.v1.CreateVolumeRequest
-	(*CreateVolumeResponse)(nil),    // 14: storage.v1.CreateVolumeResponse
-	(*GetVolumeRequest)(nil),        // 15: storage.v1.GetVolumeRequest
-	(*GetVolumeResponse)(nil),       // 16: storage.v1.GetVolumeResponse
-	(*ListVolumesRequest)(nil),      // 17: storage.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),     // 18: storage.v1.ListVolumesResponse
-	(*ResizeVolumeRequest)(nil),     // 19: storage.v1.ResizeVolumeRequest
-	(*ResizeVolumeResponse)(nil),    // 20: storage.v1.ResizeVolumeResponse
-	(*ModifyVolumeRequest)(nil),     // 21: storage.v1.ModifyVolumeRequest
-	(*ModifyVolumeResponse)(nil),    // 22: storage.v1.ModifyVolumeResponse
-	(*DeleteVolumeRequest)(nil),     // 23: storage.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),    // 24: storage.v1.DeleteVolumeResponse
-	(*VolumeLimits)(nil),            // 25: storage.v1.VolumeLimits
-	(*Volume)(nil),                  // 26: storage.v1.Volume
-	(*Session)(nil),                 // 27: storage.v1.Session
-	(*Holder)(nil),                  // 28: storage.v1.Holder
-	(*Attachment)(nil),              // 29: storage.v1.Attachment
-	(*AttachRequest)(nil),           // 30: storage.v1.AttachRequest
-	(*AttachResponse)(nil),          // 31: storage.v1.AttachResponse
-	(*DetachRequest)(nil),           // 32: storage.v1.DetachRequest
-	(*DetachResponse)(nil),          // 33: storage.v1.DetachResponse
-	(*ListAttachmentsRequest)(nil),  // 34: storage.v1.ListAttachmentsRequest
-	(*ListAttachmentsResponse)(nil), // 35: storage.v1.ListAttachmentsResponse
-	(*Connection)(nil),              // 36: storage.v1.Connection
-	(*ListNodesRequest)(nil),        // 37: storage.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),       // 38: storage.v1.ListNodesResponse
-	(*GetNodeRequest)(nil),          // 39: storage.v1.GetNodeRequest
-	(*GetNodeResponse)(nil),         // 40: storage.v1.GetNodeResponse
-	(*RemoveNodeRequest)(nil),       // 41: storage.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),      // 42: storage.v1.RemoveNodeResponse
-	(*SetNodeIntentRequest)(nil),    // 43: storage.v1.SetNodeIntentRequest
-	(*SetNodeIntentResponse)(nil),   // 44: storage.v1.SetNodeIntentResponse
-	(*PlanNodeRequest)(nil),         // 45: storage.v1.PlanNodeRequest
-	(*PlanNodeResponse)(nil),        // 46: storage.v1.PlanNodeResponse
-	(*NodePlan)(nil),                // 47: storage.v1.NodePlan
-	(*NodeMove)(nil),                // 48: storage.v1.NodeMove
-	(*Node)(nil),                    // 49: storage.v1.Node
-	(*NodeAddresses)(nil),           // 50: storage.v1.NodeAddresses
-	(*Store)(nil),                   // 51: storage.v1.Store
-	(*StoreScrub)(nil),              // 52: storage.v1.StoreScrub
-	(*LostBlock)(nil),               // 53: storage.v1.LostBlock
-	(*StoreSpace)(nil),              // 54: storage.v1.StoreSpace
-	(*StoreRoom)(nil),               // 55: storage.v1.StoreRoom
-	(*ListGroupsRequest)(nil),       // 56: storage.v1.ListGroupsRequest
-	(*ListGroupsResponse)(nil),      // 57: storage.v1.ListGroupsResponse
-	(*Group)(nil),                   // 58: storage.v1.Group
-	(*Replica)(nil),                 // 59: storage.v1.Replica
-	(*Progress)(nil),                // 60: storage.v1.Progress
-	(*GetStatusRequest)(nil),        // 61: storage.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),       // 62: storage.v1.GetStatusResponse
-	(*ClusterStatus)(nil),           // 63: storage.v1.ClusterStatus
-	(*Reason)(nil),                  // 64: storage.v1.Reason
-	(*ExplainRequest)(nil),          // 65: storage.v1.ExplainRequest
-	(*ExplainResponse)(nil),         // 66: storage.v1.ExplainResponse
-	(*Task)(nil),                    // 67: storage.v1.Task
-	(*UpgradeClusterRequest)(nil),   // 68: storage.v1.UpgradeClusterRequest
-	(*UpgradeClusterResponse)(nil),  // 69: storage.v1.UpgradeClusterResponse
-	(*BackupCatalogRequest)(nil),    // 70: storage.v1.BackupCatalogRequest
-	(*BackupCatalogResponse)(nil),   // 71: storage.v1.BackupCatalogResponse
-	(*GetVersionRequest)(nil),       // 72: storage.v1.GetVersionRequest
-	(*GetVersionResponse)(nil),      // 73: storage.v1.GetVersionResponse
-	(*ErrorDetail)(nil),             // 74: storage.v1.ErrorDetail
-	nil,                             // 75: storage.v1.CreateVolumeRequest.LabelsEntry
-	nil,                             // 76: storage.v1.ModifyVolumeRequest.SetLabelsEntry
-	nil,                             // 77: storage.v1.Volume.LabelsEntry
-	(*timestamppb.Timestamp)(nil),   // 78: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 79: google.protobuf.Duration
+	(VerifyFindingKind)(0),          // 13: storage.v1.VerifyFindingKind
+	(*CreateVolumeRequest)(nil),     // 14: storage.v1.CreateVolumeRequest
+	(*CreateVolumeResponse)(nil),    // 15: storage.v1.CreateVolumeResponse
+	(*GetVolumeRequest)(nil),        // 16: storage.v1.GetVolumeRequest
+	(*GetVolumeResponse)(nil),       // 17: storage.v1.GetVolumeResponse
+	(*ListVolumesRequest)(nil),      // 18: storage.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),     // 19: storage.v1.ListVolumesResponse
+	(*ResizeVolumeRequest)(nil),     // 20: storage.v1.ResizeVolumeRequest
+	(*ResizeVolumeResponse)(nil),    // 21: storage.v1.ResizeVolumeResponse
+	(*ModifyVolumeRequest)(nil),     // 22: storage.v1.ModifyVolumeRequest
+	(*ModifyVolumeResponse)(nil),    // 23: storage.v1.ModifyVolumeResponse
+	(*DeleteVolumeRequest)(nil),     // 24: storage.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),    // 25: storage.v1.DeleteVolumeResponse
+	(*VolumeLimits)(nil),            // 26: storage.v1.VolumeLimits
+	(*Volume)(nil),                  // 27: storage.v1.Volume
+	(*Session)(nil),                 // 28: storage.v1.Session
+	(*Holder)(nil),                  // 29: storage.v1.Holder
+	(*Attachment)(nil),              // 30: storage.v1.Attachment
+	(*AttachRequest)(nil),           // 31: storage.v1.AttachRequest
+	(*AttachResponse)(nil),          // 32: storage.v1.AttachResponse
+	(*DetachRequest)(nil),           // 33: storage.v1.DetachRequest
+	(*DetachResponse)(nil),          // 34: storage.v1.DetachResponse
+	(*ListAttachmentsRequest)(nil),  // 35: storage.v1.ListAttachmentsRequest
+	(*ListAttachmentsResponse)(nil), // 36: storage.v1.ListAttachmentsResponse
+	(*Connection)(nil),              // 37: storage.v1.Connection
+	(*ListNodesRequest)(nil),        // 38: storage.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),       // 39: storage.v1.ListNodesResponse
+	(*GetNodeRequest)(nil),          // 40: storage.v1.GetNodeRequest
+	(*GetNodeResponse)(nil),         // 41: storage.v1.GetNodeResponse
+	(*RemoveNodeRequest)(nil),       // 42: storage.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),      // 43: storage.v1.RemoveNodeResponse
+	(*SetNodeIntentRequest)(nil),    // 44: storage.v1.SetNodeIntentRequest
+	(*SetNodeIntentResponse)(nil),   // 45: storage.v1.SetNodeIntentResponse
+	(*PlanNodeRequest)(nil),         // 46: storage.v1.PlanNodeRequest
+	(*PlanNodeResponse)(nil),        // 47: storage.v1.PlanNodeResponse
+	(*NodePlan)(nil),                // 48: storage.v1.NodePlan
+	(*NodeMove)(nil),                // 49: storage.v1.NodeMove
+	(*Node)(nil),                    // 50: storage.v1.Node
+	(*NodeAddresses)(nil),           // 51: storage.v1.NodeAddresses
+	(*Store)(nil),                   // 52: storage.v1.Store
+	(*StoreScrub)(nil),              // 53: storage.v1.StoreScrub
+	(*LostBlock)(nil),               // 54: storage.v1.LostBlock
+	(*StoreSpace)(nil),              // 55: storage.v1.StoreSpace
+	(*StoreRoom)(nil),               // 56: storage.v1.StoreRoom
+	(*ListGroupsRequest)(nil),       // 57: storage.v1.ListGroupsRequest
+	(*ListGroupsResponse)(nil),      // 58: storage.v1.ListGroupsResponse
+	(*Group)(nil),                   // 59: storage.v1.Group
+	(*Replica)(nil),                 // 60: storage.v1.Replica
+	(*Progress)(nil),                // 61: storage.v1.Progress
+	(*GetStatusRequest)(nil),        // 62: storage.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),       // 63: storage.v1.GetStatusResponse
+	(*ClusterStatus)(nil),           // 64: storage.v1.ClusterStatus
+	(*Reason)(nil),                  // 65: storage.v1.Reason
+	(*ExplainRequest)(nil),          // 66: storage.v1.ExplainRequest
+	(*ExplainResponse)(nil),         // 67: storage.v1.ExplainResponse
+	(*Task)(nil),                    // 68: storage.v1.Task
+	(*UpgradeClusterRequest)(nil),   // 69: storage.v1.UpgradeClusterRequest
+	(*UpgradeClusterResponse)(nil),  // 70: storage.v1.UpgradeClusterResponse
+	(*BackupCatalogRequest)(nil),    // 71: storage.v1.BackupCatalogRequest
+	(*BackupCatalogResponse)(nil),   // 72: storage.v1.BackupCatalogResponse
+	(*GetVersionRequest)(nil),       // 73: storage.v1.GetVersionRequest
+	(*GetVersionResponse)(nil),      // 74: storage.v1.GetVersionResponse
+	(*ErrorDetail)(nil),             // 75: storage.v1.ErrorDetail
+	(*VerifyVolumeRequest)(nil),     // 76: storage.v1.VerifyVolumeRequest
+	(*VerifyReplica)(nil),           // 77: storage.v1.VerifyReplica
+	(*VerifyVolumeResponse)(nil),    // 78: storage.v1.VerifyVolumeResponse
+	(*VerifyFinding)(nil),           // 79: storage.v1.VerifyFinding
+	nil,                             // 80: storage.v1.CreateVolumeRequest.LabelsEntry
+	nil,                             // 81: storage.v1.ModifyVolumeRequest.SetLabelsEntry
+	nil,                             // 82: storage.v1.Volume.LabelsEntry
+	(*timestamppb.Timestamp)(nil),   // 83: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 84: google.protobuf.Duration
 }
 var file_storage_v1_storage_proto_depIdxs = []int32{
-	25, // 0: storage.v1.CreateVolumeRequest.limits:type_name -> storage.v1.VolumeLimits
-	75, // 1: storage.v1.CreateVolumeRequest.labels:type_name -> storage.v1.CreateVolumeRequest.LabelsEntry
-	26, // 2: storage.v1.CreateVolumeResponse.volume:type_name -> storage.v1.Volume
-	26, // 3: storage.v1.GetVolumeResponse.volume:type_name -> storage.v1.Volume
-	26, // 4: storage.v1.ListVolumesResponse.volumes:type_name -> storage.v1.Volume
-	26, // 5: storage.v1.ResizeVolumeResponse.volume:type_name -> storage.v1.Volume
-	76, // 6: storage.v1.ModifyVolumeRequest.set_labels:type_name -> storage.v1.ModifyVolumeRequest.SetLabelsEntry
-	26, // 7: storage.v1.ModifyVolumeResponse.volume:type_name -> storage.v1.Volume
+	26, // 0: storage.v1.CreateVolumeRequest.limits:type_name -> storage.v1.VolumeLimits
+	80, // 1: storage.v1.CreateVolumeRequest.labels:type_name -> storage.v1.CreateVolumeRequest.LabelsEntry
+	27, // 2: storage.v1.CreateVolumeResponse.volume:type_name -> storage.v1.Volume
+	27, // 3: storage.v1.GetVolumeResponse.volume:type_name -> storage.v1.Volume
+	27, // 4: storage.v1.ListVolumesResponse.volumes:type_name -> storage.v1.Volume
+	27, // 5: storage.v1.ResizeVolumeResponse.volume:type_name -> storage.v1.Volume
+	81, // 6: storage.v1.ModifyVolumeRequest.set_labels:type_name -> storage.v1.ModifyVolumeRequest.SetLabelsEntry
+	27, // 7: storage.v1.ModifyVolumeResponse.volume:type_name -> storage.v1.Volume
 	0,  // 8: storage.v1.Volume.state:type_name -> storage.v1.VolumeState
-	78, // 9: storage.v1.Volume.created_at:type_name -> google.protobuf.Timestamp
-	27, // 10: storage.v1.Volume.sessions:type_name -> storage.v1.Session
-	36, // 11: storage.v1.Volume.connections:type_name -> storage.v1.Connection
-	29, // 12: storage.v1.Volume.attachments:type_name -> storage.v1.Attachment
-	25, // 13: storage.v1.Volume.limits:type_name -> storage.v1.VolumeLimits
-	77, // 14: storage.v1.Volume.labels:type_name -> storage.v1.Volume.LabelsEntry
-	78, // 15: storage.v1.Session.opened_at:type_name -> google.protobuf.Timestamp
+	83, // 9: storage.v1.Volume.created_at:type_name -> google.protobuf.Timestamp
+	28, // 10: storage.v1.Volume.sessions:type_name -> storage.v1.Session
+	37, // 11: storage.v1.Volume.connections:type_name -> storage.v1.Connection
+	30, // 12: storage.v1.Volume.attachments:type_name -> storage.v1.Attachment
+	26, // 13: storage.v1.Volume.limits:type_name -> storage.v1.VolumeLimits
+	82, // 14: storage.v1.Volume.labels:type_name -> storage.v1.Volume.LabelsEntry
+	83, // 15: storage.v1.Session.opened_at:type_name -> google.protobuf.Timestamp
 	1,  // 16: storage.v1.Holder.kind:type_name -> storage.v1.HolderKind
-	28, // 17: storage.v1.Attachment.holder:type_name -> storage.v1.Holder
+	29, // 17: storage.v1.Attachment.holder:type_name -> storage.v1.Holder
 	2,  // 18: storage.v1.Attachment.access:type_name -> storage.v1.Access
-	78, // 19: storage.v1.Attachment.since:type_name -> google.protobuf.Timestamp
-	28, // 20: storage.v1.AttachRequest.holder:type_name -> storage.v1.Holder
+	83, // 19: storage.v1.Attachment.since:type_name -> google.protobuf.Timestamp
+	29, // 20: storage.v1.AttachRequest.holder:type_name -> storage.v1.Holder
 	2,  // 21: storage.v1.AttachRequest.access:type_name -> storage.v1.Access
-	29, // 22: storage.v1.AttachResponse.attachment:type_name -> storage.v1.Attachment
-	29, // 23: storage.v1.ListAttachmentsResponse.attachments:type_name -> storage.v1.Attachment
-	78, // 24: storage.v1.Connection.opened_at:type_name -> google.protobuf.Timestamp
-	49, // 25: storage.v1.ListNodesResponse.nodes:type_name -> storage.v1.Node
-	49, // 26: storage.v1.GetNodeResponse.node:type_name -> storage.v1.Node
+	30, // 22: storage.v1.AttachResponse.attachment:type_name -> storage.v1.Attachment
+	30, // 23: storage.v1.ListAttachmentsResponse.attachments:type_name -> storage.v1.Attachment
+	83, // 24: storage.v1.Connection.opened_at:type_name -> google.protobuf.Timestamp
+	50, // 25: storage.v1.ListNodesResponse.nodes:type_name -> storage.v1.Node
+	50, // 26: storage.v1.GetNodeResponse.node:type_name -> storage.v1.Node
 	3,  // 27: storage.v1.SetNodeIntentRequest.intent:type_name -> storage.v1.NodeIntent
-	78, // 28: storage.v1.SetNodeIntentRequest.until:type_name -> google.protobuf.Timestamp
+	83, // 28: storage.v1.SetNodeIntentRequest.until:type_name -> google.protobuf.Timestamp
 	3,  // 29: storage.v1.SetNodeIntentRequest.from:type_name -> storage.v1.NodeIntent
 	4,  // 30: storage.v1.PlanNodeRequest.action:type_name -> storage.v1.NodeAction
-	47, // 31: storage.v1.PlanNodeResponse.plan:type_name -> storage.v1.NodePlan
+	48, // 31: storage.v1.PlanNodeResponse.plan:type_name -> storage.v1.NodePlan
 	4,  // 32: storage.v1.NodePlan.action:type_name -> storage.v1.NodeAction
-	48, // 33: storage.v1.NodePlan.moves:type_name -> storage.v1.NodeMove
+	49, // 33: storage.v1.NodePlan.moves:type_name -> storage.v1.NodeMove
 	5,  // 34: storage.v1.Node.state:type_name -> storage.v1.NodeState
-	50, // 35: storage.v1.Node.addresses:type_name -> storage.v1.NodeAddresses
-	51, // 36: storage.v1.Node.stores:type_name -> storage.v1.Store
-	78, // 37: storage.v1.Node.seen_at:type_name -> google.protobuf.Timestamp
+	51, // 35: storage.v1.Node.addresses:type_name -> storage.v1.NodeAddresses
+	52, // 36: storage.v1.Node.stores:type_name -> storage.v1.Store
+	83, // 37: storage.v1.Node.seen_at:type_name -> google.protobuf.Timestamp
 	3,  // 38: storage.v1.Node.intent:type_name -> storage.v1.NodeIntent
-	78, // 39: storage.v1.Node.intent_until:type_name -> google.protobuf.Timestamp
-	78, // 40: storage.v1.Node.silent_since:type_name -> google.protobuf.Timestamp
+	83, // 39: storage.v1.Node.intent_until:type_name -> google.protobuf.Timestamp
+	83, // 40: storage.v1.Node.silent_since:type_name -> google.protobuf.Timestamp
 	6,  // 41: storage.v1.Store.state:type_name -> storage.v1.StoreState
-	54, // 42: storage.v1.Store.space:type_name -> storage.v1.StoreSpace
-	52, // 43: storage.v1.Store.scrub:type_name -> storage.v1.StoreScrub
-	78, // 44: storage.v1.StoreScrub.last_pass_at:type_name -> google.protobuf.Timestamp
-	78, // 45: storage.v1.StoreScrub.begun_at:type_name -> google.protobuf.Timestamp
-	79, // 46: storage.v1.StoreScrub.interval:type_name -> google.protobuf.Duration
-	53, // 47: storage.v1.StoreScrub.lost:type_name -> storage.v1.LostBlock
+	55, // 42: storage.v1.Store.space:type_name -> storage.v1.StoreSpace
+	53, // 43: storage.v1.Store.scrub:type_name -> storage.v1.StoreScrub
+	83, // 44: storage.v1.StoreScrub.last_pass_at:type_name -> google.protobuf.Timestamp
+	83, // 45: storage.v1.StoreScrub.begun_at:type_name -> google.protobuf.Timestamp
+	84, // 46: storage.v1.StoreScrub.interval:type_name -> google.protobuf.Duration
+	54, // 47: storage.v1.StoreScrub.lost:type_name -> storage.v1.LostBlock
 	7,  // 48: storage.v1.StoreSpace.compaction:type_name -> storage.v1.CompactionState
 	7,  // 49: storage.v1.StoreRoom.compaction:type_name -> storage.v1.CompactionState
-	58, // 50: storage.v1.ListGroupsResponse.groups:type_name -> storage.v1.Group
-	59, // 51: storage.v1.Group.replicas:type_name -> storage.v1.Replica
+	59, // 50: storage.v1.ListGroupsResponse.groups:type_name -> storage.v1.Group
+	60, // 51: storage.v1.Group.replicas:type_name -> storage.v1.Replica
 	8,  // 52: storage.v1.Replica.role:type_name -> storage.v1.ReplicaRole
-	60, // 53: storage.v1.Replica.progress:type_name -> storage.v1.Progress
-	78, // 54: storage.v1.Progress.started_at:type_name -> google.protobuf.Timestamp
-	63, // 55: storage.v1.GetStatusResponse.status:type_name -> storage.v1.ClusterStatus
+	61, // 53: storage.v1.Replica.progress:type_name -> storage.v1.Progress
+	83, // 54: storage.v1.Progress.started_at:type_name -> google.protobuf.Timestamp
+	64, // 55: storage.v1.GetStatusResponse.status:type_name -> storage.v1.ClusterStatus
 	9,  // 56: storage.v1.ClusterStatus.health:type_name -> storage.v1.Health
-	64, // 57: storage.v1.ClusterStatus.reasons:type_name -> storage.v1.Reason
-	67, // 58: storage.v1.ClusterStatus.tasks:type_name -> storage.v1.Task
-	79, // 59: storage.v1.ClusterStatus.age:type_name -> google.protobuf.Duration
-	64, // 60: storage.v1.ClusterStatus.warnings:type_name -> storage.v1.Reason
-	55, // 61: storage.v1.ClusterStatus.fullest:type_name -> storage.v1.StoreRoom
-	55, // 62: storage.v1.ClusterStatus.compacting:type_name -> storage.v1.StoreRoom
+	65, // 57: storage.v1.ClusterStatus.reasons:type_name -> storage.v1.Reason
+	68, // 58: storage.v1.ClusterStatus.tasks:type_name -> storage.v1.Task
+	84, // 59: storage.v1.ClusterStatus.age:type_name -> google.protobuf.Duration
+	65, // 60: storage.v1.ClusterStatus.warnings:type_name -> storage.v1.Reason
+	56, // 61: storage.v1.ClusterStatus.fullest:type_name -> storage.v1.StoreRoom
+	56, // 62: storage.v1.ClusterStatus.compacting:type_name -> storage.v1.StoreRoom
 	9,  // 63: storage.v1.Reason.severity:type_name -> storage.v1.Health
 	10, // 64: storage.v1.ExplainRequest.kind:type_name -> storage.v1.ObjectKind
-	64, // 65: storage.v1.ExplainResponse.lines:type_name -> storage.v1.Reason
+	65, // 65: storage.v1.ExplainResponse.lines:type_name -> storage.v1.Reason
 	11, // 66: storage.v1.Task.kind:type_name -> storage.v1.TaskKind
-	60, // 67: storage.v1.Task.progress:type_name -> storage.v1.Progress
+	61, // 67: storage.v1.Task.progress:type_name -> storage.v1.Progress
 	12, // 68: storage.v1.ErrorDetail.kind:type_name -> storage.v1.ErrorKind
-	13, // 69: storage.v1.Volumes.Create:input_type -> storage.v1.CreateVolumeRequest
-	15, // 70: storage.v1.Volumes.Get:input_type -> storage.v1.GetVolumeRequest
-	17, // 71: storage.v1.Volumes.List:input_type -> storage.v1.ListVolumesRequest
-	19, // 72: storage.v1.Volumes.Resize:input_type -> storage.v1.ResizeVolumeRequest
-	21, // 73: storage.v1.Volumes.Modify:input_type -> storage.v1.ModifyVolumeRequest
-	23, // 74: storage.v1.Volumes.Delete:input_type -> storage.v1.DeleteVolumeRequest
-	37, // 75: storage.v1.Nodes.List:input_type -> storage.v1.ListNodesRequest
-	39, // 76: storage.v1.Nodes.Get:input_type -> storage.v1.GetNodeRequest
-	41, // 77: storage.v1.Nodes.Remove:input_type -> storage.v1.RemoveNodeRequest
-	43, // 78: storage.v1.Nodes.SetIntent:input_type -> storage.v1.SetNodeIntentRequest
-	45, // 79: storage.v1.Nodes.Plan:input_type -> storage.v1.PlanNodeRequest
-	56, // 80: storage.v1.Groups.List:input_type -> storage.v1.ListGroupsRequest
-	61, // 81: storage.v1.Cluster.Status:input_type -> storage.v1.GetStatusRequest
-	72, // 82: storage.v1.Cluster.Version:input_type -> storage.v1.GetVersionRequest
-	65, // 83: storage.v1.Cluster.Explain:input_type -> storage.v1.ExplainRequest
-	68, // 84: storage.v1.Cluster.Upgrade:input_type -> storage.v1.UpgradeClusterRequest
-	70, // 85: storage.v1.Cluster.BackupCatalog:input_type -> storage.v1.BackupCatalogRequest
-	30, // 86: storage.v1.Attachments.Attach:input_type -> storage.v1.AttachRequest
-	32, // 87: storage.v1.Attachments.Detach:input_type -> storage.v1.DetachRequest
-	34, // 88: storage.v1.Attachments.List:input_type -> storage.v1.ListAttachmentsRequest
-	14, // 89: storage.v1.Volumes.Create:output_type -> storage.v1.CreateVolumeResponse
-	16, // 90: storage.v1.Volumes.Get:output_type -> storage.v1.GetVolumeResponse
-	18, // 91: storage.v1.Volumes.List:output_type -> storage.v1.ListVolumesResponse
-	20, // 92: storage.v1.Volumes.Resize:output_type -> storage.v1.ResizeVolumeResponse
-	22, // 93: storage.v1.Volumes.Modify:output_type -> storage.v1.ModifyVolumeResponse
-	24, // 94: storage.v1.Volumes.Delete:output_type -> storage.v1.DeleteVolumeResponse
-	38, // 95: storage.v1.Nodes.List:output_type -> storage.v1.ListNodesResponse
-	40, // 96: storage.v1.Nodes.Get:output_type -> storage.v1.GetNodeResponse
-	42, // 97: storage.v1.Nodes.Remove:output_type -> storage.v1.RemoveNodeResponse
-	44, // 98: storage.v1.Nodes.SetIntent:output_type -> storage.v1.SetNodeIntentResponse
-	46, // 99: storage.v1.Nodes.Plan:output_type -> storage.v1.PlanNodeResponse
-	57, // 100: storage.v1.Groups.List:output_type -> storage.v1.ListGroupsResponse
-	62, // 101: storage.v1.Cluster.Status:output_type -> storage.v1.GetStatusResponse
-	73, // 102: storage.v1.Cluster.Version:output_type -> storage.v1.GetVersionResponse
-	66, // 103: storage.v1.Cluster.Explain:output_type -> storage.v1.ExplainResponse
-	69, // 104: storage.v1.Cluster.Upgrade:output_type -> storage.v1.UpgradeClusterResponse
-	71, // 105: storage.v1.Cluster.BackupCatalog:output_type -> storage.v1.BackupCatalogResponse
-	31, // 106: storage.v1.Attachments.Attach:output_type -> storage.v1.AttachResponse
-	33, // 107: storage.v1.Attachments.Detach:output_type -> storage.v1.DetachResponse
-	35, // 108: storage.v1.Attachments.List:output_type -> storage.v1.ListAttachmentsResponse
-	89, // [89:109] is the sub-list for method output_type
-	69, // [69:89] is the sub-list for method input_type
-	69, // [69:69] is the sub-list for extension type_name
-	69, // [69:69] is the sub-list for extension extendee
-	0,  // [0:69] is the sub-list for field type_name
+	77, // 69: storage.v1.VerifyVolumeRequest.skip:type_name -> storage.v1.VerifyReplica
+	79, // 70: storage.v1.VerifyVolumeResponse.findings:type_name -> storage.v1.VerifyFinding
+	13, // 71: storage.v1.VerifyFinding.kind:type_name -> storage.v1.VerifyFindingKind
+	14, // 72: storage.v1.Volumes.Create:input_type -> storage.v1.CreateVolumeRequest
+	16, // 73: storage.v1.Volumes.Get:input_type -> storage.v1.GetVolumeRequest
+	18, // 74: storage.v1.Volumes.List:input_type -> storage.v1.ListVolumesRequest
+	20, // 75: storage.v1.Volumes.Resize:input_type -> storage.v1.ResizeVolumeRequest
+	22, // 76: storage.v1.Volumes.Modify:input_type -> storage.v1.ModifyVolumeRequest
+	24, // 77: storage.v1.Volumes.Delete:input_type -> storage.v1.DeleteVolumeRequest
+	76, // 78: storage.v1.Volumes.Verify:input_type -> storage.v1.VerifyVolumeRequest
+	38, // 79: storage.v1.Nodes.List:input_type -> storage.v1.ListNodesRequest
+	40, // 80: storage.v1.Nodes.Get:input_type -> storage.v1.GetNodeRequest
+	42, // 81: storage.v1.Nodes.Remove:input_type -> storage.v1.RemoveNodeRequest
+	44, // 82: storage.v1.Nodes.SetIntent:input_type -> storage.v1.SetNodeIntentRequest
+	46, // 83: storage.v1.Nodes.Plan:input_type -> storage.v1.PlanNodeRequest
+	57, // 84: storage.v1.Groups.List:input_type -> storage.v1.ListGroupsRequest
+	62, // 85: storage.v1.Cluster.Status:input_type -> storage.v1.GetStatusRequest
+	73, // 86: storage.v1.Cluster.Version:input_type -> storage.v1.GetVersionRequest
+	66, // 87: storage.v1.Cluster.Explain:input_type -> storage.v1.ExplainRequest
+	69, // 88: storage.v1.Cluster.Upgrade:input_type -> storage.v1.UpgradeClusterRequest
+	71, // 89: storage.v1.Cluster.BackupCatalog:input_type -> storage.v1.BackupCatalogRequest
+	31, // 90: storage.v1.Attachments.Attach:input_type -> storage.v1.AttachRequest
+	33, // 91: storage.v1.Attachments.Detach:input_type -> storage.v1.DetachRequest
+	35, // 92: storage.v1.Attachments.List:input_type -> storage.v1.ListAttachmentsRequest
+	15, // 93: storage.v1.Volumes.Create:output_type -> storage.v1.CreateVolumeResponse
+	17, // 94: storage.v1.Volumes.Get:output_type -> storage.v1.GetVolumeResponse
+	19, // 95: storage.v1.Volumes.List:output_type -> storage.v1.ListVolumesResponse
+	21, // 96: storage.v1.Volumes.Resize:output_type -> storage.v1.ResizeVolumeResponse
+	23, // 97: storage.v1.Volumes.Modify:output_type -> storage.v1.ModifyVolumeResponse
+	25, // 98: storage.v1.Volumes.Delete:output_type -> storage.v1.DeleteVolumeResponse
+	78, // 99: storage.v1.Volumes.Verify:output_type -> storage.v1.VerifyVolumeResponse
+	39, // 100: storage.v1.Nodes.List:output_type -> storage.v1.ListNodesResponse
+	41, // 101: storage.v1.Nodes.Get:output_type -> storage.v1.GetNodeResponse
+	43, // 102: storage.v1.Nodes.Remove:output_type -> storage.v1.RemoveNodeResponse
+	45, // 103: storage.v1.Nodes.SetIntent:output_type -> storage.v1.SetNodeIntentResponse
+	47, // 104: storage.v1.Nodes.Plan:output_type -> storage.v1.PlanNodeResponse
+	58, // 105: storage.v1.Groups.List:output_type -> storage.v1.ListGroupsResponse
+	63, // 106: storage.v1.Cluster.Status:output_type -> storage.v1.GetStatusResponse
+	74, // 107: storage.v1.Cluster.Version:output_type -> storage.v1.GetVersionResponse
+	67, // 108: storage.v1.Cluster.Explain:output_type -> storage.v1.ExplainResponse
+	70, // 109: storage.v1.Cluster.Upgrade:output_type -> storage.v1.UpgradeClusterResponse
+	72, // 110: storage.v1.Cluster.BackupCatalog:output_type -> storage.v1.BackupCatalogResponse
+	32, // 111: storage.v1.Attachments.Attach:output_type -> storage.v1.AttachResponse
+	34, // 112: storage.v1.Attachments.Detach:output_type -> storage.v1.DetachResponse
+	36, // 113: storage.v1.Attachments.List:output_type -> storage.v1.ListAttachmentsResponse
+	93, // [93:114] is the sub-list for method output_type
+	72, // [72:93] is the sub-list for method input_type
+	72, // [72:72] is the sub-list for extension type_name
+	72, // [72:72] is the sub-list for extension extendee
+	0,  // [0:72] is the sub-list for field type_name
 }
 
 func init() { file_storage_v1_storage_proto_init() }
@@ -5854,8 +6337,8 @@ func file_storage_v1_storage_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_storage_v1_storage_proto_rawDesc), len(file_storage_v1_storage_proto_rawDesc)),
-			NumEnums:      13,
-			NumMessages:   65,
+			NumEnums:      14,
+			NumMessages:   69,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

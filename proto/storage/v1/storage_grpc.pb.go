@@ -30,6 +30,7 @@ const (
 	Volumes_Resize_FullMethodName = "/storage.v1.Volumes/Resize"
 	Volumes_Modify_FullMethodName = "/storage.v1.Volumes/Modify"
 	Volumes_Delete_FullMethodName = "/storage.v1.Volumes/Delete"
+	Volumes_Verify_FullMethodName = "/storage.v1.Volumes/Verify"
 )
 
 // VolumesClient is the client API for Volumes service.
@@ -50,6 +51,10 @@ type VolumesClient interface {
 	Modify(ctx context.Context, in *ModifyVolumeRequest, opts ...grpc.CallOption) (*ModifyVolumeResponse, error)
 	// Delete removes a volume and its data. A volume with sessions is refused.
 	Delete(ctx context.Context, in *DeleteVolumeRequest, opts ...grpc.CallOption) (*DeleteVolumeResponse, error)
+	// Verify has all replicas of one of the volume's groups read the blocks of some of its extents from their disks and compare them with
+	// their checksums, mend what is damaged from one another, and compare what they hold. It is one step of a few seconds: the answer says
+	// where the next one goes on. UNIMPLEMENTED, with which node it is: a node runs a release that cannot do that. A step may be repeated.
+	Verify(ctx context.Context, in *VerifyVolumeRequest, opts ...grpc.CallOption) (*VerifyVolumeResponse, error)
 }
 
 type volumesClient struct {
@@ -120,6 +125,16 @@ func (c *volumesClient) Delete(ctx context.Context, in *DeleteVolumeRequest, opt
 	return out, nil
 }
 
+func (c *volumesClient) Verify(ctx context.Context, in *VerifyVolumeRequest, opts ...grpc.CallOption) (*VerifyVolumeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(VerifyVolumeResponse)
+	err := c.cc.Invoke(ctx, Volumes_Verify_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // VolumesServer is the server API for Volumes service.
 // All implementations must embed UnimplementedVolumesServer
 // for forward compatibility.
@@ -138,6 +153,10 @@ type VolumesServer interface {
 	Modify(context.Context, *ModifyVolumeRequest) (*ModifyVolumeResponse, error)
 	// Delete removes a volume and its data. A volume with sessions is refused.
 	Delete(context.Context, *DeleteVolumeRequest) (*DeleteVolumeResponse, error)
+	// Verify has all replicas of one of the volume's groups read the blocks of some of its extents from their disks and compare them with
+	// their checksums, mend what is damaged from one another, and compare what they hold. It is one step of a few seconds: the answer says
+	// where the next one goes on. UNIMPLEMENTED, with which node it is: a node runs a release that cannot do that. A step may be repeated.
+	Verify(context.Context, *VerifyVolumeRequest) (*VerifyVolumeResponse, error)
 	mustEmbedUnimplementedVolumesServer()
 }
 
@@ -165,6 +184,9 @@ func (UnimplementedVolumesServer) Modify(context.Context, *ModifyVolumeRequest) 
 }
 func (UnimplementedVolumesServer) Delete(context.Context, *DeleteVolumeRequest) (*DeleteVolumeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Delete not implemented")
+}
+func (UnimplementedVolumesServer) Verify(context.Context, *VerifyVolumeRequest) (*VerifyVolumeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Verify not implemented")
 }
 func (UnimplementedVolumesServer) mustEmbedUnimplementedVolumesServer() {}
 func (UnimplementedVolumesServer) testEmbeddedByValue()                 {}
@@ -295,6 +317,24 @@ func _Volumes_Delete_Handler(srv interface{}, ctx context.Context, dec func(inte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Volumes_Verify_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(VerifyVolumeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VolumesServer).Verify(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Volumes_Verify_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VolumesServer).Verify(ctx, req.(*VerifyVolumeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Volumes_ServiceDesc is the grpc.ServiceDesc for Volumes service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -325,6 +365,10 @@ var Volumes_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Delete",
 			Handler:    _Volumes_Delete_Handler,
+		},
+		{
+			MethodName: "Verify",
+			Handler:    _Volumes_Verify_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
