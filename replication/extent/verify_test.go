@@ -158,7 +158,7 @@ func (r *rig) digest(token uint64) op.ExtentContents {
 // TestContents: what an extent holds is the same wherever its blocks lie, in memory or stored, before and after a start, and in a replica
 // that was pulled; it is another when one block is, is gone, or lies at another place of the extent.
 //
-// Guards, each removed once: the sums and the bitmap in contents.add, and the epochs; the look at pages in order.
+// Guards, each removed once: the sums and the bitmap in contents.add.
 func TestContents(t *testing.T) {
 	cfg := moveConfig(t)
 	r := newRig(t, cfg)
@@ -201,6 +201,9 @@ func TestContents(t *testing.T) {
 	r.ok(r.write(0, 65*storage.BlockSize, blocks(9, 1)))
 	other("at another place", 9)
 	r.ok(r.clear(0, 65*storage.BlockSize, storage.BlockSize))
+	r.ok(r.write(0, 66*storage.BlockSize, blocks(9, 1)))
+	other("one block further", 12)
+	r.ok(r.clear(0, 66*storage.BlockSize, storage.BlockSize))
 	r.ok(r.write(0, 0, blocks(1, 1)))
 	same("as it was", 10)
 	r.ok(r.clear(0, 0, storage.ExtentSize))
