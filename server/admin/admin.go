@@ -14,7 +14,6 @@ import (
 	"github.com/storaged/storaged/api"
 	"github.com/storaged/storaged/server/catalog"
 	"github.com/storaged/storaged/server/status"
-	"github.com/storaged/storaged/server/verify"
 )
 
 // Cluster is the cluster as the API sees it from this node. Its fields are set before its methods are called, which may be
@@ -23,7 +22,7 @@ type Cluster struct {
 	*status.View
 	Commands       Commands
 	Desk           Desk
-	Verifier       *verify.Verifier
+	Verifier       Verifier
 	ProvisionLimit int // of requests to this node, in percent of what the stores hold; 0: none
 }
 
@@ -38,6 +37,11 @@ type Commands interface {
 type Desk interface {
 	Attach(ctx context.Context, cmd catalog.Attach) (storage.Attachment, error)
 	Detach(ctx context.Context, cmd catalog.Detach) error
+}
+
+// Verifier verifies volumes. *verify.Verifier implements it.
+type Verifier interface {
+	VerifyVolume(ctx context.Context, s api.VerifyStep) (api.Verified, error)
 }
 
 // propose brings a command to the catalog's leader. One whose caller has left before it was sent is KindCanceled: nothing was

@@ -44,6 +44,20 @@ func (noPeers) Look(storage.NodeID) peer.Whereabouts { return peer.Whereabouts{}
 func (noPeers) Connected(storage.NodeID) bool        { return false }
 func (noPeers) Second() *peer.SecondProcessError     { return nil }
 
+// sound finds every volume that there is sound in one step.
+type sound struct{ leading }
+
+func (l sound) VerifyVolume(ctx context.Context, s api.VerifyStep) (out api.Verified, err error) {
+	err = l.Read(ctx, func(c *catalog.State) {
+		v, ok := c.VolumeByName(s.Name)
+		out = api.Verified{ID: v.ID, Done: ok && (s.ID == 0 || s.ID == v.ID)}
+	})
+	if err == nil && !out.Done {
+		err = storage.E("verify", storage.KindNotFound, "volume "+s.Name, nil)
+	}
+	return out, err
+}
+
 // newCluster is what the API sees on node 1, of a catalog with two groups.
 func newCluster(t *testing.T) (*Cluster, *catalogtest.Catalog) {
 	c := catalogtest.New(t)
@@ -52,7 +66,7 @@ func newCluster(t *testing.T) (*Cluster, *catalogtest.Catalog) {
 }
 
 func over(c *catalogtest.Catalog) *Cluster {
-	return &Cluster{Commands: leading{c}, Desk: leading{c}, View: &status.View{Config: status.Config{Self: 1, Cluster: storage.ClusterID{1}, Catalog: leading{c}, Peers: noPeers{},
+	return &Cluster{Commands: leading{c}, Desk: leading{c}, Verifier: sound{leading{c}}, View: &status.View{Config: status.Config{Self: 1, Cluster: storage.ClusterID{1}, Catalog: leading{c}, Peers: noPeers{},
 		Replicas: func() []status.Replica { return nil }, Store: func() placement.StoreReport { return placement.StoreReport{} },
 		Sessions: func() []storage.SessionID { return nil }, Connections: func() []placement.Connection { return nil },
 		Refusals: func() []string { return nil }, Serving: func() bool { return true }}}}

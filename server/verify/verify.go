@@ -1,6 +1,6 @@
-// Package verify checks one volume at all its replicas, a step at a time: each replica of a group reads what it holds of some extents from its
-// disk and compares it with its checksums, has mended what is damaged, and says what the extents hold, which must be the same at all of them
-// (ADR 48).
+// Package verify checks one volume at all its replicas, a step at a time (ADR 48). Each replica of a group reads what it holds of some extents
+// from its disk, compares it with its checksums, and has mended what is damaged. It says what the extents hold, too, which must be the same at
+// all of them.
 //
 // A step keeps nothing: where the next goes on is in its answer, so whoever asks may stop at any time, and go on at another node. It does
 // not decide what is damaged, which the replicas do, nor does it repair replicas that differ, which people do.
