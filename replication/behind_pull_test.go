@@ -1,12 +1,14 @@
 package replication
 
 import (
+	"bytes"
 	"context"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/extent"
 	"github.com/storaged/storaged/replication/runner"
 )
 
@@ -80,6 +82,38 @@ func TestLearnerGoesOnFromTheLog(t *testing.T) {
 		checkpoint()
 		if first, last := g.extents.Log().FirstIndex(), g.extents.Log().LastIndex(); first != 0 && last-first > 20 {
 			t.Errorf("of a group that nobody lags in the log is kept from %d to %d", first, last)
+		}
+	})
+}
+
+// TestIdleGroupHoldsNothing: members of an idle group have all of its log. It holds no segment of the disk on which another group writes the
+// same MiB again and again.
+//
+// Guards I6, in keepLog: members that have all do not count. With them, all 39 were held, and up to 1 GiB would be.
+func TestIdleGroupHoldsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHarness(t, 3)
+		defer h.close()
+		h.retainBytes = -1
+		h.store = func(c *extent.Config) { c.CheckpointBytes = 8 << 20 }
+		for id := storage.NodeID(1); id <= 3; id++ {
+			h.nodes[id].start()
+		}
+		h.bootstrapVoters(1, 1, 2, 3)
+		h.bootstrapVoters(2, 1)
+		idle, busy := h.open(1, 7, 1), h.open(2, 8, 2)
+		h.lead(1)
+		idle.write(0, block(1))
+		<-time.After(time.Minute)
+		big := bytes.Repeat(block(9), 256)
+		most := 0
+		for range 120 {
+			busy.write(0, big)
+			time.Sleep(5 * time.Millisecond)
+			most = max(most, h.nodes[1].sealedSegments())
+		}
+		if most > 12 {
+			t.Errorf("%d segments are held", most)
 		}
 	})
 }
