@@ -28,6 +28,8 @@ const (
 //   - Lost nodes are removed, which is for ever. The others count as up until they are judged.
 //   - Nobody holds a volume any more, and every volume has a new generation, which its groups do not know yet: who held it may have lost
 //     it since, or another may have got it. All sessions are being closed.
+//   - Groups have the replicas that are left, and those that were leaving count as voters: one of them may be all that there is now, and the
+//     last voter is never given up. What is not so is recorded again from the groups' configurations.
 //   - Groups that are being created are forgotten: they may be ready, and hold data, and must not be made once more.
 func (s *State) Recovered(index uint64, lost []storage.NodeID, at time.Time) (*State, error) {
 	const op = "recover"
@@ -68,6 +70,7 @@ func (s *State) Recovered(index uint64, lost []storage.NodeID, at time.Time) (*S
 			return nil, refuse(op, storage.KindNoSpace, "group "+g.ID.String(), "its last incarnation is %d: there are no more", g.LastIncarnation)
 		}
 		g.LastIncarnation += skippedIncarnations
+		g.Replicas = leftOf(g.Replicas, lost)
 		c.putGroup(g)
 	}
 	for _, a := range c.Attachments() {
@@ -86,4 +89,32 @@ func (s *State) Recovered(index uint64, lost []storage.NodeID, at time.Time) (*S
 		return nil, storage.E(op, storage.KindInternal, "catalog", fmt.Errorf("what would begin is no catalog: %w", err))
 	}
 	return c, nil
+}
+
+// leftOf returns the replicas of a group that are not on lost nodes, with a voter among them; all, as they are, if none of those that are left
+// holds what the group did.
+func leftOf(all []storage.Replica, lost []storage.NodeID) []storage.Replica {
+	var left []storage.Replica
+	voters, learner := 0, -1
+	for _, r := range all {
+		if slices.Contains(lost, r.Node) {
+			continue
+		}
+		switch r.Role {
+		case storage.RoleVoter, storage.RoleLeaving:
+			r.Role = storage.RoleVoter
+			voters++
+		case storage.RoleLearner:
+			learner = len(left)
+		}
+		left = append(left, r)
+	}
+	switch {
+	case voters > 0:
+		return left
+	case learner >= 0: // it was promoted since, or the group is lost
+		left[learner].Role = storage.RoleVoter
+		return left
+	}
+	return all
 }

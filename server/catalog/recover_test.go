@@ -3,6 +3,7 @@ package catalog_test
 import (
 	"bytes"
 	"errors"
+	"maps"
 	"testing"
 	"time"
 
@@ -21,7 +22,6 @@ func TestRecovered(t *testing.T) {
 	c.Cluster(2)
 	must := c.Must
 	lost := must(catalog.AddNode{Name: "b", Addrs: storage.Addrs{Peer: "b:7001"}, At: recoveredAt, Stores: []storage.Store{{ID: storage.StoreID{2}, CapacityBytes: 1 << 40}}}).Node
-	must(catalog.SetNodeState{Node: lost, State: storage.NodeDown, Since: recoveredAt})
 	making := must(catalog.AddGroup{Group: c.Leader.NextGroup(), Node: 1, Store: storage.StoreID{1}}).Group
 	v := must(catalog.CreateVolume{Name: "v", SizeBytes: 1 << 30, At: recoveredAt}).Volume
 	idle := must(catalog.CreateVolume{Name: "idle", SizeBytes: 1 << 30, At: recoveredAt}).Volume
@@ -29,6 +29,16 @@ func TestRecovered(t *testing.T) {
 	x := must(catalog.OpenSession{Volume: storage.ByID(v.ID), Gateway: catalog.Gateway{Host: "host"}, Attachment: a.ID, Instance: "i", At: recoveredAt}).Session
 	before, err := c.Leader.Snapshot()
 	if err != nil {
+		t.Fatal(err)
+	}
+
+	// Group 1 has a second voter on the lost node, and the one on the first node was to leave.
+	second := must(catalog.PlanReplica{Group: 1, Node: lost, Store: storage.StoreID{2}}).Replica
+	must(catalog.SetReplica{Group: 1, Key: second, Role: storage.RoleVoter})
+	first, _ := c.Leader.Group(1)
+	must(catalog.SetReplica{Group: 1, Key: first.Replicas[0].Key, Role: storage.RoleLeaving})
+	must(catalog.SetNodeState{Node: lost, State: storage.NodeDown, Since: recoveredAt})
+	if before, err = c.Leader.Snapshot(); err != nil {
 		t.Fatal(err)
 	}
 
@@ -48,6 +58,9 @@ func TestRecovered(t *testing.T) {
 	}
 	if n, _ := s.Node(1); n.State != storage.NodeUp {
 		t.Errorf("the node that is left is %+v", n)
+	}
+	if g, _ := s.Group(1); len(g.Replicas) != 1 || g.Replicas[0].Node != 1 || g.Replicas[0].Role != storage.RoleVoter {
+		t.Errorf("what is left of group 1 is %+v; it would never have a voter that is recorded", g.Replicas)
 	}
 	if _, ok := s.Group(making); ok {
 		t.Error("a group that was being made would be made once more")
@@ -113,5 +126,34 @@ func TestRecoveredRefuses(t *testing.T) {
 	}
 	if _, err := c.Leader.Recovered(c.Leader.Applied(), nil, recoveredAt); storage.KindOf(err) != storage.KindInternal {
 		t.Errorf("an index that was used: %v", err)
+	}
+}
+
+// TestWhatIsLeftOfAGroup: replicas on lost nodes are forgotten, unless nothing else is left that may hold what the group did.
+func TestWhatIsLeftOfAGroup(t *testing.T) {
+	type roles map[storage.NodeID]storage.ReplicaRole
+	const voter, leaving, learner, pulling = storage.RoleVoter, storage.RoleLeaving, storage.RoleLearner, storage.RolePulling
+	for name, c := range map[string]struct{ of, want roles }{
+		"a majority":                    {roles{1: voter, 2: voter, 3: voter}, roles{1: voter, 2: voter}},
+		"one that was to leave":         {roles{1: leaving, 3: voter, 4: voter}, roles{1: voter}},
+		"a learner that was promoted":   {roles{1: learner, 3: voter, 4: voter}, roles{1: voter}},
+		"a voter and a learner":         {roles{1: voter, 2: learner, 3: voter}, roles{1: voter, 2: learner}},
+		"one that has not pulled":       {roles{1: pulling, 3: voter, 4: voter}, roles{1: pulling, 3: voter, 4: voter}},
+		"nothing":                       {roles{3: voter, 4: voter}, roles{3: voter, 4: voter}},
+		"a voter, and one that is lost": {roles{2: voter, 4: pulling}, roles{2: voter}},
+	} {
+		var all []storage.Replica
+		for n := storage.NodeID(1); n <= 4; n++ {
+			if role, ok := c.of[n]; ok {
+				all = append(all, storage.Replica{Node: n, Key: storage.ReplicaKey{Incarnation: storage.Incarnation(n)}, Role: role})
+			}
+		}
+		got := roles{}
+		for _, r := range catalog.LeftOf(all, []storage.NodeID{3, 4}) {
+			got[r.Node] = r.Role
+		}
+		if !maps.Equal(got, c.want) {
+			t.Errorf("%s: %v, want %v", name, got, c.want)
+		}
 	}
 }

@@ -1,0 +1,4 @@
+package catalog
+
+// LeftOf is leftOf, for tests.
+var LeftOf = leftOf
