@@ -69,10 +69,11 @@ e2e: build ## three real processes: growth, failover, restart
 chaos-short: build ## half a minute of kill -9, pauses and partitions; histories checked for linearizability
 	$(GO) test -tags chaos -timeout 5m -count 1 -run '^TestChaos$$' ./test/chaos -storaged $(abspath $(BIN))/storaged -for 30s $(CHAOS_ARGS)
 
-chaos: build ## the same, long (CHAOS_FOR=10m), its tools, how long writers wait after an outage, and the simulation from new seeds (SIM_SECONDS=600)
+chaos: build ## the same, long (CHAOS_FOR=10m), its tools, how long writers wait after an outage, nodes that are drained, lost and given new disks, and the simulation from new seeds (SIM_SECONDS=600)
 	if [ "$$(id -u)" = 0 ]; then $(GO) test -tags chaos -count 1 -run '^TestNetwork' ./internal/testcluster; fi
 	$(GO) test -tags chaos -timeout 0 -count 1 -v -run '^TestChaos$$' ./test/chaos -storaged $(abspath $(BIN))/storaged -for $(CHAOS_FOR) $(CHAOS_ARGS)
 	$(GO) test -tags chaos -timeout 0 -count 1 -v -run '^TestOutage$$' ./test/chaos -storaged $(abspath $(BIN))/storaged -outages 10
+	$(GO) test -tags chaos -timeout 0 -count 1 -v -run '^TestCare$$' ./test/chaos -storaged $(abspath $(BIN))/storaged -care 6
 	$(GO) test -timeout 0 -count 1 -run '^TestSchedules$$' ./test/sim -sim.from=$$(date +%s)000 -sim.seconds=$(SIM_SECONDS)
 
 upgrade-test: build ## three nodes and a host go from the release before to this one, back, and forward again (BEFORE=COMMIT)
