@@ -377,7 +377,7 @@ func (n *node) replicasOf(id storage.GroupID) (nodes []storage.NodeID) {
 	n.control.View(func(s *catalog.State) {
 		g, _ := s.Group(id)
 		for _, r := range g.Replicas {
-			if r.Role == storage.RoleVoter {
+			if r.Role == storage.RoleVoter || r.Role == storage.RoleLeaving { // which votes, and may lead, until it has left
 				nodes = append(nodes, r.Node)
 			}
 		}

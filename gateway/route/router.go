@@ -3,6 +3,7 @@ package route
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -80,13 +81,13 @@ func (r *Router) target(group storage.GroupID) storage.NodeID {
 	if n != 0 {
 		return n
 	}
-	now := time.Now()
+	now, nodes := time.Now(), r.cfg.Replicas(group)
 	if r.cfg.Own != nil {
-		if n := r.cfg.Own.Leader(group); n != 0 && !r.doubted(n, now) {
+		// After a recovery a replica may lead by itself that the catalog does not name: another one goes on.
+		if n := r.cfg.Own.Leader(group); n != 0 && !r.doubted(n, now) && (len(nodes) == 0 || slices.Contains(nodes, n)) {
 			return n
 		}
 	}
-	nodes := r.cfg.Replicas(group)
 	if len(nodes) == 0 {
 		return r.cfg.Self // whose Own says that it has no replica
 	}

@@ -247,6 +247,19 @@ func TestAsksOwnReplicaFirst(t *testing.T) {
 	})
 }
 
+// TestOwnReplicaThatIsNotNamed: this node's replica leads by itself and the catalog does not name it, as after a recovery that went on with another one. It is
+// not asked.
+//
+// Guards I7: the look at Replicas in target.
+func TestOwnReplicaThatIsNotNamed(t *testing.T) {
+	play(t, func(t *testing.T, s *scene) {
+		s.router.cfg.Replicas = func(storage.GroupID) []storage.NodeID { return []storage.NodeID{3} }
+		s.nodes[1].follows(1)
+		s.until(1)
+		s.wantAsked("not named", 0, 0, 1)
+	})
+}
+
 // TestLocalCalls: this node's own replica is asked without the network.
 func TestLocalCalls(t *testing.T) {
 	play(t, func(t *testing.T, s *scene) {

@@ -9,20 +9,26 @@ import (
 	storage "github.com/storaged/storaged"
 )
 
-// How far the numbers go ahead when a catalog begins anew with a copy. What was given out after the copy was made is not known: none of
-// it is ever given out again.
-const (
-	// skippedIDs is for volumes, sessions, attachments and generations.
-	skippedIDs = 1 << 32
-	// skippedIncarnations is for each group.
-	skippedIncarnations = 1 << 20
-	// SkippedIndexes is by how much the index of the log is ahead of everything that was known before.
-	SkippedIndexes = 1 << 32
-)
+// skipped is how far numbers of 64 bits go ahead at least when a catalog begins anew with a copy. What was given out after the copy was made is
+// not known: none of it is ever given out again.
+const skipped = 1 << 32
+
+// Beyond returns a number that was not given out before: far above n, which is the highest that is known, and not below the time in
+// nanoseconds. So a second recovery that begins with a copy from before the first one does not give out what the first one did.
+func Beyond(n uint64, at time.Time) uint64 {
+	return max(n+skipped, uint64(max(0, at.UnixNano())))
+}
+
+// eraBits are the lower bits of an incarnation: the others count recoveries, by two each.
+const eraBits = 20
+
+// SameEra reports whether no recovery has begun between two incarnations of a group. The catalog that begins anew does not know which replicas
+// there were before it, if its copy was older, and must not take one for a leftover that it does not name.
+func SameEra(a, b storage.Incarnation) bool { return a>>eraBits == b>>eraBits }
 
 // Recovered returns the state with which the catalog begins anew, from a copy that may lack what was committed last. It changes nothing in
-// the copy. index is that of the new state, and far above what was known before. KindNotFound: a lost node is not in it. KindNoSpace: its
-// numbers have no room left.
+// the copy. index is that of the new state, and far above what was known before. known is a copy that may be newer, of which only the
+// numbers count; nil: there is none. KindNotFound: a lost node is not in it. KindNoSpace: its numbers have no room left.
 //
 //   - Ids, incarnations and generations go on far ahead: none is given out twice (I2, I7).
 //   - Lost nodes are removed, which is for ever. The others count as up until they are judged.
@@ -30,22 +36,27 @@ const (
 //     it since, or another may have got it. All sessions are being closed.
 //   - Groups have the replicas that are left, and those that were leaving count as voters: one of them may be all that there is now, and the
 //     last voter is never given up. What is not so is recorded again from the groups' configurations.
+//     The index of that is not compared with those of before: a replica that goes on alone may lack what they are of.
 //   - Groups that are being created are forgotten: they may be ready, and hold data, and must not be made once more.
-func (s *State) Recovered(index uint64, lost []storage.NodeID, at time.Time) (*State, error) {
+func (s *State) Recovered(index uint64, lost []storage.NodeID, known *State, at time.Time) (*State, error) {
 	const op = "recover"
 	if index <= s.applied {
 		return nil, refuse(op, storage.KindInternal, "catalog", "index %d is not above %d", index, s.applied)
 	}
-	if s.lastNode > math.MaxUint32-MaxNodes || s.lastGroup > math.MaxUint32-MaxGroups {
-		return nil, refuse(op, storage.KindNoSpace, "catalog", "the last node is %s, the last group %s: there are no more numbers", s.lastNode, s.lastGroup)
+	if known == nil {
+		known = s
 	}
 	c := s.Clone()
+	c.lastNode, c.lastGroup = max(c.lastNode, known.lastNode), max(c.lastGroup, known.lastGroup)
+	if c.lastNode > math.MaxUint32-MaxNodes || c.lastGroup > math.MaxUint32-MaxGroups {
+		return nil, refuse(op, storage.KindNoSpace, "catalog", "the last node is %s, the last group %s: there are no more numbers", c.lastNode, c.lastGroup)
+	}
 	c.applied = index
 	c.lastNode += MaxNodes // no cluster has ever had more
 	c.lastGroup += MaxGroups
-	c.lastVolume += skippedIDs
-	c.lastSession += skippedIDs
-	c.lastAttachment += skippedIDs
+	c.lastVolume = storage.VolumeID(Beyond(uint64(max(c.lastVolume, known.lastVolume)), at))
+	c.lastSession = storage.SessionID(Beyond(uint64(max(c.lastSession, known.lastSession)), at))
+	c.lastAttachment = storage.AttachmentID(Beyond(uint64(max(c.lastAttachment, known.lastAttachment)), at))
 	for _, id := range lost {
 		if _, ok := c.nodes[id]; !ok {
 			return nil, refuse(op, storage.KindNotFound, "node "+id.String(), "the copy knows no such node")
@@ -66,10 +77,13 @@ func (s *State) Recovered(index uint64, lost []storage.NodeID, at time.Time) (*S
 			c.dropGroup(g.ID)
 			continue
 		}
-		if g.LastIncarnation > math.MaxUint32-skippedIncarnations {
+		if k, ok := known.groups[g.ID]; ok {
+			g.LastIncarnation = max(g.LastIncarnation, k.LastIncarnation)
+		}
+		if g.LastIncarnation > math.MaxUint32-2<<eraBits {
 			return nil, refuse(op, storage.KindNoSpace, "group "+g.ID.String(), "its last incarnation is %d: there are no more", g.LastIncarnation)
 		}
-		g.LastIncarnation += skippedIncarnations
+		g.LastIncarnation = (g.LastIncarnation>>eraBits + 2) << eraBits // what came after the copy may have gone into the next era
 		g.Replicas = leftOf(g.Replicas, lost)
 		c.putGroup(g)
 	}
@@ -81,7 +95,7 @@ func (s *State) Recovered(index uint64, lost []storage.NodeID, at time.Time) (*S
 		c.putSession(x)
 	}
 	for _, v := range c.Volumes() {
-		v.Generation += skippedIDs
+		v.Generation = storage.Generation(Beyond(uint64(v.Generation), at))
 		v.Moved, v.Revision = &storage.Move{At: at.UTC()}, index
 		c.putVolume(v)
 	}
@@ -100,6 +114,7 @@ func leftOf(all []storage.Replica, lost []storage.NodeID) []storage.Replica {
 		if slices.Contains(lost, r.Node) {
 			continue
 		}
+		r.ConfigIndex = 0
 		switch r.Role {
 		case storage.RoleVoter, storage.RoleLeaving:
 			r.Role = storage.RoleVoter

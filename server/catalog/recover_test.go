@@ -36,14 +36,15 @@ func TestRecovered(t *testing.T) {
 	second := must(catalog.PlanReplica{Group: 1, Node: lost, Store: storage.StoreID{2}}).Replica
 	must(catalog.SetReplica{Group: 1, Key: second, Role: storage.RoleVoter})
 	first, _ := c.Leader.Group(1)
-	must(catalog.SetReplica{Group: 1, Key: first.Replicas[0].Key, Role: storage.RoleLeaving})
+	must(catalog.SetReplica{Group: 1, Key: first.Replicas[0].Key, Role: storage.RoleVoter, ConfigIndex: 5000})
+	must(catalog.SetReplica{Group: 1, Key: first.Replicas[0].Key, Role: storage.RoleLeaving, ConfigIndex: 5000})
 	must(catalog.SetNodeState{Node: lost, State: storage.NodeDown, Since: recoveredAt})
 	if before, err = c.Leader.Snapshot(); err != nil {
 		t.Fatal(err)
 	}
 
 	const index = 1 << 40
-	s, err := c.Leader.Recovered(index, []storage.NodeID{lost}, recoveredAt)
+	s, err := c.Leader.Recovered(index, []storage.NodeID{lost}, nil, recoveredAt)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +60,7 @@ func TestRecovered(t *testing.T) {
 	if n, _ := s.Node(1); n.State != storage.NodeUp {
 		t.Errorf("the node that is left is %+v", n)
 	}
-	if g, _ := s.Group(1); len(g.Replicas) != 1 || g.Replicas[0].Node != 1 || g.Replicas[0].Role != storage.RoleVoter {
+	if g, _ := s.Group(1); len(g.Replicas) != 1 || g.Replicas[0].Node != 1 || g.Replicas[0].Role != storage.RoleVoter || g.Replicas[0].ConfigIndex != 0 {
 		t.Errorf("what is left of group 1 is %+v; it would never have a voter that is recorded", g.Replicas)
 	}
 	if _, ok := s.Group(making); ok {
@@ -112,19 +113,64 @@ func TestRecovered(t *testing.T) {
 	if err := s.Check(); err != nil {
 		t.Error(err)
 	}
-	again, err := s.Recovered(at+1<<32, nil, recoveredAt)
+	again, err := s.Recovered(at+1<<32, nil, nil, recoveredAt)
 	if err != nil || again.Check() != nil {
 		t.Errorf("a second recovery: %v", err)
+	}
+}
+
+// TestRecoveredTwice: a second recovery begins with a copy from before the first one, on the node that has the first one's. It gives out nothing that
+// the first did. Guards: the time in Beyond, and each maximum with what is known.
+func TestRecoveredTwice(t *testing.T) {
+	c := catalogtest.New(t)
+	c.Cluster(1)
+	c.Must(catalog.CreateVolume{Name: "v", SizeBytes: 1 << 30, At: recoveredAt})
+	recovered := func(known *catalog.State, at time.Time) *catalog.State {
+		t.Helper()
+		s, err := c.Leader.Recovered(1<<40, nil, known, at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	gives := func(s *catalog.State) [5]uint64 {
+		t.Helper()
+		at := uint64(1 << 40)
+		apply := func(cmd catalog.Command) catalog.Result {
+			t.Helper()
+			at++
+			r := s.ApplyCommand(at, cmd)
+			if r.Err != nil {
+				t.Fatalf("%#v: %v", cmd, r.Err)
+			}
+			return r
+		}
+		n := apply(catalog.AddNode{Name: "b", Addrs: storage.Addrs{Peer: "b:7001"}, At: recoveredAt, Stores: []storage.Store{{ID: storage.StoreID{3}, CapacityBytes: 1 << 40}}}).Node
+		r := apply(catalog.PlanReplica{Group: 1, Node: n, Store: storage.StoreID{3}}).Replica
+		v := apply(catalog.CreateVolume{Name: "w", SizeBytes: 1 << 30, At: recoveredAt}).Volume
+		a := apply(catalog.Attach{Volume: storage.ByName("v"), Holder: storage.Holder{ID: "host", Kind: storage.HolderHost, Host: "h"}, Access: storage.AccessExclusive, At: recoveredAt}).Attachment
+		return [5]uint64{uint64(n), uint64(r.Incarnation), uint64(v.ID), uint64(a.ID), uint64(a.Generation)}
+	}
+	first := recovered(nil, recoveredAt)
+	one := gives(first)
+	two := gives(recovered(first, recoveredAt.Add(time.Minute)))
+	for i, what := range []string{"node", "incarnation", "volume", "attachment", "generation"} {
+		if two[i] <= one[i] {
+			t.Errorf("%s %d, and %d after the second recovery", what, one[i], two[i])
+		}
+	}
+	if catalog.SameEra(storage.Incarnation(one[1]), 1) || catalog.SameEra(storage.Incarnation(one[1]), storage.Incarnation(two[1])) || !catalog.SameEra(1, 1000) {
+		t.Errorf("eras of %d and %d", one[1], two[1])
 	}
 }
 
 func TestRecoveredRefuses(t *testing.T) {
 	c := catalogtest.New(t)
 	c.Cluster(1)
-	if _, err := c.Leader.Recovered(1<<40, []storage.NodeID{7}, recoveredAt); !errors.Is(err, storage.ErrNotFound) {
+	if _, err := c.Leader.Recovered(1<<40, []storage.NodeID{7}, nil, recoveredAt); !errors.Is(err, storage.ErrNotFound) {
 		t.Errorf("a lost node that nobody knows: %v", err)
 	}
-	if _, err := c.Leader.Recovered(c.Leader.Applied(), nil, recoveredAt); storage.KindOf(err) != storage.KindInternal {
+	if _, err := c.Leader.Recovered(c.Leader.Applied(), nil, nil, recoveredAt); storage.KindOf(err) != storage.KindInternal {
 		t.Errorf("an index that was used: %v", err)
 	}
 }

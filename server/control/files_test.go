@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strings"
@@ -15,8 +16,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// aloneFor is the variable that names the test for which a process was started; see alone.
+const aloneFor = "STORAGED_TEST_ALONE"
+
+// alone reports whether this process was started for the test, which may then change what is the whole process's. Otherwise it has another
+// process run the test: in this one the limit would also meet the file in which `go test` notes what the tests open.
+func alone(t *testing.T) bool {
+	t.Helper()
+	if os.Getenv(aloneFor) == t.Name() {
+		return true
+	}
+	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
+	cmd.Env = append(os.Environ(), aloneFor+"="+t.Name())
+	out, err := cmd.CombinedOutput()
+	if err != nil || !bytes.Contains(out, []byte("--- PASS: "+t.Name()+" ")) {
+		t.Errorf("alone: %v\n%s", err, out)
+	}
+	return false
+}
+
 // limitFiles lets files of this process become no longer than so many bytes, until release is called. As on a full disk a write takes what fits and
-// is refused then, with EFBIG.
+// is refused then, with EFBIG. Only for tests that are alone.
 func limitFiles(t *testing.T, bytes uint64) (release func()) {
 	t.Helper()
 	signal.Ignore(syscall.SIGXFSZ)
@@ -41,6 +61,9 @@ func limitFiles(t *testing.T, bytes uint64) (release func()) {
 // Guards, in files.go: that makeLog makes it under another name, and removes what is there of it. With the file made in its place, or
 // either Remove taken out, a case fails.
 func TestLogIsMadeWhole(t *testing.T) {
+	if !alone(t) {
+		return
+	}
 	for _, bytes := range []uint64{1, 4096, 12288, 16384, 20000} {
 		dir := t.TempDir()
 		release := limitFiles(t, bytes)
@@ -122,6 +145,9 @@ func TestUnfinishedSnapshotsOfThisNode(t *testing.T) {
 // TestGrowWithoutRoom: bbolt says in text alone that it could not make its file longer. That is what noRoom looks for, and only with the system's
 // words for a lack of room.
 func TestGrowWithoutRoom(t *testing.T) {
+	if !alone(t) {
+		return
+	}
 	log, _, err := openFiles(t.TempDir(), hclog.NewNullLogger())
 	if err != nil {
 		t.Fatal(err)
@@ -153,6 +179,9 @@ func TestGrowWithoutRoom(t *testing.T) {
 // TestUnfinishedSnapshotsAreRemoved: what a snapshot leaves that found no room is removed, else each attempt, one a minute, takes some of it; so is
 // at the start what a process left that ended. Guards both calls of dropUnfinished; each was taken out once.
 func TestUnfinishedSnapshotsAreRemoved(t *testing.T) {
+	if !alone(t) {
+		return
+	}
 	dir := t.TempDir()
 	in := filepath.Join(dir, snapshotDir)
 	left := func(when string, want int) {

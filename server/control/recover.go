@@ -175,19 +175,48 @@ func (c *Copy) readLog(bolt *raftboltdb.BoltStore) error {
 	return nil
 }
 
+// begun returns the state that the catalog would begin anew with on this node, and its index; see Begin.
+func (c *Copy) begun(begin *catalog.State, lost []storage.NodeID, at time.Time) (*catalog.State, error) {
+	known, seen := c.State, c.seen
+	switch {
+	case known == nil && c.Identity.Recovery != 0 && !c.Identity.Unfinished:
+		// Its own copy would say which numbers were given out since that recovery.
+		return nil, storage.E("recover", storage.KindConflict, "node "+c.Identity.Node.String(), fmt.Errorf("it has been through recovery %08x already, and its copy of the catalog cannot be "+
+			"read: begin on another node that has, or numbers may be given out twice", c.Identity.Recovery))
+	case known != nil:
+		seen = max(seen, known.Applied())
+	}
+	state, err := begin.Recovered(catalog.Beyond(max(seen, begin.Applied()), at), lost, known, at)
+	if err != nil {
+		return nil, err
+	}
+	self := c.Identity.Node
+	if n, ok := state.Node(self); !ok || n.State == storage.NodeRemoved {
+		return nil, storage.E("recover", storage.KindInvalid, "node "+self.String(), errors.New("the catalog would begin on a node that is not in it, or is lost"))
+	}
+	return state, nil
+}
+
+// MayBegin returns why Begin would be refused; nil: it would not.
+func (c *Copy) MayBegin(begin *catalog.State, lost []storage.NodeID, at time.Time) error {
+	_, err := c.begun(begin, lost, at)
+	return err
+}
+
+// keptName is where a directory keeps what it had of the catalog before a recovery.
+func keptName(dir string, recovery uint32) string {
+	return filepath.Join(dir, fmt.Sprintf("before-recovery-%08x", recovery))
+}
+
 // Begin makes the directory of a stopped node the one that the catalog begins anew with, as the only voter, without the lost nodes.
 // begin is the state to begin with: c.State, or that of an older copy. recovery is the number that others follow then, not 0. What the node
 // had before is kept in the file that is returned, as a copy; empty if it could not be read. Again, also after an interruption: it begins anew once more. The caller holds the lock of the
 // node's store.
 func (c *Copy) Begin(dir string, begin *catalog.State, lost []storage.NodeID, recovery uint32, at time.Time) (kept string, err error) {
 	self := c.Identity.Node
-	index := max(c.seen, begin.Applied()) + catalog.SkippedIndexes
-	state, err := begin.Recovered(index, lost, at)
+	state, err := c.begun(begin, lost, at)
 	if err != nil {
 		return "", err
-	}
-	if n, ok := state.Node(self); !ok || n.State == storage.NodeRemoved {
-		return "", storage.E("recover", storage.KindInvalid, "node "+self.String(), errors.New("the catalog would begin on a node that is not in it, or is lost"))
 	}
 	id := c.Identity
 	id.Bootstrap, id.Recovery, id.Unfinished = nil, recovery, true
@@ -199,12 +228,16 @@ func (c *Copy) Begin(dir string, begin *catalog.State, lost []storage.NodeID, re
 		if err != nil {
 			return "", err
 		}
-		kept = filepath.Join(dir, fmt.Sprintf("before-recovery-%08x.catalog", recovery))
-		if err := durable.WriteFile(kept, before); err != nil {
-			return "", err
+		kept = keptName(dir, recovery) + ".catalog"
+		if _, err := os.Lstat(kept); errors.Is(err, fs.ErrNotExist) { // else an attempt before has kept what there was
+			if err := durable.WriteFile(kept, before); err != nil {
+				return "", err
+			}
 		}
+	} else if err := setAside(dir, keptName(dir, recovery), logFile); err != nil { // it cannot be read: neither can the library
+		return "", err
 	}
-	if err := beginFiles(dir, state, self, index, c.term+1); err != nil {
+	if err := beginFiles(dir, state, self, state.Applied(), c.term+1); err != nil {
 		return "", storage.E("recover", storage.KindIO, dir, err)
 	}
 	id.Unfinished = false
@@ -280,29 +313,44 @@ func Follow(dir string, recovery uint32) (kept string, err error) {
 	if err != nil {
 		return "", err
 	}
-	kept = filepath.Join(dir, fmt.Sprintf("before-recovery-%08x", recovery))
+	kept = keptName(dir, recovery)
 	if id.Recovery == recovery && !id.Unfinished {
 		return kept, nil
+	}
+	if _, err := os.Lstat(kept + ".catalog"); err == nil {
+		return "", storage.E("follow", storage.KindConflict, dir, fmt.Errorf("recovery %08x began here, and did not end: nothing but this directory has its catalog. Run it once more as the "+
+			"first node, with --lost", recovery))
 	}
 	// Nobody may run with a log of before and the number of now: two such voters would be a majority among those who went on.
 	id.Bootstrap, id.Recovery, id.Unfinished = nil, recovery, true
 	if err := writeIdentity(vfs.Default, dir, id); err != nil {
 		return "", err
 	}
-	if err := os.MkdirAll(kept, 0o750); err != nil {
-		return "", storage.E("make", storage.KindIO, kept, err)
-	}
-	for _, name := range []string{logFile, snapshotDir} {
-		err := os.Rename(filepath.Join(dir, name), filepath.Join(kept, name))
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return "", storage.E("set aside", storage.KindIO, filepath.Join(dir, name), err)
-		}
-	}
-	if err := errors.Join(durable.SyncDir(kept), durable.SyncDir(dir)); err != nil {
+	if err := setAside(dir, kept, logFile, snapshotDir); err != nil {
 		return "", err
 	}
 	id.Unfinished = false
 	return kept, writeIdentity(vfs.Default, dir, id)
+}
+
+// setAside moves files of a stopped node's catalog into a directory. What is there already stays: it is from an attempt before.
+func setAside(dir, kept string, names ...string) error {
+	if err := os.MkdirAll(kept, 0o750); err != nil {
+		return storage.E("make", storage.KindIO, kept, err)
+	}
+	for _, name := range names {
+		from, to := filepath.Join(dir, name), filepath.Join(kept, name)
+		for n := 2; ; n++ {
+			if _, err := os.Lstat(to); errors.Is(err, fs.ErrNotExist) {
+				break
+			}
+			to = filepath.Join(kept, fmt.Sprintf("%s.%d", name, n))
+		}
+		if err := os.Rename(from, to); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return storage.E("set aside", storage.KindIO, from, err)
+		}
+	}
+	return errors.Join(durable.SyncDir(kept), durable.SyncDir(dir))
 }
 
 // Lost returns whether the voters that are not lost are no majority.

@@ -163,6 +163,63 @@ func TestUnfinishedRecovery(t *testing.T) {
 	k.until("it leads by itself", func() bool { return first.leading() != nil })
 }
 
+// TestBeginWithoutReadableFiles: a node whose catalog cannot be opened begins with a copy of another one's. What it had is set aside, and kept when that is
+// repeated. One that has been through a recovery before is refused: it cannot tell which numbers were given out since.
+func TestBeginWithoutReadableFiles(t *testing.T) {
+	k := threeStopped(t)
+	c, err := ReadCopy(k.path(3))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(k.path(1), logFile), []byte("no database"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ReadCopy(k.path(1)); err == nil {
+		t.Fatal("it is read")
+	}
+	unread, err := UnreadCopy(k.path(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unread.Begin(k.path(1), c.State, []storage.NodeID{2}, 7, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(filepath.Join(keptName(k.path(1), 7), logFile)); err != nil || string(b) != "no database" {
+		t.Errorf("kept is %q, %v", b, err)
+	}
+	k.wantBegun(1)
+	first := k.startNode(1)
+	k.until("it leads by itself", func() bool { return first.leading() != nil })
+	k.stopNode(1)
+	if unread, err = UnreadCopy(k.path(1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := unread.MayBegin(c.State, []storage.NodeID{2}, time.Now()); !errors.Is(err, storage.ErrConflict) {
+		t.Errorf("after a recovery, without a copy of its own: %v", err)
+	}
+}
+
+// TestFollowWhereItBegan: a directory in which a recovery began and did not end is not made one that follows it: nothing else has its catalog.
+func TestFollowWhereItBegan(t *testing.T) {
+	k := threeStopped(t)
+	c, err := ReadCopy(k.path(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Begin(k.path(1), c.State, []storage.NodeID{2}, 7, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if err := MarkRecovery(k.path(1), 7); err != nil { // as right before the end
+		t.Fatal(err)
+	}
+	if _, err := Follow(k.path(1), 7); !errors.Is(err, storage.ErrConflict) {
+		t.Errorf("it follows: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(k.path(1), logFile)); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestBeginWithABackup: the node's own catalog is gone but for an old snapshot of a high term; a backup takes its place, and the old snapshot
 // with its voters does not come back. Guards: the term above those of snapshots, and their end.
 func TestBeginWithABackup(t *testing.T) {

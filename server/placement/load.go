@@ -57,7 +57,8 @@ func (v View) Indexed() View {
 }
 
 // unnamedOf returns what nodes that work say they hold of a group and the catalog does not name, in the order of the nodes. Replicas of incarnations
-// that this view of the catalog does not know yet are left out.
+// that this view of the catalog does not know yet are left out, and those from before a recovery (catalog.SameEra): one of them may be all that
+// there is of what the group held.
 func (v View) unnamedOf(g storage.Group) []storage.Replica {
 	if v.index == nil {
 		return v.findUnnamed([]storage.Group{g})[g.ID]
@@ -80,7 +81,7 @@ func (v View) findUnnamed(groups []storage.Group) map[storage.GroupID][]storage.
 		}
 		for _, own := range v.Reports[n.ID].Replicas {
 			g := byID[own.Group]
-			if g == nil || own.Key.Incarnation > g.LastIncarnation {
+			if g == nil || own.Key.Incarnation > g.LastIncarnation || !catalog.SameEra(own.Key.Incarnation, g.LastIncarnation) {
 				continue
 			}
 			if _, known := g.Replica(own.Key); !known {

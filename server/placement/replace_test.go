@@ -316,3 +316,25 @@ func TestHeals(t *testing.T) {
 		}
 	})
 }
+
+// TestLeftoversOfBeforeARecovery: what a node holds and the catalog does not name is dropped, but not what is from before a recovery: the catalog that began
+// anew may be older than it, and it may be all that is left.
+//
+// Guards I1: SameEra in findUnnamed.
+func TestLeftoversOfBeforeARecovery(t *testing.T) {
+	d := three(t)
+	d.addNode("")
+	v := d.view()
+	held := placement.ReplicaReport{Group: 1, Key: key(4, 2), State: placement.ReplicaLeader, Last: 1000}
+	r := v.Reports[4]
+	r.Replicas = append(r.Replicas, held)
+	v.Reports[4] = r
+	for last, want := range map[storage.Incarnation]placement.StepKind{3: placement.StepDrop, 2<<20 + 3: placement.StepNone} {
+		g, _ := d.s.Group(1)
+		g.LastIncarnation = last
+		v.Groups = []storage.Group{g}
+		if s := placement.Next(v.Indexed(), g); s.Kind != want {
+			t.Errorf("the last incarnation is %d: %+v, want %v", last, s, want)
+		}
+	}
+}

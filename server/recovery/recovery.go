@@ -132,6 +132,9 @@ func Open(cfg Config) (_ *Recovery, err error) {
 			return nil, err
 		}
 	}
+	if cfg.Follow == "" && id.Recovery != 0 && id.Unfinished {
+		r.number = id.Recovery // an attempt before has begun: what it kept is found again
+	}
 	r.from = r.copy.State
 	if cfg.From != nil {
 		if r.from, err = control.ReadCopyFrom(cfg.From, id.Cluster); err != nil {
@@ -140,6 +143,10 @@ func Open(cfg Config) (_ *Recovery, err error) {
 	}
 	if cfg.Follow == "" {
 		if r.lost, err = r.nodes(cfg.Lost); err != nil {
+			return nil, err
+		}
+		r.lost = r.andRemoved(r.lost)
+		if err := r.copy.MayBegin(r.from, r.lost, cfg.Now()); err != nil {
 			return nil, err
 		}
 	}
@@ -174,6 +181,16 @@ func (r *Recovery) Token() string {
 	return fmt.Sprintf("%08x:%s", r.number, strings.Join(ids, ","))
 }
 
+// TokenBefore is Token of the recovery that has ended here before; empty if there was none, or this is to be another follower.
+func (r *Recovery) TokenBefore() string {
+	id := r.copy.Identity
+	if r.cfg.Follow != "" || id.Recovery == 0 || id.Unfinished {
+		return ""
+	}
+	before := Recovery{number: id.Recovery, lost: r.andRemoved(nil)}
+	return before.Token()
+}
+
 func parseToken(text string) (number uint32, lost []storage.NodeID, err error) {
 	fail := func() (uint32, []storage.NodeID, error) {
 		return 0, nil, storage.E("recover", storage.KindInvalid, "--follow "+strconv.Quote(text), errors.New("it is not what the first node has said: eight digits, a colon, and numbers"))
@@ -193,16 +210,34 @@ func parseToken(text string) (number uint32, lost []storage.NodeID, err error) {
 	return uint32(n), lost, nil
 }
 
-// nodes finds nodes by name or id in the copy to begin with.
+// andRemoved adds the nodes that were removed before: replicas of them may still vote, and will not come back either.
+func (r *Recovery) andRemoved(lost []storage.NodeID) []storage.NodeID {
+	for _, n := range r.from.Nodes() {
+		if n.State == storage.NodeRemoved {
+			lost = append(lost, n.ID)
+		}
+	}
+	slices.Sort(lost)
+	return slices.Compact(lost)
+}
+
+// nodes finds nodes by name or id in the copy to begin with. Those that were removed already count as lost in any case, and may be named again,
+// as when the recovery is repeated.
 func (r *Recovery) nodes(words []string) (ids []storage.NodeID, err error) {
 	for _, word := range words {
-		var found []storage.NodeID
+		var found, removed []storage.NodeID
 		for _, n := range r.from.Nodes() {
 			name, byName := strings.CutPrefix(word, "name:")
 			id, byID := strings.CutPrefix(word, "id:")
-			if n.State != storage.NodeRemoved && (!byID && n.Name == name || !byName && n.ID.String() == id) {
+			switch is := !byID && n.Name == name || !byName && n.ID.String() == id; {
+			case is && n.State == storage.NodeRemoved:
+				removed = append(removed, n.ID)
+			case is:
 				found = append(found, n.ID)
 			}
+		}
+		if len(found) == 0 && len(removed) > 0 {
+			continue
 		}
 		if len(found) != 1 {
 			return nil, storage.E("recover", storage.KindInvalid, "--lost "+strconv.Quote(word), fmt.Errorf("%d nodes of the catalog have that name or id; "+
@@ -257,7 +292,11 @@ func (r *Recovery) decide() error {
 		return err
 	}
 	for _, s := range survivors {
-		r.groups = append(r.groups, judge(s, r.lost, slices.Contains(r.cfg.Promote, s.Group)))
+		g := judge(s, r.lost, slices.Contains(r.cfg.Promote, s.Group))
+		if g.Fate == Alone && r.replaced(s) {
+			g.Fate, g.Why = Without, "the catalog names other replicas of it: this one was replaced, and may lack most of what the group held"
+		}
+		r.groups = append(r.groups, g)
 	}
 	slices.SortFunc(r.groups, func(a, b Group) int { return cmp.Compare(a.Group, b.Group) })
 	for _, id := range r.cfg.Promote {
@@ -266,6 +305,16 @@ func (r *Recovery) decide() error {
 		}
 	}
 	return nil
+}
+
+// replaced reports whether the catalog knew the replica, and does not name it any more.
+func (r *Recovery) replaced(s replication.Survivor) bool {
+	if r.from == nil {
+		return false
+	}
+	g, ok := r.from.Group(s.Group)
+	_, named := g.Replica(s.Key)
+	return ok && !named && s.Key.Incarnation <= g.LastIncarnation
 }
 
 // judge decides about one group. It is pure.
@@ -385,16 +434,21 @@ func (r *Recovery) Allowed(ctx context.Context) error {
 	return nil
 }
 
-// Do carries the recovery out. Again, also after an interruption, it goes on; a first node begins anew once more then, under another number. It
-// returns where what the node had of the catalog is kept.
+// Do carries the recovery out. Again, also after an interruption, it goes on; a first node whose recovery has ended begins anew once more, under
+// another number. A node that follows already keeps the catalog that it has got since: only groups are promoted. It returns where what the node
+// had of the catalog is kept.
 func (r *Recovery) Do(ctx context.Context) (kept string, err error) {
 	if err := r.Allowed(ctx); err != nil {
 		return "", err
 	}
 	dir := r.cfg.Dir.Catalog()
+	id := r.copy.Identity
+	follows := r.cfg.Follow != "" && id.Recovery == r.number && !id.Unfinished
 	// Nobody may run with a group that goes on alone before the others are refused.
-	if err := control.MarkRecovery(dir, r.number); err != nil {
-		return "", err
+	if !follows {
+		if err := control.MarkRecovery(dir, r.number); err != nil {
+			return "", err
+		}
 	}
 	for _, g := range r.groups {
 		if g.Fate != Alone {
@@ -405,7 +459,7 @@ func (r *Recovery) Do(ctx context.Context) (kept string, err error) {
 		}
 	}
 	if r.cfg.Follow != "" {
-		return control.Follow(dir, r.number)
+		return control.Follow(dir, r.number) // nothing, if it follows
 	}
 	return r.copy.Begin(dir, r.from, r.lost, r.number, r.cfg.Now())
 }

@@ -15,6 +15,9 @@ func (r *Recovery) Describe(w io.Writer) {
 	c := r.copy
 	say("node %s (id %s) of cluster %v", r.name(c.Identity.Node), c.Identity.Node, c.Identity.Cluster)
 	say("lost for good: %s", r.names(r.lost))
+	if before := r.TokenBefore(); before != "" {
+		say("this node has been through a recovery already, which others follow with --follow %s. What follows here would be another one", before)
+	}
 	if r.unread != nil {
 		say("catalog: what this node has cannot be read: %v", r.unread)
 	} else {
