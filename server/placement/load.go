@@ -162,6 +162,10 @@ func (l *loads) of(live int64) int64 { return l.base + live }
 // what lives in groups changes all the time, and nothing is to move to and fro.
 const worthPart = 0.05
 
+// A store gets no replica for the sake of zones alone that would fill it further than this part: the group's writes would be refused for lack of room
+// there, although others have it.
+const zoneFull = 0.8
+
 // movesPart bounds how many groups are moved at once: one, and one more for so many stores.
 const movesPart = 16
 
@@ -170,9 +174,15 @@ const movesPart = 16
 // takes part in one move at a time, and not while a replica comes to it or leaves it for another reason.
 func ReplicaMoves(v View) (moves []Step) {
 	b := balancer{View: v, loads: v.loads(), moved: map[storage.StoreID]bool{}}
+	if slices.ContainsFunc(v.Groups, func(g storage.Group) bool { _, heard := b.live[g.ID]; return g.State == storage.GroupReady && !heard }) {
+		return nil // what lives in a group is not known: it would count as empty
+	}
 	b.list()
 	room := 1 + len(b.stores)/movesPart - b.unquiet
 	for _, s := range b.stores {
+		if !b.findLeast() {
+			return moves
+		}
 		for _, at := range b.groups[s.store] {
 			if len(moves) >= room {
 				return moves
@@ -191,7 +201,7 @@ type balancer struct {
 	*loads
 	stores []loaded // those that work, the most loaded first
 	mean   float64
-	least  float64         // load of the least loaded store
+	least  float64         // load of the least loaded store that may take a replica now
 	large  int64           // bytes of the largest
 	zones  map[string]bool // of nodes that may take replicas
 	moved  map[storage.StoreID]bool
@@ -225,21 +235,31 @@ func (b *balancer) list() {
 	}
 	b.mean = weight / max(capacity, 1)
 	slices.SortStableFunc(b.stores, func(x, y loaded) int { return cmp.Compare(y.load, x.load) })
-	if n := len(b.stores); n > 0 {
-		b.least = b.stores[n-1].load
-	}
 }
+
+// findLeast finds the least loaded store that may take a replica now; false: none may.
+func (b *balancer) findLeast() bool {
+	for _, s := range slices.Backward(b.stores) {
+		if b.may(s.store) {
+			b.least = s.load
+			return true
+		}
+	}
+	return false
+}
+
+func (b *balancer) may(s storage.StoreID) bool { return !b.moving[s] && !b.moved[s] }
 
 // move returns the step that moves a group's replica away from a store, if that is better and nothing else is to be done for the group.
 func (b *balancer) move(from loaded, g storage.Group) (Step, bool) {
 	shares := b.spread(g, 0) < min(len(g.Replicas), len(b.zones)) && b.spread(g, from.node) == b.spread(g, 0)
-	if b.moving[from.store] || b.moved[from.store] || !shares && !b.worth(from, b.least, g, b.large) {
+	if !b.may(from.store) || !shares && !b.worth(from, b.least, g, b.large) {
 		return Step{}, false
 	}
 	others := slices.Clone(g.Replicas)
 	at := slices.IndexFunc(others, func(r storage.Replica) bool { return r.Key.Store == from.store })
 	others[at].Role = storage.RoleLeaving
-	node, store, err := choose(b.View, others, b.live[g.ID], func(s storage.StoreID) bool { return !b.moving[s] && !b.moved[s] })
+	node, store, err := choose(b.View, others, b.live[g.ID], b.may)
 	if err != nil {
 		return Step{}, false
 	}
@@ -250,7 +270,8 @@ func (b *balancer) move(from loaded, g storage.Group) (Step, bool) {
 	load := float64(b.weight[store]) / float64(max(report.CapacityBytes, 1))
 	before := b.spread(g, 0)
 	switch now := b.spread(after, 0); {
-	case now < before, now == before && !b.worth(from, load, g, report.CapacityBytes):
+	case now < before, now == before && !b.worth(from, load, g, report.CapacityBytes),
+		now > before && float64(report.UsedBytes+b.live[g.ID]) > zoneFull*float64(report.CapacityBytes):
 		return Step{}, false
 	}
 	p := planner{v: b.View, g: g}

@@ -649,19 +649,33 @@ func fourVoters(acked ...uint64) (placement.View, storage.Group) {
 	return v, g
 }
 
+// withStores has the nodes say that their stores work.
+func withStores(v placement.View, g storage.Group) (placement.View, storage.Group) {
+	for id, r := range v.Reports {
+		r.Stores = []placement.StoreReport{{ID: store(id)}}
+		v.Reports[id] = r
+	}
+	return v, g
+}
+
 func TestVoterStaysWhileOthersLag(t *testing.T) {
 	for _, c := range []struct {
 		acked []uint64
 		want  placement.StepKind
 	}{
 		{[]uint64{1000, 1000, 1000, 1000}, placement.StepRemove},
-		{[]uint64{1000, 1000, 1000, 10}, placement.StepRemove}, // two of three are a majority
-		{[]uint64{1000, 1000, 10, 10}, placement.StepNone},     // every write would wait for a laggard
-		{[]uint64{1000, 1000, 1000}, placement.StepNone},       // no fourth yet
+		{[]uint64{1000, 1000, 1000, 10}, placement.StepNone}, // it is as good as any, and the newcomer lags
+		{[]uint64{1000, 1000, 10, 10}, placement.StepNone},   // every write would wait for a laggard
+		{[]uint64{1000, 1000, 1000}, placement.StepNone},     // no fourth yet
 	} {
-		if s := placement.Next(fourVoters(c.acked...)); s.Kind != c.want {
+		if s := placement.Next(withStores(fourVoters(c.acked...))); s.Kind != c.want {
 			t.Errorf("acknowledged %v: %+v, want %v", c.acked, s, c.want)
 		}
+	}
+	v, g := withStores(fourVoters(1000, 1000, 1000, 10))
+	v.Nodes[0].Intent = storage.IntentDrain // then two of three are a majority
+	if s := placement.Next(v, g); s.Kind != placement.StepRemove {
+		t.Errorf("its node drains: %+v", s)
 	}
 }
 

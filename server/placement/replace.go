@@ -108,6 +108,17 @@ func (p *planner) sound() (n int) {
 	return n
 }
 
+// well reports whether a replica that is recorded as leaving, and votes, is as good as any: it moves elsewhere, and nothing has been lost with it.
+func (p *planner) well(r storage.Replica) bool {
+	m, in := p.leader.Member(r.Key)
+	return in && m.Voter && p.lost(r) == lossNone && (m.Key == p.leader.Key || p.v.caughtUp(p.g, p.leader, m))
+}
+
+// blocked reports whether a leaving replica keeps other voters from being given up: it is lost itself, so one after the other.
+func (p *planner) blocked() bool {
+	return slices.ContainsFunc(p.g.Replicas, func(r storage.Replica) bool { return r.Role == storage.RoleLeaving && !p.well(r) })
+}
+
 // successor reports whether a replica that does not vote yet has caught up, and stays.
 func (p *planner) successor() bool {
 	for _, m := range p.leader.Members {
@@ -123,7 +134,7 @@ func (p *planner) successor() bool {
 func (p *planner) giveUp() (Step, bool) {
 	for _, r := range p.g.Replicas {
 		why := p.lost(r)
-		if why == lossNone || r.Role == storage.RoleLeaving || r.Role == storage.RoleVoter && p.g.Count(storage.RoleLeaving) > 0 {
+		if why == lossNone || r.Role == storage.RoleLeaving || r.Role == storage.RoleVoter && p.blocked() {
 			continue
 		}
 		waits := (why == lossAway || why == lossDrain && r.Role == storage.RoleVoter && !p.spare(r)) && !p.successor()

@@ -147,6 +147,8 @@ func (p *planner) leave() (Step, bool) {
 			return p.drop(r), true
 		case !m.Voter:
 			return p.step(StepRemove, r), true
+		case p.well(r) && p.sound() < p.wanted():
+			p.waiting = "replica " + r.Key.String() + " leaves once as many others as are wanted have caught up"
 		case !p.spare(r) && !p.inTheWay(r) && !p.departed(r):
 			p.waiting = "replica " + r.Key.String() + " leaves once another voter has taken its place"
 		case r.Key == p.leader.Key:
