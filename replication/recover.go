@@ -66,7 +66,11 @@ func Survivors(store *extent.Store) ([]Survivor, error) {
 			out = append(out, s)
 			continue
 		}
-		s.Index, s.Term, s.LastAt = lastOf(store.Group(key))
+		if s.Index, s.Term, s.LastAt, err = lastOf(store.Group(key)); err != nil { // its checkpoint alone would be less than it has acknowledged
+			s.Damaged = err.Error()
+			out = append(out, s)
+			continue
+		}
 		for _, m := range log.newest().servers {
 			if k, err := storage.ParseReplicaKey(string(m.ID)); err == nil && m.Suffrage == raft.Voter {
 				node, _ := runner.ParseNodeAddress(m.Address) // 0 is no node
@@ -91,18 +95,20 @@ func stoppedLog(ctx context.Context, store *extent.Store, key segment.GroupKey) 
 }
 
 // lastOf returns the last entry of a replica: that of its log, or of its checkpoint.
-func lastOf(g *extent.Group) (index, term uint64, at time.Time) {
+func lastOf(g *extent.Group) (index, term uint64, at time.Time, err error) {
 	c := g.Checkpointed()
-	index, term = c.Index, c.Term
-	if last := g.Log().LastIndex(); last > index {
-		if e, err := g.Log().Get(last); err == nil {
-			index, term = last, e.Term
-			if e.AppendedAt != 0 {
-				at = time.Unix(0, e.AppendedAt).UTC()
-			}
-		}
+	last := g.Log().LastIndex()
+	if last <= c.Index {
+		return c.Index, c.Term, at, nil
 	}
-	return index, term, at
+	e, err := g.Log().Get(last)
+	if err != nil {
+		return 0, 0, at, err
+	}
+	if e.AppendedAt != 0 {
+		at = time.Unix(0, e.AppendedAt).UTC()
+	}
+	return last, e.Term, at, nil
 }
 
 // LetLeadAlone makes a replica of a stopped node the only voter of its group, for the case that the majority is lost for good: it appends

@@ -150,10 +150,28 @@ func Open(cfg Config) (_ *Recovery, err error) {
 			return nil, err
 		}
 	}
+	if err := r.missing(has); err != nil {
+		return nil, err
+	}
 	if slices.Contains(r.lost, id.Node) {
 		return nil, storage.E("recover", storage.KindInvalid, "node "+id.Node.String(), errors.New("it is itself among the lost nodes"))
 	}
 	return r, r.decide()
+}
+
+// missing returns an error if the catalog says that the node has a store, and the directory has none. Its groups would not be looked at.
+func (r *Recovery) missing(has bool) error {
+	self := r.copy.Identity.Node
+	if has || r.from == nil || r.cfg.Force {
+		return nil
+	}
+	for _, g := range r.from.Groups() {
+		if m, on := g.OnNode(self); on && m.Role != storage.RolePulling {
+			return storage.E("recover", storage.KindConflict, "directory "+string(r.cfg.Dir), fmt.Errorf("it has no store, and the catalog says that node %s holds group %s: is its file system "+
+				"mounted? If the store is lost, --force goes on without it", r.name(self), g.ID))
+		}
+	}
+	return nil
 }
 
 func (r *Recovery) check() error {

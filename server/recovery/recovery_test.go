@@ -157,6 +157,25 @@ func TestReplacedReplica(t *testing.T) {
 	}
 }
 
+// TestStoreThatIsNotThere: a directory without the store that the catalog says is there is not recovered: its file system may not be mounted.
+func TestStoreThatIsNotThere(t *testing.T) {
+	r := &Recovery{copy: &control.Copy{Identity: control.Identity{Node: 1}}, from: copyOf(t)}
+	if err := r.missing(false); !errors.Is(err, storage.ErrConflict) || !strings.Contains(err.Error(), "mounted") {
+		t.Errorf("it goes on: %v", err)
+	}
+	if err := r.missing(true); err != nil {
+		t.Errorf("with a store: %v", err)
+	}
+	r.cfg.Force = true
+	if err := r.missing(false); err != nil {
+		t.Errorf("with --force: %v", err)
+	}
+	r.cfg.Force, r.copy.Identity.Node = false, 4 // which holds nothing
+	if err := r.missing(false); err != nil {
+		t.Errorf("a node that holds nothing: %v", err)
+	}
+}
+
 // TestFollowTwice: a node that follows is told to again. What it has got of the new catalog since stays, also on the first node.
 //
 // Guards I7: Do's test whether it follows already. Without it the catalog with its votes is set aside, and on the first node it is the only one.
