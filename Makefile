@@ -62,7 +62,7 @@ e2e: build ## three real processes: growth, failover, restart
 	@[ -n "$(DEVICES)" ] || echo "left out: block devices; they need root, /dev/fuse, loop devices, e2fsprogs and xfsprogs"
 	@[ -n "$(DOCKER)" ] || echo "left out: Docker; it needs the above, docker.io, docker-compose and busybox-static"
 	$(if $(DEVICES),$(GO) test -tags devices -timeout 5m -count 1 ./nbd/attach ./api/hostfs)
-	$(GO) test -tags e2e$(shell test/deps.sh --root ip nft 2>/dev/null && echo ,netns)$(DEVICES:%=,%)$(DOCKER:%=,%) -timeout 20m -count 1 ./test/e2e \
+	$(GO) test -tags e2e$(shell test/deps.sh --root ip nft 2>/dev/null && echo ,netns)$(DEVICES:%=,%)$(DOCKER:%=,%) -timeout 30m -count 1 ./test/e2e \
 	  -storaged $(abspath $(BIN))/storaged
 	$(if $(DEVICES),$(GO) test -tags e2e -timeout 5m -count 1 ./test/csi -storaged $(abspath $(BIN))/storaged)
 

@@ -41,7 +41,12 @@ func TestVerify(t *testing.T) {
 			}
 		}
 		for token := uint64(1); token < 20; token++ {
-			go c.write(uint32(token%4)*storage.BlockSize, block(byte(100+token)))
+			go func() {
+				data := block(byte(100 + token))
+				if r := c.do(c.writeOp(uint32(token%4)*storage.BlockSize, data), data); r.Kind != storage.KindNone {
+					t.Errorf("write %d: %+v", token, r)
+				}
+			}()
 			o := op.Op{Kind: op.Digest, Volume: 7, Seq: token}
 			if r, err := h.nodes[l].replicas.Propose(context.Background(), 1, [][]byte{o.AppendHeader(nil)}); err != nil || r.Kind != storage.KindNone {
 				t.Fatalf("%+v, %v", r, err)

@@ -489,7 +489,9 @@ func (c *Client) Upgrade(ctx context.Context, version int) (inForce int, err err
 
 // BackupCatalog implements api.Cluster. KindCorrupt if it is larger than any catalog can be.
 func (c *Client) BackupCatalog(ctx context.Context) ([]byte, error) {
-	answer, err := call(ctx, c, "back up", "catalog", pb.NewClusterClient, receiveCatalog, &pb.BackupCatalogRequest{})
+	answer, err := call(ctx, c, "back up", "catalog", pb.NewClusterClient, func(service pb.ClusterClient, ctx context.Context, request *pb.BackupCatalogRequest, opts ...grpc.CallOption) (*pb.BackupCatalogResponse, error) {
+		return receiveCatalog(ctx, service, request, opts...)
+	}, &pb.BackupCatalogRequest{})
 	if err != nil {
 		return nil, err
 	}
@@ -497,7 +499,7 @@ func (c *Client) BackupCatalog(ctx context.Context) ([]byte, error) {
 }
 
 // receiveCatalog puts the parts of a copy of the catalog together.
-func receiveCatalog(service pb.ClusterClient, ctx context.Context, request *pb.BackupCatalogRequest, opts ...grpc.CallOption) (*pb.BackupCatalogResponse, error) {
+func receiveCatalog(ctx context.Context, service pb.ClusterClient, request *pb.BackupCatalogRequest, opts ...grpc.CallOption) (*pb.BackupCatalogResponse, error) {
 	stream, err := service.BackupCatalog(ctx, request, opts...)
 	if err != nil {
 		return nil, err

@@ -27,10 +27,6 @@ func TestRecovered(t *testing.T) {
 	idle := must(catalog.CreateVolume{Name: "idle", SizeBytes: 1 << 30, At: recoveredAt}).Volume
 	a := must(catalog.Attach{Volume: storage.ByName("v"), Holder: storage.Holder{ID: "host", Kind: storage.HolderHost, Host: "h"}, Access: storage.AccessExclusive, At: recoveredAt}).Attachment
 	x := must(catalog.OpenSession{Volume: storage.ByID(v.ID), Gateway: catalog.Gateway{Host: "host"}, Attachment: a.ID, Instance: "i", At: recoveredAt}).Session
-	before, err := c.Leader.Snapshot()
-	if err != nil {
-		t.Fatal(err)
-	}
 
 	// Group 1 has a second voter on the lost node, and the one on the first node was to leave.
 	second := must(catalog.PlanReplica{Group: 1, Node: lost, Store: storage.StoreID{2}}).Replica
@@ -39,7 +35,8 @@ func TestRecovered(t *testing.T) {
 	must(catalog.SetReplica{Group: 1, Key: first.Replicas[0].Key, Role: storage.RoleVoter, ConfigIndex: 5000})
 	must(catalog.SetReplica{Group: 1, Key: first.Replicas[0].Key, Role: storage.RoleLeaving, ConfigIndex: 5000})
 	must(catalog.SetNodeState{Node: lost, State: storage.NodeDown, Since: recoveredAt})
-	if before, err = c.Leader.Snapshot(); err != nil {
+	before, err := c.Leader.Snapshot()
+	if err != nil {
 		t.Fatal(err)
 	}
 

@@ -298,13 +298,11 @@ func (w *step) digests(ctx context.Context, token uint64) ([]op.ExtentContents, 
 		})
 	}
 	_ = asking.Wait()
-	for _, x := range all {
-		if x.Index != all[0].Index { // it was proposed twice, and one has forgotten the first
-			errs = append(errs, errors.New("the replicas have not looked at the same index"))
-			break
-		}
+	err := errors.Join(errs...)
+	if slices.ContainsFunc(all, func(x op.ExtentContents) bool { return x.Index != all[0].Index }) { // it was proposed twice, and one has forgotten the first
+		err = errors.Join(err, errors.New("the replicas have not looked at the same index"))
 	}
-	return all, errors.Join(errs...)
+	return all, err
 }
 
 // differ tells which replicas are not as most are.

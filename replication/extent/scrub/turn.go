@@ -12,8 +12,10 @@ import (
 )
 
 const (
-	// LeastVerifyRate and MostVerifyRate bound how fast blocks are verified when somebody asks, in bytes a second.
-	LeastVerifyRate, MostVerifyRate = 1 << 20, 1 << 30
+	// LeastVerifyRate is the slowest that blocks are verified at when somebody asks, in bytes a second.
+	LeastVerifyRate = 1 << 20
+	// MostVerifyRate is the fastest, in bytes a second.
+	MostVerifyRate = 1 << 30
 	// verifyRate is how fast they are if nobody says otherwise, without the brake.
 	verifyRate = mostRate
 )
