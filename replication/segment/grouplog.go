@@ -405,7 +405,12 @@ func (g *GroupLog) dropPrefixLocked(budget int64, through SegmentNo) {
 func (g *GroupLog) SetHold(index uint64) {
 	g.l.mu.Lock()
 	defer g.l.mu.Unlock()
+	if g.hold == index {
+		return
+	}
 	g.hold = index
+	// Guards I6: nobody compacts an idle group again, and what was held only then would stay for good.
+	g.dropPrefixLocked(max(g.l.cfg.RetainBytes, 0), 0)
 }
 
 // HoldFrom keeps entries at and above index, as far as they are there and within HoldBytes, until release is called.
@@ -418,6 +423,7 @@ func (g *GroupLog) HoldFrom(index uint64) (release func()) {
 		g.l.mu.Lock()
 		defer g.l.mu.Unlock()
 		delete(g.holds, h)
+		g.dropPrefixLocked(max(g.l.cfg.RetainBytes, 0), 0)
 	}
 }
 

@@ -145,6 +145,9 @@ func Open(cfg Config) (_ *Recovery, err error) {
 		if r.lost, err = r.nodes(cfg.Lost); err != nil {
 			return nil, err
 		}
+		if slices.Contains(r.lost, id.Node) {
+			return nil, storage.E("recover", storage.KindInvalid, "node "+id.Node.String(), errors.New("it is itself among the lost nodes"))
+		}
 		r.lost = r.andRemoved(r.lost)
 		if err := r.copy.MayBegin(r.from, r.lost, cfg.Now()); err != nil {
 			return nil, err
