@@ -163,7 +163,7 @@ func (l *loads) of(live int64) int64 { return l.base + live }
 const worthPart = 0.05
 
 // A store gets no replica for the sake of zones alone that would fill it further than this part: the group's writes would be refused for lack of room
-// there, although others have it.
+// there, although others have it. It keeps no replica from moving elsewhere for its load.
 const zoneFull = 0.8
 
 // movesPart bounds how many groups are moved at once: one, and one more for so many stores.
@@ -259,7 +259,7 @@ func (b *balancer) move(from loaded, g storage.Group) (Step, bool) {
 	others := slices.Clone(g.Replicas)
 	at := slices.IndexFunc(others, func(r storage.Replica) bool { return r.Key.Store == from.store })
 	others[at].Role = storage.RoleLeaving
-	node, store, err := choose(b.View, others, b.live[g.ID], b.may)
+	node, store, err := choose(b.View, others, b.live[g.ID], moving(b.may))
 	if err != nil {
 		return Step{}, false
 	}
@@ -270,8 +270,7 @@ func (b *balancer) move(from loaded, g storage.Group) (Step, bool) {
 	load := float64(b.weight[store]) / float64(max(report.CapacityBytes, 1))
 	before := b.spread(g, 0)
 	switch now := b.spread(after, 0); {
-	case now < before, now == before && !b.worth(from, load, g, report.CapacityBytes),
-		now > before && float64(report.UsedBytes+b.live[g.ID]) > zoneFull*float64(report.CapacityBytes):
+	case now < before, (now == before || float64(report.UsedBytes+b.live[g.ID]) > zoneFull*float64(report.CapacityBytes)) && !b.worth(from, load, g, report.CapacityBytes):
 		return Step{}, false
 	}
 	p := planner{v: b.View, g: g}

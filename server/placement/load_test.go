@@ -105,7 +105,7 @@ func TestMovesKeepZones(t *testing.T) {
 	}
 }
 
-// TestZonesAreTakenApart: replicas that share a zone, because there was no other one, go to one that is new, however full it gets.
+// TestZonesAreTakenApart: replicas that share a zone, because there was no other one, go to one that is new.
 func TestZonesAreTakenApart(t *testing.T) {
 	c := clusterOf(t, "a", "a", "b")
 	fill(c, func(storage.GroupID) int64 { return 10 << 30 })
@@ -295,5 +295,78 @@ func TestNothingMovesBeforeAllIsKnown(t *testing.T) {
 	}
 	if moves := placement.ReplicaMoves(v.Indexed()); len(moves) != 0 {
 		t.Errorf("with a group that nobody leads: %+v", moves)
+	}
+}
+
+// TestSmallZoneHoldsUpNothing: replicas that share a zone, because the only node of another one is too small, move to a new node for their load all the same.
+//
+// Guards: candidate.roomy. Without it moves and new replicas were meant for the full node, and the new one got nothing.
+func TestSmallZoneHoldsUpNothing(t *testing.T) {
+	for _, gib := range []int64{12, 24, 60} {
+		c := clusterOf(t, "a", "a", "b")
+		fill(c, func(storage.GroupID) int64 { return 10 << 30 })
+		small := c.AddNode("c", gib<<30)
+		settled(t, c)
+		large := c.AddNode("a", tib)
+		settled(t, c)
+		held := c.StoredBytes()
+		if s := held[placementtest.StoreOf(small)]; s > gib<<30*8/10 {
+			t.Errorf("the small node holds %d GiB of %d", s>>30, gib)
+		}
+		var a int64
+		for _, id := range []storage.NodeID{1, 2, large} {
+			a += held[placementtest.StoreOf(id)]
+		}
+		if l := held[placementtest.StoreOf(large)]; l < a/4 {
+			t.Errorf("with a node of %d GiB in a zone of its own, the new node holds %d of the %d GiB in its zone", gib, l>>30, a>>30)
+		}
+	}
+}
+
+// TestFullStoresStillLevelOut: where every store is above the bound for zones, a replica moves for its load, and the full zone is not in its way.
+func TestFullStoresStillLevelOut(t *testing.T) {
+	c := clusterOf(t, "a", "a", "b")
+	fill(c, func(storage.GroupID) int64 { return 10 << 30 })
+	small, large := c.AddNode("c", 100<<30), c.AddNode("a", tib)
+	v := c.View()
+	for _, n := range []storage.NodeID{small, large} { // by what is no replica's
+		s := &v.Reports[n].Stores[0]
+		s.UsedBytes = s.CapacityBytes / 100 * 85
+		s.FreeBytes = s.CapacityBytes - s.UsedBytes
+	}
+	if moves := placement.ReplicaMoves(v); len(moves) != 1 {
+		t.Fatalf("%d moves, want one to node %v", len(moves), large)
+	} else if want := "stores fill evenly with it on node n" + large.String(); moves[0].Reason != want {
+		t.Errorf("%q, want %q", moves[0].Reason, want)
+	}
+}
+
+// TestNewReplicasLeaveRoom: what was on a lost node goes to another zone while nodes there have room, and then to one with room; if none has, zones count again.
+func TestNewReplicasLeaveRoom(t *testing.T) {
+	c := placementtest.NewCluster(3)
+	for _, z := range []string{"a", "a", "b", "b"} {
+		c.AddNode(z, tib)
+	}
+	c.AddNode("c", 100<<30)
+	v := c.View()
+	at := func(n storage.NodeID) storage.Replica {
+		return storage.Replica{Node: n, Key: storage.ReplicaKey{Store: placementtest.StoreOf(n)}, Role: storage.RoleVoter}
+	}
+	use := func(n storage.NodeID, part int64) {
+		s := &v.Reports[n].Stores[0]
+		s.UsedBytes = s.CapacityBytes / 100 * part
+		s.FreeBytes = s.CapacityBytes - s.UsedBytes
+	}
+	for _, x := range []struct {
+		small, others int64 // percent that is used
+		want          []storage.NodeID
+	}{{78, 10, []storage.NodeID{5}}, {85, 10, []storage.NodeID{2, 4}}, {85, 95, []storage.NodeID{5}}} {
+		use(5, x.small)
+		use(2, x.others)
+		use(4, x.others)
+		node, _, err := placement.Choose(v, []storage.Replica{at(1), at(3)}, 10<<30)
+		if err != nil || !slices.Contains(x.want, node) {
+			t.Errorf("%d %% used in the new zone, %d %% elsewhere: node %v (%v), want one of %v", x.small, x.others, node, err, x.want)
+		}
 	}
 }

@@ -291,7 +291,11 @@ func (p *planner) plan() (Step, bool) {
 	if len(p.g.Replicas)-p.g.Count(storage.RoleLeaving)-p.toReplace() >= p.wanted() {
 		return Step{}, false
 	}
-	node, store, err := Choose(p.v, p.g.Replicas, p.leader.LiveBytes)
+	on := terms{full: nearlyFull}
+	if slices.ContainsFunc(p.g.Replicas, func(r storage.Replica) bool { return r.Role == storage.RoleLeaving && p.well(r) }) {
+		on = moving(nil) // to where ReplicaMoves meant it to go
+	}
+	node, store, err := choose(p.v, p.g.Replicas, p.leader.LiveBytes, on)
 	if err != nil {
 		if !strings.HasSuffix(p.waiting, err.Error()) { // else it says for which replica, too
 			p.waiting = err.Error()

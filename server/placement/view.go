@@ -108,17 +108,21 @@ var ErrNoStore = errors.New("no store for another replica")
 
 // candidate is a store that may take a replica, with what it is ranked by.
 type candidate struct {
-	node    storage.NodeID
-	store   storage.StoreID
-	newZone bool
-	load    float64 // with the replica; see loads
-	shared  int     // how many replicas lie on both the node and one of the group's nodes
-	used    float64 // share of the store in use
-	free    int64   // bytes that may be written
+	node     storage.NodeID
+	store    storage.StoreID
+	roomy    bool // it stays below what terms.full says
+	newZone  bool
+	load     float64 // with the replica; see loads
+	shared   int     // how many replicas lie on both the node and one of the group's nodes
+	used     float64 // share of the store in use
+	capacity float64 // bytes, at least one
+	free     int64   // bytes that may be written
 }
 
 func (c candidate) better(o candidate) bool {
 	switch {
+	case c.roomy != o.roomy:
+		return c.roomy
 	case c.newZone != o.newZone:
 		return c.newZone
 	case c.load != o.load:
@@ -133,15 +137,31 @@ func (c candidate) better(o candidate) bool {
 }
 
 // Choose returns the store for the next replica of a group, given those it has and how many bytes live in it (0: not known). It must be
-// on another node, and in another zone if there is one. Among those Choose prefers the store that is least loaded with the replica (loads), then
+// on another node, and in another zone if there is one. A store that it would fill further than nearlyFull comes after all others, also if it is the only
+// one in another zone: writes of the group would soon find no room there. Among those that are left Choose prefers the store that is least loaded with the replica (loads), then
 // the node that shares the fewest groups with those of the group: when one is lost, many others copy a little each. A store takes part if its node is up, reports, and neither drains nor is in maintenance, and the store
 // works and has room for the group, with a tenth to spare for what is written while it is pulled.
 func Choose(v View, replicas []storage.Replica, liveBytes int64) (storage.NodeID, storage.StoreID, error) {
-	return choose(v, replicas, liveBytes, func(storage.StoreID) bool { return true })
+	return choose(v, replicas, liveBytes, terms{full: nearlyFull})
 }
 
-// choose is Choose among the stores that may take it.
-func choose(v View, replicas []storage.Replica, liveBytes int64, may func(storage.StoreID) bool) (storage.NodeID, storage.StoreID, error) {
+// nearlyFull is how far a new replica fills a store before others come first, as a part.
+const nearlyFull = 0.9
+
+// terms are what stores have to meet for a replica.
+type terms struct {
+	may   func(storage.StoreID) bool // those that may take it; nil: all
+	full  float64                    // how far it fills a store before others come first, as a part
+	moves bool                       // nothing is lost with it: a store that it would fill further takes part for its load alone, not for its zone
+}
+
+// moving are the terms for a replica that moves: those of what records it as leaving, and of what plans another one.
+func moving(may func(storage.StoreID) bool) terms {
+	return terms{may: may, full: zoneFull, moves: true}
+}
+
+// choose is Choose on the terms given.
+func choose(v View, replicas []storage.Replica, liveBytes int64, on terms) (storage.NodeID, storage.StoreID, error) {
 	wantBytes := max(1, liveBytes+liveBytes/10)
 	taken := map[storage.NodeID]bool{}
 	zones := map[string]bool{}
@@ -158,11 +178,12 @@ func choose(v View, replicas []storage.Replica, liveBytes int64, may func(storag
 			continue
 		}
 		for _, s := range n.Stores {
-			if !may(s.ID) {
+			if on.may != nil && !on.may(s.ID) {
 				continue
 			}
 			c, ok := v.candidate(n, s, l.weight[s.ID]+l.of(liveBytes))
-			c.newZone, c.free = !zones[n.Zone], c.free-l.coming[s.ID]
+			c.roomy = c.used+float64(l.coming[s.ID]+liveBytes)/c.capacity <= on.full
+			c.newZone, c.free = !zones[n.Zone] && (c.roomy || !on.moves), c.free-l.coming[s.ID]
 			c.shared = l.sharedWith(n.ID, replicas)
 			switch {
 			case !ok:
@@ -192,7 +213,7 @@ func (v View) candidate(n storage.Node, s storage.Store, weight int64) (candidat
 	if !ok || report.Failed != "" {
 		return candidate{}, false
 	}
-	capacity := max(report.CapacityBytes, 1)
-	return candidate{node: n.ID, store: s.ID, free: report.FreeBytes, load: float64(weight) / float64(capacity),
-		used: float64(report.UsedBytes) / float64(capacity)}, true
+	capacity := float64(max(report.CapacityBytes, 1))
+	return candidate{node: n.ID, store: s.ID, free: report.FreeBytes, load: float64(weight) / capacity,
+		used: float64(report.UsedBytes) / capacity, capacity: capacity}, true
 }
