@@ -3,6 +3,9 @@ package replication
 import (
 	"sync"
 	"time"
+
+	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/replication/runner"
 )
 
 const (
@@ -16,20 +19,26 @@ const (
 // the log gone when it gets there, and have to pull another one. The log itself bounds how much that is (segment.Config.HoldBytes).
 type behind struct {
 	mu     sync.Mutex
-	pulled map[uint64]time.Time // the last entries of manifests that were pulled, and until when the log is kept from there; at most maxOpenManifests
+	pulled map[pulledManifest]time.Time // until when the log is kept from there; at most maxOpenManifests
 	looked time.Time
 }
 
-// add keeps the log from an entry on.
-func (b *behind) add(index uint64, now time.Time) {
+// pulledManifest is a manifest by the last entry that it holds, and who pulled it; 0: a follower that Raft sent to it.
+type pulledManifest struct {
+	index uint64
+	by    storage.NodeID
+}
+
+// add keeps the log from a manifest on.
+func (b *behind) add(m pulledManifest, now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.pulled == nil {
-		b.pulled = map[uint64]time.Time{}
+		b.pulled = map[pulledManifest]time.Time{}
 	}
-	b.pulled[index] = now.Add(behindFor)
+	b.pulled[m] = now.Add(behindFor)
 	if len(b.pulled) > maxOpenManifests {
-		oldest := index
+		oldest := m
 		for i, until := range b.pulled {
 			if until.Before(b.pulled[oldest]) {
 				oldest = i
@@ -44,14 +53,25 @@ func (b *behind) from(now time.Time) (first uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.looked = now
-	for i, until := range b.pulled {
+	for m, until := range b.pulled {
 		if !now.Before(until) {
-			delete(b.pulled, i)
-		} else if first == 0 || i < first {
-			first = i
+			delete(b.pulled, m)
+		} else if first == 0 || m.index < first {
+			first = m.index
 		}
 	}
 	return first
+}
+
+// acked forgets the manifests that a node pulled whose replica has got on from there by itself.
+func (b *behind) acked(by storage.NodeID, index uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for m := range b.pulled {
+		if m.by == by && index > m.index {
+			delete(b.pulled, m)
+		}
+	}
 }
 
 // due reports whether behindEvery has passed.
@@ -66,14 +86,25 @@ func (b *behind) due(now time.Time) bool {
 //
 // Guards I6: for members that have all nothing is kept. The log of an idle group would hold its segments.
 func (g *group) keepLog() {
-	from := g.behind.from(time.Now())
+	var members uint64
 	if in := g.inst.Load(); in != nil && in.Leads() {
 		last := in.LastIndex()
 		for _, m := range in.log.newest().servers {
-			if acked := in.Acked(m.ID); acked > 0 && acked < last && m.ID != g.self && (from == 0 || acked < from) {
-				from = acked
+			acked := in.Acked(m.ID)
+			if acked == 0 || m.ID == g.self {
+				continue
+			}
+			if node, err := runner.ParseNodeAddress(m.Address); err == nil {
+				g.behind.acked(node, acked)
+			}
+			if acked < last && (members == 0 || acked < members) {
+				members = acked
 			}
 		}
+	}
+	from := g.behind.from(time.Now())
+	if from == 0 || members > 0 && members < from {
+		from = members
 	}
 	g.extents.Log().SetHold(from)
 }

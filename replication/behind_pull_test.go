@@ -23,7 +23,7 @@ func (n *simNode) manifests() uint64 {
 // the log, and nothing is pulled twice. So is a follower that was away for a while. When they have all, and when nobody comes, the log goes.
 //
 // Lines: the hold of pullServer.remove, and that of members in keepLog; without the first the learner, without the second the follower needed
-// another manifest. That of behindFor, without which the log stayed.
+// another manifest. That of behindFor, and behind.acked, without which the log stayed.
 func TestLearnerGoesOnFromTheLog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHarness(t, 3)
@@ -60,6 +60,12 @@ func TestLearnerGoesOnFromTheLog(t *testing.T) {
 		h.change(1, runner.AddVoter, 2, 2)
 		if n := leader.manifests(); n != 1 {
 			t.Fatalf("%d manifests were opened", n)
+		}
+		write()
+		<-time.After(10 * time.Second)
+		checkpoint()
+		if first, last := g.extents.Log().FirstIndex(), g.extents.Log().LastIndex(); first != 0 && last-first > 20 {
+			t.Errorf("of a group whose new replica has it all the log is kept from %d to %d", first, last)
 		}
 		h.grow(1, 3)
 		h.lead(1)

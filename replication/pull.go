@@ -59,7 +59,8 @@ type openManifest struct {
 	g     *group
 	m     *extent.Manifest
 	name  string
-	timer *time.Timer // closes it after manifestSilence
+	by    storage.NodeID // 0: a follower that Raft sent to it
+	timer *time.Timer    // closes it after manifestSilence
 }
 
 func newPullServer(rs *Replicas) *pullServer {
@@ -70,8 +71,8 @@ func newPullServer(rs *Replicas) *pullServer {
 	return s
 }
 
-// add opens a manifest of a group and gives it a name.
-func (s *pullServer) add(g *group) (*openManifest, error) {
+// add opens a manifest of a group for a node, and gives it a name.
+func (s *pullServer) add(g *group, by storage.NodeID) (*openManifest, error) {
 	s.mu.Lock()
 	full := s.closed || s.begun+len(s.open) >= maxOpenManifests
 	if !full {
@@ -94,7 +95,7 @@ func (s *pullServer) add(g *group) (*openManifest, error) {
 		return nil, storage.E("open manifest", storage.KindUnavailable, "group "+g.id.String(), errors.New("the node stops"))
 	}
 	s.next++
-	o := &openManifest{g: g, m: m, name: fmt.Sprintf("%d-%d-%d", g.id, m.Index, s.next)}
+	o := &openManifest{g: g, m: m, by: by, name: fmt.Sprintf("%d-%d-%d", g.id, m.Index, s.next)}
 	s.open[o.name] = o
 	o.timer = time.AfterFunc(manifestSilence, func() { s.remove(o.name) })
 	return o, nil
@@ -118,7 +119,7 @@ func (s *pullServer) remove(name string) {
 	s.mu.Unlock()
 	if o != nil {
 		o.timer.Stop()
-		o.g.behind.add(o.m.Index, time.Now())
+		o.g.behind.add(pulledManifest{o.m.Index, o.by}, time.Now())
 		o.g.keepLog() // before the manifest lets the log go
 		o.m.Close()
 	}
@@ -136,7 +137,7 @@ func (s *pullServer) close() {
 
 // openManifest is snapshotStore's way to a manifest for a lagging follower.
 func (g *group) openManifest() (*extent.Manifest, string, func(), error) {
-	o, err := g.node.pulls.add(g)
+	o, err := g.node.pulls.add(g, 0)
 	if err != nil {
 		return nil, "", nil, err
 	}
@@ -156,12 +157,12 @@ func (s *pullServer) serveManifest(in *peer.Inbound) {
 	name, args, err := decodePull(in.Header[min(1, len(in.Header)):], 1)
 	var header, payload []byte
 	if err == nil {
-		header, payload, err = s.manifest(in.Context(), in.Group, in.Header[0], name, args[0], in.Payload)
+		header, payload, err = s.manifest(in.Context(), in.From, in.Group, in.Header[0], name, args[0], in.Payload)
 	}
 	in.Answer(header, payload, err)
 }
 
-func (s *pullServer) manifest(ctx context.Context, id storage.GroupID, what uint8, name string, arg uint32, after []byte) (header, payload []byte, err error) {
+func (s *pullServer) manifest(ctx context.Context, by storage.NodeID, id storage.GroupID, what uint8, name string, arg uint32, after []byte) (header, payload []byte, err error) {
 	switch what {
 	case manifestOpen:
 		g, err := s.replicas.group(id)
@@ -172,7 +173,7 @@ func (s *pullServer) manifest(ctx context.Context, id storage.GroupID, what uint
 		if err := g.checkpoint(ctx); err != nil && g.extents.Checkpointed().Index == 0 {
 			return nil, nil, storage.E("open manifest", storage.KindUnavailable, "group "+id.String(), err)
 		}
-		o, err := s.add(g)
+		o, err := s.add(g, by)
 		if err != nil {
 			return nil, nil, err
 		}

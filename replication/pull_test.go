@@ -247,7 +247,7 @@ func TestManifestsOpenedAreBounded(t *testing.T) {
 		s := h.nodes[leader].replicas.pulls
 		refused := 0
 		for range 3 * maxOpenManifests {
-			if _, _, err := s.manifest(context.Background(), 1, manifestOpen, "", 0, nil); err != nil {
+			if _, _, err := s.manifest(context.Background(), 2, 1, manifestOpen, "", 0, nil); err != nil {
 				refused++
 			}
 		}
@@ -258,7 +258,7 @@ func TestManifestsOpenedAreBounded(t *testing.T) {
 		if s.count() != 0 {
 			t.Fatalf("%d are open after the silence", s.count())
 		}
-		if _, _, err := s.manifest(context.Background(), 1, manifestOpen, "", 0, nil); err != nil {
+		if _, _, err := s.manifest(context.Background(), 2, 1, manifestOpen, "", 0, nil); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -281,7 +281,7 @@ func TestManifestsOpenedAtOnceAreBounded(t *testing.T) {
 		for range 100 * maxOpenManifests {
 			wg.Go(func() {
 				<-begin
-				if _, err := s.add(g); err == nil {
+				if _, err := s.add(g, 0); err == nil {
 					opened.Add(1)
 				}
 			})

@@ -25,7 +25,7 @@ func TestPullThatIsNotInstalledIsKept(t *testing.T) {
 		third := 6 - source - gone
 		h.nodes[gone].start()
 		g := h.nodes[gone].replicas.mustGroup(1)
-		o, err := h.nodes[third].replicas.pulls.add(h.nodes[third].replicas.mustGroup(1))
+		o, err := h.nodes[third].replicas.pulls.add(h.nodes[third].replicas.mustGroup(1), 0)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -25,6 +25,9 @@ const (
 	wastedAge      = 20 * time.Second // much would be free after a checkpoint
 	shortOfRoomAge = 10 * time.Second // below twice the reserve
 	fullAge        = time.Second      // below the reserve
+
+	// offerAllEvery is how often all segments are looked at that may be dead, whatever happens. It takes some ms for a hundred thousand.
+	offerAllEvery = 30 * time.Second
 )
 
 // IdleSegments is how many segments a replica's recovery position may lie behind the end of the log before it is moved
@@ -105,6 +108,10 @@ type Worker struct {
 	stuck   map[segment.GroupKey]position          // of replicas that hold the log
 	copying bool                                   // copies were begun that no position has moved for yet
 	room    Room                                   // at the last look
+
+	offering   sync.Mutex // while segments are offered to the log; guards both below
+	refused    []segment.SegmentNo
+	offeredAll time.Time
 }
 
 // sighting is since when a replica has been seen with changes, after how many freezes.
@@ -116,7 +123,7 @@ type sighting struct {
 // New returns a worker that waits for Run.
 func New(c Config) *Worker {
 	return &Worker{cfg: c, purges: make(chan struct{}, 1), moves: make(chan struct{}, 1), seen: map[segment.GroupKey]sighting{}, asked: map[segment.GroupKey]segment.SegmentNo{},
-		stuck: map[segment.GroupKey]position{}}
+		stuck: map[segment.GroupKey]position{}, offeredAll: time.Now()}
 }
 
 // Run works until ctx is done.
@@ -186,13 +193,40 @@ func (w *Worker) runMoves(ctx context.Context) {
 
 // Recycle offers every dead segment to the log, which refuses those that it needs, or that somebody reads.
 func (w *Worker) Recycle() {
-	for _, no := range w.cfg.Segments.Dead() {
-		err := w.cfg.Segments.Recycle(no)
-		if err != nil && !errors.Is(err, storage.ErrConflict) && !errors.Is(err, storage.ErrNotFound) {
+	w.offering.Lock()
+	defer w.offering.Unlock()
+	w.offeredAll = time.Now()
+	w.offerLocked(w.cfg.Segments.Dead())
+}
+
+// offerLocked offers segments to the log, and remembers which of them it refused.
+func (w *Worker) offerLocked(dead []segment.SegmentNo) {
+	var refused []segment.SegmentNo
+	for _, no := range dead {
+		switch err := w.cfg.Segments.Recycle(no); {
+		case errors.Is(err, storage.ErrConflict):
+			refused = append(refused, no)
+		case err != nil && !errors.Is(err, storage.ErrNotFound):
 			w.cfg.Logger.Warn("segment not recycled", "segment", no, "error", err)
 			return
 		}
 	}
+	w.refused = refused
+}
+
+// offerAgain offers what the log has refused, and sometimes all that is dead.
+//
+// Guards I6: what held it, a reader, a pull or a replica that needs the log, ends without a checkpoint, and on an idle store there may be none
+// for ever.
+func (w *Worker) offerAgain(now time.Time, room Room) {
+	w.offering.Lock()
+	defer w.offering.Unlock()
+	dead := w.refused
+	if room == Full || now.Sub(w.offeredAll) >= offerAllEvery {
+		w.offeredAll = now
+		dead = w.cfg.Segments.Dead()
+	}
+	w.offerLocked(dead)
 }
 
 // Checkpointed does what a new checkpoint makes possible; deleted says that it holds deletions of volumes.
@@ -330,22 +364,19 @@ func (w *Worker) look(now time.Time) {
 	if !ok {
 		return
 	}
-	age, due := checkpointAge(room), false
+	age := checkpointAge(room)
 	seen := make(map[segment.GroupKey]sighting, len(w.seen))
 	for _, r := range w.cfg.Replicas() {
 		d := w.changedFor(r, now, seen)
 		// A checkpoint that is due by what was written has been asked for; but the request may have been lost, or the
 		// checkpoint failed.
 		if d >= age || d >= shortOfRoomAge && r.CheckpointDue() {
-			due = true
 			r.RequestCheckpoint()
 		}
 	}
 	w.seen = seen
 	w.noteRoom(room)
-	if !due && room == Full {
-		w.Recycle() // what a reader or a pull had pinned
-	}
+	w.offerAgain(now, room)
 }
 
 // checkpointAge is how old changes become before a checkpoint is asked for.

@@ -130,6 +130,33 @@ func TestRecycle(t *testing.T) {
 	}
 }
 
+// TestRefusedIsOfferedAgain: a segment that the log did not let go is offered until it does, although nothing else happens on the store, and
+// however much room there is; one that is gone is not. So is one of which nobody has said that it is dead.
+func TestRefusedIsOfferedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conflict := storage.E("recycle", storage.KindConflict, "1", nil)
+		d := &disk{dead: []segment.SegmentNo{1, 2}, refuse: map[segment.SegmentNo]error{1: conflict, 2: conflict}}
+		w := d.worker()
+		go w.Run(t.Context())
+		synctest.Wait()
+		w.Checkpointed(false)
+		time.Sleep(10 * Every)
+		if len(d.recycled) > 0 {
+			t.Fatalf("recycled %v", d.recycled)
+		}
+		d.refuse = map[segment.SegmentNo]error{2: storage.E("recycle", storage.KindNotFound, "2", nil)}
+		time.Sleep(10 * Every)
+		if !slices.Equal(d.recycled, []segment.SegmentNo{1}) {
+			t.Errorf("recycled %v", d.recycled)
+		}
+		d.dead = []segment.SegmentNo{3} // nobody has said so: whoever counted it as in use has let it go
+		time.Sleep(2 * offerAllEvery)
+		if !slices.Equal(d.recycled, []segment.SegmentNo{1, 3}) {
+			t.Errorf("recycled %v", d.recycled)
+		}
+	})
+}
+
 // TestPurge: a purge begins with the worker, goes on until nothing is left, and what it has freed is recycled; after an error
 // the next call tries again.
 func TestPurge(t *testing.T) {
