@@ -38,7 +38,7 @@ func TestFollowerThatWasAwayCountsAtOnce(t *testing.T) {
 func TestManifestForAFollowerThatWasAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHarness(t, 3)
-		h.retainBytes = 1
+		h.retainBytes, h.holdBytes = 1, -1
 		for _, n := range h.nodes {
 			n.start()
 		}

@@ -30,7 +30,7 @@ type connSet struct {
 	ctx  context.Context // done when the set failed; context.Cause says why
 	fail context.CancelCauseFunc
 
-	lastHeard atomic.Int64 // Transport.now() when something arrived on the control lane
+	lastHeard atomic.Int64 // Transport.now() when something arrived on the control lane, or a lane was opened
 	pinging   atomic.Bool  // a ping is not answered yet
 
 	wg sync.WaitGroup // the goroutines of conns
@@ -60,6 +60,7 @@ func (s *connSet) add(lane Lane, nc net.Conn, protocol uint16, release func()) b
 	c := newConn(s, lane, nc)
 	c.protocol, c.release = protocol, release
 	s.conns[lane] = c
+	s.lastHeard.Store(s.t.now())
 	s.wg.Go(c.writeLoop)
 	s.wg.Go(func() {
 		read := c.readRequests
@@ -93,8 +94,10 @@ func (s *connSet) run() {
 		case <-s.ctx.Done():
 		case <-tick.C:
 			tick.Again()
-			if now := s.t.now(); now-begun > int64(cfg.HandshakeTimeout) && !s.complete() {
-				s.fail(errors.New("the peer did not open all lanes"))
+			if now := s.t.now(); !s.complete() { // the side that dials says nothing until it is
+				if now-begun > int64(cfg.HandshakeTimeout) {
+					s.fail(errors.New("the peer did not open all lanes"))
+				}
 			} else if err := s.check(now); err != nil {
 				s.fail(err)
 			} else if s.dialled && now-s.lastHeard.Load() > int64(cfg.PingInterval)/2 && !s.pinging.Swap(true) {

@@ -254,6 +254,21 @@ func TestFrozenPeer(t *testing.T) {
 	})
 }
 
+// TestLongPath: a peer that is far away is connected to, and stays so: what it takes to open all lanes does not count as silence, for only
+// then the dialling side begins to say that it is there.
+func TestLongPath(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMesh(t, simulated(simnet.New(simnet.Config{Link: simnet.Link{Delay: 220 * time.Millisecond}})), 2, nil, conformHandlers)
+		for range 40 {
+			mustCall(t, m.nodes[1], 2, Bulk, &Request{Method: methodEcho})
+			<-time.After(137 * time.Millisecond)
+		}
+		if n := len(m.nodes[2].inSets); n != 1 {
+			t.Errorf("%d sets are open", n)
+		}
+	})
+}
+
 func TestSilentPartition(t *testing.T) {
 	for name, cut := range map[string]func(*simnet.Network){
 		"there": func(n *simnet.Network) { n.Cut("n1", "n2") },
