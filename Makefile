@@ -18,6 +18,7 @@ DOCKER   := $(if $(DEVICES),$(shell command -v dockerd >/dev/null && command -v 
 FUZZTIME ?= 1m
 CHAOS_FOR ?= 10m
 CHAOS_ARGS ?=
+SOAK_FOR ?= 30m
 SIM_SECONDS ?= 600
 BENCH    ?=
 RACE     ?= -short
@@ -29,7 +30,7 @@ POWERCUT ?=
 # The commit of the release before this one.
 BEFORE   ?= f484692
 
-.PHONY: help build demo test unit race interop e2e chaos-short chaos upgrade-test powercut lab lab-short lab-run lab-systemd lab-systemd-run kube fuzz bench bench-quick bench-space bench-scale bench-start bench-memory bench-placement bench-stages deploy-check fmt fmt-check tidy-check vet lint \
+.PHONY: help build demo test unit race interop e2e chaos-short chaos soak upgrade-test powercut lab lab-short lab-run lab-systemd lab-systemd-run kube fuzz bench bench-quick bench-space bench-scale bench-start bench-memory bench-placement bench-repair bench-stages deploy-check fmt fmt-check tidy-check vet lint \
         generate generate-check deps deps-install ci clean
 
 help: ## say what there is
@@ -75,6 +76,10 @@ chaos: build ## the same, long (CHAOS_FOR=10m), its tools, how long writers wait
 	$(GO) test -tags chaos -timeout 0 -count 1 -v -run '^TestOutage$$' ./test/chaos -storaged $(abspath $(BIN))/storaged -outages 10
 	$(GO) test -tags chaos -timeout 0 -count 1 -v -run '^TestCare$$' ./test/chaos -storaged $(abspath $(BIN))/storaged -care 6
 	$(GO) test -timeout 0 -count 1 -run '^TestSchedules$$' ./test/sim -sim.from=$$(date +%s)000 -sim.seconds=$(SIM_SECONDS)
+
+soak: build ## everything at once: file systems, clients, volumes that come and go; nodes and gateways killed, drained, lost, given new disks (root; SOAK_FOR=30m)
+	@[ -n "$(DEVICES)" ] || echo "left out: the soak; it needs root, /dev/fuse, loop devices, e2fsprogs and xfsprogs"
+	$(if $(DEVICES),$(GO) test -tags chaos,devices -timeout 0 -count 1 -v -run '^TestSoak$$' ./test/chaos -storaged $(abspath $(BIN))/storaged -soak $(SOAK_FOR) $(CHAOS_ARGS))
 
 upgrade-test: build ## three nodes and a host go from the release before to this one, back, and forward again (BEFORE=COMMIT)
 	@[ -n "$(DEVICES)" ] || echo "left out: a host's gateway; it needs root, /dev/fuse, loop devices, e2fsprogs and xfsprogs"
@@ -144,6 +149,10 @@ bench-memory: build ## resident size of a node with 2 TiB mapped in 1,000 volume
 
 bench-placement: ## where replicas go in clusters of 3 to 1,000 nodes, simulated with the functions that decide it: evenness, bytes moved, triple failures (BENCH="-plots DIR"; a minute or two)
 	$(GO) run ./bench placement $(BENCH)
+
+bench-repair: build ## one of four nodes lost for good with 20 GiB on it: how fast it is whole again, and what clients notice (BENCH="-live 5GiB"; half an hour)
+	@test/deps.sh fio
+	$(GO) run ./bench repair -storaged $(BIN)/storaged $(BENCH)
 
 bench-stages: build ## where the time of a 4 KiB write at depth 1 goes, stage by stage, and what the floor takes beside it (BENCH="-rounds 9"; two minutes)
 	@test/deps.sh fio nbdkit

@@ -74,6 +74,8 @@ func command(ctx context.Context, args []string) error {
 			return runParsed(ctx, args[1:], parseScaleFlags, runScale)
 		case "start":
 			return runParsed(ctx, args[1:], parseStartFlags, runStart)
+		case "repair":
+			return runParsed(ctx, args[1:], parseRepairFlags, runRepair)
 		case "stages":
 			return runParsed(ctx, args[1:], parseStagesFlags, runStages)
 		case "placement":

@@ -26,7 +26,8 @@ type disk struct {
 	onFail func()      // stops the disk's replicas, without waiting; may be nil
 	hung   atomic.Bool // as of the last look
 
-	pulls      pacer // what pulls read from the disk, and write to it
+	pulls      pacer        // what pulls read from the disk, and write to it
+	pulled     atomic.Int64 // bytes of blocks that pulls have brought
 	unreadable unreadable
 	stable     pendingSets
 	room       diskRoom

@@ -27,11 +27,13 @@ var (
 		"Different blocks that the disk did not give back within the last hour; they are read from other replicas. Worry when it is not 0: replace the disk.", []string{"store"}, nil)
 	descFree = prometheus.NewDesc("storage_replication_store_free_bytes",
 		"What can still be written to the store: what is free above its reserve, as FREE of storagectl. Worry when it nears 0: writes are refused then.", []string{"store"}, nil)
+	descPulled = prometheus.NewDesc("storage_replication_pulled_bytes_total",
+		"Bytes of blocks that replicas of the store were brought from other nodes. Its rate is that of making replicas anew. Worry when it stays while replicas are missing.", []string{"store"}, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descLeader, descTerm, descCommit, descLag, descFollower, descVoters, descSilent, descUnreadable, descFree} {
+	for _, d := range []*prometheus.Desc{descLeader, descTerm, descCommit, descLag, descFollower, descVoters, descSilent, descUnreadable, descFree, descPulled} {
 		ch <- d
 	}
 }
@@ -71,5 +73,6 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		gauge(descSilent, flag(d.silent()), id)
 		gauge(descUnreadable, float64(d.unreadable.count()), id)
 		gauge(descFree, float64(d.room.writable.Load()), id)
+		ch <- prometheus.MustNewConstMetric(descPulled, prometheus.CounterValue, float64(d.pulled.Load()), id)
 	}
 }

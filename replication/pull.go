@@ -512,6 +512,7 @@ func (p *puller) version(ctx context.Context, ref table.Ref) error {
 				return err
 			}
 			p.g.pulled.Add(int64(len(blocks)))
+			p.g.disk.pulled.Add(int64(len(blocks)))
 		}
 	}
 	return nil

@@ -17,11 +17,12 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/testcluster"
+	"github.com/storaged/storaged/internal/testcluster/clustertest"
 )
 
 // dockerServer is a server with a Docker engine: a gateway, a plugin and a dockerd of its own.
 type dockerServer struct {
-	*hostGateway
+	*clustertest.Host
 	driver     string // what its engine calls the plugin
 	socket     string // of the engine
 	pluginArgs []string
@@ -39,7 +40,7 @@ func startDocker(t *testing.T, c *testcluster.Cluster, name string) *dockerServe
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &dockerServer{hostGateway: g, driver: fmt.Sprintf("storaged-e2e-%d-%s", os.Getpid(), name), socket: filepath.Join(dir, "docker.sock")}
+	s := &dockerServer{Host: g, driver: fmt.Sprintf("storaged-e2e-%d-%s", os.Getpid(), name), socket: filepath.Join(dir, "docker.sock")}
 	if s.log, err = os.Create(filepath.Join(dir, "log")); err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +55,7 @@ func startDocker(t *testing.T, c *testcluster.Cluster, name string) *dockerServe
 	})
 	pluginSocket := filepath.Join("/run/docker/plugins", s.driver+".sock") // where every engine looks
 	s.pluginArgs = []string{"docker-plugin", "--socket", pluginSocket, "--state-dir", filepath.Join(dir, "plugin"),
-		"--gateway", g.args[slices.Index(g.args, "--socket")+1]}
+		"--gateway", g.Args[slices.Index(g.Args, "--socket")+1]}
 	s.startPlugin(t)
 	t.Cleanup(func() {
 		s.endPlugin(t, syscall.SIGTERM)

@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -23,8 +22,8 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api/host"
-	"github.com/storaged/storaged/api/hostclient"
 	"github.com/storaged/storaged/internal/testcluster"
+	"github.com/storaged/storaged/internal/testcluster/clustertest"
 )
 
 // Bounds of what an application on a host sees.
@@ -33,108 +32,10 @@ const (
 	pauseOfGateway = 3 * time.Second // its start included
 )
 
-// hostGateway is a `storaged gateway`, as on a host of its own.
-type hostGateway struct {
-	*hostclient.Client
-	prefix []string // before its command
-	socket string
-	args   []string
-	log    *os.File
-	cmd    *exec.Cmd
-}
-
 // startHost starts the gateway of a host, with the given name and more flags.
-func startHost(t *testing.T, c *testcluster.Cluster, name string, more ...string) *hostGateway {
+func startHost(t *testing.T, c *testcluster.Cluster, name string, more ...string) *clustertest.Host {
 	t.Helper()
-	return startHostBy(t, c, nil, name, more...)
-}
-
-// startHostBy is startHost with a prefix before the gateway's command.
-func startHostBy(t *testing.T, c *testcluster.Cluster, prefix []string, name string, more ...string) *hostGateway {
-	t.Helper()
-	dir := t.TempDir()
-	var endpoints []string
-	for _, n := range c.Nodes() {
-		endpoints = append(endpoints, n.API)
-	}
-	socket := filepath.Join(dir, "gateway.sock")
-	log, err := os.Create(filepath.Join(dir, "gateway.log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	g := &hostGateway{log: log, prefix: prefix, socket: socket, args: append([]string{"gateway", "--endpoint", strings.Join(endpoints, ","), "--state-dir", filepath.Join(dir, "state"),
-		"--socket", socket, "--link-dir", filepath.Join(dir, "disk"), "--host-id", name}, more...)}
-	if g.Client, err = hostclient.New(socket); err != nil {
-		t.Fatal(err)
-	}
-	g.start(t)
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 30*time.Second)
-		defer cancel()
-		if g.cmd == nil {
-			g.start(t)
-		}
-		list, err := g.Attachments(ctx)
-		for _, a := range list {
-			err = errors.Join(err, g.Detach(ctx, a.Volume, true))
-		}
-		if err != nil {
-			t.Errorf("clean up: %v", err)
-		}
-		g.end(t, syscall.SIGTERM)
-		_ = g.Close()
-		if text, err := os.ReadFile(log.Name()); err == nil && t.Failed() {
-			t.Logf("gateway %s:\n%s", name, text)
-		}
-		_ = log.Close()
-	})
-	return g
-}
-
-func (g *hostGateway) start(t *testing.T) {
-	t.Helper()
-	line := slices.Concat(g.prefix, []string{*storagedFlag}, g.args)
-	g.cmd = exec.Command(line[0], line[1:]...)
-	g.cmd.Stdout, g.cmd.Stderr = g.log, g.log
-	if err := g.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 20*time.Second)
-	defer cancel()
-	if testcluster.Poll(ctx, 10*time.Millisecond, func() bool { _, err := g.Info(ctx); return err == nil }) != nil {
-		t.Fatal("the gateway does not answer")
-	}
-}
-
-// end ends the gateway's process by a signal.
-func (g *hostGateway) end(t *testing.T, sig syscall.Signal) {
-	t.Helper()
-	if err := g.cmd.Process.Signal(sig); err != nil {
-		t.Error(err)
-	}
-	if err := g.cmd.Wait(); err != nil && sig != syscall.SIGKILL {
-		t.Errorf("the gateway ended with %v", err)
-	}
-	g.cmd = nil
-}
-
-// logText returns what the gateway has logged.
-func (g *hostGateway) logText(t *testing.T) string {
-	t.Helper()
-	text, err := os.ReadFile(g.log.Name())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(text)
-}
-
-func (g *hostGateway) attach(t *testing.T, r host.Request) host.Attachment {
-	t.Helper()
-	a, err := g.Attach(t.Context(), r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return a
+	return clustertest.StartHost(t, c, clustertest.HostOptions{Binary: *storagedFlag, Name: name, Args: more})
 }
 
 func run(t *testing.T, args ...string) string {
@@ -239,7 +140,7 @@ func mounted(t *testing.T, a host.Attachment) (at string) {
 func TestMountedFileSystem(t *testing.T) {
 	c := startWithVolume(t, nil)
 	g := startHost(t, c, "host-a")
-	a := g.attach(t, host.Request{Volume: volumeName, Via: host.ViaFUSE})
+	a := g.MustAttach(t, host.Request{Volume: volumeName, Via: host.ViaFUSE})
 	at := mounted(t, a)
 	j := startJournal(t, filepath.Join(at, "journal"))
 	j.await(t, 200)
@@ -258,8 +159,8 @@ func TestMountedFileSystem(t *testing.T) {
 		}
 	}
 	for _, sig := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM} {
-		g.end(t, sig)
-		g.start(t)
+		g.End(t, sig)
+		g.Start(t)
 		pause := j.await(t, 200)
 		t.Logf("gateway ended by %v and started: the application paused for %v", sig, pause.Round(time.Millisecond))
 		checkStall(t, pause, pauseOfGateway)
@@ -269,7 +170,7 @@ func TestMountedFileSystem(t *testing.T) {
 	if err := g.Detach(t.Context(), volumeName, false); err != nil {
 		t.Fatal(err)
 	}
-	a = g.attach(t, host.Request{Volume: volumeName, Via: host.ViaFUSE})
+	a = g.MustAttach(t, host.Request{Volume: volumeName, Via: host.ViaFUSE})
 	run(t, "e2fsck", "-fn", a.Device)
 	run(t, "mount", "-o", "ro", a.Device, at)
 	data, err := os.ReadFile(filepath.Join(at, "journal"))
@@ -300,7 +201,7 @@ func indexOf(c *testcluster.Cluster, n *testcluster.Node) int {
 func TestHeldCopies(t *testing.T) {
 	c := startWithVolume(t, nil)
 	g := startHost(t, c, "host-a")
-	a := g.attach(t, host.Request{Volume: volumeName, Via: host.ViaFUSE})
+	a := g.MustAttach(t, host.Request{Volume: volumeName, Via: host.ViaFUSE})
 	disk, err := os.OpenFile(a.Device, os.O_RDWR|unix.O_DIRECT, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -321,9 +222,9 @@ func TestHeldCopies(t *testing.T) {
 		}
 		wrote := make(chan error, 1)
 		go func() { wrote <- write() }()
-		time.AfterFunc(100*time.Millisecond, func() { _ = g.cmd.Process.Kill() }) // with writes at the frozen node
-		_ = g.cmd.Wait()
-		g.start(t)
+		time.AfterFunc(100*time.Millisecond, func() { _ = g.Cmd.Process.Kill() }) // with writes at the frozen node
+		_ = g.Cmd.Wait()
+		g.Start(t)
 		if err := <-wrote; err != nil {
 			t.Fatalf("the application saw an error: %v", err)
 		}
@@ -380,7 +281,7 @@ func readBlock(t *testing.T, disk *os.File, i int) uint64 {
 func TestTakeoverBetweenHosts(t *testing.T) {
 	c := startWithVolume(t, nil)
 	first, second := startHost(t, c, "host-a"), startHost(t, c, "host-b")
-	a := first.attach(t, host.Request{Volume: volumeName, Via: host.ViaFUSE})
+	a := first.MustAttach(t, host.Request{Volume: volumeName, Via: host.ViaFUSE})
 	disk, err := os.OpenFile(a.Device, os.O_RDWR|unix.O_DIRECT, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -394,7 +295,7 @@ func TestTakeoverBetweenHosts(t *testing.T) {
 		t.Fatalf("a second attach: %v; want KindConflict, the holder and what to do", err)
 	}
 	begun := time.Now()
-	b := second.attach(t, host.Request{Volume: volumeName, Via: host.ViaFUSE, TakeOver: true})
+	b := second.MustAttach(t, host.Request{Volume: volumeName, Via: host.ViaFUSE, TakeOver: true})
 	t.Logf("taken over in %v", time.Since(begun).Round(time.Millisecond))
 	if err := writeBlocks(disk, 8, 2); err == nil {
 		t.Error("the first host still writes")

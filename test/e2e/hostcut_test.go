@@ -32,9 +32,9 @@ func TestHostCutOff(t *testing.T) {
 	c := startWithVolume(t, network)
 	// Its network only: devices and mounts are this machine's.
 	namespace := network.Prefix(3)
-	cut := startHostBy(t, c, []string{"nsenter", "--net=/run/netns/" + namespace[len(namespace)-1]}, "host-a")
+	cut := clustertest.StartHost(t, c, clustertest.HostOptions{Binary: *storagedFlag, Name: "host-a", Prefix: []string{"nsenter", "--net=/run/netns/" + namespace[len(namespace)-1]}})
 	other := startHost(t, c, "host-b")
-	a := cut.attach(t, host.Request{Volume: volumeName, Via: host.ViaFUSE})
+	a := cut.MustAttach(t, host.Request{Volume: volumeName, Via: host.ViaFUSE})
 	disk, err := os.OpenFile(a.Device, os.O_RDWR|unix.O_DIRECT, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -60,7 +60,7 @@ func TestHostCutOff(t *testing.T) {
 	if left := leftovers(t, cut); left != "" {
 		t.Errorf("left behind:\n%s", left)
 	}
-	b := other.attach(t, host.Request{Volume: volumeName, Via: host.ViaFUSE, TakeOver: true})
+	b := other.MustAttach(t, host.Request{Volume: volumeName, Via: host.ViaFUSE, TakeOver: true})
 	if err := network.Heal(); err != nil {
 		t.Fatal(err)
 	}

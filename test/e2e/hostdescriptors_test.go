@@ -28,13 +28,13 @@ func TestGatewayWithFewDescriptors(t *testing.T) {
 		t.Fatal(err)
 	}
 	metrics := net.JoinHostPort("127.0.0.1", strconv.Itoa(port[0]))
-	g := startHostBy(t, c, []string{"sh", "-c", fmt.Sprintf(`ulimit -n %d && exec "$@"`, fewFiles/2), "sh"}, "host-a", "--listen-http", metrics)
-	a := g.attach(t, host.Request{Volume: volumeName, Via: host.ViaFUSE})
+	g := clustertest.StartHost(t, c, clustertest.HostOptions{Binary: *storagedFlag, Name: "host-a", Prefix: []string{"sh", "-c", fmt.Sprintf(`ulimit -n %d && exec "$@"`, fewFiles/2), "sh"}, Args: []string{"--listen-http", metrics}})
+	a := g.MustAttach(t, host.Request{Volume: volumeName, Via: host.ViaFUSE})
 	at := mounted(t, a)
 	j := startJournal(t, filepath.Join(at, "journal"))
 	j.await(t, 50)
 	idle := holdAt(t, "tcp", metrics, 200)
-	idle = append(idle, holdAt(t, "unix", g.socket, 200)...)
+	idle = append(idle, holdAt(t, "unix", g.Socket, 200)...)
 	defer func() { closeAll(idle) }()
 	for i, n := range c.Nodes() {
 		if err := n.Kill(); err != nil {
@@ -47,11 +47,11 @@ func TestGatewayWithFewDescriptors(t *testing.T) {
 		clustertest.WaitFull(t, c)
 		j.await(t, 50)
 	}
-	awaitText(t, "the gateway's log", func() string { return g.logText(t) }, func(text string) bool {
+	awaitText(t, "the gateway's log", func() string { return g.LogText(t) }, func(text string) bool {
 		return strings.Contains(text, "port=socket") && strings.Contains(text, "port=HTTP")
 	})
 	closeAll(idle)
-	if b := g.attach(t, host.Request{Volume: "other", Via: host.ViaFUSE}); b.State != host.StateReady {
+	if b := g.MustAttach(t, host.Request{Volume: "other", Via: host.ViaFUSE}); b.State != host.StateReady {
 		t.Errorf("afterwards: %+v", b)
 	}
 	j.end()

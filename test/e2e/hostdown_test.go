@@ -25,11 +25,11 @@ import (
 func TestHostGoesDown(t *testing.T) {
 	c := startWithVolume(t, nil)
 	g := startHost(t, c, "host-a", "--host-down-timeout=3s", "--shutdown-timeout=5s")
-	a := g.attach(t, host.Request{Volume: volumeName, Via: host.ViaFUSE})
+	a := g.MustAttach(t, host.Request{Volume: volumeName, Via: host.ViaFUSE})
 	run(t, "mkfs.ext4", "-q", "-E", "lazy_itable_init=0", a.Device)
 	goesDown := func() {
 		t.Helper()
-		run(t, slices.Concat([]string{*storagedFlag, "gateway", "host-down"}, g.args[1:])...)
+		run(t, slices.Concat([]string{*storagedFlag, "gateway", "host-down"}, g.Args[1:])...)
 	}
 	unmounted := func(at string) {
 		t.Helper()
@@ -40,7 +40,7 @@ func TestHostGoesDown(t *testing.T) {
 			t.Fatalf("after %v: umount: %v\n%s", time.Since(begun), err, out)
 		}
 		t.Logf("unmounted after %v", time.Since(begun).Round(100*time.Millisecond))
-		if left := leftovers(t, g); g.cmd == nil && left != "" {
+		if left := leftovers(t, g); g.Cmd == nil && left != "" {
 			t.Errorf("left behind:\n%s", left)
 		}
 	}
@@ -59,7 +59,7 @@ func TestHostGoesDown(t *testing.T) {
 			}
 			goesDown()
 			unmounted(at)
-			g.end(t, syscall.SIGTERM)
+			g.End(t, syscall.SIGTERM)
 			for i := range c.Nodes() {
 				if err := c.LaunchNode(i); err != nil {
 					t.Fatal(err)
@@ -72,13 +72,13 @@ func TestHostGoesDown(t *testing.T) {
 			}
 		},
 		"the gateway was stopped": func(at string) {
-			g.end(t, syscall.SIGTERM)
+			g.End(t, syscall.SIGTERM)
 			goesDown()
 			unmounted(at)
 		},
 		"mounted still": func(at string) {
 			goesDown()
-			g.end(t, syscall.SIGTERM)
+			g.End(t, syscall.SIGTERM)
 			hidden(at)
 		},
 		"in use to the end": func(at string) {
@@ -88,7 +88,7 @@ func TestHostGoesDown(t *testing.T) {
 			}
 			defer func() { _ = f.Close() }()
 			goesDown()
-			g.end(t, syscall.SIGTERM)
+			g.End(t, syscall.SIGTERM)
 			hidden(at)
 			if _, err := f.Write([]byte("late")); err == nil {
 				err = f.Sync()
@@ -109,7 +109,7 @@ func TestHostGoesDown(t *testing.T) {
 		if left := leftovers(t, g); left != "" {
 			t.Errorf("%s: left behind:\n%s", name, left)
 		}
-		g.start(t)
+		g.Start(t)
 		awaitText(t, "attachments", func() string {
 			list, err := g.Attachments(t.Context())
 			return fmt.Sprintf("%+v %v", list, err)

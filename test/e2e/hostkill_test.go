@@ -16,6 +16,7 @@ import (
 
 	"github.com/storaged/storaged/api/host"
 	"github.com/storaged/storaged/internal/testcluster"
+	"github.com/storaged/storaged/internal/testcluster/clustertest"
 )
 
 // TestGatewayKilledWhileAttaching: a gateway that is killed at any moment of an attach or a detach leaves nothing that keeps the next
@@ -29,7 +30,7 @@ func TestGatewayKilledWhileAttaching(t *testing.T) {
 			_, err := g.Attach(ctx, host.Request{Volume: volumeName, Via: host.ViaFUSE})
 			return err
 		})
-		a := g.attach(t, host.Request{Volume: volumeName, Via: host.ViaFUSE})
+		a := g.MustAttach(t, host.Request{Volume: volumeName, Via: host.ViaFUSE})
 		disk, err := os.OpenFile(a.Device, os.O_RDWR|unix.O_DIRECT, 0)
 		if err != nil {
 			t.Fatalf("killed after %v: %v", after, err)
@@ -51,16 +52,16 @@ func TestGatewayKilledWhileAttaching(t *testing.T) {
 }
 
 // killDuring kills the gateway some time after a request was sent to it, and starts it again.
-func killDuring(t *testing.T, g *hostGateway, after time.Duration, request func(context.Context) error) {
+func killDuring(t *testing.T, g *clustertest.Host, after time.Duration, request func(context.Context) error) {
 	t.Helper()
 	done := make(chan struct{})
 	ctx, cancel := context.WithTimeout(t.Context(), after+time.Second)
 	defer cancel()
 	go func() { defer close(done); _ = request(ctx) }() // it may come to its end, or not
 	<-time.After(after)                                 // the moment, whatever it is, at which the gateway is killed
-	g.end(t, syscall.SIGKILL)
+	g.End(t, syscall.SIGKILL)
 	<-done
-	g.start(t)
+	g.Start(t)
 	awaitText(t, "the gateway", func() string {
 		list, err := g.Attachments(t.Context())
 		return fmt.Sprintf("%+v %v", list, err)
@@ -74,24 +75,24 @@ func killDuring(t *testing.T, g *hostGateway, after time.Duration, request func(
 func TestGatewayRestartedUnderOlderKernel(t *testing.T) {
 	c := startWithVolume(t, nil)
 	g := startHost(t, c, "host-a")
-	a := g.attach(t, host.Request{Volume: volumeName, Via: host.ViaFUSE})
+	a := g.MustAttach(t, host.Request{Volume: volumeName, Via: host.ViaFUSE})
 	at := mounted(t, a)
 	j := startJournal(t, filepath.Join(at, "journal"))
 	for range 5 {
 		j.await(t, 50)
-		g.end(t, syscall.SIGTERM)
-		run(t, "rm", "-f", filepath.Join(filepath.Dir(g.socket), "state/mnt", volumeName+".resends")) // what an older kernel has not offered
+		g.End(t, syscall.SIGTERM)
+		run(t, "rm", "-f", filepath.Join(filepath.Dir(g.Socket), "state/mnt", volumeName+".resends")) // what an older kernel has not offered
 		<-time.After(200 * time.Millisecond)                                                          // the journal asks for more, which nobody reads
-		g.start(t)
+		g.Start(t)
 	}
 	j.await(t, 50)
 	checkJournal(t, g, at, j.end())
 }
 
 // leftovers returns the loop devices and mounts of a gateway.
-func leftovers(t *testing.T, g *hostGateway) string {
+func leftovers(t *testing.T, g *clustertest.Host) string {
 	t.Helper()
-	state := strings.TrimSuffix(g.socket, "gateway.sock")
+	state := strings.TrimSuffix(g.Socket, "gateway.sock")
 	var left []string
 	files, err := filepath.Glob("/sys/block/loop*/loop/backing_file") // losetup would ask the gateways of other tests
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api/host"
 	"github.com/storaged/storaged/internal/testcluster"
+	"github.com/storaged/storaged/internal/testcluster/clustertest"
 )
 
 // TestTwoMachinesOfOneHostID: while one machine uses a volume, another one that calls itself the same host is refused and told
@@ -22,7 +23,7 @@ import (
 func TestTwoMachinesOfOneHostID(t *testing.T) {
 	c := startWithVolume(t, nil)
 	first := startHost(t, c, "host-a")
-	a := first.attach(t, host.Request{Volume: volumeName, Via: host.ViaFUSE})
+	a := first.MustAttach(t, host.Request{Volume: volumeName, Via: host.ViaFUSE})
 	at := mounted(t, a)
 	j := startJournal(t, filepath.Join(at, "journal"))
 	j.await(t, 50)
@@ -54,29 +55,29 @@ func TestTwoMachinesOfOneHostID(t *testing.T) {
 		t.Errorf("the copy detaches what it has not: %v", err)
 	}
 	j.await(t, 200)
-	if text := first.logText(t); strings.Contains(text, "fenced") {
+	if text := first.LogText(t); strings.Contains(text, "fenced") {
 		t.Errorf("the first was interrupted:\n%s", text)
 	}
 	checkJournal(t, first, at, j.end())
 }
 
 // startCopy starts the gateway of a machine whose disk was copied while the first one's gateway was running, and which has booted.
-func startCopy(t *testing.T, c *testcluster.Cluster, first *hostGateway) *hostGateway {
+func startCopy(t *testing.T, c *testcluster.Cluster, first *clustertest.Host) *clustertest.Host {
 	t.Helper()
 	state := filepath.Join(t.TempDir(), "state")
-	run(t, "cp", "-ax", first.args[slices.Index(first.args, "--state-dir")+1], state)
+	run(t, "cp", "-ax", first.Args[slices.Index(first.Args, "--state-dir")+1], state)
 	run(t, "sh", "-c", `find "$1" -xdev -name '*.json' -exec sed -i 's/"boot": *"[^"]*"/"boot":"of the copy"/' {} +`, "sh", state)
-	return startHostBy(t, c, nil, "host-a", "--state-dir", state)
+	return startHost(t, c, "host-a", "--state-dir", state)
 }
 
 // checkJournal unmounts a volume, attaches it anew, and looks for every record that was synced.
-func checkJournal(t *testing.T, g *hostGateway, at string, records int) {
+func checkJournal(t *testing.T, g *clustertest.Host, at string, records int) {
 	t.Helper()
 	run(t, "umount", at)
 	if err := g.Detach(t.Context(), volumeName, false); err != nil {
 		t.Fatal(err)
 	}
-	a := g.attach(t, host.Request{Volume: volumeName, Via: host.ViaFUSE})
+	a := g.MustAttach(t, host.Request{Volume: volumeName, Via: host.ViaFUSE})
 	run(t, "e2fsck", "-fn", a.Device)
 	run(t, "mount", "-o", "ro", a.Device, at)
 	data, err := os.ReadFile(filepath.Join(at, "journal"))

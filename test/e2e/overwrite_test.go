@@ -20,7 +20,7 @@ func TestOverwrittenFileSystem(t *testing.T) {
 	const disk, file, piece = 384 << 20, 96 << 20, 256 << 10
 	c := threeSmallDisks(t, disk, file+file/4)
 	g := startHost(t, c, "overwriter")
-	at := mounted(t, g.attach(t, host.Request{Volume: volumeName}))
+	at := mounted(t, g.MustAttach(t, host.Request{Volume: volumeName}))
 	f, err := os.OpenFile(filepath.Join(at, "data"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		t.Fatal(err)

@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -44,7 +43,7 @@ func TestTLS(t *testing.T) {
 
 	t.Run("host", func(t *testing.T) {
 		g := startHost(t, c, "host-a", append(toAPI, toPeers...)...)
-		a := g.attach(t, host.Request{Volume: volumeName})
+		a := g.MustAttach(t, host.Request{Volume: volumeName})
 		writeAndReadBack(t, a.Device)
 		if err := c.Node(0).Kill(); err != nil { // its gateway goes on with the others, over TLS as well
 			t.Fatal(err)
@@ -78,11 +77,11 @@ func TestTLS(t *testing.T) {
 			g := startHost(t, c, "host-b", w.args...)
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()
-			var text []byte
+			var text string
 			err := testcluster.Poll(ctx, 50*time.Millisecond, func() bool {
-				text, _ = os.ReadFile(g.log.Name())
+				text = g.LogText(t)
 				for _, want := range w.want {
-					if !bytes.Contains(text, []byte(want)) {
+					if !strings.Contains(text, want) {
 						return false
 					}
 				}
