@@ -2,6 +2,8 @@ package replication
 
 import (
 	"context"
+	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -9,6 +11,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/simnet"
@@ -92,6 +95,13 @@ func TestLaggingReplicaPullsAManifest(t *testing.T) {
 		}
 		if n := h.nodes[1].replicas.pulls.count() + h.nodes[2].replicas.pulls.count() + h.nodes[3].replicas.pulls.count(); n != 0 {
 			t.Errorf("%d manifests are open afterwards", n)
+		}
+		want := fmt.Sprintf(`# HELP storage_replication_pulled_bytes_total Bytes of blocks that replicas of the store were brought from other nodes. Its rate is that of making replicas anew. Worry when it stays while replicas are missing.
+# TYPE storage_replication_pulled_bytes_total counter
+storage_replication_pulled_bytes_total{store="%s"} %d
+`, storeID(gone), 200*storage.BlockSize)
+		if err := testutil.CollectAndCompare(&collector{h.nodes[gone].replicas}, strings.NewReader(want), "storage_replication_pulled_bytes_total"); err != nil {
+			t.Error(err)
 		}
 	})
 }
