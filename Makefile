@@ -75,6 +75,7 @@ chaos: build ## the same, long (CHAOS_FOR=10m), its tools, how long writers wait
 	$(GO) test -tags chaos -timeout 0 -count 1 -v -run '^TestChaos$$' ./test/chaos -storaged $(abspath $(BIN))/storaged -for $(CHAOS_FOR) $(CHAOS_ARGS)
 	$(GO) test -tags chaos -timeout 0 -count 1 -v -run '^TestOutage$$' ./test/chaos -storaged $(abspath $(BIN))/storaged -outages 10
 	$(GO) test -tags chaos -timeout 0 -count 1 -v -run '^TestCare$$' ./test/chaos -storaged $(abspath $(BIN))/storaged -care 6
+	$(if $(DEVICES),$(GO) test -tags chaos,devices -timeout 0 -count 1 -v -run '^TestRolling$$' ./test/chaos -storaged $(abspath $(BIN))/storaged)
 	$(GO) test -timeout 0 -count 1 -run '^TestSchedules$$' ./test/sim -sim.from=$$(date +%s)000 -sim.seconds=$(SIM_SECONDS)
 
 soak: build ## everything at once: file systems, clients, volumes that come and go; nodes and gateways killed, drained, lost, given new disks (root; SOAK_FOR=30m)

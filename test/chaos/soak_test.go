@@ -48,8 +48,8 @@ var soakFiles = []soakFile{
 // TestSoak does everything at once to a cluster of five: applications work on an ext4 and an XFS, each on a host of its own, eight clients
 // write a raw volume whose histories are checked, volumes come and go; nodes are killed, frozen, restarted in turn, drained, lost for good and given empty
 // disks, gateways are killed, and scrubs go on all the time. At the end every file and block is what it must be, the file systems and the stores are
-// sound, all replicas of all volumes hold the same, and neither memory nor goroutines nor file descriptors have grown of a node and of a host that nobody
-// has ended meanwhile.
+// sound, and all replicas of all volumes hold the same. Of a node and a host that nobody has ended neither memory nor goroutines nor file descriptors
+// have grown.
 func TestSoak(t *testing.T) {
 	seed := *seedFlag
 	if seed == 0 {
