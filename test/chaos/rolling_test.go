@@ -18,6 +18,7 @@ import (
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api/host"
 	"github.com/storaged/storaged/internal/testcluster/clustertest"
+	"github.com/storaged/storaged/internal/testcluster/hosttest"
 )
 
 // TestRolling restarts three nodes in turn, as an upgrade does: each is told to end, is started, and the next one's turn is when it says that
@@ -29,7 +30,7 @@ func TestRolling(t *testing.T) {
 	if err := c.CreateVolume(t.Context(), volumeName, volumeBytes); err != nil {
 		t.Fatal(err)
 	}
-	h := clustertest.StartHost(t, c, clustertest.HostOptions{Binary: *storagedFlag, Name: "host-a"})
+	h := hosttest.Start(t, c, hosttest.Options{Binary: *storagedFlag, Name: "host-a"})
 	a := h.MustAttach(t, host.Request{Volume: volumeName, Via: host.ViaFUSE})
 	disk, err := os.OpenFile(a.Device, os.O_RDWR|syscall.O_DIRECT|syscall.O_DSYNC, 0)
 	if err != nil {

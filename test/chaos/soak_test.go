@@ -27,6 +27,7 @@ import (
 	"github.com/storaged/storaged/api/host"
 	"github.com/storaged/storaged/internal/testcluster"
 	"github.com/storaged/storaged/internal/testcluster/clustertest"
+	"github.com/storaged/storaged/internal/testcluster/hosttest"
 	"github.com/storaged/storaged/internal/workload"
 	"github.com/storaged/storaged/nbd/nbdclient"
 	storagev1 "github.com/storaged/storaged/proto/storage/v1"
@@ -123,7 +124,7 @@ type soak struct {
 	rng   *rand.Rand
 	began time.Time
 
-	hosts  []*clustertest.Host // one for each of soakFiles
+	hosts  []*hosttest.Host // one for each of soakFiles
 	mounts []string
 	trees  []*fileTree
 
@@ -155,7 +156,7 @@ func (s *soak) mount(f soakFile, seed uint64) {
 	s.care.must(s.c.CreateVolume(s.t.Context(), f.volume, 512<<20))
 	ports, err := testcluster.FreePorts("127.0.0.1", 1)
 	s.care.must(err)
-	h := clustertest.StartHost(s.t, s.c, clustertest.HostOptions{Binary: *storagedFlag, Name: "host-" + f.volume,
+	h := hosttest.Start(s.t, s.c, hosttest.Options{Binary: *storagedFlag, Name: "host-" + f.volume,
 		Args: []string{"--listen-http", fmt.Sprintf("127.0.0.1:%d", ports[0])}})
 	a := h.MustAttach(s.t, host.Request{Volume: f.volume, Via: host.ViaFUSE})
 	at := s.t.TempDir()

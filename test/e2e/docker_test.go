@@ -17,12 +17,12 @@ import (
 
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/internal/testcluster"
-	"github.com/storaged/storaged/internal/testcluster/clustertest"
+	"github.com/storaged/storaged/internal/testcluster/hosttest"
 )
 
 // dockerServer is a server with a Docker engine: a gateway, a plugin and a dockerd of its own.
 type dockerServer struct {
-	*clustertest.Host
+	*hosttest.Host
 	driver     string // what its engine calls the plugin
 	socket     string // of the engine
 	pluginArgs []string

@@ -23,7 +23,7 @@ import (
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api/host"
 	"github.com/storaged/storaged/internal/testcluster"
-	"github.com/storaged/storaged/internal/testcluster/clustertest"
+	"github.com/storaged/storaged/internal/testcluster/hosttest"
 )
 
 // Bounds of what an application on a host sees.
@@ -33,9 +33,9 @@ const (
 )
 
 // startHost starts the gateway of a host, with the given name and more flags.
-func startHost(t *testing.T, c *testcluster.Cluster, name string, more ...string) *clustertest.Host {
+func startHost(t *testing.T, c *testcluster.Cluster, name string, more ...string) *hosttest.Host {
 	t.Helper()
-	return clustertest.StartHost(t, c, clustertest.HostOptions{Binary: *storagedFlag, Name: name, Args: more})
+	return hosttest.Start(t, c, hosttest.Options{Binary: *storagedFlag, Name: name, Args: more})
 }
 
 func run(t *testing.T, args ...string) string {

@@ -14,6 +14,7 @@ import (
 	"github.com/storaged/storaged/api/host"
 	"github.com/storaged/storaged/internal/testcluster"
 	"github.com/storaged/storaged/internal/testcluster/clustertest"
+	"github.com/storaged/storaged/internal/testcluster/hosttest"
 )
 
 // TestHostCutOff: a device is removed by force from a host that is cut off from the cluster, under a writer. The command says that the
@@ -32,7 +33,7 @@ func TestHostCutOff(t *testing.T) {
 	c := startWithVolume(t, network)
 	// Its network only: devices and mounts are this machine's.
 	namespace := network.Prefix(3)
-	cut := clustertest.StartHost(t, c, clustertest.HostOptions{Binary: *storagedFlag, Name: "host-a", Prefix: []string{"nsenter", "--net=/run/netns/" + namespace[len(namespace)-1]}})
+	cut := hosttest.Start(t, c, hosttest.Options{Binary: *storagedFlag, Name: "host-a", Prefix: []string{"nsenter", "--net=/run/netns/" + namespace[len(namespace)-1]}})
 	other := startHost(t, c, "host-b")
 	a := cut.MustAttach(t, host.Request{Volume: volumeName, Via: host.ViaFUSE})
 	disk, err := os.OpenFile(a.Device, os.O_RDWR|unix.O_DIRECT, 0)

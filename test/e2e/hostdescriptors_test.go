@@ -13,6 +13,7 @@ import (
 	"github.com/storaged/storaged/api/host"
 	"github.com/storaged/storaged/internal/testcluster"
 	"github.com/storaged/storaged/internal/testcluster/clustertest"
+	"github.com/storaged/storaged/internal/testcluster/hosttest"
 )
 
 // TestGatewayWithFewDescriptors: clients that connect to a gateway's ports and say nothing, more of them than it may have files
@@ -28,7 +29,7 @@ func TestGatewayWithFewDescriptors(t *testing.T) {
 		t.Fatal(err)
 	}
 	metrics := net.JoinHostPort("127.0.0.1", strconv.Itoa(port[0]))
-	g := clustertest.StartHost(t, c, clustertest.HostOptions{Binary: *storagedFlag, Name: "host-a", Prefix: []string{"sh", "-c", fmt.Sprintf(`ulimit -n %d && exec "$@"`, fewFiles/2), "sh"}, Args: []string{"--listen-http", metrics}})
+	g := hosttest.Start(t, c, hosttest.Options{Binary: *storagedFlag, Name: "host-a", Prefix: []string{"sh", "-c", fmt.Sprintf(`ulimit -n %d && exec "$@"`, fewFiles/2), "sh"}, Args: []string{"--listen-http", metrics}})
 	a := g.MustAttach(t, host.Request{Volume: volumeName, Via: host.ViaFUSE})
 	at := mounted(t, a)
 	j := startJournal(t, filepath.Join(at, "journal"))

@@ -16,7 +16,7 @@ import (
 
 	"github.com/storaged/storaged/api/host"
 	"github.com/storaged/storaged/internal/testcluster"
-	"github.com/storaged/storaged/internal/testcluster/clustertest"
+	"github.com/storaged/storaged/internal/testcluster/hosttest"
 )
 
 // TestGatewayKilledWhileAttaching: a gateway that is killed at any moment of an attach or a detach leaves nothing that keeps the next
@@ -52,7 +52,7 @@ func TestGatewayKilledWhileAttaching(t *testing.T) {
 }
 
 // killDuring kills the gateway some time after a request was sent to it, and starts it again.
-func killDuring(t *testing.T, g *clustertest.Host, after time.Duration, request func(context.Context) error) {
+func killDuring(t *testing.T, g *hosttest.Host, after time.Duration, request func(context.Context) error) {
 	t.Helper()
 	done := make(chan struct{})
 	ctx, cancel := context.WithTimeout(t.Context(), after+time.Second)
@@ -90,7 +90,7 @@ func TestGatewayRestartedUnderOlderKernel(t *testing.T) {
 }
 
 // leftovers returns the loop devices and mounts of a gateway.
-func leftovers(t *testing.T, g *clustertest.Host) string {
+func leftovers(t *testing.T, g *hosttest.Host) string {
 	t.Helper()
 	state := strings.TrimSuffix(g.Socket, "gateway.sock")
 	var left []string

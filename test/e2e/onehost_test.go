@@ -14,7 +14,7 @@ import (
 	storage "github.com/storaged/storaged"
 	"github.com/storaged/storaged/api/host"
 	"github.com/storaged/storaged/internal/testcluster"
-	"github.com/storaged/storaged/internal/testcluster/clustertest"
+	"github.com/storaged/storaged/internal/testcluster/hosttest"
 )
 
 // TestTwoMachinesOfOneHostID: while one machine uses a volume, another one that calls itself the same host is refused and told
@@ -62,7 +62,7 @@ func TestTwoMachinesOfOneHostID(t *testing.T) {
 }
 
 // startCopy starts the gateway of a machine whose disk was copied while the first one's gateway was running, and which has booted.
-func startCopy(t *testing.T, c *testcluster.Cluster, first *clustertest.Host) *clustertest.Host {
+func startCopy(t *testing.T, c *testcluster.Cluster, first *hosttest.Host) *hosttest.Host {
 	t.Helper()
 	state := filepath.Join(t.TempDir(), "state")
 	run(t, "cp", "-ax", first.Args[slices.Index(first.Args, "--state-dir")+1], state)
@@ -71,7 +71,7 @@ func startCopy(t *testing.T, c *testcluster.Cluster, first *clustertest.Host) *c
 }
 
 // checkJournal unmounts a volume, attaches it anew, and looks for every record that was synced.
-func checkJournal(t *testing.T, g *clustertest.Host, at string, records int) {
+func checkJournal(t *testing.T, g *hosttest.Host, at string, records int) {
 	t.Helper()
 	run(t, "umount", at)
 	if err := g.Detach(t.Context(), volumeName, false); err != nil {

@@ -1,4 +1,5 @@
-package clustertest
+// Package hosttest starts the gateways of hosts for tests: they end with the test, with what is attached.
+package hosttest
 
 import (
 	"context"
@@ -28,16 +29,16 @@ type Host struct {
 	log  *os.File
 }
 
-// HostOptions say how a host is started.
-type HostOptions struct {
+// Options say how a host is started.
+type Options struct {
 	Binary string   // storaged; required
 	Name   string   // its --host-id; required
 	Prefix []string // before its command
 	Args   []string // more flags
 }
 
-// StartHost starts the gateway of a host of a cluster.
-func StartHost(t *testing.T, c *testcluster.Cluster, o HostOptions) *Host {
+// Start starts the gateway of a host of a cluster.
+func Start(t *testing.T, c *testcluster.Cluster, o Options) *Host {
 	t.Helper()
 	dir := t.TempDir()
 	var endpoints []string
