@@ -82,8 +82,11 @@ func (f *fileTree) step() error {
 	name := fmt.Sprintf("d%d/f%03d", f.rng.IntN(8), f.rng.IntN(treeFiles))
 	has, there := f.files[name]
 	switch dice := f.rng.IntN(100); {
-	case f.bytes > treeBytes && there:
-		return f.remove(name)
+	case f.bytes > treeBytes:
+		if there {
+			return f.remove(name)
+		}
+		return nil
 	case !there || dice < 35:
 		return f.replace(name)
 	case dice < 50:

@@ -133,28 +133,26 @@ func TestRecycle(t *testing.T) {
 // TestRefusedIsOfferedAgain: a segment that the log did not let go is offered until it does, although nothing else happens on the store, and
 // however much room there is; one that is gone is not. So is one of which nobody has said that it is dead.
 func TestRefusedIsOfferedAgain(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		conflict := storage.E("recycle", storage.KindConflict, "1", nil)
-		d := &disk{dead: []segment.SegmentNo{1, 2}, refuse: map[segment.SegmentNo]error{1: conflict, 2: conflict}}
-		w := d.worker()
-		go w.Run(t.Context())
-		synctest.Wait()
-		w.Checkpointed(false)
-		time.Sleep(10 * Every)
-		if len(d.recycled) > 0 {
-			t.Fatalf("recycled %v", d.recycled)
+	conflict := storage.E("recycle", storage.KindConflict, "1", nil)
+	d := &disk{dead: []segment.SegmentNo{1, 2}, refuse: map[segment.SegmentNo]error{1: conflict, 2: conflict}}
+	w, now := d.worker(), time.Now()
+	after := func(pass time.Duration, want ...segment.SegmentNo) {
+		t.Helper()
+		for end := now.Add(pass); now.Before(end); {
+			now = now.Add(Every)
+			w.look(now)
 		}
-		d.refuse = map[segment.SegmentNo]error{2: storage.E("recycle", storage.KindNotFound, "2", nil)}
-		time.Sleep(10 * Every)
-		if !slices.Equal(d.recycled, []segment.SegmentNo{1}) {
-			t.Errorf("recycled %v", d.recycled)
+		if !slices.Equal(d.recycled, want) {
+			t.Errorf("recycled %v, want %v", d.recycled, want)
 		}
-		d.dead = []segment.SegmentNo{3} // nobody has said so: whoever counted it as in use has let it go
-		time.Sleep(2 * offerAllEvery)
-		if !slices.Equal(d.recycled, []segment.SegmentNo{1, 3}) {
-			t.Errorf("recycled %v", d.recycled)
-		}
-	})
+	}
+	w.Checkpointed(false)
+	after(3 * Every)
+	d.refuse = map[segment.SegmentNo]error{2: storage.E("recycle", storage.KindNotFound, "2", nil)}
+	after(Every, 1)
+	d.dead = []segment.SegmentNo{3} // nobody has said so: whoever counted it as in use has let it go
+	after(Every, 1)
+	after(offerAllEvery, 1, 3)
 }
 
 // TestPurge: a purge begins with the worker, goes on until nothing is left, and what it has freed is recycled; after an error
