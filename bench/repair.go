@@ -159,7 +159,7 @@ func (r *repairer) lose(ctx context.Context, loaded bool) (row repairRow, err er
 	if row.LostBytes, err = r.heldBy(ctx, r.victim().Name); err != nil {
 		return row, err
 	}
-	var before, while []measure
+	var before []measure
 	if loaded {
 		row.Clients = fmt.Sprintf("4 KiB writes, depth %d", r.cfg.depth)
 		for i := range 5 {
@@ -178,30 +178,35 @@ func (r *repairer) lose(ctx context.Context, loaded bool) (row repairRow, err er
 		return row, err
 	}
 	killed := time.Now()
-	clients, stop := context.WithCancel(ctx)
-	defer stop()
-	ran := make(chan error, 1)
-	var repairing, whole time.Time
+	clients := func() ([]measure, error) { return nil, nil }
 	if loaded {
-		go func() {
-			for i := 0; clients.Err() == nil; i++ {
-				began := time.Now()
-				m, err := r.client(clients, 10+i)
-				if err != nil && clients.Err() == nil {
-					ran <- err
-					return
-				}
-				if err == nil && !began.Before(killed.Add(r.cfg.after)) {
-					while = append(while, m)
-				}
-			}
-			ran <- nil
-		}()
+		clients = r.clientsFrom(ctx, killed.Add(r.cfg.after))
 	}
+	err = r.watch(ctx, &row, moved, killed)
+	while, clientsErr := clients()
+	if err := errors.Join(err, clientsErr); err != nil {
+		return row, err
+	}
+	if loaded {
+		if len(while) == 0 {
+			return row, fmt.Errorf("it was whole before a run of clients of %v was over: more data (-live), or a shorter -time", r.cfg.perRun)
+		}
+		b, m := median(before), median(while)
+		row.P99Before, row.P99While, row.RateBefore, row.RateWhile = b.P99us, m.P99us, b.IOPS, m.IOPS
+		for _, m := range while {
+			row.LongestMs = max(row.LongestMs, float64(m.longest)/1e6)
+		}
+	}
+	return row, nil
+}
+
+// watch waits until all that the node held is held by others, and says in the row what that took: moved is what pulls had brought before.
+func (r *repairer) watch(ctx context.Context, row *repairRow, moved float64, killed time.Time) error {
+	var repairing, whole time.Time
 	var busy busyness
-	err = testcluster.Poll(ctx, 100*time.Millisecond, func() bool {
-		now, movedErr := r.moved(ctx)
-		if repairing.IsZero() && movedErr == nil && now > moved {
+	err := testcluster.Poll(ctx, 100*time.Millisecond, func() bool {
+		now, err := r.moved(ctx)
+		if repairing.IsZero() && err == nil && now > moved {
 			repairing, busy = time.Now(), readBusyness(r.disk)
 		}
 		if !repairing.IsZero() && r.isWhole(ctx, 3) {
@@ -213,28 +218,43 @@ func (r *repairer) lose(ctx context.Context, loaded bool) (row repairRow, err er
 		err = fmt.Errorf("not whole after %v", r.cfg.timeout)
 	}
 	if err != nil {
-		return row, err
+		return err
 	}
 	row.CPUPercent, row.DiskPercent = readBusyness(r.disk).since(busy)
-	if loaded {
-		stop()
-		if err := <-ran; err != nil {
-			return row, err
-		}
-		if len(while) == 0 {
-			return row, fmt.Errorf("it was whole before a run of clients of %v was over: more data (-live), or a shorter -time", r.cfg.perRun)
-		}
-		b, m := median(before), median(while)
-		row.P99Before, row.P99While, row.RateBefore, row.RateWhile = b.P99us, m.P99us, b.IOPS, m.IOPS
-		for _, m := range while {
-			row.LongestMs = max(row.LongestMs, float64(m.longest)/1e6)
-		}
-	}
 	end, err := r.moved(ctx)
 	row.MovedBytes = end - moved
 	row.NoticedS, row.WholeS = repairing.Sub(killed).Seconds(), whole.Sub(repairing).Seconds()
 	row.MBPerS = row.MovedBytes / 1e6 / row.WholeS
-	return row, err
+	return err
+}
+
+// clientsFrom has clients write until the returned function is called, which returns those runs that began at a time or after it.
+func (r *repairer) clientsFrom(ctx context.Context, from time.Time) (stop func() ([]measure, error)) {
+	ctx, cancel := context.WithCancel(ctx)
+	var runs []measure
+	ran := make(chan error, 1)
+	go func() {
+		for i := 10; ctx.Err() == nil; i++ {
+			began := time.Now()
+			m, err := r.client(ctx, i)
+			if ctx.Err() != nil {
+				break
+			}
+			if err != nil {
+				ran <- err
+				return
+			}
+			if !began.Before(from) {
+				runs = append(runs, m)
+			}
+		}
+		ran <- nil
+	}()
+	return func() ([]measure, error) {
+		cancel()
+		err := <-ran
+		return runs, err
+	}
 }
 
 // client writes at random for a while.
