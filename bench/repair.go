@@ -71,7 +71,7 @@ func parseRepairFlags(args []string) (cfg repairConfig, err error) {
 }
 
 // runRepair fills four nodes, kills one for good, and says what it took until three nodes hold what four held: once while no client does anything,
-// and once while one writes. Before the second time the node joins again with an empty disk.
+// and once while one writes. Before the second time the node joins again with an empty disk, and gets its share.
 func runRepair(ctx context.Context, cfg repairConfig, w io.Writer) (err error) {
 	volumeBytes := int64(cfg.live) / 3 * 4 / mib * mib // three copies on four nodes
 	dir, err := workDir(config{dir: cfg.dir, sizeBytes: volumeBytes * 4 / 3})
@@ -85,7 +85,8 @@ func runRepair(ctx context.Context, cfg repairConfig, w io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	c, err := testcluster.New(testcluster.Config{Command: []string{binary}, Dir: dir, Nodes: 4, Args: []string{"--repair-after", cfg.after.String()}})
+	c, err := testcluster.New(testcluster.Config{Command: []string{binary}, Dir: dir, Nodes: 4, Args: []string{"--repair-after", cfg.after.String(),
+		"--groups", "16"}}) // as many as four nodes want: none is added meanwhile
 	if err != nil {
 		return err
 	}
@@ -101,13 +102,16 @@ func runRepair(ctx context.Context, cfg repairConfig, w io.Writer) (err error) {
 	var rows []repairRow
 	for _, loaded := range []bool{false, true} {
 		fmt.Fprintf(w, "%s  filling %d MiB\n", time.Now().Format(time.TimeOnly), volumeBytes/mib)
-		if err := r.whole(ctx, 4); err != nil {
-			return err
-		}
 		if !loaded {
+			if err := r.whole(ctx, 4); err != nil {
+				return err
+			}
 			if err := fill(ctx, []target{{uri: export(c.Node(0), volumeName), sizeBytes: volumeBytes}}); err != nil {
 				return err
 			}
+		}
+		if err := r.even(ctx); err != nil {
+			return err
 		}
 		row, err := r.lose(ctx, loaded)
 		if err != nil {
@@ -280,10 +284,11 @@ func (r *repairer) joinAgain(ctx context.Context) error {
 	if err := os.RemoveAll(r.victim().DataDir); err != nil {
 		return err
 	}
-	if err := r.cluster.StartNodeBy(ctx, 3, r.victim().CommandLine(r.cluster.Node(0).Peer)); err != nil {
-		return err
-	}
-	// Replicas move one at a time; three quarters of the groups are to have one there, as at first.
+	return r.cluster.StartNodeBy(ctx, 3, r.victim().CommandLine(r.cluster.Node(0).Peer))
+}
+
+// even waits until the node that is to be lost has its share: a node that joins late gets replicas one at a time.
+func (r *repairer) even(ctx context.Context) error {
 	return testcluster.Poll(ctx, time.Second, func() bool {
 		groups, err := r.cluster.Groups(ctx)
 		on := 0
@@ -292,7 +297,7 @@ func (r *repairer) joinAgain(ctx context.Context) error {
 				on++
 			}
 		}
-		return err == nil && 4*on >= 3*len(groups)-4
+		return err == nil && 4*on >= 3*len(groups)-8 && r.isWhole(ctx, 4) // two replicas less than the mean, at most: no move is worth it then
 	})
 }
 

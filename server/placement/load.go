@@ -23,12 +23,17 @@ const (
 const replicasPerStore = 8
 
 // GroupsWanted returns how many groups the cluster should have: the smallest power of two with at least replicasPerStore replicas for each
-// store, not fewer than at the start, at most catalog.MaxGroups. Volumes that are there keep their groups, new ones use the new ones, too.
+// store that works, not fewer than at the start, at most catalog.MaxGroups. A group stays for good: none is added for a node that is down. Volumes that are there keep their groups, new ones use the new ones, too.
 func (v View) GroupsWanted() int {
 	stores := 0
 	for _, n := range v.Nodes {
-		if n.Usable() && n.MayTake() {
-			stores += len(n.Stores)
+		if !n.Usable() || !n.MayTake() || !v.works(n.ID) {
+			continue
+		}
+		for _, s := range n.Stores {
+			if v.storeWorks(n.ID, s.ID) {
+				stores++
+			}
 		}
 	}
 	n := 1

@@ -17,13 +17,27 @@ import (
 
 const tib = 1 << 40
 
+// TestGroupsWanted: stores that work count, and no others.
 func TestGroupsWanted(t *testing.T) {
 	for nodes, want := range map[int]int{1: 8, 2: 8, 3: 8, 4: 16, 6: 16, 7: 32, 100: 512, 1000: 4096, 3000: 4096} {
-		v := placement.View{Cluster: catalog.Cluster{Replicas: 3, Groups: 8}}
-		for i := range nodes {
-			v.Nodes = append(v.Nodes, storage.Node{ID: storage.NodeID(i + 1), Stores: []storage.Store{{}}})
+		v := placement.View{Cluster: catalog.Cluster{Replicas: 3, Groups: 8}, Reports: map[storage.NodeID]placement.NodeReport{}}
+		add := func(n storage.Node, stores ...placement.StoreReport) {
+			n.ID = storage.NodeID(len(v.Nodes) + 1)
+			for i := range stores {
+				stores[i].ID = storage.StoreID{byte(i + 1), byte(n.ID >> 8), byte(n.ID)}
+				n.Stores = append(n.Stores, storage.Store{ID: stores[i].ID})
+			}
+			v.Nodes = append(v.Nodes, n)
+			v.Reports[n.ID] = placement.NodeReport{Node: n.ID, Stores: stores}
 		}
-		v.Nodes = append(v.Nodes, storage.Node{State: storage.NodeRemoved, Stores: []storage.Store{{}}}, storage.Node{Intent: storage.IntentDrain, Stores: []storage.Store{{}}})
+		for range nodes {
+			add(storage.Node{State: storage.NodeUp}, placement.StoreReport{}, placement.StoreReport{Failed: "EIO"})
+		}
+		for range 50 {
+			add(storage.Node{State: storage.NodeRemoved}, placement.StoreReport{})
+			add(storage.Node{State: storage.NodeUp, Intent: storage.IntentDrain}, placement.StoreReport{})
+			add(storage.Node{State: storage.NodeDown}, placement.StoreReport{})
+		}
 		if got := v.GroupsWanted(); got != want {
 			t.Errorf("%d nodes: %d groups, want %d", nodes, got, want)
 		}
