@@ -149,7 +149,7 @@ func (cfg config) validate() error {
 }
 
 func run(ctx context.Context, cfg config, w io.Writer) (err error) {
-	dir, err := workDir(cfg)
+	dir, err := workDir(cfg.dir, roomFor(cfg.sizeBytes))
 	if err != nil {
 		return err
 	}
@@ -198,12 +198,15 @@ func run(ctx context.Context, cfg config, w io.Writer) (err error) {
 	return results.write(cfg.out)
 }
 
-// workDir makes the directory for the data, on a disk with room.
-func workDir(cfg config) (string, error) {
-	if err := os.MkdirAll(cfg.dir, 0o755); err != nil {
+// roomFor is what a volume of a size needs: one copy for the floor, three for storaged, and as much again for what random writes leave behind.
+func roomFor(sizeBytes int64) int64 { return 8*sizeBytes + 8<<30 }
+
+// workDir makes a directory for data in another one, on a disk with room.
+func workDir(parent string, needBytes int64) (string, error) {
+	if err := os.MkdirAll(parent, 0o755); err != nil {
 		return "", err
 	}
-	dir, err := os.MkdirTemp(cfg.dir, "run-")
+	dir, err := os.MkdirTemp(parent, "run-")
 	if err != nil {
 		return "", err
 	}
@@ -217,11 +220,9 @@ func workDir(cfg config) (string, error) {
 	if st.Type == unix.TMPFS_MAGIC {
 		return "", fmt.Errorf("%s is in memory (tmpfs); name a directory on a disk with -dir", dir)
 	}
-	// One copy for the floor, three for storaged, and as much again for what random writes leave behind.
-	free := int64(st.Bavail) * st.Bsize
-	if need := 8*cfg.sizeBytes + 8<<30; free < need {
-		return "", fmt.Errorf("%s has %d GiB free and this needs about %d; name another with -dir, or a smaller -size-gib",
-			dir, free>>30, need>>30)
+	if free := int64(st.Bavail) * st.Bsize; free < needBytes {
+		return "", fmt.Errorf("%s has %d GiB free and this needs about %d; name another with -dir, or ask for less data",
+			dir, free>>30, needBytes>>30)
 	}
 	return dir, nil
 }

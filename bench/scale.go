@@ -136,7 +136,7 @@ func parseScaleFlags(args []string) (cfg scaleConfig, err error) {
 // runScale varies one factor after the other and says what each costs. Each series has a cluster of its own, of three nodes on loopback.
 func runScale(ctx context.Context, cfg scaleConfig, w io.Writer) (err error) {
 	// A series of volumes of its own size has as much beside it at the floor.
-	dir, err := workDir(config{dir: cfg.dir, sizeBytes: cfg.sizeBytes})
+	dir, err := workDir(cfg.dir, roomFor(cfg.sizeBytes))
 	if err != nil {
 		return err
 	}

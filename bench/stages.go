@@ -73,7 +73,7 @@ func parseStagesFlags(args []string) (cfg stagesConfig, err error) {
 // runStages runs random 4 KiB writes at depth 1 on three nodes, in turns with the floor, and says from the nodes' metrics where
 // the time of a write went.
 func runStages(ctx context.Context, cfg stagesConfig, w io.Writer) (err error) {
-	dir, err := workDir(config{dir: cfg.dir, sizeBytes: cfg.sizeBytes})
+	dir, err := workDir(cfg.dir, roomFor(cfg.sizeBytes))
 	if err != nil {
 		return err
 	}
