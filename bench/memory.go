@@ -110,7 +110,7 @@ func (c *memoryConfig) writtenBytes() int64 {
 // has the same size however many of its blocks are mapped, so what is resident is that of a full one. On disk a page has 12 bytes for
 // each mapped block, so tables and data are smaller than those of full volumes; with 64 nothing is cheap any more.
 func runMemory(ctx context.Context, cfg memoryConfig, w io.Writer) (err error) {
-	dir, err := workDir(cfg.dir, roomFor(cfg.writtenBytes() / 4))
+	dir, err := workDir(cfg.dir, roomFor(cfg.writtenBytes()/4))
 	if err != nil {
 		return err
 	}

@@ -73,7 +73,7 @@ func parseRepairFlags(args []string) (cfg repairConfig, err error) {
 // runRepair fills four nodes, kills one for good, and says what it took until three nodes hold what four held: once while no client does anything,
 // and once while one writes. Before the second time the node joins again with an empty disk, and gets its share.
 func runRepair(ctx context.Context, cfg repairConfig, w io.Writer) (err error) {
-	volumeBytes := int64(cfg.live) / 3 * 4 / mib * mib // three copies on four nodes
+	volumeBytes := int64(cfg.live) / 3 * 4 / mib * mib    // three copies on four nodes
 	dir, err := workDir(cfg.dir, 6*int64(cfg.live)+8<<30) // with what the lost node leaves behind
 	if err != nil {
 		return err

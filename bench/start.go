@@ -99,7 +99,7 @@ func (c *startConfig) liveBytes() []int64 {
 // runStart writes a volume in three steps. After each it overwrites at random, kills all nodes by SIGKILL when the log since the last
 // checkpoint is about as long as it becomes, puts their files out of the page cache and times the start.
 func runStart(ctx context.Context, cfg startConfig, w io.Writer) (err error) {
-	dir, err := workDir(cfg.dir, roomFor(int64(cfg.live) * int64(cfg.nodes) / 3))
+	dir, err := workDir(cfg.dir, roomFor(int64(cfg.live)*int64(cfg.nodes)/3))
 	if err != nil {
 		return err
 	}
