@@ -343,15 +343,30 @@ func (s *cluster) BackupCatalog(_ *pb.BackupCatalogRequest, out grpc.ServerStrea
 		return err
 	}
 	for part := range slices.Chunk(copied, backupPartBytes) {
-		if err := out.Send(&pb.BackupCatalogResponse{Data: part}); err != nil {
+		if err := sendWithin(out, &pb.BackupCatalogResponse{Data: part}, backupTimeout); err != nil {
 			return storage.E("back up", storage.KindCanceled, "catalog", err)
 		}
 	}
 	return nil
 }
 
-// backupTimeout bounds how long the catalog's leader is waited for.
+// backupTimeout bounds how long the catalog's leader is waited for, and a caller that does not read.
 const backupTimeout = 30 * time.Second
+
+// sendWithin sends an answer to a caller that takes it within a time. One that keeps its connection and reads nothing holds a handler for ever
+// otherwise, and what that holds. After an error the handler must return: that ends the stream, and with it what is being sent.
+func sendWithin[T any](out grpc.ServerStreamingServer[T], answer *T, limit time.Duration) error {
+	sent := make(chan error, 1)
+	go func() { sent <- out.Send(answer) }()
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	select {
+	case err := <-sent:
+		return err
+	case <-timer.C:
+		return fmt.Errorf("the caller has read nothing for %v", limit)
+	}
+}
 
 // Version implements pb.ClusterServer.
 func (s *cluster) Version(context.Context, *pb.GetVersionRequest) (*pb.GetVersionResponse, error) {
