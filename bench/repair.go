@@ -95,7 +95,7 @@ func runRepair(ctx context.Context, cfg repairConfig, w io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := startCluster(ctx, c, config{sizeBytes: volumeBytes}); err != nil {
+	if err := startCluster(ctx, c, config{sizeBytes: volumeBytes, groups: 16}); err != nil {
 		return err
 	}
 	r := repairer{cfg: &cfg, cluster: c, disk: d, volumeBytes: volumeBytes}
