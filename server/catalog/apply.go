@@ -205,6 +205,7 @@ func (c SetReplica) apply(s *State, res *Result) error {
 	switch {
 	case old == c.Role:
 		return nil
+	case old == storage.RoleLeaving && c.Stays: // its leader says that it votes
 	case old == storage.RoleLeaving: // it may be dropped already
 		return refuse(op, storage.KindConflict, "group "+g.ID.String(), "replica %s leaves; another one takes its place", c.Key)
 	case old == storage.RoleVoter && c.Role == storage.RoleLearner:

@@ -322,6 +322,10 @@ func TestGroupsAndReplicas(t *testing.T) {
 	f.refused(SetReplica{Group: 1, Key: key, Role: storage.RoleLearner}, storage.KindConflict, "not demoted")
 	f.refused(SetReplica{Group: 1, Key: key, Role: storage.RolePulling}, storage.KindInvalid)
 	f.ok(SetReplica{Group: 1, Key: first, Role: storage.RoleLeaving})
+	f.refused(SetReplica{Group: 1, Key: first, Role: storage.RoleVoter}, storage.KindConflict, "leaves")
+	f.refused(SetReplica{Group: 1, Key: first, Role: storage.RoleLearner, Stays: true}, storage.KindInvalid, "voter")
+	f.ok(SetReplica{Group: 1, Key: first, Role: storage.RoleVoter, Stays: true})
+	f.ok(SetReplica{Group: 1, Key: first, Role: storage.RoleLeaving})
 	f.refused(PlanReplica{1, n1, storeID(1)}, storage.KindConflict, "leaving")
 	f.ok(RemoveReplica{1, first})
 	f.ok(RemoveReplica{1, first})
@@ -738,7 +742,7 @@ func TestOldEntries(t *testing.T) {
 		}
 	}
 	for in, kind := range map[string]storage.Kind{
-		`{"v":1,"cmd":"create_volume","body":{"name":"x"`: storage.KindInvalid, `{"v":9,"cmd":"create_volume","body":{}}`: storage.KindUnsupported,
+		`{"v":1,"cmd":"create_volume","body":{"name":"x"`: storage.KindInvalid, `{"v":10,"cmd":"create_volume","body":{}}`: storage.KindUnsupported,
 		`{"v":1,"cmd":"format_disk","body":{}}`: storage.KindUnsupported, "\x00\x00\x00\x00": storage.KindCorrupt, "": storage.KindCorrupt,
 	} {
 		if _, err := DecodeEntry([]byte(in)); storage.KindOf(err) != kind {

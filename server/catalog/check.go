@@ -186,6 +186,9 @@ func (c PlanReplica) check() error   { return nil }
 func (c RemoveReplica) check() error { return nil }
 
 func (c SetReplica) check() error {
+	if c.Stays && c.Role != storage.RoleVoter {
+		return invalid("set replica", "replica "+c.Key.String(), "what stays is a voter, not a %s", string(c.Role))
+	}
 	switch c.Role {
 	case storage.RoleLearner, storage.RoleVoter, storage.RoleLeaving:
 		return nil

@@ -93,7 +93,7 @@ type PlanReplica struct {
 	Store storage.StoreID `json:"store"`
 }
 
-// SetReplica records a replica's role. One that leaves takes no other role again.
+// SetReplica records a replica's role. One that leaves takes no other role again, unless it is to stay.
 type SetReplica struct {
 	Group storage.GroupID     `json:"group"`
 	Key   storage.ReplicaKey  `json:"key"`
@@ -101,6 +101,8 @@ type SetReplica struct {
 	// ConfigIndex is the log index of the group's configuration, committed, that Role was taken from; 0: none. It came with
 	// version 3 of the rules.
 	ConfigIndex uint64 `json:"config_index,omitempty"`
+	// Stays: it was recorded as leaving, votes still, and is to be a voter again. It came with StayVersion.
+	Stays bool `json:"stays,omitempty"`
 }
 
 // RemoveReplica forgets a replica that has left the group's configuration. Only pulling and leaving replicas can be
@@ -311,6 +313,9 @@ const ProvisionVersion = 4
 // IntentVersion is the version that SetNodeIntent came with, and the time since when a node has been silent.
 const IntentVersion = 8
 
+// StayVersion is the version that SetReplica.Stays came with.
+const StayVersion = 9
+
 // versionOf returns the lowest version of the rules that knows the command. A node with older rules says that it does not know the
 // command, and still takes the commands that were known before.
 func versionOf(c Command) int {
@@ -330,6 +335,9 @@ func versionOf(c Command) int {
 			return IntentVersion
 		}
 	case SetReplica:
+		if c.Stays {
+			return StayVersion
+		}
 		if c.ConfigIndex != 0 {
 			return 3
 		}

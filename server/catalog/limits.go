@@ -12,7 +12,8 @@ import "time"
 //	6  the version in force is raised by a command; stores of format 2
 //	7  stores of format 3
 //	8  what people want of a node (drain, maintenance), and since when it has been silent
-const Version = 8
+//	9  a replica that was to leave, and stays
+const Version = 9
 
 // BaseVersion is the newest version that may be used in a cluster that has never raised its own. All builds that run in such
 // clusters know it. What came later is refused until Cluster.Version says that every node knows it.

@@ -63,7 +63,8 @@ func randomCommand(t *rapid.T, s *State) Command {
 	case 6:
 		return PlanReplica{Group: group, Node: node, Store: st}
 	case 7:
-		return SetReplica{Group: group, Key: key, Role: rapid.SampledFrom([]storage.ReplicaRole{storage.RoleLearner, storage.RoleVoter, storage.RoleLeaving}).Draw(t, "role")}
+		return SetReplica{Group: group, Key: key, Role: rapid.SampledFrom([]storage.ReplicaRole{storage.RoleLearner, storage.RoleVoter, storage.RoleLeaving}).Draw(t, "role"),
+			Stays: rapid.Bool().Draw(t, "stays")}
 	case 8:
 		return RemoveReplica{Group: group, Key: key}
 	case 9:

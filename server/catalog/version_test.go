@@ -55,6 +55,8 @@ func TestCatalogMixed(t *testing.T) {
 	f.ok(RaiseVersion{To: 6})
 	permitted(label)
 	permitted(create)
+	refused(SetNodeIntent{}, "came with version 8")
+	refused(SetReplica{Role: storage.RoleVoter, Stays: true}, "came with version 9")
 	f.ok(RaiseVersion{To: 5}) // late, and no way back
 	if v := f.s.InForce(); v != 6 {
 		t.Errorf("version %d after 6 and 5", v)

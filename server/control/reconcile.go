@@ -174,8 +174,8 @@ func (l *leadership) groupTask(key string, s placement.Step) task {
 		return l.propose(key, s.Kind.String(),
 			catalog.PlanReplica{Group: s.Group, Node: s.Node, Store: s.Store}, text)
 	case placement.StepSetRole:
-		return l.propose(key, s.Kind.String(), catalog.SetReplica{Group: s.Group, Key: s.Key, Role: s.Role, ConfigIndex: s.ConfigIndex},
-			text+" is now a "+string(s.Role))
+		return l.propose(key, s.Kind.String(),
+			catalog.SetReplica{Group: s.Group, Key: s.Key, Role: s.Role, ConfigIndex: s.ConfigIndex, Stays: s.Stays}, text+" is now a "+string(s.Role))
 	case placement.StepForget:
 		return l.propose(key, s.Kind.String(), catalog.RemoveReplica{Group: s.Group, Key: s.Key}, text)
 	}

@@ -258,12 +258,93 @@ func TestMoveWhileAnotherIsLost(t *testing.T) {
 	}
 }
 
-// TestMoveThatCannotEnd: the node that was to take a replica is gone, and no other can. The replica goes on voting; and another voter whose log is damaged is
-// made anew on its own node all the same.
+// TestMoveWhoseEndIsLost: the node to which a replica moves is lost on the way, or just after it votes there. The group has three voters that work, and nothing is
+// moved for that but what is there no more.
+//
+// Guards: stay; in giveUp, that a voter whose node is away goes once there are enough.
+func TestMoveWhoseEndIsLost(t *testing.T) {
+	for after := range 9 {
+		d := three(t)
+		d.addNode("")
+		g, _ := d.s.Group(1)
+		d.must(catalog.SetReplica{Group: 1, Key: g.Replicas[1].Key, Role: storage.RoleLeaving})
+		d.take(t, after)
+		d.down(4, true)
+		steps := d.settle()
+		d.wantWhole(t, 1, 2, 3)
+		if created := slices.ContainsFunc(steps, func(s placement.Step) bool { return s.Kind == placement.StepCreate }); created && after < 7 { // the seventh takes it out
+			t.Error("the copy that was there is made anew")
+		}
+		if t.Failed() {
+			t.Fatalf("after %d steps: %v", after, steps)
+		}
+	}
+}
+
+// TestMoveWhoseEndIsLostAfterwards: another node could take a replica, but nothing has to be copied while the one that was to leave is there.
+func TestMoveWhoseEndIsLostAfterwards(t *testing.T) {
+	d := three(t)
+	d.addNode("")
+	g, _ := d.s.Group(1)
+	d.must(catalog.SetReplica{Group: 1, Key: g.Replicas[1].Key, Role: storage.RoleLeaving})
+	d.take(t, 6) // node 4 votes
+	d.addNode("")
+	d.down(4, true)
+	if got, want := kinds(d.settle()), "set role, set role, remove, forget"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	d.wantWhole(t, 1, 2, 3)
+}
+
+// TestStayedAndTheOtherIsBack: a replica that was to leave is a voter again, and the node whose loss was the cause comes back at any moment after that. There are three
+// voters in the end, and the leader goes on.
+//
+// Guards: surplus in lost.
+func TestStayedAndTheOtherIsBack(t *testing.T) {
+	for after := range 6 {
+		d := three(t)
+		d.addNode("")
+		g, _ := d.s.Group(1)
+		d.must(catalog.SetReplica{Group: 1, Key: g.Replicas[1].Key, Role: storage.RoleLeaving})
+		d.take(t, 6) // node 4 votes
+		d.down(4, true)
+		d.take(t, after)
+		d.back(4)
+		d.settle()
+		if after == 0 { // nothing was decided yet
+			d.wantWhole(t, 1, 3, 4)
+		} else {
+			d.wantWhole(t, 1, 2, 3)
+		}
+		if t.Failed() {
+			t.Fatalf("back after %d steps", after)
+		}
+	}
+}
+
+// TestOlderClusterLetsLeave: nodes before version 9 refuse to let it stay, so nobody asks.
+func TestOlderClusterLetsLeave(t *testing.T) {
+	d := three(t)
+	g, _ := d.s.Group(1)
+	d.must(catalog.SetReplica{Group: 1, Key: g.Replicas[1].Key, Role: storage.RoleLeaving})
+	v := d.view()
+	g, _ = d.s.Group(1)
+	if s := placement.Next(v, g); s.Kind != placement.StepSetRole || !s.Stays {
+		t.Errorf("nothing can take its place: %v", s)
+	}
+	v.Cluster.Version = catalog.StayVersion - 1
+	if s := placement.Next(v, g); s.Kind != placement.StepNone {
+		t.Errorf("before version 9: %v", s)
+	}
+}
+
+// TestMoveThatCannotEnd: in a cluster of before version 9 the node that was to take a replica is gone, and no other can. The replica goes on voting; and another
+// voter whose log is damaged is made anew on its own node all the same.
 //
 // Guards: blocked in giveUp.
 func TestMoveThatCannotEnd(t *testing.T) {
 	d := three(t)
+	d.version = catalog.StayVersion - 1
 	g, _ := d.s.Group(1)
 	d.must(catalog.SetReplica{Group: 1, Key: g.Replicas[1].Key, Role: storage.RoleLeaving})
 	_, leader := d.w.Voters(1)

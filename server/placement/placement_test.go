@@ -1,6 +1,7 @@
 package placement_test
 
 import (
+	"cmp"
 	"errors"
 	"slices"
 	"strings"
@@ -28,6 +29,8 @@ type driver struct {
 	index uint64
 	w     *placementtest.World
 	away  map[storage.NodeID]bool
+
+	version int // of the cluster; 0: the newest
 }
 
 func newDriver(t interface{ Fatalf(string, ...any) }, groups int) *driver {
@@ -74,7 +77,7 @@ func (d *driver) view() placement.View {
 		}
 	}
 	v := placement.NewView(d.s, fresh, time.Now())
-	v.Away = d.away
+	v.Away, v.Cluster.Version = d.away, cmp.Or(d.version, v.Cluster.Version)
 	return v
 }
 
@@ -100,7 +103,7 @@ func (d *driver) carryOut(s placement.Step) error {
 		}
 		return err
 	case placement.StepSetRole:
-		return d.apply(catalog.SetReplica{Group: s.Group, Key: s.Key, Role: s.Role, ConfigIndex: s.ConfigIndex})
+		return d.apply(catalog.SetReplica{Group: s.Group, Key: s.Key, Role: s.Role, ConfigIndex: s.ConfigIndex, Stays: s.Stays})
 	case placement.StepTransfer:
 		return d.w.Transfer(s.Group, s.Leader, s.Node)
 	case placement.StepRemove:

@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	storage "github.com/storaged/storaged"
+	"github.com/storaged/storaged/server/catalog"
 )
 
 // A replica that will not come back is replaced in steps. Each step is safe, and is found again after an interruption.
@@ -26,7 +27,7 @@ const (
 	lossNode         // it did not vote yet, and its node is down
 	lossAway         // it votes, and its node has been down for long
 	lossDrain        // its node drains
-	lossSurplus      // it does not vote, and there are as many voters as are wanted, which work
+	lossSurplus      // there are as many voters without it as are wanted, which work
 )
 
 // String returns the loss in words, as in logs.
@@ -44,7 +45,7 @@ func (p *planner) lost(r storage.Replica) loss {
 	switch {
 	case !known || n.State == storage.NodeRemoved:
 		return lossRemoved
-	case r.Role != storage.RoleVoter && r.Role != storage.RoleLeaving && p.sound() >= p.wanted():
+	case r.Role != storage.RoleVoter && r.Role != storage.RoleLeaving && p.sound() >= p.wanted(), p.surplus(r):
 		return lossSurplus
 	case n.State == storage.NodeDown && (r.Role == storage.RolePulling || r.Role == storage.RoleLearner):
 		return lossNode
@@ -114,6 +115,57 @@ func (p *planner) well(r storage.Replica) bool {
 	return in && m.Voter && p.lost(r) == lossNone && (m.Key == p.leader.Key || p.v.caughtUp(p.g, p.leader, m))
 }
 
+// stay makes a leaving replica a voter again, when what was to take its place is lost, or can be had nowhere. Otherwise the group would have fewer voters than
+// are wanted for as long as that lasts, although so many work.
+func (p *planner) stay() (Step, bool) {
+	if p.v.Cluster.Version < catalog.StayVersion || p.staying() >= p.wanted() || p.coming() {
+		return Step{}, false
+	}
+	for _, r := range p.g.Replicas {
+		if r.Role != storage.RoleLeaving || !p.well(r) {
+			continue
+		}
+		_, _, err := Choose(p.v, p.g.Replicas, p.leader.LiveBytes)
+		if err == nil && p.staying() == p.g.Count(storage.RoleVoter) {
+			continue // no voter is lost
+		}
+		s := p.step(StepSetRole, r)
+		s.Role, s.Stays, s.Reason = storage.RoleVoter, true, "what was to take its place is lost"
+		if err != nil {
+			s.Reason = "nothing can take its place: " + err.Error()
+		}
+		return s, true
+	}
+	return Step{}, false
+}
+
+// coming reports whether a replica is on its way to vote.
+func (p *planner) coming() bool {
+	return slices.ContainsFunc(p.g.Replicas, func(r storage.Replica) bool {
+		return (r.Role == storage.RolePulling || r.Role == storage.RoleLearner) && p.lost(r) == lossNone
+	})
+}
+
+// staying returns how many voters are neither lost nor on a node that drains.
+func (p *planner) staying() (n int) {
+	for _, r := range p.g.Replicas {
+		if why := p.lost(r); r.Role == storage.RoleVoter && (why == lossNone || why == lossSurplus) {
+			n++
+		}
+	}
+	return n
+}
+
+// surplus reports whether a voter is one too many: one that was to leave has stayed, and the one that was lost is back. The newest goes.
+func (p *planner) surplus(r storage.Replica) bool {
+	if r.Role != storage.RoleVoter || r.Key == p.leader.Key || p.sound() <= max(p.v.Cluster.Replicas, p.wanted()) {
+		return false
+	}
+	return !slices.ContainsFunc(p.g.Replicas, func(o storage.Replica) bool {
+		return o.Role == storage.RoleVoter && o.Key != p.leader.Key && o.Key.Incarnation > r.Key.Incarnation
+	})
+}
+
 // blocked reports whether a leaving replica keeps other voters from being given up: it is lost itself, so one after the other.
 func (p *planner) blocked() bool {
 	return slices.ContainsFunc(p.g.Replicas, func(r storage.Replica) bool { return r.Role == storage.RoleLeaving && !p.well(r) })
@@ -137,9 +189,9 @@ func (p *planner) giveUp() (Step, bool) {
 		if why == lossNone || r.Role == storage.RoleLeaving || r.Role == storage.RoleVoter && p.blocked() {
 			continue
 		}
-		waits := (why == lossAway || why == lossDrain && r.Role == storage.RoleVoter && !p.spare(r)) && !p.successor()
+		waits := p.sound() < p.wanted() && (why == lossAway || why == lossDrain && r.Role == storage.RoleVoter && !p.spare(r)) && !p.successor()
 		if r.Role == storage.RoleVoter {
-			if _, quorum := p.without(r.Key); !quorum {
+			if _, quorum := p.without(r.Key); !quorum || p.g.Count(storage.RoleVoter) == 1 {
 				p.waiting = "replica " + r.Key.String() + " is lost, and the others are no majority that has caught up"
 				continue
 			}

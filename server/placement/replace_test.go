@@ -217,7 +217,12 @@ func TestHeals(t *testing.T) {
 			g := storage.GroupID(rapid.IntRange(1, 2).Draw(t, "group"))
 			spares := func(g storage.GroupID) bool { return d.w.Spare(n.ID, g, d.removed()...) }
 			spare := spares(1) && spares(2)
-			switch rapid.IntRange(0, 13).Draw(t, "what") {
+			switch rapid.IntRange(0, 14).Draw(t, "what") {
+			case 14: // it moves
+				group, _ := d.s.Group(g)
+				if r, ok := group.OnNode(n.ID); ok && group.Count(storage.RoleVoter) == 3 && placement.Next(d.view(), group).Kind == placement.StepNone {
+					_ = d.apply(catalog.SetReplica{Group: g, Key: r.Key, Role: storage.RoleLeaving})
+				}
 			case 13:
 				intent := storage.IntentServe
 				if rapid.Bool().Draw(t, "drain") {

@@ -48,6 +48,8 @@ type Step struct {
 	Store storage.StoreID
 	Key   storage.ReplicaKey
 	Role  storage.ReplicaRole
+	// Stays: with StepSetRole, it was to leave.
+	Stays bool
 	// Leader is the node that leads the group; ConfigIndex is the configuration that was looked at.
 	Leader      storage.NodeID
 	ConfigIndex uint64
@@ -70,7 +72,7 @@ func Next(v View, g storage.Group) Step {
 	if !p.leader.committed() {
 		return p.none("its newest configuration is not committed yet")
 	}
-	for _, decide := range []func() (Step, bool){p.record, p.orphan, p.leave, p.giveUp, p.promote, p.join, p.stray, p.plan} {
+	for _, decide := range []func() (Step, bool){p.record, p.orphan, p.stay, p.leave, p.giveUp, p.promote, p.join, p.stray, p.plan} {
 		if s, ok := decide(); ok {
 			return s
 		}
