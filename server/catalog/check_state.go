@@ -48,6 +48,7 @@ func (s *State) Check() error {
 		}
 	}
 	s.checkAttachments(bad)
+	s.checkEvents(bad)
 	indexed := 0
 	for id, sessions := range s.sessionsByVolume {
 		for _, x := range s.SessionsOf(id) {
@@ -104,6 +105,19 @@ func (s *State) checkAttachments(bad func(string, ...any)) {
 	}
 	if indexed != len(s.attachments) {
 		bad("%d of %d attachments are listed for their volumes", indexed, len(s.attachments))
+	}
+}
+
+func (s *State) checkEvents(bad func(string, ...any)) {
+	if len(s.events) > MaxEvents {
+		bad("%d events, above the limit", len(s.events))
+	}
+	last := uint64(0)
+	for _, e := range s.events {
+		if e.Seq <= last || e.Seq > s.lastEvent {
+			bad("event %d after %d, the last is %d", e.Seq, last, s.lastEvent)
+		}
+		last = e.Seq
 	}
 }
 

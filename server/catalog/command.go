@@ -302,6 +302,8 @@ type envelope struct {
 	Version int             `json:"v"`
 	Name    string          `json:"cmd"`
 	Body    json.RawMessage `json:"body"`
+	// At is when the leader proposed the command, in Stamped; zero: it is not stamped.
+	At time.Time `json:"at,omitzero"`
 }
 
 // versionRaise is the version that RaiseVersion came with.
@@ -320,6 +322,8 @@ const StayVersion = 9
 // command, and still takes the commands that were known before.
 func versionOf(c Command) int {
 	switch c := c.(type) {
+	case Stamped:
+		return max(EventsVersion, versionOf(c.Command))
 	case RaiseVersion:
 		return max(versionRaise, c.To) // who does not know the version stops here
 	case InitCluster:
@@ -403,11 +407,16 @@ func Encode(c Command) ([]byte, error) {
 	if err := c.check(); err != nil {
 		return nil, err
 	}
-	body, err := json.Marshal(c)
-	if err != nil {
+	e := envelope{Version: versionOf(c), Name: c.name()}
+	said := c
+	if st, ok := c.(Stamped); ok {
+		said, e.At = st.Command, st.At.UTC()
+	}
+	var err error
+	if e.Body, err = json.Marshal(said); err != nil {
 		return nil, storage.E("encode command", storage.KindInternal, c.name(), err)
 	}
-	b, err := json.Marshal(envelope{Version: versionOf(c), Name: c.name(), Body: body})
+	b, err := json.Marshal(e)
 	if err != nil {
 		return nil, storage.E("encode command", storage.KindInternal, c.name(), err)
 	}
@@ -473,6 +482,9 @@ func decodeCommand(b []byte) (Command, error) {
 			return nil, err
 		}
 		return fail(storage.KindInvalid, e.Name, err)
+	}
+	if !e.At.IsZero() {
+		c = Stamped{Command: c, At: e.At}
 	}
 	if v := versionOf(c); e.Version < v {
 		return fail(storage.KindInvalid, e.Name, fmt.Errorf("version %d, what it says came with %d", e.Version, v))

@@ -12,7 +12,7 @@ import "time"
 //	6  the version in force is raised by a command; stores of format 2
 //	7  stores of format 3
 //	8  what people want of a node (drain, maintenance), and since when it has been silent
-//	9  a replica that was to leave, and stays
+//	9  a replica that was to leave, and stays; commands with the time at which they were proposed, and events
 const Version = 9
 
 // BaseVersion is the newest version that may be used in a cluster that has never raised its own. All builds that run in such

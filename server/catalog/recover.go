@@ -99,6 +99,13 @@ func (s *State) Recovered(index uint64, lost []storage.NodeID, known *State, at 
 		v.Moved, v.Revision = &storage.Move{At: at.UTC()}, index
 		c.putVolume(v)
 	}
+	if c.InForce() >= EventsVersion {
+		c.lastEvent = Beyond(max(c.lastEvent, known.lastEvent), at)
+		for _, id := range lost {
+			c.addEvent(at, storage.Event{Kind: storage.EventNodeRemoved, Node: id, Cause: storage.CauseRecovery})
+		}
+		c.addEvent(at, storage.Event{Kind: storage.EventRecovered, Count: int64(len(lost))})
+	}
 	if err := c.Check(); err != nil {
 		return nil, storage.E(op, storage.KindInternal, "catalog", fmt.Errorf("what would begin is no catalog: %w", err))
 	}

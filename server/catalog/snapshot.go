@@ -33,13 +33,15 @@ type snapshotBody struct {
 	Volumes        []storage.Volume     `json:"volumes"`
 	Sessions       []Session            `json:"sessions"`
 	Attachments    []storage.Attachment `json:"attachments,omitempty"`
+	LastEvent      uint64               `json:"last_event,omitempty"`
+	Events         []storage.Event      `json:"events,omitempty"`
 }
 
 // Snapshot returns the state's encoding: equal states have equal snapshots.
 func (s *State) Snapshot() ([]byte, error) {
 	b := snapshotBody{Applied: s.applied, LastNode: s.lastNode, LastGroup: s.lastGroup, LastVolume: s.lastVolume,
 		LastSession: s.lastSession, Nodes: s.Nodes(), Groups: s.Groups(), Volumes: s.Volumes(), Sessions: s.Sessions(),
-		LastAttachment: s.lastAttachment, Attachments: s.Attachments()}
+		LastAttachment: s.lastAttachment, Attachments: s.Attachments(), LastEvent: s.lastEvent, Events: s.Events()}
 	if s.Initialised() {
 		c := s.cluster
 		b.Cluster = &c
@@ -110,6 +112,9 @@ func (b *snapshotBody) version() uint32 {
 
 // lowest returns the lowest version that has all that the body holds.
 func (b *snapshotBody) lowest() uint32 {
+	if b.LastEvent != 0 {
+		return EventsVersion
+	}
 	if slices.ContainsFunc(b.Nodes, func(n storage.Node) bool { return n.Intent != storage.IntentServe || !n.SilentSince.IsZero() }) {
 		return IntentVersion
 	}
@@ -144,6 +149,7 @@ func (b *snapshotBody) state() *State {
 	}
 	s.lastNode, s.lastGroup, s.lastVolume, s.lastSession = b.LastNode, b.LastGroup, b.LastVolume, b.LastSession
 	s.lastAttachment = b.LastAttachment
+	s.lastEvent, s.events = b.LastEvent, b.Events
 	for _, n := range b.Nodes {
 		s.putNode(n)
 	}

@@ -21,6 +21,10 @@ type State struct {
 	sessions    map[storage.SessionID]*Session
 	attachments map[storage.AttachmentID]*storage.Attachment
 
+	// events are the newest, by ascending Seq: len <= MaxEvents, and the last one's Seq <= lastEvent.
+	events    []storage.Event
+	lastEvent uint64
+
 	// The last ids given out: every id in use is at or below its counter.
 	lastNode       storage.NodeID
 	lastGroup      storage.GroupID
@@ -66,6 +70,7 @@ func (s *State) Clone() *State {
 	c.sessionsByVolume = maps.Clone(s.sessionsByVolume)
 	c.attachments, c.attachmentsByVolume = maps.Clone(s.attachments), maps.Clone(s.attachmentsByVolume)
 	c.unfenced = maps.Clone(s.unfenced)
+	c.events = slices.Clip(s.events) // what is appended to the one is not seen in the other
 	return &c
 }
 

@@ -140,11 +140,28 @@ func (c *Controller) servePropose(ctx context.Context, body []byte) reply {
 	if err := c.permits(cmd); err != nil {
 		return failed(err)
 	}
+	if body, err = c.stamp(cmd, body); err != nil {
+		return failed(err)
+	}
 	result, err := c.apply(ctx, body)
 	if err != nil {
 		return failed(err)
 	}
 	return reply{Result: &result}
+}
+
+// stamp returns the command's encoding with the time of this node, which leads, if the command may tell an event. Times that others
+// have stamped are not taken.
+func (c *Controller) stamp(cmd catalog.Command, body []byte) ([]byte, error) {
+	if _, stamped := cmd.(catalog.Stamped); stamped {
+		return nil, storage.E("propose", storage.KindInvalid, "", errors.New("only the leader of the catalog says when a command was proposed"))
+	}
+	var inForce int
+	c.fsm.view(func(s *catalog.State) { inForce = s.InForce() })
+	if inForce < catalog.EventsVersion || !catalog.Tells(cmd) {
+		return body, nil
+	}
+	return catalog.Encode(catalog.Stamped{Command: cmd, At: time.Now()})
 }
 
 // permits returns why a command must not reach the log: not every node knows it.
@@ -324,6 +341,9 @@ func (c *Controller) serveJoin(ctx context.Context, from storage.NodeID, body []
 	}
 	add.At = time.Now().UTC()
 	if body, err = catalog.Encode(add); err != nil {
+		return failed(err)
+	}
+	if body, err = c.stamp(add, body); err != nil {
 		return failed(err)
 	}
 	result, err := c.apply(ctx, body)

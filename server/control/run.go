@@ -206,6 +206,9 @@ func (c *Controller) applyHere(ctx context.Context, cmd catalog.Command) error {
 	if err != nil {
 		return err
 	}
+	if body, err = c.stamp(cmd, body); err != nil {
+		return err
+	}
 	result, err := c.apply(ctx, body)
 	if err != nil {
 		return err
