@@ -50,6 +50,35 @@ const (
 	EventRecovered EventKind = "recovered"
 )
 
+// EventKinds returns all kinds, in the order in which they are listed here.
+func EventKinds() []EventKind {
+	return []EventKind{
+		EventNodeJoined,
+		EventNodeSuspect,
+		EventNodeDown,
+		EventNodeBack,
+		EventNodeRemoved,
+		EventDrainBegun,
+		EventDrained,
+		EventDrainEnded,
+		EventMaintenanceBegun,
+		EventMaintenanceEnded,
+		EventGroupAdded,
+		EventReplicaPlanned,
+		EventReplicaAdded,
+		EventReplicaLeaving,
+		EventReplicaRemoved,
+		EventReplicaGivenUp,
+		EventGroupWhole,
+		EventVolumeCreated,
+		EventVolumeResized,
+		EventVolumeDeleted,
+		EventVolumeTaken,
+		EventVolumeDetached,
+		EventRecovered,
+	}
+}
+
 // EventCause is why replicas come and go.
 type EventCause string
 

@@ -88,6 +88,9 @@ type Cluster interface {
 	// order in which it is to be read. A volume is named by its name, a node and a group by their ids in decimal. KindNotFound.
 	Explain(ctx context.Context, kind ObjectKind, ref string) ([]Reason, error)
 
+	// Events returns what has happened, as far as the node that answers knows.
+	Events(ctx context.Context, f EventFilter) (Events, error)
+
 	// Status sums the cluster up. It answers from what the node knows as long as the node runs, and says how old that is.
 	Status(ctx context.Context) (Status, error)
 }

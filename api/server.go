@@ -135,6 +135,7 @@ func NewServer(config Config) (*Server, error) {
 	pb.RegisterAttachmentsServer(s.grpc, &attachments{cluster: config.Cluster})
 	pb.RegisterNodesServer(s.grpc, &nodes{cluster: config.Cluster})
 	pb.RegisterGroupsServer(s.grpc, &groups{cluster: config.Cluster})
+	pb.RegisterEventsServer(s.grpc, &events{cluster: config.Cluster})
 	pb.RegisterClusterServer(s.grpc, &cluster{cluster: config.Cluster, version: config.Version})
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	reflection.Register(s.grpc)

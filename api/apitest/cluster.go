@@ -42,6 +42,7 @@ type state struct {
 	status         api.Status
 	plan           api.NodePlan
 	verified       []api.Verified
+	events         []storage.Event
 	calls          int
 	fault          func(call int) error
 }
@@ -382,6 +383,25 @@ func (c *Cluster) Explain(ctx context.Context, kind api.ObjectKind, ref string) 
 			}
 		}
 		return lines, nil
+	})
+}
+
+// AddEvents adds to what has happened, and numbers it from 1. Without a call the cluster keeps no events.
+func (c *Cluster) AddEvents(events ...storage.Event) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range events {
+		e.Seq = uint64(len(c.events) + 1)
+		c.events = append(c.events, e)
+	}
+}
+
+// Events implements api.Cluster.
+func (c *Cluster) Events(ctx context.Context, f api.EventFilter) (api.Events, error) {
+	return call(ctx, c, "list events", func() (api.Events, error) {
+		out := f.Select(c.events, uint64(len(c.events)))
+		out.Kept = len(c.events) > 0
+		return out, nil
 	})
 }
 

@@ -450,6 +450,12 @@ func (c *Client) Explain(ctx context.Context, kind api.ObjectKind, ref string) (
 	return api.LinesFromProto(answer.GetLines()), err
 }
 
+// Events implements api.Cluster.
+func (c *Client) Events(ctx context.Context, f api.EventFilter) (api.Events, error) {
+	answer, err := call(ctx, c, "list events", "", pb.NewEventsClient, pb.EventsClient.List, api.EventFilterToProto(f))
+	return api.EventsFromProto(answer), err
+}
+
 // SetNodeIntent implements api.Cluster.
 func (c *Client) SetNodeIntent(ctx context.Context, id storage.NodeID, change api.IntentChange) error {
 	_, err := call(ctx, c, "set intent", "node "+id.String(), pb.NewNodesClient, pb.NodesClient.SetIntent, api.IntentToProto(id, change))

@@ -116,7 +116,7 @@ func TestSchemaIsStable(t *testing.T) {
 	}{
 		{"volume", volumeView{}}, {"node", nodeView{}}, {"node plan", planView{}}, {"group", groupView{}}, {"status", statusView{}},
 		{"version", versionView{}}, {"transfer", transferView{}}, {"bench", benchView{}}, {"error", errorView{}}, {"host attachment", host.Attachment{}},
-		{"catalog backup", backupView{}}, {"catalog", catalogView{}}, {"verification", verifyView{}},
+		{"catalog backup", backupView{}}, {"catalog", catalogView{}}, {"verification", verifyView{}}, {"event", eventView{}},
 	} {
 		describe(&got, v.name, reflect.TypeOf(v.value))
 	}

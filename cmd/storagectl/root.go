@@ -55,7 +55,7 @@ func newRoot(a *app) *cobra.Command {
 	})
 	complete(root, "output", formTable, formWide, formJSON, formYAML)
 	_ = root.RegisterFlagCompletionFunc("endpoint", cobra.NoFileCompletions)
-	root.AddCommand(newVolume(a), newAttach(a), newDetach(a), newAttachments(a), newNode(a), newGroup(a), newCluster(a), newCatalog(a), newStatus(a), newExplain(a), newVerify(a), newBench(a), newVersion(a), newDocs(a))
+	root.AddCommand(newVolume(a), newAttach(a), newDetach(a), newAttachments(a), newNode(a), newGroup(a), newCluster(a), newCatalog(a), newStatus(a), newExplain(a), newEvents(a), newVerify(a), newBench(a), newVersion(a), newDocs(a))
 	root.AddCommand(newTopics()...)
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()

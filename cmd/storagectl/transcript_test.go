@@ -124,6 +124,11 @@ func (s *transcript) directive(words []string) {
 			p = api.NodePlan{Refused: "2 other nodes would remain for groups of 3 replicas; join another node first"}
 		}
 		s.cluster.SetPlan(p)
+	case "events": // things have happened
+		s.cluster.AddEvents(
+			storage.Event{Kind: storage.EventNodeDown, At: s.now().Add(-2 * time.Hour), Node: 3, NodeName: "c"},
+			storage.Event{Kind: storage.EventReplicaPlanned, At: s.now().Add(-time.Hour), Group: 1, Node: 4, NodeName: "d", Cause: storage.CauseDown, Other: 3, OtherName: "c"},
+			storage.Event{Kind: storage.EventVolumeCreated, At: s.now(), Volume: 1, VolumeName: "db", SizeBytes: 1 << 30})
 	case "verified": // what the steps of the next verification find, in their order
 		s.verified(words[1:])
 	case "forward": // DURATION: time passes

@@ -858,6 +858,231 @@ func (VerifyFindingKind) EnumDescriptor() ([]byte, []int) {
 	return file_storage_v1_storage_proto_rawDescGZIP(), []int{13}
 }
 
+type EventSeverity int32
+
+const (
+	EventSeverity_EVENT_SEVERITY_UNSPECIFIED EventSeverity = 0
+	EventSeverity_EVENT_SEVERITY_INFO        EventSeverity = 1
+	EventSeverity_EVENT_SEVERITY_WARNING     EventSeverity = 2
+	// Something is lost, or not served as it should be.
+	EventSeverity_EVENT_SEVERITY_ERROR EventSeverity = 3
+)
+
+// Enum value maps for EventSeverity.
+var (
+	EventSeverity_name = map[int32]string{
+		0: "EVENT_SEVERITY_UNSPECIFIED",
+		1: "EVENT_SEVERITY_INFO",
+		2: "EVENT_SEVERITY_WARNING",
+		3: "EVENT_SEVERITY_ERROR",
+	}
+	EventSeverity_value = map[string]int32{
+		"EVENT_SEVERITY_UNSPECIFIED": 0,
+		"EVENT_SEVERITY_INFO":        1,
+		"EVENT_SEVERITY_WARNING":     2,
+		"EVENT_SEVERITY_ERROR":       3,
+	}
+)
+
+func (x EventSeverity) Enum() *EventSeverity {
+	p := new(EventSeverity)
+	*p = x
+	return p
+}
+
+func (x EventSeverity) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (EventSeverity) Descriptor() protoreflect.EnumDescriptor {
+	return file_storage_v1_storage_proto_enumTypes[14].Descriptor()
+}
+
+func (EventSeverity) Type() protoreflect.EnumType {
+	return &file_storage_v1_storage_proto_enumTypes[14]
+}
+
+func (x EventSeverity) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use EventSeverity.Descriptor instead.
+func (EventSeverity) EnumDescriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{14}
+}
+
+type EventKind int32
+
+const (
+	EventKind_EVENT_KIND_UNSPECIFIED       EventKind = 0
+	EventKind_EVENT_KIND_NODE_JOINED       EventKind = 1
+	EventKind_EVENT_KIND_NODE_SUSPECT      EventKind = 2
+	EventKind_EVENT_KIND_NODE_DOWN         EventKind = 3
+	EventKind_EVENT_KIND_NODE_BACK         EventKind = 4
+	EventKind_EVENT_KIND_NODE_REMOVED      EventKind = 5
+	EventKind_EVENT_KIND_DRAIN_BEGUN       EventKind = 6
+	EventKind_EVENT_KIND_DRAINED           EventKind = 7
+	EventKind_EVENT_KIND_DRAIN_ENDED       EventKind = 8
+	EventKind_EVENT_KIND_MAINTENANCE_BEGUN EventKind = 9
+	EventKind_EVENT_KIND_MAINTENANCE_ENDED EventKind = 10
+	EventKind_EVENT_KIND_GROUP_ADDED       EventKind = 11
+	EventKind_EVENT_KIND_REPLICA_PLANNED   EventKind = 12
+	EventKind_EVENT_KIND_REPLICA_ADDED     EventKind = 13
+	EventKind_EVENT_KIND_REPLICA_LEAVING   EventKind = 14
+	EventKind_EVENT_KIND_REPLICA_REMOVED   EventKind = 15
+	EventKind_EVENT_KIND_REPLICA_GIVEN_UP  EventKind = 16
+	EventKind_EVENT_KIND_GROUP_WHOLE       EventKind = 17
+	EventKind_EVENT_KIND_VOLUME_CREATED    EventKind = 18
+	EventKind_EVENT_KIND_VOLUME_RESIZED    EventKind = 19
+	EventKind_EVENT_KIND_VOLUME_DELETED    EventKind = 20
+	EventKind_EVENT_KIND_VOLUME_TAKEN_OVER EventKind = 21
+	EventKind_EVENT_KIND_VOLUME_DETACHED   EventKind = 22
+	EventKind_EVENT_KIND_RECOVERED         EventKind = 23
+)
+
+// Enum value maps for EventKind.
+var (
+	EventKind_name = map[int32]string{
+		0:  "EVENT_KIND_UNSPECIFIED",
+		1:  "EVENT_KIND_NODE_JOINED",
+		2:  "EVENT_KIND_NODE_SUSPECT",
+		3:  "EVENT_KIND_NODE_DOWN",
+		4:  "EVENT_KIND_NODE_BACK",
+		5:  "EVENT_KIND_NODE_REMOVED",
+		6:  "EVENT_KIND_DRAIN_BEGUN",
+		7:  "EVENT_KIND_DRAINED",
+		8:  "EVENT_KIND_DRAIN_ENDED",
+		9:  "EVENT_KIND_MAINTENANCE_BEGUN",
+		10: "EVENT_KIND_MAINTENANCE_ENDED",
+		11: "EVENT_KIND_GROUP_ADDED",
+		12: "EVENT_KIND_REPLICA_PLANNED",
+		13: "EVENT_KIND_REPLICA_ADDED",
+		14: "EVENT_KIND_REPLICA_LEAVING",
+		15: "EVENT_KIND_REPLICA_REMOVED",
+		16: "EVENT_KIND_REPLICA_GIVEN_UP",
+		17: "EVENT_KIND_GROUP_WHOLE",
+		18: "EVENT_KIND_VOLUME_CREATED",
+		19: "EVENT_KIND_VOLUME_RESIZED",
+		20: "EVENT_KIND_VOLUME_DELETED",
+		21: "EVENT_KIND_VOLUME_TAKEN_OVER",
+		22: "EVENT_KIND_VOLUME_DETACHED",
+		23: "EVENT_KIND_RECOVERED",
+	}
+	EventKind_value = map[string]int32{
+		"EVENT_KIND_UNSPECIFIED":       0,
+		"EVENT_KIND_NODE_JOINED":       1,
+		"EVENT_KIND_NODE_SUSPECT":      2,
+		"EVENT_KIND_NODE_DOWN":         3,
+		"EVENT_KIND_NODE_BACK":         4,
+		"EVENT_KIND_NODE_REMOVED":      5,
+		"EVENT_KIND_DRAIN_BEGUN":       6,
+		"EVENT_KIND_DRAINED":           7,
+		"EVENT_KIND_DRAIN_ENDED":       8,
+		"EVENT_KIND_MAINTENANCE_BEGUN": 9,
+		"EVENT_KIND_MAINTENANCE_ENDED": 10,
+		"EVENT_KIND_GROUP_ADDED":       11,
+		"EVENT_KIND_REPLICA_PLANNED":   12,
+		"EVENT_KIND_REPLICA_ADDED":     13,
+		"EVENT_KIND_REPLICA_LEAVING":   14,
+		"EVENT_KIND_REPLICA_REMOVED":   15,
+		"EVENT_KIND_REPLICA_GIVEN_UP":  16,
+		"EVENT_KIND_GROUP_WHOLE":       17,
+		"EVENT_KIND_VOLUME_CREATED":    18,
+		"EVENT_KIND_VOLUME_RESIZED":    19,
+		"EVENT_KIND_VOLUME_DELETED":    20,
+		"EVENT_KIND_VOLUME_TAKEN_OVER": 21,
+		"EVENT_KIND_VOLUME_DETACHED":   22,
+		"EVENT_KIND_RECOVERED":         23,
+	}
+)
+
+func (x EventKind) Enum() *EventKind {
+	p := new(EventKind)
+	*p = x
+	return p
+}
+
+func (x EventKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (EventKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_storage_v1_storage_proto_enumTypes[15].Descriptor()
+}
+
+func (EventKind) Type() protoreflect.EnumType {
+	return &file_storage_v1_storage_proto_enumTypes[15]
+}
+
+func (x EventKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use EventKind.Descriptor instead.
+func (EventKind) EnumDescriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{15}
+}
+
+type EventCause int32
+
+const (
+	EventCause_EVENT_CAUSE_UNSPECIFIED EventCause = 0
+	// A node of the group does not answer.
+	EventCause_EVENT_CAUSE_DOWN  EventCause = 1
+	EventCause_EVENT_CAUSE_DRAIN EventCause = 2
+	// The group has too few voters.
+	EventCause_EVENT_CAUSE_MISSING  EventCause = 3
+	EventCause_EVENT_CAUSE_BALANCE  EventCause = 4
+	EventCause_EVENT_CAUSE_RECOVERY EventCause = 5
+)
+
+// Enum value maps for EventCause.
+var (
+	EventCause_name = map[int32]string{
+		0: "EVENT_CAUSE_UNSPECIFIED",
+		1: "EVENT_CAUSE_DOWN",
+		2: "EVENT_CAUSE_DRAIN",
+		3: "EVENT_CAUSE_MISSING",
+		4: "EVENT_CAUSE_BALANCE",
+		5: "EVENT_CAUSE_RECOVERY",
+	}
+	EventCause_value = map[string]int32{
+		"EVENT_CAUSE_UNSPECIFIED": 0,
+		"EVENT_CAUSE_DOWN":        1,
+		"EVENT_CAUSE_DRAIN":       2,
+		"EVENT_CAUSE_MISSING":     3,
+		"EVENT_CAUSE_BALANCE":     4,
+		"EVENT_CAUSE_RECOVERY":    5,
+	}
+)
+
+func (x EventCause) Enum() *EventCause {
+	p := new(EventCause)
+	*p = x
+	return p
+}
+
+func (x EventCause) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (EventCause) Descriptor() protoreflect.EnumDescriptor {
+	return file_storage_v1_storage_proto_enumTypes[16].Descriptor()
+}
+
+func (EventCause) Type() protoreflect.EnumType {
+	return &file_storage_v1_storage_proto_enumTypes[16]
+}
+
+func (x EventCause) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use EventCause.Descriptor instead.
+func (EventCause) EnumDescriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{16}
+}
+
 type CreateVolumeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What makes a repeated request the same request: 1 to 64 printable characters, new for each volume. Empty: a repeat
@@ -5558,6 +5783,372 @@ func (x *VerifyFinding) GetText() string {
 	return ""
 }
 
+type ListEventsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 0: the newest. Otherwise the events that follow this number, the oldest first.
+	AfterSeq uint64 `protobuf:"varint,1,opt,name=after_seq,json=afterSeq,proto3" json:"after_seq,omitempty"`
+	// At most so many, and never more than 1,000; 0: 1,000.
+	Limit uint32 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	// What the events must be of; all that are set must fit. A node is named by its id, or by the name that it had. Events that happened because
+	// of the node fit, too.
+	Node  string `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	Group uint32 `protobuf:"varint,4,opt,name=group,proto3" json:"group,omitempty"`
+	// A volume's name of the time.
+	Volume string `protobuf:"bytes,5,opt,name=volume,proto3" json:"volume,omitempty"`
+	// One of these; empty: any.
+	Kinds []EventKind `protobuf:"varint,6,rep,packed,name=kinds,proto3,enum=storage.v1.EventKind" json:"kinds,omitempty"`
+	// This severity at least; unspecified: any.
+	Severity EventSeverity `protobuf:"varint,7,opt,name=severity,proto3,enum=storage.v1.EventSeverity" json:"severity,omitempty"`
+	// Not before.
+	Since         *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEventsRequest) Reset() {
+	*x = ListEventsRequest{}
+	mi := &file_storage_v1_storage_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEventsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEventsRequest) ProtoMessage() {}
+
+func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_v1_storage_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
+func (*ListEventsRequest) Descriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *ListEventsRequest) GetAfterSeq() uint64 {
+	if x != nil {
+		return x.AfterSeq
+	}
+	return 0
+}
+
+func (x *ListEventsRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *ListEventsRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *ListEventsRequest) GetGroup() uint32 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *ListEventsRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *ListEventsRequest) GetKinds() []EventKind {
+	if x != nil {
+		return x.Kinds
+	}
+	return nil
+}
+
+func (x *ListEventsRequest) GetSeverity() EventSeverity {
+	if x != nil {
+		return x.Severity
+	}
+	return EventSeverity_EVENT_SEVERITY_UNSPECIFIED
+}
+
+func (x *ListEventsRequest) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+type ListEventsResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Events []*Event               `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
+	// The number to go on after: what is between the last event and it does not fit the request.
+	NextAfterSeq uint64 `protobuf:"varint,2,opt,name=next_after_seq,json=nextAfterSeq,proto3" json:"next_after_seq,omitempty"`
+	// Events were forgotten that may have followed after_seq: the cluster keeps a number of the newest.
+	Gap bool `protobuf:"varint,3,opt,name=gap,proto3" json:"gap,omitempty"`
+	// The cluster keeps events. Otherwise its version is too old (Cluster.Upgrade).
+	Kept          bool `protobuf:"varint,4,opt,name=kept,proto3" json:"kept,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEventsResponse) Reset() {
+	*x = ListEventsResponse{}
+	mi := &file_storage_v1_storage_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEventsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEventsResponse) ProtoMessage() {}
+
+func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_v1_storage_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
+func (*ListEventsResponse) Descriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{67}
+}
+
+func (x *ListEventsResponse) GetEvents() []*Event {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+func (x *ListEventsResponse) GetNextAfterSeq() uint64 {
+	if x != nil {
+		return x.NextAfterSeq
+	}
+	return 0
+}
+
+func (x *ListEventsResponse) GetGap() bool {
+	if x != nil {
+		return x.Gap
+	}
+	return false
+}
+
+func (x *ListEventsResponse) GetKept() bool {
+	if x != nil {
+		return x.Kept
+	}
+	return false
+}
+
+// An Event is something that has happened. Names are those of the time.
+type Event struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Ascends from 1, and is never used twice.
+	Seq uint64 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	// By the clock of the node that led the catalog.
+	At       *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"`
+	Kind     EventKind              `protobuf:"varint,3,opt,name=kind,proto3,enum=storage.v1.EventKind" json:"kind,omitempty"`
+	Severity EventSeverity          `protobuf:"varint,4,opt,name=severity,proto3,enum=storage.v1.EventSeverity" json:"severity,omitempty"`
+	// What has happened, in words.
+	Text     string     `protobuf:"bytes,5,opt,name=text,proto3" json:"text,omitempty"`
+	Node     uint32     `protobuf:"varint,6,opt,name=node,proto3" json:"node,omitempty"`
+	NodeName string     `protobuf:"bytes,7,opt,name=node_name,json=nodeName,proto3" json:"node_name,omitempty"`
+	Cause    EventCause `protobuf:"varint,8,opt,name=cause,proto3,enum=storage.v1.EventCause" json:"cause,omitempty"`
+	// The node that the cause is about.
+	Other     uint32 `protobuf:"varint,9,opt,name=other,proto3" json:"other,omitempty"`
+	OtherName string `protobuf:"bytes,10,opt,name=other_name,json=otherName,proto3" json:"other_name,omitempty"`
+	Group     uint32 `protobuf:"varint,11,opt,name=group,proto3" json:"group,omitempty"`
+	// A uuid; empty: the event is of no store.
+	Store      string `protobuf:"bytes,12,opt,name=store,proto3" json:"store,omitempty"`
+	Volume     uint64 `protobuf:"varint,13,opt,name=volume,proto3" json:"volume,omitempty"`
+	VolumeName string `protobuf:"bytes,14,opt,name=volume_name,json=volumeName,proto3" json:"volume_name,omitempty"`
+	// Who has the volume now.
+	Holder        string                 `protobuf:"bytes,15,opt,name=holder,proto3" json:"holder,omitempty"`
+	SizeBytes     int64                  `protobuf:"varint,16,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	Count         int64                  `protobuf:"varint,17,opt,name=count,proto3" json:"count,omitempty"`
+	Until         *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=until,proto3" json:"until,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Event) Reset() {
+	*x = Event{}
+	mi := &file_storage_v1_storage_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Event) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Event) ProtoMessage() {}
+
+func (x *Event) ProtoReflect() protoreflect.Message {
+	mi := &file_storage_v1_storage_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Event.ProtoReflect.Descriptor instead.
+func (*Event) Descriptor() ([]byte, []int) {
+	return file_storage_v1_storage_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *Event) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *Event) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *Event) GetKind() EventKind {
+	if x != nil {
+		return x.Kind
+	}
+	return EventKind_EVENT_KIND_UNSPECIFIED
+}
+
+func (x *Event) GetSeverity() EventSeverity {
+	if x != nil {
+		return x.Severity
+	}
+	return EventSeverity_EVENT_SEVERITY_UNSPECIFIED
+}
+
+func (x *Event) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *Event) GetNode() uint32 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
+
+func (x *Event) GetNodeName() string {
+	if x != nil {
+		return x.NodeName
+	}
+	return ""
+}
+
+func (x *Event) GetCause() EventCause {
+	if x != nil {
+		return x.Cause
+	}
+	return EventCause_EVENT_CAUSE_UNSPECIFIED
+}
+
+func (x *Event) GetOther() uint32 {
+	if x != nil {
+		return x.Other
+	}
+	return 0
+}
+
+func (x *Event) GetOtherName() string {
+	if x != nil {
+		return x.OtherName
+	}
+	return ""
+}
+
+func (x *Event) GetGroup() uint32 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *Event) GetStore() string {
+	if x != nil {
+		return x.Store
+	}
+	return ""
+}
+
+func (x *Event) GetVolume() uint64 {
+	if x != nil {
+		return x.Volume
+	}
+	return 0
+}
+
+func (x *Event) GetVolumeName() string {
+	if x != nil {
+		return x.VolumeName
+	}
+	return ""
+}
+
+func (x *Event) GetHolder() string {
+	if x != nil {
+		return x.Holder
+	}
+	return ""
+}
+
+func (x *Event) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *Event) GetCount() int64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *Event) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
 var File_storage_v1_storage_proto protoreflect.FileDescriptor
 
 const file_storage_v1_storage_proto_rawDesc = "" +
@@ -5976,7 +6567,44 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\x04node\x18\x03 \x01(\rR\x04node\x12\x1b\n" +
 	"\tnode_name\x18\x04 \x01(\tR\bnodeName\x12\x16\n" +
 	"\x06extent\x18\x05 \x01(\rR\x06extent\x12\x12\n" +
-	"\x04text\x18\x06 \x01(\tR\x04text*^\n" +
+	"\x04text\x18\x06 \x01(\tR\x04text\"\x9e\x02\n" +
+	"\x11ListEventsRequest\x12\x1b\n" +
+	"\tafter_seq\x18\x01 \x01(\x04R\bafterSeq\x12\x14\n" +
+	"\x05limit\x18\x02 \x01(\rR\x05limit\x12\x12\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\x12\x14\n" +
+	"\x05group\x18\x04 \x01(\rR\x05group\x12\x16\n" +
+	"\x06volume\x18\x05 \x01(\tR\x06volume\x12+\n" +
+	"\x05kinds\x18\x06 \x03(\x0e2\x15.storage.v1.EventKindR\x05kinds\x125\n" +
+	"\bseverity\x18\a \x01(\x0e2\x19.storage.v1.EventSeverityR\bseverity\x120\n" +
+	"\x05since\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x8b\x01\n" +
+	"\x12ListEventsResponse\x12)\n" +
+	"\x06events\x18\x01 \x03(\v2\x11.storage.v1.EventR\x06events\x12$\n" +
+	"\x0enext_after_seq\x18\x02 \x01(\x04R\fnextAfterSeq\x12\x10\n" +
+	"\x03gap\x18\x03 \x01(\bR\x03gap\x12\x12\n" +
+	"\x04kept\x18\x04 \x01(\bR\x04kept\"\xb3\x04\n" +
+	"\x05Event\x12\x10\n" +
+	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12*\n" +
+	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12)\n" +
+	"\x04kind\x18\x03 \x01(\x0e2\x15.storage.v1.EventKindR\x04kind\x125\n" +
+	"\bseverity\x18\x04 \x01(\x0e2\x19.storage.v1.EventSeverityR\bseverity\x12\x12\n" +
+	"\x04text\x18\x05 \x01(\tR\x04text\x12\x12\n" +
+	"\x04node\x18\x06 \x01(\rR\x04node\x12\x1b\n" +
+	"\tnode_name\x18\a \x01(\tR\bnodeName\x12,\n" +
+	"\x05cause\x18\b \x01(\x0e2\x16.storage.v1.EventCauseR\x05cause\x12\x14\n" +
+	"\x05other\x18\t \x01(\rR\x05other\x12\x1d\n" +
+	"\n" +
+	"other_name\x18\n" +
+	" \x01(\tR\totherName\x12\x14\n" +
+	"\x05group\x18\v \x01(\rR\x05group\x12\x14\n" +
+	"\x05store\x18\f \x01(\tR\x05store\x12\x16\n" +
+	"\x06volume\x18\r \x01(\x04R\x06volume\x12\x1f\n" +
+	"\vvolume_name\x18\x0e \x01(\tR\n" +
+	"volumeName\x12\x16\n" +
+	"\x06holder\x18\x0f \x01(\tR\x06holder\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x10 \x01(\x03R\tsizeBytes\x12\x14\n" +
+	"\x05count\x18\x11 \x01(\x03R\x05count\x120\n" +
+	"\x05until\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\x05until*^\n" +
 	"\vVolumeState\x12\x1c\n" +
 	"\x18VOLUME_STATE_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12VOLUME_STATE_READY\x10\x01\x12\x19\n" +
@@ -6074,7 +6702,46 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\x1bVERIFY_FINDING_KIND_WAITING\x10\x03\x12\x1e\n" +
 	"\x1aVERIFY_FINDING_KIND_TABLES\x10\x04\x12\x1f\n" +
 	"\x1bVERIFY_FINDING_KIND_DIFFERS\x10\x05\x12\"\n" +
-	"\x1eVERIFY_FINDING_KIND_UNCOMPARED\x10\x062\x97\x04\n" +
+	"\x1eVERIFY_FINDING_KIND_UNCOMPARED\x10\x06*~\n" +
+	"\rEventSeverity\x12\x1e\n" +
+	"\x1aEVENT_SEVERITY_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13EVENT_SEVERITY_INFO\x10\x01\x12\x1a\n" +
+	"\x16EVENT_SEVERITY_WARNING\x10\x02\x12\x18\n" +
+	"\x14EVENT_SEVERITY_ERROR\x10\x03*\xd5\x05\n" +
+	"\tEventKind\x12\x1a\n" +
+	"\x16EVENT_KIND_UNSPECIFIED\x10\x00\x12\x1a\n" +
+	"\x16EVENT_KIND_NODE_JOINED\x10\x01\x12\x1b\n" +
+	"\x17EVENT_KIND_NODE_SUSPECT\x10\x02\x12\x18\n" +
+	"\x14EVENT_KIND_NODE_DOWN\x10\x03\x12\x18\n" +
+	"\x14EVENT_KIND_NODE_BACK\x10\x04\x12\x1b\n" +
+	"\x17EVENT_KIND_NODE_REMOVED\x10\x05\x12\x1a\n" +
+	"\x16EVENT_KIND_DRAIN_BEGUN\x10\x06\x12\x16\n" +
+	"\x12EVENT_KIND_DRAINED\x10\a\x12\x1a\n" +
+	"\x16EVENT_KIND_DRAIN_ENDED\x10\b\x12 \n" +
+	"\x1cEVENT_KIND_MAINTENANCE_BEGUN\x10\t\x12 \n" +
+	"\x1cEVENT_KIND_MAINTENANCE_ENDED\x10\n" +
+	"\x12\x1a\n" +
+	"\x16EVENT_KIND_GROUP_ADDED\x10\v\x12\x1e\n" +
+	"\x1aEVENT_KIND_REPLICA_PLANNED\x10\f\x12\x1c\n" +
+	"\x18EVENT_KIND_REPLICA_ADDED\x10\r\x12\x1e\n" +
+	"\x1aEVENT_KIND_REPLICA_LEAVING\x10\x0e\x12\x1e\n" +
+	"\x1aEVENT_KIND_REPLICA_REMOVED\x10\x0f\x12\x1f\n" +
+	"\x1bEVENT_KIND_REPLICA_GIVEN_UP\x10\x10\x12\x1a\n" +
+	"\x16EVENT_KIND_GROUP_WHOLE\x10\x11\x12\x1d\n" +
+	"\x19EVENT_KIND_VOLUME_CREATED\x10\x12\x12\x1d\n" +
+	"\x19EVENT_KIND_VOLUME_RESIZED\x10\x13\x12\x1d\n" +
+	"\x19EVENT_KIND_VOLUME_DELETED\x10\x14\x12 \n" +
+	"\x1cEVENT_KIND_VOLUME_TAKEN_OVER\x10\x15\x12\x1e\n" +
+	"\x1aEVENT_KIND_VOLUME_DETACHED\x10\x16\x12\x18\n" +
+	"\x14EVENT_KIND_RECOVERED\x10\x17*\xa2\x01\n" +
+	"\n" +
+	"EventCause\x12\x1b\n" +
+	"\x17EVENT_CAUSE_UNSPECIFIED\x10\x00\x12\x14\n" +
+	"\x10EVENT_CAUSE_DOWN\x10\x01\x12\x15\n" +
+	"\x11EVENT_CAUSE_DRAIN\x10\x02\x12\x17\n" +
+	"\x13EVENT_CAUSE_MISSING\x10\x03\x12\x17\n" +
+	"\x13EVENT_CAUSE_BALANCE\x10\x04\x12\x18\n" +
+	"\x14EVENT_CAUSE_RECOVERY\x10\x052\x97\x04\n" +
 	"\aVolumes\x12K\n" +
 	"\x06Create\x12\x1f.storage.v1.CreateVolumeRequest\x1a .storage.v1.CreateVolumeResponse\x12B\n" +
 	"\x03Get\x12\x1c.storage.v1.GetVolumeRequest\x1a\x1d.storage.v1.GetVolumeResponse\x12G\n" +
@@ -6096,7 +6763,9 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\aVersion\x12\x1d.storage.v1.GetVersionRequest\x1a\x1e.storage.v1.GetVersionResponse\x12B\n" +
 	"\aExplain\x12\x1a.storage.v1.ExplainRequest\x1a\x1b.storage.v1.ExplainResponse\x12P\n" +
 	"\aUpgrade\x12!.storage.v1.UpgradeClusterRequest\x1a\".storage.v1.UpgradeClusterResponse\x12V\n" +
-	"\rBackupCatalog\x12 .storage.v1.BackupCatalogRequest\x1a!.storage.v1.BackupCatalogResponse0\x012\xe0\x01\n" +
+	"\rBackupCatalog\x12 .storage.v1.BackupCatalogRequest\x1a!.storage.v1.BackupCatalogResponse0\x012O\n" +
+	"\x06Events\x12E\n" +
+	"\x04List\x12\x1d.storage.v1.ListEventsRequest\x1a\x1e.storage.v1.ListEventsResponse2\xe0\x01\n" +
 	"\vAttachments\x12?\n" +
 	"\x06Attach\x12\x19.storage.v1.AttachRequest\x1a\x1a.storage.v1.AttachResponse\x12?\n" +
 	"\x06Detach\x12\x19.storage.v1.DetachRequest\x1a\x1a.storage.v1.DetachResponse\x12O\n" +
@@ -6114,8 +6783,8 @@ func file_storage_v1_storage_proto_rawDescGZIP() []byte {
 	return file_storage_v1_storage_proto_rawDescData
 }
 
-var file_storage_v1_storage_proto_enumTypes = make([]protoimpl.EnumInfo, 14)
-var file_storage_v1_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 69)
+var file_storage_v1_storage_proto_enumTypes = make([]protoimpl.EnumInfo, 17)
+var file_storage_v1_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 72)
 var file_storage_v1_storage_proto_goTypes = []any{
 	(VolumeState)(0),                // 0: storage.v1.VolumeState
 	(HolderKind)(0),                 // 1: storage.v1.HolderKind
@@ -6131,198 +6800,215 @@ var file_storage_v1_storage_proto_goTypes = []any{
 	(TaskKind)(0),                   // 11: storage.v1.TaskKind
 	(ErrorKind)(0),                  // 12: storage.v1.ErrorKind
 	(VerifyFindingKind)(0),          // 13: storage.v1.VerifyFindingKind
-	(*CreateVolumeRequest)(nil),     // 14: storage.v1.CreateVolumeRequest
-	(*CreateVolumeResponse)(nil),    // 15: storage.v1.CreateVolumeResponse
-	(*GetVolumeRequest)(nil),        // 16: storage.v1.GetVolumeRequest
-	(*GetVolumeResponse)(nil),       // 17: storage.v1.GetVolumeResponse
-	(*ListVolumesRequest)(nil),      // 18: storage.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),     // 19: storage.v1.ListVolumesResponse
-	(*ResizeVolumeRequest)(nil),     // 20: storage.v1.ResizeVolumeRequest
-	(*ResizeVolumeResponse)(nil),    // 21: storage.v1.ResizeVolumeResponse
-	(*ModifyVolumeRequest)(nil),     // 22: storage.v1.ModifyVolumeRequest
-	(*ModifyVolumeResponse)(nil),    // 23: storage.v1.ModifyVolumeResponse
-	(*DeleteVolumeRequest)(nil),     // 24: storage.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),    // 25: storage.v1.DeleteVolumeResponse
-	(*VolumeLimits)(nil),            // 26: storage.v1.VolumeLimits
-	(*Volume)(nil),                  // 27: storage.v1.Volume
-	(*Session)(nil),                 // 28: storage.v1.Session
-	(*Holder)(nil),                  // 29: storage.v1.Holder
-	(*Attachment)(nil),              // 30: storage.v1.Attachment
-	(*AttachRequest)(nil),           // 31: storage.v1.AttachRequest
-	(*AttachResponse)(nil),          // 32: storage.v1.AttachResponse
-	(*DetachRequest)(nil),           // 33: storage.v1.DetachRequest
-	(*DetachResponse)(nil),          // 34: storage.v1.DetachResponse
-	(*ListAttachmentsRequest)(nil),  // 35: storage.v1.ListAttachmentsRequest
-	(*ListAttachmentsResponse)(nil), // 36: storage.v1.ListAttachmentsResponse
-	(*Connection)(nil),              // 37: storage.v1.Connection
-	(*ListNodesRequest)(nil),        // 38: storage.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),       // 39: storage.v1.ListNodesResponse
-	(*GetNodeRequest)(nil),          // 40: storage.v1.GetNodeRequest
-	(*GetNodeResponse)(nil),         // 41: storage.v1.GetNodeResponse
-	(*RemoveNodeRequest)(nil),       // 42: storage.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),      // 43: storage.v1.RemoveNodeResponse
-	(*SetNodeIntentRequest)(nil),    // 44: storage.v1.SetNodeIntentRequest
-	(*SetNodeIntentResponse)(nil),   // 45: storage.v1.SetNodeIntentResponse
-	(*PlanNodeRequest)(nil),         // 46: storage.v1.PlanNodeRequest
-	(*PlanNodeResponse)(nil),        // 47: storage.v1.PlanNodeResponse
-	(*NodePlan)(nil),                // 48: storage.v1.NodePlan
-	(*NodeMove)(nil),                // 49: storage.v1.NodeMove
-	(*Node)(nil),                    // 50: storage.v1.Node
-	(*NodeAddresses)(nil),           // 51: storage.v1.NodeAddresses
-	(*Store)(nil),                   // 52: storage.v1.Store
-	(*StoreScrub)(nil),              // 53: storage.v1.StoreScrub
-	(*LostBlock)(nil),               // 54: storage.v1.LostBlock
-	(*StoreSpace)(nil),              // 55: storage.v1.StoreSpace
-	(*StoreRoom)(nil),               // 56: storage.v1.StoreRoom
-	(*ListGroupsRequest)(nil),       // 57: storage.v1.ListGroupsRequest
-	(*ListGroupsResponse)(nil),      // 58: storage.v1.ListGroupsResponse
-	(*Group)(nil),                   // 59: storage.v1.Group
-	(*Replica)(nil),                 // 60: storage.v1.Replica
-	(*Progress)(nil),                // 61: storage.v1.Progress
-	(*GetStatusRequest)(nil),        // 62: storage.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),       // 63: storage.v1.GetStatusResponse
-	(*ClusterStatus)(nil),           // 64: storage.v1.ClusterStatus
-	(*Reason)(nil),                  // 65: storage.v1.Reason
-	(*ExplainRequest)(nil),          // 66: storage.v1.ExplainRequest
-	(*ExplainResponse)(nil),         // 67: storage.v1.ExplainResponse
-	(*Task)(nil),                    // 68: storage.v1.Task
-	(*UpgradeClusterRequest)(nil),   // 69: storage.v1.UpgradeClusterRequest
-	(*UpgradeClusterResponse)(nil),  // 70: storage.v1.UpgradeClusterResponse
-	(*BackupCatalogRequest)(nil),    // 71: storage.v1.BackupCatalogRequest
-	(*BackupCatalogResponse)(nil),   // 72: storage.v1.BackupCatalogResponse
-	(*GetVersionRequest)(nil),       // 73: storage.v1.GetVersionRequest
-	(*GetVersionResponse)(nil),      // 74: storage.v1.GetVersionResponse
-	(*ErrorDetail)(nil),             // 75: storage.v1.ErrorDetail
-	(*VerifyVolumeRequest)(nil),     // 76: storage.v1.VerifyVolumeRequest
-	(*VerifyReplica)(nil),           // 77: storage.v1.VerifyReplica
-	(*VerifyVolumeResponse)(nil),    // 78: storage.v1.VerifyVolumeResponse
-	(*VerifyFinding)(nil),           // 79: storage.v1.VerifyFinding
-	nil,                             // 80: storage.v1.CreateVolumeRequest.LabelsEntry
-	nil,                             // 81: storage.v1.ModifyVolumeRequest.SetLabelsEntry
-	nil,                             // 82: storage.v1.Volume.LabelsEntry
-	(*timestamppb.Timestamp)(nil),   // 83: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 84: google.protobuf.Duration
+	(EventSeverity)(0),              // 14: storage.v1.EventSeverity
+	(EventKind)(0),                  // 15: storage.v1.EventKind
+	(EventCause)(0),                 // 16: storage.v1.EventCause
+	(*CreateVolumeRequest)(nil),     // 17: storage.v1.CreateVolumeRequest
+	(*CreateVolumeResponse)(nil),    // 18: storage.v1.CreateVolumeResponse
+	(*GetVolumeRequest)(nil),        // 19: storage.v1.GetVolumeRequest
+	(*GetVolumeResponse)(nil),       // 20: storage.v1.GetVolumeResponse
+	(*ListVolumesRequest)(nil),      // 21: storage.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),     // 22: storage.v1.ListVolumesResponse
+	(*ResizeVolumeRequest)(nil),     // 23: storage.v1.ResizeVolumeRequest
+	(*ResizeVolumeResponse)(nil),    // 24: storage.v1.ResizeVolumeResponse
+	(*ModifyVolumeRequest)(nil),     // 25: storage.v1.ModifyVolumeRequest
+	(*ModifyVolumeResponse)(nil),    // 26: storage.v1.ModifyVolumeResponse
+	(*DeleteVolumeRequest)(nil),     // 27: storage.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),    // 28: storage.v1.DeleteVolumeResponse
+	(*VolumeLimits)(nil),            // 29: storage.v1.VolumeLimits
+	(*Volume)(nil),                  // 30: storage.v1.Volume
+	(*Session)(nil),                 // 31: storage.v1.Session
+	(*Holder)(nil),                  // 32: storage.v1.Holder
+	(*Attachment)(nil),              // 33: storage.v1.Attachment
+	(*AttachRequest)(nil),           // 34: storage.v1.AttachRequest
+	(*AttachResponse)(nil),          // 35: storage.v1.AttachResponse
+	(*DetachRequest)(nil),           // 36: storage.v1.DetachRequest
+	(*DetachResponse)(nil),          // 37: storage.v1.DetachResponse
+	(*ListAttachmentsRequest)(nil),  // 38: storage.v1.ListAttachmentsRequest
+	(*ListAttachmentsResponse)(nil), // 39: storage.v1.ListAttachmentsResponse
+	(*Connection)(nil),              // 40: storage.v1.Connection
+	(*ListNodesRequest)(nil),        // 41: storage.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),       // 42: storage.v1.ListNodesResponse
+	(*GetNodeRequest)(nil),          // 43: storage.v1.GetNodeRequest
+	(*GetNodeResponse)(nil),         // 44: storage.v1.GetNodeResponse
+	(*RemoveNodeRequest)(nil),       // 45: storage.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),      // 46: storage.v1.RemoveNodeResponse
+	(*SetNodeIntentRequest)(nil),    // 47: storage.v1.SetNodeIntentRequest
+	(*SetNodeIntentResponse)(nil),   // 48: storage.v1.SetNodeIntentResponse
+	(*PlanNodeRequest)(nil),         // 49: storage.v1.PlanNodeRequest
+	(*PlanNodeResponse)(nil),        // 50: storage.v1.PlanNodeResponse
+	(*NodePlan)(nil),                // 51: storage.v1.NodePlan
+	(*NodeMove)(nil),                // 52: storage.v1.NodeMove
+	(*Node)(nil),                    // 53: storage.v1.Node
+	(*NodeAddresses)(nil),           // 54: storage.v1.NodeAddresses
+	(*Store)(nil),                   // 55: storage.v1.Store
+	(*StoreScrub)(nil),              // 56: storage.v1.StoreScrub
+	(*LostBlock)(nil),               // 57: storage.v1.LostBlock
+	(*StoreSpace)(nil),              // 58: storage.v1.StoreSpace
+	(*StoreRoom)(nil),               // 59: storage.v1.StoreRoom
+	(*ListGroupsRequest)(nil),       // 60: storage.v1.ListGroupsRequest
+	(*ListGroupsResponse)(nil),      // 61: storage.v1.ListGroupsResponse
+	(*Group)(nil),                   // 62: storage.v1.Group
+	(*Replica)(nil),                 // 63: storage.v1.Replica
+	(*Progress)(nil),                // 64: storage.v1.Progress
+	(*GetStatusRequest)(nil),        // 65: storage.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),       // 66: storage.v1.GetStatusResponse
+	(*ClusterStatus)(nil),           // 67: storage.v1.ClusterStatus
+	(*Reason)(nil),                  // 68: storage.v1.Reason
+	(*ExplainRequest)(nil),          // 69: storage.v1.ExplainRequest
+	(*ExplainResponse)(nil),         // 70: storage.v1.ExplainResponse
+	(*Task)(nil),                    // 71: storage.v1.Task
+	(*UpgradeClusterRequest)(nil),   // 72: storage.v1.UpgradeClusterRequest
+	(*UpgradeClusterResponse)(nil),  // 73: storage.v1.UpgradeClusterResponse
+	(*BackupCatalogRequest)(nil),    // 74: storage.v1.BackupCatalogRequest
+	(*BackupCatalogResponse)(nil),   // 75: storage.v1.BackupCatalogResponse
+	(*GetVersionRequest)(nil),       // 76: storage.v1.GetVersionRequest
+	(*GetVersionResponse)(nil),      // 77: storage.v1.GetVersionResponse
+	(*ErrorDetail)(nil),             // 78: storage.v1.ErrorDetail
+	(*VerifyVolumeRequest)(nil),     // 79: storage.v1.VerifyVolumeRequest
+	(*VerifyReplica)(nil),           // 80: storage.v1.VerifyReplica
+	(*VerifyVolumeResponse)(nil),    // 81: storage.v1.VerifyVolumeResponse
+	(*VerifyFinding)(nil),           // 82: storage.v1.VerifyFinding
+	(*ListEventsRequest)(nil),       // 83: storage.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),      // 84: storage.v1.ListEventsResponse
+	(*Event)(nil),                   // 85: storage.v1.Event
+	nil,                             // 86: storage.v1.CreateVolumeRequest.LabelsEntry
+	nil,                             // 87: storage.v1.ModifyVolumeRequest.SetLabelsEntry
+	nil,                             // 88: storage.v1.Volume.LabelsEntry
+	(*timestamppb.Timestamp)(nil),   // 89: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 90: google.protobuf.Duration
 }
 var file_storage_v1_storage_proto_depIdxs = []int32{
-	26, // 0: storage.v1.CreateVolumeRequest.limits:type_name -> storage.v1.VolumeLimits
-	80, // 1: storage.v1.CreateVolumeRequest.labels:type_name -> storage.v1.CreateVolumeRequest.LabelsEntry
-	27, // 2: storage.v1.CreateVolumeResponse.volume:type_name -> storage.v1.Volume
-	27, // 3: storage.v1.GetVolumeResponse.volume:type_name -> storage.v1.Volume
-	27, // 4: storage.v1.ListVolumesResponse.volumes:type_name -> storage.v1.Volume
-	27, // 5: storage.v1.ResizeVolumeResponse.volume:type_name -> storage.v1.Volume
-	81, // 6: storage.v1.ModifyVolumeRequest.set_labels:type_name -> storage.v1.ModifyVolumeRequest.SetLabelsEntry
-	27, // 7: storage.v1.ModifyVolumeResponse.volume:type_name -> storage.v1.Volume
-	0,  // 8: storage.v1.Volume.state:type_name -> storage.v1.VolumeState
-	83, // 9: storage.v1.Volume.created_at:type_name -> google.protobuf.Timestamp
-	28, // 10: storage.v1.Volume.sessions:type_name -> storage.v1.Session
-	37, // 11: storage.v1.Volume.connections:type_name -> storage.v1.Connection
-	30, // 12: storage.v1.Volume.attachments:type_name -> storage.v1.Attachment
-	26, // 13: storage.v1.Volume.limits:type_name -> storage.v1.VolumeLimits
-	82, // 14: storage.v1.Volume.labels:type_name -> storage.v1.Volume.LabelsEntry
-	83, // 15: storage.v1.Session.opened_at:type_name -> google.protobuf.Timestamp
-	1,  // 16: storage.v1.Holder.kind:type_name -> storage.v1.HolderKind
-	29, // 17: storage.v1.Attachment.holder:type_name -> storage.v1.Holder
-	2,  // 18: storage.v1.Attachment.access:type_name -> storage.v1.Access
-	83, // 19: storage.v1.Attachment.since:type_name -> google.protobuf.Timestamp
-	29, // 20: storage.v1.AttachRequest.holder:type_name -> storage.v1.Holder
-	2,  // 21: storage.v1.AttachRequest.access:type_name -> storage.v1.Access
-	30, // 22: storage.v1.AttachResponse.attachment:type_name -> storage.v1.Attachment
-	30, // 23: storage.v1.ListAttachmentsResponse.attachments:type_name -> storage.v1.Attachment
-	83, // 24: storage.v1.Connection.opened_at:type_name -> google.protobuf.Timestamp
-	50, // 25: storage.v1.ListNodesResponse.nodes:type_name -> storage.v1.Node
-	50, // 26: storage.v1.GetNodeResponse.node:type_name -> storage.v1.Node
-	3,  // 27: storage.v1.SetNodeIntentRequest.intent:type_name -> storage.v1.NodeIntent
-	83, // 28: storage.v1.SetNodeIntentRequest.until:type_name -> google.protobuf.Timestamp
-	3,  // 29: storage.v1.SetNodeIntentRequest.from:type_name -> storage.v1.NodeIntent
-	4,  // 30: storage.v1.PlanNodeRequest.action:type_name -> storage.v1.NodeAction
-	48, // 31: storage.v1.PlanNodeResponse.plan:type_name -> storage.v1.NodePlan
-	4,  // 32: storage.v1.NodePlan.action:type_name -> storage.v1.NodeAction
-	49, // 33: storage.v1.NodePlan.moves:type_name -> storage.v1.NodeMove
-	5,  // 34: storage.v1.Node.state:type_name -> storage.v1.NodeState
-	51, // 35: storage.v1.Node.addresses:type_name -> storage.v1.NodeAddresses
-	52, // 36: storage.v1.Node.stores:type_name -> storage.v1.Store
-	83, // 37: storage.v1.Node.seen_at:type_name -> google.protobuf.Timestamp
-	3,  // 38: storage.v1.Node.intent:type_name -> storage.v1.NodeIntent
-	83, // 39: storage.v1.Node.intent_until:type_name -> google.protobuf.Timestamp
-	83, // 40: storage.v1.Node.silent_since:type_name -> google.protobuf.Timestamp
-	6,  // 41: storage.v1.Store.state:type_name -> storage.v1.StoreState
-	55, // 42: storage.v1.Store.space:type_name -> storage.v1.StoreSpace
-	53, // 43: storage.v1.Store.scrub:type_name -> storage.v1.StoreScrub
-	83, // 44: storage.v1.StoreScrub.last_pass_at:type_name -> google.protobuf.Timestamp
-	83, // 45: storage.v1.StoreScrub.begun_at:type_name -> google.protobuf.Timestamp
-	84, // 46: storage.v1.StoreScrub.interval:type_name -> google.protobuf.Duration
-	54, // 47: storage.v1.StoreScrub.lost:type_name -> storage.v1.LostBlock
-	7,  // 48: storage.v1.StoreSpace.compaction:type_name -> storage.v1.CompactionState
-	7,  // 49: storage.v1.StoreRoom.compaction:type_name -> storage.v1.CompactionState
-	59, // 50: storage.v1.ListGroupsResponse.groups:type_name -> storage.v1.Group
-	60, // 51: storage.v1.Group.replicas:type_name -> storage.v1.Replica
-	8,  // 52: storage.v1.Replica.role:type_name -> storage.v1.ReplicaRole
-	61, // 53: storage.v1.Replica.progress:type_name -> storage.v1.Progress
-	83, // 54: storage.v1.Progress.started_at:type_name -> google.protobuf.Timestamp
-	64, // 55: storage.v1.GetStatusResponse.status:type_name -> storage.v1.ClusterStatus
-	9,  // 56: storage.v1.ClusterStatus.health:type_name -> storage.v1.Health
-	65, // 57: storage.v1.ClusterStatus.reasons:type_name -> storage.v1.Reason
-	68, // 58: storage.v1.ClusterStatus.tasks:type_name -> storage.v1.Task
-	84, // 59: storage.v1.ClusterStatus.age:type_name -> google.protobuf.Duration
-	65, // 60: storage.v1.ClusterStatus.warnings:type_name -> storage.v1.Reason
-	56, // 61: storage.v1.ClusterStatus.fullest:type_name -> storage.v1.StoreRoom
-	56, // 62: storage.v1.ClusterStatus.compacting:type_name -> storage.v1.StoreRoom
-	9,  // 63: storage.v1.Reason.severity:type_name -> storage.v1.Health
-	10, // 64: storage.v1.ExplainRequest.kind:type_name -> storage.v1.ObjectKind
-	65, // 65: storage.v1.ExplainResponse.lines:type_name -> storage.v1.Reason
-	11, // 66: storage.v1.Task.kind:type_name -> storage.v1.TaskKind
-	61, // 67: storage.v1.Task.progress:type_name -> storage.v1.Progress
-	12, // 68: storage.v1.ErrorDetail.kind:type_name -> storage.v1.ErrorKind
-	77, // 69: storage.v1.VerifyVolumeRequest.skip:type_name -> storage.v1.VerifyReplica
-	79, // 70: storage.v1.VerifyVolumeResponse.findings:type_name -> storage.v1.VerifyFinding
-	13, // 71: storage.v1.VerifyFinding.kind:type_name -> storage.v1.VerifyFindingKind
-	14, // 72: storage.v1.Volumes.Create:input_type -> storage.v1.CreateVolumeRequest
-	16, // 73: storage.v1.Volumes.Get:input_type -> storage.v1.GetVolumeRequest
-	18, // 74: storage.v1.Volumes.List:input_type -> storage.v1.ListVolumesRequest
-	20, // 75: storage.v1.Volumes.Resize:input_type -> storage.v1.ResizeVolumeRequest
-	22, // 76: storage.v1.Volumes.Modify:input_type -> storage.v1.ModifyVolumeRequest
-	24, // 77: storage.v1.Volumes.Delete:input_type -> storage.v1.DeleteVolumeRequest
-	76, // 78: storage.v1.Volumes.Verify:input_type -> storage.v1.VerifyVolumeRequest
-	38, // 79: storage.v1.Nodes.List:input_type -> storage.v1.ListNodesRequest
-	40, // 80: storage.v1.Nodes.Get:input_type -> storage.v1.GetNodeRequest
-	42, // 81: storage.v1.Nodes.Remove:input_type -> storage.v1.RemoveNodeRequest
-	44, // 82: storage.v1.Nodes.SetIntent:input_type -> storage.v1.SetNodeIntentRequest
-	46, // 83: storage.v1.Nodes.Plan:input_type -> storage.v1.PlanNodeRequest
-	57, // 84: storage.v1.Groups.List:input_type -> storage.v1.ListGroupsRequest
-	62, // 85: storage.v1.Cluster.Status:input_type -> storage.v1.GetStatusRequest
-	73, // 86: storage.v1.Cluster.Version:input_type -> storage.v1.GetVersionRequest
-	66, // 87: storage.v1.Cluster.Explain:input_type -> storage.v1.ExplainRequest
-	69, // 88: storage.v1.Cluster.Upgrade:input_type -> storage.v1.UpgradeClusterRequest
-	71, // 89: storage.v1.Cluster.BackupCatalog:input_type -> storage.v1.BackupCatalogRequest
-	31, // 90: storage.v1.Attachments.Attach:input_type -> storage.v1.AttachRequest
-	33, // 91: storage.v1.Attachments.Detach:input_type -> storage.v1.DetachRequest
-	35, // 92: storage.v1.Attachments.List:input_type -> storage.v1.ListAttachmentsRequest
-	15, // 93: storage.v1.Volumes.Create:output_type -> storage.v1.CreateVolumeResponse
-	17, // 94: storage.v1.Volumes.Get:output_type -> storage.v1.GetVolumeResponse
-	19, // 95: storage.v1.Volumes.List:output_type -> storage.v1.ListVolumesResponse
-	21, // 96: storage.v1.Volumes.Resize:output_type -> storage.v1.ResizeVolumeResponse
-	23, // 97: storage.v1.Volumes.Modify:output_type -> storage.v1.ModifyVolumeResponse
-	25, // 98: storage.v1.Volumes.Delete:output_type -> storage.v1.DeleteVolumeResponse
-	78, // 99: storage.v1.Volumes.Verify:output_type -> storage.v1.VerifyVolumeResponse
-	39, // 100: storage.v1.Nodes.List:output_type -> storage.v1.ListNodesResponse
-	41, // 101: storage.v1.Nodes.Get:output_type -> storage.v1.GetNodeResponse
-	43, // 102: storage.v1.Nodes.Remove:output_type -> storage.v1.RemoveNodeResponse
-	45, // 103: storage.v1.Nodes.SetIntent:output_type -> storage.v1.SetNodeIntentResponse
-	47, // 104: storage.v1.Nodes.Plan:output_type -> storage.v1.PlanNodeResponse
-	58, // 105: storage.v1.Groups.List:output_type -> storage.v1.ListGroupsResponse
-	63, // 106: storage.v1.Cluster.Status:output_type -> storage.v1.GetStatusResponse
-	74, // 107: storage.v1.Cluster.Version:output_type -> storage.v1.GetVersionResponse
-	67, // 108: storage.v1.Cluster.Explain:output_type -> storage.v1.ExplainResponse
-	70, // 109: storage.v1.Cluster.Upgrade:output_type -> storage.v1.UpgradeClusterResponse
-	72, // 110: storage.v1.Cluster.BackupCatalog:output_type -> storage.v1.BackupCatalogResponse
-	32, // 111: storage.v1.Attachments.Attach:output_type -> storage.v1.AttachResponse
-	34, // 112: storage.v1.Attachments.Detach:output_type -> storage.v1.DetachResponse
-	36, // 113: storage.v1.Attachments.List:output_type -> storage.v1.ListAttachmentsResponse
-	93, // [93:114] is the sub-list for method output_type
-	72, // [72:93] is the sub-list for method input_type
-	72, // [72:72] is the sub-list for extension type_name
-	72, // [72:72] is the sub-list for extension extendee
-	0,  // [0:72] is the sub-list for field type_name
+	29,  // 0: storage.v1.CreateVolumeRequest.limits:type_name -> storage.v1.VolumeLimits
+	86,  // 1: storage.v1.CreateVolumeRequest.labels:type_name -> storage.v1.CreateVolumeRequest.LabelsEntry
+	30,  // 2: storage.v1.CreateVolumeResponse.volume:type_name -> storage.v1.Volume
+	30,  // 3: storage.v1.GetVolumeResponse.volume:type_name -> storage.v1.Volume
+	30,  // 4: storage.v1.ListVolumesResponse.volumes:type_name -> storage.v1.Volume
+	30,  // 5: storage.v1.ResizeVolumeResponse.volume:type_name -> storage.v1.Volume
+	87,  // 6: storage.v1.ModifyVolumeRequest.set_labels:type_name -> storage.v1.ModifyVolumeRequest.SetLabelsEntry
+	30,  // 7: storage.v1.ModifyVolumeResponse.volume:type_name -> storage.v1.Volume
+	0,   // 8: storage.v1.Volume.state:type_name -> storage.v1.VolumeState
+	89,  // 9: storage.v1.Volume.created_at:type_name -> google.protobuf.Timestamp
+	31,  // 10: storage.v1.Volume.sessions:type_name -> storage.v1.Session
+	40,  // 11: storage.v1.Volume.connections:type_name -> storage.v1.Connection
+	33,  // 12: storage.v1.Volume.attachments:type_name -> storage.v1.Attachment
+	29,  // 13: storage.v1.Volume.limits:type_name -> storage.v1.VolumeLimits
+	88,  // 14: storage.v1.Volume.labels:type_name -> storage.v1.Volume.LabelsEntry
+	89,  // 15: storage.v1.Session.opened_at:type_name -> google.protobuf.Timestamp
+	1,   // 16: storage.v1.Holder.kind:type_name -> storage.v1.HolderKind
+	32,  // 17: storage.v1.Attachment.holder:type_name -> storage.v1.Holder
+	2,   // 18: storage.v1.Attachment.access:type_name -> storage.v1.Access
+	89,  // 19: storage.v1.Attachment.since:type_name -> google.protobuf.Timestamp
+	32,  // 20: storage.v1.AttachRequest.holder:type_name -> storage.v1.Holder
+	2,   // 21: storage.v1.AttachRequest.access:type_name -> storage.v1.Access
+	33,  // 22: storage.v1.AttachResponse.attachment:type_name -> storage.v1.Attachment
+	33,  // 23: storage.v1.ListAttachmentsResponse.attachments:type_name -> storage.v1.Attachment
+	89,  // 24: storage.v1.Connection.opened_at:type_name -> google.protobuf.Timestamp
+	53,  // 25: storage.v1.ListNodesResponse.nodes:type_name -> storage.v1.Node
+	53,  // 26: storage.v1.GetNodeResponse.node:type_name -> storage.v1.Node
+	3,   // 27: storage.v1.SetNodeIntentRequest.intent:type_name -> storage.v1.NodeIntent
+	89,  // 28: storage.v1.SetNodeIntentRequest.until:type_name -> google.protobuf.Timestamp
+	3,   // 29: storage.v1.SetNodeIntentRequest.from:type_name -> storage.v1.NodeIntent
+	4,   // 30: storage.v1.PlanNodeRequest.action:type_name -> storage.v1.NodeAction
+	51,  // 31: storage.v1.PlanNodeResponse.plan:type_name -> storage.v1.NodePlan
+	4,   // 32: storage.v1.NodePlan.action:type_name -> storage.v1.NodeAction
+	52,  // 33: storage.v1.NodePlan.moves:type_name -> storage.v1.NodeMove
+	5,   // 34: storage.v1.Node.state:type_name -> storage.v1.NodeState
+	54,  // 35: storage.v1.Node.addresses:type_name -> storage.v1.NodeAddresses
+	55,  // 36: storage.v1.Node.stores:type_name -> storage.v1.Store
+	89,  // 37: storage.v1.Node.seen_at:type_name -> google.protobuf.Timestamp
+	3,   // 38: storage.v1.Node.intent:type_name -> storage.v1.NodeIntent
+	89,  // 39: storage.v1.Node.intent_until:type_name -> google.protobuf.Timestamp
+	89,  // 40: storage.v1.Node.silent_since:type_name -> google.protobuf.Timestamp
+	6,   // 41: storage.v1.Store.state:type_name -> storage.v1.StoreState
+	58,  // 42: storage.v1.Store.space:type_name -> storage.v1.StoreSpace
+	56,  // 43: storage.v1.Store.scrub:type_name -> storage.v1.StoreScrub
+	89,  // 44: storage.v1.StoreScrub.last_pass_at:type_name -> google.protobuf.Timestamp
+	89,  // 45: storage.v1.StoreScrub.begun_at:type_name -> google.protobuf.Timestamp
+	90,  // 46: storage.v1.StoreScrub.interval:type_name -> google.protobuf.Duration
+	57,  // 47: storage.v1.StoreScrub.lost:type_name -> storage.v1.LostBlock
+	7,   // 48: storage.v1.StoreSpace.compaction:type_name -> storage.v1.CompactionState
+	7,   // 49: storage.v1.StoreRoom.compaction:type_name -> storage.v1.CompactionState
+	62,  // 50: storage.v1.ListGroupsResponse.groups:type_name -> storage.v1.Group
+	63,  // 51: storage.v1.Group.replicas:type_name -> storage.v1.Replica
+	8,   // 52: storage.v1.Replica.role:type_name -> storage.v1.ReplicaRole
+	64,  // 53: storage.v1.Replica.progress:type_name -> storage.v1.Progress
+	89,  // 54: storage.v1.Progress.started_at:type_name -> google.protobuf.Timestamp
+	67,  // 55: storage.v1.GetStatusResponse.status:type_name -> storage.v1.ClusterStatus
+	9,   // 56: storage.v1.ClusterStatus.health:type_name -> storage.v1.Health
+	68,  // 57: storage.v1.ClusterStatus.reasons:type_name -> storage.v1.Reason
+	71,  // 58: storage.v1.ClusterStatus.tasks:type_name -> storage.v1.Task
+	90,  // 59: storage.v1.ClusterStatus.age:type_name -> google.protobuf.Duration
+	68,  // 60: storage.v1.ClusterStatus.warnings:type_name -> storage.v1.Reason
+	59,  // 61: storage.v1.ClusterStatus.fullest:type_name -> storage.v1.StoreRoom
+	59,  // 62: storage.v1.ClusterStatus.compacting:type_name -> storage.v1.StoreRoom
+	9,   // 63: storage.v1.Reason.severity:type_name -> storage.v1.Health
+	10,  // 64: storage.v1.ExplainRequest.kind:type_name -> storage.v1.ObjectKind
+	68,  // 65: storage.v1.ExplainResponse.lines:type_name -> storage.v1.Reason
+	11,  // 66: storage.v1.Task.kind:type_name -> storage.v1.TaskKind
+	64,  // 67: storage.v1.Task.progress:type_name -> storage.v1.Progress
+	12,  // 68: storage.v1.ErrorDetail.kind:type_name -> storage.v1.ErrorKind
+	80,  // 69: storage.v1.VerifyVolumeRequest.skip:type_name -> storage.v1.VerifyReplica
+	82,  // 70: storage.v1.VerifyVolumeResponse.findings:type_name -> storage.v1.VerifyFinding
+	13,  // 71: storage.v1.VerifyFinding.kind:type_name -> storage.v1.VerifyFindingKind
+	15,  // 72: storage.v1.ListEventsRequest.kinds:type_name -> storage.v1.EventKind
+	14,  // 73: storage.v1.ListEventsRequest.severity:type_name -> storage.v1.EventSeverity
+	89,  // 74: storage.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
+	85,  // 75: storage.v1.ListEventsResponse.events:type_name -> storage.v1.Event
+	89,  // 76: storage.v1.Event.at:type_name -> google.protobuf.Timestamp
+	15,  // 77: storage.v1.Event.kind:type_name -> storage.v1.EventKind
+	14,  // 78: storage.v1.Event.severity:type_name -> storage.v1.EventSeverity
+	16,  // 79: storage.v1.Event.cause:type_name -> storage.v1.EventCause
+	89,  // 80: storage.v1.Event.until:type_name -> google.protobuf.Timestamp
+	17,  // 81: storage.v1.Volumes.Create:input_type -> storage.v1.CreateVolumeRequest
+	19,  // 82: storage.v1.Volumes.Get:input_type -> storage.v1.GetVolumeRequest
+	21,  // 83: storage.v1.Volumes.List:input_type -> storage.v1.ListVolumesRequest
+	23,  // 84: storage.v1.Volumes.Resize:input_type -> storage.v1.ResizeVolumeRequest
+	25,  // 85: storage.v1.Volumes.Modify:input_type -> storage.v1.ModifyVolumeRequest
+	27,  // 86: storage.v1.Volumes.Delete:input_type -> storage.v1.DeleteVolumeRequest
+	79,  // 87: storage.v1.Volumes.Verify:input_type -> storage.v1.VerifyVolumeRequest
+	41,  // 88: storage.v1.Nodes.List:input_type -> storage.v1.ListNodesRequest
+	43,  // 89: storage.v1.Nodes.Get:input_type -> storage.v1.GetNodeRequest
+	45,  // 90: storage.v1.Nodes.Remove:input_type -> storage.v1.RemoveNodeRequest
+	47,  // 91: storage.v1.Nodes.SetIntent:input_type -> storage.v1.SetNodeIntentRequest
+	49,  // 92: storage.v1.Nodes.Plan:input_type -> storage.v1.PlanNodeRequest
+	60,  // 93: storage.v1.Groups.List:input_type -> storage.v1.ListGroupsRequest
+	65,  // 94: storage.v1.Cluster.Status:input_type -> storage.v1.GetStatusRequest
+	76,  // 95: storage.v1.Cluster.Version:input_type -> storage.v1.GetVersionRequest
+	69,  // 96: storage.v1.Cluster.Explain:input_type -> storage.v1.ExplainRequest
+	72,  // 97: storage.v1.Cluster.Upgrade:input_type -> storage.v1.UpgradeClusterRequest
+	74,  // 98: storage.v1.Cluster.BackupCatalog:input_type -> storage.v1.BackupCatalogRequest
+	83,  // 99: storage.v1.Events.List:input_type -> storage.v1.ListEventsRequest
+	34,  // 100: storage.v1.Attachments.Attach:input_type -> storage.v1.AttachRequest
+	36,  // 101: storage.v1.Attachments.Detach:input_type -> storage.v1.DetachRequest
+	38,  // 102: storage.v1.Attachments.List:input_type -> storage.v1.ListAttachmentsRequest
+	18,  // 103: storage.v1.Volumes.Create:output_type -> storage.v1.CreateVolumeResponse
+	20,  // 104: storage.v1.Volumes.Get:output_type -> storage.v1.GetVolumeResponse
+	22,  // 105: storage.v1.Volumes.List:output_type -> storage.v1.ListVolumesResponse
+	24,  // 106: storage.v1.Volumes.Resize:output_type -> storage.v1.ResizeVolumeResponse
+	26,  // 107: storage.v1.Volumes.Modify:output_type -> storage.v1.ModifyVolumeResponse
+	28,  // 108: storage.v1.Volumes.Delete:output_type -> storage.v1.DeleteVolumeResponse
+	81,  // 109: storage.v1.Volumes.Verify:output_type -> storage.v1.VerifyVolumeResponse
+	42,  // 110: storage.v1.Nodes.List:output_type -> storage.v1.ListNodesResponse
+	44,  // 111: storage.v1.Nodes.Get:output_type -> storage.v1.GetNodeResponse
+	46,  // 112: storage.v1.Nodes.Remove:output_type -> storage.v1.RemoveNodeResponse
+	48,  // 113: storage.v1.Nodes.SetIntent:output_type -> storage.v1.SetNodeIntentResponse
+	50,  // 114: storage.v1.Nodes.Plan:output_type -> storage.v1.PlanNodeResponse
+	61,  // 115: storage.v1.Groups.List:output_type -> storage.v1.ListGroupsResponse
+	66,  // 116: storage.v1.Cluster.Status:output_type -> storage.v1.GetStatusResponse
+	77,  // 117: storage.v1.Cluster.Version:output_type -> storage.v1.GetVersionResponse
+	70,  // 118: storage.v1.Cluster.Explain:output_type -> storage.v1.ExplainResponse
+	73,  // 119: storage.v1.Cluster.Upgrade:output_type -> storage.v1.UpgradeClusterResponse
+	75,  // 120: storage.v1.Cluster.BackupCatalog:output_type -> storage.v1.BackupCatalogResponse
+	84,  // 121: storage.v1.Events.List:output_type -> storage.v1.ListEventsResponse
+	35,  // 122: storage.v1.Attachments.Attach:output_type -> storage.v1.AttachResponse
+	37,  // 123: storage.v1.Attachments.Detach:output_type -> storage.v1.DetachResponse
+	39,  // 124: storage.v1.Attachments.List:output_type -> storage.v1.ListAttachmentsResponse
+	103, // [103:125] is the sub-list for method output_type
+	81,  // [81:103] is the sub-list for method input_type
+	81,  // [81:81] is the sub-list for extension type_name
+	81,  // [81:81] is the sub-list for extension extendee
+	0,   // [0:81] is the sub-list for field type_name
 }
 
 func init() { file_storage_v1_storage_proto_init() }
@@ -6337,10 +7023,10 @@ func file_storage_v1_storage_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_storage_v1_storage_proto_rawDesc), len(file_storage_v1_storage_proto_rawDesc)),
-			NumEnums:      14,
-			NumMessages:   69,
+			NumEnums:      17,
+			NumMessages:   72,
 			NumExtensions: 0,
-			NumServices:   5,
+			NumServices:   6,
 		},
 		GoTypes:           file_storage_v1_storage_proto_goTypes,
 		DependencyIndexes: file_storage_v1_storage_proto_depIdxs,
