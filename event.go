@@ -30,6 +30,8 @@ const (
 	EventReplicaPlanned EventKind = "replica-planned"
 	// EventReplicaAdded: the replica votes.
 	EventReplicaAdded EventKind = "replica-added"
+	// EventReplicaStays: it was to leave, and votes on: what was to take its place is lost, or can be had nowhere.
+	EventReplicaStays EventKind = "replica-stays"
 	// EventReplicaLeaving: it is to be taken out of the group; Cause says why.
 	EventReplicaLeaving EventKind = "replica-leaving"
 	EventReplicaRemoved EventKind = "replica-removed"
@@ -66,6 +68,7 @@ func EventKinds() []EventKind {
 		EventGroupAdded,
 		EventReplicaPlanned,
 		EventReplicaAdded,
+		EventReplicaStays,
 		EventReplicaLeaving,
 		EventReplicaRemoved,
 		EventReplicaGivenUp,
@@ -77,6 +80,28 @@ func EventKinds() []EventKind {
 		EventVolumeDetached,
 		EventRecovered,
 	}
+}
+
+// EventClass is what an event is about.
+type EventClass uint8
+
+// The classes.
+const (
+	ClassNode EventClass = iota // or the cluster
+	ClassGroup
+	ClassVolume
+	EventClasses = iota
+)
+
+// Class returns what the event is about.
+func (e Event) Class() EventClass {
+	switch {
+	case e.Volume != 0:
+		return ClassVolume
+	case e.Group != 0:
+		return ClassGroup
+	}
+	return ClassNode
 }
 
 // EventCause is why replicas come and go.
@@ -164,6 +189,7 @@ var eventTexts = map[EventKind]string{
 	EventGroupAdded:       "group %[2]s is made, with its first replica on node %[1]s",
 	EventReplicaPlanned:   "group %[2]s gets a replica on node %[1]s",
 	EventReplicaAdded:     "group %[2]s: the replica on node %[1]s votes",
+	EventReplicaStays:     "group %[2]s: the replica on node %[1]s stays after all",
 	EventReplicaLeaving:   "group %[2]s: the replica on node %[1]s leaves",
 	EventReplicaRemoved:   "group %[2]s: the replica on node %[1]s is removed",
 	EventReplicaGivenUp:   "group %[2]s: the replica on node %[1]s is given up before it was whole",

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -12,6 +13,9 @@ import (
 
 // MaxEventKinds bounds EventFilter.Kinds.
 const MaxEventKinds = 64
+
+// maxEventNameBytes bounds the names in an EventFilter.
+const maxEventNameBytes = 1024
 
 // EventFilter says which events are wanted. All that is set must fit.
 type EventFilter struct {
@@ -74,14 +78,16 @@ func (f *EventFilter) Select(all []storage.Event, last uint64) Events {
 		limit = MaxPageSize
 	}
 	out := Events{Next: last, Kept: true}
-	oldest := last + 1
-	if len(all) > 0 {
-		oldest = all[0].Seq
-	}
-	out.Gap = f.After != 0 && f.After+1 < oldest
 	var fit []storage.Event
+	before := f.After
 	for _, e := range all {
-		if e.Seq <= f.After || !f.Matches(e) {
+		if e.Seq <= f.After {
+			continue
+		}
+		if f.After != 0 && e.Seq != before+1 { // numbers are given out one by one
+			out.Gap = true
+		}
+		if before = e.Seq; !f.Matches(e) {
 			continue
 		}
 		if fit = append(fit, e); f.After != 0 && len(fit) == limit {
@@ -108,6 +114,9 @@ func (s *events) List(ctx context.Context, r *pb.ListEventsRequest) (*pb.ListEve
 	}
 	if len(r.GetKinds()) > MaxEventKinds {
 		return fail("the request names too many kinds")
+	}
+	if max(len(f.Node), len(f.Volume)) > maxEventNameBytes {
+		return fail(fmt.Sprintf("the request names a node or a volume with more than %d bytes; none has such a name", maxEventNameBytes))
 	}
 	f.Kinds = Each(r.GetKinds(), eventKinds.FromProto)
 	if slices.Contains(f.Kinds, enumUnknown) {
@@ -183,6 +192,7 @@ var eventKinds = EnumTable[storage.EventKind, pb.EventKind]{
 	{storage.EventGroupAdded, pb.EventKind_EVENT_KIND_GROUP_ADDED},
 	{storage.EventReplicaPlanned, pb.EventKind_EVENT_KIND_REPLICA_PLANNED},
 	{storage.EventReplicaAdded, pb.EventKind_EVENT_KIND_REPLICA_ADDED},
+	{storage.EventReplicaStays, pb.EventKind_EVENT_KIND_REPLICA_STAYS},
 	{storage.EventReplicaLeaving, pb.EventKind_EVENT_KIND_REPLICA_LEAVING},
 	{storage.EventReplicaRemoved, pb.EventKind_EVENT_KIND_REPLICA_REMOVED},
 	{storage.EventReplicaGivenUp, pb.EventKind_EVENT_KIND_REPLICA_GIVEN_UP},

@@ -319,6 +319,7 @@ func TestWhatIsNotKnownIsNotDenied(t *testing.T) {
 		"nothing read: nodes":       func() error { _, err := unread.Nodes(ctx); return err }(),
 		"nothing read: groups":      func() error { _, err := unread.Groups(ctx); return err }(),
 		"nothing read: attachments": attachments(unread),
+		"nothing read: events":      func() error { _, err := unread.Events(ctx, api.EventFilter{}); return err }(),
 		"nothing read: a volume striped over so many groups": func() error {
 			_, err := unread.CreateVolume(ctx, api.NewVolume{Name: "x", SizeBytes: 1 << 20, Groups: 4})
 			return err

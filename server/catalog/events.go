@@ -11,7 +11,7 @@ import (
 // EventsVersion is the version that events came with: the leader stamps commands with its time, and states keep what has happened.
 const EventsVersion = 9
 
-// MaxEvents bounds the events that a state keeps: the newest.
+// MaxEvents bounds the events that a state keeps.
 const MaxEvents = 1024
 
 // Stamped is a command that may tell an event (Tells), with the time at which the leader proposed it. Applied, it does what the command
@@ -66,10 +66,25 @@ func (s *State) addEvent(at time.Time, e storage.Event) {
 	if n, ok := s.nodes[e.Other]; ok {
 		e.OtherName = n.Name
 	}
-	if len(s.events) >= MaxEvents {
-		s.events = s.events[len(s.events)-MaxEvents+1:]
+	s.events = append(s.makeRoom(), e)
+}
+
+// makeRoom returns the events with room for one more: what there is most of, nodes, groups or volumes, loses its oldest. Otherwise volumes that come and go
+// all day, or thousands of replicas that are made anew, would push out what happened to the nodes.
+func (s *State) makeRoom() []storage.Event {
+	if len(s.events) < MaxEvents {
+		return s.events
 	}
-	s.events = append(s.events, e)
+	var count [storage.EventClasses]int
+	for _, e := range s.events {
+		count[e.Class()]++
+	}
+	most := storage.EventClass(slices.Index(count[:], slices.Max(count[:])))
+	at := slices.IndexFunc(s.events, func(e storage.Event) bool { return e.Class() == most })
+	if at == 0 {
+		return s.events[1:]
+	}
+	return slices.Concat(s.events[:at], s.events[at+1:]) // clones share the list
 }
 
 // told returns, after a command was applied, what has happened by it.
@@ -213,6 +228,9 @@ func (s *State) replicaEvent(before storage.Group, r storage.Replica) storage.Ev
 		e.Cause, e.Other = s.causeOf(before, 0)
 	case storage.RoleVoter:
 		e.Kind = storage.EventReplicaAdded
+		if old, _ := before.Replica(r.Key); old.Role == storage.RoleLeaving {
+			e.Kind = storage.EventReplicaStays
+		}
 	case storage.RoleLeaving:
 		e.Kind = storage.EventReplicaLeaving
 		e.Cause, e.Other = s.causeOf(before, r.Node)

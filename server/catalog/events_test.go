@@ -72,6 +72,8 @@ func eventful(t *testing.T) *fixture {
 	better := f.tells(PlanReplica{1, 4, storeID(4)}, "group 1 gets a replica on node d, for a better balance").Replica
 	f.tells(RemoveReplica{1, better}, "group 1: the replica on node d is given up before it was whole")
 	f.tells(SetReplica{Group: 1, Key: again, Role: storage.RoleLeaving}, "group 1: the replica on node c leaves, for a better balance")
+	f.tells(SetReplica{Group: 1, Key: again, Role: storage.RoleVoter, Stays: true}, "group 1: the replica on node c stays after all", "group 1 has all its voters again")
+	f.tells(SetReplica{Group: 1, Key: again, Role: storage.RoleLeaving}, "group 1: the replica on node c leaves, for a better balance")
 	f.tells(RemoveReplica{1, again}, "group 1: the replica on node c is removed")
 	f.tells(SetNodeIntent{Node: 3, Intent: storage.IntentDrain}, "node c begins to drain", "node c has drained: it holds nothing any more")
 	f.tells(SetNodeState{Node: 3, State: storage.NodeRemoved}, "node c was removed")
@@ -90,7 +92,7 @@ func eventful(t *testing.T) *fixture {
 }
 
 // TestEventsTold: each change that people want to know of is told once, with its cause, and what changes nothing tells nothing.
-// Removed once each: the causes in causeOf, the drained node in goneEvents, what Stamped checks.
+// Removed once each: the cause that a node is down, the drained node in goneEvents, what Stamped checks.
 func TestEventsTold(t *testing.T) {
 	f := eventful(t)
 	for i, e := range f.s.Events() {
@@ -148,6 +150,36 @@ func TestEventsBounded(t *testing.T) {
 	}
 }
 
+// TestEventsOfOneKindLeaveRoom: volumes that come and go do not push out what happened to nodes and groups, and the list that a clone has is as it was.
+func TestEventsOfOneKindLeaveRoom(t *testing.T) {
+	f := eventful(t)
+	before := texts(f.s, 0)
+	clone := f.s.Clone()
+	var full *State
+	for i := range 2 * MaxEvents {
+		f.s.addEvent(testTime, storage.Event{Kind: storage.EventVolumeDeleted, Volume: storage.VolumeID(i + 1), VolumeName: "v"})
+		if i == MaxEvents {
+			full = f.s.Clone()
+		}
+	}
+	left := slices.DeleteFunc(slices.Clone(f.s.Events()), func(e storage.Event) bool { return e.Class() == storage.ClassVolume })
+	first := slices.DeleteFunc(slices.Clone(clone.Events()), func(e storage.Event) bool { return e.Class() == storage.ClassVolume })
+	if len(f.s.Events()) != MaxEvents || len(first) == 0 || !slices.Equal(left, first) {
+		t.Errorf("%d events, of nodes and groups there are %d, and were %d", len(f.s.Events()), len(left), len(first))
+	}
+	if !slices.Equal(texts(clone, 0), before) {
+		t.Error("the list of a clone has changed")
+	}
+	for i, e := range full.Events()[len(first):] {
+		if want := full.LastEvent() - uint64(MaxEvents-len(first)-1-i); e.Seq != want {
+			t.Fatalf("event %d of a clone has number %d, want %d", i, e.Seq, want)
+		}
+	}
+	if err := f.s.Check(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestEventsGated: no command is stamped before version 9 is in force, and one that reaches the log all the same changes nothing.
 func TestEventsGated(t *testing.T) {
 	f := newFixtureOf(t, EventsVersion-1)
@@ -182,6 +214,9 @@ func TestRecoveredEvents(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []string{"node d was lost, and the cluster recovered without it", "the cluster was recovered from the catalog of one node; nodes lost: 1"}
+	if r.LastEvent() >= 1<<53 {
+		t.Errorf("event %d: programs that keep numbers as floating point know no such", r.LastEvent())
+	}
 	if got := texts(r, known.lastEvent); !slices.Equal(got, want) {
 		t.Errorf("told is %q, want %q", got, want)
 	}

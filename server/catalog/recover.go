@@ -100,7 +100,8 @@ func (s *State) Recovered(index uint64, lost []storage.NodeID, known *State, at 
 		c.putVolume(v)
 	}
 	if c.InForce() >= EventsVersion {
-		c.lastEvent = Beyond(max(c.lastEvent, known.lastEvent), at)
+		// Numbers of events go to people's programs, many of which know none above 2^53.
+		c.lastEvent = max(max(c.lastEvent, known.lastEvent)+skipped, uint64(max(0, at.Unix()))<<12)
 		for _, id := range lost {
 			c.addEvent(at, storage.Event{Kind: storage.EventNodeRemoved, Node: id, Cause: storage.CauseRecovery})
 		}

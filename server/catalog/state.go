@@ -21,7 +21,7 @@ type State struct {
 	sessions    map[storage.SessionID]*Session
 	attachments map[storage.AttachmentID]*storage.Attachment
 
-	// events are the newest, by ascending Seq: len <= MaxEvents, and the last one's Seq <= lastEvent.
+	// events ascend by Seq: len <= MaxEvents, and the last one's Seq <= lastEvent.
 	events    []storage.Event
 	lastEvent uint64
 

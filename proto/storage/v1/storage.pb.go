@@ -938,6 +938,7 @@ const (
 	EventKind_EVENT_KIND_VOLUME_TAKEN_OVER EventKind = 21
 	EventKind_EVENT_KIND_VOLUME_DETACHED   EventKind = 22
 	EventKind_EVENT_KIND_RECOVERED         EventKind = 23
+	EventKind_EVENT_KIND_REPLICA_STAYS     EventKind = 24
 )
 
 // Enum value maps for EventKind.
@@ -967,6 +968,7 @@ var (
 		21: "EVENT_KIND_VOLUME_TAKEN_OVER",
 		22: "EVENT_KIND_VOLUME_DETACHED",
 		23: "EVENT_KIND_RECOVERED",
+		24: "EVENT_KIND_REPLICA_STAYS",
 	}
 	EventKind_value = map[string]int32{
 		"EVENT_KIND_UNSPECIFIED":       0,
@@ -993,6 +995,7 @@ var (
 		"EVENT_KIND_VOLUME_TAKEN_OVER": 21,
 		"EVENT_KIND_VOLUME_DETACHED":   22,
 		"EVENT_KIND_RECOVERED":         23,
+		"EVENT_KIND_REPLICA_STAYS":     24,
 	}
 )
 
@@ -5896,7 +5899,7 @@ type ListEventsResponse struct {
 	Events []*Event               `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
 	// The number to go on after: what is between the last event and it does not fit the request.
 	NextAfterSeq uint64 `protobuf:"varint,2,opt,name=next_after_seq,json=nextAfterSeq,proto3" json:"next_after_seq,omitempty"`
-	// Events were forgotten that may have followed after_seq: the cluster keeps a number of the newest.
+	// Events were forgotten that may have followed after_seq: the cluster keeps a number of them.
 	Gap bool `protobuf:"varint,3,opt,name=gap,proto3" json:"gap,omitempty"`
 	// The cluster keeps events. Otherwise its version is too old (Cluster.Upgrade).
 	Kept          bool `protobuf:"varint,4,opt,name=kept,proto3" json:"kept,omitempty"`
@@ -6707,7 +6710,7 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\x1aEVENT_SEVERITY_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13EVENT_SEVERITY_INFO\x10\x01\x12\x1a\n" +
 	"\x16EVENT_SEVERITY_WARNING\x10\x02\x12\x18\n" +
-	"\x14EVENT_SEVERITY_ERROR\x10\x03*\xd5\x05\n" +
+	"\x14EVENT_SEVERITY_ERROR\x10\x03*\xf3\x05\n" +
 	"\tEventKind\x12\x1a\n" +
 	"\x16EVENT_KIND_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16EVENT_KIND_NODE_JOINED\x10\x01\x12\x1b\n" +
@@ -6733,7 +6736,8 @@ const file_storage_v1_storage_proto_rawDesc = "" +
 	"\x19EVENT_KIND_VOLUME_DELETED\x10\x14\x12 \n" +
 	"\x1cEVENT_KIND_VOLUME_TAKEN_OVER\x10\x15\x12\x1e\n" +
 	"\x1aEVENT_KIND_VOLUME_DETACHED\x10\x16\x12\x18\n" +
-	"\x14EVENT_KIND_RECOVERED\x10\x17*\xa2\x01\n" +
+	"\x14EVENT_KIND_RECOVERED\x10\x17\x12\x1c\n" +
+	"\x18EVENT_KIND_REPLICA_STAYS\x10\x18*\xa2\x01\n" +
 	"\n" +
 	"EventCause\x12\x1b\n" +
 	"\x17EVENT_CAUSE_UNSPECIFIED\x10\x00\x12\x14\n" +
